@@ -1,0 +1,196 @@
+/**
+ * Which machine tfjs computes on: webgpu, wasm or plain JavaScript.
+ *
+ * @module
+ */
+import { createRequire } from "node:module";
+import * as tf from "@tensorflow/tfjs";
+import { cannot } from "./errors.ts";
+import { registerKernels } from "./kernels/register.ts";
+
+/** A backend tfjs can compute on. */
+export type BackendName = "webgpu" | "wasm" | "cpu";
+
+/** What a user may ask for. */
+export type BackendChoice = "auto" | BackendName;
+
+/** The backend in use; plain data, may be posted between workers. */
+export interface BackendInfo {
+  /** The tfjs backend. */
+  name: BackendName;
+  /** The graphics adapter, on webgpu. */
+  adapter?: string;
+  /** Why this backend and not a faster one; empty if there is nothing to say. */
+  note: string;
+  /** All of the above in one line, for people. */
+  describe: string;
+}
+
+/** Options of {@linkcode selectBackend}. */
+export interface SelectBackendOptions {
+  /**
+   * Replace slow and missing wasm kernels by this library's own. Switched off
+   * only to compare with stock tfjs.
+   *
+   * @default {true}
+   */
+  kernels?: boolean;
+}
+
+/**
+ * Chooses the tfjs backend, starts it and makes it ready for training.
+ *
+ * `"auto"` takes webgpu if there is a hardware adapter, else wasm, else cpu.
+ * An explicit choice is never replaced by another; explicit `"webgpu"` also
+ * accepts a software adapter such as Mesa lavapipe. On wasm this library's
+ * kernels are registered (once). May be called again, also in a Worker.
+ *
+ * @param choice Which backend.
+ * @param options Whether to register own kernels.
+ * @returns The backend in use.
+ * @throws If an explicit choice is unknown or unavailable, saying why.
+ *
+ * @example
+ * ```ts
+ * const backend = await selectBackend("auto");
+ * console.log(backend.describe);
+ * ```
+ */
+export async function selectBackend(
+  choice: BackendChoice = "auto",
+  options: SelectBackendOptions = {},
+): Promise<BackendInfo> {
+  switch (choice) {
+    case "webgpu":
+      return await explicit(choice, startWebgpu(true));
+    case "wasm":
+      return await explicit(choice, startWasm(options));
+    case "cpu":
+      return await explicit(choice, startCpu());
+    case "auto":
+      break;
+    default:
+      throw cannot(
+        "select a backend",
+        "auto, webgpu, wasm or cpu",
+        String(choice),
+      );
+  }
+  const skipped: string[] = [];
+  for (
+    const start of [
+      () => startWebgpu(false),
+      () => startWasm(options),
+      startCpu,
+    ]
+  ) {
+    const result = await start();
+    if (typeof result !== "string") {
+      return info(result.name, result.adapter, skipped.join("; "));
+    }
+    skipped.push(result);
+  }
+  throw cannot("select a backend", "a working backend", skipped.join("; "));
+}
+
+/** A started backend, or why it did not start. */
+type Started = { name: BackendName; adapter?: string } | string;
+
+async function explicit(
+  choice: BackendName,
+  started: Promise<Started>,
+): Promise<BackendInfo> {
+  const result = await started;
+  if (typeof result === "string") {
+    throw cannot("select a backend", `${choice} to be available`, result);
+  }
+  return info(result.name, result.adapter, "");
+}
+
+function info(
+  name: BackendName,
+  adapter: string | undefined,
+  note: string,
+): BackendInfo {
+  const describe = `backend ${name}` + (adapter ? ` on ${adapter}` : "") +
+    (note ? ` (${note})` : "");
+  return { name, ...(adapter ? { adapter } : {}), note, describe };
+}
+
+async function startWebgpu(acceptSoftware: boolean): Promise<Started> {
+  const gpu = (navigator as { gpu?: GPU }).gpu;
+  if (!gpu) return "no webgpu: this runtime has no navigator.gpu";
+  let adapter: GPUAdapter | null;
+  try {
+    adapter = await gpu.requestAdapter({ powerPreference: "high-performance" });
+  } catch (error) {
+    return `no webgpu: ${message(error)}`;
+  }
+  if (!adapter) return "no webgpu: no graphics adapter found";
+  const { description, device, vendor, architecture } = adapter.info;
+  const label = [description, device, architecture, vendor].find((s) => s) ??
+    "unnamed adapter";
+  const software = adapter.info.isFallbackAdapter === true ||
+    /llvmpipe|lavapipe|swiftshader|software|microsoft basic render/i.test(
+      [description, device, vendor, architecture].join(" "),
+    );
+  if (software && !acceptSoftware) {
+    return `no webgpu: only a software adapter, ${label}`;
+  }
+  try {
+    await import("@tensorflow/tfjs-backend-webgpu");
+    if (await tf.setBackend("webgpu")) {
+      return {
+        name: "webgpu",
+        adapter: software ? `${label}, software` : label,
+      };
+    }
+    return `no webgpu: tfjs could not start it on ${label}`;
+  } catch (error) {
+    return `no webgpu: ${message(error)}`;
+  }
+}
+
+async function startWasm(options: SelectBackendOptions): Promise<Started> {
+  try {
+    const wasm = await import("@tensorflow/tfjs-backend-wasm");
+    if (!tf.engine().registry["wasm"]) wasm.setWasmPaths(wasmFolder());
+    if (!await tf.setBackend("wasm")) return "no wasm: tfjs could not start it";
+    await tf.ready();
+    if (options.kernels ?? true) registerKernels();
+    return { name: "wasm" };
+  } catch (error) {
+    return `no wasm: ${message(error)}`;
+  }
+}
+
+async function startCpu(): Promise<Started> {
+  if (!await tf.setBackend("cpu")) return "no cpu: tfjs could not start it";
+  return { name: "cpu" };
+}
+
+/**
+ * The folder with tfjs's own wasm binaries, with a final slash. tfjs guesses
+ * it from the running script, which is wrong in a Worker and in a notebook.
+ */
+function wasmFolder(): string {
+  const name = "@tensorflow/tfjs-backend-wasm";
+  let entry: string;
+  try {
+    entry = createRequire(import.meta.url).resolve(name);
+  } catch {
+    // Modules loaded over https cannot be asked; the runtime's resolver can.
+    const url = new URL(import.meta.resolve(`npm:${name}@4.22.0`));
+    entry = decodeURIComponent(url.pathname);
+  }
+  return entry.slice(
+    0,
+    Math.max(...["/", "\\"].map((s) => entry.lastIndexOf(s))) + 1,
+  );
+}
+
+function message(error: unknown): string {
+  if (error instanceof Error) return error.message;
+  // tfjs rejects with plain objects.
+  return (error as { message?: string })?.message ?? String(error);
+}

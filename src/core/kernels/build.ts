@@ -1,0 +1,68 @@
+/**
+ * Compiles `simd.as` (AssemblyScript) and embeds it in `simd_wasm.ts`.
+ *
+ * Only for those who change the kernels: the result is committed, so nothing
+ * of this is needed to use the library. Run `deno run -A` on this file.
+ *
+ * @module
+ */
+import { encodeBase64 } from "./base64.ts";
+
+/** The part of the AssemblyScript compiler that is used here. */
+interface Asc {
+  main(args: string[], io: {
+    readFile(name: string): string | null;
+    writeFile(name: string, data: string | Uint8Array): void;
+    stderr: { write(text: string): void };
+  }): Promise<{ error: Error | null }>;
+}
+
+/**
+ * Compiles the SIMD module with the pinned AssemblyScript from npm.
+ *
+ * @param source The text of `simd.as`.
+ * @returns The bytes of the module.
+ * @throws If the compiler cannot be had or rejects the source.
+ */
+export async function compile(source: string): Promise<Uint8Array> {
+  // Not a literal: build-time only, so that no user has to download it.
+  const compiler = "npm:assemblyscript@0.28.20/asc";
+  const asc = await import(compiler) as Asc;
+  let bytes: Uint8Array | undefined;
+  let log = "";
+  const { error } = await asc.main([
+    "simd.ts",
+    "--outFile",
+    "simd.wasm",
+    "-O3",
+    "--noAssert",
+    "--importMemory",
+    "--runtime",
+    "stub",
+    "--enable",
+    "simd",
+  ], {
+    // The extension .as keeps TypeScript's own tools away from the file.
+    readFile: (name) => name === "simd.ts" ? source : null,
+    writeFile: (name, data) => {
+      if (name === "simd.wasm") bytes = data as Uint8Array;
+    },
+    stderr: { write: (text) => void (log += text) },
+  });
+  if (error || !bytes) throw new Error(`Cannot compile simd.as: ${log}`);
+  return bytes;
+}
+
+if (import.meta.main) {
+  const here = new URL(".", import.meta.url);
+  const source = await Deno.readTextFile(new URL("simd.as", here));
+  const text = encodeBase64(await compile(source));
+  await Deno.writeTextFile(
+    new URL("simd_wasm.ts", here),
+    `/** The compiled \`simd.as\`, base64; made by \`build.ts\`, do not edit. */
+export const SIMD_WASM: string =
+  // deno-fmt-ignore
+  "${text}";
+`,
+  );
+}

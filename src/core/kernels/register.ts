@@ -1,0 +1,387 @@
+/**
+ * Replaces slow and adds missing tfjs kernels on wasm.
+ *
+ * Stock tfjs multiplies transposed or batched matrices at 2–3 GFLOP/s and has
+ * no filter gradient at all; the gradients of every dense layer, attention
+ * head and convolution are such products. The replacements run in `simd.as`.
+ *
+ * @module
+ */
+import * as tf from "@tensorflow/tfjs";
+import { address, simdFor, type WasmBackend, withScratch } from "./simd.ts";
+
+/** What a kernel is called with. */
+interface KernelCall {
+  inputs: Record<string, tf.TensorInfo>;
+  backend: WasmBackend;
+  attrs: Record<string, unknown>;
+}
+
+type Kernel = (call: KernelCall) => tf.TensorInfo;
+
+const stock = new Map<string, tf.KernelConfig>();
+let registered = false;
+
+/** Registers this library's wasm kernels; calling it again does nothing. */
+export function registerKernels(): void {
+  if (registered) return;
+  registered = true;
+  replace("BatchMatMul", batchMatMul);
+  replace("_FusedMatMul", fusedMatMul);
+  replace("Conv2D", conv2D);
+  replace("FusedConv2D", fusedConv2D);
+  replace("Conv2DBackpropInput", conv2DBackpropInput);
+  replace("Conv2DBackpropFilter", conv2DBackpropFilter);
+}
+
+/** Gives tfjs its own wasm kernels back: for comparisons only. */
+export function unregisterKernels(): void {
+  if (!registered) return;
+  registered = false;
+  for (const [name, config] of stock) {
+    tf.unregisterKernel(name, "wasm");
+    tf.registerKernel(config);
+  }
+  if (!stock.has("Conv2DBackpropFilter")) {
+    tf.unregisterKernel("Conv2DBackpropFilter", "wasm");
+  }
+}
+
+/** Whether {@linkcode registerKernels} is in force. */
+export function kernelsRegistered(): boolean {
+  return registered;
+}
+
+function replace(kernelName: string, kernel: Kernel): void {
+  const config = tf.getKernel(kernelName, "wasm");
+  if (config) {
+    stock.set(kernelName, config);
+    tf.unregisterKernel(kernelName, "wasm");
+  }
+  tf.registerKernel({
+    kernelName,
+    backendName: "wasm",
+    // The stock kernel stays the fallback and needs its own setup.
+    setupFunc: config?.setupFunc,
+    kernelFunc: kernel as unknown as tf.KernelFunc,
+  });
+}
+
+function callStock(name: string, call: KernelCall): tf.TensorInfo {
+  const kernel = stock.get(name)!.kernelFunc as unknown as Kernel;
+  return kernel(call);
+}
+
+function product(shape: number[]): number {
+  return shape.reduce((a, d) => a * d, 1);
+}
+
+/** Product of stacks of matrices; undefined for exotic broadcasts. */
+function multiply(
+  { inputs, backend, attrs }: KernelCall,
+  bias?: tf.TensorInfo,
+): tf.TensorInfo | undefined {
+  const { a, b } = inputs;
+  const transposeA = Boolean(attrs.transposeA);
+  const transposeB = Boolean(attrs.transposeB);
+  if (a.dtype !== "float32" || b.dtype !== "float32") return undefined;
+  const [rowsA, colsA] = a.shape.slice(-2);
+  const [rowsB, colsB] = b.shape.slice(-2);
+  let m = transposeA ? colsA : rowsA;
+  const k = transposeA ? rowsA : colsA;
+  const n = transposeB ? rowsB : colsB;
+  if (k !== (transposeB ? colsB : rowsB)) return undefined;
+  const batchShapeA = a.shape.slice(0, -2);
+  const batchShapeB = b.shape.slice(0, -2);
+  const batchA = product(batchShapeA);
+  const batchB = product(batchShapeB);
+  const same = batchShapeA.join() === batchShapeB.join();
+  if (!same && batchA !== 1 && batchB !== 1) return undefined;
+  const outer = tf.backend_util.assertAndGetBroadcastShape(
+    batchShapeA,
+    batchShapeB,
+  );
+  const out = backend.makeOutput([...outer, m, n], "float32");
+  let batch = product(outer);
+  if (batch * m * n === 0) return out;
+  const simd = simdFor(backend);
+  const [ras, cas] = transposeA ? [1, colsA] : [colsA, 1];
+  const [rbs, cbs] = transposeB ? [1, colsB] : [colsB, 1];
+  let strideA = batchA === 1 ? 0 : rowsA * colsA;
+  const strideB = batchB === 1 ? 0 : rowsB * colsB;
+  if (strideB === 0 && strideA !== 0 && !transposeA) {
+    // One B for all: a single tall product.
+    m *= batch;
+    batch = 1;
+    strideA = 0;
+  }
+  withScratch(backend, simd.gemmScratch(m, n, k), (scratch) => {
+    simd.gemmBatch(
+      batch,
+      address(backend, a),
+      strideA,
+      ras,
+      cas,
+      address(backend, b),
+      strideB,
+      rbs,
+      cbs,
+      address(backend, out),
+      m * n,
+      n,
+      m,
+      n,
+      k,
+      0,
+      bias ? address(backend, bias) : 0,
+      scratch,
+    );
+  });
+  return out;
+}
+
+function batchMatMul(call: KernelCall): tf.TensorInfo {
+  return multiply(call) ?? callStock("BatchMatMul", call);
+}
+
+function fusedMatMul(call: KernelCall): tf.TensorInfo {
+  const { inputs, attrs } = call;
+  const plain = (attrs.activation ?? "linear") === "linear" &&
+    (!inputs.bias || inputs.bias.shape.length === 1);
+  return (plain ? multiply(call, inputs.bias) : undefined) ??
+    callStock("_FusedMatMul", call);
+}
+
+/** Sizes of a convolution, or undefined if it is not NHWC. */
+function convInfo(
+  call: KernelCall,
+  xShape: number[],
+  filterShape: number[],
+): tf.backend_util.Conv2DInfo | undefined {
+  const { strides, pad, dilations, dimRoundingMode, dataFormat } = call.attrs;
+  if ((dataFormat ?? "NHWC") !== "NHWC") return undefined;
+  const info = tf.backend_util.computeConv2DInfo(
+    xShape as [number, number, number, number],
+    filterShape as [number, number, number, number],
+    strides as number,
+    (dilations ?? 1) as number,
+    pad as "same",
+    dimRoundingMode as "floor",
+    false,
+    "channelsLast",
+  );
+  return info.inChannels === filterShape[2] ? info : undefined;
+}
+
+function convolve(
+  call: KernelCall,
+  bias?: tf.TensorInfo,
+): tf.TensorInfo | undefined {
+  const { inputs, backend } = call;
+  const { x, filter } = inputs;
+  const i = convInfo(call, x.shape, filter.shape);
+  if (!i) return undefined;
+  const simd = simdFor(backend);
+  const out = backend.makeOutput(i.outShape, "float32");
+  if (product(i.outShape) === 0) return out;
+  const at = {
+    x: address(backend, x),
+    f: address(backend, filter),
+    y: address(backend, out),
+    bias: bias ? address(backend, bias) : 0,
+  };
+  if (isPointwise(i)) {
+    const m = i.batchSize * i.outHeight * i.outWidth;
+    const [k, n] = [i.inChannels, i.outChannels];
+    withScratch(
+      backend,
+      simd.gemmScratch(m, n, k),
+      // deno-fmt-ignore
+      (s) => simd.gemm(at.x, k, 1, at.f, n, 1, at.y, n, m, n, k, 0, at.bias, s),
+    );
+    return out;
+  }
+  const scratch = simd.convScratch(
+    i.filterHeight,
+    i.filterWidth,
+    i.inChannels,
+    i.outChannels,
+  );
+  withScratch(backend, scratch, (s) =>
+    simd.conv2d(
+      at.x,
+      i.batchSize,
+      i.inHeight,
+      i.inWidth,
+      i.inChannels,
+      at.f,
+      i.filterHeight,
+      i.filterWidth,
+      i.outChannels,
+      1,
+      0,
+      i.strideHeight,
+      i.strideWidth,
+      i.dilationHeight,
+      i.dilationWidth,
+      i.padInfo.top,
+      i.padInfo.left,
+      i.outHeight,
+      i.outWidth,
+      i.outChannels,
+      at.y,
+      at.bias,
+      s,
+    ));
+  return out;
+}
+
+function isPointwise(i: tf.backend_util.Conv2DInfo): boolean {
+  return i.filterHeight === 1 && i.filterWidth === 1 && i.strideHeight === 1 &&
+    i.strideWidth === 1 && i.padInfo.top === 0 && i.padInfo.left === 0 &&
+    i.outHeight === i.inHeight && i.outWidth === i.inWidth;
+}
+
+function conv2D(call: KernelCall): tf.TensorInfo {
+  return convolve(call) ?? callStock("Conv2D", call);
+}
+
+function fusedConv2D(call: KernelCall): tf.TensorInfo {
+  const { inputs, attrs } = call;
+  const plain = (attrs.activation ?? "linear") === "linear" &&
+    (!inputs.bias || inputs.bias.shape.length === 1);
+  return (plain ? convolve(call, inputs.bias) : undefined) ??
+    callStock("FusedConv2D", call);
+}
+
+function conv2DBackpropInput(call: KernelCall): tf.TensorInfo {
+  const { inputs, backend, attrs } = call;
+  const { dy, filter } = inputs;
+  const shape = attrs.inputShape as number[];
+  const i = convInfo(call, shape, filter.shape);
+  if (!i) return callStock("Conv2DBackpropInput", call);
+  const simd = simdFor(backend);
+  const out = backend.makeOutput(shape, "float32");
+  if (product(shape) === 0) return out;
+  const at = {
+    dy: address(backend, dy),
+    f: address(backend, filter),
+    dx: address(backend, out),
+  };
+  const [cin, cout] = [i.inChannels, i.outChannels];
+  if (isPointwise(i)) {
+    const m = i.batchSize * i.outHeight * i.outWidth;
+    withScratch(
+      backend,
+      simd.gemmScratch(m, cin, cout),
+      // deno-fmt-ignore
+      (s) => simd.gemm(at.dy, cout, 1, at.f, 1, cout, at.dx, cin, m, cin, cout, 0, 0, s),
+    );
+  } else if (
+    i.strideHeight === 1 && i.strideWidth === 1 && product(dy.shape) > 0
+  ) {
+    // Stride 1: a convolution of dy with the filter turned round.
+    const scratch = simd.convScratch(
+      i.filterHeight,
+      i.filterWidth,
+      cout,
+      cin,
+    );
+    withScratch(backend, scratch, (s) =>
+      simd.conv2d(
+        at.dy,
+        i.batchSize,
+        i.outHeight,
+        i.outWidth,
+        cout,
+        at.f,
+        i.filterHeight,
+        i.filterWidth,
+        1,
+        cout,
+        1,
+        1,
+        1,
+        i.dilationHeight,
+        i.dilationWidth,
+        (i.filterHeight - 1) * i.dilationHeight - i.padInfo.top,
+        (i.filterWidth - 1) * i.dilationWidth - i.padInfo.left,
+        i.inHeight,
+        i.inWidth,
+        cin,
+        at.dx,
+        0,
+        s,
+      ));
+  } else {
+    const scratch = simd.convInputStridedScratch(
+      i.filterHeight,
+      i.filterWidth,
+      cin,
+      cout,
+    );
+    withScratch(backend, scratch, (s) =>
+      simd.conv2dInputStrided(
+        at.dy,
+        i.batchSize,
+        i.outHeight,
+        i.outWidth,
+        cout,
+        at.f,
+        i.filterHeight,
+        i.filterWidth,
+        i.strideHeight,
+        i.strideWidth,
+        i.dilationHeight,
+        i.dilationWidth,
+        i.padInfo.top,
+        i.padInfo.left,
+        i.inHeight,
+        i.inWidth,
+        cin,
+        at.dx,
+        s,
+      ));
+  }
+  return out;
+}
+
+function conv2DBackpropFilter(call: KernelCall): tf.TensorInfo {
+  const { inputs, backend, attrs } = call;
+  const { x, dy } = inputs;
+  const shape = attrs.filterShape as number[];
+  const i = convInfo(call, x.shape, shape);
+  if (!i) {
+    throw new Error(
+      "Cannot differentiate a convolution: expected NHWC data, got " +
+        String(attrs.dataFormat),
+    );
+  }
+  const simd = simdFor(backend);
+  const out = backend.makeOutput(shape, "float32");
+  if (product(shape) === 0) return out;
+  const scratch = simd.convFilterScratch(i.inChannels, i.outChannels);
+  withScratch(backend, scratch, (s) =>
+    simd.conv2dFilter(
+      address(backend, x),
+      i.batchSize,
+      i.inHeight,
+      i.inWidth,
+      i.inChannels,
+      address(backend, dy),
+      i.outHeight,
+      i.outWidth,
+      i.outChannels,
+      i.filterHeight,
+      i.filterWidth,
+      i.strideHeight,
+      i.strideWidth,
+      i.dilationHeight,
+      i.dilationWidth,
+      i.padInfo.top,
+      i.padInfo.left,
+      address(backend, out),
+      s,
+    ));
+  return out;
+}

@@ -1,0 +1,92 @@
+/**
+ * The bridge to the SIMD module that works inside the wasm backend's memory.
+ *
+ * @module
+ */
+import * as tf from "@tensorflow/tfjs";
+import { decodeBase64 } from "./base64.ts";
+import { SIMD_WASM } from "./simd_wasm.ts";
+
+/**
+ * Exports of `simd.as`: all arguments are numbers, addresses in bytes, sizes
+ * and strides in floats; they are documented there, above each function.
+ */
+export type SimdExports =
+  & Record<
+    | "gemmScratch"
+    | "convScratch"
+    | "convInputStridedScratch"
+    | "convFilterScratch",
+    (...sizes: number[]) => number
+  >
+  & Record<SimdProcedure, (...args: number[]) => void>;
+
+/** Names of the exports that return nothing. */
+export type SimdProcedure =
+  | "gemm"
+  | "gemmBatch"
+  | "zero"
+  | "conv2d"
+  | "conv2dInputStrided"
+  | "conv2dFilter";
+
+/** What this library uses of tfjs's wasm backend. */
+export interface WasmBackend {
+  /** The emscripten module. */
+  wasm: {
+    asm: { memory: WebAssembly.Memory };
+    _malloc(bytes: number): number;
+    _free(address: number): void;
+  };
+  /** Where a tensor's data is. */
+  dataIdMap: { get(id: object): { memoryOffset: number; refCount: number } };
+  /** Allocates a tensor. */
+  makeOutput(shape: number[], dtype: string): tf.TensorInfo;
+  /** Frees a tensor's data. */
+  disposeData(id: object, force?: boolean): boolean;
+}
+
+let instance: { backend: WasmBackend; exports: SimdExports } | undefined;
+
+/**
+ * The module's exports, bound to the memory of `backend`.
+ *
+ * Synchronous, because kernels are: the module has a few kilobytes.
+ */
+export function simdFor(backend: WasmBackend): SimdExports {
+  if (instance?.backend !== backend) {
+    const module = new WebAssembly.Module(decodeBase64(SIMD_WASM));
+    const memory = backend.wasm.asm.memory;
+    const bound = new WebAssembly.Instance(module, { env: { memory } });
+    instance = { backend, exports: bound.exports as unknown as SimdExports };
+  }
+  return instance.exports;
+}
+
+/** Address of a tensor's first element. */
+export function address(backend: WasmBackend, info: tf.TensorInfo): number {
+  return backend.dataIdMap.get(info.dataId).memoryOffset;
+}
+
+/**
+ * Calls `f` with the address of `floats` floats of scratch memory, taken from
+ * tfjs's own allocator so that nothing overlaps, and frees them afterwards.
+ */
+export function withScratch<T>(
+  backend: WasmBackend,
+  floats: number,
+  f: (address: number) => T,
+): T {
+  const at = backend.wasm._malloc(Math.max(floats, 4) * 4) >>> 0;
+  if (at === 0) {
+    throw new Error(
+      `Cannot run a wasm kernel: expected ${floats * 4} bytes of scratch ` +
+        "memory, got none (the 4 GB of WebAssembly are full)",
+    );
+  }
+  try {
+    return f(at);
+  } finally {
+    backend.wasm._free(at);
+  }
+}

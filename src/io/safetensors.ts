@@ -1,0 +1,692 @@
+/**
+ * The safetensors format: a JSON header with dtypes, shapes and offsets, then
+ * the raw little-endian data.
+ *
+ * Layout and rules: https://github.com/huggingface/safetensors#format. Every
+ * rule is checked when the header is read and before any tensor is allocated,
+ * so a broken or hostile file is an error, not a crash.
+ *
+ * @module
+ */
+import { cannot } from "../core/errors.ts";
+import { pathOf, writeAtomic } from "./files.ts";
+
+/** The element types this library reads and writes, by their spelling on disk. */
+export type DType =
+  | "F64"
+  | "F32"
+  | "F16"
+  | "BF16"
+  | "I64"
+  | "I32"
+  | "I16"
+  | "I8"
+  | "U8"
+  | "BOOL";
+
+/** Bytes of one element of each {@link DType}. */
+export const DTYPE_BYTES: Readonly<Record<DType, number>> = {
+  F64: 8,
+  F32: 4,
+  F16: 2,
+  BF16: 2,
+  I64: 8,
+  I32: 4,
+  I16: 2,
+  I8: 1,
+  U8: 1,
+  BOOL: 1,
+};
+
+/** A tensor as it lies on disk: row-major, little-endian bytes. */
+export interface RawTensor {
+  dtype: DType;
+  shape: number[];
+  /** Little-endian bytes, product(shape) × bytes of the dtype. */
+  data: Uint8Array;
+}
+
+/** A tensor whose bytes are made only when they are written. */
+export interface LazyTensor {
+  dtype: DType;
+  shape: number[];
+  /** Makes the little-endian bytes; called once, in the order of the file. */
+  load: () => Uint8Array | Promise<Uint8Array>;
+}
+
+/** Where one tensor lies: `[begin, end)` in bytes after the header. */
+export interface TensorEntry {
+  dtype: DType;
+  shape: number[];
+  begin: number;
+  end: number;
+}
+
+/** An open safetensors file; tensors are read one at a time, on demand. */
+export interface SafetensorsFile {
+  /** The header's `__metadata__`, empty where the file has none. */
+  readonly metadata: Record<string, string>;
+  /** Every tensor, in the order of its data. */
+  readonly entries: ReadonlyMap<string, TensorEntry>;
+  /** Reads one tensor into fresh memory; an unknown name throws. */
+  read(name: string): Promise<RawTensor>;
+  /** Releases the file; later reads throw. */
+  close(): void;
+}
+
+/** The longest header the format allows, in bytes. */
+export const MAX_HEADER_BYTES: number = 100_000_000;
+
+const PREFIX_BYTES = 8;
+
+/** Random access to the bytes of a file, wherever they are. */
+interface ByteSource {
+  readonly name: string;
+  readonly size: number;
+  /** Reads `[begin, end)`; the caller has checked it against `size`. */
+  read(begin: number, end: number): Uint8Array;
+  close(): void;
+}
+
+function memorySource(bytes: Uint8Array, name: string): ByteSource {
+  return {
+    name,
+    size: bytes.length,
+    read: (begin, end) => bytes.slice(begin, end),
+    close: () => {},
+  };
+}
+
+async function fileSource(path: string | URL): Promise<ByteSource> {
+  const name = pathOf(path);
+  const what = `read ${name}`;
+  let file: Deno.FsFile;
+  try {
+    file = await Deno.open(path, { read: true });
+  } catch (error) {
+    throw cannot(what, "a readable file", `${error}`);
+  }
+  let open = true;
+  const close = () => {
+    if (open) file.close();
+    open = false;
+  };
+  const { size, isFile } = await file.stat();
+  if (!isFile) {
+    close();
+    throw cannot(what, "a file", "a folder or device");
+  }
+  return {
+    name,
+    size,
+    // Seek and read in one synchronous step, so that reads may overlap in time.
+    read(begin, end) {
+      if (!open) throw cannot(what, "an open file", "a closed one");
+      const bytes = new Uint8Array(end - begin);
+      file.seekSync(begin, Deno.SeekMode.Start);
+      for (let done = 0; done < bytes.length;) {
+        const count = file.readSync(bytes.subarray(done));
+        if (count === null) {
+          throw cannot(what, `${size} bytes`, `an end at ${begin + done}`);
+        }
+        done += count;
+      }
+      return bytes;
+    },
+    close,
+  };
+}
+
+async function remoteSource(url: URL): Promise<ByteSource> {
+  const response = await fetch(url);
+  if (!response.ok) {
+    await response.body?.cancel();
+    throw cannot(`read ${url}`, "an answer 200", `${response.status}`);
+  }
+  return memorySource(new Uint8Array(await response.arrayBuffer()), url.href);
+}
+
+/**
+ * Opens a safetensors file; only its header is read.
+ *
+ * Takes a path, a `file:` URL, the bytes of a whole file, or an `http(s):` URL,
+ * which is fetched whole.
+ *
+ * @throws If the file is missing, truncated, or breaks a rule of the format:
+ * header length, JSON, duplicate keys, dtype, shape, offsets with holes or
+ * overlaps, metadata that is not text. The error names the file and the key.
+ *
+ * @example
+ * ```ts
+ * const file = await openSafetensors("unet/diffusion_pytorch_model.safetensors");
+ * const bias = toFloat32(await file.read("conv_in.bias"));
+ * file.close();
+ * ```
+ */
+export async function openSafetensors(
+  pathOrBytes: string | URL | Uint8Array,
+): Promise<SafetensorsFile> {
+  const source = pathOrBytes instanceof Uint8Array
+    ? memorySource(pathOrBytes, "safetensors bytes")
+    : pathOrBytes instanceof URL && pathOrBytes.protocol !== "file:"
+    ? await remoteSource(pathOrBytes)
+    : await fileSource(pathOrBytes);
+  try {
+    return openSource(source);
+  } catch (error) {
+    source.close();
+    throw error;
+  }
+}
+
+function openSource(source: ByteSource): SafetensorsFile {
+  const what = `read ${source.name}`;
+  if (source.size < PREFIX_BYTES) {
+    throw cannot(what, "at least 8 bytes", `${source.size}`);
+  }
+  const prefix = source.read(0, PREFIX_BYTES);
+  const length = Number(new DataView(prefix.buffer).getBigUint64(0, true));
+  const room = source.size - PREFIX_BYTES;
+  if (length > Math.min(room, MAX_HEADER_BYTES)) {
+    throw cannot(
+      what,
+      `a header of at most ${Math.min(room, MAX_HEADER_BYTES)} bytes`,
+      `a header length of ${length} (truncated, or not safetensors)`,
+    );
+  }
+  const header = parseHeader(
+    source.read(PREFIX_BYTES, PREFIX_BYTES + length),
+    source.name,
+  );
+  const start = PREFIX_BYTES + length;
+  checkLayout(header.entries, source.size - start, source.name);
+  return {
+    ...header,
+    read(name) {
+      // The promise carries every failure, a wrong name's too.
+      return new Promise((resolve) => {
+        const entry = header.entries.get(name);
+        if (!entry) {
+          throw cannot(what, "a tensor of the file", JSON.stringify(name));
+        }
+        const { dtype, shape, begin, end } = entry;
+        const data = source.read(start + begin, start + end);
+        resolve({ dtype, shape: [...shape], data });
+      });
+    },
+    close: source.close,
+  };
+}
+
+interface Header {
+  metadata: Record<string, string>;
+  entries: Map<string, TensorEntry>;
+}
+
+function parseHeader(bytes: Uint8Array, from: string): Header {
+  const what = `read the header of ${from}`;
+  let text: string;
+  let value: unknown;
+  try {
+    // A byte order mark is not JSON: keep it, so that the parser refuses it.
+    text = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true })
+      .decode(bytes);
+    value = JSON.parse(text);
+  } catch (error) {
+    throw cannot(what, "JSON in UTF-8", `${error}`);
+  }
+  if (!text.startsWith("{") || !isRecord(value)) {
+    throw cannot(what, "a JSON object that starts with {", text.slice(0, 20));
+  }
+  const duplicate = duplicateKey(text);
+  if (duplicate !== undefined) {
+    throw cannot(what, "every key once", `${JSON.stringify(duplicate)} twice`);
+  }
+  const entries: [string, TensorEntry][] = [];
+  let metadata: Record<string, string> = {};
+  for (const [key, item] of Object.entries(value)) {
+    if (key === "__metadata__") metadata = parseMetadata(item, what);
+    else entries.push([key, parseEntry(key, item, what)]);
+  }
+  entries.sort(([, a], [, b]) => a.begin - b.begin || a.end - b.end);
+  return { metadata, entries: new Map(entries) };
+}
+
+function isRecord(value: unknown): value is Record<string, unknown> {
+  return typeof value === "object" && value !== null && !Array.isArray(value);
+}
+
+function parseMetadata(value: unknown, what: string): Record<string, string> {
+  if (!isRecord(value)) {
+    throw cannot(what, "__metadata__ to be an object", brief(value));
+  }
+  for (const [key, item] of Object.entries(value)) {
+    if (typeof item !== "string") {
+      throw cannot(
+        what,
+        `__metadata__ ${JSON.stringify(key)} to be text`,
+        brief(item),
+      );
+    }
+  }
+  return value as Record<string, string>;
+}
+
+const ENTRY_FIELDS = ["dtype", "shape", "data_offsets"];
+
+function parseEntry(key: string, value: unknown, what: string): TensorEntry {
+  const wrong = (expected: string, got: unknown) =>
+    cannot(what, `${expected} for ${JSON.stringify(key)}`, brief(got));
+  if (
+    !isRecord(value) ||
+    Object.keys(value).toSorted().join() !== ENTRY_FIELDS.toSorted().join()
+  ) throw wrong("an object with dtype, shape and data_offsets", value);
+  const { dtype, shape, data_offsets: offsets } = value;
+  if (typeof dtype !== "string" || !Object.hasOwn(DTYPE_BYTES, dtype)) {
+    throw wrong(`a dtype of ${Object.keys(DTYPE_BYTES).join(", ")}`, dtype);
+  }
+  if (!isSizes(shape)) throw wrong("a shape of non-negative integers", shape);
+  if (!isSizes(offsets) || offsets.length !== 2 || offsets[0] > offsets[1]) {
+    throw wrong("data_offsets [begin, end] with begin ≤ end", offsets);
+  }
+  const [begin, end] = offsets;
+  const bytes = byteLength(dtype as DType, shape);
+  if (bytes === undefined || bytes !== end - begin) {
+    throw wrong(
+      `${bytes ?? "a safe number of"} bytes (${dtype} ${brief(shape)})`,
+      `${end - begin} bytes [${offsets}]`,
+    );
+  }
+  return { dtype: dtype as DType, shape, begin, end };
+}
+
+function isSizes(value: unknown): value is number[] {
+  return Array.isArray(value) &&
+    value.every((size) =>
+      Number.isSafeInteger(size) && size >= 0 && !Object.is(size, -0)
+    );
+}
+
+/** Bytes of a tensor, or undefined where the product leaves exact integers. */
+function byteLength(dtype: DType, shape: number[]): number | undefined {
+  let bytes = DTYPE_BYTES[dtype];
+  for (const size of shape) {
+    bytes *= size;
+    if (!Number.isSafeInteger(bytes)) return undefined;
+  }
+  return bytes;
+}
+
+/** A value in an error message: short, whatever the file holds. */
+function brief(value: unknown): string {
+  const text = typeof value === "string"
+    ? value
+    : JSON.stringify(value) ?? "nothing";
+  return text.length > 80 ? `${text.slice(0, 80)}…` : text;
+}
+
+/** Entries (sorted by begin) must cover the data exactly: no hole or overlap. */
+function checkLayout(
+  entries: Map<string, TensorEntry>,
+  size: number,
+  from: string,
+): void {
+  const what = `read ${from}`;
+  let at = 0;
+  for (const [key, { begin, end }] of entries) {
+    if (begin !== at) {
+      const kind = begin > at ? "a hole" : "an overlap";
+      throw cannot(
+        what,
+        `the data of ${JSON.stringify(key)} to begin at ${at}`,
+        `${begin}: ${kind}`,
+      );
+    }
+    if (end > size) {
+      throw cannot(
+        what,
+        `the data of ${JSON.stringify(key)} to end at ${end}`,
+        `a file whose data ends at ${size} (truncated)`,
+      );
+    }
+    at = end;
+  }
+  if (at !== size) {
+    throw cannot(what, `${at} bytes of tensor data`, `${size}`);
+  }
+}
+
+/**
+ * The first key that an object of the (valid) JSON text holds twice.
+ *
+ * `JSON.parse` keeps the last of two equal keys without a word, so a second
+ * walk over the text compares them.
+ */
+function duplicateKey(json: string): string | undefined {
+  const token = /"(?:[^"\\]|\\.)*"|[{}[\],:]/g;
+  const open: (Set<string> | undefined)[] = [];
+  let keyNext = false;
+  for (let match = token.exec(json); match; match = token.exec(json)) {
+    const text = match[0];
+    const seen = open.at(-1);
+    if (text === "{") open.push(new Set());
+    else if (text === "[") open.push(undefined);
+    else if (text === "}" || text === "]") open.pop();
+    else if (text[0] === '"' && keyNext && seen) {
+      const key: string = JSON.parse(text);
+      if (seen.has(key)) return key;
+      seen.add(key);
+    }
+    keyNext = text === "{" || (text === "," && open.at(-1) !== undefined);
+  }
+  return undefined;
+}
+
+/** The tensor's bytes at an address that any typed array accepts. */
+function aligned(
+  raw: RawTensor,
+): { buffer: ArrayBuffer; offset: number; length: number } {
+  const size = DTYPE_BYTES[raw.dtype];
+  const { data } = raw;
+  if (byteLength(raw.dtype, raw.shape) !== data.length) {
+    throw cannot(
+      "read a tensor",
+      `${
+        byteLength(raw.dtype, raw.shape)
+      } bytes for ${raw.dtype} [${raw.shape}]`,
+      `${data.length}`,
+    );
+  }
+  const bytes =
+    data.byteOffset % size === 0 && data.buffer instanceof ArrayBuffer
+      ? data
+      : data.slice();
+  return {
+    buffer: bytes.buffer as ArrayBuffer,
+    offset: bytes.byteOffset,
+    length: bytes.length / size,
+  };
+}
+
+/**
+ * The tensor's values as float32, in fresh memory: F16 and BF16 widen exactly,
+ * F64 rounds to nearest, I64 too (by way of F64), BOOL gives 0 and 1.
+ *
+ * @throws If the bytes do not fit dtype and shape.
+ */
+export function toFloat32(raw: RawTensor): Float32Array {
+  const { buffer, offset, length } = aligned(raw);
+  switch (raw.dtype) {
+    case "F32":
+      return new Float32Array(buffer, offset, length).slice();
+    case "F64":
+      return Float32Array.from(new Float64Array(buffer, offset, length));
+    case "F16":
+      return fromHalf(new Uint16Array(buffer, offset, length));
+    case "BF16":
+      return fromBrain(new Uint16Array(buffer, offset, length));
+    case "I64":
+      return Float32Array.from(
+        new BigInt64Array(buffer, offset, length) as unknown as ArrayLike<
+          number
+        >,
+        Number,
+      );
+    case "I32":
+      return Float32Array.from(new Int32Array(buffer, offset, length));
+    case "I16":
+      return Float32Array.from(new Int16Array(buffer, offset, length));
+    case "I8":
+      return Float32Array.from(new Int8Array(buffer, offset, length));
+    case "U8":
+      return Float32Array.from(new Uint8Array(buffer, offset, length));
+    case "BOOL":
+      return Float32Array.from(new Uint8Array(buffer, offset, length), truth);
+  }
+}
+
+/**
+ * The tensor's values as int32, in fresh memory.
+ *
+ * @throws If the dtype is a float type or an I64 value leaves the int32 range.
+ */
+export function toInt32(raw: RawTensor): Int32Array {
+  const { buffer, offset, length } = aligned(raw);
+  switch (raw.dtype) {
+    case "I64": {
+      const values = new BigInt64Array(buffer, offset, length);
+      const result = new Int32Array(length);
+      for (let i = 0; i < length; i++) {
+        result[i] = Number(values[i]);
+        if (BigInt(result[i]) !== values[i]) {
+          throw cannot(
+            "read integers",
+            "I64 values within int32",
+            `${values[i]} at ${i}`,
+          );
+        }
+      }
+      return result;
+    }
+    case "I32":
+      return new Int32Array(buffer, offset, length).slice();
+    case "I16":
+      return Int32Array.from(new Int16Array(buffer, offset, length));
+    case "I8":
+      return Int32Array.from(new Int8Array(buffer, offset, length));
+    case "U8":
+      return Int32Array.from(new Uint8Array(buffer, offset, length));
+    case "BOOL":
+      return Int32Array.from(new Uint8Array(buffer, offset, length), truth);
+    default:
+      throw cannot("read integers", "an integer dtype", raw.dtype);
+  }
+}
+
+function truth(byte: number): number {
+  return byte === 0 ? 0 : 1;
+}
+
+/** Every half-precision value by its bits, made at the first F16 tensor. */
+let halfTable: Float32Array | undefined;
+
+function makeHalfTable(): Float32Array {
+  const table = new Float32Array(65536);
+  for (let bits = 0; bits < 65536; bits++) {
+    const sign = bits & 0x8000 ? -1 : 1;
+    const exponent = (bits >> 10) & 31;
+    const fraction = bits & 1023;
+    table[bits] = exponent === 31
+      ? (fraction ? NaN : sign * Infinity)
+      : exponent === 0
+      ? sign * fraction * 2 ** -24
+      : sign * (1024 + fraction) * 2 ** (exponent - 25);
+  }
+  return table;
+}
+
+function fromHalf(bits: Uint16Array): Float32Array {
+  const table = halfTable ??= makeHalfTable();
+  const result = new Float32Array(bits.length);
+  for (let i = 0; i < bits.length; i++) result[i] = table[bits[i]];
+  return result;
+}
+
+function fromBrain(bits: Uint16Array): Float32Array {
+  const result = new Uint32Array(bits.length);
+  for (let i = 0; i < bits.length; i++) result[i] = bits[i] << 16;
+  return new Float32Array(result.buffer);
+}
+
+/**
+ * Float32 values as the bytes of a dtype, rounded to nearest, ties to even;
+ * values beyond the half range become infinite, as in PyTorch.
+ */
+export function encodeFloat(
+  values: Float32Array,
+  dtype: "F32" | "F16" | "BF16",
+): Uint8Array {
+  if (dtype === "F32") {
+    return new Uint8Array(values.slice().buffer);
+  }
+  const bits = new Uint32Array(
+    values.buffer,
+    values.byteOffset,
+    values.length,
+  );
+  const result = new Uint16Array(values.length);
+  const narrow = dtype === "F16" ? toHalf : toBrain;
+  for (let i = 0; i < bits.length; i++) result[i] = narrow(bits[i]);
+  return new Uint8Array(result.buffer);
+}
+
+/** float32 bits → bfloat16 bits, ties to even. */
+function toBrain(bits: number): number {
+  // Rounding must not carry a NaN's payload over into infinity or zero.
+  if ((bits & 0x7fffffff) > 0x7f800000) return (bits >>> 16) | 0x40;
+  return (bits + 0x7fff + ((bits >>> 16) & 1)) >>> 16;
+}
+
+/** float32 bits → half bits, ties to even. */
+function toHalf(bits: number): number {
+  const sign = (bits >>> 16) & 0x8000;
+  const magnitude = bits & 0x7fffffff;
+  if (magnitude > 0x7f800000) return sign | 0x7e00;
+  // From 65520, the midpoint above the largest half, up: infinity.
+  if (magnitude >= 0x477ff000) return sign | 0x7c00;
+  if (magnitude < 0x38800000) {
+    // Below 2⁻¹⁴ halves are multiples of 2⁻²⁴; under half of that they vanish.
+    if (magnitude < 0x33000000) return sign;
+    const shift = 126 - (magnitude >>> 23);
+    const fraction = (magnitude & 0x7fffff) | 0x800000;
+    return sign | shiftEven(fraction, shift);
+  }
+  return sign | shiftEven(magnitude - 0x38000000, 13);
+}
+
+/** `value >> shift`, rounded to nearest with ties to even. */
+function shiftEven(value: number, shift: number): number {
+  const half = 1 << (shift - 1);
+  const kept = value >>> shift;
+  const rest = value & ((1 << shift) - 1);
+  return rest > half || (rest === half && (kept & 1)) ? kept + 1 : kept;
+}
+
+interface Plan<T> {
+  header: Uint8Array;
+  tensors: [string, T][];
+}
+
+/** Checks the tensors, fixes their order and makes prefix and header. */
+function plan<T extends RawTensor | LazyTensor>(
+  tensors: Iterable<[string, T]>,
+  metadata: Record<string, string> | undefined,
+  what: string,
+): Plan<T> {
+  // PyTorch maps the file, so every tensor must start at a multiple of its
+  // element size: wide types first, otherwise the order given.
+  const ordered = [...tensors].sort(([, a], [, b]) =>
+    DTYPE_BYTES[b.dtype] - DTYPE_BYTES[a.dtype]
+  );
+  const header = new Map<string, unknown>();
+  if (metadata && Object.keys(metadata).length > 0) {
+    for (const [key, value] of Object.entries(metadata)) {
+      if (typeof value !== "string") {
+        throw cannot(what, `metadata ${JSON.stringify(key)} to be text`, value);
+      }
+    }
+    header.set("__metadata__", metadata);
+  }
+  let at = 0;
+  for (const [name, tensor] of ordered) {
+    if (header.has(name) || name === "__metadata__") {
+      throw cannot(what, "every tensor name once", JSON.stringify(name));
+    }
+    const { dtype, shape } = tensor;
+    const bytes = isSizes(shape) ? byteLength(dtype, shape) : undefined;
+    if (
+      bytes === undefined || ("data" in tensor && tensor.data.length !== bytes)
+    ) {
+      throw cannot(
+        what,
+        `${bytes} bytes for ${JSON.stringify(name)}: ${dtype} [${shape}]`,
+        "data" in tensor ? tensor.data.length : "an invalid shape",
+      );
+    }
+    header.set(name, { dtype, shape, data_offsets: [at, at + bytes] });
+    at += bytes;
+  }
+  // Written by hand: an object would move keys like "0" to the front.
+  const json = `{${
+    [...header].map(([key, value]) =>
+      `${JSON.stringify(key)}:${JSON.stringify(value)}`
+    ).join(",")
+  }}`;
+  const text = new TextEncoder().encode(json);
+  const padded = Math.ceil(text.length / 8) * 8;
+  if (padded > MAX_HEADER_BYTES) {
+    throw cannot(what, `a header of ${MAX_HEADER_BYTES} bytes`, `${padded}`);
+  }
+  const bytes = new Uint8Array(PREFIX_BYTES + padded).fill(0x20);
+  new DataView(bytes.buffer).setBigUint64(0, BigInt(padded), true);
+  bytes.set(text, PREFIX_BYTES);
+  return { header: bytes, tensors: ordered };
+}
+
+/**
+ * The bytes of a safetensors file holding the tensors.
+ *
+ * @throws If a name comes twice or bytes do not fit dtype and shape.
+ */
+export function encodeSafetensors(
+  tensors: Iterable<[string, RawTensor]>,
+  metadata?: Record<string, string>,
+): Uint8Array {
+  const { header, tensors: ordered } = plan(
+    tensors,
+    metadata,
+    "encode safetensors",
+  );
+  const parts = [header, ...ordered.map(([, { data }]) => data)];
+  const result = new Uint8Array(
+    parts.reduce((size, part) => size + part.length, 0),
+  );
+  let at = 0;
+  for (const part of parts) {
+    result.set(part, at);
+    at += part.length;
+  }
+  return result;
+}
+
+/**
+ * Writes a safetensors file, atomically and tensor by tensor.
+ *
+ * The same tensors give the same bytes: wider dtypes come first (so that
+ * PyTorch can map the file), and within a dtype the order given; the header is
+ * padded to 8 bytes. {@link LazyTensor}s are made one at a time, so a large
+ * model never lies in memory twice.
+ *
+ * @throws If a name comes twice, bytes do not fit dtype and shape, or the path
+ * cannot be written; an old file then stays as it was.
+ */
+export async function writeSafetensors(
+  path: string | URL,
+  tensors: Iterable<[string, RawTensor | LazyTensor]>,
+  metadata?: Record<string, string>,
+): Promise<void> {
+  const what = `write ${pathOf(path)}`;
+  const { header, tensors: ordered } = plan(tensors, metadata, what);
+  async function* chunks(): AsyncGenerator<Uint8Array> {
+    yield header;
+    for (const [name, tensor] of ordered) {
+      const data = "data" in tensor ? tensor.data : await tensor.load();
+      const bytes = byteLength(tensor.dtype, tensor.shape);
+      if (data.length !== bytes) {
+        throw cannot(what, `${bytes} bytes for ${name}`, `${data.length}`);
+      }
+      yield data;
+    }
+  }
+  await writeAtomic(path, chunks());
+}

@@ -1,0 +1,263 @@
+import * as tf from "@tensorflow/tfjs";
+import {
+  encodeFloat,
+  type RawTensor,
+  type SafetensorsFile,
+  toFloat32,
+  writeSafetensors,
+} from "../io/safetensors.ts";
+import { leaves, type TreeLike } from "../core/tree.ts";
+import {
+  buildTree,
+  type ParamKind,
+  type ParamSpec,
+  type Spec,
+  specLeaves,
+} from "../nn/spec.ts";
+
+/** Where named tensors come from: a safetensors file or several of them. */
+export type TensorSource = Pick<SafetensorsFile, "entries" | "read">;
+
+/** How foreign names meet ours. */
+export interface LoadOptions {
+  /**
+   * What is being loaded, for messages.
+   *
+   * @default "a checkpoint"
+   */
+  readonly what?: string;
+  /** Prefix of the keys in the file that belong to this model. */
+  readonly prefix?: string;
+  /** Keys without prefix that may be there and are not parameters. */
+  readonly ignore?: RegExp;
+  /**
+   * Other names a parameter may have in the file (without prefix), tried in
+   * order after its own.
+   */
+  readonly aliases?: (path: string) => readonly string[];
+  /** Accept keys outside `prefix` (another model's, in the same file). */
+  readonly others?: boolean;
+}
+
+/** Shape on disk of a parameter in tfjs layout. */
+export function diskShape(kind: ParamKind, shape: readonly number[]): number[] {
+  if (kind === "linear") return [shape[1], shape[0]];
+  if (kind === "conv") return [shape[3], shape[2], shape[0], shape[1]];
+  return [...shape];
+}
+
+/** Converts values from PyTorch's layout to tfjs's, on the host. */
+export function fromDisk(
+  kind: ParamKind,
+  shape: readonly number[],
+  values: Float32Array,
+): Float32Array {
+  if (kind === "linear") return transpose(values, shape[1], shape[0]);
+  if (kind === "conv") {
+    const [h, w, i, o] = shape;
+    // OIHW → HWIO is the transpose of the matrix [O, I·HW] followed by I↔HW.
+    const result = new Float32Array(values.length);
+    const area = h * w;
+    for (let oo = 0; oo < o; oo++) {
+      for (let ii = 0; ii < i; ii++) {
+        const from = (oo * i + ii) * area;
+        for (let k = 0; k < area; k++) {
+          result[(k * i + ii) * o + oo] = values[from + k];
+        }
+      }
+    }
+    return result;
+  }
+  return values;
+}
+
+/** Converts values from tfjs's layout to PyTorch's, on the host. */
+export function toDisk(
+  kind: ParamKind,
+  shape: readonly number[],
+  values: Float32Array,
+): Float32Array {
+  if (kind === "linear") return transpose(values, shape[0], shape[1]);
+  if (kind === "conv") {
+    const [h, w, i, o] = shape;
+    const result = new Float32Array(values.length);
+    const area = h * w;
+    for (let oo = 0; oo < o; oo++) {
+      for (let ii = 0; ii < i; ii++) {
+        const to = (oo * i + ii) * area;
+        for (let k = 0; k < area; k++) {
+          result[to + k] = values[(k * i + ii) * o + oo];
+        }
+      }
+    }
+    return result;
+  }
+  return values;
+}
+
+function transpose(
+  values: Float32Array,
+  rows: number,
+  columns: number,
+): Float32Array {
+  const result = new Float32Array(values.length);
+  for (let r = 0; r < rows; r++) {
+    for (let c = 0; c < columns; c++) {
+      result[c * rows + r] = values[r * columns + c];
+    }
+  }
+  return result;
+}
+
+const CONSUMED = /(^|\.)position_ids$/;
+
+/**
+ * Loads parameters strictly: every leaf of the spec is filled, every key of the
+ * file is consumed exactly once and every shape fits, or nothing is loaded.
+ *
+ * @param spec The model's spec.
+ * @param source The file.
+ * @param options Names.
+ * @returns The parameters, float32, in tfjs layout.
+ * @throws One error that lists all missing, unexpected and misshapen keys.
+ *
+ * @example
+ * ```ts
+ * const { config, file } = await openComponent("sd-v1-5", "unet");
+ * const params = await load(unetSpec(parseUNetConfig(config)), file);
+ * ```
+ */
+export async function load<T>(
+  spec: Spec<T>,
+  source: TensorSource,
+  options: LoadOptions = {},
+): Promise<T> {
+  const { prefix = "", ignore, aliases, others } = options;
+  const missing: string[] = [];
+  const misshapen: string[] = [];
+  const found = new Map<string, string>();
+  const used = new Set<string>();
+  for (const [path, param] of specLeaves(spec)) {
+    const names = [path, ...(aliases?.(path) ?? [])];
+    const key = names.map((n) => prefix + n).find((n) =>
+      source.entries.has(n) && !used.has(n)
+    );
+    if (key === undefined) {
+      missing.push(prefix + path);
+      continue;
+    }
+    used.add(key);
+    found.set(path, key);
+    const shape = source.entries.get(key)!.shape;
+    if (!fits(param, shape)) {
+      misshapen.push(
+        `${key} (expected [${diskShape(param.kind, param.shape)}], got [${shape}])`,
+      );
+    }
+  }
+  const extra = [...source.entries.keys()].filter((key) => {
+    if (used.has(key)) return false;
+    if (!key.startsWith(prefix)) return !others;
+    const name = key.slice(prefix.length);
+    return !CONSUMED.test(name) && !ignore?.test(name);
+  });
+  const problems = [
+    ["missing", missing],
+    ["unexpected", extra],
+    ["misshapen", misshapen],
+  ] as const;
+  if (problems.some(([, list]) => list.length > 0)) {
+    const parts = problems.filter(([, list]) => list.length > 0).map((
+      [name, list],
+    ) => `${list.length} ${name}: ${list.join(", ")}`);
+    throw new Error(
+      `Cannot load ${options.what ?? "a checkpoint"}: ${parts.join("; ")}`,
+    );
+  }
+  const loaded = new Map<string, tf.Tensor>();
+  try {
+    for (const [path, param] of specLeaves(spec)) {
+      const values = toFloat32(await source.read(found.get(path)!));
+      loaded.set(
+        path,
+        tf.tensor(fromDisk(param.kind, param.shape, values), param.shape),
+      );
+    }
+  } catch (error) {
+    for (const tensor of loaded.values()) tensor.dispose();
+    throw error;
+  }
+  return buildTree<T>(spec, (_, path) => loaded.get(path)!);
+}
+
+/** Linear layers may stand in the file as 1×1 convolutions and the reverse. */
+function fits(param: ParamSpec, shape: readonly number[]): boolean {
+  const expected = diskShape(param.kind, param.shape);
+  const equal = (a: readonly number[], b: readonly number[]) =>
+    a.length === b.length && a.every((n, i) => n === b[i]);
+  if (equal(expected, shape)) return true;
+  const trimmed = (s: readonly number[]) =>
+    s.length === 4 && s[2] === 1 && s[3] === 1 ? s.slice(0, 2) : s;
+  return equal(trimmed(expected), trimmed(shape));
+}
+
+/**
+ * The parameters of a tree as named tensors in PyTorch's layout.
+ *
+ * @param spec The model's spec.
+ * @param params Its parameters.
+ * @param options `prefix` of the keys; `dtype` on disk.
+ */
+export async function toRaw<T>(
+  spec: Spec<T>,
+  params: T,
+  options: { prefix?: string; dtype?: "F32" | "F16" | "BF16" } = {},
+): Promise<[string, RawTensor][]> {
+  const { prefix = "", dtype = "F32" } = options;
+  const tensors = new Map(leaves(params as TreeLike));
+  const raw: [string, RawTensor][] = [];
+  for (const [path, param] of specLeaves(spec)) {
+    const values = await tensors.get(path)!.data() as Float32Array;
+    raw.push([prefix + path, {
+      dtype,
+      shape: diskShape(param.kind, param.shape),
+      data: encodeFloat(toDisk(param.kind, param.shape, values), dtype),
+    }]);
+  }
+  return raw;
+}
+
+/**
+ * Writes the parameters of a model as one safetensors file, atomically.
+ *
+ * @param path The file.
+ * @param spec The model's spec.
+ * @param params Its parameters.
+ * @param options `dtype` on disk (default F32); `metadata`.
+ */
+export async function save<T>(
+  path: string,
+  spec: Spec<T>,
+  params: T,
+  options: {
+    dtype?: "F32" | "F16" | "BF16";
+    metadata?: Record<string, string>;
+  } = {},
+): Promise<void> {
+  await writeSafetensors(path, await toRaw(spec, params, options), {
+    format: "pt",
+    ...options.metadata,
+  });
+}
+
+/**
+ * Old names of the autoencoder's attention layers on the hub (`query`, `key`,
+ * `value`, `proj_attn`), as aliases for {@linkcode load}.
+ *
+ * @param path Our name.
+ */
+export function oldAutoencoderNames(path: string): string[] {
+  const old = path.replace(".to_q.", ".query.").replace(".to_k.", ".key.")
+    .replace(".to_v.", ".value.").replace(".to_out.0.", ".proj_attn.");
+  return old === path ? [] : [old];
+}

@@ -1,0 +1,282 @@
+import { z } from "zod";
+import { cannot } from "../core/errors.ts";
+
+const oneOrMany = z.union([
+  z.number().int().positive(),
+  z.array(z.number().int().positive()).nonempty(),
+]);
+
+const unetSchema = z.object({
+  sample_size: z.union([z.number(), z.array(z.number())]).nullish(),
+  in_channels: z.number().int().positive().default(4),
+  out_channels: z.number().int().positive().default(4),
+  center_input_sample: z.boolean().default(false),
+  flip_sin_to_cos: z.boolean().default(true),
+  freq_shift: z.number().default(0),
+  down_block_types: z.array(
+    z.enum(["CrossAttnDownBlock2D", "DownBlock2D"]),
+  ).nonempty().default([
+    "CrossAttnDownBlock2D",
+    "CrossAttnDownBlock2D",
+    "CrossAttnDownBlock2D",
+    "DownBlock2D",
+  ]),
+  mid_block_type: z.literal("UNetMidBlock2DCrossAttn").nullable().default(
+    "UNetMidBlock2DCrossAttn",
+  ),
+  up_block_types: z.array(z.enum(["CrossAttnUpBlock2D", "UpBlock2D"]))
+    .nonempty().default([
+      "UpBlock2D",
+      "CrossAttnUpBlock2D",
+      "CrossAttnUpBlock2D",
+      "CrossAttnUpBlock2D",
+    ]),
+  only_cross_attention: z.union([z.boolean(), z.array(z.boolean())]).nullish(),
+  mid_block_only_cross_attention: z.boolean().nullish(),
+  block_out_channels: z.array(z.number().int().positive()).nonempty().default([
+    320,
+    640,
+    1280,
+    1280,
+  ]),
+  layers_per_block: oneOrMany.default(2),
+  downsample_padding: z.number().int().min(0).max(1).default(1),
+  mid_block_scale_factor: z.number().default(1),
+  act_fn: z.string().default("silu"),
+  norm_num_groups: z.number().int().positive().default(32),
+  norm_eps: z.number().default(1e-5),
+  cross_attention_dim: oneOrMany.default(1280),
+  transformer_layers_per_block: oneOrMany.default(1),
+  attention_head_dim: oneOrMany.default(8),
+  num_attention_heads: oneOrMany.nullish(),
+  use_linear_projection: z.boolean().default(false),
+  resnet_time_scale_shift: z.enum(["default", "scale_shift"]).default(
+    "default",
+  ),
+  resnet_skip_time_act: z.boolean().default(false),
+  resnet_out_scale_factor: z.number().default(1),
+  time_embedding_type: z.literal("positional").default("positional"),
+  time_embedding_dim: z.number().int().positive().nullish(),
+  time_embedding_act_fn: z.string().nullish(),
+  timestep_post_act: z.string().nullish(),
+  conv_in_kernel: z.number().int().positive().default(3),
+  conv_out_kernel: z.number().int().positive().default(3),
+  // Parts of other models: present in the file, and refused unless absent.
+  dual_cross_attention: z.literal(false).nullish(),
+  class_embed_type: z.null().optional(),
+  num_class_embeds: z.null().optional(),
+  encoder_hid_dim: z.null().optional(),
+  addition_embed_type: z.null().optional(),
+  time_cond_proj_dim: z.null().optional(),
+  cross_attention_norm: z.null().optional(),
+});
+
+/** A `UNet2DConditionModel` config.json, defaults filled in as by diffusers. */
+export type UNetConfig = z.infer<typeof unetSchema>;
+
+const autoencoderSchema = z.object({
+  in_channels: z.number().int().positive().default(3),
+  out_channels: z.number().int().positive().default(3),
+  down_block_types: z.array(z.literal("DownEncoderBlock2D")).nonempty().default(
+    ["DownEncoderBlock2D"],
+  ),
+  up_block_types: z.array(z.literal("UpDecoderBlock2D")).nonempty().default([
+    "UpDecoderBlock2D",
+  ]),
+  block_out_channels: z.array(z.number().int().positive()).nonempty().default([
+    64,
+  ]),
+  layers_per_block: z.number().int().positive().default(1),
+  act_fn: z.string().default("silu"),
+  latent_channels: z.number().int().positive().default(4),
+  norm_num_groups: z.number().int().positive().default(32),
+  sample_size: z.union([z.number(), z.array(z.number())]).nullish(),
+  scaling_factor: z.number().positive().default(0.18215),
+});
+
+/** An `AutoencoderKL` config.json, defaults filled in as by diffusers. */
+export type AutoencoderConfig = z.infer<typeof autoencoderSchema>;
+
+const textSchema = z.object({
+  vocab_size: z.number().int().positive().default(49408),
+  hidden_size: z.number().int().positive().default(512),
+  intermediate_size: z.number().int().positive().default(2048),
+  num_hidden_layers: z.number().int().positive().default(12),
+  num_attention_heads: z.number().int().positive().default(8),
+  max_position_embeddings: z.number().int().positive().default(77),
+  hidden_act: z.string().default("quick_gelu"),
+  layer_norm_eps: z.number().default(1e-5),
+  projection_dim: z.number().int().positive().default(512),
+  eos_token_id: z.number().int().default(2),
+});
+
+/** A `CLIPTextModel` config.json, defaults filled in as by transformers. */
+export type TextEncoderConfig = z.infer<typeof textSchema>;
+
+const visionSchema = z.object({
+  hidden_size: z.number().int().positive().default(768),
+  intermediate_size: z.number().int().positive().default(3072),
+  num_hidden_layers: z.number().int().positive().default(12),
+  num_attention_heads: z.number().int().positive().default(12),
+  num_channels: z.number().int().positive().default(3),
+  image_size: z.number().int().positive().default(224),
+  patch_size: z.number().int().positive().default(32),
+  hidden_act: z.string().default("quick_gelu"),
+  layer_norm_eps: z.number().default(1e-5),
+  projection_dim: z.number().int().positive().default(512),
+});
+
+/** A `CLIPVisionModel` config.json, defaults filled in as by transformers. */
+export type VisionConfig = z.infer<typeof visionSchema>;
+
+const clipSchema = z.object({
+  text_config: textSchema.prefault({}),
+  vision_config: visionSchema.prefault({}),
+  projection_dim: z.number().int().positive().default(512),
+  logit_scale_init_value: z.number().default(2.6592),
+});
+
+/** A `CLIPModel` config.json, defaults filled in as by transformers. */
+export type ClipConfig = z.infer<typeof clipSchema>;
+
+/**
+ * Parses a value with a schema and turns every problem into one error.
+ *
+ * @param what What is being read, for the message.
+ * @param schema The schema.
+ * @param value Parsed JSON.
+ * @throws If the value does not fit: one error naming every field.
+ */
+export function parseWith<T>(
+  what: string,
+  schema: z.ZodType<T>,
+  value: unknown,
+): T {
+  const result = schema.safeParse(value);
+  if (result.success) return result.data;
+  const problems = result.error.issues.map((issue) =>
+    `${issue.path.join(".") || "(root)"}: ${issue.message}`
+  );
+  throw new Error(`Cannot read ${what}: ${problems.join("; ")}`);
+}
+
+/** Parses a UNet config; see {@linkcode UNetConfig}. */
+export function parseUNetConfig(json: unknown): UNetConfig {
+  const config = parseWith("a UNet config", unetSchema, json);
+  const levels = config.block_out_channels.length;
+  const perLevel: Record<string, unknown> = {
+    down_block_types: config.down_block_types,
+    up_block_types: config.up_block_types,
+    layers_per_block: config.layers_per_block,
+    attention_head_dim: config.attention_head_dim,
+    num_attention_heads: config.num_attention_heads,
+    cross_attention_dim: config.cross_attention_dim,
+    transformer_layers_per_block: config.transformer_layers_per_block,
+    only_cross_attention: config.only_cross_attention,
+  };
+  for (const [name, value] of Object.entries(perLevel)) {
+    if (Array.isArray(value) && value.length !== levels) {
+      throw cannot(
+        "read a UNet config",
+        `${levels} entries in ${name}, one a level of block_out_channels`,
+        value.length,
+      );
+    }
+  }
+  for (const channels of config.block_out_channels) {
+    if (channels % config.norm_num_groups !== 0) {
+      throw cannot(
+        "read a UNet config",
+        `block_out_channels divisible by norm_num_groups ${config.norm_num_groups}`,
+        channels,
+      );
+    }
+  }
+  return config;
+}
+
+/** Parses an autoencoder config; see {@linkcode AutoencoderConfig}. */
+export function parseAutoencoderConfig(json: unknown): AutoencoderConfig {
+  return parseWith("an autoencoder config", autoencoderSchema, json);
+}
+
+/** Parses a CLIP text config; see {@linkcode TextEncoderConfig}. */
+export function parseTextEncoderConfig(json: unknown): TextEncoderConfig {
+  return parseWith("a text encoder config", textSchema, json);
+}
+
+/** Parses a CLIP config; see {@linkcode ClipConfig}. */
+export function parseClipConfig(json: unknown): ClipConfig {
+  return parseWith("a CLIP config", clipSchema, json);
+}
+
+/**
+ * The value of a per-level setting.
+ *
+ * @param value One for all levels, or a list.
+ * @param level Level, 0 = highest resolution.
+ */
+export function perLevel<T>(value: T | readonly T[], level: number): T {
+  return Array.isArray(value) ? value[level] : value as T;
+}
+
+/**
+ * Number of attention heads of a level. In diffusers `attention_head_dim` holds
+ * the number of heads unless `num_attention_heads` is given.
+ *
+ * @param config The config.
+ * @param level Level, 0 = highest resolution.
+ */
+export function headsOf(config: UNetConfig, level: number): number {
+  return perLevel(
+    config.num_attention_heads ?? config.attention_head_dim,
+    level,
+  );
+}
+
+/** Where one cross-attention module of a UNet stands. */
+export interface CrossAttentionSite {
+  /** Index of its encoder states when they are layer-wise. */
+  readonly index: number;
+  /** Dotted path of the `attn2` module. */
+  readonly path: string;
+  /** Level, 0 = highest resolution; the mid block has the last level's. */
+  readonly level: number;
+}
+
+/**
+ * Lists the cross-attention modules in the order in which layer-wise states
+ * are dealt out: down, mid, up. SD 1.x has 16.
+ *
+ * @param config The UNet's config.
+ */
+export function crossAttentionSites(
+  config: UNetConfig,
+): CrossAttentionSite[] {
+  const levels = config.block_out_channels.length;
+  const paths: { path: string; level: number }[] = [];
+  const add = (block: string, level: number, count: number) => {
+    const layers = perLevel(config.transformer_layers_per_block, level);
+    for (let j = 0; j < count; j++) {
+      for (let k = 0; k < layers; k++) {
+        paths.push({
+          path: `${block}.attentions.${j}.transformer_blocks.${k}.attn2`,
+          level,
+        });
+      }
+    }
+  };
+  config.down_block_types.forEach((type, i) => {
+    if (type === "CrossAttnDownBlock2D") {
+      add(`down_blocks.${i}`, i, perLevel(config.layers_per_block, i));
+    }
+  });
+  if (config.mid_block_type) add("mid_block", levels - 1, 1);
+  config.up_block_types.forEach((type, i) => {
+    const level = levels - 1 - i;
+    if (type === "CrossAttnUpBlock2D") {
+      add(`up_blocks.${i}`, level, perLevel(config.layers_per_block, level) + 1);
+    }
+  });
+  return paths.map((site, index) => ({ index, ...site }));
+}

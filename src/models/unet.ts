@@ -1,0 +1,667 @@
+import * as tf from "@tensorflow/tfjs";
+import { cannot } from "../core/errors.ts";
+import { geglu, upsampleNearest2x } from "../core/kernels/ops.ts";
+import { activate } from "../nn/activation.ts";
+import {
+  attend,
+  type Attention,
+  type AttentionHooks,
+  attentionSpec,
+} from "../nn/attention.ts";
+import {
+  type Context,
+  type Conv,
+  conv2d,
+  convSpec,
+  type Linear,
+  linear,
+  linearSpec,
+} from "../nn/linear.ts";
+import { groupNorm, layerNorm, type Norm, normSpec } from "../nn/norm.ts";
+import type { Spec } from "../nn/spec.ts";
+import {
+  type CrossAttentionSite,
+  crossAttentionSites,
+  headsOf,
+  perLevel,
+  type UNetConfig,
+} from "./config.ts";
+
+/** Parameters of a diffusers `ResnetBlock2D`. */
+export interface Resnet {
+  readonly norm1: Norm;
+  readonly conv1: Conv;
+  /** Absent in the autoencoder. */
+  readonly time_emb_proj?: Linear;
+  readonly norm2: Norm;
+  readonly conv2: Conv;
+  /** 1×1, where input and output channels differ. */
+  readonly conv_shortcut?: Conv;
+}
+
+/** Parameters of a diffusers `BasicTransformerBlock`. */
+export interface TransformerBlock {
+  readonly norm1: Norm;
+  /** Self-attention. */
+  readonly attn1: Attention;
+  readonly norm2: Norm;
+  /** Cross-attention. */
+  readonly attn2: Attention;
+  readonly norm3: Norm;
+  /** GEGLU feed-forward: `net.0.proj` [c, 8c], `net.2` [4c, c]. */
+  readonly ff: {
+    readonly net: {
+      readonly 0: { readonly proj: Linear };
+      readonly 2: Linear;
+    };
+  };
+}
+
+/** Parameters of a diffusers `Transformer2DModel`. */
+export interface SpatialTransformer {
+  readonly norm: Norm;
+  /** A 1×1 convolution (SD 1.x) or a linear layer (SD 2.x). */
+  readonly proj_in: Conv | Linear;
+  readonly transformer_blocks: readonly TransformerBlock[];
+  readonly proj_out: Conv | Linear;
+}
+
+/** Parameters of one level of the encoder half. */
+export interface DownBlock {
+  readonly resnets: readonly Resnet[];
+  readonly attentions?: readonly SpatialTransformer[];
+  readonly downsamplers?: readonly [{ readonly conv: Conv }];
+}
+
+/** Parameters of the middle. */
+export interface MidBlock {
+  readonly resnets: readonly Resnet[];
+  readonly attentions: readonly SpatialTransformer[];
+}
+
+/** Parameters of one level of the decoder half. */
+export interface UpBlock {
+  readonly resnets: readonly Resnet[];
+  readonly attentions?: readonly SpatialTransformer[];
+  readonly upsamplers?: readonly [{ readonly conv: Conv }];
+}
+
+/**
+ * Parameters of a diffusers `UNet2DConditionModel`; a leaf's path is its name
+ * in the state dict.
+ */
+export interface UNet {
+  readonly conv_in: Conv;
+  readonly time_embedding: {
+    readonly linear_1: Linear;
+    readonly linear_2: Linear;
+  };
+  readonly down_blocks: readonly DownBlock[];
+  readonly mid_block?: MidBlock;
+  readonly up_blocks: readonly UpBlock[];
+  readonly conv_norm_out: Norm;
+  readonly conv_out: Conv;
+}
+
+/**
+ * Spec of a `ResnetBlock2D`.
+ *
+ * @param inputs Input channels.
+ * @param outputs Output channels.
+ * @param time Features of the time embedding's projection, if there is one.
+ */
+export function resnetSpec(
+  inputs: number,
+  outputs: number,
+  time?: { inputs: number; outputs: number },
+): Spec<Resnet> {
+  return {
+    norm1: normSpec(inputs),
+    conv1: convSpec(inputs, outputs, 3),
+    ...(time ? { time_emb_proj: linearSpec(time.inputs, time.outputs) } : {}),
+    norm2: normSpec(outputs),
+    conv2: convSpec(outputs, outputs, 3),
+    ...(inputs === outputs
+      ? {}
+      : { conv_shortcut: convSpec(inputs, outputs, 1) }),
+  } as Spec<Resnet>;
+}
+
+function transformerSpec(
+  config: UNetConfig,
+  level: number,
+): Spec<SpatialTransformer> {
+  const c = config.block_out_channels[level];
+  const states = perLevel(config.cross_attention_dim, level);
+  const onlyCross = isOnlyCross(config, level);
+  const project = () =>
+    config.use_linear_projection ? linearSpec(c, c) : convSpec(c, c, 1);
+  return {
+    norm: normSpec(c),
+    proj_in: project(),
+    transformer_blocks: Array.from(
+      { length: perLevel(config.transformer_layers_per_block, level) },
+      () => ({
+        norm1: normSpec(c),
+        attn1: attentionSpec(c, { states: onlyCross ? states : c }),
+        norm2: normSpec(c),
+        attn2: attentionSpec(c, { states }),
+        norm3: normSpec(c),
+        ff: {
+          net: {
+            0: { proj: linearSpec(c, 8 * c) },
+            2: linearSpec(4 * c, c),
+          },
+        },
+      }),
+    ),
+    proj_out: project(),
+  } as unknown as Spec<SpatialTransformer>;
+}
+
+function isOnlyCross(config: UNetConfig, level: number): boolean {
+  return perLevel(config.only_cross_attention ?? false, level);
+}
+
+/** Channels of the time embedding. */
+function timeDim(config: UNetConfig): number {
+  return config.time_embedding_dim ?? config.block_out_channels[0] * 4;
+}
+
+/**
+ * Spec of a UNet.
+ *
+ * @param config Its config.
+ *
+ * @example
+ * ```ts
+ * const params = initialise(unetSpec(parseUNetConfig({})), key(0));
+ * ```
+ */
+export function unetSpec(config: UNetConfig): Spec<UNet> {
+  const channels = config.block_out_channels;
+  const levels = channels.length;
+  const time = timeDim(config);
+  const resnet = (inputs: number, outputs: number) =>
+    resnetSpec(inputs, outputs, {
+      inputs: time,
+      outputs: config.resnet_time_scale_shift === "scale_shift"
+        ? 2 * outputs
+        : outputs,
+    });
+  const down = config.down_block_types.map((type, level) => {
+    const layers = perLevel(config.layers_per_block, level);
+    const outputs = channels[level];
+    const inputs = level === 0 ? channels[0] : channels[level - 1];
+    return {
+      ...(type === "CrossAttnDownBlock2D"
+        ? {
+          attentions: Array.from(
+            { length: layers },
+            () => transformerSpec(config, level),
+          ),
+        }
+        : {}),
+      resnets: Array.from(
+        { length: layers },
+        (_, j) => resnet(j === 0 ? inputs : outputs, outputs),
+      ),
+      ...(level < levels - 1
+        ? { downsamplers: [{ conv: convSpec(outputs, outputs, 3) }] }
+        : {}),
+    };
+  });
+  const up = config.up_block_types.map((type, i) => {
+    const level = levels - 1 - i;
+    const layers = perLevel(config.layers_per_block, level) + 1;
+    const outputs = channels[level];
+    const previous = channels[Math.min(level + 1, levels - 1)];
+    const next = channels[Math.max(level - 1, 0)];
+    return {
+      ...(type === "CrossAttnUpBlock2D"
+        ? {
+          attentions: Array.from(
+            { length: layers },
+            () => transformerSpec(config, level),
+          ),
+        }
+        : {}),
+      resnets: Array.from({ length: layers }, (_, j) => {
+        const hidden = j === 0 ? previous : outputs;
+        const skip = j === layers - 1 ? next : outputs;
+        return resnet(hidden + skip, outputs);
+      }),
+      ...(level > 0
+        ? { upsamplers: [{ conv: convSpec(outputs, outputs, 3) }] }
+        : {}),
+    };
+  });
+  const last = channels[levels - 1];
+  const midLayers = perLevel(config.transformer_layers_per_block, levels - 1);
+  return {
+    conv_in: convSpec(config.in_channels, channels[0], config.conv_in_kernel),
+    time_embedding: {
+      linear_1: linearSpec(channels[0], time),
+      linear_2: linearSpec(time, time),
+    },
+    down_blocks: down,
+    ...(config.mid_block_type && midLayers > 0
+      ? {
+        mid_block: {
+          attentions: [transformerSpec(config, levels - 1)],
+          resnets: [resnet(last, last), resnet(last, last)],
+        },
+      }
+      : {}),
+    up_blocks: up,
+    conv_norm_out: normSpec(channels[0]),
+    conv_out: convSpec(
+      channels[0],
+      config.out_channels,
+      config.conv_out_kernel,
+    ),
+  } as unknown as Spec<UNet>;
+}
+
+/**
+ * Sinusoidal timestep features (diffusers `get_timestep_embedding`).
+ *
+ * @param timesteps One a sample.
+ * @param dim Number of features.
+ * @param flip Cosines first.
+ * @param shift `freq_shift` of the config.
+ * @returns [b, dim].
+ */
+export function timestepFeatures(
+  timesteps: readonly number[],
+  dim: number,
+  flip = true,
+  shift = 0,
+): tf.Tensor2D {
+  const half = Math.floor(dim / 2);
+  const values = new Float32Array(timesteps.length * dim);
+  for (let b = 0; b < timesteps.length; b++) {
+    for (let i = 0; i < half; i++) {
+      // Rounded to float32 as the peers compute it: at t = 999 the rounding of
+      // the frequency is visible in the sine.
+      const frequency = Math.fround(
+        Math.exp(Math.fround(-Math.log(10000) * i / (half - shift))),
+      );
+      const angle = Math.fround(timesteps[b] * frequency);
+      values[b * dim + (flip ? half : 0) + i] = Math.sin(angle);
+      values[b * dim + (flip ? 0 : half) + i] = Math.cos(angle);
+    }
+  }
+  return tf.tensor2d(values, [timesteps.length, dim]);
+}
+
+/** One cross-attention call, for those who replace or observe it. */
+export interface CrossAttentionCall extends CrossAttentionSite {
+  /** Latent height at this layer. */
+  readonly height: number;
+  /** Latent width at this layer. */
+  readonly width: number;
+  readonly heads: number;
+}
+
+/** What a UNet forward lets its caller add, observe or replace. */
+export interface UNetOptions extends Context {
+  /**
+   * Replaces or observes cross-attention; return nothing for the plain one.
+   *
+   * @param call Which layer, and its latent size.
+   */
+  readonly crossAttend?: (
+    call: CrossAttentionCall,
+  ) => AttentionHooks | undefined;
+  /** Sees named intermediate activations (NHWC), named as in the state dict. */
+  readonly activation?: (path: string, value: tf.Tensor) => void;
+  /** T2I-Adapter features, one a down block [b, h, w, c]. */
+  readonly adapterFeatures?: readonly tf.Tensor4D[];
+  /** ControlNet residuals of the skips, conv_in's included. */
+  readonly downResiduals?: readonly tf.Tensor4D[];
+  /** ControlNet residual of the mid block. */
+  readonly midResidual?: tf.Tensor4D;
+}
+
+/**
+ * A diffusers `ResnetBlock2D` forward.
+ *
+ * @param p Parameters.
+ * @param x [b, h, w, in].
+ * @param options `temb`: activated time embedding [b, d].
+ * @param context Observers.
+ * @returns [b, h, w, out].
+ */
+export function resnet(
+  p: Resnet,
+  x: tf.Tensor4D,
+  options: {
+    readonly groups: number;
+    readonly eps: number;
+    readonly act: string;
+    readonly temb?: tf.Tensor2D;
+    readonly scaleShift?: boolean;
+    readonly scaleFactor?: number;
+  },
+  context?: Context,
+): tf.Tensor4D {
+  const { groups, eps, act, temb, scaleShift, scaleFactor = 1 } = options;
+  const silu = act === "silu" || act === "swish";
+  const normAct = (norm: Norm, h: tf.Tensor4D) => {
+    const y = groupNorm(norm, h, groups, eps, silu);
+    return silu ? y : activate(act, y);
+  };
+  let h = conv2d(p.conv1, normAct(p.norm1, x), {}, context);
+  if (p.time_emb_proj && temb) {
+    const projected = linear(p.time_emb_proj, temb, context);
+    const [b, c] = projected.shape;
+    if (scaleShift) {
+      const [scale, shift] = tf.split(
+        projected.reshape([b, 1, 1, c]),
+        2,
+        3,
+      );
+      h = groupNorm(p.norm2, h, groups, eps).mul(scale.add(1)).add(shift);
+      h = activate(act, h);
+    } else {
+      h = normAct(p.norm2, h.add(projected.reshape([b, 1, 1, c])));
+    }
+  } else {
+    h = normAct(p.norm2, h);
+  }
+  h = conv2d(p.conv2, h, {}, context);
+  const shortcut = p.conv_shortcut
+    ? conv2d(p.conv_shortcut, x, { pad: 0 }, context)
+    : x;
+  const sum = shortcut.add(h) as tf.Tensor4D;
+  return scaleFactor === 1 ? sum : sum.div(scaleFactor);
+}
+
+/** Projects channels-last features by a linear layer or a 1×1 convolution. */
+function projectTokens(
+  p: Linear | Conv,
+  x: tf.Tensor4D,
+  context?: Context,
+): tf.Tensor4D {
+  return p.weight.rank === 2
+    ? linear(p as Linear, x, context)
+    : conv2d(p as Conv, x, { pad: 0 }, context);
+}
+
+/**
+ * A UNet forward: predicts ε (or v) from a noisy latent, timesteps and text
+ * states.
+ *
+ * @param p Parameters.
+ * @param config Config.
+ * @param sample Noisy latents [b, h, w, channels]; any h and w.
+ * @param timesteps One a sample, or one for all.
+ * @param states Text states [b, tokens, d], or layer-wise [b, sites, tokens, d]
+ * with index i for the i-th of {@linkcode crossAttentionSites} (P+ and ED-LoRA).
+ * @param options Observers, residuals, replaced attention.
+ * @returns [b, h, w, channels].
+ * @throws If channels, batch or number of sites do not fit.
+ *
+ * @example
+ * ```ts
+ * const eps = tf.tidy(() => unet(params, config, latent, [981], states));
+ * ```
+ */
+export function unet(
+  p: UNet,
+  config: UNetConfig,
+  sample: tf.Tensor4D,
+  timesteps: readonly number[],
+  states: tf.Tensor3D | tf.Tensor4D,
+  options: UNetOptions = {},
+): tf.Tensor4D {
+  const sites = crossAttentionSites(config);
+  check(config, sites.length, sample, timesteps, states);
+  const [batch] = sample.shape;
+  const see = options.activation ?? (() => {});
+  const all = Array.from(
+    { length: batch },
+    (_, i) => timesteps[timesteps.length === 1 ? 0 : i],
+  );
+  const features = timestepFeatures(
+    all,
+    config.block_out_channels[0],
+    config.flip_sin_to_cos,
+    config.freq_shift,
+  );
+  see("time_proj", features);
+  const timeAct = "silu";
+  let temb = linear(
+    p.time_embedding.linear_2,
+    activate(timeAct, linear(p.time_embedding.linear_1, features, options)),
+    options,
+  );
+  see("time_embedding", temb);
+  if (config.timestep_post_act) temb = activate(config.timestep_post_act, temb);
+  if (config.time_embedding_act_fn) {
+    temb = activate(config.time_embedding_act_fn, temb);
+  }
+  const resnetOptions = {
+    groups: config.norm_num_groups,
+    eps: config.norm_eps,
+    act: config.act_fn,
+    temb: config.resnet_skip_time_act ? temb : activate(config.act_fn, temb),
+    scaleShift: config.resnet_time_scale_shift === "scale_shift",
+    scaleFactor: config.resnet_out_scale_factor,
+  };
+  let site = 0;
+  const statesAt = (index: number): tf.Tensor3D =>
+    states.rank === 3 ? states as tf.Tensor3D : tf.squeeze(
+      tf.slice(states as tf.Tensor4D, [0, index, 0, 0], [
+        states.shape[0],
+        1,
+        states.shape[2],
+        states.shape[3] as number,
+      ]),
+      [1],
+    );
+  const transformer = (
+    t: SpatialTransformer,
+    x: tf.Tensor4D,
+    level: number,
+    path: string,
+  ): tf.Tensor4D => {
+    const [b, height, width] = x.shape;
+    const heads = headsOf(config, level);
+    const normed = groupNorm(t.norm, x, config.norm_num_groups, 1e-6);
+    const projected = projectTokens(t.proj_in, normed, options);
+    const c = projected.shape[3];
+    let h: tf.Tensor3D = projected.reshape([b, height * width, c]);
+    t.transformer_blocks.forEach((block, k) => {
+      const at = `${path}.transformer_blocks.${k}`;
+      const here = sites[site++];
+      const text = statesAt(here.index);
+      const normed1 = layerNorm(block.norm1, h);
+      const self = attend(
+        block.attn1,
+        normed1,
+        isOnlyCross(config, level) ? text : normed1,
+        heads,
+        options,
+      );
+      see(`${at}.attn1`, self);
+      h = h.add(self);
+      const hooks = options.crossAttend?.({ ...here, height, width, heads });
+      const cross = attend(
+        block.attn2,
+        layerNorm(block.norm2, h),
+        text,
+        heads,
+        options,
+        hooks,
+      );
+      see(`${at}.attn2`, cross);
+      h = h.add(cross);
+      const up = linear(
+        block.ff.net[0].proj,
+        layerNorm(block.norm3, h),
+        options,
+      );
+      h = h.add(linear(block.ff.net[2], geglu(up), options));
+    });
+    const out = projectTokens(
+      t.proj_out,
+      h.reshape([b, height, width, c]),
+      options,
+    ).add(x) as tf.Tensor4D;
+    see(path, out);
+    return out;
+  };
+
+  let h = conv2d(
+    p.conv_in,
+    config.center_input_sample ? sample.mul(2).sub(1) : sample,
+    {},
+    options,
+  );
+  see("conv_in", h);
+  const skips: tf.Tensor4D[] = [h];
+  p.down_blocks.forEach((block, level) => {
+    const path = `down_blocks.${level}`;
+    const feature = options.adapterFeatures?.[level];
+    block.resnets.forEach((r, j) => {
+      h = resnet(r, h, resnetOptions, options);
+      see(`${path}.resnets.${j}`, h);
+      if (block.attentions) {
+        h = transformer(
+          block.attentions[j],
+          h,
+          level,
+          `${path}.attentions.${j}`,
+        );
+      }
+      // T2I-Adapter: in a cross-attention block after its last layer, before
+      // the skip is stored and before the downsampler.
+      if (feature && block.attentions && j === block.resnets.length - 1) {
+        h = h.add(feature);
+      }
+      skips.push(h);
+    });
+    if (block.downsamplers) {
+      const pad = config.downsample_padding;
+      h = conv2d(
+        block.downsamplers[0].conv,
+        h,
+        { stride: 2, pad: pad === 0 ? [[0, 1], [0, 1]] : pad },
+        options,
+      );
+      skips.push(h);
+    }
+    if (feature && !block.attentions) {
+      // In a plain block it comes last, in place: the last skip has it too.
+      h = h.add(feature);
+      skips[skips.length - 1] = h;
+    }
+    see(path, h);
+  });
+  const residuals = options.downResiduals;
+  if (residuals) {
+    if (residuals.length !== skips.length) {
+      throw cannot(
+        "add ControlNet residuals",
+        `${skips.length} of them`,
+        residuals.length,
+      );
+    }
+    residuals.forEach((r, i) => skips[i] = skips[i].add(r));
+  }
+  if (p.mid_block) {
+    const level = config.block_out_channels.length - 1;
+    const mid = { ...resnetOptions, scaleFactor: config.mid_block_scale_factor };
+    h = resnet(p.mid_block.resnets[0], h, mid, options);
+    p.mid_block.attentions.forEach((t, j) => {
+      h = transformer(t, h, level, `mid_block.attentions.${j}`);
+      h = resnet(p.mid_block!.resnets[j + 1], h, mid, options);
+    });
+    see("mid_block", h);
+  }
+  if (options.midResidual) h = h.add(options.midResidual);
+  p.up_blocks.forEach((block, i) => {
+    const path = `up_blocks.${i}`;
+    const level = config.block_out_channels.length - 1 - i;
+    block.resnets.forEach((r, j) => {
+      h = resnet(
+        r,
+        tf.concat([h, skips.pop()!], 3),
+        resnetOptions,
+        options,
+      );
+      see(`${path}.resnets.${j}`, h);
+      if (block.attentions) {
+        h = transformer(
+          block.attentions[j],
+          h,
+          level,
+          `${path}.attentions.${j}`,
+        );
+      }
+    });
+    if (block.upsamplers) {
+      // To the size of the next skip: twice, unless a size was odd.
+      const [, height, width] = skips[skips.length - 1].shape;
+      h = upsample(h, height, width);
+      h = conv2d(block.upsamplers[0].conv, h, {}, options);
+    }
+    see(path, h);
+  });
+  const silu = config.act_fn === "silu" || config.act_fn === "swish";
+  const normed = groupNorm(
+    p.conv_norm_out,
+    h,
+    config.norm_num_groups,
+    config.norm_eps,
+  );
+  see("conv_norm_out", normed);
+  return conv2d(
+    p.conv_out,
+    silu ? activate("silu", normed) : activate(config.act_fn, normed),
+    {},
+    options,
+  );
+}
+
+/** Nearest-neighbour upsampling to a size. */
+function upsample(x: tf.Tensor4D, height: number, width: number): tf.Tensor4D {
+  return height === 2 * x.shape[1] && width === 2 * x.shape[2]
+    ? upsampleNearest2x(x)
+    : tf.image.resizeNearestNeighbor(x, [height, width]);
+}
+
+function check(
+  config: UNetConfig,
+  sites: number,
+  sample: tf.Tensor4D,
+  timesteps: readonly number[],
+  states: tf.Tensor,
+): void {
+  const what = "run the UNet";
+  const [batch, , , channels] = sample.shape;
+  if (sample.rank !== 4 || channels !== config.in_channels) {
+    throw cannot(
+      what,
+      `a sample [b, h, w, ${config.in_channels}]`,
+      `[${sample.shape}]`,
+    );
+  }
+  if (timesteps.length !== 1 && timesteps.length !== batch) {
+    throw cannot(what, `1 or ${batch} timesteps`, timesteps.length);
+  }
+  const dims = [config.cross_attention_dim].flat();
+  const last = states.shape[states.rank - 1];
+  if (
+    (states.rank !== 3 && states.rank !== 4) || states.shape[0] !== batch ||
+    last === undefined || !dims.includes(last) || (states.rank === 4 && states.shape[1]! < sites)
+  ) {
+    throw cannot(
+      what,
+      `states [${batch}, tokens, ${dims}] or [${batch}, ${sites}, tokens, ${dims}]`,
+      `[${states.shape}]`,
+    );
+  }
+}

@@ -1,0 +1,261 @@
+import * as tf from "@tensorflow/tfjs";
+import { ParamSpec, type Spec } from "./spec.ts";
+
+/**
+ * A low-rank addition to a linear layer: `scale · (x · down) · up`.
+ *
+ * With `magnitude` it is a DoRA: the sum of base weight and low-rank product is
+ * renormalised per output to that magnitude.
+ */
+export interface LowRank {
+  /** [in, r]; for a convolution [kh, kw, in, r]. */
+  readonly down: tf.Tensor;
+  /** [r, out]; for a convolution [1, 1, r, out]. */
+  readonly up: tf.Tensor;
+  /** Factor of the product: α of Mix-of-Show, α/r of PEFT and kohya. */
+  readonly scale: number;
+  /** DoRA magnitude [out]. */
+  readonly magnitude?: tf.Tensor1D;
+  /** Name of the adapter this belongs to. */
+  readonly adapter?: string;
+}
+
+/** Parameters of a linear layer: y = x · weight + bias. */
+export interface Linear {
+  /** [in, out]. */
+  readonly weight: tf.Tensor2D;
+  /** [out]. */
+  readonly bias?: tf.Tensor1D;
+  /** Attached adapters, in order. */
+  readonly low?: readonly LowRank[];
+}
+
+/** Parameters of a convolution: HWIO weight and bias. */
+export interface Conv {
+  /** [kh, kw, in, out]. */
+  readonly weight: tf.Tensor4D;
+  /** [out]. */
+  readonly bias?: tf.Tensor1D;
+  /** Attached LoCon adapters, in order. */
+  readonly low?: readonly LowRank[];
+}
+
+/**
+ * What observes or alters the projections of a forward pass; passed down as an
+ * argument, never stored in a model.
+ */
+export interface Context {
+  /**
+   * Sees the input of every linear layer and convolution.
+   *
+   * @param module The parameters of the layer, by identity.
+   * @param input Its input [..., in].
+   */
+  readonly tap?: (module: Linear | Conv, input: tf.Tensor) => void;
+  /**
+   * Alters the contribution of one adapter, for example to keep it inside a
+   * region.
+   *
+   * @param low The adapter leaf.
+   * @param contribution Its output [..., out].
+   */
+  readonly gate?: (low: LowRank, contribution: tf.Tensor) => tf.Tensor;
+}
+
+/** 1/√fan_in, the bound of PyTorch's default Kaiming uniform (a = √5). */
+function defaultBound(fanIn: number): number {
+  return 1 / Math.sqrt(fanIn);
+}
+
+/**
+ * Spec of a linear layer with PyTorch's default initialisation.
+ *
+ * @param inputs Input features.
+ * @param outputs Output features.
+ * @param options `bias` (default true); `std` for a normal initialisation with
+ * zero bias, as CLIP uses; `zero` for an all-zero layer.
+ */
+export function linearSpec(
+  inputs: number,
+  outputs: number,
+  options: { bias?: boolean; std?: number; zero?: boolean } = {},
+): Spec<Linear> {
+  const bound = defaultBound(inputs);
+  const { bias = true, std, zero } = options;
+  const weight = new ParamSpec(
+    [inputs, outputs],
+    "linear",
+    zero
+      ? { type: "zeros" }
+      : std === undefined
+      ? { type: "uniform", bound }
+      : { type: "normal", std },
+  );
+  if (!bias) return { weight } as Spec<Linear>;
+  return {
+    weight,
+    bias: new ParamSpec(
+      [outputs],
+      "plain",
+      zero || std !== undefined ? { type: "zeros" } : { type: "uniform", bound },
+    ),
+  } as Spec<Linear>;
+}
+
+/**
+ * Spec of a square convolution with PyTorch's default initialisation.
+ *
+ * @param inputs Input channels.
+ * @param outputs Output channels.
+ * @param kernel Kernel size.
+ * @param options `bias` (default true); `zero` for a zero convolution.
+ */
+export function convSpec(
+  inputs: number,
+  outputs: number,
+  kernel: number,
+  options: { bias?: boolean; zero?: boolean } = {},
+): Spec<Conv> {
+  const bound = defaultBound(inputs * kernel * kernel);
+  const { bias = true, zero } = options;
+  const init = zero
+    ? { type: "zeros" } as const
+    : { type: "uniform", bound } as const;
+  const weight = new ParamSpec(
+    [kernel, kernel, inputs, outputs],
+    "conv",
+    init,
+  );
+  if (!bias) return { weight } as Spec<Conv>;
+  return {
+    weight,
+    bias: new ParamSpec([outputs], "plain", init),
+  } as Spec<Conv>;
+}
+
+/** x [rows, in] · weight, plus every adapter, without bias. */
+function project(p: Linear, x: tf.Tensor2D, context?: Context): tf.Tensor2D {
+  let y: tf.Tensor2D = tf.matMul(x, p.weight);
+  for (const low of p.low ?? []) {
+    const product = tf.matMul(
+      tf.matMul(x, low.down as tf.Tensor2D),
+      low.up as tf.Tensor2D,
+    );
+    let added: tf.Tensor = low.scale === 1 ? product : product.mul(low.scale);
+    if (low.magnitude) {
+      // DoRA: m ∘ (x·(W + s·BA)) / ‖W + s·BA‖, as the difference to x·W.
+      const merged = p.weight.add(
+        tf.matMul(low.down as tf.Tensor2D, low.up as tf.Tensor2D).mul(
+          low.scale,
+        ),
+      );
+      const ratio = low.magnitude.div(merged.square().sum(0).sqrt());
+      added = tf.matMul(x, p.weight).add(added).mul(ratio).sub(
+        tf.matMul(x, p.weight),
+      );
+    }
+    if (context?.gate) added = context.gate(low, added);
+    y = tf.add(y, added);
+  }
+  return y;
+}
+
+/**
+ * The only place a projection happens: x · W + Σ scale · (x · down) · up + b.
+ *
+ * @param p Parameters.
+ * @param x [..., in].
+ * @param context Observers.
+ * @returns [..., out].
+ */
+export function linear<T extends tf.Tensor>(
+  p: Linear,
+  x: T,
+  context?: Context,
+): T {
+  context?.tap?.(p, x);
+  // Always 2-D: the gradient of a batched matMul with a shared right operand
+  // has the wrong shape in tfjs.
+  const rows = x.size / p.weight.shape[0];
+  const y = project(p, x.reshape([rows, p.weight.shape[0]]), context);
+  const out = p.bias ? y.add(p.bias) : y;
+  return out.reshape([...x.shape.slice(0, -1), p.weight.shape[1]]) as T;
+}
+
+/** Strides and padding of a convolution. */
+export interface ConvOptions {
+  /** @default 1 */
+  readonly stride?: number;
+  /** Zero padding: one number for all sides, or [[top, bottom], [left, right]].
+   * @default "same" for an odd kernel at stride 1 */
+  readonly pad?: number | readonly [
+    readonly [number, number],
+    readonly [number, number],
+  ];
+}
+
+/**
+ * A 2-D convolution, NHWC, with its LoCon adapters.
+ *
+ * @param p Parameters.
+ * @param x [b, h, w, in].
+ * @param options Stride and padding.
+ * @param context Observers.
+ * @returns [b, h', w', out].
+ */
+export function conv2d(
+  p: Conv,
+  x: tf.Tensor4D,
+  options: ConvOptions = {},
+  context?: Context,
+): tf.Tensor4D {
+  context?.tap?.(p, x);
+  const { stride = 1 } = options;
+  const pad = options.pad ?? Math.floor(p.weight.shape[0] / 2);
+  const sides: [[number, number], [number, number]] = typeof pad === "number"
+    ? [[pad, pad], [pad, pad]]
+    : [[...pad[0]], [...pad[1]]];
+  const run = (filter: tf.Tensor4D) =>
+    tf.conv2d(
+      x,
+      filter,
+      stride,
+      [[0, 0], ...sides, [0, 0]] as tf.backend_util.ExplicitPadding,
+    );
+  let y = run(p.weight);
+  for (const low of p.low ?? []) {
+    let added: tf.Tensor4D = tf.conv2d(
+      run(low.down as tf.Tensor4D),
+      low.up as tf.Tensor4D,
+      1,
+      "valid",
+    ).mul(low.scale);
+    if (low.magnitude) {
+      const merged = p.weight.add(convDelta(low));
+      const ratio = low.magnitude.div(merged.square().sum([0, 1, 2]).sqrt());
+      added = run(merged as tf.Tensor4D).mul(ratio).sub(run(p.weight));
+    }
+    y = y.add(context?.gate ? context.gate(low, added) : added);
+  }
+  return p.bias ? y.add(p.bias) : y;
+}
+
+/**
+ * The change of a convolution's weight by one adapter, scale · up ∘ down.
+ *
+ * @param low down [kh, kw, in, r], up [1, 1, r, out].
+ * @returns [kh, kw, in, out].
+ */
+export function convDelta(low: LowRank): tf.Tensor4D {
+  const [kh, kw, inputs, rank] = low.down.shape as [
+    number,
+    number,
+    number,
+    number,
+  ];
+  const outputs = low.up.shape[3] as number;
+  return tf.matMul(
+    low.down.reshape([kh * kw * inputs, rank]) as tf.Tensor2D,
+    low.up.reshape([rank, outputs]) as tf.Tensor2D,
+  ).mul(low.scale).reshape([kh, kw, inputs, outputs]);
+}

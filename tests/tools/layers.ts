@@ -1,0 +1,178 @@
+/**
+ * The rule of the house, checked on what the modules really import:
+ * imports in src only go down, mod.ts is for users, examples and notebooks are
+ * users.
+ *
+ * @module
+ */
+import { notebookCode } from "./notebook_check.ts";
+import { root, runDeno } from "./run_deno.ts";
+
+/** The rooms of src from the ground up; those on one floor are strangers. */
+export const floors: readonly (readonly string[])[] = [
+  ["core"],
+  ["io", "nn", "optim"],
+  ["models"],
+  ["diffusion"],
+  ["customize"],
+  ["fusion"],
+  ["evaluation", "micro"],
+  ["experiments"],
+  ["cli"],
+];
+
+/** One module importing another; paths relative to the repository. */
+export interface Import {
+  /** The module that imports. */
+  from: string;
+  /** The module that is imported. */
+  to: string;
+}
+
+/** Which imports break the rule, a sentence each; none if all is well. */
+export function violations(imports: readonly Import[]): string[] {
+  return imports.flatMap(({ from, to }) => {
+    const reason = forbidden(from, to);
+    return reason === undefined ? [] : [`${from} imports ${to}: ${reason}`];
+  }).sort();
+}
+
+function forbidden(from: string, to: string): string | undefined {
+  const [top, room] = from.split("/");
+  if (top === "examples" || top === "notebooks") {
+    if (to === "mod.ts" || to.startsWith(`${top}/`)) return undefined;
+    return `${top} may import only mod.ts, as a user would`;
+  }
+  if (top === "mod.ts") {
+    return to.startsWith("src/") ? undefined : "mod.ts may import only src";
+  }
+  if (top !== "src") return undefined;
+  if (!to.startsWith("src/")) return "src may import only src";
+  const floor = floorOf(room);
+  if (floor < 0) return `src/${room} is no room of the house`;
+  const target = to.split("/")[1];
+  const targetFloor = floorOf(target);
+  if (targetFloor < 0) return `src/${target} is no room of the house`;
+  if (target === room || targetFloor < floor) return undefined;
+  return targetFloor === floor
+    ? `${room} and ${target} are on the same floor`
+    : `${target} is above ${room}`;
+}
+
+function floorOf(room: string): number {
+  return floors.findIndex((rooms) => rooms.includes(room));
+}
+
+/**
+ * Every import, export-from, dynamic import, type import and worker URL
+ * between modules of src, examples, notebooks and mod.ts.
+ */
+export async function readImports(): Promise<Import[]> {
+  const files = (await Promise.all([
+    listFiles("src", ".ts"),
+    listFiles("examples", ".ts"),
+  ])).flat();
+  if (await exists("mod.ts")) files.push("mod.ts");
+  return [
+    ...await moduleImports(files),
+    ...await workerImports(files),
+    ...await notebookImports(await listFiles("notebooks", ".ipynb")),
+  ];
+}
+
+interface Dependency {
+  code?: { specifier?: string; error?: string };
+  type?: { specifier?: string };
+}
+
+async function moduleImports(files: string[]): Promise<Import[]> {
+  // One graph that holds all files, reachable from mod.ts or not.
+  const entry = await Deno.makeTempFile({ suffix: ".ts" });
+  const lines = files.map((file) => `import "file://${root}/${file}";`);
+  await Deno.writeTextFile(entry, lines.join("\n"));
+  try {
+    const { code, stdout, stderr } = await runDeno(
+      ["info", "--json", "--no-lock", "--config", `${root}/deno.json`, entry],
+    );
+    if (code !== 0) throw new Error(`Cannot read the module graph: ${stderr}`);
+    const modules: {
+      specifier: string;
+      error?: string;
+      dependencies?: Dependency[];
+    }[] = JSON.parse(stdout).modules;
+    const known = new Set(files);
+    return modules.flatMap(({ specifier, dependencies = [] }) => {
+      const from = local(specifier);
+      if (from === undefined || !known.has(from)) return [];
+      const targets = dependencies.flatMap(({ code, type }) =>
+        [code?.specifier, type?.specifier].flatMap((url) => local(url) ?? [])
+      );
+      return [...new Set(targets)].map((to) => ({ from, to }));
+    });
+  } finally {
+    await Deno.remove(entry);
+  }
+}
+
+/** Workers are started by URL, which the module graph does not follow. */
+async function workerImports(files: string[]): Promise<Import[]> {
+  const found = await Promise.all(files.map(async (from) => {
+    const text = await Deno.readTextFile(`${root}/${from}`);
+    const urls = text.matchAll(
+      /new URL\(\s*"(\.[^"]+\.ts)",\s*import\.meta\.url,?\s*\)/g,
+    );
+    return [...urls].flatMap(([, path]) => resolve(from, path) ?? []);
+  }));
+  return found.flat();
+}
+
+async function notebookImports(files: string[]): Promise<Import[]> {
+  const found = await Promise.all(files.map(async (from) => {
+    const text = await Deno.readTextFile(`${root}/${from}`);
+    const specifiers = notebookCode(text).flatMap((
+      { source },
+    ) => [
+      ...source.matchAll(/(?:\bfrom|\bimport)\s*\(?\s*["'](\.[^"']+)["']/g),
+    ]);
+    return specifiers.flatMap(([, path]) => resolve(from, path) ?? []);
+  }));
+  return found.flat();
+}
+
+function resolve(from: string, path: string): Import | undefined {
+  const to = local(new URL(path, `file://${root}/${from}`).href);
+  return to === undefined ? undefined : { from, to };
+}
+
+function local(url: string | undefined): string | undefined {
+  const prefix = `file://${root}/`;
+  return url?.startsWith(prefix) ? url.slice(prefix.length) : undefined;
+}
+
+async function exists(path: string): Promise<boolean> {
+  return await Deno.stat(`${root}/${path}`).then(() => true, () => false);
+}
+
+/** All files below a folder with an ending; none if there is no folder. */
+export async function listFiles(
+  folder: string,
+  ending: string,
+): Promise<string[]> {
+  if (!await exists(folder)) return [];
+  const files: string[] = [];
+  for await (const entry of Deno.readDir(`${root}/${folder}`)) {
+    const path = `${folder}/${entry.name}`;
+    if (entry.name.startsWith(".")) continue;
+    if (entry.isDirectory) files.push(...await listFiles(path, ending));
+    else if (path.endsWith(ending)) files.push(path);
+  }
+  return files.sort();
+}
+
+if (import.meta.main) {
+  const imports = await readImports();
+  const broken = violations(imports);
+  for (const line of broken) console.error(line);
+  console.log(`${imports.length} imports, ${broken.length} against the rule`);
+  Deno.exitCode = broken.length > 0 ? 1 : 0;
+}

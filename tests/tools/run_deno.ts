@@ -1,0 +1,53 @@
+/**
+ * Runs this same deno again, so that no `deno` needs to be on the PATH.
+ *
+ * @module
+ */
+
+/** The repository's folder, without a final slash. */
+export const root: string = new URL("../..", import.meta.url).pathname
+  .replace(/\/$/, "");
+
+/** How a command ended. */
+export interface Ended {
+  /** Its exit code. */
+  code: number;
+  /** Standard output, empty if it went to the terminal. */
+  stdout: string;
+  /** Standard error, empty if it went to the terminal. */
+  stderr: string;
+}
+
+/** Runs deno and returns what it wrote. */
+export async function runDeno(
+  args: readonly string[],
+  options: { cwd?: string; env?: Record<string, string> } = {},
+): Promise<Ended> {
+  const child = new Deno.Command(Deno.execPath(), {
+    args: [...args],
+    cwd: options.cwd ?? root,
+    env: { NO_COLOR: "1", ...options.env },
+    stdin: "null",
+    stdout: "piped",
+    stderr: "piped",
+  });
+  const { code, stdout, stderr } = await child.output();
+  const decoder = new TextDecoder();
+  return {
+    code,
+    stdout: decoder.decode(stdout),
+    stderr: decoder.decode(stderr),
+  };
+}
+
+/** Runs deno with the terminal as its own and returns the exit code. */
+export async function denoInTerminal(args: readonly string[]): Promise<number> {
+  const child = new Deno.Command(Deno.execPath(), {
+    args: [...args],
+    cwd: root,
+    stdin: "null",
+    stdout: "inherit",
+    stderr: "inherit",
+  });
+  return (await child.output()).code;
+}
