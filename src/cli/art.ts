@@ -4,6 +4,8 @@
  *
  * @module
  */
+// Inline, so that nobody who only uses the library fetches these packages.
+// deno-lint-ignore-file no-import-prefix
 import sharp from "npm:sharp@0.35.5";
 import emojiData from "npm:unicode-emoji-json@0.9.0/data-by-emoji.json" with {
   type: "json",
@@ -31,6 +33,7 @@ import noto from "npm:@iconify-json/noto@1.2.9/icons.json" with {
 };
 import { cannot } from "../core/errors.ts";
 import type { AtlasIndex, AtlasSprite } from "../micro/art.ts";
+import type { FrameIndex, FrameSet } from "../micro/concepts.ts";
 import { DESIGNS, IDENTITIES, NOUNS, WIDE_NOUNS } from "../micro/world.ts";
 
 /** One icon of an iconify set. */
@@ -151,6 +154,8 @@ async function drawStills(folder: URL): Promise<AtlasIndex> {
     const set = SETS[design.package];
     const cells: Uint8Array[] = [];
     for (const noun of nouns) {
+      // The animations are of the same hand: no look-alikes but copies.
+      if (noun.other && design.hand === "fluent") continue;
       const icon = namesOf(noun.codepoint).find((name) => set.icons[name]);
       if (icon === undefined) {
         absent.push(`${noun.word}/${design.word}`);
@@ -182,7 +187,10 @@ async function drawStills(folder: URL): Promise<AtlasIndex> {
     await Deno.writeFile(new URL(file, folder), await encodeAtlas(cells));
   }
   files.push("others.png");
-  await Deno.writeFile(new URL("others.png", folder), await encodeAtlas(others));
+  await Deno.writeFile(
+    new URL("others.png", folder),
+    await encodeAtlas(others),
+  );
   const missing = absent.filter((name) =>
     NOUNS.some((n) =>
       DESIGNS.slice(0, 2).some((d) => name === `${n.word}/${d.word}`)
@@ -201,6 +209,272 @@ async function drawStills(folder: URL): Promise<AtlasIndex> {
   };
 }
 
+/** The pinned packages of animated drawings. */
+const ANIMATIONS = [1, 2, 3, 4].map((part) => ({
+  package: `@lobehub/fluent-emoji-anim-${part}`,
+  version: "1.0.0",
+}));
+/** Frames kept of each block. */
+const FRAMES = 10;
+
+function existsSync(path: string): boolean {
+  try {
+    return Deno.statSync(path).isFile;
+  } catch {
+    return false;
+  }
+}
+
+/** The packages' files of the identities, fetched through the npm client. */
+async function fetchAnimations(
+  folder: string,
+): Promise<{ package: string; version: string; path: string }[]> {
+  const run = async (command: string, ...args: string[]): Promise<string> => {
+    const { success, stdout, stderr } = await new Deno.Command(command, {
+      args,
+      cwd: folder,
+    }).output();
+    const text = new TextDecoder();
+    if (!success) {
+      throw cannot("fetch art", `${command} to work`, text.decode(stderr));
+    }
+    return text.decode(stdout);
+  };
+  const wanted = new Set(
+    IDENTITIES.flatMap(({ codepoint }) =>
+      filesOf(codepoint).map((file) => `package/${file}`)
+    ),
+  );
+  const fetched = [];
+  for (const entry of ANIMATIONS) {
+    const packed = await run(
+      "npm",
+      "pack",
+      "--silent",
+      `${entry.package}@${entry.version}`,
+    );
+    const archive = packed.trim().split("\n").pop()!;
+    const path = `${folder}/${archive.replace(/\.tgz$/, "")}`;
+    await Deno.mkdir(path);
+    const files = (await run("tar", "tzf", archive)).split("\n")
+      .filter((file) => wanted.has(file));
+    if (files.length > 0) {
+      await run("tar", "xzf", archive, "-C", path, ...files);
+    }
+    await Deno.remove(`${folder}/${archive}`);
+    fetched.push({ ...entry, path: `${path}/package` });
+  }
+  return fetched;
+}
+
+/** File names an animation can have in its package. */
+function filesOf(codepoint: string): string[] {
+  return ["", "-fe0f"].map((variant) => `assets/${codepoint}${variant}.webp`);
+}
+
+/** Root mean square difference of two cells over mid grey, 0–255. */
+function cellDistance(a: Float32Array, b: Float32Array): number {
+  let sum = 0;
+  for (let i = 0; i < a.length; i++) sum += (a[i] - b[i]) ** 2;
+  return Math.sqrt(sum / a.length);
+}
+
+/** A cell over mid grey, and its mirror image. */
+function overGrey(cell: Uint8Array): [Float32Array, Float32Array] {
+  const plain = new Float32Array(CELL * CELL * 3);
+  const mirrored = new Float32Array(CELL * CELL * 3);
+  for (let y = 0; y < CELL; y++) {
+    for (let x = 0; x < CELL; x++) {
+      const from = (y * CELL + x) * 4;
+      const alpha = cell[from + 3] / 255;
+      for (let c = 0; c < 3; c++) {
+        const value = cell[from + c] * alpha + 128 * (1 - alpha);
+        plain[(y * CELL + x) * 3 + c] = value;
+        mirrored[(y * CELL + CELL - 1 - x) * 3 + c] = value;
+      }
+    }
+  }
+  return [plain, mirrored];
+}
+
+/**
+ * Cuts a loop into three blocks with gaps between, then drops the frames that
+ * look most like another block's (mirrored too) until `FRAMES` are left in
+ * each; tries every start and keeps the best separated cut.
+ */
+function separate(
+  cells: readonly Uint8Array[],
+): { sets: Record<FrameSet, number[]>; distance: number } {
+  const n = cells.length;
+  const grey = cells.map(overGrey);
+  const far = grey.map(([a]) =>
+    grey.map(([b, mirrored]) =>
+      Math.min(cellDistance(a, b), cellDistance(a, mirrored))
+    )
+  );
+  const gap = Math.max(2, Math.round(n * 0.05));
+  const length = Math.floor(n / 3) - gap;
+  let best: { blocks: number[][]; distance: number } | undefined;
+  for (let start = 0; start < n; start++) {
+    const blocks = [0, 1, 2].map((b) =>
+      Array.from(
+        { length },
+        (_, i) => (start + b * (length + gap) + i) % n,
+      )
+    );
+    for (;;) {
+      // The closest pair across blocks loses its frame from a fuller block.
+      let distance = Infinity, drop: [number, number] = [-1, -1];
+      blocks.forEach((block, b) =>
+        blocks.forEach((other, o) => {
+          if (o === b) return;
+          for (const f of block) {
+            for (const g of other) {
+              if (far[f][g] >= distance) continue;
+              distance = far[f][g];
+              const mine = block.length >= other.length;
+              drop = mine ? [b, f] : [o, g];
+            }
+          }
+        })
+      );
+      if (blocks[drop[0]].length <= FRAMES) {
+        const extra = blocks.findIndex((block) => block.length > FRAMES);
+        if (extra < 0) {
+          if (!best || distance > best.distance) {
+            best = { blocks: blocks.map((b) => [...b]), distance };
+          }
+          break;
+        }
+        drop = [extra, blocks[extra][blocks[extra].length >> 1]];
+      }
+      blocks[drop[0]].splice(blocks[drop[0]].indexOf(drop[1]), 1);
+    }
+  }
+  const [train, reference, clip] = best!.blocks;
+  return { sets: { train, reference, clip }, distance: best!.distance };
+}
+
+/** All frames of an animation, cropped alike and fitted into cells. */
+async function drawFrames(file: string): Promise<Uint8Array[]> {
+  const { pages = 1, pageHeight, width } = await sharp(file, {
+    animated: true,
+  }).metadata();
+  const strip = new Uint8Array(
+    await sharp(file, { animated: true }).ensureAlpha().raw().toBuffer(),
+  );
+  const height = pageHeight!, w = width!;
+  let left = w, right = 0, top = height, bottom = 0;
+  for (let page = 0; page < pages; page++) {
+    for (let y = 0; y < height; y++) {
+      for (let x = 0; x < w; x++) {
+        if (strip[((page * height + y) * w + x) * 4 + 3] < 16) continue;
+        left = Math.min(left, x), right = Math.max(right, x + 1);
+        top = Math.min(top, y), bottom = Math.max(bottom, y + 1);
+      }
+    }
+  }
+  const cells: Uint8Array[] = [];
+  for (let page = 0; page < pages; page++) {
+    const from = page * height * w * 4;
+    const frame = strip.subarray(from, from + height * w * 4);
+    const raw = await sharp(frame, { raw: { width: w, height, channels: 4 } })
+      .extract({ left, top, width: right - left, height: bottom - top })
+      .resize(CELL, CELL, { fit: "contain", background: "#00000000" })
+      .raw().toBuffer();
+    cells.push(new Uint8Array(raw));
+  }
+  return cells;
+}
+
+/** Draws the identities' frames into `frames-<split>.png`. */
+async function drawIdentities(
+  folder: URL,
+  scratch: string,
+): Promise<FrameIndex> {
+  const packages = await fetchAnimations(scratch);
+  const sprites: AtlasSprite[] = [];
+  const identities: FrameIndex["identities"][number][] = [];
+  for (const split of ["test", "development"] as const) {
+    const cells: Uint8Array[] = [];
+    const file = `frames-${split}.png`;
+    for (const identity of IDENTITIES.filter((i) => i.split === split)) {
+      const names = filesOf(identity.codepoint);
+      const found = packages.flatMap((entry) =>
+        names.filter((name) =>
+          existsSync(`${entry.path}/${name}`)
+        )
+          .map((icon) => ({ ...entry, icon }))
+      )[0];
+      if (!found) throw cannot("draw an identity", names.join(" or "), "none");
+      const { icon } = found;
+      const frames = await drawFrames(`${found.path}/${icon}`);
+      const { sets, distance } = separate(frames);
+      for (const [set, numbers] of Object.entries(sets)) {
+        numbers.forEach((frame, i) =>
+          sprites.push({
+            noun: identity.name,
+            design: `${set}-${i}`,
+            codepoint: identity.codepoint,
+            icon: `${icon}#${frame}`,
+            file,
+            cell: cells.push(frames[frame]) - 1,
+          })
+        );
+      }
+      identities.push({
+        name: identity.name,
+        package: found.package,
+        version: found.version,
+        license: "MIT",
+        frames: frames.length,
+        sets,
+        distance: Math.round(distance * 100) / 100,
+      });
+    }
+    await Deno.writeFile(new URL(file, folder), await encodeAtlas(cells));
+  }
+  return { cell: CELL, columns: COLUMNS, identities, sprites };
+}
+
+/** Who to thank for what, one entry a package. */
+function credits(
+  index: AtlasIndex,
+  frames: FrameIndex,
+): Record<string, unknown>[] {
+  const authors: Record<string, string> = {
+    noto: "Google LLC (Noto Emoji)",
+    "noto-v1": "Google LLC (Noto Emoji, 2017 and before)",
+    fxemoji: "Mozilla (FxEmojis)",
+    fluent: "Microsoft Corporation (Fluent Emoji)",
+  };
+  const icons = [...index.sprites, ...index.others];
+  return [
+    ...index.designs.map((design) => ({
+      package: design.package,
+      version: design.version,
+      license: design.license,
+      author: authors[design.hand],
+      icons: [
+        ...new Set(
+          icons.filter((i) => i.design === design.word).map((i) => i.icon),
+        ),
+      ].sort(),
+    })),
+    ...ANIMATIONS.map(({ package: name, version }) => ({
+      package: name,
+      version,
+      license: "MIT",
+      author: `${authors.fluent}, packaged by LobeHub`,
+      icons: frames.identities.filter((i) => i.package === name)
+        .map((i) =>
+          frames.sprites.find((sprite) => sprite.noun === i.name)!
+            .icon.split("#")[0]
+        ).sort(),
+    })).filter((entry) => entry.icons.length > 0),
+  ];
+}
+
 if (import.meta.main) {
   const folder = new URL("../../models/micro/art/", import.meta.url);
   await Deno.mkdir(folder, { recursive: true });
@@ -209,6 +483,20 @@ if (import.meta.main) {
     new URL("atlas.json", folder),
     JSON.stringify(index, null, 1) + "\n",
   );
+  const scratch = await Deno.makeTempDir({ prefix: "art-" });
+  const frames = await drawIdentities(folder, scratch)
+    .finally(() => Deno.remove(scratch, { recursive: true }));
+  await Deno.writeTextFile(
+    new URL("frames.json", folder),
+    JSON.stringify(frames, null, 1) + "\n",
+  );
+  await Deno.writeTextFile(
+    new URL("credits.json", folder),
+    JSON.stringify(credits(index, frames), null, 1) + "\n",
+  );
+  for (const { name, frames: n, distance } of frames.identities) {
+    console.log(`${name}: ${n} frames, sets at least ${distance} apart`);
+  }
   console.log(
     `drew ${index.sprites.length} sprites, ${index.others.length} others; ` +
       `absent: ${index.absent.join(", ")}`,

@@ -225,7 +225,7 @@ export function valueAndGrads<T>(
  * Runs a function in a `tf.tidy` and lets it return anything; what must
  * outlive it is kept by hand.
  */
-function ownedByCaller<T>(fn: () => T): T {
+export function ownedByCaller<T>(fn: () => T): T {
   let result: T | undefined;
   tf.tidy(() => {
     result = fn();

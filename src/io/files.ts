@@ -6,7 +6,6 @@
  *
  * @module
  */
-import type { ZodType } from "zod";
 import { cannot } from "../core/errors.ts";
 
 /** What {@link writeAtomic} accepts: text, bytes, or chunks of bytes in order. */
@@ -15,6 +14,17 @@ export type FileContent =
   | Uint8Array
   | Iterable<Uint8Array>
   | AsyncIterable<Uint8Array>;
+
+/** What checks a parsed document; every zod schema is one. */
+export interface Schema<T> {
+  /** The typed document, or what is wrong with it and where. */
+  safeParse(value: unknown): { success: true; data: T } | {
+    success: false;
+    error: {
+      issues: readonly { path: readonly PropertyKey[]; message: string }[];
+    };
+  };
+}
 
 /** The largest JSON file {@link readJson} reads, in bytes (256 MiB). */
 export const MAX_JSON_BYTES: number = 256 * 1024 * 1024;
@@ -220,12 +230,14 @@ export function parseJson(text: string, from: string): unknown {
  *
  * @example
  * ```ts
+ * import { z } from "zod";
+ *
  * const config = await readJson("unet/config.json", z.object({ act_fn: z.string() }));
  * ```
  */
 export async function readJson<T = unknown>(
   path: string | URL,
-  schema?: ZodType<T>,
+  schema?: Schema<T>,
 ): Promise<T> {
   const value = parseJson(await readText(path), pathOf(path));
   return schema ? checkJson(value, schema, pathOf(path)) : value as T;
@@ -234,7 +246,7 @@ export async function readJson<T = unknown>(
 /** Checks a parsed document against a zod schema and returns it typed. */
 export function checkJson<T>(
   value: unknown,
-  schema: ZodType<T>,
+  schema: Schema<T>,
   from: string,
 ): T {
   const result = schema.safeParse(value);

@@ -40,7 +40,9 @@ export const DTYPE_BYTES: Readonly<Record<DType, number>> = {
 
 /** A tensor as it lies on disk: row-major, little-endian bytes. */
 export interface RawTensor {
+  /** Type of the elements. */
   dtype: DType;
+  /** Sizes of the dimensions, `[]` for a scalar. */
   shape: number[];
   /** Little-endian bytes, product(shape) × bytes of the dtype. */
   data: Uint8Array;
@@ -48,7 +50,9 @@ export interface RawTensor {
 
 /** A tensor whose bytes are made only when they are written. */
 export interface LazyTensor {
+  /** Type of the elements. */
   dtype: DType;
+  /** Sizes of the dimensions, `[]` for a scalar. */
   shape: number[];
   /** Makes the little-endian bytes; called once, in the order of the file. */
   load: () => Uint8Array | Promise<Uint8Array>;
@@ -56,9 +60,13 @@ export interface LazyTensor {
 
 /** Where one tensor lies: `[begin, end)` in bytes after the header. */
 export interface TensorEntry {
+  /** Type of the elements. */
   dtype: DType;
+  /** Sizes of the dimensions, `[]` for a scalar. */
   shape: number[];
+  /** First byte, counted from the end of the header. */
   begin: number;
+  /** The byte after the last. */
   end: number;
 }
 

@@ -152,7 +152,11 @@ export async function loadArt(folder: URL = ART_FOLDER): Promise<Art> {
  * @returns `[size, size, 4]`; not to be written to.
  * @throws If the art has no such sprite.
  */
-export function scaledSprite(art: Art, key: string, size: number): Float32Array {
+export function scaledSprite(
+  art: Art,
+  key: string,
+  size: number,
+): Float32Array {
   const name = `${key}@${size}`;
   const cached = art.scaled.get(name);
   if (cached) return cached;

@@ -1,4 +1,4 @@
-import { type Stream } from "../core/random.ts";
+import type { Stream } from "../core/random.ts";
 
 /** Paints a square of `side` pixels: RGB floats in 0–255. */
 export type Painter = (out: Float32Array, side: number, draw: Stream) => void;
@@ -81,7 +81,11 @@ const sand: Painter = (out, side, draw) => {
     return blend([240, 214, 150], [212, 178, 108], 0.5 + 0.5 * wave);
   });
   for (let i = 0; i < 10; i++) {
-    disc(out, side, draw.integer(side), draw.integer(side), 0.8, [176, 140, 84]);
+    disc(out, side, draw.integer(side), draw.integer(side), 0.8, [
+      176,
+      140,
+      84,
+    ]);
   }
 };
 
@@ -93,7 +97,11 @@ const snow: Painter = (out, side, draw) => {
     return blend([250, 252, 255], [222, 232, 246], (y - hill) / side * 1.6);
   });
   for (let i = 0; i < 22; i++) {
-    disc(out, side, draw.integer(side), draw.integer(side), 1.2, [255, 255, 255]);
+    disc(out, side, draw.integer(side), draw.integer(side), 1.2, [
+      255,
+      255,
+      255,
+    ]);
   }
 };
 

@@ -49,6 +49,8 @@ export interface CaptionOptions {
   readonly classShare?: number;
   /** Chance that the style word is said. @default 0.4 */
   readonly styleShare?: number;
+  /** Captions never to give: evaluation prompts, which training must not see. */
+  readonly exclude?: ReadonlySet<string>;
 }
 
 const pick = <T>(items: readonly T[], draw: Stream): T =>
@@ -157,6 +159,22 @@ export function captionScene(
   scene: Scene,
   draw: Stream,
   options: CaptionOptions = {},
+): string {
+  for (let attempt = 0; attempt < 1000; attempt++) {
+    const caption = drawCaption(scene, draw, options);
+    if (!options.exclude?.has(caption)) return caption;
+  }
+  throw cannot(
+    "caption a scene",
+    "a caption that is not excluded",
+    "none in 1,000 draws",
+  );
+}
+
+function drawCaption(
+  scene: Scene,
+  draw: Stream,
+  options: CaptionOptions,
 ): string {
   const opening = pick(OPENINGS, draw);
   const saysWhere = draw.uniform() < 0.85;

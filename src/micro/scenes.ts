@@ -133,6 +133,9 @@ export function sampleScene(
     const others = world.nouns.filter((noun) => noun.word !== objects[0]?.noun);
     const noun = pick(others, draw);
     const designs = world.designs.filter((d) => exists(noun.word, d.word));
+    if (designs.length === 0) {
+      throw cannot("draw a scene", `art of "${noun.word}"`, "no design of it");
+    }
     const design = pick(designs, draw).word;
     const tinted = draw.uniform() < world.tinted;
     const color = pick(world.colors, draw).word;
@@ -252,7 +255,11 @@ function paste(
   mask: Float32Array | null,
 ): void {
   const { scale } = object;
-  const sprite = scaledSprite(art, spriteKey(object.noun, object.design), scale);
+  const sprite = scaledSprite(
+    art,
+    spriteKey(object.noun, object.design),
+    scale,
+  );
   const left = Math.round(object.x - scale / 2);
   const top = Math.round(object.y - scale / 2);
   const tint = object.color === null
@@ -267,8 +274,8 @@ function paste(
     for (let column = 0; column < scale; column++) {
       const x = left + column;
       if (x < 0 || x >= side) continue;
-      const from =
-        (row * scale + (object.flip ? scale - 1 - column : column)) * 4;
+      const from = (row * scale + (object.flip ? scale - 1 - column : column)) *
+        4;
       const alpha = sprite[from + 3];
       if (alpha <= 0) continue;
       if (mask) mask[y * side + x] = Math.max(mask[y * side + x], alpha);

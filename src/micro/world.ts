@@ -18,6 +18,8 @@ export interface Design {
   readonly version: string;
   /** SPDX identifier of the drawings' licence. */
   readonly license: string;
+  /** Who drew them: designs of one hand share their outlines. */
+  readonly hand: "noto" | "fluent" | "noto-v1" | "fxemoji";
 }
 
 /** A hue that objects can be tinted with. */
@@ -123,7 +125,7 @@ export const WIDE_NOUNS: readonly Noun[] = [
   noun("fish", "animal", "1f41f"),
   noun("eagle", "bird", "1f985"),
   noun("bus", "vehicle", "1f68c"),
-  noun("plane", "vehicle", "2708"),
+  noun("train", "vehicle", "1f682"),
   noun("pizza", "food", "1f355"),
   noun("donut", "food", "1f369"),
   noun("tree", "plant", "1f333"),
@@ -139,30 +141,35 @@ export const DESIGNS: readonly Design[] = [
     package: "@iconify-json/noto",
     version: "1.2.9",
     license: "Apache-2.0",
+    hand: "noto",
   },
   {
     word: "glossy",
     package: "@iconify-json/fluent-emoji",
     version: "1.2.7",
     license: "MIT",
+    hand: "fluent",
   },
   {
     word: "flat",
     package: "@iconify-json/fluent-emoji-flat",
     version: "1.2.6",
     license: "MIT",
+    hand: "fluent",
   },
   {
     word: "retro",
     package: "@iconify-json/noto-v1",
     version: "1.2.5",
     license: "Apache-2.0",
+    hand: "noto-v1",
   },
   {
     word: "plain",
     package: "@iconify-json/fxemoji",
     version: "1.2.2",
     license: "Apache-2.0",
+    hand: "fxemoji",
   },
 ];
 
@@ -241,11 +248,11 @@ export const IDENTITIES: readonly Identity[] = [
   identity("pip", "animal", "1f430"), // rabbit
   identity("kiki", "bird", "1f99c"), // parrot
   identity("pogo", "bird", "1f427"), // penguin
-  identity("chug", "vehicle", "1f682"), // locomotive
+  identity("aero", "vehicle", "2708"), // airplane
   identity("zorp", "vehicle", "1f6f8"), // flying saucer
   identity("whir", "vehicle", "1f681"), // helicopter
   identity("jin", "person", "1f9de", "development"), // genie
   identity("bobo", "animal", "1f43b", "development"), // bear
   identity("fifi", "bird", "1f9a9", "development"), // flamingo
-  identity("dash", "vehicle", "1f691", "development"), // ambulance
+  identity("dash", "vehicle", "1f693", "development"), // police car
 ];

@@ -6,7 +6,7 @@
  * @module
  */
 import { notebookCode } from "./notebook_check.ts";
-import { root, runDeno } from "./run_deno.ts";
+import { exists, listFiles, root, runDeno } from "./repository.ts";
 
 /** The rooms of src from the ground up; those on one floor are strangers. */
 export const floors: readonly (readonly string[])[] = [
@@ -81,6 +81,7 @@ export async function readImports(): Promise<Import[]> {
 }
 
 interface Dependency {
+  specifier: string;
   code?: { specifier?: string; error?: string };
   type?: { specifier?: string };
 }
@@ -104,9 +105,11 @@ async function moduleImports(files: string[]): Promise<Import[]> {
     return modules.flatMap(({ specifier, dependencies = [] }) => {
       const from = local(specifier);
       if (from === undefined || !known.has(from)) return [];
-      const targets = dependencies.flatMap(({ code, type }) =>
-        [code?.specifier, type?.specifier].flatMap((url) => local(url) ?? [])
-      );
+      const targets = dependencies
+        // Packages, though their stand-ins may lie in this repository.
+        .filter(({ specifier }) => !specifier.startsWith("@std/"))
+        .flatMap(({ code, type }) => [code?.specifier, type?.specifier])
+        .flatMap((url) => local(url) ?? []);
       return [...new Set(targets)].map((to) => ({ from, to }));
     });
   } finally {
@@ -147,26 +150,6 @@ function resolve(from: string, path: string): Import | undefined {
 function local(url: string | undefined): string | undefined {
   const prefix = `file://${root}/`;
   return url?.startsWith(prefix) ? url.slice(prefix.length) : undefined;
-}
-
-async function exists(path: string): Promise<boolean> {
-  return await Deno.stat(`${root}/${path}`).then(() => true, () => false);
-}
-
-/** All files below a folder with an ending; none if there is no folder. */
-export async function listFiles(
-  folder: string,
-  ending: string,
-): Promise<string[]> {
-  if (!await exists(folder)) return [];
-  const files: string[] = [];
-  for await (const entry of Deno.readDir(`${root}/${folder}`)) {
-    const path = `${folder}/${entry.name}`;
-    if (entry.name.startsWith(".")) continue;
-    if (entry.isDirectory) files.push(...await listFiles(path, ending));
-    else if (path.endsWith(ending)) files.push(path);
-  }
-  return files.sort();
 }
 
 if (import.meta.main) {

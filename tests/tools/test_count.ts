@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { denoInTerminal } from "./run_deno.ts";
+import { denoInTerminal } from "./repository.ts";
 
 /** How many tests ended how; the steps of a test are not counted. */
 export interface Counts {

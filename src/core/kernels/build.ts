@@ -41,6 +41,8 @@ export async function compile(source: string): Promise<Uint8Array> {
     "stub",
     "--enable",
     "simd",
+    "--enable",
+    "relaxed-simd",
   ], {
     // The extension .as keeps TypeScript's own tools away from the file.
     readFile: (name) => name === "simd.ts" ? source : null,

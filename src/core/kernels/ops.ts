@@ -20,7 +20,18 @@ import {
   genericLinear,
   genericQuickGelu,
   genericSilu,
+  genericUpsample,
 } from "./generic.ts";
+import {
+  wasmActivation,
+  wasmAdamw,
+  wasmAttention,
+  wasmGeglu,
+  wasmGroupNorm,
+  wasmLayerNorm,
+  wasmUpsample,
+} from "./fused.ts";
+import { kernelsRegistered } from "./register.ts";
 
 /** Options of {@linkcode groupNorm}. */
 export interface GroupNormOptions {
@@ -86,7 +97,7 @@ const SCORE_BYTES = 64 * 2 ** 20;
  * @returns The same shape.
  */
 export function silu<T extends tf.Tensor>(x: T): T {
-  return genericSilu(x);
+  return fast(x) ? wasmActivation(x, "silu") : genericSilu(x);
 }
 
 /**
@@ -96,7 +107,7 @@ export function silu<T extends tf.Tensor>(x: T): T {
  * @returns The same shape.
  */
 export function geluExact<T extends tf.Tensor>(x: T): T {
-  return genericGelu(x);
+  return fast(x) ? wasmActivation(x, "gelu") : genericGelu(x);
 }
 
 /**
@@ -106,7 +117,7 @@ export function geluExact<T extends tf.Tensor>(x: T): T {
  * @returns The same shape.
  */
 export function quickGelu<T extends tf.Tensor>(x: T): T {
-  return genericQuickGelu(x);
+  return fast(x) ? wasmActivation(x, "quickGelu") : genericQuickGelu(x);
 }
 
 /**
@@ -122,7 +133,7 @@ export function geglu<T extends tf.Tensor>(x: T): T {
   if (x.rank < 1 || c % 2 !== 0) {
     throw cannot("apply geglu", "an even last axis", x.shape);
   }
-  return genericGeglu(x);
+  return fast(x) ? wasmGeglu(x) : genericGeglu(x);
 }
 
 /**
@@ -143,7 +154,9 @@ export function layerNorm<T extends tf.Tensor>(
 ): T {
   const c = x.shape[x.rank - 1];
   checkAffine("apply layerNorm", c, gamma, beta);
-  return genericLayerNorm(x, gamma, beta, eps);
+  return fast(x, gamma, beta)
+    ? wasmLayerNorm(x, gamma, beta, eps)
+    : genericLayerNorm(x, gamma, beta, eps);
 }
 
 /**
@@ -178,7 +191,10 @@ export function groupNorm<T extends tf.Tensor>(
     );
   }
   checkAffine("apply groupNorm", c, gamma, beta);
-  return genericGroupNorm(x, groups, gamma, beta, eps, options.silu ?? false);
+  const withSilu = options.silu ?? false;
+  return fast(x, gamma, beta)
+    ? wasmGroupNorm(x, groups, gamma, beta, eps, withSilu)
+    : genericGroupNorm(x, groups, gamma, beta, eps, withSilu);
 }
 
 /**
@@ -243,6 +259,9 @@ export function attention(
     throw cannot(what, `a mask [${n}, ${m}]`, mask.shape);
   }
   const scale = options.scale ?? 1 / Math.sqrt(c / heads);
+  if (m > 0 && fast(q, k, v, ...(mask ? [mask] : []))) {
+    return wasmAttention(q, k, v, heads, scale, mask, causal ?? false);
+  }
   const rowBytes = Math.max(4 * b * heads * m, 1);
   const chunk = Math.max(
     1,
@@ -261,7 +280,7 @@ export function attention(
  * @returns `[b, 2h, 2w, c]`.
  */
 export function upsampleNearest2x(x: tf.Tensor4D): tf.Tensor4D {
-  return tf.image.resizeNearestNeighbor(x, [x.shape[1] * 2, x.shape[2] * 2]);
+  return fast(x) ? wasmUpsample(x) : genericUpsample(x);
 }
 
 /**
@@ -283,7 +302,24 @@ export function adamwUpdate<T extends tf.Tensor>(
   v: T,
   options: AdamwOptions,
 ): [T, T, T] {
-  return genericAdamw(param, grad, m, v, options);
+  if (!fast(param, grad, m, v)) {
+    return genericAdamw(param, grad, m, v, options);
+  }
+  const { lr, beta1, beta2, eps, weightDecay, step } = options;
+  return wasmAdamw([param, grad, m, v], {
+    beta1,
+    beta2,
+    eps,
+    rate: lr / (1 - beta1 ** step),
+    root: 1 / Math.sqrt(1 - beta2 ** step),
+    keep: 1 - lr * weightDecay,
+  });
+}
+
+/** Whether our own wasm kernels can take these tensors. */
+function fast(...tensors: tf.Tensor[]): boolean {
+  return tf.getBackend() === "wasm" && kernelsRegistered() &&
+    tensors.every((t) => t.dtype === "float32");
 }
 
 function causalMask(n: number, m: number, mask?: tf.Tensor2D): tf.Tensor2D {

@@ -8,7 +8,14 @@
  * @module
  */
 import * as tf from "@tensorflow/tfjs";
-import { address, simdFor, type WasmBackend, withScratch } from "./simd.ts";
+import { registerFused, unregisterFused } from "./fused.ts";
+import {
+  address,
+  simdFor,
+  simdSupported,
+  type WasmBackend,
+  withScratch,
+} from "./simd.ts";
 
 /** What a kernel is called with. */
 interface KernelCall {
@@ -22,9 +29,12 @@ type Kernel = (call: KernelCall) => tf.TensorInfo;
 const stock = new Map<string, tf.KernelConfig>();
 let registered = false;
 
-/** Registers this library's wasm kernels; calling it again does nothing. */
+/**
+ * Registers this library's wasm kernels; calling it again does nothing. So
+ * does calling it where relaxed SIMD is missing: stock tfjs goes on working.
+ */
 export function registerKernels(): void {
-  if (registered) return;
+  if (registered || !simdSupported()) return;
   registered = true;
   replace("BatchMatMul", batchMatMul);
   replace("_FusedMatMul", fusedMatMul);
@@ -32,6 +42,9 @@ export function registerKernels(): void {
   replace("FusedConv2D", fusedConv2D);
   replace("Conv2DBackpropInput", conv2DBackpropInput);
   replace("Conv2DBackpropFilter", conv2DBackpropFilter);
+  replace("Sum", sum);
+  replace("Mean", mean);
+  registerFused();
 }
 
 /** Gives tfjs its own wasm kernels back: for comparisons only. */
@@ -42,9 +55,9 @@ export function unregisterKernels(): void {
     tf.unregisterKernel(name, "wasm");
     tf.registerKernel(config);
   }
-  if (!stock.has("Conv2DBackpropFilter")) {
-    tf.unregisterKernel("Conv2DBackpropFilter", "wasm");
-  }
+  // Stock tfjs has none.
+  tf.unregisterKernel("Conv2DBackpropFilter", "wasm");
+  unregisterFused();
 }
 
 /** Whether {@linkcode registerKernels} is in force. */
@@ -384,4 +397,44 @@ function conv2DBackpropFilter(call: KernelCall): tf.TensorInfo {
       s,
     ));
   return out;
+}
+
+/**
+ * Sum over neighbouring axes: the gradient of every bias and of every
+ * broadcast, for which tfjs transposes the whole tensor first.
+ */
+function reduce(call: KernelCall, mean: boolean): tf.TensorInfo | undefined {
+  const { inputs: { x }, backend, attrs } = call;
+  if (x.dtype !== "float32") return undefined;
+  const axes = tf.util.parseAxisParam(attrs.axis as number[], x.shape)
+    .sort((a, b) => a - b);
+  if (axes.length === 0) return undefined;
+  const [first, last] = [axes[0], axes[axes.length - 1]];
+  if (last - first + 1 !== axes.length) return undefined;
+  const outer = product(x.shape.slice(0, first));
+  const n = product(x.shape.slice(first, last + 1));
+  const inner = product(x.shape.slice(last + 1));
+  const kept = x.shape.flatMap((d, i) =>
+    axes.includes(i) ? (attrs.keepDims ? [1] : []) : [d]
+  );
+  const out = backend.makeOutput(kept, "float32");
+  if (outer * inner > 0) {
+    simdFor(backend).sumMiddle(
+      address(backend, x),
+      outer,
+      n,
+      inner,
+      mean ? 1 / n : 1,
+      address(backend, out),
+    );
+  }
+  return out;
+}
+
+function sum(call: KernelCall): tf.TensorInfo {
+  return reduce(call, false) ?? callStock("Sum", call);
+}
+
+function mean(call: KernelCall): tf.TensorInfo {
+  return reduce(call, true) ?? callStock("Mean", call);
 }

@@ -3,7 +3,7 @@
  *
  * @module
  */
-import * as tf from "@tensorflow/tfjs";
+import type * as tf from "@tensorflow/tfjs";
 import { decodeBase64 } from "./base64.ts";
 import { SIMD_WASM } from "./simd_wasm.ts";
 
@@ -16,7 +16,9 @@ export type SimdExports =
     | "gemmScratch"
     | "convScratch"
     | "convInputStridedScratch"
-    | "convFilterScratch",
+    | "convFilterScratch"
+    | "groupNormScratch"
+    | "attentionScratch",
     (...sizes: number[]) => number
   >
   & Record<SimdProcedure, (...args: number[]) => void>;
@@ -28,7 +30,21 @@ export type SimdProcedure =
   | "zero"
   | "conv2d"
   | "conv2dInputStrided"
-  | "conv2dFilter";
+  | "conv2dFilter"
+  | "activation"
+  | "activationGrad"
+  | "geglu"
+  | "gegluGrad"
+  | "sumMiddle"
+  | "groupNorm"
+  | "groupNormGrad"
+  | "layerNorm"
+  | "layerNormGrad"
+  | "attention"
+  | "attentionGrad"
+  | "upsample"
+  | "upsampleGrad"
+  | "adamw";
 
 /** What this library uses of tfjs's wasm backend. */
 export interface WasmBackend {
@@ -44,6 +60,11 @@ export interface WasmBackend {
   makeOutput(shape: number[], dtype: string): tf.TensorInfo;
   /** Frees a tensor's data. */
   disposeData(id: object, force?: boolean): boolean;
+}
+
+/** Whether this runtime has the instructions the module needs. */
+export function simdSupported(): boolean {
+  return WebAssembly.validate(decodeBase64(SIMD_WASM));
 }
 
 let instance: { backend: WasmBackend; exports: SimdExports } | undefined;

@@ -1,5 +1,6 @@
 /**
- * Runs this same deno again, so that no `deno` needs to be on the PATH.
+ * What the developer tools share: the repository's files, and this same deno run
+ * again, so that no `deno` needs to be on the PATH.
  *
  * @module
  */
@@ -50,4 +51,25 @@ export async function denoInTerminal(args: readonly string[]): Promise<number> {
     stderr: "inherit",
   });
   return (await child.output()).code;
+}
+
+/** Whether the repository has this file or folder. */
+export async function exists(path: string): Promise<boolean> {
+  return await Deno.stat(`${root}/${path}`).then(() => true, () => false);
+}
+
+/** All files below a folder with an ending; none if there is no folder. */
+export async function listFiles(
+  folder: string,
+  ending: string,
+): Promise<string[]> {
+  if (!await exists(folder)) return [];
+  const files: string[] = [];
+  for await (const entry of Deno.readDir(`${root}/${folder}`)) {
+    if (entry.name.startsWith(".")) continue;
+    const path = folder === "." ? entry.name : `${folder}/${entry.name}`;
+    if (entry.isDirectory) files.push(...await listFiles(path, ending));
+    else if (path.endsWith(ending)) files.push(path);
+  }
+  return files.sort();
 }

@@ -1,0 +1,331 @@
+/**
+ * A pool of Deno Workers for pure jobs, each worker with its own tfjs.
+ *
+ * Threads of tfjs's wasm backend do not start under Deno, so a second core is
+ * used by a second worker: data-parallel steps, clients side by side, images
+ * sampled side by side. A job's result may not depend on which worker runs it,
+ * so the number of workers never changes a result.
+ *
+ * @module
+ */
+import { cannot } from "./errors.ts";
+
+/** What a worker's functions get besides the job. */
+export interface JobContext<Event = unknown> {
+  /** Number of this worker, from 0: for messages, not for results. */
+  readonly worker: number;
+  /** Sends an event to the host's `onEvent`. */
+  emit(event: Event): void;
+}
+
+/**
+ * Functions a worker offers, by name. `init`, if there is one, is called once
+ * with the pool's `init` value before any job.
+ */
+// deno-lint-ignore no-explicit-any
+export type Handlers = Record<string, (job: any, context: any) => unknown>;
+
+/** The job a handler takes. */
+export type JobOf<H extends Handlers, K extends keyof H> = Parameters<H[K]>[0];
+
+/** What a handler gives, as it arrives at the host. */
+export type ResultOf<H extends Handlers, K extends keyof H> =
+  Awaited<ReturnType<H[K]>> extends infer R ? R extends Moved<infer T> ? T : R
+    : never;
+
+/** Options of {@linkcode createPool}. */
+export interface PoolOptions<H extends Handlers, Event> {
+  /** Number of workers, at least 1. */
+  workers: number;
+  /** The worker's module, `new URL("./x_worker.ts", import.meta.url)`. */
+  module: URL;
+  /** Posted to every worker's `init`: plain data. */
+  init?: H extends { init: (job: infer I, ...rest: never[]) => unknown } ? I
+    : undefined;
+  /** Called with what workers {@linkcode JobContext.emit}. */
+  onEvent?: (event: Event, worker: number) => void;
+}
+
+/** Options of one job. */
+export interface JobOptions {
+  /** Buffers to hand over instead of copying; unusable here afterwards. */
+  transfer?: Transferable[];
+}
+
+/** Running workers; see {@linkcode createPool}. */
+export interface Pool<H extends Handlers> extends Disposable {
+  /** Number of workers. */
+  readonly workers: number;
+  /** Runs one job on the next free worker. */
+  run<K extends keyof H & string>(
+    name: K,
+    job: JobOf<H, K>,
+    options?: JobOptions,
+  ): Promise<ResultOf<H, K>>;
+  /**
+   * Runs jobs on all workers; results in the order of the jobs. The first
+   * error rejects, and jobs not yet started are dropped.
+   */
+  map<K extends keyof H & string>(
+    name: K,
+    jobs: readonly JobOf<H, K>[],
+  ): Promise<ResultOf<H, K>[]>;
+  /** Runs the same job once on every worker, to change what it holds. */
+  each<K extends keyof H & string>(
+    name: K,
+    job: JobOf<H, K>,
+  ): Promise<ResultOf<H, K>[]>;
+  /** Ends all workers; unfinished jobs reject. Again does nothing. */
+  close(): void;
+}
+
+/** A result whose buffers move to the host; made by {@linkcode moved}. */
+export class Moved<T> {
+  /** The result. */
+  readonly value: T;
+  /** Buffers inside it that are handed over. */
+  readonly buffers: Transferable[];
+
+  /** Wraps a result. */
+  constructor(value: T, buffers: Transferable[]) {
+    this.value = value;
+    this.buffers = buffers;
+  }
+}
+
+/**
+ * Marks buffers of a worker's result as handed over, not copied.
+ *
+ * @param value The result.
+ * @param buffers `ArrayBuffer`s inside it; the worker loses them.
+ */
+export function moved<T>(value: T, buffers: Transferable[]): Moved<T> {
+  return new Moved(value, buffers);
+}
+
+/**
+ * How many workers to start: no more than the machine has processors.
+ *
+ * @param requested Wish; all processors when left out.
+ * @returns At least 1.
+ * @throws If the wish is not a positive integer.
+ */
+export function hardwareWorkers(requested?: number): number {
+  const all = Math.max(1, navigator.hardwareConcurrency || 1);
+  if (requested === undefined) return all;
+  if (!Number.isInteger(requested) || requested < 1) {
+    throw cannot("start workers", "a positive integer", requested);
+  }
+  return Math.min(requested, all);
+}
+
+/** Host to worker. */
+type Request = {
+  id: number;
+  name: string;
+  job: unknown;
+  worker: number;
+};
+
+/** Worker to host. */
+type Reply =
+  | { id: number; result: unknown }
+  | { id: number; error: { name: string; message: string; stack?: string } }
+  | { event: unknown };
+
+interface Task {
+  name: string;
+  job: unknown;
+  transfer: Transferable[];
+  /** Only this worker may take it. */
+  only?: number;
+  resolve(result: unknown): void;
+  reject(error: Error): void;
+}
+
+/**
+ * Starts workers and waits until each has finished its `init`.
+ *
+ * @param options Number, module, initial data, event callback.
+ * @returns The pool; `close` it, or declare it with `using`.
+ * @throws If the number is not a positive integer, the module does not load,
+ * or `init` throws; the error has the worker's stack.
+ *
+ * @example
+ * ```ts
+ * // double_worker.ts: const handlers = { double: (x: number) => 2 * x };
+ * // serve(handlers); export type Handlers = typeof handlers;
+ * using pool = await createPool<Handlers>({
+ *   workers: hardwareWorkers(),
+ *   module: new URL("./double_worker.ts", import.meta.url),
+ * });
+ * await pool.map("double", [1, 2, 3]); // [2, 4, 6]
+ * ```
+ */
+export async function createPool<H extends Handlers, Event = unknown>(
+  options: PoolOptions<H, Event>,
+): Promise<Pool<H>> {
+  const { workers: count, module, init, onEvent } = options;
+  if (!Number.isInteger(count) || count < 1) {
+    throw cannot("create a worker pool", "a positive number of workers", count);
+  }
+  const queue: Task[] = [];
+  const running: (Task | undefined)[] = new Array(count).fill(undefined);
+  let failed: Error | undefined;
+  let ids = 0;
+
+  const fail = (error: Error) => {
+    failed ??= error;
+    for (const worker of workers) worker.terminate();
+    for (const task of [...running, ...queue.splice(0)]) task?.reject(failed);
+    running.fill(undefined);
+  };
+
+  const feed = () => {
+    for (let i = 0; i < count && queue.length > 0; i++) {
+      if (running[i]) continue;
+      const at = queue.findIndex((task) =>
+        task.only === undefined || task.only === i
+      );
+      if (at < 0) continue;
+      const [task] = queue.splice(at, 1);
+      const { name, job, transfer } = task;
+      try {
+        workers[i].postMessage(
+          { id: ids++, name, job, worker: i } satisfies Request,
+          transfer,
+        );
+        running[i] = task;
+      } catch (error) {
+        // Not clonable: the job's fault, not the worker's.
+        task.reject(error as Error);
+        i--;
+      }
+    }
+  };
+
+  const workers = Array.from({ length: count }, (_, i) => {
+    const worker = new Worker(module, { type: "module", name: `worker ${i}` });
+    worker.onmessage = ({ data }: MessageEvent<Reply>) => {
+      if ("event" in data) return onEvent?.(data.event as Event, i);
+      const task = running[i];
+      running[i] = undefined;
+      if ("error" in data) task?.reject(revive(data.error, i));
+      else task?.resolve(data.result);
+      feed();
+    };
+    worker.onerror = (event) => {
+      // Otherwise it would end the whole program.
+      event.preventDefault();
+      fail(new Error(`Worker ${i} (${module}) stopped: ${event.message}`));
+    };
+    worker.onmessageerror = () =>
+      fail(new Error(`Worker ${i} (${module}) sent what cannot be copied`));
+    return worker;
+  });
+
+  const submit = (
+    name: string,
+    job: unknown,
+    transfer: Transferable[] = [],
+    only?: number,
+  ): Promise<unknown> =>
+    new Promise((resolve, reject) => {
+      if (failed) return reject(failed);
+      queue.push({ name, job, transfer, only, resolve, reject });
+      feed();
+    });
+
+  const pool: Pool<H> = {
+    workers: count,
+    run: (name, job, { transfer } = {}) =>
+      submit(name, job, transfer) as Promise<never>,
+    async map(name, jobs) {
+      const mine = new Set<Task>();
+      const results = jobs.map((job) => {
+        const result = submit(name, job);
+        const task = queue.at(-1);
+        if (task?.job === job) mine.add(task);
+        return result;
+      });
+      try {
+        return await Promise.all(results) as never;
+      } catch (error) {
+        for (let i = queue.length - 1; i >= 0; i--) {
+          if (mine.has(queue[i])) queue.splice(i, 1);
+        }
+        throw error;
+      }
+    },
+    each: (name, job) =>
+      Promise.all(
+        workers.map((_, i) => submit(name, job, [], i)),
+      ) as Promise<never>,
+    close() {
+      fail(new Error("The worker pool was closed before the job was done"));
+    },
+    [Symbol.dispose]() {
+      this.close();
+    },
+  };
+  try {
+    await Promise.all(workers.map((_, i) => submit("init", init, [], i)));
+  } catch (error) {
+    pool.close();
+    throw error;
+  }
+  return pool;
+}
+
+function revive(
+  error: { name: string; message: string; stack?: string },
+  worker: number,
+): Error {
+  const result = new Error(error.message);
+  result.name = error.name;
+  const here = result.stack?.split("\n").slice(1).join("\n") ?? "";
+  result.stack = `${error.stack ?? error.message}\n    in worker ${worker}` +
+    (here ? `\n${here}` : "");
+  return result;
+}
+
+/** The part of a dedicated worker's global scope that is used. */
+interface WorkerScope {
+  onmessage: ((event: MessageEvent<Request>) => void) | null;
+  postMessage(message: Reply, transfer: Transferable[]): void;
+}
+
+/**
+ * The worker's side: answers jobs with these functions, one at a time.
+ *
+ * Call it once at the top of the worker's module, before the first `await`.
+ *
+ * @param handlers Functions by name; `init` gets the pool's `init` value.
+ */
+export function serve(handlers: Handlers): void {
+  const scope = globalThis as unknown as WorkerScope;
+  scope.onmessage = async ({ data: { id, name, job, worker } }) => {
+    const emit = (event: unknown) => scope.postMessage({ event }, []);
+    try {
+      const handler = handlers[name];
+      if (!handler && name !== "init") {
+        throw cannot(
+          "run a job",
+          `one of ${Object.keys(handlers).join(", ")}`,
+          name,
+        );
+      }
+      const result = await handler?.(job, { worker, emit });
+      if (result instanceof Moved) {
+        scope.postMessage({ id, result: result.value }, result.buffers);
+      } else {
+        scope.postMessage({ id, result }, []);
+      }
+    } catch (error) {
+      const { name, message, stack } = error instanceof Error
+        ? error
+        : new Error(String((error as { message?: string })?.message ?? error));
+      scope.postMessage({ id, error: { name, message, stack } }, []);
+    }
+  };
+}

@@ -1,0 +1,501 @@
+/**
+ * A customised concept: learned tokens, one vector a cross-attention layer, and
+ * the adapter that goes with them.
+ *
+ * Mix-of-Show writes a concept as two tokens, V = V_rand V_class: an adjective
+ * that starts as noise and a noun that starts as the class word (paper §3.2).
+ *
+ * @module
+ */
+import * as tf from "@tensorflow/tfjs";
+import { cannot } from "../core/errors.ts";
+import { fold, type Key, normal } from "../core/random.ts";
+import { openSafetensors } from "../io/safetensors.ts";
+import { crossAttentionSites } from "../models/config.ts";
+import type { AddedTokens, Model } from "../models/model.ts";
+import {
+  type Adapter,
+  adapterTensors,
+  attach,
+  type AttachOptions,
+  disposeAdapter,
+  initLora,
+  type InitLoraOptions,
+  rankOf,
+  type ScaleRule,
+} from "./lora.ts";
+import { readLora, saveLora } from "./lora_formats.ts";
+
+/** A learned token. */
+export interface ConceptToken {
+  /** How it is written in prompts, such as `<potter1>`. */
+  readonly token: string;
+  /**
+   * [sites, width], one vector a cross-attention layer (P+, ED-LoRA), or
+   * [1, width], one for all (textual inversion).
+   */
+  readonly vectors: tf.Tensor2D;
+}
+
+/** A customised concept; its tensors are owned by whoever made it. */
+export interface Concept {
+  /** Name of the concept and of its adapter. */
+  readonly name: string;
+  /** Learned tokens in the order in which they stand in a prompt. */
+  readonly tokens: readonly ConceptToken[];
+  /** The ordinary word for it, such as `man`; empty if none was given. */
+  readonly classWord: string;
+  /** May have no layers (textual inversion, P+). */
+  readonly adapter: Adapter;
+  /** How it was made, for people and caches; saved with the file. */
+  readonly meta: Readonly<Record<string, string>>;
+}
+
+/** How one learned token starts. */
+export interface TokenInit {
+  /** How it is written in prompts. */
+  readonly token: string;
+  /** `"random"` for V_rand, else an ordinary word for V_class. */
+  readonly init: "random" | { readonly word: string };
+}
+
+/** Settings of {@linkcode initConcept}. */
+export interface InitConceptOptions {
+  /** Name of the concept. */
+  readonly name: string;
+  /** The ordinary word for it. */
+  readonly classWord: string;
+  /** Random key. */
+  readonly key: Key;
+  /**
+   * Learned tokens.
+   *
+   * @default V_rand V_class: `<name1>` random, `<name2>` the class word
+   */
+  readonly tokens?: readonly TokenInit[];
+  /**
+   * One vector a cross-attention layer (P+, ED-LoRA) or one for all.
+   *
+   * @default {true}
+   */
+  readonly layerwise?: boolean;
+  /**
+   * Standard deviation of V_rand, relative to that of the model's own token
+   * table (0.013 is about that of CLIP-L).
+   *
+   * @default {1}
+   */
+  readonly std?: number;
+  /**
+   * Whether V_rand's layers start as `independent` draws (research branch) or
+   * as one `copied` draw (main branch).
+   *
+   * @default "independent"
+   */
+  readonly draws?: "independent" | "copied";
+  /**
+   * What to do with a word of several tokens: the official code refuses it;
+   * `mean` takes the mean of their vectors.
+   *
+   * @default "error"
+   */
+  readonly severalTokens?: "error" | "mean";
+  /** The adapter; `false` for none. */
+  readonly lora?: Omit<InitLoraOptions, "key" | "name"> | false;
+}
+
+/** Number of cross-attention layers of a model. */
+function siteCount(model: Pick<Model, "unet">): number {
+  return crossAttentionSites(model.unet.config).length;
+}
+
+/**
+ * The standard deviation of all entries of a model's token table.
+ *
+ * @param model The model.
+ */
+export async function tokenSpread(
+  model: Pick<Model, "textEncoder">,
+): Promise<number> {
+  const variance = tf.tidy(() =>
+    tf.moments(
+      model.textEncoder.params.text_model.embeddings.token_embedding.weight,
+    ).variance
+  );
+  const [value] = await variance.data();
+  variance.dispose();
+  return Math.sqrt(value);
+}
+
+/**
+ * Checks how a token is written.
+ *
+ * @throws If it is empty or has a space in it.
+ */
+function checkToken(token: string): void {
+  if (token === "" || /\s/.test(token)) {
+    throw cannot("make a concept", "a token without spaces", `"${token}"`);
+  }
+}
+
+/**
+ * Makes a concept to train: V_rand V_class and a fresh adapter.
+ *
+ * @param model The base model.
+ * @param options Names, initialisation, adapter.
+ * @returns The concept; its tensors are the caller's.
+ * @throws If the class word is not one token (unless told otherwise), a token
+ * is written badly or twice, or the LoRA does not fit.
+ *
+ * @example
+ * ```ts
+ * const concept = await initConcept(model, {
+ *   name: "potter",
+ *   classWord: "man",
+ *   key: key(0),
+ * });
+ * ```
+ */
+export async function initConcept(
+  model: Model,
+  options: InitConceptOptions,
+): Promise<Concept> {
+  const { name, classWord, key, layerwise = true, std = 1 } = options;
+  const { draws = "independent", severalTokens = "error", lora = {} } = options;
+  const what = `make the concept "${name}"`;
+  const wanted = options.tokens ?? [
+    { token: `<${name}1>`, init: "random" },
+    { token: `<${name}2>`, init: { word: classWord } },
+  ] as const;
+  wanted.forEach(({ token }) => checkToken(token));
+  if (new Set(wanted.map((t) => t.token)).size !== wanted.length) {
+    throw cannot(what, "different tokens", wanted.map((t) => t.token).join());
+  }
+  if (!(std >= 0)) throw cannot(what, "a spread ≥ 0", std);
+  const words = wanted.map(({ init }) => {
+    if (init === "random") return undefined;
+    const ids = model.tokenizer.tokenize(init.word);
+    if (ids.length === 0 || (ids.length > 1 && severalTokens === "error")) {
+      throw cannot(
+        what,
+        "a class word that is one token (or severalTokens: mean)",
+        `"${init.word}" of ${ids.length}`,
+      );
+    }
+    return ids;
+  });
+  const rows = layerwise ? siteCount(model) : 1;
+  const table =
+    model.textEncoder.params.text_model.embeddings.token_embedding.weight;
+  const width = table.shape[1];
+  const deviation = std * await tokenSpread(model);
+  const tokens = wanted.map(({ token }, i): ConceptToken => {
+    const ids = words[i];
+    const draw = (index: number) =>
+      normal(fold(key, "V_rand", token, index), width, deviation);
+    const vectors = tf.tidy(() => {
+      if (ids) {
+        const one = tf.mean(tf.gather(table, ids), 0, true);
+        return tf.tile(one, [rows, 1]) as tf.Tensor2D;
+      }
+      const values = new Float32Array(rows * width);
+      for (let row = 0; row < rows; row++) {
+        values.set(draw(draws === "copied" ? 0 : row), row * width);
+      }
+      return tf.tensor2d(values, [rows, width]);
+    });
+    return { token, vectors };
+  });
+  let adapter: Adapter;
+  try {
+    adapter = lora === false
+      ? emptyAdapter(name)
+      : initLora(model, { ...lora, name, key: fold(key, "lora") });
+  } catch (error) {
+    tokens.forEach((t) => t.vectors.dispose());
+    throw error;
+  }
+  return { name, tokens, classWord, adapter, meta: {} };
+}
+
+/**
+ * An adapter without layers, of a concept that is only tokens.
+ *
+ * @param name Its name.
+ */
+export function emptyAdapter(name: string): Adapter {
+  return {
+    name,
+    scaleRule: "alpha",
+    textEncoder: new Map(),
+    unet: new Map(),
+  };
+}
+
+/** The tokens of a concept as they stand in a prompt: `<potter1> <potter2>`. */
+export function conceptPhrase(concept: Pick<Concept, "tokens">): string {
+  return concept.tokens.map(({ token }) => token).join(" ");
+}
+
+/**
+ * Adds the tokens of concepts to a model; no adapter is attached.
+ *
+ * Entries are named `<new0>`, `<new1>`, … in the order of the concepts, their
+ * ids start at the size of the vocabulary (as the official code does).
+ *
+ * @param model The model; not changed.
+ * @param concepts One or several.
+ * @returns A model that owns one new tensor, `added.vectors` (differentiable
+ * by the concepts' vectors), and shares all others.
+ * @throws If a token is already known or its vectors do not fit.
+ */
+export function addTokens(
+  model: Model,
+  concepts: readonly Pick<Concept, "tokens">[],
+): Model {
+  const what = "add concept tokens";
+  const count = siteCount(model);
+  const width = model.textEncoder.config.hidden_size;
+  const base = model.textEncoder.params.text_model.embeddings.token_embedding
+    .weight.shape[0];
+  const names = [...model.added?.names ?? []];
+  if (model.tokenizer.vocabSize !== base + names.length) {
+    throw cannot(
+      what,
+      `a tokenizer of ${base + names.length} entries`,
+      model.tokenizer.vocabSize,
+    );
+  }
+  const placed: Record<string, readonly number[]> = { ...model.added?.sites };
+  const fresh: string[] = [];
+  const vectors: tf.Tensor2D[] = model.added ? [model.added.vectors] : [];
+  let number = names.length;
+  for (const { token, vectors: own } of concepts.flatMap((c) => c.tokens)) {
+    checkToken(token);
+    if (placed[token] !== undefined || model.tokenizer.has(token)) {
+      throw cannot(what, "tokens not yet in the model", token);
+    }
+    const [rows, columns] = own.shape;
+    if (columns !== width || (rows !== 1 && rows < count)) {
+      throw cannot(
+        what,
+        `vectors [${count}, ${width}] or [1, ${width}] of ${token}`,
+        `[${own.shape}]`,
+      );
+    }
+    const start = names.length;
+    for (let row = 0; row < rows; row++) {
+      while (model.tokenizer.has(`<new${number}>`)) number++;
+      names.push(`<new${number}>`);
+      fresh.push(`<new${number++}>`);
+    }
+    placed[token] = rows === 1
+      ? new Array(count).fill(start)
+      : Array.from({ length: rows }, (_, row) => start + row);
+    vectors.push(own);
+  }
+  if (vectors.length === 0) return model;
+  const added: AddedTokens = {
+    names,
+    vectors: vectors.length === 1 ? vectors[0].clone() : tf.concat(vectors, 0),
+    sites: placed,
+  };
+  return {
+    ...model,
+    tokenizer: model.tokenizer.withAddedTokens(fresh),
+    added,
+  };
+}
+
+/**
+ * Puts concepts into a model: their tokens, and their adapters at strength α.
+ * With several concepts their ΔW add up (no fusion).
+ *
+ * @param model The model; not changed.
+ * @param concepts One or several.
+ * @param options α, weights per adapter, component or layer.
+ * @returns A model that owns `added.vectors` (release it with
+ * {@linkcode releaseTokens}) and shares every other tensor.
+ * @throws If a token or adapter name is taken, or something does not fit.
+ *
+ * @example
+ * ```ts
+ * const withPotter = attachConcept(model, potter, { alpha: 0.7 });
+ * ```
+ */
+export function attachConcept(
+  model: Model,
+  concepts: Concept | readonly Concept[],
+  options: AttachOptions = {},
+): Model {
+  const list = Array.isArray(concepts)
+    ? concepts as readonly Concept[]
+    : [concepts as Concept];
+  const adapted = attach(
+    model,
+    list.map(({ adapter }) => adapter).filter((a) =>
+      a.textEncoder.size + a.unet.size > 0
+    ),
+    options,
+  );
+  return addTokens(adapted, list);
+}
+
+/**
+ * Disposes what {@linkcode attachConcept} made anew in a model.
+ *
+ * @param model The model with concepts.
+ * @param base The model they were attached to.
+ */
+export function releaseTokens(model: Model, base: Model): void {
+  if (model.added && model.added !== base.added) model.added.vectors.dispose();
+}
+
+/**
+ * Disposes the tensors of a concept.
+ *
+ * @param concept The concept.
+ */
+export function disposeConcept(concept: Concept): void {
+  disposeAdapter(concept.adapter);
+  for (const { vectors } of concept.tokens) {
+    if (!vectors.isDisposed) vectors.dispose();
+  }
+}
+
+/**
+ * The tensors of a concept by name: `embedding.<token>` and those of its
+ * adapter.
+ *
+ * @param concept The concept.
+ */
+export function conceptTensors(concept: Concept): Map<string, tf.Tensor> {
+  return new Map<string, tf.Tensor>([
+    ...concept.tokens.map(({ token, vectors }) =>
+      [`embedding.${token}`, vectors] as const
+    ),
+    ...adapterTensors(concept.adapter),
+  ]);
+}
+
+/** Keys of a concept's metadata in its file. */
+const META = "mix_of_show.";
+
+/**
+ * Saves a concept as an official ED-LoRA file (safetensors), atomically. Class
+ * word, order of tokens, rank, scale rule and `meta` go into its metadata.
+ *
+ * @param path The file.
+ * @param concept The concept.
+ * @param model The model it is for.
+ * @param options `dtype` on disk (default F32).
+ */
+export async function saveConcept(
+  path: string,
+  concept: Concept,
+  model: Model,
+  options: { dtype?: "F32" | "F16" | "BF16" } = {},
+): Promise<void> {
+  const { adapter } = concept;
+  const lows = [...adapter.textEncoder.values(), ...adapter.unet.values()];
+  const ranks = [...new Set(lows.map(rankOf))];
+  await saveLora(
+    path,
+    {
+      adapter,
+      embeddings: new Map(concept.tokens.map((t) => [t.token, t.vectors])),
+    },
+    model,
+    "official",
+    {
+      ...options,
+      metadata: {
+        [`${META}name`]: concept.name,
+        [`${META}class_word`]: concept.classWord,
+        [`${META}tokens`]: JSON.stringify(concept.tokens.map((t) => t.token)),
+        // The scale is in the weights: α alone remains.
+        [`${META}scale_rule`]: "alpha",
+        [`${META}rank`]: ranks.join(),
+        [`${META}layers`]: String(lows.length),
+        [`${META}meta`]: JSON.stringify(concept.meta),
+      },
+    },
+  );
+}
+
+/**
+ * Loads a concept from an official ED-LoRA file (safetensors), strictly.
+ *
+ * @param path The file, or its bytes.
+ * @param model The model it is for.
+ * @param options Name and class word, where the file does not say.
+ * @returns The concept; its tensors are the caller's.
+ * @throws One error that lists all missing, unexpected and misshapen keys; if
+ * the file has no tokens or its metadata is broken.
+ *
+ * @example
+ * ```ts
+ * const potter = await loadConcept("potter.safetensors", model);
+ * ```
+ */
+export async function loadConcept(
+  path: string | URL | Uint8Array,
+  model: Model,
+  options: { name?: string; classWord?: string } = {},
+): Promise<Concept> {
+  const what = path instanceof Uint8Array ? "a concept" : String(path);
+  const file = await openSafetensors(path);
+  try {
+    const { metadata } = file;
+    const text = (key: string) => metadata[META + key];
+    const name = options.name ?? text("name") ?? baseName(path);
+    // Files of our own say how many layers they have; others must have all.
+    const layers = text("layers");
+    const read = await readLora(file, model, {
+      what,
+      name,
+      dialect: "official",
+      ...(layers === undefined ? {} : { complete: false }),
+    });
+    const found = read.adapter.textEncoder.size + read.adapter.unet.size;
+    const order: readonly string[] = text("tokens")
+      ? JSON.parse(text("tokens"))
+      : [...read.embeddings.keys()].sort((a, b) =>
+        a.localeCompare(b, "en", { numeric: true })
+      );
+    const problem = layers !== undefined && Number(layers) !== found
+      ? [`${layers} layers`, `${found}`]
+      : order.length === 0
+      ? ["learned tokens", "none"]
+      : order.length !== read.embeddings.size ||
+          order.some((token) => !read.embeddings.has(token))
+      ? [`the tokens ${order.join()}`, [...read.embeddings.keys()].join()]
+      : undefined;
+    if (problem) {
+      disposeAdapter(read.adapter);
+      for (const vectors of read.embeddings.values()) vectors.dispose();
+      throw cannot(`read ${what}`, problem[0], problem[1]);
+    }
+    return {
+      name,
+      classWord: options.classWord ?? text("class_word") ?? "",
+      tokens: order.map((token) => ({
+        token,
+        vectors: read.embeddings.get(token)!,
+      })),
+      adapter: {
+        ...read.adapter,
+        scaleRule: (text("scale_rule") as ScaleRule | undefined) ??
+          read.adapter.scaleRule,
+      },
+      meta: text("meta") ? JSON.parse(text("meta")) : {},
+    };
+  } finally {
+    file.close();
+  }
+}
+
+function baseName(path: string | URL | Uint8Array): string {
+  if (path instanceof Uint8Array) return "concept";
+  return String(path).replace(/^.*[\\/]/, "").replace(/\.[^.]*$/, "");
+}

@@ -1,0 +1,696 @@
+/**
+ * Low-rank adapters: where they go, how they start, attaching, detaching and
+ * merging them.
+ *
+ * Every function returns new trees that share the base tensors; nothing is
+ * patched and nothing is disposed.
+ *
+ * @module
+ */
+import * as tf from "@tensorflow/tfjs";
+import { cannot } from "../core/errors.ts";
+import { fold, type Key, normal, uniform } from "../core/random.ts";
+import { at, type TreeLike, updateAt } from "../core/tree.ts";
+import {
+  type Conv,
+  convDelta,
+  type Linear,
+  type LowRank,
+} from "../nn/linear.ts";
+import type { Model } from "../models/model.ts";
+
+/** The two networks of a model that adapters go into. */
+export type Component = "textEncoder" | "unet";
+
+/** Both components, in the order in which they are always walked. */
+export const COMPONENTS: readonly Component[] = ["textEncoder", "unet"];
+
+/**
+ * How the factor of `up·down` follows from α and the rank r: Mix-of-Show takes
+ * α itself, kohya and PEFT α/r, rank-stabilised LoRA α/√r.
+ */
+export type ScaleRule = "alpha" | "alpha/rank" | "alpha/sqrt(rank)";
+
+/** A named set of low-rank additions, keyed by the paths of their layers. */
+export interface Adapter {
+  /** Unique among the adapters of a model. */
+  readonly name: string;
+  /** The rule by which the scales of its leaves were made. */
+  readonly scaleRule: ScaleRule;
+  /** Layers of the text encoder, by path in its parameter tree. */
+  readonly textEncoder: ReadonlyMap<string, LowRank>;
+  /** Layers of the UNet, by path in its parameter tree. */
+  readonly unet: ReadonlyMap<string, LowRank>;
+}
+
+/** A layer that can take a low-rank addition. */
+export interface Site {
+  /** Path of the layer in its tree, without `.weight`. */
+  readonly path: string;
+  readonly kind: "linear" | "conv";
+  /** Input features or channels. */
+  readonly inputs: number;
+  /** Output features or channels. */
+  readonly outputs: number;
+  /** Height and width of the filter; [1, 1] for a linear layer. */
+  readonly kernel: readonly [number, number];
+}
+
+/**
+ * Lists the layers of a tree that can take an adapter: linear layers and
+ * convolutions, not embedding tables.
+ *
+ * @param tree Parameters of a network.
+ * @param filter Keeps a layer.
+ * @returns The layers in the order of the tree.
+ */
+export function sites(
+  tree: TreeLike,
+  filter: (site: Site) => boolean = () => true,
+): Site[] {
+  const found: Site[] = [];
+  const visit = (node: TreeLike, path: string) => {
+    if (
+      node === undefined || node === null || typeof node !== "object" ||
+      node instanceof tf.Tensor
+    ) return;
+    const { weight } = node;
+    if (weight instanceof tf.Tensor && !path.endsWith("_embedding")) {
+      const { shape } = weight;
+      if (shape.length === 2) {
+        found.push({
+          path,
+          kind: "linear",
+          inputs: shape[0],
+          outputs: shape[1],
+          kernel: [1, 1],
+        });
+      } else if (shape.length === 4) {
+        found.push({
+          path,
+          kind: "conv",
+          inputs: shape[2],
+          outputs: shape[3],
+          kernel: [shape[0], shape[1]],
+        });
+      }
+      return;
+    }
+    for (const [key, value] of Object.entries(node)) {
+      visit(value, path === "" ? key : `${path}.${key}`);
+    }
+  };
+  visit(tree, "");
+  return found.filter(filter);
+}
+
+/**
+ * Lists the linear layers of a tree.
+ *
+ * @param tree Parameters of a network.
+ * @param filter Keeps a layer.
+ */
+export function linearSites(
+  tree: TreeLike,
+  filter: (site: Site) => boolean = () => true,
+): Site[] {
+  return sites(tree, (site) => site.kind === "linear" && filter(site));
+}
+
+/**
+ * Lists the convolutions of a tree (LoCon).
+ *
+ * @param tree Parameters of a network.
+ * @param filter Keeps a layer.
+ */
+export function convSites(
+  tree: TreeLike,
+  filter: (site: Site) => boolean = () => true,
+): Site[] {
+  return sites(tree, (site) => site.kind === "conv" && filter(site));
+}
+
+const ATTENTION = /(^|\.)(self_attn|attn1|attn2)\.[^.]+(\.0)?$/;
+
+/**
+ * Lists every linear layer inside attention modules: `self_attn.*` of CLIP,
+ * `attn1` and `attn2` of the UNet. SD 1.5 has 48 and 128.
+ *
+ * @param tree Parameters of a text encoder or UNet.
+ */
+export function attentionSites(tree: TreeLike): Site[] {
+  return linearSites(tree, ({ path }) => ATTENTION.test(path));
+}
+
+/** Which layers of which component get an adapter. */
+export type Targets = (component: Component, site: Site) => boolean;
+
+/** Named choices of layers. */
+export type TargetName =
+  | "attention"
+  | "unet-attention"
+  | "cross-attention"
+  | "cross-attention-kv"
+  | "linear"
+  | "all";
+
+/**
+ * The layers a name stands for: `attention` (Mix-of-Show), `unet-attention`,
+ * `cross-attention`, `cross-attention-kv` (Custom Diffusion), `linear` (every
+ * linear layer), `all` (and every convolution).
+ *
+ * @param name The name.
+ * @throws If the name is unknown.
+ */
+export function targets(name: TargetName): Targets {
+  switch (name) {
+    case "attention":
+      return (_, { kind, path }) => kind === "linear" && ATTENTION.test(path);
+    case "unet-attention":
+      return (component, { kind, path }) =>
+        component === "unet" && kind === "linear" && ATTENTION.test(path);
+    case "cross-attention":
+      return (component, { path }) =>
+        component === "unet" && /\.attn2\./.test(path);
+    case "cross-attention-kv":
+      return (component, { path }) =>
+        component === "unet" && /\.attn2\.to_[kv]$/.test(path);
+    case "linear":
+      return (_, { kind }) => kind === "linear";
+    case "all":
+      return () => true;
+    default:
+      throw cannot(
+        "choose layers",
+        "attention, unet-attention, cross-attention, cross-attention-kv, " +
+          "linear or all",
+        String(name),
+      );
+  }
+}
+
+/**
+ * How `down` starts: `kaiming` uniform with a = √5 (Mix-of-Show main, PyTorch's
+ * default) or `normal` N(0, 1/r²) (its research branch).
+ */
+export type LoraInit = "kaiming" | "normal";
+
+/** Settings of {@linkcode initLora}. */
+export interface InitLoraOptions {
+  /** Random key; every layer draws from a key of its own. */
+  readonly key: Key;
+  /** @default 4 */
+  readonly rank?: number;
+  /** @default "kaiming" */
+  readonly init?: LoraInit;
+  /**
+   * Layers.
+   *
+   * @default "attention"
+   */
+  readonly targets?: TargetName | Targets;
+  /** @default "lora" */
+  readonly name?: string;
+}
+
+/** The part of a model that adapters are about. */
+export type Adaptable = Pick<Model, "textEncoder" | "unet">;
+
+/**
+ * Makes a fresh adapter: `down` random, `up` zero, scale 1 (α is given when it
+ * is attached).
+ *
+ * @param model The model whose layers it fits.
+ * @param options Rank, layers, initialisation.
+ * @returns The adapter; its tensors are the caller's.
+ * @throws If the rank is not an integer in [1, min(in, out)] or no layer is
+ * chosen.
+ *
+ * @example
+ * ```ts
+ * const adapter = initLora(model, { rank: 4, key: key(1) });
+ * const adapted = attach(model, adapter, { alpha: 0.7 });
+ * ```
+ */
+export function initLora(model: Adaptable, options: InitLoraOptions): Adapter {
+  const { rank = 4, init = "kaiming", name = "lora" } = options;
+  const what = "initialise a LoRA";
+  const chosen = options.targets ?? "attention";
+  const wanted = typeof chosen === "string" ? targets(chosen) : chosen;
+  if (!Number.isInteger(rank) || rank < 1) {
+    throw cannot(what, "an integer rank ≥ 1", rank);
+  }
+  const make = (component: Component): Map<string, LowRank> => {
+    const found = sites(
+      model[component].params,
+      (site) => wanted(component, site),
+    );
+    for (const { path, inputs, outputs, kernel } of found) {
+      const limit = Math.min(inputs * kernel[0] * kernel[1], outputs);
+      if (rank > limit) {
+        throw cannot(what, `a rank ≤ ${limit} for ${path}`, rank);
+      }
+    }
+    return new Map(
+      found.map((site) => [
+        site.path,
+        freshLowRank(
+          site,
+          rank,
+          init,
+          fold(options.key, component, site.path),
+          name,
+        ),
+      ]),
+    );
+  };
+  const adapter: Adapter = {
+    name,
+    scaleRule: "alpha",
+    textEncoder: make("textEncoder"),
+    unet: make("unet"),
+  };
+  if (adapter.textEncoder.size + adapter.unet.size === 0) {
+    throw cannot(what, "at least one layer", "none");
+  }
+  return adapter;
+}
+
+function freshLowRank(
+  site: Site,
+  rank: number,
+  init: LoraInit,
+  key: Key,
+  adapter: string,
+): LowRank {
+  const [h, w] = site.kernel;
+  const fanIn = site.inputs * h * w;
+  const size = fanIn * rank;
+  // √(6 / ((1 + a²)·fan_in)) with a = √5.
+  const bound = 1 / Math.sqrt(fanIn);
+  const values = init === "kaiming"
+    ? uniform(key, size, -bound, bound)
+    : normal(key, size, 1 / rank);
+  return site.kind === "linear"
+    ? {
+      down: tf.tensor(values, [site.inputs, rank]),
+      up: tf.zeros([rank, site.outputs]),
+      scale: 1,
+      adapter,
+    }
+    : {
+      down: tf.tensor(values, [h, w, site.inputs, rank]),
+      up: tf.zeros([1, 1, rank, site.outputs]),
+      scale: 1,
+      adapter,
+    };
+}
+
+/** The rank of a low-rank addition. */
+export function rankOf(low: LowRank): number {
+  return low.down.shape[low.down.rank - 1] as number;
+}
+
+/** How strongly one adapter acts on one layer. */
+export type Weight = (
+  adapter: string,
+  component: Component,
+  path: string,
+) => number;
+
+/** Settings of {@linkcode attach}. */
+export interface AttachOptions {
+  /**
+   * Factor on every layer of every adapter, the α of Mix-of-Show.
+   *
+   * @default 1
+   */
+  readonly alpha?: number;
+  /**
+   * Further factors: by adapter name, or by adapter, component and layer (see
+   * {@linkcode blockWeights}).
+   */
+  readonly weights?: Readonly<Record<string, number>> | Weight;
+}
+
+/** Weights by part of a model; what is not given is 1. */
+export interface BlockWeights {
+  readonly textEncoder?: number;
+  readonly down?: number;
+  readonly mid?: number;
+  readonly up?: number;
+}
+
+/**
+ * A {@linkcode Weight} by part of the model.
+ *
+ * @param weights Factor of each part.
+ */
+export function blockWeights(weights: BlockWeights): Weight {
+  const { textEncoder = 1, down = 1, mid = 1, up = 1 } = weights;
+  return (_, component, path) =>
+    component === "textEncoder"
+      ? textEncoder
+      : path.startsWith("down_blocks.")
+      ? down
+      : path.startsWith("mid_block.")
+      ? mid
+      : path.startsWith("up_blocks.")
+      ? up
+      : 1;
+}
+
+/**
+ * Attaches adapters: W·x becomes W·x + Σ weight·scale·up·down·x.
+ *
+ * @param model The base; not changed.
+ * @param adapters One or several, with names not yet in the model.
+ * @param options Factors.
+ * @returns A model that shares all tensors with the base and the adapters.
+ * @throws One error that lists all layers that are missing or do not fit; if a
+ * name is taken or a factor is not finite.
+ */
+export function attach<M extends Adaptable>(
+  model: M,
+  adapters: Adapter | readonly Adapter[],
+  options: AttachOptions = {},
+): M {
+  const list = Array.isArray(adapters)
+    ? adapters as readonly Adapter[]
+    : [adapters as Adapter];
+  const { alpha = 1, weights } = options;
+  const factor: Weight = typeof weights === "function"
+    ? weights
+    : (name) => weights?.[name] ?? 1;
+  const known = new Set(attachedAdapters(model));
+  for (const { name } of list) {
+    if (known.has(name)) {
+      throw cannot("attach an adapter", "a name not in use", `"${name}"`);
+    }
+    known.add(name);
+  }
+  const unused = weights && typeof weights === "object"
+    ? Object.keys(weights).filter((name) =>
+      !list.some((adapter) => adapter.name === name)
+    )
+    : [];
+  if (unused.length > 0) {
+    throw cannot(
+      "attach adapters",
+      `weights of ${list.map((a) => a.name).join(", ")}`,
+      unused.join(", "),
+    );
+  }
+  const problems: string[] = [];
+  const result = { ...model };
+  for (const component of COMPONENTS) {
+    const network = model[component];
+    const added = new Map<string, LowRank[]>();
+    for (const adapter of list) {
+      for (const [path, low] of adapter[component]) {
+        const problem = misfit(network.params, path, low);
+        if (problem) {
+          problems.push(`${component} ${problem}`);
+          continue;
+        }
+        const weight = alpha * factor(adapter.name, component, path);
+        if (!Number.isFinite(weight)) {
+          throw cannot(
+            `attach "${adapter.name}" to ${path}`,
+            "a finite weight",
+            weight,
+          );
+        }
+        const scaled = {
+          ...low,
+          scale: low.scale * weight,
+          adapter: adapter.name,
+        };
+        added.set(path, [...added.get(path) ?? [], scaled]);
+      }
+    }
+    if (added.size === 0) continue;
+    if (problems.length > 0) continue;
+    const params = updateAt(
+      network.params as TreeLike,
+      added.keys(),
+      (node, path) => ({
+        ...node,
+        low: [...node.low ?? [], ...added.get(path)!],
+      }),
+    );
+    Object.assign(result, { [component]: { ...network, params } });
+  }
+  if (problems.length > 0) {
+    throw new Error(
+      `Cannot attach ${
+        list.map((a) => `"${a.name}"`).join(", ")
+      }: ${problems.length} layers do not fit: ${problems.join("; ")}`,
+    );
+  }
+  return result;
+}
+
+/** Why an adapter leaf does not fit a layer, or nothing. */
+function misfit(
+  tree: TreeLike,
+  path: string,
+  low: LowRank,
+): string | undefined {
+  const weight = at(tree, path)?.weight;
+  if (!(weight instanceof tf.Tensor)) return `${path}: no such layer`;
+  const rank = rankOf(low);
+  const expected = weight.rank === 2
+    ? { down: [weight.shape[0], rank], up: [rank, weight.shape[1]!] }
+    : {
+      down: [...weight.shape.slice(0, 3), rank],
+      up: [1, 1, rank, weight.shape[3]!],
+    };
+  for (const part of ["down", "up"] as const) {
+    if (!tf.util.arraysEqual(low[part].shape, expected[part])) {
+      return `${path}: ${part} is [${low[part].shape}], expected [${
+        expected[part]
+      }]`;
+    }
+  }
+  const outputs = weight.shape[weight.rank - 1];
+  if (low.magnitude && low.magnitude.size !== outputs) {
+    return `${path}: magnitude is [${low.magnitude.shape}], expected [${outputs}]`;
+  }
+}
+
+type Adapted = Linear | Conv;
+
+/** Paths of layers that carry adapters. */
+function adaptedPaths(tree: TreeLike): string[] {
+  return sites(tree).map(({ path }) => path).filter((path) =>
+    (at(tree, path) as Adapted).low !== undefined
+  );
+}
+
+/**
+ * Names of the adapters attached to a model, in order of attachment.
+ *
+ * @param model The model.
+ */
+export function attachedAdapters(model: Adaptable): string[] {
+  const names = new Set<string>();
+  for (const component of COMPONENTS) {
+    const tree = model[component].params;
+    for (const path of adaptedPaths(tree)) {
+      for (const low of (at(tree, path) as Adapted).low ?? []) {
+        if (low.adapter !== undefined) names.add(low.adapter);
+      }
+    }
+  }
+  return [...names];
+}
+
+/** Rebuilds both components with every adapted layer replaced. */
+function replaceAdapted<M extends Adaptable>(
+  model: M,
+  replace: (layer: Adapted, component: Component, path: string) => Adapted,
+): M {
+  const result = { ...model };
+  for (const component of COMPONENTS) {
+    const network = model[component];
+    const paths = adaptedPaths(network.params);
+    if (paths.length === 0) continue;
+    const params = updateAt(
+      network.params as TreeLike,
+      paths,
+      (node, path) => replace(node, component, path),
+    );
+    Object.assign(result, { [component]: { ...network, params } });
+  }
+  return result;
+}
+
+/**
+ * Takes adapters off a model; the base tensors are the identical ones.
+ *
+ * @param model The model.
+ * @param name Which adapter; all of them if it is left out.
+ * @throws If the model has no adapter of that name.
+ */
+export function detach<M extends Adaptable>(model: M, name?: string): M {
+  if (name !== undefined && !attachedAdapters(model).includes(name)) {
+    throw cannot(
+      "detach an adapter",
+      attachedAdapters(model).map((n) => `"${n}"`).join(", ") || "an adapter",
+      `"${name}"`,
+    );
+  }
+  return replaceAdapted(model, (layer) => {
+    const { low = [], ...base } = layer;
+    const kept = name === undefined
+      ? []
+      : low.filter((leaf) => leaf.adapter !== name);
+    return (kept.length === 0 ? base : { ...base, low: kept }) as Adapted;
+  });
+}
+
+/**
+ * The change of weight ΔW an adapter leaf makes, in the layer's own layout.
+ *
+ * @param low The leaf.
+ * @param weight Base weight; needed for DoRA, whose change depends on it.
+ * @returns [in, out] of rank ≤ r, or [kh, kw, in, out]; the caller's.
+ * @throws If a DoRA leaf comes without its base weight.
+ */
+export function delta(low: LowRank, weight?: tf.Tensor): tf.Tensor {
+  return tf.tidy(() => {
+    const product = low.down.rank === 2
+      ? tf.matMul(low.down as tf.Tensor2D, low.up as tf.Tensor2D).mul(
+        low.scale,
+      )
+      : convDelta(low);
+    if (!low.magnitude) return product;
+    if (!weight) throw cannot("compute a DoRA's ΔW", "its base weight", "none");
+    const merged = weight.add(product);
+    const axes = merged.shape.map((_, i) => i).slice(0, -1);
+    const norm = merged.square().sum(axes).sqrt();
+    return merged.mul(low.magnitude.div(norm)).sub(weight);
+  });
+}
+
+/**
+ * Folds all attached adapters into the weights: W + Σ ΔW.
+ *
+ * @param model A model with adapters.
+ * @returns A model without adapters; only the weights of adapted layers are
+ * new tensors (the caller's), all others are shared.
+ * @throws If a merged weight is not finite, naming the layers.
+ */
+export async function merge<M extends Adaptable>(model: M): Promise<M> {
+  const made: [string, tf.Tensor][] = [];
+  const merged = replaceAdapted(model, (layer, component, path) => {
+    const { low = [], ...base } = layer;
+    const weight = tf.tidy(() =>
+      low.reduce<tf.Tensor>(
+        (sum, leaf) => sum.add(delta(leaf, base.weight)),
+        base.weight,
+      )
+    );
+    made.push([`${component} ${path}`, weight]);
+    return { ...base, weight } as Adapted;
+  });
+  const bad = await notFinite(made);
+  if (bad.length > 0) {
+    for (const [, weight] of made) weight.dispose();
+    throw cannot(
+      "merge adapters",
+      "finite weights",
+      `NaN in ${bad.join(", ")}`,
+    );
+  }
+  return merged;
+}
+
+/** Names of the tensors that hold a NaN or an infinity. */
+async function notFinite(
+  named: readonly (readonly [string, tf.Tensor])[],
+): Promise<string[]> {
+  if (named.length === 0) return [];
+  const flags = tf.tidy(() =>
+    tf.stack(named.map(([, t]) => tf.all(tf.isFinite(t)).cast("float32")))
+  );
+  const values = await flags.data();
+  flags.dispose();
+  return named.filter((_, i) => values[i] !== 1).map(([name]) => name);
+}
+
+/**
+ * Checks that all values of an adapter are finite.
+ *
+ * @param adapter The adapter.
+ * @throws If one is not, naming the layers.
+ */
+export async function assertFinite(adapter: Adapter): Promise<void> {
+  const bad = await notFinite(adapterTensors(adapter));
+  if (bad.length > 0) {
+    throw cannot(`use "${adapter.name}"`, "finite values", `NaN in ${bad}`);
+  }
+}
+
+/**
+ * Names the tensors of an adapter: `<component>.<path>.down`, `.up` and, for
+ * DoRA, `.magnitude`.
+ *
+ * @param adapter The adapter.
+ */
+export function adapterTensors(adapter: Adapter): [string, tf.Tensor][] {
+  return COMPONENTS.flatMap((component) =>
+    [...adapter[component]].flatMap(([path, low]) => {
+      const parts: [string, tf.Tensor][] = [
+        [`${component}.${path}.down`, low.down],
+        [`${component}.${path}.up`, low.up],
+      ];
+      if (low.magnitude) {
+        parts.push([`${component}.${path}.magnitude`, low.magnitude]);
+      }
+      return parts;
+    })
+  );
+}
+
+/**
+ * Replaces the tensors of an adapter by others of the same names.
+ *
+ * @param adapter The adapter; not changed.
+ * @param tensors By the names of {@linkcode adapterTensors}; others are kept.
+ */
+export function withTensors(
+  adapter: Adapter,
+  tensors: ReadonlyMap<string, tf.Tensor>,
+): Adapter {
+  const rebuild = (component: Component) =>
+    new Map(
+      [...adapter[component]].map(([path, low]) => {
+        const name = `${component}.${path}`;
+        const magnitude = tensors.get(`${name}.magnitude`) ?? low.magnitude;
+        return [path, {
+          ...low,
+          down: tensors.get(`${name}.down`) ?? low.down,
+          up: tensors.get(`${name}.up`) ?? low.up,
+          ...(magnitude ? { magnitude: magnitude as tf.Tensor1D } : {}),
+        }];
+      }),
+    );
+  return {
+    ...adapter,
+    textEncoder: rebuild("textEncoder"),
+    unet: rebuild("unet"),
+  };
+}
+
+/**
+ * Disposes the tensors of an adapter.
+ *
+ * @param adapter The adapter.
+ */
+export function disposeAdapter(adapter: Adapter): void {
+  for (const [, tensor] of adapterTensors(adapter)) {
+    if (!tensor.isDisposed) tensor.dispose();
+  }
+}

@@ -1,0 +1,345 @@
+import { fold, key } from "../../core/random.ts";
+import { disposeTree, leaves } from "../../core/tree.ts";
+import { exists } from "../../io/files.ts";
+import {
+  encodeFloat,
+  openSafetensors,
+  type RawTensor,
+  toFloat32,
+  writeSafetensors,
+} from "../../io/safetensors.ts";
+import { initialise } from "../../nn/spec.ts";
+import {
+  flatAdamW,
+  type FlatState,
+  flatState,
+  warmupLinear,
+} from "../../optim/flat.ts";
+import {
+  LATENT_SCENES,
+  type NetworkName,
+  type NetworkRecipe,
+} from "./recipe.ts";
+import type { ServerInit, ShardAnswer, ShardRequest } from "./shards.ts";
+import { createShardServer } from "./shards.ts";
+import {
+  contrastive,
+  type Embeddings,
+  networkLayout,
+  networkSpec,
+  type ShardResult,
+} from "./tasks.ts";
+
+/** Runs shard requests: in workers, or in place. */
+export interface ShardRunner {
+  /** Answers in the order of the requests. */
+  map(requests: readonly ShardRequest[]): Promise<ShardAnswer[]>;
+  close(): void;
+}
+
+/** Memory that host and workers see alike. */
+export function sharedFloats(length: number): Float32Array {
+  return new Float32Array(new SharedArrayBuffer(4 * length));
+}
+
+/**
+ * Starts a runner.
+ *
+ * @param init Data of the network's shard server.
+ * @param workers Number of Deno Workers; 0 runs in place on the current backend.
+ */
+export async function startRunner(
+  init: ServerInit,
+  workers: number,
+): Promise<ShardRunner> {
+  if (workers === 0) {
+    const server = createShardServer(init);
+    await server.ready;
+    return {
+      async map(requests) {
+        const answers: ShardAnswer[] = [];
+        for (const request of requests) answers.push(await server.run(request));
+        return answers;
+      },
+      close: () => {},
+    };
+  }
+  const pool = Array.from(
+    { length: workers },
+    () =>
+      new Worker(new URL("./worker.ts", import.meta.url), { type: "module" }),
+  );
+  let next = 0;
+  const pending = new Map<
+    number,
+    { resolve: (a: ShardAnswer) => void; reject: (e: Error) => void }
+  >();
+  for (const worker of pool) {
+    worker.onmessage = (event: MessageEvent) => {
+      const { id, result, error } = event.data;
+      const waiting = pending.get(id)!;
+      pending.delete(id);
+      if (error) waiting.reject(new Error(error));
+      else waiting.resolve(result);
+    };
+    worker.onerror = (event) => {
+      event.preventDefault();
+      for (const waiting of pending.values()) {
+        waiting.reject(new Error(event.message));
+      }
+    };
+  }
+  const ask = (worker: Worker, kind: string, body: unknown) =>
+    new Promise<ShardAnswer>((resolve, reject) => {
+      const id = next++;
+      pending.set(id, { resolve, reject });
+      worker.postMessage({ id, kind, body });
+    });
+  await Promise.all(
+    pool.map((worker) => ask(worker, "start", { backend: "wasm", ...init })),
+  );
+  return {
+    map: (requests) =>
+      Promise.all(
+        requests.map((request, i) => ask(pool[i % workers], "shard", request)),
+      ),
+    close: () => pool.forEach((worker) => worker.terminate()),
+  };
+}
+
+/** One step of pretraining. */
+export interface PretrainRecord {
+  readonly network: NetworkName;
+  /** Steps done. */
+  readonly step: number;
+  readonly steps: number;
+  readonly losses: Readonly<Record<string, number>>;
+  readonly lr: number;
+  /** Gradient norm before clipping. */
+  readonly norm: number;
+  readonly seconds: number;
+}
+
+/** Options of {@linkcode pretrain}. */
+export interface PretrainOptions {
+  readonly recipe: NetworkRecipe;
+  /** Deno Workers; 0 runs in place. */
+  readonly workers: number;
+  /** Where the run's full state lives, written every `saveEvery` seconds. */
+  readonly checkpoint: string;
+  /** @default 120 */
+  readonly saveEvery?: number;
+  /** Starting parameters (such as committed averaged weights). */
+  readonly start?: { readonly params: Float32Array; readonly step: number };
+  /** Data the shards need. */
+  readonly materials?: Pick<ServerInit, "latents" | "text" | "autoencoder">;
+}
+
+/**
+ * Trains one network of the embedded model, data-parallel over shards.
+ *
+ * The state (parameters, moments, average, step) is saved as it goes; a run
+ * killed at any moment resumes from the last save and ends in the same weights.
+ *
+ * @param name The network.
+ * @param options Recipe, workers, files.
+ * @returns The final state.
+ */
+export async function* pretrain(
+  name: NetworkName,
+  options: PretrainOptions,
+): AsyncGenerator<PretrainRecord, FlatState> {
+  const { recipe, workers, checkpoint, saveEvery = 120 } = options;
+  const layout = networkLayout(name);
+  const shared = sharedFloats(layout.size);
+  let state: FlatState;
+  const saved = await exists(checkpoint)
+    ? await loadState(checkpoint, layout.size)
+    : undefined;
+  if (saved) {
+    shared.set(saved.params);
+    state = { ...saved, params: shared };
+  } else {
+    shared.set(options.start?.params ?? freshParams(name, recipe.seed));
+    state = flatState(shared, options.start?.step);
+  }
+  const runner = await startRunner(
+    { name, params: shared, ...options.materials },
+    workers,
+  );
+  let lastSave = performance.now();
+  try {
+    while (state.step < recipe.steps) {
+      const began = performance.now();
+      const shards = Array.from({ length: recipe.shards }, (_, index) => ({
+        step: state.step,
+        index,
+        count: recipe.shards,
+        batch: recipe.batch,
+        seed: recipe.seed,
+      }));
+      const grads = new Float32Array(layout.size);
+      let losses: Record<string, number> = {};
+      if (name === "clip_a" || name === "clip_b") {
+        const embedded = await runner.map(
+          shards.map((shard) => ({ kind: "embed", shard })),
+        ) as (Embeddings & { tokens: number[][] })[];
+        const all = {
+          images: joined(embedded.map((e) => e.images)),
+          texts: joined(embedded.map((e) => e.texts)),
+        };
+        const texts = embedded.flatMap((e) => e.tokens.map((t) => t.join()));
+        const at = layout.entries.find((e) => e.path === "logit_scale")!.offset;
+        const { loss, top1, by, byScale } = contrastive(all, texts, shared[at]);
+        const part = by.images.length / shards.length;
+        const results = await runner.map(shards.map((shard, i) => ({
+          kind: "backward",
+          shard,
+          by: {
+            images: by.images.slice(i * part, (i + 1) * part),
+            texts: by.texts.slice(i * part, (i + 1) * part),
+          },
+        }))) as ShardResult[];
+        for (const r of results) add(grads, r.grads, 1);
+        grads[at] += byScale;
+        losses = { loss, top1 };
+      } else {
+        const results = await runner.map(
+          shards.map((shard) => ({ kind: "gradient", shard })),
+        ) as ShardResult[];
+        for (const r of results) {
+          add(grads, r.grads, 1 / shards.length);
+          for (const [part, value] of Object.entries(r.losses)) {
+            losses[part] = (losses[part] ?? 0) + value / shards.length;
+          }
+        }
+      }
+      const lr = warmupLinear(state.step, recipe);
+      const norm = flatAdamW(layout, state, grads, { ...recipe, lr });
+      yield {
+        network: name,
+        step: state.step,
+        steps: recipe.steps,
+        losses,
+        lr,
+        norm,
+        seconds: (performance.now() - began) / 1000,
+      };
+      if (performance.now() - lastSave > saveEvery * 1000) {
+        await saveState(checkpoint, state);
+        lastSave = performance.now();
+      }
+    }
+    await saveState(checkpoint, state);
+    return state;
+  } finally {
+    runner.close();
+  }
+}
+
+function joined(parts: readonly Float32Array[]): Float32Array {
+  const all = new Float32Array(parts.reduce((n, p) => n + p.length, 0));
+  let at = 0;
+  for (const part of parts) {
+    all.set(part, at);
+    at += part.length;
+  }
+  return all;
+}
+
+function add(to: Float32Array, from: Float32Array, factor: number): void {
+  for (let i = 0; i < to.length; i++) to[i] += factor * from[i];
+}
+
+/** Freshly initialised parameters, flat. */
+export function freshParams(name: NetworkName, seed: number): Float32Array {
+  const tree = initialise(networkSpec(name), fold(key(seed), "initialise"));
+  const flat = flatten(name, tree);
+  disposeTree(tree);
+  return flat;
+}
+
+/** Parameters of a tree, flat. */
+export function flatten(name: NetworkName, tree: unknown): Float32Array {
+  const layout = networkLayout(name);
+  const flat = new Float32Array(layout.size);
+  const tensors = new Map(leaves(tree));
+  for (const { path, offset } of layout.entries) {
+    flat.set(tensors.get(path)!.dataSync() as Float32Array, offset);
+  }
+  return flat;
+}
+
+const STATE = ["params", "m", "v", "ema"] as const;
+
+/** Writes the whole state of a run, atomically. */
+export async function saveState(
+  path: string,
+  state: FlatState,
+): Promise<void> {
+  const tensors = STATE.map((part): [string, RawTensor] => [part, {
+    dtype: "F32",
+    shape: [state[part].length],
+    data: encodeFloat(state[part], "F32"),
+  }]);
+  await writeSafetensors(path, tensors, { step: String(state.step) });
+}
+
+async function loadState(path: string, size: number): Promise<FlatState> {
+  const file = await openSafetensors(path);
+  try {
+    const part = async (name: string) => {
+      const values = toFloat32(await file.read(name));
+      if (values.length !== size) {
+        throw new Error(
+          `Cannot resume from ${path}: expected ${size} parameters, got ${values.length} (another recipe's checkpoint?)`,
+        );
+      }
+      return values;
+    };
+    return {
+      step: Number(file.metadata.step),
+      params: await part("params"),
+      m: await part("m"),
+      v: await part("v"),
+      ema: await part("ema"),
+    };
+  } finally {
+    file.close();
+  }
+}
+
+/**
+ * Encodes the latents of the training scenes, in workers.
+ *
+ * @param autoencoder Flat parameters of the autoencoder.
+ * @param workers Deno Workers; 0 runs in place.
+ * @param scenes How many.
+ * @returns Progress in scenes, and the latents, in shared memory.
+ */
+export async function* encodeLatents(
+  autoencoder: Float32Array,
+  workers: number,
+  scenes = LATENT_SCENES,
+): AsyncGenerator<{ done: number; total: number }, Float32Array> {
+  const latents = sharedFloats(scenes * 16 * 16 * 8);
+  const params = sharedFloats(autoencoder.length);
+  params.set(autoencoder);
+  const runner = await startRunner({ name: "vae", params }, workers);
+  try {
+    const piece = 256;
+    for (let from = 0; from < scenes;) {
+      const requests: ShardRequest[] = [];
+      for (let w = 0; w < Math.max(1, workers) && from < scenes; w++) {
+        const to = Math.min(scenes, from + piece);
+        requests.push({ kind: "encode", from, to, latents });
+        from = to;
+      }
+      await runner.map(requests);
+      yield { done: from, total: scenes };
+    }
+    return latents;
+  } finally {
+    runner.close();
+  }
+}

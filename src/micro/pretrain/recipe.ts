@@ -1,0 +1,169 @@
+import {
+  type AutoencoderConfig,
+  type ClipConfig,
+  parseAutoencoderConfig,
+  parseClipConfig,
+  parseUNetConfig,
+  type UNetConfig,
+} from "../../models/config.ts";
+
+/** How one network is trained. */
+export interface NetworkRecipe {
+  /** Optimizer steps in all. */
+  readonly steps: number;
+  /** Samples a step. */
+  readonly batch: number;
+  /** Logical shards of a batch; fixed, so workers do not change the result. */
+  readonly shards: number;
+  /** Peak learning rate. */
+  readonly lr: number;
+  /** Warm-up steps. */
+  readonly warmup: number;
+  readonly weightDecay: number;
+  /** Largest gradient norm. */
+  readonly maxNorm: number;
+  /** Decay of the averaged weights. */
+  readonly ema: number;
+  /** Root seed of initialisation and data. */
+  readonly seed: number;
+}
+
+/** The networks of the embedded model, by name. */
+export type NetworkName = "clip_a" | "vae" | "unet" | "clip_b";
+
+/** Longest text in tokens, start and end included. */
+export const MAX_TOKENS = 24;
+
+/** Config of a micro CLIP. */
+export function clipConfig(vocabulary: number, width: number): ClipConfig {
+  return parseClipConfig({
+    projection_dim: 64,
+    text_config: {
+      vocab_size: vocabulary,
+      hidden_size: width,
+      intermediate_size: 4 * width,
+      num_hidden_layers: 4,
+      num_attention_heads: 4,
+      max_position_embeddings: MAX_TOKENS,
+      hidden_act: "quick_gelu",
+      projection_dim: 64,
+    },
+    vision_config: {
+      hidden_size: width,
+      intermediate_size: 4 * width,
+      num_hidden_layers: 4,
+      num_attention_heads: 4,
+      image_size: 64,
+      patch_size: 8,
+      hidden_act: "quick_gelu",
+      projection_dim: 64,
+    },
+  });
+}
+
+/** Config of the micro autoencoder: ×4, eight latent channels. */
+export const VAE_CONFIG: AutoencoderConfig = parseAutoencoderConfig({
+  block_out_channels: [16, 32, 32],
+  down_block_types: new Array(3).fill("DownEncoderBlock2D"),
+  up_block_types: new Array(3).fill("UpDecoderBlock2D"),
+  latent_channels: 8,
+  layers_per_block: 1,
+  norm_num_groups: 8,
+  sample_size: 64,
+  scaling_factor: 1,
+});
+
+/** Width of CLIP A's text tower, which the UNet attends to. */
+export const TEXT_WIDTH = 96;
+
+/** Config of the micro UNet. */
+export const UNET_CONFIG: UNetConfig = parseUNetConfig({
+  sample_size: 16,
+  in_channels: 8,
+  out_channels: 8,
+  block_out_channels: [32, 96, 96],
+  down_block_types: [
+    "DownBlock2D",
+    "CrossAttnDownBlock2D",
+    "CrossAttnDownBlock2D",
+  ],
+  up_block_types: ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+  layers_per_block: 1,
+  attention_head_dim: 4,
+  cross_attention_dim: TEXT_WIDTH,
+  norm_num_groups: 8,
+});
+
+/** scheduler_config.json of the micro model: SD's schedule, v-prediction. */
+export const SCHEDULER_CONFIG: Record<string, unknown> = {
+  _class_name: "DPMSolverMultistepScheduler",
+  _diffusers_version: "0.19.3",
+  algorithm_type: "dpmsolver++",
+  beta_end: 0.012,
+  beta_schedule: "scaled_linear",
+  beta_start: 0.00085,
+  num_train_timesteps: 1000,
+  prediction_type: "v_prediction",
+  set_alpha_to_one: false,
+  solver_order: 2,
+  solver_type: "midpoint",
+  steps_offset: 1,
+  trained_betas: null,
+};
+
+/** γ of min-SNR weighting (Hang et al. 2023). */
+export const MIN_SNR_GAMMA = 5;
+
+/** Share of captions replaced by the empty text, for guidance. */
+export const DROP_CAPTION = 0.1;
+
+/** Scenes whose latents are encoded once and trained on. */
+export const LATENT_SCENES = 16384;
+
+/** The recipe behind the committed weights. */
+export const RECIPE: Readonly<Record<NetworkName, NetworkRecipe>> = {
+  clip_a: {
+    steps: 1500,
+    batch: 64,
+    shards: 2,
+    lr: 1e-3,
+    warmup: 100,
+    weightDecay: 0.05,
+    maxNorm: 1,
+    ema: 0.995,
+    seed: 11,
+  },
+  vae: {
+    steps: 1500,
+    batch: 16,
+    shards: 2,
+    lr: 2e-3,
+    warmup: 50,
+    weightDecay: 0.01,
+    maxNorm: 1,
+    ema: 0.995,
+    seed: 12,
+  },
+  unet: {
+    steps: 6000,
+    batch: 32,
+    shards: 2,
+    lr: 1.5e-3,
+    warmup: 100,
+    weightDecay: 0.01,
+    maxNorm: 1,
+    ema: 0.999,
+    seed: 13,
+  },
+  clip_b: {
+    steps: 1500,
+    batch: 64,
+    shards: 2,
+    lr: 1e-3,
+    warmup: 100,
+    weightDecay: 0.05,
+    maxNorm: 1,
+    ema: 0.995,
+    seed: 14,
+  },
+};

@@ -1,0 +1,161 @@
+import type { Autoencoder } from "../../models/autoencoder.ts";
+import type { Clip } from "../../models/image_encoder.ts";
+import type { TextEncoder } from "../../models/text_encoder.ts";
+import type { UNet } from "../../models/unet.ts";
+import { autoencoderSpec, encode } from "../../models/autoencoder.ts";
+import { disposeTree } from "../../core/tree.ts";
+import { flatLayout } from "../../optim/flat.ts";
+import { specLeaves } from "../../nn/spec.ts";
+import { loadArt } from "../art.ts";
+import { loadConceptArt } from "../concepts.ts";
+import { classTexts, loadPrompts } from "../prompts.ts";
+import { renderScene, trainScene } from "../scenes.ts";
+import { WORLD } from "../world.ts";
+import { type NetworkName, VAE_CONFIG } from "./recipe.ts";
+import {
+  clipBackward,
+  clipEmbed,
+  type Embeddings,
+  type Materials,
+  networkLayout,
+  networkSpec,
+  pixels,
+  type Shard,
+  type ShardResult,
+  TEXT_SPEC,
+  unetShard,
+  unflatten,
+  vaeShard,
+} from "./tasks.ts";
+
+/** What a shard server is started with: plain data, shared where it is large. */
+export interface ServerInit {
+  readonly name: NetworkName;
+  /** Current parameters, shared with the host, read before every request. */
+  readonly params: Float32Array;
+  /** Cached latents, shared. */
+  readonly latents?: Float32Array;
+  /** CLIP A's text tower, flat. */
+  readonly text?: Float32Array;
+  /** The autoencoder, flat. */
+  readonly autoencoder?: Float32Array;
+}
+
+/** One piece of work. */
+export type ShardRequest =
+  | { readonly kind: "gradient"; readonly shard: Shard }
+  | { readonly kind: "embed"; readonly shard: Shard }
+  | {
+    readonly kind: "backward";
+    readonly shard: Shard;
+    readonly by: Embeddings;
+  }
+  | {
+    readonly kind: "encode";
+    /** Scenes [from, to) to encode with the parameters as autoencoder. */
+    readonly from: number;
+    readonly to: number;
+    /** Where they are written; shared. */
+    readonly latents: Float32Array;
+  };
+
+/** What a request gives. */
+export type ShardAnswer =
+  | ShardResult
+  | (Embeddings & { readonly tokens: number[][] })
+  | null;
+
+/** Answers shard requests of one network. */
+export interface ShardServer {
+  readonly ready: Promise<void>;
+  run(request: ShardRequest): Promise<ShardAnswer>;
+}
+
+/**
+ * Makes a shard server; the same code runs in a worker and in place.
+ *
+ * @param init Its data.
+ */
+export function createShardServer(init: ServerInit): ShardServer {
+  const layout = networkLayout(init.name);
+  const spec = networkSpec(init.name);
+  let materials: Materials;
+  const start = async () => {
+    materials = {
+      art: await loadArt(),
+      frames: await loadConceptArt(),
+      exclude: classTexts(await loadPrompts()),
+      latents: init.latents,
+      text: init.text && unflatten<TextEncoder>(
+        TEXT_SPEC,
+        flatLayout(specLeaves(TEXT_SPEC).map(([p, s]) => [p, s.shape])),
+        init.text,
+      ),
+      autoencoder: init.autoencoder && unflatten<Autoencoder>(
+        autoencoderSpec(VAE_CONFIG),
+        networkLayout("vae"),
+        init.autoencoder,
+      ),
+    };
+  };
+  const ready = start();
+  return {
+    ready,
+    async run(request) {
+      await ready;
+      const params = unflatten(spec, layout, init.params);
+      try {
+        switch (request.kind) {
+          case "gradient":
+            return init.name === "vae"
+              ? await vaeShard(params as Autoencoder, request.shard, materials)
+              : await unetShard(params as UNet, request.shard, materials);
+          case "embed":
+            return await clipEmbed(
+              init.name,
+              params as Clip,
+              request.shard,
+              materials,
+            );
+          case "backward":
+            return await clipBackward(
+              init.name,
+              params as Clip,
+              request.shard,
+              materials,
+              request.by,
+            );
+          case "encode":
+            await encodeScenes(params as Autoencoder, request, materials);
+            return null;
+        }
+      } finally {
+        disposeTree(params);
+      }
+    },
+  };
+}
+
+/** Encodes training scenes to the means of their latents, 32 at a time. */
+async function encodeScenes(
+  params: Autoencoder,
+  request: { from: number; to: number; latents: Float32Array },
+  materials: Materials,
+): Promise<void> {
+  for (let from = request.from; from < request.to; from += 32) {
+    const to = Math.min(request.to, from + 32);
+    const images = Array.from(
+      { length: to - from },
+      (_, i) =>
+        renderScene(
+          trainScene(from + i, WORLD, {}, materials.art),
+          materials.art,
+        ),
+    );
+    const x = pixels(images, WORLD.side);
+    const posterior = encode(params, VAE_CONFIG, x);
+    const values = await posterior.mean.data() as Float32Array;
+    request.latents.set(values, from * (values.length / images.length));
+    disposeTree([x, posterior.mean, posterior.logvar, posterior.moments]);
+  }
+}

@@ -1,0 +1,517 @@
+import * as tf from "@tensorflow/tfjs";
+import { type Key, fold, key, normal, stream } from "../../core/random.ts";
+import { valueAndGrads } from "../../core/tree.ts";
+import { schedule, type Schedule } from "../../diffusion/schedule.ts";
+import {
+  type Autoencoder,
+  autoencoderSpec,
+  decode,
+  drawLatent,
+  encode,
+} from "../../models/autoencoder.ts";
+import type { ClipConfig } from "../../models/config.ts";
+import {
+  type Clip,
+  clipSpec,
+  imageEmbedding,
+  normalise,
+  textEmbedding,
+} from "../../models/image_encoder.ts";
+import {
+  type TextEncoder,
+  textEncoder,
+  textEncoderSpec,
+} from "../../models/text_encoder.ts";
+import type { Tokenizer } from "../../models/tokenizer.ts";
+import { type UNet, unet, unetSpec } from "../../models/unet.ts";
+import { buildTree, type Spec, specLeaves } from "../../nn/spec.ts";
+import type { FlatLayout } from "../../optim/flat.ts";
+import { flatLayout } from "../../optim/flat.ts";
+import type { Art } from "../art.ts";
+import { captionOf } from "../captions.ts";
+import { conceptImage } from "../concepts.ts";
+import { renderScene, trainScene } from "../scenes.ts";
+import { tokenizerOfWorld } from "./vocabulary.ts";
+import { IDENTITIES, WIDE_WORLD, WORLD, type World } from "../world.ts";
+import {
+  clipConfig,
+  DROP_CAPTION,
+  LATENT_SCENES,
+  MIN_SNR_GAMMA,
+  type NetworkName,
+  SCHEDULER_CONFIG,
+  TEXT_WIDTH,
+  UNET_CONFIG,
+  VAE_CONFIG,
+} from "./recipe.ts";
+
+/** What a network's training needs besides its own parameters. */
+export interface Materials {
+  /** The base world's art. */
+  readonly art: Art;
+  /** The identities' frames. */
+  readonly frames: Art;
+  /** The evaluation's prompts in class words: captions that are never used. */
+  readonly exclude: ReadonlySet<string>;
+  /** Latents of the first {@linkcode LATENT_SCENES} scenes, end to end. */
+  readonly latents?: Float32Array;
+  /** CLIP A's text tower, frozen. */
+  readonly text?: TextEncoder;
+  /** The trained autoencoder, for round trips. */
+  readonly autoencoder?: Autoencoder;
+}
+
+/** One shard of one step. */
+export interface Shard {
+  readonly step: number;
+  readonly index: number;
+  readonly count: number;
+  /** Samples in the whole batch. */
+  readonly batch: number;
+  readonly seed: number;
+}
+
+/** The gradient of a shard's mean loss. */
+export interface ShardResult {
+  readonly losses: Readonly<Record<string, number>>;
+  /** Laid out as the network's {@linkcode FlatLayout}. */
+  readonly grads: Float32Array;
+}
+
+/** Embeddings of a shard, and later the gradient with respect to them. */
+export interface Embeddings {
+  /** [n, projection], normalised, end to end. */
+  readonly images: Float32Array;
+  readonly texts: Float32Array;
+}
+
+/** The tokenizer of the embedded world. */
+export const TOKENIZER: Tokenizer = tokenizerOfWorld();
+
+/** Config of both micro CLIPs. */
+export const CLIP_CONFIG: ClipConfig = clipConfig(
+  TOKENIZER.vocabSize,
+  TEXT_WIDTH,
+);
+
+/** Spec of a network of the embedded model. */
+// deno-lint-ignore no-explicit-any
+export function networkSpec(name: NetworkName): Spec<any> {
+  switch (name) {
+    case "vae":
+      return autoencoderSpec(VAE_CONFIG);
+    case "unet":
+      return unetSpec(UNET_CONFIG);
+    default:
+      return clipSpec(CLIP_CONFIG);
+  }
+}
+
+/** Flat layout of a network of the embedded model. */
+export function networkLayout(name: NetworkName): FlatLayout {
+  return flatLayout(
+    specLeaves(networkSpec(name)).map(([path, p]) => [path, p.shape]),
+  );
+}
+
+/**
+ * Makes a parameter tree from flat values.
+ *
+ * @param spec The network's spec.
+ * @param layout Its layout.
+ * @param values Flat parameters.
+ */
+export function unflatten<T>(
+  spec: Spec<T>,
+  layout: FlatLayout,
+  values: Float32Array,
+): T {
+  const entries = new Map(layout.entries.map((e) => [e.path, e]));
+  return buildTree<T>(spec, (param, path) => {
+    const { offset, size } = entries.get(path)!;
+    return tf.tensor(values.slice(offset, offset + size), param.shape);
+  });
+}
+
+async function flattenGrads(
+  layout: FlatLayout,
+  grads: Map<string, tf.Tensor>,
+): Promise<Float32Array> {
+  const flat = new Float32Array(layout.size);
+  for (const { path, offset } of layout.entries) {
+    flat.set(await grads.get(path)!.data() as Float32Array, offset);
+  }
+  return flat;
+}
+
+/** Pixels of images as [b, 64, 64, 3] in [−1, 1]. */
+export function pixels(images: readonly Uint8Array[], side: number): tf.Tensor4D {
+  const size = side * side * 3;
+  const values = new Float32Array(images.length * size);
+  images.forEach((image, i) => {
+    for (let j = 0; j < size; j++) {
+      values[i * size + j] = image[j] / 127.5 - 1;
+    }
+  });
+  return tf.tensor4d(values, [images.length, side, side, 3]);
+}
+
+/** The samples of a shard: every one has a number of its own. */
+function members(shard: Shard): number[] {
+  const size = shard.batch / shard.count;
+  return Array.from(
+    { length: size },
+    (_, i) => shard.step * shard.batch + shard.index * size + i,
+  );
+}
+
+function ids(texts: readonly string[]): number[][] {
+  return texts.map((text) => TOKENIZER.encode(text).ids);
+}
+
+/** KL weight: barely a prior, enough to keep the latents' scale. */
+const KL = 1e-4;
+
+/**
+ * Loss of the autoencoder: L1 + L2 of pixels, L1 of neighbouring pixels'
+ * differences (edges), and a weak KL.
+ */
+export async function vaeShard(
+  params: Autoencoder,
+  shard: Shard,
+  materials: Materials,
+): Promise<ShardResult> {
+  const spec = networkLayout("vae");
+  const batch = members(shard);
+  const images = pixels(
+    batch.map((i) => sceneOrFrame(i, shard.seed, materials)),
+    WORLD.side,
+  );
+  const noise = tf.tensor4d(
+    normal(
+      fold(key(shard.seed), "posterior", shard.step, shard.index),
+      batch.length * 16 * 16 * VAE_CONFIG.latent_channels,
+    ),
+    [batch.length, 16, 16, VAE_CONFIG.latent_channels],
+  );
+  const parts: tf.Scalar[] = [];
+  const { value, grads } = valueAndGrads((p: Autoencoder) => {
+    const posterior = encode(p, VAE_CONFIG, images);
+    const out = decode(p, VAE_CONFIG, drawLatent(posterior, noise));
+    const error = out.sub(images) as tf.Tensor4D;
+    const [b, h, w, c] = error.shape;
+    const dx = tf.sub(
+      tf.slice(error, [0, 0, 1, 0], [b, h, w - 1, c]),
+      tf.slice(error, [0, 0, 0, 0], [b, h, w - 1, c]),
+    );
+    const dy = tf.sub(
+      tf.slice(error, [0, 1, 0, 0], [b, h - 1, w, c]),
+      tf.slice(error, [0, 0, 0, 0], [b, h - 1, w, c]),
+    );
+    const mse = tf.mean(error.square());
+    const edges = tf.mean(dx.abs()).add(tf.mean(dy.abs()));
+    const kl = tf.mean(
+      posterior.mean.square().add(posterior.logvar.exp()).sub(1)
+        .sub(posterior.logvar),
+    ).mul(0.5);
+    parts.push(tf.keep(mse as tf.Scalar), tf.keep(kl as tf.Scalar));
+    return mse.mul(4).add(tf.mean(error.abs())).add(edges.mul(0.5))
+      .add(kl.mul(KL)) as tf.Scalar;
+  }, params);
+  const losses = {
+    loss: (await value.data())[0],
+    mse: (await parts[0].data())[0],
+    kl: (await parts[1].data())[0],
+  };
+  const flat = await flattenGrads(spec, grads);
+  tf.dispose([value, ...parts, ...grads.values(), images, noise]);
+  return { losses, grads: flat };
+}
+
+/**
+ * Images of the autoencoder's diet: base scenes. Identities stay out of it, as
+ * out of every base training set.
+ */
+function sceneOrFrame(
+  i: number,
+  seed: number,
+  materials: Materials,
+): Uint8Array {
+  return renderScene(trainScene(i + seed * 1e6, WORLD, {}, materials.art), materials.art);
+}
+
+/** Image and caption of a CLIP's training sample. */
+function clipSample(
+  name: NetworkName,
+  i: number,
+  shard: Shard,
+  materials: Materials,
+): { image: Uint8Array; text: string } {
+  const n = i + shard.seed * 1e6;
+  // The evaluation CLIP also knows the identities, by their proper names.
+  if (name === "clip_b" && n % 4 === 0) {
+    const identity = IDENTITIES[(n / 4) % IDENTITIES.length];
+    const shown = conceptImage(identity.name, "clip", n, materials.frames);
+    const byName = stream(fold(key(n), "name")).uniform() < 0.8;
+    return {
+      image: shown.image,
+      text: byName ? shown.nameCaption : shown.classCaption,
+    };
+  }
+  const world: World = name === "clip_b" ? WIDE_WORLD : WORLD;
+  const scene = trainScene(n, world, {}, materials.art);
+  return {
+    image: renderScene(scene, materials.art, world),
+    text: captionOf(scene, n, 0, { exclude: materials.exclude }),
+  };
+}
+
+/** Blur and autoencoder round trips, so that generated pictures are no stranger. */
+function degrade(
+  images: tf.Tensor4D,
+  from: Key,
+  autoencoder: Autoencoder,
+): tf.Tensor4D {
+  return tf.tidy(() => {
+    const draw = stream(from);
+    const [b, h, w] = images.shape;
+    const half = Math.floor(b / 2);
+    const first = tf.slice(images, 0, half);
+    const tripped = decode(
+      autoencoder,
+      VAE_CONFIG,
+      encode(autoencoder, VAE_CONFIG, first).mean,
+    );
+    const both = tf.concat([
+      tf.clipByValue(tripped, -1, 1),
+      tf.slice(images, half, b - half),
+    ]);
+    const soft = tf.image.resizeBilinear(
+      tf.avgPool(both, 2, 2, "same") as tf.Tensor4D,
+      [h, w],
+    );
+    const blur = tf.tensor4d(
+      Array.from({ length: b }, () => draw.uniform() < 0.3 ? draw.uniform() : 0),
+      [b, 1, 1, 1],
+    );
+    return both.add(soft.sub(both).mul(blur)) as tf.Tensor4D;
+  });
+}
+
+function clipInputs(
+  name: NetworkName,
+  shard: Shard,
+  materials: Materials,
+): { images: tf.Tensor4D; tokens: number[][] } {
+  const samples = members(shard).map((i) =>
+    clipSample(name, i, shard, materials)
+  );
+  let images = pixels(samples.map((s) => s.image), WORLD.side);
+  if (name === "clip_b" && materials.autoencoder) {
+    const degraded = degrade(
+      images,
+      fold(key(shard.seed), "degrade", shard.step, shard.index),
+      materials.autoencoder,
+    );
+    images.dispose();
+    images = degraded;
+  }
+  return { images, tokens: ids(samples.map((s) => s.text)) };
+}
+
+/** First pass of a contrastive step: embeddings only. */
+export async function clipEmbed(
+  name: NetworkName,
+  params: Clip,
+  shard: Shard,
+  materials: Materials,
+): Promise<Embeddings & { readonly tokens: number[][] }> {
+  const { images, tokens } = clipInputs(name, shard, materials);
+  const [a, b] = tf.tidy(() => [
+    normalise(imageEmbedding(params, CLIP_CONFIG, images)),
+    normalise(textEmbedding(params, CLIP_CONFIG, tokens)),
+  ]);
+  const result = {
+    images: await a.data() as Float32Array,
+    texts: await b.data() as Float32Array,
+    tokens,
+  };
+  tf.dispose([a, b, images]);
+  return result;
+}
+
+/** Second pass: gradients, given those of the loss by the embeddings. */
+export async function clipBackward(
+  name: NetworkName,
+  params: Clip,
+  shard: Shard,
+  materials: Materials,
+  by: Embeddings,
+): Promise<ShardResult> {
+  const layout = networkLayout(name);
+  const { images, tokens } = clipInputs(name, shard, materials);
+  const shape: [number, number] = [tokens.length, CLIP_CONFIG.projection_dim];
+  const { value, grads } = valueAndGrads((p: Clip) => {
+    const a = normalise(imageEmbedding(p, CLIP_CONFIG, images));
+    const b = normalise(textEmbedding(p, CLIP_CONFIG, tokens));
+    return tf.sum(a.mul(tf.tensor2d(by.images, shape))).add(
+      tf.sum(b.mul(tf.tensor2d(by.texts, shape))),
+    ) as tf.Scalar;
+  }, params);
+  const flat = await flattenGrads(layout, grads);
+  tf.dispose([value, ...grads.values(), images]);
+  return { losses: {}, grads: flat };
+}
+
+/**
+ * The symmetric contrastive loss over a whole batch and its gradients, on the
+ * host. Pairs with the same text count as the same pair.
+ *
+ * @param all Embeddings of every shard, in order.
+ * @param logScale Logarithm of the inverse temperature.
+ */
+export function contrastive(
+  all: Embeddings,
+  texts: readonly string[],
+  logScale: number,
+): { loss: number; top1: number; by: Embeddings; byScale: number } {
+  const n = texts.length;
+  const d = all.images.length / n;
+  const scale = Math.exp(Math.min(logScale, Math.log(100)));
+  const cosine = new Float64Array(n * n);
+  for (let i = 0; i < n; i++) {
+    for (let j = 0; j < n; j++) {
+      let dot = 0;
+      for (let k = 0; k < d; k++) {
+        dot += all.images[i * d + k] * all.texts[j * d + k];
+      }
+      cosine[i * n + j] = dot;
+    }
+  }
+  const targets = texts.map((text) => {
+    const same = texts.map((other) => other === text ? 1 : 0);
+    const count = same.reduce((a: number, b) => a + b, 0);
+    return same.map((s) => s / count);
+  });
+  // dL/dlogits of both directions, averaged.
+  const g = new Float64Array(n * n);
+  let loss = 0;
+  let right = 0;
+  for (const byRow of [true, false]) {
+    for (let i = 0; i < n; i++) {
+      const at = (j: number) => byRow ? i * n + j : j * n + i;
+      let max = -Infinity;
+      let best = 0;
+      for (let j = 0; j < n; j++) {
+        if (cosine[at(j)] > max) {
+          max = cosine[at(j)];
+          best = j;
+        }
+      }
+      if (byRow && targets[i][best] > 0) right++;
+      let sum = 0;
+      for (let j = 0; j < n; j++) sum += Math.exp(scale * (cosine[at(j)] - max));
+      const log = Math.log(sum) + scale * max;
+      for (let j = 0; j < n; j++) {
+        const logit = scale * cosine[at(j)];
+        loss += targets[i][j] * (log - logit) / (2 * n);
+        g[at(j)] += (Math.exp(logit - log) - targets[i][j]) / (2 * n);
+      }
+    }
+  }
+  const by = {
+    images: new Float32Array(n * d),
+    texts: new Float32Array(n * d),
+  };
+  let byScale = 0;
+  for (let i = 0; i < n; i++) {
+    for (let j = 0; j < n; j++) {
+      const w = scale * g[i * n + j];
+      byScale += w * cosine[i * n + j];
+      for (let k = 0; k < d; k++) {
+        by.images[i * d + k] += w * all.texts[j * d + k];
+        by.texts[j * d + k] += w * all.images[i * d + k];
+      }
+    }
+  }
+  return { loss, top1: right / n, by, byScale };
+}
+
+const SCHEDULE: Schedule = schedule(SCHEDULER_CONFIG);
+
+/**
+ * Loss of the UNet: v-prediction with min-SNR weighting, timesteps stratified
+ * over the batch.
+ */
+export async function unetShard(
+  params: UNet,
+  shard: Shard,
+  materials: Materials,
+): Promise<ShardResult> {
+  const layout = networkLayout("unet");
+  const side = 16, c = UNET_CONFIG.in_channels;
+  const size = side * side * c;
+  const batch = members(shard);
+  const root = key(shard.seed);
+  const from = shard.step * shard.batch;
+  const offset = stream(fold(root, "timestep", shard.step)).uniform();
+  const scenes = batch.map((n) =>
+    stream(fold(root, "scene", n)).integer(LATENT_SCENES)
+  );
+  const timesteps = batch.map((n) =>
+    Math.min(999, Math.floor(((n - from + offset) / shard.batch) * 1000))
+  );
+  const latents = new Float32Array(batch.length * size);
+  scenes.forEach((scene, i) =>
+    latents.set(
+      materials.latents!.subarray(scene * size, (scene + 1) * size),
+      i * size,
+    )
+  );
+  const texts = batch.map((n, i) => {
+    const draw = stream(fold(root, "caption", n));
+    if (draw.uniform() < DROP_CAPTION) return "";
+    return captionOf(
+      trainScene(scenes[i], WORLD, {}, materials.art),
+      scenes[i],
+      draw.integer(1000),
+      { exclude: materials.exclude },
+    );
+  });
+  const signal = timesteps.map((t) => Math.sqrt(SCHEDULE.alphasCumprod[t]));
+  const noisy = timesteps.map((t) => Math.sqrt(1 - SCHEDULE.alphasCumprod[t]));
+  const weights = timesteps.map((_, i) => {
+    const snr = (signal[i] / noisy[i]) ** 2;
+    return Math.min(snr, MIN_SNR_GAMMA) / (snr + 1);
+  });
+  const inputs = tf.tidy(() => {
+    const x0 = tf.tensor4d(latents, [batch.length, side, side, c]);
+    const noise = tf.tensor4d(
+      normal(fold(root, "noise", shard.step, shard.index), latents.length),
+      x0.shape,
+    );
+    const column = (values: number[]) =>
+      tf.tensor4d(values, [batch.length, 1, 1, 1]);
+    const a = column(signal), s = column(noisy);
+    return {
+      x: x0.mul(a).add(noise.mul(s)) as tf.Tensor4D,
+      v: noise.mul(a).sub(x0.mul(s)) as tf.Tensor4D,
+      weight: column(weights),
+      states:
+        textEncoder(materials.text!, CLIP_CONFIG.text_config, ids(texts)).last,
+    };
+  });
+  const { value, grads } = valueAndGrads((p: UNet) => {
+    const out = unet(p, UNET_CONFIG, inputs.x, timesteps, inputs.states);
+    return tf.mean(out.sub(inputs.v).square().mul(inputs.weight)) as tf.Scalar;
+  }, params);
+  const losses = { loss: (await value.data())[0] };
+  const flat = await flattenGrads(layout, grads);
+  tf.dispose([value, ...grads.values(), ...Object.values(inputs)]);
+  return { losses, grads: flat };
+}
+
+/** Spec of the frozen text tower. */
+export const TEXT_SPEC: Spec<TextEncoder> = textEncoderSpec(
+  CLIP_CONFIG.text_config,
+);

@@ -1,0 +1,129 @@
+import { cannot } from "../core/errors.ts";
+import { fillToken } from "./concepts.ts";
+import type { Place } from "./scenes.ts";
+
+/** The paper's four groups of prompts (Mix-of-Show, appendix), five of each. */
+export const PROMPT_GROUPS = [
+  "recontextualisation",
+  "restylisation",
+  "interaction",
+  "property modification",
+] as const;
+
+/** Name of a group of prompts. */
+export type PromptGroup = typeof PROMPT_GROUPS[number];
+
+/** What a prompt asks for besides the concept, for scores and reports. */
+export interface PromptFacts {
+  /** Background word. */
+  readonly background?: string;
+  /** Style word. */
+  readonly style?: string;
+  /** Colour word. */
+  readonly color?: string;
+  /** Size word. */
+  readonly size?: "small" | "big";
+  /** Place word. */
+  readonly place?: Place;
+  /** Noun of the other object. */
+  readonly partner?: string;
+  /** The concept's half beside a partner (`A and B` puts A left). */
+  readonly side?: "left" | "right";
+}
+
+/** One evaluation prompt. */
+export interface Prompt {
+  /** Its group. */
+  readonly group: PromptGroup;
+  /** Text with `<TOKEN>` in the concept's place. */
+  readonly text: string;
+  /** What it asks for. */
+  readonly facts: PromptFacts;
+}
+
+/** The twenty prompts of one identity. */
+export interface ConceptPrompts {
+  /** Proper name of the identity. */
+  readonly concept: string;
+  /** Class word, what the text says on an untouched model. */
+  readonly class: string;
+  /** Test prompts are never trained or tuned on. */
+  readonly split: "test" | "development";
+  /** Five of each group, in the order of {@linkcode PROMPT_GROUPS}. */
+  readonly prompts: readonly Prompt[];
+}
+
+/** SHA-256 of the prompts' canonical JSON: they were fixed before any result. */
+export const PROMPTS_SHA256 =
+  "7a052dbf38ad688d344c0736e4e80af3da9545e4921739f0976a338693b3ef3b";
+
+/** The committed prompts. */
+export const PROMPTS_FILE: URL = new URL(
+  "../../models/micro/prompts.json",
+  import.meta.url,
+);
+
+/**
+ * The hash by which prompts are fixed: of the JSON without white space, so that
+ * formatting does not count.
+ *
+ * @param prompts Parsed prompts.
+ * @returns Lower-case hexadecimal SHA-256.
+ */
+export async function hashPrompts(
+  prompts: readonly ConceptPrompts[],
+): Promise<string> {
+  const bytes = new TextEncoder().encode(JSON.stringify(prompts));
+  const digest = await crypto.subtle.digest("SHA-256", bytes);
+  return Array.from(
+    new Uint8Array(digest),
+    (byte) => byte.toString(16).padStart(2, "0"),
+  ).join("");
+}
+
+/**
+ * Loads the evaluation prompts.
+ *
+ * @param file Where they are; by default the committed ones.
+ * @throws If they are not the prompts that were fixed.
+ */
+export async function loadPrompts(
+  file: URL = PROMPTS_FILE,
+): Promise<ConceptPrompts[]> {
+  const text = file.protocol === "file:"
+    ? await Deno.readTextFile(file)
+    : await (await fetch(file)).text();
+  const prompts = JSON.parse(text) as ConceptPrompts[];
+  const hash = await hashPrompts(prompts);
+  if (hash !== PROMPTS_SHA256) {
+    throw cannot("load prompts", `prompts of hash ${PROMPTS_SHA256}`, hash);
+  }
+  return prompts;
+}
+
+/**
+ * A prompt's text for a model: the class word for the base model, the
+ * concept's tokens for a customised one.
+ *
+ * @param prompt The prompt.
+ * @param words What stands for the concept.
+ */
+export function promptText(prompt: Prompt, words: string): string {
+  return fillToken(prompt.text, words);
+}
+
+/**
+ * Every prompt with its class word: what no training caption may be; pass it
+ * to `captionScene` as `exclude`.
+ *
+ * @param prompts From {@linkcode loadPrompts}.
+ */
+export function classTexts(
+  prompts: readonly ConceptPrompts[],
+): Set<string> {
+  return new Set(
+    prompts.flatMap((entry) =>
+      entry.prompts.map((prompt) => promptText(prompt, entry.class))
+    ),
+  );
+}

@@ -1,0 +1,374 @@
+import * as tf from "@tensorflow/tfjs";
+import { cannot } from "../core/errors.ts";
+import { disposeTree } from "../core/tree.ts";
+import { joinPath, readJson, writeJson } from "../io/files.ts";
+import { openComponent } from "../io/folder.ts";
+import { lookup } from "../nn/embedding.ts";
+import type { Context } from "../nn/linear.ts";
+import { type Autoencoder, autoencoderSpec } from "./autoencoder.ts";
+import { load, oldAutoencoderNames, save } from "./checkpoint.ts";
+import {
+  type AutoencoderConfig,
+  crossAttentionSites,
+  parseAutoencoderConfig,
+  parseTextEncoderConfig,
+  parseUNetConfig,
+  type TextEncoderConfig,
+  type UNetConfig,
+} from "./config.ts";
+import {
+  type TextEncoder,
+  textEncoder,
+  textEncoderSpec,
+} from "./text_encoder.ts";
+import { loadTokenizer, type Tokenizer } from "./tokenizer.ts";
+import { type UNet, unetSpec } from "./unet.ts";
+
+/** A network: its config and its parameters, nothing else. */
+export interface Network<Config, Params> {
+  /** The config.json of the component, parsed. */
+  readonly config: Config;
+  /** Parameter tree, float32, tfjs layout. */
+  readonly params: Params;
+}
+
+/**
+ * Learned tokens of a model (`new_concept_cfg.json` of Mix-of-Show and the
+ * vectors it points into).
+ *
+ * A concept token stands for one vector at every cross-attention layer (P+,
+ * ED-LoRA); in plain textual inversion all its ids are equal.
+ */
+export interface AddedTokens {
+  /** Names of the added vocabulary entries; entry i has id `vocab_size + i`. */
+  readonly names: readonly string[];
+  /** [names.length, width]. */
+  readonly vectors: tf.Tensor2D;
+  /** Concept token → index into `names` at each cross-attention site. */
+  readonly sites: Readonly<Record<string, readonly number[]>>;
+}
+
+/**
+ * A text-to-image model: base, adapted and fused models all have this type.
+ */
+export interface Model {
+  readonly tokenizer: Tokenizer;
+  readonly textEncoder: Network<TextEncoderConfig, TextEncoder>;
+  readonly unet: Network<UNetConfig, UNet>;
+  readonly autoencoder: Network<AutoencoderConfig, Autoencoder>;
+  /** scheduler_config.json as it stands. */
+  readonly scheduler: Readonly<Record<string, unknown>>;
+  /** Learned tokens, if any. */
+  readonly added?: AddedTokens;
+}
+
+/**
+ * Loads a model from a folder in diffusers layout, strictly.
+ *
+ * @param folder Folder with tokenizer, text_encoder, unet, vae, scheduler.
+ * @throws If a part is missing, truncated, misshapen or holds an unknown key.
+ *
+ * @example
+ * ```ts
+ * const model = await loadModel("models/micro");
+ * ```
+ */
+export async function loadModel(folder: string | URL): Promise<Model> {
+  const tokenizer = await loadTokenizer(joinPath(folder, "tokenizer"));
+  const scheduler = await readJson<Record<string, unknown>>(
+    joinPath(folder, "scheduler", "scheduler_config.json"),
+  );
+  const made: unknown[] = [];
+  const component = async <C, P>(
+    name: string,
+    parse: (json: unknown) => C,
+    read: (config: C, file: Parameters<typeof load>[1]) => Promise<P>,
+  ): Promise<Network<C, P>> => {
+    const { config: json, file } = await openComponent(folder, name);
+    try {
+      const config = parse(json);
+      const params = await read(config, file);
+      made.push(params);
+      return { config, params };
+    } finally {
+      file.close();
+    }
+  };
+  try {
+    const text = await component(
+      "text_encoder",
+      parseTextEncoderConfig,
+      (config, file) =>
+        load<TextEncoder>(textEncoderSpec(config), file, { what: "the text encoder" }),
+    );
+    const unet = await component(
+      "unet",
+      parseUNetConfig,
+      (config, file) => load<UNet>(unetSpec(config), file, { what: "the UNet" }),
+    );
+    const autoencoder = await component(
+      "vae",
+      parseAutoencoderConfig,
+      (config, file) =>
+        load<Autoencoder>(autoencoderSpec(config), file, {
+          what: "the autoencoder",
+          aliases: oldAutoencoderNames,
+        }),
+    );
+    return { tokenizer, textEncoder: text, unet, autoencoder, scheduler };
+  } catch (error) {
+    for (const params of made) disposeTree(params);
+    throw error;
+  }
+}
+
+/**
+ * Disposes the parameters of a model.
+ *
+ * @param model The model.
+ * @param except Models that share tensors with it and live on.
+ */
+export function disposeModel(model: Model, ...except: Model[]): void {
+  const trees = (m: Model) => [
+    m.textEncoder.params,
+    m.unet.params,
+    m.autoencoder.params,
+    m.added?.vectors,
+  ];
+  disposeTree(trees(model), ...except.map(trees));
+}
+
+/** A prompt turned into token ids, layer by layer where it needs to be. */
+export interface BoundPrompt {
+  /** Distinct rows of token ids. */
+  readonly rows: readonly (readonly number[])[];
+  /** Which row each cross-attention site uses. */
+  readonly site: readonly number[];
+  /** How many tokens were cut off at the model's maximum length. */
+  readonly truncated: number;
+}
+
+/**
+ * Binds a prompt's concept tokens to their vocabulary entry at every
+ * cross-attention site (the official `bind_concept_prompt`).
+ *
+ * @param model The model.
+ * @param prompt The text; concept tokens such as `<potter1>` stand in it.
+ */
+export function bindPrompt(
+  model: Pick<Model, "tokenizer" | "unet" | "added">,
+  prompt: string,
+): BoundPrompt {
+  const sites = crossAttentionSites(model.unet.config).length;
+  const { added } = model;
+  const used = Object.keys(added?.sites ?? {}).filter((token) =>
+    prompt.includes(token)
+  )
+    // Longest first: one token may be the beginning of another.
+    .sort((a, b) => b.length - a.length);
+  if (!added || used.length === 0) {
+    const { ids, truncated } = model.tokenizer.encode(prompt);
+    return { rows: [ids], site: new Array(sites).fill(0), truncated };
+  }
+  const rows: number[][] = [];
+  const index = new Map<string, number>();
+  let lost = 0;
+  const site = Array.from({ length: sites }, (_, i) => {
+    let text = prompt;
+    for (const token of used) {
+      const names = added.sites[token];
+      if (names.length < sites) {
+        throw cannot(
+          `bind ${token}`,
+          `a vector for each of ${sites} cross-attention layers`,
+          names.length,
+        );
+      }
+      text = text.replaceAll(token, added.names[names[i]]);
+    }
+    const known = index.get(text);
+    if (known !== undefined) return known;
+    const { ids, truncated } = model.tokenizer.encode(text);
+    lost = Math.max(lost, truncated);
+    index.set(text, rows.length);
+    return rows.push(ids) - 1;
+  });
+  return { rows, site, truncated: lost };
+}
+
+/**
+ * Text states of prompts, differentiable by text encoder and added vectors.
+ *
+ * @param model The model.
+ * @param prompts One a sample.
+ * @param options `skipLast`: clip skip; observers of the text encoder.
+ * @returns [b, tokens, width], or [b, sites, tokens, width] as soon as one
+ * prompt is layer-wise.
+ *
+ * @example
+ * ```ts
+ * const states = tf.tidy(() => promptStates(model, ["a photo of a cat"]));
+ * ```
+ */
+export function promptStates(
+  model: Pick<Model, "tokenizer" | "unet" | "added" | "textEncoder">,
+  prompts: readonly string[],
+  options: Context & { readonly skipLast?: number } = {},
+): tf.Tensor3D | tf.Tensor4D {
+  const bound = prompts.map((prompt) => bindPrompt(model, prompt));
+  const layerwise = bound.some((b) => b.rows.length > 1);
+  const rows: (readonly number[])[] = [];
+  const position = new Map<string, number>();
+  const order: number[] = [];
+  for (const { rows: own, site } of bound) {
+    const at = own.map((row) => {
+      const name = row.join();
+      const known = position.get(name);
+      if (known !== undefined) return known;
+      position.set(name, rows.length);
+      return rows.push(row) - 1;
+    });
+    order.push(...(layerwise ? site.map((i) => at[i]) : [at[0]]));
+  }
+  const { last } = textEncoder(
+    model.textEncoder.params,
+    model.textEncoder.config,
+    rows,
+    { ...options, added: model.added?.vectors },
+  );
+  const [, tokens, width] = last.shape;
+  const inOrder = order.length === rows.length &&
+    order.every((row, i) => row === i);
+  const dealt = inOrder
+    ? last
+    : lookup(last.reshape([rows.length, tokens * width]), order);
+  return layerwise
+    ? dealt.reshape([
+      prompts.length,
+      order.length / prompts.length,
+      tokens,
+      width,
+    ]) as tf.Tensor4D
+    : dealt.reshape([prompts.length, tokens, width]) as tf.Tensor3D;
+}
+
+/**
+ * Saves a model as a folder that diffusers loads, fused models included
+ * (tokenizer with added tokens, `new_concept_cfg.json`).
+ *
+ * @param folder The folder, made if it is not there.
+ * @param model The model.
+ * @param options `dtype` on disk (default F32).
+ */
+export async function saveModel(
+  folder: string,
+  model: Model,
+  options: { dtype?: "F32" | "F16" | "BF16" } = {},
+): Promise<void> {
+  for (const part of ["text_encoder", "unet", "vae", "scheduler"]) {
+    await Deno.mkdir(joinPath(folder, part), { recursive: true });
+  }
+  const { added } = model;
+  const tokenizer = added
+    ? model.tokenizer.withAddedTokens(
+      added.names.filter((name) => !model.tokenizer.has(name)),
+    )
+    : model.tokenizer;
+  await tokenizer.save(joinPath(folder, "tokenizer"));
+  await writeJson(
+    joinPath(folder, "scheduler", "scheduler_config.json"),
+    model.scheduler,
+  );
+  const text = { ...model.textEncoder.config };
+  let params = model.textEncoder.params;
+  let table: tf.Tensor2D | undefined;
+  if (added) {
+    // diffusers has one table: the added vectors become its last rows.
+    const { token_embedding } = params.text_model.embeddings;
+    table = tf.concat([token_embedding.weight, added.vectors], 0);
+    text.vocab_size = table.shape[0];
+    params = {
+      text_model: {
+        ...params.text_model,
+        embeddings: {
+          ...params.text_model.embeddings,
+          token_embedding: { weight: table },
+        },
+      },
+    };
+    await writeJson(
+      joinPath(folder, "new_concept_cfg.json"),
+      conceptConfig(added, model.textEncoder.config.vocab_size),
+    );
+  }
+  const parts = [
+    [
+      "text_encoder",
+      "model",
+      textEncoderSpec(text),
+      params,
+      { architectures: ["CLIPTextModel"], model_type: "clip_text_model", ...text },
+    ],
+    [
+      "unet",
+      "diffusion_pytorch_model",
+      unetSpec(model.unet.config),
+      model.unet.params,
+      { _class_name: "UNet2DConditionModel", ...model.unet.config },
+    ],
+    [
+      "vae",
+      "diffusion_pytorch_model",
+      autoencoderSpec(model.autoencoder.config),
+      model.autoencoder.params,
+      { _class_name: "AutoencoderKL", ...model.autoencoder.config },
+    ],
+  ] as const;
+  for (const [part, file, spec, tree, config] of parts) {
+    await save(
+      joinPath(folder, part, `${file}.safetensors`),
+      // deno-lint-ignore no-explicit-any
+      spec as any,
+      tree,
+      options,
+    );
+    await writeJson(joinPath(folder, part, "config.json"), config);
+  }
+  table?.dispose();
+  await writeJson(joinPath(folder, "model_index.json"), {
+    _class_name: "StableDiffusionPipeline",
+    _diffusers_version: "0.19.3",
+    feature_extractor: [null, null],
+    requires_safety_checker: false,
+    safety_checker: [null, null],
+    scheduler: [
+      "diffusers",
+      String(model.scheduler._class_name ?? "PNDMScheduler"),
+    ],
+    text_encoder: ["transformers", "CLIPTextModel"],
+    tokenizer: ["transformers", "CLIPTokenizer"],
+    unet: ["diffusers", "UNet2DConditionModel"],
+    vae: ["diffusers", "AutoencoderKL"],
+  });
+}
+
+/**
+ * The content of Mix-of-Show's `new_concept_cfg.json`.
+ *
+ * @param added Learned tokens.
+ * @param vocabulary Size of the base vocabulary.
+ */
+export function conceptConfig(
+  added: AddedTokens,
+  vocabulary: number,
+): Record<
+  string,
+  { concept_token_ids: number[]; concept_token_names: string[] }
+> {
+  return Object.fromEntries(
+    Object.entries(added.sites).map(([token, at]) => [token, {
+      concept_token_ids: at.map((i) => vocabulary + i),
+      concept_token_names: at.map((i) => added.names[i]),
+    }]),
+  );
+}

@@ -1,0 +1,149 @@
+import { cannot } from "../core/errors.ts";
+
+/**
+ * Names, shapes and offsets of the parameters of a network laid end to end in
+ * one `Float32Array`: what data-parallel workers share and the host updates.
+ */
+export interface FlatLayout {
+  readonly entries: readonly {
+    readonly path: string;
+    readonly shape: readonly number[];
+    readonly offset: number;
+    readonly size: number;
+    /** Whether weight decay applies: matrices and kernels, not vectors. */
+    readonly decay: boolean;
+  }[];
+  readonly size: number;
+}
+
+/**
+ * Lays parameters end to end.
+ *
+ * @param shapes Paths and shapes, in order.
+ */
+export function flatLayout(
+  shapes: Iterable<readonly [path: string, shape: readonly number[]]>,
+): FlatLayout {
+  let size = 0;
+  const entries = [];
+  for (const [path, shape] of shapes) {
+    const count = shape.reduce((a, b) => a * b, 1);
+    entries.push({
+      path,
+      shape,
+      offset: size,
+      size: count,
+      decay: shape.length > 1,
+    });
+    size += count;
+  }
+  return { entries, size };
+}
+
+/** Everything an AdamW run with averaged weights carries from step to step. */
+export interface FlatState {
+  /** Steps done. */
+  step: number;
+  /** Current parameters. */
+  readonly params: Float32Array;
+  /** First moments. */
+  readonly m: Float32Array;
+  /** Second moments. */
+  readonly v: Float32Array;
+  /** Exponential moving average of the parameters. */
+  readonly ema: Float32Array;
+}
+
+/**
+ * Starts an optimizer run.
+ *
+ * @param params Initial parameters; used in place.
+ * @param step Steps already done.
+ * @default step 0
+ */
+export function flatState(params: Float32Array, step = 0): FlatState {
+  return {
+    step,
+    params,
+    m: new Float32Array(params.length),
+    v: new Float32Array(params.length),
+    ema: Float32Array.from(params),
+  };
+}
+
+/** Settings of one {@linkcode flatAdamW} step. */
+export interface FlatAdamWOptions {
+  readonly lr: number;
+  /** @default [0.9, 0.999] */
+  readonly betas?: readonly [number, number];
+  /** @default 1e-8 */
+  readonly eps?: number;
+  /** Decoupled, of matrices and kernels only. @default 0.01 */
+  readonly weightDecay?: number;
+  /** Largest global gradient norm; larger gradients are scaled down. */
+  readonly maxNorm?: number;
+  /** Decay of the averaged weights, reached after a warm-up. @default 0.999 */
+  readonly ema?: number;
+}
+
+/**
+ * One AdamW step on the host, in place, with the moving average in the same
+ * pass.
+ *
+ * @param layout Where the parameters lie.
+ * @param state Changed in place; `step` grows by one.
+ * @param grads Gradients, laid out alike.
+ * @param options Rates.
+ * @returns The gradient's global norm before clipping.
+ * @throws If the gradient is not finite; the state is then unchanged.
+ */
+export function flatAdamW(
+  layout: FlatLayout,
+  state: FlatState,
+  grads: Float32Array,
+  options: FlatAdamWOptions,
+): number {
+  const { lr, eps = 1e-8, weightDecay = 0.01, maxNorm } = options;
+  const [beta1, beta2] = options.betas ?? [0.9, 0.999];
+  let squares = 0;
+  for (let i = 0; i < grads.length; i++) squares += grads[i] * grads[i];
+  const norm = Math.sqrt(squares);
+  if (!Number.isFinite(norm)) {
+    throw cannot("take an AdamW step", "finite gradients", `norm ${norm}`);
+  }
+  const clip = maxNorm !== undefined && norm > maxNorm ? maxNorm / norm : 1;
+  const step = state.step + 1;
+  const rate = lr / (1 - beta1 ** step);
+  const correct2 = 1 / Math.sqrt(1 - beta2 ** step);
+  const keep = Math.min(options.ema ?? 0.999, (1 + step) / (10 + step));
+  const { params, m, v, ema } = state;
+  for (const { offset, size, decay } of layout.entries) {
+    const shrink = decay ? 1 - lr * weightDecay : 1;
+    for (let i = offset; i < offset + size; i++) {
+      const g = grads[i] * clip;
+      const mi = m[i] = beta1 * m[i] + (1 - beta1) * g;
+      const vi = v[i] = beta2 * v[i] + (1 - beta2) * g * g;
+      const p = params[i] * shrink -
+        rate * mi / (Math.sqrt(vi) * correct2 + eps);
+      params[i] = p;
+      ema[i] += (1 - keep) * (p - ema[i]);
+    }
+  }
+  state.step = step;
+  return norm;
+}
+
+/**
+ * Learning rate with linear warm-up and linear decay to zero.
+ *
+ * @param step Steps done.
+ * @param options Peak rate, warm-up steps, total steps.
+ */
+export function warmupLinear(
+  step: number,
+  options: { lr: number; warmup: number; steps: number },
+): number {
+  const { lr, warmup, steps } = options;
+  if (step < warmup) return lr * (step + 1) / warmup;
+  return lr * Math.max(0, steps - step) / Math.max(1, steps - warmup);
+}

@@ -1,0 +1,57 @@
+import { assert, assertEquals } from "@std/assert";
+import { readImports, violations } from "./tools/layers.ts";
+import { root } from "./tools/repository.ts";
+
+Deno.test("imports in src only go down, and users see only mod.ts", async () => {
+  const imports = await readImports();
+  // An empty list would hold too: the house has at least this one import.
+  assert(
+    imports.some(({ from, to }) =>
+      from === "src/core/backend.ts" && to === "src/core/errors.ts"
+    ),
+    "the module graph was not read",
+  );
+  assertEquals(violations(imports), []);
+});
+
+const cases: [from: string, to: string, reason: string | undefined][] = [
+  ["src/nn/linear.ts", "src/core/tree.ts", undefined],
+  ["src/nn/linear.ts", "src/nn/norm.ts", undefined],
+  ["src/cli/main.ts", "src/core/tree.ts", undefined],
+  ["mod.ts", "src/nn/linear.ts", undefined],
+  ["examples/fuse.ts", "mod.ts", undefined],
+  ["examples/fuse.ts", "examples/shared.ts", undefined],
+  ["src/core/tree.ts", "src/nn/linear.ts", "nn is above core"],
+  ["src/nn/linear.ts", "src/io/png.ts", "nn and io are on the same floor"],
+  [
+    "src/micro/art.ts",
+    "src/evaluation/score.ts",
+    "micro and evaluation are on the same floor",
+  ],
+  ["src/nn/linear.ts", "mod.ts", "src may import only src"],
+  ["src/nn/linear.ts", "tests/helpers.ts", "src may import only src"],
+  ["src/util/x.ts", "src/core/tree.ts", "src/util is no room of the house"],
+  ["src/nn/x.ts", "src/util/x.ts", "src/util is no room of the house"],
+  ["mod.ts", "tests/helpers.ts", "mod.ts may import only src"],
+  [
+    "notebooks/01.ipynb",
+    "src/nn/linear.ts",
+    "notebooks may import only mod.ts, as a user would",
+  ],
+];
+
+for (const [from, to, reason] of cases) {
+  Deno.test(`${from} → ${to}: ${reason ?? "allowed"}`, () => {
+    const expected = reason ? [`${from} imports ${to}: ${reason}`] : [];
+    assertEquals(violations([{ from, to }]), expected);
+  });
+}
+
+Deno.test("the common lock file has none of the art tool's packages", async () => {
+  const lock = await Deno.readTextFile(`${root}/deno.lock`);
+  assert(lock.includes("npm:@tensorflow/tfjs@"), "not the lock file");
+  // Each of these once cost every fresh clone megabytes before its first task.
+  for (const name of ["npm:sharp@", "@iconify-json/", "@lobehub/"]) {
+    assert(!lock.includes(name), `deno.lock contains ${name}`);
+  }
+});

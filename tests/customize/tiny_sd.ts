@@ -1,0 +1,88 @@
+/**
+ * The tiny Stable Diffusion of the fixtures, and named tensors from them.
+ *
+ * @module
+ */
+import * as tf from "@tensorflow/tfjs";
+import {
+  openSafetensors,
+  toFloat32,
+  toInt32,
+} from "../../src/io/safetensors.ts";
+import { loadModel, type Model } from "../../src/models/model.ts";
+import { fixturePath } from "../helpers.ts";
+
+/** Loads the tiny model; the caller disposes it. */
+export function tinySd(): Promise<Model> {
+  return loadModel(fixturePath("tiny-sd"));
+}
+
+/** A fixture file: floats as tensors, integers as rows of numbers. */
+export interface Golden {
+  /** A float tensor as it lies on disk; disposed with the file. */
+  tensor<T extends tf.Tensor = tf.Tensor>(name: string): T;
+  /** A [b, c, h, w] tensor as [b, h, w, c]. */
+  nhwc(name: string): tf.Tensor4D;
+  /** Float values. */
+  values(name: string): Float32Array;
+  /** Rows of an integer tensor; one row if it has one axis. */
+  rows(name: string): number[][];
+  readonly names: string[];
+  dispose(): void;
+}
+
+/** Reads a whole fixture file. */
+export async function golden(path: string): Promise<Golden> {
+  const file = await openSafetensors(fixturePath(path));
+  const floats = new Map<string, { values: Float32Array; shape: number[] }>();
+  const integers = new Map<string, number[][]>();
+  for (const [name, entry] of file.entries) {
+    const raw = await file.read(name);
+    if (entry.dtype === "I64") {
+      const values = [...toInt32(raw)];
+      const width = entry.shape.at(-1) ?? 1;
+      integers.set(
+        name,
+        Array.from(
+          { length: values.length / width },
+          (_, i) => values.slice(i * width, (i + 1) * width),
+        ),
+      );
+    } else {
+      floats.set(name, { values: toFloat32(raw), shape: entry.shape });
+    }
+  }
+  file.close();
+  const made: tf.Tensor[] = [];
+  const get = (name: string) => {
+    const found = floats.get(name);
+    if (!found) throw new Error(`no ${name} in ${path}`);
+    return found;
+  };
+  const tensor = <T extends tf.Tensor>(name: string): T => {
+    const { values, shape } = get(name);
+    const t = tf.tensor(values, shape) as T;
+    made.push(t);
+    return t;
+  };
+  return {
+    tensor,
+    nhwc(name) {
+      const t = tf.transpose(tensor<tf.Tensor4D>(name), [0, 2, 3, 1]);
+      made.push(t);
+      return t;
+    },
+    values: (name) => get(name).values,
+    rows: (name) => integers.get(name)!,
+    names: [...floats.keys()],
+    dispose: () => made.forEach((t) => t.isDisposed || t.dispose()),
+  };
+}
+
+/** A [b, h, w, c] tensor's values in the order of [b, c, h, w]. */
+export async function nchw(x: tf.Tensor): Promise<Float32Array> {
+  const t = tf.transpose(x as tf.Tensor4D, [0, 3, 1, 2]);
+  const values = await t.data() as Float32Array;
+  t.dispose();
+  return values;
+}

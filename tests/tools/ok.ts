@@ -1,0 +1,82 @@
+/**
+ * `deno task ok`: everything that must hold before a commit. `--static` leaves
+ * the tests out. Every step runs, whatever the ones before came to; the last
+ * line counts them.
+ *
+ * @module
+ */
+import { floors } from "./layers.ts";
+import { denoInTerminal, exists, listFiles, runDeno } from "./repository.ts";
+
+const tools = "tests/tools";
+
+/** What only src/cli may do: print. */
+async function quietRooms(): Promise<string[]> {
+  const rooms = floors.flat().filter((room) => room !== "cli");
+  const paths = rooms.map((room) => `src/${room}`);
+  const present = await Promise.all(paths.map(exists));
+  return paths.filter((_, i) => present[i]);
+}
+
+const notebooks = await listFiles("notebooks", ".ipynb");
+
+/**
+ * The art tool's packages are big and nobody else's: they have a lock file of
+ * their own, because `deno task` fetches all that stands in the common one.
+ */
+const art = "src/cli/art";
+const modules = (await listFiles(".", ".ts"))
+  .filter((file) => file !== `${art}.ts`);
+
+/** What is looked at, and deno's arguments that look. */
+const steps: [name: string, args: string[]][] = [
+  ["formatted", ["fmt", "--check"]],
+  ["lint", ["lint"]],
+  ["src prints only in cli", [
+    "lint",
+    "--rules-tags=",
+    "--rules-include=no-console",
+    ...await quietRooms(),
+  ]],
+  ["types, lock file up to date", ["check", "--frozen", ...modules]],
+  ["types of the art tool", [
+    "check",
+    "--frozen",
+    `--lock=${art}.lock`,
+    `${art}.ts`,
+  ]],
+  ["notebook cells", [
+    "run",
+    "-q",
+    "-P=develop",
+    `${tools}/notebook_check.ts`,
+    ...notebooks,
+  ]],
+  ["documented", ["doc", "--lint", "mod.ts", "src/cli/main.ts"]],
+  ["imports go down", ["run", "-q", "-P=develop", `${tools}/layers.ts`]],
+  ["can be published", ["publish", "--dry-run", "--allow-dirty"]],
+];
+
+let failed = 0;
+for (const [name, args] of steps) {
+  const start = performance.now();
+  const { code, stdout, stderr } = await runDeno(args);
+  const seconds = ((performance.now() - start) / 1000).toFixed(1);
+  console.log(`${code === 0 ? "ok    " : "FAILED"} ${name} (${seconds} s)`);
+  if (code === 0) continue;
+  failed++;
+  console.error(`deno ${args.join(" ")}\n${stdout}${stderr}`);
+}
+let passed = steps.length - failed;
+if (!Deno.args.includes("--static")) {
+  const code = await denoInTerminal([
+    "run",
+    "-q",
+    "-P=develop",
+    `${tools}/test_count.ts`,
+  ]);
+  if (code === 0) passed++;
+  else failed++;
+}
+console.log(`${passed} passed, ${failed} failed`);
+Deno.exitCode = failed > 0 ? 1 : 0;
