@@ -12,6 +12,7 @@ import { selectBackend } from "../core/backend.ts";
 import {
   encodeLatents,
   flatten,
+  normaliseLatents,
   pretrain,
   sharedFloats,
 } from "../micro/pretrain/pretrain.ts";
@@ -93,7 +94,8 @@ async function main(): Promise<void> {
     if (args.export) {
       const file = await openSafetensors(checkpoint);
       const ema = toFloat32(await file.read("ema"));
-      await writeNetwork(out, name, ema, Number(file.metadata.step));
+      const values = name === "vae" ? await normaliseLatents(ema, workers) : ema;
+      await writeNetwork(out, name, values, Number(file.metadata.step));
       console.log(`${name}: step ${file.metadata.step} written to ${out}`);
       file.close();
       continue;
@@ -135,7 +137,11 @@ async function main(): Promise<void> {
     while (true) {
       const next = await run.next();
       if (next.done) {
-        await writeNetwork(out, name, next.value.ema, next.value.step);
+        const { ema, step } = next.value;
+        const values = name === "vae"
+          ? await normaliseLatents(ema, workers)
+          : ema;
+        await writeNetwork(out, name, values, step);
         break;
       }
       const r = next.value;

@@ -229,10 +229,13 @@ export async function createPool<H extends Handlers, Event = unknown>(
     job: unknown,
     transfer: Transferable[] = [],
     only?: number,
+    mine?: Set<Task>,
   ): Promise<unknown> =>
     new Promise((resolve, reject) => {
       if (failed) return reject(failed);
-      queue.push({ name, job, transfer, only, resolve, reject });
+      const task = { name, job, transfer, only, resolve, reject };
+      mine?.add(task);
+      queue.push(task);
       feed();
     });
 
@@ -242,12 +245,7 @@ export async function createPool<H extends Handlers, Event = unknown>(
       submit(name, job, transfer) as Promise<never>,
     async map(name, jobs) {
       const mine = new Set<Task>();
-      const results = jobs.map((job) => {
-        const result = submit(name, job);
-        const task = queue.at(-1);
-        if (task?.job === job) mine.add(task);
-        return result;
-      });
+      const results = jobs.map((job) => submit(name, job, [], undefined, mine));
       try {
         return await Promise.all(results) as never;
       } catch (error) {

@@ -45,6 +45,8 @@ export interface Concept {
   readonly tokens: readonly ConceptToken[];
   /** The ordinary word for it, such as `man`; empty if none was given. */
   readonly classWord: string;
+  /** How it stands in prompts: `<potter1> <potter2>`, or `<toy1> toy`. */
+  readonly phrase: string;
   /** May have no layers (textual inversion, P+). */
   readonly adapter: Adapter;
   /** How it was made, for people and caches; saved with the file. */
@@ -73,6 +75,12 @@ export interface InitConceptOptions {
    * @default V_rand V_class: `<name1>` random, `<name2>` the class word
    */
   readonly tokens?: readonly TokenInit[];
+  /**
+   * How the concept stands in prompts.
+   *
+   * @default the tokens with spaces between them
+   */
+  readonly phrase?: string;
   /**
    * One vector a cross-attention layer (P+, ED-LoRA) or one for all.
    *
@@ -215,7 +223,8 @@ export async function initConcept(
     tokens.forEach((t) => t.vectors.dispose());
     throw error;
   }
-  return { name, tokens, classWord, adapter, meta: {} };
+  const phrase = options.phrase ?? tokens.map(({ token }) => token).join(" ");
+  return { name, tokens, classWord, phrase, adapter, meta: {} };
 }
 
 /**
@@ -232,9 +241,9 @@ export function emptyAdapter(name: string): Adapter {
   };
 }
 
-/** The tokens of a concept as they stand in a prompt: `<potter1> <potter2>`. */
-export function conceptPhrase(concept: Pick<Concept, "tokens">): string {
-  return concept.tokens.map(({ token }) => token).join(" ");
+/** How a concept stands in a prompt: `<potter1> <potter2>`. */
+export function conceptPhrase(concept: Pick<Concept, "phrase">): string {
+  return concept.phrase;
 }
 
 /**
@@ -412,6 +421,7 @@ export async function saveConcept(
       metadata: {
         [`${META}name`]: concept.name,
         [`${META}class_word`]: concept.classWord,
+        [`${META}phrase`]: concept.phrase,
         [`${META}tokens`]: JSON.stringify(concept.tokens.map((t) => t.token)),
         // The scale is in the weights: α alone remains.
         [`${META}scale_rule`]: "alpha",
@@ -479,6 +489,7 @@ export async function loadConcept(
     return {
       name,
       classWord: options.classWord ?? text("class_word") ?? "",
+      phrase: text("phrase") ?? order.join(" "),
       tokens: order.map((token) => ({
         token,
         vectors: read.embeddings.get(token)!,

@@ -191,9 +191,22 @@ export function targets(name: TargetName): Targets {
 
 /**
  * How `down` starts: `kaiming` uniform with a = √5 (Mix-of-Show main, PyTorch's
- * default) or `normal` N(0, 1/r²) (its research branch).
+ * default), `normal` N(0, 1/r²) (its research branch), or `identity`: the rank
+ * is the number of inputs and `up` is all of ΔW (with `down` frozen in training
+ * this is plain fine-tuning of the layer).
  */
-export type LoraInit = "kaiming" | "normal";
+export type LoraInit = "kaiming" | "normal" | "identity";
+
+/**
+ * Gives `down` of a layer by hand, for example a basis shared by all clients.
+ *
+ * @returns Values of [in, rank], or [kh, kw, in, rank].
+ */
+export type LoraBasis = (
+  component: Component,
+  site: Site,
+  rank: number,
+) => Float32Array;
 
 /** Settings of {@linkcode initLora}. */
 export interface InitLoraOptions {
@@ -202,7 +215,7 @@ export interface InitLoraOptions {
   /** @default 4 */
   readonly rank?: number;
   /** @default "kaiming" */
-  readonly init?: LoraInit;
+  readonly init?: LoraInit | LoraBasis;
   /**
    * Layers.
    *
@@ -246,6 +259,7 @@ export function initLora(model: Adaptable, options: InitLoraOptions): Adapter {
       (site) => wanted(component, site),
     );
     for (const { path, inputs, outputs, kernel } of found) {
+      if (init === "identity") continue;
       const limit = Math.min(inputs * kernel[0] * kernel[1], outputs);
       if (rank > limit) {
         throw cannot(what, `a rank ≤ ${limit} for ${path}`, rank);
@@ -256,9 +270,8 @@ export function initLora(model: Adaptable, options: InitLoraOptions): Adapter {
         site.path,
         freshLowRank(
           site,
-          rank,
-          init,
-          fold(options.key, component, site.path),
+          init === "identity" ? fanIn(site) : rank,
+          startOfDown(component, site, init, rank, options.key),
           name,
         ),
       ]),
@@ -276,30 +289,70 @@ export function initLora(model: Adaptable, options: InitLoraOptions): Adapter {
   return adapter;
 }
 
+/** Inputs that one output of a layer sees. */
+function fanIn({ inputs, kernel }: Site): number {
+  return inputs * kernel[0] * kernel[1];
+}
+
+function startOfDown(
+  component: Component,
+  site: Site,
+  init: LoraInit | LoraBasis,
+  rank: number,
+  parent: Key,
+): Float32Array {
+  const n = fanIn(site);
+  const size = n * rank;
+  if (typeof init === "function") {
+    const values = init(component, site, rank);
+    if (values.length !== size) {
+      throw cannot(
+        "initialise a LoRA",
+        `${size} values of down for ${site.path}`,
+        values.length,
+      );
+    }
+    return values;
+  }
+  const key = fold(parent, component, site.path);
+  switch (init) {
+    case "kaiming": {
+      // √(6 / ((1 + a²)·fan_in)) with a = √5.
+      const bound = 1 / Math.sqrt(n);
+      return uniform(key, size, -bound, bound);
+    }
+    case "normal":
+      return normal(key, size, 1 / rank);
+    case "identity": {
+      const eye = new Float32Array(n * n);
+      for (let i = 0; i < n; i++) eye[i * n + i] = 1;
+      return eye;
+    }
+    default:
+      throw cannot(
+        "initialise a LoRA",
+        "kaiming, normal, identity or a function",
+        String(init),
+      );
+  }
+}
+
 function freshLowRank(
   site: Site,
   rank: number,
-  init: LoraInit,
-  key: Key,
+  down: Float32Array,
   adapter: string,
 ): LowRank {
   const [h, w] = site.kernel;
-  const fanIn = site.inputs * h * w;
-  const size = fanIn * rank;
-  // √(6 / ((1 + a²)·fan_in)) with a = √5.
-  const bound = 1 / Math.sqrt(fanIn);
-  const values = init === "kaiming"
-    ? uniform(key, size, -bound, bound)
-    : normal(key, size, 1 / rank);
   return site.kind === "linear"
     ? {
-      down: tf.tensor(values, [site.inputs, rank]),
+      down: tf.tensor(down, [site.inputs, rank]),
       up: tf.zeros([rank, site.outputs]),
       scale: 1,
       adapter,
     }
     : {
-      down: tf.tensor(values, [h, w, site.inputs, rank]),
+      down: tf.tensor(down, [h, w, site.inputs, rank]),
       up: tf.zeros([1, 1, rank, site.outputs]),
       scale: 1,
       adapter,

@@ -1,7 +1,6 @@
 import * as tf from "@tensorflow/tfjs";
 import { cannot } from "../core/errors.ts";
 import { upsampleNearest2x } from "../core/kernels/ops.ts";
-import { activate } from "../nn/activation.ts";
 import { attend, type Attention, attentionSpec } from "../nn/attention.ts";
 import { type Context, type Conv, conv2d, convSpec } from "../nn/linear.ts";
 import { groupNorm, type Norm, normSpec } from "../nn/norm.ts";
@@ -140,9 +139,9 @@ function out(
   x: tf.Tensor4D,
   context?: Context,
 ): tf.Tensor4D {
-  const silu = config.act_fn === "silu" || config.act_fn === "swish";
-  const y = groupNorm(norm, x, config.norm_num_groups, EPS, silu);
-  return conv2d(conv, silu ? y : activate(config.act_fn, y), {}, context);
+  // SiLU whatever `act_fn` says, as in diffusers' Encoder and Decoder.
+  const y = groupNorm(norm, x, config.norm_num_groups, EPS, true);
+  return conv2d(conv, y, {}, context);
 }
 
 /** A diagonal Gaussian over latents. */

@@ -1,6 +1,7 @@
 import * as tf from "@tensorflow/tfjs";
 import {
   encodeFloat,
+  type LazyTensor,
   type RawTensor,
   type SafetensorsFile,
   toFloat32,
@@ -190,15 +191,26 @@ export async function load<T>(
   return buildTree<T>(spec, (_, path) => loaded.get(path)!);
 }
 
-/** Linear layers may stand in the file as 1×1 convolutions and the reverse. */
+/** Whether a parameter fits a tensor on disk. */
 function fits(param: ParamSpec, shape: readonly number[]): boolean {
-  const expected = diskShape(param.kind, param.shape);
-  const equal = (a: readonly number[], b: readonly number[]) =>
-    a.length === b.length && a.every((n, i) => n === b[i]);
-  if (equal(expected, shape)) return true;
+  return sameDiskShape(diskShape(param.kind, param.shape), shape);
+}
+
+/**
+ * Whether two shapes on disk hold the same values in the same order: linear
+ * layers may stand in a file as 1×1 convolutions, and the reverse.
+ *
+ * @param a One shape.
+ * @param b The other.
+ */
+export function sameDiskShape(
+  a: readonly number[],
+  b: readonly number[],
+): boolean {
   const trimmed = (s: readonly number[]) =>
     s.length === 4 && s[2] === 1 && s[3] === 1 ? s.slice(0, 2) : s;
-  return equal(trimmed(expected), trimmed(shape));
+  const [x, y] = [trimmed(a), trimmed(b)];
+  return x.length === y.length && x.every((n, i) => n === y[i]);
 }
 
 /**
@@ -228,7 +240,8 @@ export async function toRaw<T>(
 }
 
 /**
- * Writes the parameters of a model as one safetensors file, atomically.
+ * Writes the parameters of a model as one safetensors file, atomically and
+ * tensor by tensor.
  *
  * @param path The file.
  * @param spec The model's spec.
@@ -244,10 +257,21 @@ export async function save<T>(
     metadata?: Record<string, string>;
   } = {},
 ): Promise<void> {
-  await writeSafetensors(path, await toRaw(spec, params, options), {
-    format: "pt",
-    ...options.metadata,
-  });
+  const { dtype = "F32" } = options;
+  const tensors = new Map(leaves(params as TreeLike));
+  // One tensor at a time, so that the model is not in memory a second time.
+  const lazy = specLeaves(spec).map(([name, param]): [string, LazyTensor] => [
+    name,
+    {
+      dtype,
+      shape: diskShape(param.kind, param.shape),
+      load: async () => {
+        const values = await tensors.get(name)!.data() as Float32Array;
+        return encodeFloat(toDisk(param.kind, param.shape, values), dtype);
+      },
+    },
+  ]);
+  await writeSafetensors(path, lazy, { format: "pt", ...options.metadata });
 }
 
 /**

@@ -6,6 +6,10 @@ const oneOrMany = z.union([
   z.array(z.number().int().positive()).nonempty(),
 ]);
 
+/** Depths are bounded: a broken config must not make a million layers. */
+const depth = z.number().int().positive().max(256);
+const depths = z.union([depth, z.array(depth).nonempty()]);
+
 const unetSchema = z.object({
   sample_size: z.union([z.number(), z.array(z.number())]).nullish(),
   in_channels: z.number().int().positive().default(4),
@@ -39,14 +43,14 @@ const unetSchema = z.object({
     1280,
     1280,
   ]),
-  layers_per_block: oneOrMany.default(2),
-  downsample_padding: z.number().int().min(0).max(1).default(1),
+  layers_per_block: depths.default(2),
+  downsample_padding: z.number().int().min(0).default(1),
   mid_block_scale_factor: z.number().default(1),
   act_fn: z.string().default("silu"),
   norm_num_groups: z.number().int().positive().default(32),
   norm_eps: z.number().default(1e-5),
   cross_attention_dim: oneOrMany.default(1280),
-  transformer_layers_per_block: oneOrMany.default(1),
+  transformer_layers_per_block: depths.default(1),
   attention_head_dim: oneOrMany.default(8),
   num_attention_heads: oneOrMany.nullish(),
   use_linear_projection: z.boolean().default(false),
@@ -86,7 +90,7 @@ const autoencoderSchema = z.object({
   block_out_channels: z.array(z.number().int().positive()).nonempty().default([
     64,
   ]),
-  layers_per_block: z.number().int().positive().default(1),
+  layers_per_block: depth.default(1),
   act_fn: z.string().default("silu"),
   latent_channels: z.number().int().positive().default(4),
   norm_num_groups: z.number().int().positive().default(32),
@@ -101,7 +105,7 @@ const textSchema = z.object({
   vocab_size: z.number().int().positive().default(49408),
   hidden_size: z.number().int().positive().default(512),
   intermediate_size: z.number().int().positive().default(2048),
-  num_hidden_layers: z.number().int().positive().default(12),
+  num_hidden_layers: depth.default(12),
   num_attention_heads: z.number().int().positive().default(8),
   max_position_embeddings: z.number().int().positive().default(77),
   hidden_act: z.string().default("quick_gelu"),
@@ -116,7 +120,7 @@ export type TextEncoderConfig = z.infer<typeof textSchema>;
 const visionSchema = z.object({
   hidden_size: z.number().int().positive().default(768),
   intermediate_size: z.number().int().positive().default(3072),
-  num_hidden_layers: z.number().int().positive().default(12),
+  num_hidden_layers: depth.default(12),
   num_attention_heads: z.number().int().positive().default(12),
   num_channels: z.number().int().positive().default(3),
   image_size: z.number().int().positive().default(224),

@@ -18,8 +18,8 @@ import {
   type ClipLayer,
   clipLayer,
   clipLayerSpec,
-  endPositions,
   pickRows,
+  pooledPositions,
   type TextEncoder,
   textEncoder,
   type TextEncoderOptions,
@@ -196,7 +196,7 @@ export function textEmbedding(
   options?: TextEncoderOptions,
 ): tf.Tensor2D {
   const { last } = textEncoder(p, config.text_config, ids, options);
-  const pooled = pickRows(last, endPositions(ids, config.text_config.vocab_size));
+  const pooled = pickRows(last, pooledPositions(config.text_config, ids));
   return linear(p.text_projection, pooled);
 }
 

@@ -1,8 +1,8 @@
 import * as tf from "@tensorflow/tfjs";
 import { cannot } from "../core/errors.ts";
-import { disposeTree } from "../core/tree.ts";
+import { disposeTree, leaves } from "../core/tree.ts";
 import { joinPath, readJson, writeJson } from "../io/files.ts";
-import { openComponent } from "../io/folder.ts";
+import { type ComponentOptions, openComponent } from "../io/folder.ts";
 import { lookup } from "../nn/embedding.ts";
 import type { Context } from "../nn/linear.ts";
 import { type Autoencoder, autoencoderSpec } from "./autoencoder.ts";
@@ -66,6 +66,8 @@ export interface Model {
  * Loads a model from a folder in diffusers layout, strictly.
  *
  * @param folder Folder with tokenizer, text_encoder, unet, vae, scheduler.
+ * @param options `variant`: which weights to prefer where there are several
+ * (`"fp16"`).
  * @throws If a part is missing, truncated, misshapen or holds an unknown key.
  *
  * @example
@@ -73,7 +75,10 @@ export interface Model {
  * const model = await loadModel("models/micro");
  * ```
  */
-export async function loadModel(folder: string | URL): Promise<Model> {
+export async function loadModel(
+  folder: string | URL,
+  options: ComponentOptions = {},
+): Promise<Model> {
   const tokenizer = await loadTokenizer(joinPath(folder, "tokenizer"));
   const scheduler = await readJson<Record<string, unknown>>(
     joinPath(folder, "scheduler", "scheduler_config.json"),
@@ -84,7 +89,7 @@ export async function loadModel(folder: string | URL): Promise<Model> {
     parse: (json: unknown) => C,
     read: (config: C, file: Parameters<typeof load>[1]) => Promise<P>,
   ): Promise<Network<C, P>> => {
-    const { config: json, file } = await openComponent(folder, name);
+    const { config: json, file } = await openComponent(folder, name, options);
     try {
       const config = parse(json);
       const params = await read(config, file);
@@ -259,12 +264,23 @@ export function promptStates(
  * @param folder The folder, made if it is not there.
  * @param model The model.
  * @param options `dtype` on disk (default F32).
+ * @throws If adapters are attached, which the folder could not hold.
  */
 export async function saveModel(
   folder: string,
   model: Model,
   options: { dtype?: "F32" | "F16" | "BF16" } = {},
 ): Promise<void> {
+  const adapted = [model.textEncoder.params, model.unet.params].flatMap((tree) =>
+    leaves(tree).map(([path]) => path).filter((path) => /\.low\.\d/.test(path))
+  );
+  if (adapted.length > 0) {
+    throw cannot(
+      "save a model",
+      "no attached adapters (merge them first)",
+      `one at ${adapted[0].replace(/\.low\..*$/, "")}`,
+    );
+  }
   for (const part of ["text_encoder", "unet", "vae", "scheduler"]) {
     await Deno.mkdir(joinPath(folder, part), { recursive: true });
   }

@@ -261,6 +261,26 @@ export function endPositions(
 }
 
 /**
+ * Position of the pooled token of each row, as transformers finds it: the first
+ * end token where the config names one, else (`eos_token_id` 2, which every
+ * config of Stable Diffusion 1.x says wrongly) the first highest id.
+ *
+ * @param config The config.
+ * @param ids Token ids [b][n].
+ */
+export function pooledPositions(
+  config: Pick<TextEncoderConfig, "eos_token_id" | "vocab_size">,
+  ids: readonly (readonly number[])[],
+): number[] {
+  const highest = endPositions(ids, config.vocab_size);
+  if (config.eos_token_id === 2) return highest;
+  return ids.map((row, i) => {
+    const end = row.indexOf(config.eos_token_id);
+    return end < 0 ? highest[i] : end;
+  });
+}
+
+/**
  * Picks one row a sample.
  *
  * @param x [b, n, c].

@@ -130,15 +130,20 @@ export function resnetSpec(
 function transformerSpec(
   config: UNetConfig,
   level: number,
+  onlyCross: boolean,
 ): Spec<SpatialTransformer> {
-  const c = config.block_out_channels[level];
+  const outer = config.block_out_channels[level];
+  // diffusers gives every head ⌊channels / heads⌋ features.
+  const heads = headsOf(config, level);
+  const c = heads * Math.floor(outer / heads);
   const states = perLevel(config.cross_attention_dim, level);
-  const onlyCross = isOnlyCross(config, level);
-  const project = () =>
-    config.use_linear_projection ? linearSpec(c, c) : convSpec(c, c, 1);
+  const project = (inputs: number, outputs: number) =>
+    config.use_linear_projection
+      ? linearSpec(inputs, outputs)
+      : convSpec(inputs, outputs, 1);
   return {
-    norm: normSpec(c),
-    proj_in: project(),
+    norm: normSpec(outer),
+    proj_in: project(outer, c),
     transformer_blocks: Array.from(
       { length: perLevel(config.transformer_layers_per_block, level) },
       () => ({
@@ -155,10 +160,11 @@ function transformerSpec(
         },
       }),
     ),
-    proj_out: project(),
+    proj_out: project(c, outer),
   } as unknown as Spec<SpatialTransformer>;
 }
 
+/** Of a down or up block; `UNetMidBlock2DCrossAttn` does not read the flag. */
 function isOnlyCross(config: UNetConfig, level: number): boolean {
   return perLevel(config.only_cross_attention ?? false, level);
 }
@@ -198,7 +204,7 @@ export function unetSpec(config: UNetConfig): Spec<UNet> {
         ? {
           attentions: Array.from(
             { length: layers },
-            () => transformerSpec(config, level),
+            () => transformerSpec(config, level, isOnlyCross(config, level)),
           ),
         }
         : {}),
@@ -222,7 +228,7 @@ export function unetSpec(config: UNetConfig): Spec<UNet> {
         ? {
           attentions: Array.from(
             { length: layers },
-            () => transformerSpec(config, level),
+            () => transformerSpec(config, level, isOnlyCross(config, level)),
           ),
         }
         : {}),
@@ -248,7 +254,7 @@ export function unetSpec(config: UNetConfig): Spec<UNet> {
     ...(config.mid_block_type && midLayers > 0
       ? {
         mid_block: {
-          attentions: [transformerSpec(config, levels - 1)],
+          attentions: [transformerSpec(config, levels - 1, false)],
           resnets: [resnet(last, last), resnet(last, last)],
         },
       }
@@ -284,9 +290,10 @@ export function timestepFeatures(
     for (let i = 0; i < half; i++) {
       // Rounded to float32 as the peers compute it: at t = 999 the rounding of
       // the frequency is visible in the sine.
-      const frequency = Math.fround(
-        Math.exp(Math.fround(-Math.log(10000) * i / (half - shift))),
+      const exponent = Math.fround(
+        Math.fround(Math.fround(-Math.log(10000)) * i) / (half - shift),
       );
+      const frequency = Math.fround(Math.exp(exponent));
       const angle = Math.fround(timesteps[b] * frequency);
       values[b * dim + (flip ? half : 0) + i] = Math.sin(angle);
       values[b * dim + (flip ? 0 : half) + i] = Math.cos(angle);
@@ -389,33 +396,44 @@ function projectTokens(
     : conv2d(p as Conv, x, { pad: 0 }, context);
 }
 
+/** What the encoder half of a UNet hands to the decoder half. */
+export interface UNetEncoding {
+  /** Output of the middle [b, h, w, c]. */
+  readonly hidden: tf.Tensor4D;
+  /** Skip connections in the order in which they are made, conv_in's first. */
+  readonly skips: readonly tf.Tensor4D[];
+  /** Settings of every resnet of this pass, time embedding included. */
+  readonly resnetOptions: Parameters<typeof resnet>[2];
+  /** Runs the next transformer of this pass (sites are counted). */
+  readonly transformer: (
+    t: SpatialTransformer,
+    x: tf.Tensor4D,
+    level: number,
+    path: string,
+  ) => tf.Tensor4D;
+}
+
 /**
- * A UNet forward: predicts ε (or v) from a noisy latent, timesteps and text
- * states.
+ * The encoder half of a UNet: time embedding, down blocks and middle. A
+ * ControlNet is this half with weights of its own.
  *
- * @param p Parameters.
+ * @param p Parameters of this half.
  * @param config Config.
- * @param sample Noisy latents [b, h, w, channels]; any h and w.
+ * @param sample Noisy latents [b, h, w, channels].
  * @param timesteps One a sample, or one for all.
- * @param states Text states [b, tokens, d], or layer-wise [b, sites, tokens, d]
- * with index i for the i-th of {@linkcode crossAttentionSites} (P+ and ED-LoRA).
- * @param options Observers, residuals, replaced attention.
- * @returns [b, h, w, channels].
+ * @param states Text states, as for {@linkcode unet}.
+ * @param options As for {@linkcode unet}; `conditioning` is added to conv_in's
+ * output (ControlNet).
  * @throws If channels, batch or number of sites do not fit.
- *
- * @example
- * ```ts
- * const eps = tf.tidy(() => unet(params, config, latent, [981], states));
- * ```
  */
-export function unet(
-  p: UNet,
+export function unetEncoder(
+  p: Pick<UNet, "conv_in" | "time_embedding" | "down_blocks" | "mid_block">,
   config: UNetConfig,
   sample: tf.Tensor4D,
   timesteps: readonly number[],
   states: tf.Tensor3D | tf.Tensor4D,
-  options: UNetOptions = {},
-): tf.Tensor4D {
+  options: UNetOptions & { readonly conditioning?: tf.Tensor4D } = {},
+): UNetEncoding {
   const sites = crossAttentionSites(config);
   check(config, sites.length, sample, timesteps, states);
   const [batch] = sample.shape;
@@ -431,14 +449,16 @@ export function unet(
     config.freq_shift,
   );
   see("time_proj", features);
-  const timeAct = "silu";
   let temb = linear(
     p.time_embedding.linear_2,
-    activate(timeAct, linear(p.time_embedding.linear_1, features, options)),
+    activate(
+      config.act_fn,
+      linear(p.time_embedding.linear_1, features, options),
+    ),
     options,
   );
-  see("time_embedding", temb);
   if (config.timestep_post_act) temb = activate(config.timestep_post_act, temb);
+  see("time_embedding", temb);
   if (config.time_embedding_act_fn) {
     temb = activate(config.time_embedding_act_fn, temb);
   }
@@ -446,9 +466,10 @@ export function unet(
     groups: config.norm_num_groups,
     eps: config.norm_eps,
     act: config.act_fn,
-    temb: config.resnet_skip_time_act ? temb : activate(config.act_fn, temb),
+    // resnet_skip_time_act and resnet_out_scale_factor stand in the config but
+    // are not read by the block types of Stable Diffusion.
+    temb: activate(config.act_fn, temb),
     scaleShift: config.resnet_time_scale_shift === "scale_shift",
-    scaleFactor: config.resnet_out_scale_factor,
   };
   let site = 0;
   const statesAt = (index: number): tf.Tensor3D =>
@@ -469,6 +490,8 @@ export function unet(
   ): tf.Tensor4D => {
     const [b, height, width] = x.shape;
     const heads = headsOf(config, level);
+    const onlyCross = isOnlyCross(config, level) &&
+      !path.startsWith("mid_block.");
     const normed = groupNorm(t.norm, x, config.norm_num_groups, 1e-6);
     const projected = projectTokens(t.proj_in, normed, options);
     const c = projected.shape[3];
@@ -481,7 +504,7 @@ export function unet(
       const self = attend(
         block.attn1,
         normed1,
-        isOnlyCross(config, level) ? text : normed1,
+        onlyCross ? text : normed1,
         heads,
         options,
       );
@@ -521,6 +544,7 @@ export function unet(
     options,
   );
   see("conv_in", h);
+  if (options.conditioning) h = h.add(options.conditioning);
   const skips: tf.Tensor4D[] = [h];
   p.down_blocks.forEach((block, level) => {
     const path = `down_blocks.${level}`;
@@ -560,6 +584,51 @@ export function unet(
     }
     see(path, h);
   });
+  if (p.mid_block) {
+    const level = config.block_out_channels.length - 1;
+    const mid = { ...resnetOptions, scaleFactor: config.mid_block_scale_factor };
+    h = resnet(p.mid_block.resnets[0], h, mid, options);
+    p.mid_block.attentions.forEach((t, j) => {
+      h = transformer(t, h, level, `mid_block.attentions.${j}`);
+      h = resnet(p.mid_block!.resnets[j + 1], h, mid, options);
+    });
+    see("mid_block", h);
+  }
+  return { hidden: h, skips, resnetOptions, transformer };
+}
+
+/**
+ * A UNet forward: predicts ε (or v) from a noisy latent, timesteps and text
+ * states.
+ *
+ * @param p Parameters.
+ * @param config Config.
+ * @param sample Noisy latents [b, h, w, channels]; any h and w.
+ * @param timesteps One a sample, or one for all.
+ * @param states Text states [b, tokens, d], or layer-wise [b, sites, tokens, d]
+ * with index i for the i-th of {@linkcode crossAttentionSites} (P+ and ED-LoRA).
+ * @param options Observers, residuals, replaced attention.
+ * @returns [b, h, w, channels].
+ * @throws If channels, batch or number of sites do not fit.
+ *
+ * @example
+ * ```ts
+ * const eps = tf.tidy(() => unet(params, config, latent, [981], states));
+ * ```
+ */
+export function unet(
+  p: UNet,
+  config: UNetConfig,
+  sample: tf.Tensor4D,
+  timesteps: readonly number[],
+  states: tf.Tensor3D | tf.Tensor4D,
+  options: UNetOptions = {},
+): tf.Tensor4D {
+  const see = options.activation ?? (() => {});
+  const encoding = unetEncoder(p, config, sample, timesteps, states, options);
+  const { resnetOptions, transformer } = encoding;
+  let h = encoding.hidden;
+  const skips = [...encoding.skips];
   const residuals = options.downResiduals;
   if (residuals) {
     if (residuals.length !== skips.length) {
@@ -570,16 +639,6 @@ export function unet(
       );
     }
     residuals.forEach((r, i) => skips[i] = skips[i].add(r));
-  }
-  if (p.mid_block) {
-    const level = config.block_out_channels.length - 1;
-    const mid = { ...resnetOptions, scaleFactor: config.mid_block_scale_factor };
-    h = resnet(p.mid_block.resnets[0], h, mid, options);
-    p.mid_block.attentions.forEach((t, j) => {
-      h = transformer(t, h, level, `mid_block.attentions.${j}`);
-      h = resnet(p.mid_block!.resnets[j + 1], h, mid, options);
-    });
-    see("mid_block", h);
   }
   if (options.midResidual) h = h.add(options.midResidual);
   p.up_blocks.forEach((block, i) => {
@@ -628,9 +687,18 @@ export function unet(
 
 /** Nearest-neighbour upsampling to a size. */
 function upsample(x: tf.Tensor4D, height: number, width: number): tf.Tensor4D {
-  return height === 2 * x.shape[1] && width === 2 * x.shape[2]
-    ? upsampleNearest2x(x)
-    : tf.image.resizeNearestNeighbor(x, [height, width]);
+  const [b, h, w, c] = x.shape;
+  const even = (n: number, from: number) => n === 2 * from;
+  const odd = (n: number, from: number) => n === 2 * from - 1;
+  if (even(height, h) && even(width, w)) return upsampleNearest2x(x);
+  if (
+    (even(height, h) || odd(height, h)) && (even(width, w) || odd(width, w))
+  ) {
+    // ⌊i·⌈n/2⌉/n⌋ = ⌊i/2⌋ for an odd n: the cropped double, which has a
+    // gradient on every backend (a resize has none on wasm).
+    return tf.slice(upsampleNearest2x(x), [0, 0, 0, 0], [b, height, width, c]);
+  }
+  return tf.image.resizeNearestNeighbor(x, [height, width]);
 }
 
 function check(

@@ -10,6 +10,7 @@ export type ActivationName =
   | "mish"
   | "relu"
   | "quick_gelu"
+  | "gelu_new"
   | "gelu_pytorch_tanh";
 
 /**
@@ -32,6 +33,7 @@ export function activate<T extends tf.Tensor>(name: string, x: T): T {
       return tf.relu(x);
     case "mish":
       return tf.mul(x, tf.tanh(tf.softplus(x)));
+    case "gelu_new":
     case "gelu_pytorch_tanh":
       return tf.mul(
         tf.mul(x, 0.5),
@@ -39,7 +41,10 @@ export function activate<T extends tf.Tensor>(name: string, x: T): T {
           tf.tanh(
             tf.mul(
               Math.sqrt(2 / Math.PI),
-              tf.add(x, tf.mul(tf.pow(x, 3), 0.044715)),
+              tf.add(
+                x, // Not pow: WGSL has none for negative numbers.
+                tf.mul(tf.mul(tf.mul(x, x), x), 0.044715),
+              ),
             ),
           ),
           1,
@@ -48,7 +53,7 @@ export function activate<T extends tf.Tensor>(name: string, x: T): T {
     default:
       throw cannot(
         "apply an activation",
-        "silu, swish, gelu, mish, relu, quick_gelu or gelu_pytorch_tanh",
+        "silu, swish, gelu, mish, relu, quick_gelu, gelu_new or gelu_pytorch_tanh",
         name,
       );
   }

@@ -46,8 +46,11 @@ export function lookup(
     return {
       value: tf.gather(t, index),
       gradFunc: (dy: tf.Tensor) => {
-        const hot = tf.oneHot(tf.tensor1d(ids as number[], "int32"), count)
-          .cast("float32") as tf.Tensor2D;
+        // tf.oneHot refuses a depth of 1, which a single learned token has.
+        const hot = count === 1
+          ? tf.ones([ids.length, 1])
+          : tf.oneHot(tf.tensor1d(ids as number[], "int32"), count)
+            .cast("float32") as tf.Tensor2D;
         return tf.matMul(hot, dy as tf.Tensor2D, true, false);
       },
     };

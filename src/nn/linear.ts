@@ -187,7 +187,7 @@ export interface ConvOptions {
   /** @default 1 */
   readonly stride?: number;
   /** Zero padding: one number for all sides, or [[top, bottom], [left, right]].
-   * @default "same" for an odd kernel at stride 1 */
+   * @default ⌊(kernel − 1) / 2⌋, "same" for an odd kernel at stride 1 */
   readonly pad?: number | readonly [
     readonly [number, number],
     readonly [number, number],
@@ -211,7 +211,7 @@ export function conv2d(
 ): tf.Tensor4D {
   context?.tap?.(p, x);
   const { stride = 1 } = options;
-  const pad = options.pad ?? Math.floor(p.weight.shape[0] / 2);
+  const pad = options.pad ?? Math.floor((p.weight.shape[0] - 1) / 2);
   const sides: [[number, number], [number, number]] = typeof pad === "number"
     ? [[pad, pad], [pad, pad]]
     : [[...pad[0]], [...pad[1]]];

@@ -548,12 +548,18 @@ function implicitQL(
   q: Float64Array,
   n: number,
 ): void {
+  let norm = 0;
+  for (let i = 0; i < n; i++) {
+    norm = Math.max(norm, Math.abs(d[i]) + Math.abs(e[i]));
+  }
+  // What the reduction to tridiagonal form rounded away anyway; relative to the
+  // neighbours alone, a rank-deficient matrix would never be done.
+  const negligible = Number.EPSILON * norm;
   for (let first = 0; first < n; first++) {
     for (let round = 0;; round++) {
       let last = first;
       for (; last < n - 1; last++) {
-        const size = Math.abs(d[last]) + Math.abs(d[last + 1]);
-        if (Math.abs(e[last]) <= Number.EPSILON * size) break;
+        if (Math.abs(e[last]) <= negligible) break;
       }
       if (last === first) break;
       if (round === 60) {
@@ -600,57 +606,44 @@ function implicitQL(
 }
 
 /**
- * The minimum-norm solution X = a⁺·b of a symmetric positive semi-definite
- * system.
+ * Prepares to solve (a + ridge·mean(diag a)·I)·X = b for a symmetric positive
+ * semi-definite matrix: by Cholesky with a ridge, else by eigenvalues, which
+ * gives the minimum-norm solution a⁺·b.
  *
- * @param a [n, n], symmetric.
- * @param b [n, columns].
- * @param cutoff Eigenvalues below this share of the largest count as zero.
- * @returns X [n, columns].
- */
-export function pseudoSolve(a: Matrix, b: Matrix, cutoff = 1e-12): Matrix {
-  const { values, vectors } = symmetricEigen(a);
-  const n = a.rows;
-  const largest = Math.max(0, values[n - 1] ?? 0);
-  const kept: number[] = [];
-  values.forEach((value, i) => {
-    if (value > cutoff * largest && value > 0) kept.push(i);
-  });
-  const basis = matrix(kept.length, n);
-  kept.forEach((from, to) =>
-    basis.data.set(vectors.data.subarray(from * n, (from + 1) * n), to * n)
-  );
-  const coordinates = multiply(basis, b);
-  kept.forEach((from, to) => {
-    for (let j = 0; j < b.columns; j++) {
-      coordinates.data[to * b.columns + j] /= values[from];
-    }
-  });
-  return multiply(transpose(basis), coordinates);
-}
-
-/**
- * Solves (a + ridge·mean(diag a)·I)·X = b for a symmetric positive
- * semi-definite matrix: by Cholesky with a ridge, by eigenvalues without.
+ * @param a [n, n]; all zeros give X = 0.
+ * @param ridge Relative to the mean diagonal.
+ * @param cutoff For ridge 0: eigenvalues below this share of the largest count
+ * as zero.
+ * @returns Solves for a right side b [n, columns].
+ * @throws If the ridge is negative or the matrix not positive definite.
  *
- * @param a [n, n].
- * @param b [n, columns].
- * @param ridge Relative to the mean diagonal; 0 gives the minimum-norm
- * solution.
- * @param cutoff Share of the largest eigenvalue that counts as zero, for ridge
- * 0 only.
+ * @example
+ * ```ts
+ * const x = solver(matrix(1, 1, [4]), 0)(matrix(1, 1, [8]));
+ * ```
  */
-export function ridgeSolve(
+export function solver(
   a: Matrix,
-  b: Matrix,
   ridge: number,
   cutoff = 1e-12,
-): Matrix {
+): (b: Matrix) => Matrix {
   if (!(ridge >= 0)) throw cannot("solve", "a ridge ≥ 0", ridge);
-  if (meanDiagonal(a) === 0) return matrix(b.rows, b.columns);
-  return ridge === 0
-    ? pseudoSolve(a, b, cutoff)
-    : choleskySolve(cholesky(a, { ridge }), b);
+  if (meanDiagonal(a) === 0) return (b) => matrix(a.rows, b.columns);
+  if (ridge > 0) {
+    const factor = cholesky(a, { ridge });
+    return (b) => choleskySolve(factor, b);
+  }
+  const { values, vectors } = symmetricEigen(a);
+  const largest = values[values.length - 1];
+  return (b) => {
+    const coordinates = multiply(vectors, b);
+    values.forEach((value, i) => {
+      const inverse = value > cutoff * largest && value > 0 ? 1 / value : 0;
+      const at = i * b.columns;
+      for (let j = 0; j < b.columns; j++) coordinates.data[at + j] *= inverse;
+    });
+    return multiply(transpose(vectors), coordinates);
+  };
 }
 
 /** A thin QR decomposition a = q·r. */

@@ -1,6 +1,8 @@
-import { assert, assertEquals } from "@std/assert";
+import { assert, assertEquals, assertThrows } from "@std/assert";
 import * as tf from "@tensorflow/tfjs";
-import { selectBackend } from "../../src/core/backend.ts";
+import { type BackendName, selectBackend } from "../../src/core/backend.ts";
+import { decodeBase64, encodeBase64 } from "../../src/core/kernels/base64.ts";
+import { compile } from "../../src/core/kernels/build.ts";
 import {
   adamwUpdate,
   attention,
@@ -8,10 +10,18 @@ import {
   geluExact,
   groupNorm,
   layerNorm,
+  linear,
   quickGelu,
   silu,
   upsampleNearest2x,
 } from "../../src/core/kernels/ops.ts";
+import {
+  kernelsRegistered,
+  registerKernels,
+  unregisterKernels,
+} from "../../src/core/kernels/register.ts";
+import { SIMD_WASM } from "../../src/core/kernels/simd_wasm.ts";
+import { forEachBackend, tolerance } from "../helpers.ts";
 
 /** Reproducible normal numbers; no tensor is made. */
 function noise(size: number, seed: number): Float32Array {
@@ -31,14 +41,15 @@ function tensor(shape: number[], seed: number): tf.Tensor {
   return tf.tensor(noise(shape.reduce((a, d) => a * d, 1), seed), shape);
 }
 
-/** Runs `f` on the stock cpu backend and on wasm with own kernels. */
+/** Runs `f` on tfjs's cpu backend and on another, wasm with own kernels. */
 async function compare(
   shapes: number[][],
   f: (...inputs: tf.Tensor[]) => tf.Tensor[],
   tolerance: number,
   what: string,
+  backend: BackendName = "wasm",
 ): Promise<void> {
-  const run = async (backend: "cpu" | "wasm") => {
+  const run = async (backend: BackendName) => {
     await selectBackend(backend);
     const before = tf.memory().numTensors;
     const inputs = shapes.map((shape, i) => tensor(shape, i + 1));
@@ -52,7 +63,7 @@ async function compare(
     return result;
   };
   const expected = await run("cpu");
-  const actual = await run("wasm");
+  const actual = await run(backend);
   assertEquals(actual.length, expected.length);
   actual.forEach((a, i) => {
     const e = expected[i];
@@ -164,6 +175,13 @@ Deno.test("convolution and gradients on wasm equal the cpu backend", async () =>
     [1, 6, 6, 330, 11, 3, 1, "same"],
     [1, 16, 24, 6, 10, 3, 1, 1],
     [1, 14, 14, 3, 16, 7, 7, "valid"],
+    // Winograd: even, odd, unpadded, one-sided, channels not in fours.
+    [2, 8, 8, 16, 24, 3, 1, "same"],
+    [2, 9, 7, 17, 19, 3, 1, "same"],
+    [1, 11, 12, 18, 16, 3, 1, "valid"],
+    [5, 5, 5, 16, 21, 3, 1, 1],
+    [2, 7, 8, 16, 16, 3, 1, 2],
+    [1, 9, 9, 320, 16, 3, 1, "same"],
   ];
   for (const [b, h, w, cin, cout, k, s, pad] of cases) {
     const shape = tf.backend_util.computeConv2DInfo(
@@ -176,14 +194,14 @@ Deno.test("convolution and gradients on wasm equal the cpu backend", async () =>
     await compare(
       [[b, h, w, cin], [k, k, cin, cout], shape],
       (x, f, t) => {
-        const { value, grads } = tf.valueAndGrads((x, f) =>
+        // Not the value: that sum cancels, so its own size says nothing.
+        const { grads } = tf.valueAndGrads((x, f) =>
           tf.sum(
             tf.mul(t, tf.conv2d(x as tf.Tensor4D, f as tf.Tensor4D, s, pad)),
           )
         )([x, f]);
         return [
           tf.conv2d(x as tf.Tensor4D, f as tf.Tensor4D, s, pad),
-          value,
           ...grads,
         ];
       },
@@ -400,6 +418,34 @@ Deno.test("sum and mean on wasm equal the cpu backend", async () => {
   }
 });
 
+Deno.test("concat and split on wasm equal the cpu backend, with gradients", async () => {
+  for (const axis of [0, 1, 2, -1]) {
+    const shape = (n: number) => {
+      const s = [2, 3, 5];
+      s[axis < 0 ? axis + 3 : axis] = n;
+      return s;
+    };
+    await compare(
+      [shape(3), shape(1), shape(4), shape(8)],
+      withGradients((a, b, c) => tf.concat([a, b, c], axis)),
+      TOLERANCE,
+      `concat ${axis}`,
+    );
+    await compare(
+      [shape(6)],
+      (x) => [...tf.split(x, [1, 3, 2], axis), ...tf.split(x, 2, axis)],
+      0,
+      `split ${axis}`,
+    );
+  }
+  await compare(
+    [[0, 2], [3, 2]],
+    (a, b) => [tf.concat([a, b], 0), ...tf.split(b, [0, 3], 0)],
+    0,
+    "empty parts",
+  );
+});
+
 Deno.test("adamwUpdate on wasm equals the cpu backend", async () => {
   for (const shape of [[1], [3, 5], [64]]) {
     await compare(
@@ -415,6 +461,236 @@ Deno.test("adamwUpdate on wasm equals the cpu backend", async () => {
         }),
       TOLERANCE,
       "adamw",
+    );
+  }
+});
+
+Deno.test("on wasm a sample's result does not depend on its batch", async () => {
+  await selectBackend("wasm");
+  const outputs = (x: tf.Tensor): tf.Tensor[] => {
+    const [b, h, w, c] = x.shape;
+    const flat = tf.reshape(x, [b, h * w, c]) as tf.Tensor3D;
+    const ones = tf.ones([c]) as tf.Tensor1D;
+    return [
+      tf.conv2d(
+        x as tf.Tensor4D,
+        tensor([3, 3, c, 20], 2) as tf.Tensor4D,
+        1,
+        1,
+      ),
+      tf.conv2d(x as tf.Tensor4D, tensor([3, 3, c, 9], 3) as tf.Tensor4D, 2, 1),
+      linear(x, tensor([c, 21], 4) as tf.Tensor2D),
+      attention(flat, flat, flat, 3),
+      groupNorm(x, 3, ones, ones, 1e-5, { silu: true }),
+      layerNorm(x, ones, ones, 1e-5),
+      geglu(x),
+    ];
+  };
+  const before = tf.memory().numTensors;
+  const x = tensor([5, 5, 7, 18], 1);
+  const together = tf.tidy(() => outputs(x));
+  for (let i = 0; i < 5; i++) {
+    const alone = tf.tidy(() =>
+      outputs(tf.slice(x, [i, 0, 0, 0], [1, 5, 7, 18]))
+    );
+    for (let k = 0; k < alone.length; k++) {
+      const size = alone[k].size;
+      const all = await together[k].data() as Float32Array;
+      assertEquals(
+        await alone[k].data(),
+        all.slice(i * size, (i + 1) * size),
+        `sample ${i}, output ${k}`,
+      );
+    }
+    tf.dispose(alone);
+  }
+  tf.dispose([x, together]);
+  assertEquals(tf.memory().numTensors, before);
+});
+
+Deno.test("the embedded wasm is what AssemblyScript makes of simd.as", async () => {
+  const folder = new URL("../../src/core/kernels/", import.meta.url);
+  const source = await Deno.readTextFile(new URL("simd.as", folder));
+  let bytes: Uint8Array;
+  try {
+    bytes = await compile(source);
+  } catch (error) {
+    // No network and no cache: nothing to compare with.
+    if (!/Cannot compile/.test(String(error))) return;
+    throw error;
+  }
+  assertEquals(encodeBase64(bytes), SIMD_WASM);
+});
+
+Deno.test("the SIMD module owns no memory that tfjs could also use", () => {
+  const module = new WebAssembly.Module(decodeBase64(SIMD_WASM));
+  assertEquals(
+    WebAssembly.Module.imports(module).map((i) => `${i.module}.${i.name}`),
+    ["env.memory"],
+  );
+  // Section 11 holds data segments, which would be copied over tensors.
+  const bytes = decodeBase64(SIMD_WASM);
+  for (let at = 8; at < bytes.length;) {
+    const id = bytes[at++];
+    let size = 0;
+    for (let shift = 0;; shift += 7) {
+      const byte = bytes[at++];
+      size |= (byte & 127) << shift;
+      if (byte < 128) break;
+    }
+    assert(id !== 11, "a data segment");
+    at += size;
+  }
+});
+
+Deno.test("kernels work on while the backend's memory grows", async () => {
+  await selectBackend("wasm");
+  const before = tf.memory().numTensors;
+  const a = tensor([64, 64], 1);
+  const first = tf.matMul(a as tf.Tensor2D, a as tf.Tensor2D);
+  const expected = await first.data();
+  const held: tf.Tensor[] = [];
+  for (let i = 0; i < 6; i++) {
+    held.push(tf.ones([4 * 2 ** 20]));
+    const y = tf.matMul(a as tf.Tensor2D, a as tf.Tensor2D);
+    assertEquals(await y.data(), expected);
+    y.dispose();
+  }
+  tf.dispose([a, first, held]);
+  assertEquals(tf.memory().numTensors, before);
+});
+
+Deno.test("unregistering gives back stock tfjs with equal results", async () => {
+  await selectBackend("wasm");
+  const [a, b] = [tensor([5, 77], 1), tensor([5, 40], 2)];
+  const run = async () => {
+    const y = tf.matMul(a as tf.Tensor2D, b as tf.Tensor2D, true, false);
+    const data = await y.data() as Float32Array;
+    y.dispose();
+    return data;
+  };
+  const own = await run();
+  unregisterKernels();
+  assert(!kernelsRegistered());
+  close(await run(), own, TOLERANCE, "stock");
+  const x = tf.tensor1d([1, 2]);
+  const y = silu(x);
+  registerKernels();
+  const z = silu(x);
+  close(
+    await y.data() as Float32Array,
+    await z.data() as Float32Array,
+    TOLERANCE,
+    "generic silu on wasm",
+  );
+  assert(kernelsRegistered());
+  tf.dispose([a, b, x, y, z]);
+});
+
+Deno.test("operations refuse what does not fit", async () => {
+  await selectBackend("wasm");
+  tf.tidy(() => {
+    const x = tf.zeros([2, 4, 6]) as tf.Tensor3D;
+    const c = tf.zeros([6]) as tf.Tensor1D;
+    const refuse = (f: () => unknown, text: string) =>
+      assertThrows(f, Error, text);
+    refuse(() => groupNorm(x, 4, c, c, 1e-5), "Cannot apply groupNorm");
+    refuse(() => groupNorm(x, 0, c, c, 1e-5), "Cannot apply groupNorm");
+    refuse(() => layerNorm(x, tf.zeros([5]), c, 1e-5), "gamma and beta [6]");
+    refuse(() => geglu(tf.zeros([2, 3])), "an even last axis");
+    refuse(() => attention(x, x, x, 4), "expected heads dividing 6, got 4");
+    refuse(
+      () => attention(x, x, tf.zeros([2, 5, 6]), 2),
+      "expected v [2, 4, 6]",
+    );
+    refuse(
+      () => attention(x, x, x, 2, { mask: tf.zeros([4, 5]) }),
+      "a mask [4, 4]",
+    );
+    refuse(() => linear(x, tf.zeros([5, 3])), "last axis 5");
+    refuse(() => linear(x, tf.zeros([6, 3]), tf.zeros([6])), "bias [3]");
+  });
+});
+
+Deno.test("linear equals the cpu backend, with gradients", async () => {
+  for (const lead of [[1], [3, 5], [2, 3, 4], [0, 4]]) {
+    await compare(
+      [[...lead, 7], [7, 10], [10], [...lead, 10]],
+      withGradients((x, w, b) => linear(x, w as tf.Tensor2D, t1(b))),
+      TOLERANCE,
+      `linear [${lead}]`,
+    );
+  }
+});
+
+Deno.test("a big dense layer and attention agree with the cpu backend", async () => {
+  await compare(
+    [[4096, 320], [320, 32]],
+    (a, b) => [tf.matMul(a as tf.Tensor2D, b as tf.Tensor2D)],
+    TOLERANCE,
+    "4096×320",
+  );
+  await compare(
+    [[1, 1500, 16], [1, 1500, 16], [1, 1500, 16], [1, 1500, 16]],
+    withGradients((q, k, v) =>
+      attention(q as tf.Tensor3D, k as tf.Tensor3D, v as tf.Tensor3D, 2)
+    ),
+    2e-5,
+    "1500 tokens",
+  );
+});
+
+// The same functions take the generic way here; with lavapipe in CI.
+forEachBackend("fused operations equal the cpu backend", async (backend) => {
+  const check = (
+    shapes: number[][],
+    f: (...inputs: tf.Tensor[]) => tf.Tensor,
+    what: string,
+  ) =>
+    compare(
+      shapes,
+      withGradients(f),
+      tolerance(backend, 3e-5),
+      what,
+      backend,
+    );
+  const x = [2, 4, 6, 12];
+  await check([x, x], silu, "silu");
+  await check([x, x], geluExact, "geluExact");
+  await check([x, x], quickGelu, "quickGelu");
+  await check([x, [2, 4, 6, 6]], geglu, "geglu");
+  await check(
+    [x, [12], [12], x],
+    (x, g, b) => layerNorm(x, t1(g), t1(b), 1e-5),
+    "layerNorm",
+  );
+  await check(
+    [x, [12], [12], x],
+    (x, g, b) => groupNorm(x, 3, t1(g), t1(b), 1e-5, { silu: true }),
+    "groupNorm",
+  );
+  await check(
+    [[2, 5, 7], [7, 3], [3], [2, 5, 3]],
+    (x, w, b) => linear(x, w as tf.Tensor2D, t1(b)),
+    "linear",
+  );
+  await check(
+    [x, [2, 8, 12, 12]],
+    (x) => upsampleNearest2x(x as tf.Tensor4D),
+    "upsample",
+  );
+  for (const chunk of [3, undefined]) {
+    await check(
+      [[2, 7, 6], [2, 5, 6], [2, 5, 6], [2, 7, 6]],
+      (q, k, v) =>
+        attention(
+          q as tf.Tensor3D,
+          k as tf.Tensor3D,
+          v as tf.Tensor3D,
+          2,
+          { chunk, causal: true },
+        ),
+      `attention in chunks of ${chunk}`,
     );
   }
 });

@@ -113,7 +113,7 @@ forEachBackend("a LoRA acts as in the official code", async (backend) => {
     disposeAdapter(adapter);
     disposeModel(model);
   });
-});
+}, ["wasm"]);
 
 forEachBackend("merging gives the peers' weights", async (backend) => {
   await noLeak(async () => {
@@ -266,6 +266,42 @@ Deno.test("SD 1.5 has 48 + 128 attention layers", () => {
   assertEquals(linearSites(net, (s) => kv("unet", s)).length, 32);
   assertEquals(linearSites(text, (s) => kv("textEncoder", s)).length, 0);
 });
+
+forEachBackend(
+  "down may be the identity or a basis given by hand",
+  async () => {
+    const model = await tinySd();
+    const identity = initLora(model, {
+      key: key(1),
+      init: "identity",
+      targets: "cross-attention-kv",
+    });
+    const [low] = identity.unet.values();
+    const up = tf.randomNormal([32, 32], 0, 1, "float32", 1) as tf.Tensor2D;
+    // up is all of ΔW.
+    const change = delta({ ...low, up });
+    assertEquals(await change.data(), await up.data());
+    assertEquals(rankOf(low), 32);
+    const basis = initLora(model, {
+      key: key(1),
+      rank: 2,
+      targets: "cross-attention-kv",
+      init: (_, site, rank) => new Float32Array(site.inputs * rank).fill(3),
+    });
+    for (const { down } of basis.unet.values()) {
+      assert((await down.data()).every((v) => v === 3));
+    }
+    assertThrows(
+      () => initLora(model, { key: key(1), init: () => new Float32Array(1) }),
+      Error,
+      "expected 128 values of down",
+    );
+    tf.dispose([up, change]);
+    [identity, basis].forEach(disposeAdapter);
+    disposeModel(model);
+  },
+  ["wasm"],
+);
 
 forEachBackend("weights act per adapter and per block", async () => {
   const model = await tinySd();

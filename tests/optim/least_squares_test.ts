@@ -12,10 +12,9 @@ import {
   matrix,
   meanDiagonal,
   multiply,
-  pseudoSolve,
   qr,
-  ridgeSolve,
   rowsOf,
+  solver,
   stack,
   svd,
   svdOfProduct,
@@ -140,11 +139,11 @@ Deno.test("symmetricEigen reconstructs, also with repeated values", () => {
   assertThrows(() => symmetricEigen(matrix(1, 1, [NaN])), Error, "finite");
 });
 
-Deno.test("pseudoSolve is the minimum-norm solution", () => {
+Deno.test("solver without ridge finds the minimum-norm solution", () => {
   const x = random(1, 4, 9);
   const g = gram(x);
   const truth = random(2, 9, 2);
-  const solution = pseudoSolve(g, multiply(g, truth));
+  const solution = solver(g, 0)(multiply(g, truth));
   // G·S = G·T, and S lies in the row space of x: S = xᵀ(xxᵀ)⁻¹x·T.
   const dual = choleskySolve(
     cholesky(gram(transpose(x))),
@@ -153,20 +152,20 @@ Deno.test("pseudoSolve is the minimum-norm solution", () => {
   close(solution.data, multiply(transpose(x), dual).data, 1e-10);
 });
 
-Deno.test("ridgeSolve tends to the minimum-norm solution", () => {
+Deno.test("solver with a ridge tends to the minimum-norm solution", () => {
   const g = gram(random(1, 5, 8));
   const b = multiply(g, random(2, 8, 3));
-  const exact = ridgeSolve(g, b, 0);
+  const exact = solver(g, 0)(b);
   let previous = Infinity;
   for (const ridge of [1e-1, 1e-3, 1e-5, 1e-7]) {
-    const difference = combine(ridgeSolve(g, b, ridge), exact, 1, -1);
+    const difference = combine(solver(g, ridge)(b), exact, 1, -1);
     const error = Math.sqrt(inner(difference, difference));
     assert(error < previous, `ridge ${ridge}: ${error} after ${previous}`);
     previous = error;
   }
   assert(previous < 1e-5);
-  close(ridgeSolve(matrix(3, 3), matrix(3, 1), 1e-6).data, [0, 0, 0], 0);
-  assertThrows(() => ridgeSolve(g, b, -1), Error, "ridge");
+  close(solver(matrix(3, 3), 1e-6)(matrix(3, 1)).data, [0, 0, 0], 0);
+  assertThrows(() => solver(g, -1), Error, "ridge");
 });
 
 Deno.test("qr and svd reconstruct any shape and rank", () => {

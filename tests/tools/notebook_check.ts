@@ -1,10 +1,10 @@
 /**
  * Type-checks and lints the code cells of notebooks, which `deno check` and
- * `deno lint` do not read.
+ * `deno lint` do not read, and sees whether `deno fmt` would change them.
  *
  * @module
  */
-import { listFiles, root, runDeno } from "./repository.ts";
+import { type Ended, listFiles, root, runDeno } from "./repository.ts";
 
 /** A code cell as the notebook's reader counts it, from 1. */
 export interface CodeCell {
@@ -62,7 +62,7 @@ export async function checkNotebook(path: string): Promise<string> {
       "--rules-exclude=no-unreachable",
       file,
     ]);
-    return [check, lint]
+    return [await unformatted(path), check, lint]
       .filter(({ code }) => code !== 0)
       .map(({ stdout, stderr }) => `${stdout}${stderr}`.trim())
       .join("\n\n")
@@ -72,6 +72,25 @@ export async function checkNotebook(path: string): Promise<string> {
       );
   } finally {
     await Deno.remove(file);
+  }
+}
+
+/**
+ * `deno fmt --check` calls every notebook unformatted that it has not written
+ * itself (Deno 2.9.6), so a copy is formatted and compared.
+ */
+async function unformatted(path: string): Promise<Ended> {
+  const folder = await Deno.makeTempDir();
+  const copy = `${folder}/copy.ipynb`;
+  try {
+    await Deno.copyFile(path, copy);
+    const ended = await runDeno(["fmt", "-q", "--no-config", copy]);
+    const same =
+      await Deno.readTextFile(copy) === await Deno.readTextFile(path);
+    if (ended.code !== 0 || same) return ended;
+    return { code: 1, stdout: "not formatted: run deno fmt", stderr: "" };
+  } finally {
+    await Deno.remove(folder, { recursive: true });
   }
 }
 

@@ -159,7 +159,7 @@ Deno.test("notebookCode keeps the code, asModule knows where it was", () => {
   assertEquals(places, ["cell 2, line 1", "cell 2, line 2", "cell 3, line 1"]);
 });
 
-Deno.test("checkNotebook names the cell and line of type and lint errors", async () => {
+Deno.test("checkNotebook sees format, and names the cell of type and lint errors", async () => {
   assertEquals(await checkNotebook(fiveCells), "");
   const sources = [
     "const a: number = 1;",
@@ -171,5 +171,11 @@ Deno.test("checkNotebook names the cell and line of type and lint errors", async
     assertStringIncludes(wrong, "made.ipynb cell 2, line 2");
     assertStringIncludes(wrong, "no-var");
     assertStringIncludes(wrong, "made.ipynb cell 2, line 3");
+  });
+  await withNotebook(["const   a = 1;\na;"], async (path) => {
+    const notebook = JSON.parse(await Deno.readTextFile(path));
+    notebook.metadata.language_info = { name: "typescript" };
+    await Deno.writeTextFile(path, JSON.stringify(notebook, null, 1) + "\n");
+    assertEquals(await checkNotebook(path), "not formatted: run deno fmt");
   });
 });

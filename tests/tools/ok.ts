@@ -6,7 +6,13 @@
  * @module
  */
 import { floors } from "./layers.ts";
-import { denoInTerminal, exists, listFiles, runDeno } from "./repository.ts";
+import {
+  denoInTerminal,
+  exists,
+  listFiles,
+  root,
+  runDeno,
+} from "./repository.ts";
 
 const tools = "tests/tools";
 
@@ -28,9 +34,18 @@ const art = "src/cli/art";
 const modules = (await listFiles(".", ".ts"))
   .filter((file) => file !== `${art}.ts`);
 
+// --ignore replaces deno.json's list, so it is repeated; notebooks have a step
+// of their own.
+const unformatted: string[] =
+  JSON.parse(await Deno.readTextFile(`${root}/deno.json`)).fmt.exclude;
+
 /** What is looked at, and deno's arguments that look. */
 const steps: [name: string, args: string[]][] = [
-  ["formatted", ["fmt", "--check"]],
+  ["formatted", [
+    "fmt",
+    "--check",
+    `--ignore=${[...unformatted, "**/*.ipynb"]}`,
+  ]],
   ["lint", ["lint"]],
   ["src prints only in cli", [
     "lint",
@@ -45,7 +60,7 @@ const steps: [name: string, args: string[]][] = [
     `--lock=${art}.lock`,
     `${art}.ts`,
   ]],
-  ["notebook cells", [
+  ["notebooks: format, lint, types", [
     "run",
     "-q",
     "-P=develop",

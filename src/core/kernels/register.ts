@@ -24,7 +24,7 @@ interface KernelCall {
   attrs: Record<string, unknown>;
 }
 
-type Kernel = (call: KernelCall) => tf.TensorInfo;
+type Kernel = (call: KernelCall) => tf.TensorInfo | tf.TensorInfo[];
 
 const stock = new Map<string, tf.KernelConfig>();
 let registered = false;
@@ -44,6 +44,8 @@ export function registerKernels(): void {
   replace("Conv2DBackpropFilter", conv2DBackpropFilter);
   replace("Sum", sum);
   replace("Mean", mean);
+  replace("Concat", concat);
+  replace("SplitV", splitV);
   registerFused();
 }
 
@@ -80,9 +82,8 @@ function replace(kernelName: string, kernel: Kernel): void {
   });
 }
 
-function callStock(name: string, call: KernelCall): tf.TensorInfo {
-  const kernel = stock.get(name)!.kernelFunc as unknown as Kernel;
-  return kernel(call);
+function callStock<T = tf.TensorInfo>(name: string, call: KernelCall): T {
+  return stock.get(name)!.kernelFunc(call as never) as T;
 }
 
 function product(shape: number[]): number {
@@ -214,6 +215,30 @@ function convolve(
     );
     return out;
   }
+  if (isWinograd(i)) {
+    const [cin, cout] = [i.inChannels, i.outChannels];
+    withScratch(backend, simd.winogradScratch(cin, cout), (s) =>
+      simd.winograd(
+        at.x,
+        i.batchSize,
+        i.inHeight,
+        i.inWidth,
+        cin,
+        at.f,
+        cout,
+        1,
+        0,
+        i.padInfo.top,
+        i.padInfo.left,
+        i.outHeight,
+        i.outWidth,
+        cout,
+        at.y,
+        at.bias,
+        s,
+      ));
+    return out;
+  }
   const scratch = simd.convScratch(
     i.filterHeight,
     i.filterWidth,
@@ -255,6 +280,19 @@ function isPointwise(i: tf.backend_util.Conv2DInfo): boolean {
     i.outHeight === i.inHeight && i.outWidth === i.inWidth;
 }
 
+/**
+ * Where F(2×2, 3×3) is faster: 1.3 to 1.9 times, measured forward and
+ * backward at 16 to 320 channels. The batch is not asked, so that an image's
+ * result never depends on what else is in its batch.
+ */
+function isWinograd(i: tf.backend_util.Conv2DInfo): boolean {
+  return i.filterHeight === 3 && i.filterWidth === 3 &&
+    i.strideHeight === 1 && i.strideWidth === 1 &&
+    i.dilationHeight === 1 && i.dilationWidth === 1 &&
+    Math.min(i.inChannels, i.outChannels) >= 16 &&
+    Math.max(i.inChannels, i.outChannels) <= 320;
+}
+
 function conv2D(call: KernelCall): tf.TensorInfo {
   return convolve(call) ?? callStock("Conv2D", call);
 }
@@ -290,6 +328,28 @@ function conv2DBackpropInput(call: KernelCall): tf.TensorInfo {
       // deno-fmt-ignore
       (s) => simd.gemm(at.dy, cout, 1, at.f, 1, cout, at.dx, cin, m, cin, cout, 0, 0, s),
     );
+  } else if (isWinograd(i)) {
+    // Backwards, input and output change places.
+    withScratch(backend, simd.winogradScratch(cout, cin), (s) =>
+      simd.winograd(
+        at.dy,
+        i.batchSize,
+        i.outHeight,
+        i.outWidth,
+        cout,
+        at.f,
+        1,
+        cout,
+        1,
+        2 - i.padInfo.top,
+        2 - i.padInfo.left,
+        i.inHeight,
+        i.inWidth,
+        cin,
+        at.dx,
+        0,
+        s,
+      ));
   } else if (
     i.strideHeight === 1 && i.strideWidth === 1 && product(dy.shape) > 0
   ) {
@@ -373,6 +433,30 @@ function conv2DBackpropFilter(call: KernelCall): tf.TensorInfo {
   const simd = simdFor(backend);
   const out = backend.makeOutput(shape, "float32");
   if (product(shape) === 0) return out;
+  if (isWinograd(i)) {
+    const [cin, cout] = [i.inChannels, i.outChannels];
+    withScratch(
+      backend,
+      simd.winogradScratch(cin, cout),
+      (s) =>
+        simd.winogradFilter(
+          address(backend, x),
+          i.batchSize,
+          i.inHeight,
+          i.inWidth,
+          cin,
+          address(backend, dy),
+          i.outHeight,
+          i.outWidth,
+          cout,
+          i.padInfo.top,
+          i.padInfo.left,
+          address(backend, out),
+          s,
+        ),
+    );
+    return out;
+  }
   const scratch = simd.convFilterScratch(i.inChannels, i.outChannels);
   withScratch(backend, scratch, (s) =>
     simd.conv2dFilter(
@@ -437,4 +521,52 @@ function sum(call: KernelCall): tf.TensorInfo {
 
 function mean(call: KernelCall): tf.TensorInfo {
   return reduce(call, true) ?? callStock("Mean", call);
+}
+
+/** Joins along an axis: tfjs copies rows one by one in JavaScript. */
+function concat(call: KernelCall): tf.TensorInfo {
+  const { inputs, backend, attrs } = call;
+  const parts = Object.values(inputs).filter((t) => product(t.shape) > 0);
+  if (parts.length < 2 || parts.some((t) => t.dtype !== "float32")) {
+    return callStock("Concat", call);
+  }
+  const [axis] = tf.util.parseAxisParam(attrs.axis as number, parts[0].shape);
+  const shape = tf.backend_util.computeOutShape(
+    parts.map((t) => t.shape),
+    axis,
+  );
+  const out = backend.makeOutput(shape, "float32");
+  const rows = product(shape.slice(0, axis));
+  const width = product(shape.slice(axis));
+  let to = address(backend, out);
+  for (const part of parts) {
+    const n = product(part.shape.slice(axis));
+    simdFor(backend).copyRows(address(backend, part), n, to, width, rows, n);
+    to += 4 * n;
+  }
+  return out;
+}
+
+/** Splits along an axis: the gradient of {@linkcode concat}. */
+function splitV(call: KernelCall): tf.TensorInfo[] {
+  const { inputs: { x }, backend, attrs } = call;
+  if (x.dtype !== "float32") return callStock("SplitV", call);
+  const [axis] = tf.util.parseAxisParam(attrs.axis as number, x.shape);
+  const sizes = tf.backend_util.prepareSplitSize(
+    x as tf.Tensor,
+    attrs.numOrSizeSplits as number[],
+    axis,
+  );
+  const rows = product(x.shape.slice(0, axis));
+  const width = product(x.shape.slice(axis));
+  let from = address(backend, x);
+  return sizes.map((size) => {
+    const shape = x.shape.map((d, i) => i === axis ? size : d);
+    const out = backend.makeOutput(shape, "float32");
+    const n = product(shape.slice(axis));
+    const to = address(backend, out);
+    simdFor(backend).copyRows(from, width, to, n, rows, n);
+    from += 4 * n;
+    return out;
+  });
 }

@@ -400,6 +400,17 @@ export function gemmBatch(
   }
 }
 
+/** Copies rows of n floats between matrices of row strides ss and ds. */
+export function copyRows(
+  src: usize, ss: i32, dst: usize, ds: i32, rows: i32, n: i32,
+): void {
+  for (let r = 0; r < rows; r++) {
+    copyFloats(dst, src, n);
+    src += <usize>ss << 2;
+    dst += <usize>ds << 2;
+  }
+}
+
 // ---------------------------------------------------------------- conv2d
 
 // Taps and channels of one depth block: whole taps if several fit into KC,
@@ -1802,4 +1813,418 @@ export function adamw(
       ro, e, k, false,
     );
   }
+}
+
+// ---------------------------------------------------------------- winograd
+
+// Convolutions 3×3 of stride 1 by F(2×2, 3×3) (Winograd 1980; Lavin and Gray
+// 2015): 16 instead of 36 multiplications for four output pixels. Filters
+// become U [16][cin][cout], 4×4 patches of x become V [16][tiles][cin], and
+// M[p] = V[p]·U[p] becomes 2×2 pixels of y.
+
+// Tiles handled at a time, so that V and M stay in the second cache.
+const TILES: i32 = 64;
+
+/** Floats of scratch that the winograd functions need; cin at most 320. */
+export function winogradScratch(cin: i32, cout: i32): i32 {
+  const n = (cout + NR - 1) & ~(NR - 1);
+  return 16 * cin * cout + 16 * cin * n + 16 * TILES * (cin + cout) +
+    16 * max(cin, cout) + MR * NR + gemmScratch(cin, cout, TILES) + 16;
+}
+
+// @ts-ignore: decorator
+@inline
+function filter4(
+  f: usize, ts: usize, flip: i32, u: usize, us: usize, full: bool,
+): void {
+  const half = splat(0.5);
+  // Rows: G·g, three columns of four.
+  let a0 = splat(0), a1 = a0, a2 = a0, a3 = a0;
+  let b0 = a0, b1 = a0, b2 = a0, b3 = a0;
+  let c0 = a0, c1 = a0, c2 = a0, c3 = a0;
+  const first = flip ? f + 8 * ts : f;
+  const step: usize = flip ? 0 - ts : ts;
+  let g0 = load4(first, full), g1 = load4(first + 3 * step, full);
+  let g2 = load4(first + 6 * step, full);
+  let s = f32x4.mul(f32x4.add(g0, g2), half), t = f32x4.mul(g1, half);
+  a0 = g0;
+  a1 = f32x4.add(s, t);
+  a2 = f32x4.sub(s, t);
+  a3 = g2;
+  g0 = load4(first + step, full);
+  g1 = load4(first + 4 * step, full);
+  g2 = load4(first + 7 * step, full);
+  s = f32x4.mul(f32x4.add(g0, g2), half);
+  t = f32x4.mul(g1, half);
+  b0 = g0;
+  b1 = f32x4.add(s, t);
+  b2 = f32x4.sub(s, t);
+  b3 = g2;
+  g0 = load4(first + 2 * step, full);
+  g1 = load4(first + 5 * step, full);
+  g2 = load4(first + 8 * step, full);
+  s = f32x4.mul(f32x4.add(g0, g2), half);
+  t = f32x4.mul(g1, half);
+  c0 = g0;
+  c1 = f32x4.add(s, t);
+  c2 = f32x4.sub(s, t);
+  c3 = g2;
+  filterRow4(a0, b0, c0, u, us, full);
+  filterRow4(a1, b1, c1, u + 4 * us, us, full);
+  filterRow4(a2, b2, c2, u + 8 * us, us, full);
+  filterRow4(a3, b3, c3, u + 12 * us, us, full);
+}
+
+// @ts-ignore: decorator
+@inline
+function filterRow4(
+  a: v128, b: v128, c: v128, u: usize, us: usize, full: bool,
+): void {
+  const half = splat(0.5);
+  const s = f32x4.mul(f32x4.add(a, c), half), t = f32x4.mul(b, half);
+  store4(u, a, full);
+  store4(u + us, f32x4.add(s, t), full);
+  store4(u + 2 * us, f32x4.sub(s, t), full);
+  store4(u + 3 * us, c, full);
+}
+
+// U = G·f·Gᵀ for n filters side by side: f [9][n], u [16][n].
+function filterTransform(f: usize, n: i32, flip: i32, u: usize): void {
+  const s = <usize>n << 2;
+  let i = 0;
+  for (; i + 4 <= n; i += 4) {
+    const o = <usize>i << 2;
+    filter4(f + o, s, flip, u + o, s, true);
+  }
+  for (; i < n; i++) {
+    const o = <usize>i << 2;
+    filter4(f + o, s, flip, u + o, s, false);
+  }
+}
+
+// @ts-ignore: decorator
+@inline
+function input4(
+  p: usize, rs: usize, ps: usize, v: usize, vs: usize, full: bool,
+): void {
+  // Columns: Bᵀ·d, then rows.
+  const q = p + rs, r = q + rs, s = r + rs;
+  let d0 = load4(p, full), d1 = load4(q, full), d2 = load4(r, full);
+  let d3 = load4(s, full);
+  const a0 = f32x4.sub(d0, d2), a1 = f32x4.add(d1, d2);
+  const a2 = f32x4.sub(d2, d1), a3 = f32x4.sub(d1, d3);
+  d0 = load4(p + ps, full);
+  d1 = load4(q + ps, full);
+  d2 = load4(r + ps, full);
+  d3 = load4(s + ps, full);
+  const b0 = f32x4.sub(d0, d2), b1 = f32x4.add(d1, d2);
+  const b2 = f32x4.sub(d2, d1), b3 = f32x4.sub(d1, d3);
+  d0 = load4(p + 2 * ps, full);
+  d1 = load4(q + 2 * ps, full);
+  d2 = load4(r + 2 * ps, full);
+  d3 = load4(s + 2 * ps, full);
+  const c0 = f32x4.sub(d0, d2), c1 = f32x4.add(d1, d2);
+  const c2 = f32x4.sub(d2, d1), c3 = f32x4.sub(d1, d3);
+  d0 = load4(p + 3 * ps, full);
+  d1 = load4(q + 3 * ps, full);
+  d2 = load4(r + 3 * ps, full);
+  d3 = load4(s + 3 * ps, full);
+  inputRow4(a0, b0, c0, f32x4.sub(d0, d2), v, vs, full);
+  inputRow4(a1, b1, c1, f32x4.add(d1, d2), v + 4 * vs, vs, full);
+  inputRow4(a2, b2, c2, f32x4.sub(d2, d1), v + 8 * vs, vs, full);
+  inputRow4(a3, b3, c3, f32x4.sub(d1, d3), v + 12 * vs, vs, full);
+}
+
+// @ts-ignore: decorator
+@inline
+function inputRow4(
+  a: v128, b: v128, c: v128, d: v128, v: usize, vs: usize, full: bool,
+): void {
+  store4(v, f32x4.sub(a, c), full);
+  store4(v + vs, f32x4.add(b, c), full);
+  store4(v + 2 * vs, f32x4.sub(c, b), full);
+  store4(v + 3 * vs, f32x4.sub(b, d), full);
+}
+
+// V = Bᵀ·d·B of one 4×4 patch of c channels.
+function inputTile(
+  p: usize, rs: usize, ps: usize, c: i32, v: usize, vs: usize,
+): void {
+  let i = 0;
+  for (; i + 4 <= c; i += 4) {
+    const o = <usize>i << 2;
+    input4(p + o, rs, ps, v + o, vs, true);
+  }
+  for (; i < c; i++) {
+    const o = <usize>i << 2;
+    input4(p + o, rs, ps, v + o, vs, false);
+  }
+}
+
+// @ts-ignore: decorator
+@inline
+function output4(
+  m: usize, ms: usize, y: usize, rs: usize, ps: usize, bias: usize, full: bool,
+): void {
+  let s0 = splat(0), s1 = s0, t0 = s0, t1 = s0;
+  let u0 = s0, u1 = s0, w0 = s0, w1 = s0;
+  // Columns: Aᵀ·m.
+  let a = load4(m + 4 * ms, full), b = load4(m + 8 * ms, full);
+  s0 = f32x4.add(f32x4.add(load4(m, full), a), b);
+  s1 = f32x4.sub(f32x4.sub(a, b), load4(m + 12 * ms, full));
+  a = load4(m + 5 * ms, full);
+  b = load4(m + 9 * ms, full);
+  t0 = f32x4.add(f32x4.add(load4(m + ms, full), a), b);
+  t1 = f32x4.sub(f32x4.sub(a, b), load4(m + 13 * ms, full));
+  a = load4(m + 6 * ms, full);
+  b = load4(m + 10 * ms, full);
+  u0 = f32x4.add(f32x4.add(load4(m + 2 * ms, full), a), b);
+  u1 = f32x4.sub(f32x4.sub(a, b), load4(m + 14 * ms, full));
+  a = load4(m + 7 * ms, full);
+  b = load4(m + 11 * ms, full);
+  w0 = f32x4.add(f32x4.add(load4(m + 3 * ms, full), a), b);
+  w1 = f32x4.sub(f32x4.sub(a, b), load4(m + 15 * ms, full));
+  const e = bias ? load4(bias, full) : splat(0);
+  a = f32x4.add(t0, e);
+  store4(y, f32x4.add(f32x4.add(s0, a), u0), full);
+  store4(y + ps, f32x4.sub(f32x4.sub(a, u0), w0), full);
+  a = f32x4.add(t1, e);
+  store4(y + rs, f32x4.add(f32x4.add(s1, a), u1), full);
+  store4(y + rs + ps, f32x4.sub(f32x4.sub(a, u1), w1), full);
+}
+
+// Aᵀ·m·A (+ bias): 2×2 pixels of c channels.
+function outputTile(
+  m: usize, ms: usize, y: usize, rs: usize, ps: usize, c: i32, bias: usize,
+): void {
+  let i = 0;
+  for (; i + 4 <= c; i += 4) {
+    const o = <usize>i << 2;
+    output4(m + o, ms, y + o, rs, ps, bias ? bias + o : 0, true);
+  }
+  for (; i < c; i++) {
+    const o = <usize>i << 2;
+    output4(m + o, ms, y + o, rs, ps, bias ? bias + o : 0, false);
+  }
+}
+
+// @ts-ignore: decorator
+@inline
+function spread4(
+  p: usize, rs: usize, ps: usize, m: usize, ms: usize, full: bool,
+): void {
+  const a = load4(p, full), b = load4(p + ps, full);
+  const c = load4(p + rs, full), d = load4(p + rs + ps, full);
+  spreadRow4(a, b, m, ms, full);
+  spreadRow4(f32x4.add(a, c), f32x4.add(b, d), m + 4 * ms, ms, full);
+  spreadRow4(f32x4.sub(a, c), f32x4.sub(b, d), m + 8 * ms, ms, full);
+  spreadRow4(f32x4.neg(c), f32x4.neg(d), m + 12 * ms, ms, full);
+}
+
+// @ts-ignore: decorator
+@inline
+function spreadRow4(a: v128, b: v128, m: usize, ms: usize, full: bool): void {
+  store4(m, a, full);
+  store4(m + ms, f32x4.add(a, b), full);
+  store4(m + 2 * ms, f32x4.sub(a, b), full);
+  store4(m + 3 * ms, f32x4.neg(b), full);
+}
+
+// A·dy·Aᵀ of 2×2 pixels of c channels.
+function spreadTile(
+  p: usize, rs: usize, ps: usize, c: i32, m: usize, ms: usize,
+): void {
+  let i = 0;
+  for (; i + 4 <= c; i += 4) {
+    const o = <usize>i << 2;
+    spread4(p + o, rs, ps, m + o, ms, true);
+  }
+  for (; i < c; i++) {
+    const o = <usize>i << 2;
+    spread4(p + o, rs, ps, m + o, ms, false);
+  }
+}
+
+// Copies side × side pixels from (iy, ix) of image n, zeros outside.
+function patchOf(
+  x: usize, h: i32, w: i32, c: i32, n: i32, iy: i32, ix: i32, side: i32,
+  dst: usize,
+): void {
+  const bytes = <usize>c << 2;
+  for (let i = iy; i < iy + side; i++) {
+    for (let j = ix; j < ix + side; j++) {
+      if (<u32>i < <u32>h && <u32>j < <u32>w) {
+        copyFloats(dst, x + ((<usize>n * h + i) * w + j) * bytes, c);
+      } else {
+        memory.fill(dst, 0, bytes);
+      }
+      dst += bytes;
+    }
+  }
+}
+
+// V of tiles first … first+count; tile rows th, columns tw an image.
+function inputTiles(
+  x: usize, h: i32, w: i32, c: i32, pt: i32, pl: i32, th: i32, tw: i32,
+  first: i32, count: i32, v: usize, patch: usize,
+): void {
+  const bytes = <usize>c << 2;
+  const vs = <usize>TILES * bytes;
+  for (let t = first; t < first + count; t++) {
+    const n = t / (th * tw);
+    const o = t - n * th * tw;
+    const ty = o / tw;
+    const iy = 2 * ty - pt, ix = 2 * (o - ty * tw) - pl;
+    if (iy >= 0 && ix >= 0 && iy + 4 <= h && ix + 4 <= w) {
+      const at = x + ((<usize>n * h + iy) * w + ix) * bytes;
+      inputTile(at, <usize>w * bytes, bytes, c, v, vs);
+    } else {
+      patchOf(x, h, w, c, n, iy, ix, 4, patch);
+      inputTile(patch, 4 * bytes, bytes, c, v, vs);
+    }
+    v += bytes;
+  }
+}
+
+/**
+ * As conv2d, for 3×3 filters of stride 1: W(tap, ci, co) as there, that is
+ * rbs, cbs = cout, 1 forward and 1, cin of the forward pass backward (flip).
+ */
+export function winograd(
+  x: usize, b: i32, h: i32, w: i32, cin: i32, f: usize, rbs: i32, cbs: i32,
+  flip: i32, pt: i32, pl: i32, oh: i32, ow: i32, cout: i32, y: usize,
+  bias: usize, scratch: usize,
+): void {
+  const panels = (cout + NR - 1) / NR;
+  const one = (<usize>cin * panels * NR) << 2;
+  const tile = scratch;
+  const u = tile + ((MR * NR) << 2);
+  const packed = u + ((<usize>16 * cin * cout) << 2);
+  const v = packed + 16 * one;
+  const m = v + ((<usize>16 * TILES * cin) << 2);
+  const patch = m + ((<usize>16 * TILES * cout) << 2);
+  filterTransform(f, cin * cout, flip, u);
+  for (let p = 0; p < 16; p++) {
+    packB(
+      u + ((<usize>p * cin * cout) << 2), rbs, cbs, cin, cout,
+      packed + <usize>p * one,
+    );
+  }
+  const th = (oh + 1) / 2, tw = (ow + 1) / 2;
+  const tiles = b * th * tw;
+  const ps = <usize>cout << 2;
+  const rs = <usize>ow * ps;
+  const ms = <usize>TILES * ps;
+  const vs = (<usize>TILES * cin) << 2;
+  for (let first = 0; first < tiles; first += TILES) {
+    const count = min(TILES, tiles - first);
+    inputTiles(x, h, w, cin, pt, pl, th, tw, first, count, v, patch);
+    for (let p = 0; p < 16; p++) {
+      block(
+        0, v + <usize>p * vs, <usize>cin << 2, packed + <usize>p * one, count,
+        cout, cin, m + <usize>p * ms, ps, 0, 0, tile,
+      );
+    }
+    for (let t = 0; t < count; t++) {
+      const n = (first + t) / (th * tw);
+      const o = first + t - n * th * tw;
+      const ty = o / tw;
+      const oy = 2 * ty, ox = 2 * (o - ty * tw);
+      const to = y + <usize>(n * oh + oy) * rs + <usize>ox * ps;
+      const from = m + <usize>t * ps;
+      if (oy + 2 <= oh && ox + 2 <= ow) {
+        outputTile(from, ms, to, rs, ps, cout, bias);
+      } else {
+        outputTile(from, ms, patch, 2 * ps, ps, cout, bias);
+        copyFloats(to, patch, cout);
+        if (ox + 1 < ow) copyFloats(to + ps, patch + ps, cout);
+        if (oy + 1 < oh) copyFloats(to + rs, patch + 2 * ps, cout);
+      }
+    }
+  }
+}
+
+// @ts-ignore: decorator
+@inline
+function fold4(u: usize, us: usize, f: usize, fs: usize, full: bool): void {
+  const half = splat(0.5);
+  // Gᵀ·u·G by rows, then columns.
+  for (let i = 0; i < 4; i++) {
+    const r = u + <usize>i * 4 * us;
+    const b = load4(r + us, full), c = load4(r + 2 * us, full);
+    const s = f32x4.mul(f32x4.add(b, c), half);
+    const t = f32x4.mul(f32x4.sub(b, c), half);
+    const a = load4(r, full), d = load4(r + 3 * us, full);
+    store4(r, f32x4.add(a, s), full);
+    store4(r + us, t, full);
+    store4(r + 2 * us, f32x4.add(s, d), full);
+  }
+  for (let j = 0; j < 3; j++) {
+    const r = u + <usize>j * us;
+    const b = load4(r + 4 * us, full), c = load4(r + 8 * us, full);
+    const s = f32x4.mul(f32x4.add(b, c), half);
+    const t = f32x4.mul(f32x4.sub(b, c), half);
+    const g = f + <usize>j * fs;
+    store4(g, f32x4.add(load4(r, full), s), full);
+    store4(g + 3 * fs, t, full);
+    store4(g + 6 * fs, f32x4.add(s, load4(r + 12 * us, full)), full);
+  }
+}
+
+// df [9][n] = Gᵀ·u·G; u [16][n] is overwritten.
+function filterFold(u: usize, n: i32, f: usize): void {
+  const s = <usize>n << 2;
+  let i = 0;
+  for (; i + 4 <= n; i += 4) {
+    const o = <usize>i << 2;
+    fold4(u + o, s, f + o, s, true);
+  }
+  for (; i < n; i++) {
+    const o = <usize>i << 2;
+    fold4(u + o, s, f + o, s, false);
+  }
+}
+
+/** As conv2dFilter, for 3×3 filters of stride 1. */
+export function winogradFilter(
+  x: usize, b: i32, h: i32, w: i32, cin: i32, dy: usize, oh: i32, ow: i32,
+  cout: i32, pt: i32, pl: i32, df: usize, scratch: usize,
+): void {
+  const u = scratch;
+  const v = u + ((<usize>16 * cin * cout) << 2);
+  const m = v + ((<usize>16 * TILES * cin) << 2);
+  const patch = m + ((<usize>16 * TILES * cout) << 2);
+  const work = patch + ((<usize>16 * max(cin, cout)) << 2);
+  const th = (oh + 1) / 2, tw = (ow + 1) / 2;
+  const tiles = b * th * tw;
+  const ps = <usize>cout << 2;
+  const rs = <usize>ow * ps;
+  const ms = <usize>TILES * ps;
+  const vs = (<usize>TILES * cin) << 2;
+  for (let first = 0; first < tiles; first += TILES) {
+    const count = min(TILES, tiles - first);
+    inputTiles(x, h, w, cin, pt, pl, th, tw, first, count, v, patch);
+    for (let t = 0; t < count; t++) {
+      const n = (first + t) / (th * tw);
+      const o = first + t - n * th * tw;
+      const ty = o / tw;
+      const oy = 2 * ty, ox = 2 * (o - ty * tw);
+      const to = m + <usize>t * ps;
+      if (oy + 2 <= oh && ox + 2 <= ow) {
+        const at = dy + <usize>(n * oh + oy) * rs + <usize>ox * ps;
+        spreadTile(at, rs, ps, cout, to, ms);
+      } else {
+        patchOf(dy, oh, ow, cout, n, oy, ox, 2, patch);
+        spreadTile(patch, 2 * ps, ps, cout, to, ms);
+      }
+    }
+    for (let p = 0; p < 16; p++) {
+      gemm(
+        v + <usize>p * vs, 1, cin, m + <usize>p * ms, cout, 1,
+        u + ((<usize>p * cin * cout) << 2), cout, cin, cout, count,
+        first > 0 ? ACCUMULATE : 0, 0, work,
+      );
+    }
+  }
+  filterFold(u, cin * cout, df);
 }

@@ -17,6 +17,7 @@ export type SimdExports =
     | "convScratch"
     | "convInputStridedScratch"
     | "convFilterScratch"
+    | "winogradScratch"
     | "groupNormScratch"
     | "attentionScratch",
     (...sizes: number[]) => number
@@ -28,9 +29,12 @@ export type SimdProcedure =
   | "gemm"
   | "gemmBatch"
   | "zero"
+  | "copyRows"
   | "conv2d"
   | "conv2dInputStrided"
   | "conv2dFilter"
+  | "winograd"
+  | "winogradFilter"
   | "activation"
   | "activationGrad"
   | "geglu"

@@ -19,7 +19,10 @@ import {
   LATENT_SCENES,
   type NetworkName,
   type NetworkRecipe,
+  VAE_CONFIG,
 } from "./recipe.ts";
+import { type Autoencoder, autoencoderSpec } from "../../models/autoencoder.ts";
+import { rescaleLatents } from "./weights.ts";
 import type { ServerInit, ShardAnswer, ShardRequest } from "./shards.ts";
 import { createShardServer } from "./shards.ts";
 import {
@@ -28,6 +31,7 @@ import {
   networkLayout,
   networkSpec,
   type ShardResult,
+  unflatten,
 } from "./tasks.ts";
 
 /** Runs shard requests: in workers, or in place. */
@@ -342,4 +346,61 @@ export async function* encodeLatents(
   } finally {
     runner.close();
   }
+}
+
+/**
+ * Scales of latent channels for diffusion: zero mean, std^0.6 of each divided
+ * out, and a mean square of one over all of them. Fully whitened, the channels
+ * that hold little of the picture would cost as much of the loss as the others.
+ *
+ * @param latents Latents end to end, channels last.
+ * @param channels Number of channels.
+ */
+export function latentScales(
+  latents: Float32Array,
+  channels: number,
+): { mean: number[]; std: number[] } {
+  const n = latents.length / channels;
+  const sum = new Array(channels).fill(0);
+  const squares = new Array(channels).fill(0);
+  for (let i = 0; i < latents.length; i++) {
+    sum[i % channels] += latents[i];
+    squares[i % channels] += latents[i] ** 2;
+  }
+  const mean = sum.map((s) => s / n);
+  const spread = squares.map((s, c) => Math.sqrt(s / n - mean[c] ** 2));
+  const after = spread.map((s) => s ** 0.4);
+  const rms = Math.sqrt(
+    after.reduce((total, a) => total + a * a, 0) / channels,
+  );
+  return { mean, std: spread.map((s) => s ** 0.6 * rms) };
+}
+
+/**
+ * Rescales a trained autoencoder's latents for diffusion.
+ *
+ * @param values Flat parameters.
+ * @param workers Deno Workers; 0 runs in place.
+ * @param scenes How many scenes to measure.
+ * @returns Flat parameters that decode to the same images.
+ */
+export async function normaliseLatents(
+  values: Float32Array,
+  workers: number,
+  scenes = 512,
+): Promise<Float32Array> {
+  const run = encodeLatents(values, workers, scenes);
+  let next = await run.next();
+  while (!next.done) next = await run.next();
+  const { mean, std } = latentScales(next.value, VAE_CONFIG.latent_channels);
+  const layout = networkLayout("vae");
+  const tree = unflatten<Autoencoder>(
+    autoencoderSpec(VAE_CONFIG),
+    layout,
+    values,
+  );
+  const scaled = rescaleLatents(tree, mean, std);
+  const flat = flatten("vae", scaled);
+  disposeTree([tree, scaled]);
+  return flat;
 }

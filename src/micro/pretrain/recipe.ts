@@ -123,7 +123,7 @@ export const LATENT_SCENES = 16384;
 /** The recipe behind the committed weights. */
 export const RECIPE: Readonly<Record<NetworkName, NetworkRecipe>> = {
   clip_a: {
-    steps: 1500,
+    steps: 750,
     batch: 64,
     shards: 2,
     lr: 1e-3,
@@ -134,7 +134,7 @@ export const RECIPE: Readonly<Record<NetworkName, NetworkRecipe>> = {
     seed: 11,
   },
   vae: {
-    steps: 1500,
+    steps: 1300,
     batch: 16,
     shards: 2,
     lr: 2e-3,
@@ -147,7 +147,7 @@ export const RECIPE: Readonly<Record<NetworkName, NetworkRecipe>> = {
   unet: {
     steps: 6000,
     batch: 32,
-    shards: 2,
+    shards: 4,
     lr: 1.5e-3,
     warmup: 100,
     weightDecay: 0.01,
@@ -156,7 +156,7 @@ export const RECIPE: Readonly<Record<NetworkName, NetworkRecipe>> = {
     seed: 13,
   },
   clip_b: {
-    steps: 1500,
+    steps: 750,
     batch: 64,
     shards: 2,
     lr: 1e-3,

@@ -275,7 +275,8 @@ function degrade(
   return tf.tidy(() => {
     const draw = stream(from);
     const [b, h, w] = images.shape;
-    const half = Math.floor(b / 2);
+    // A quarter is plenty, and a round trip costs more than the rest.
+    const half = Math.floor(b / 4);
     const first = tf.slice(images, 0, half);
     const tripped = decode(
       autoencoder,

@@ -59,12 +59,13 @@ export function textTower(tree: unknown): Float32Array {
 }
 
 /**
- * Rescales an autoencoder's latents to zero mean and a spread of std^(1 − p) per
- * channel by folding the affine map into `quant_conv` and `post_quant_conv`.
+ * Shifts and scales an autoencoder's latent channels by folding the affine map
+ * into `quant_conv` and `post_quant_conv`; images decode to the same pixels.
  *
- * @param p The autoencoder.
- * @param mean Mean of each latent channel.
- * @param std Spread of each latent channel.
+ * @param p The autoencoder; it is not changed.
+ * @param mean What becomes zero, a latent channel.
+ * @param std What becomes one, a latent channel.
+ * @returns An autoencoder that shares all other parameters.
  */
 export function rescaleLatents(
   p: Autoencoder,

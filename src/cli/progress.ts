@@ -1,0 +1,170 @@
+/**
+ * Progress on the terminal: one bar that redraws itself, or plain lines where
+ * nobody watches.
+ *
+ * @module
+ */
+
+/** Where progress goes: `Deno.stderr`, or a double of it in tests. */
+export interface Terminal {
+  /** Writes bytes at once. */
+  writeSync(bytes: Uint8Array): number;
+  /** Whether a person is watching. */
+  isTerminal(): boolean;
+}
+
+/** Settings of {@linkcode createProgress}. */
+export interface ProgressOptions {
+  /** @default Deno.stderr */
+  readonly terminal?: Terminal;
+  /** Columns of the terminal; asked of the console by default. */
+  readonly columns?: number;
+  /** Milliseconds since some start; `performance.now` by default. */
+  readonly now?: () => number;
+  /**
+   * Seconds between two plain lines.
+   *
+   * @default 15
+   */
+  readonly every?: number;
+}
+
+/** A progress display. */
+export interface Progress {
+  /**
+   * Shows how far something is; a new name ends the bar before it.
+   *
+   * @param name What is being done.
+   * @param done How much of it is done.
+   * @param total All of it.
+   * @param unit What is counted, such as `step`.
+   */
+  update(name: string, done: number, total: number, unit?: string): void;
+  /** Writes a line above the bar. */
+  line(text: string): void;
+  /** Ends the bar. */
+  finish(): void;
+}
+
+/** A duration for people: `42 s`, `3 min 20 s`, `1 h 05 min`. */
+export function duration(seconds: number): string {
+  const s = Math.max(0, Math.round(seconds));
+  if (s < 60) return `${s} s`;
+  const pad = (n: number) => String(n).padStart(2, "0");
+  const minutes = Math.floor(s / 60);
+  if (minutes < 60) return `${minutes} min ${pad(s % 60)} s`;
+  return `${Math.floor(minutes / 60)} h ${pad(minutes % 60)} min`;
+}
+
+/** A rate for people: `12 images/s`, or `3.4 s/step` where it is slow. */
+export function rate(perSecond: number, unit: string): string {
+  if (!(perSecond > 0)) return "";
+  return perSecond >= 1
+    ? `${perSecond.toFixed(perSecond < 10 ? 1 : 0)} ${unit}s/s`
+    : `${(1 / perSecond).toFixed(1)} s/${unit}`;
+}
+
+const EIGHTHS = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"];
+
+/** A bar of so many characters. */
+function bar(share: number, width: number): string {
+  const eighths = Math.round(Math.max(0, Math.min(1, share)) * width * 8);
+  const text = "█".repeat(Math.floor(eighths / 8)) + EIGHTHS[eighths % 8];
+  return text.padEnd(width, "·");
+}
+
+/**
+ * Makes a progress display.
+ *
+ * The rate counts from the first update of a name, so that what was found in a
+ * cache does not flatter it.
+ *
+ * @param options Where it is shown.
+ *
+ * @example
+ * ```ts ignore
+ * const progress = createProgress();
+ * for (let i = 0; i <= 100; i++) progress.update("drawing", i, 100, "image");
+ * progress.finish();
+ * ```
+ */
+export function createProgress(options: ProgressOptions = {}): Progress {
+  const terminal = options.terminal ?? Deno.stderr;
+  const now = options.now ?? (() => performance.now());
+  const every = (options.every ?? 15) * 1000;
+  const watched = terminal.isTerminal();
+  const encoder = new TextEncoder();
+  const write = (text: string) => {
+    const bytes = encoder.encode(text);
+    for (let done = 0; done < bytes.length;) {
+      done += terminal.writeSync(bytes.subarray(done));
+    }
+  };
+  const columns = (): number => {
+    if (options.columns) return options.columns;
+    try {
+      return Deno.consoleSize().columns;
+    } catch {
+      return 80;
+    }
+  };
+  let current:
+    | { name: string; start: number; first: number; shown: number }
+    | undefined;
+  let drawn = "";
+
+  const draw = (text: string) => {
+    if (text === drawn) return;
+    write(`\r\x1b[2K${text}`);
+    drawn = text;
+  };
+
+  const end = () => {
+    if (watched && drawn) write("\n");
+    drawn = "";
+    current = undefined;
+  };
+
+  return {
+    update(name, done, total, unit = "step") {
+      const time = now();
+      if (current?.name !== name) {
+        end();
+        current = { name, start: time, first: done, shown: -Infinity };
+      }
+      const last = done >= total;
+      // Ten times a second is all an eye can follow.
+      if (time - current.shown < (watched ? 100 : every) && !last) return;
+      current.shown = time;
+      const seconds = (time - current.start) / 1000;
+      const speed = seconds > 0 ? (done - current.first) / seconds : 0;
+      const parts = [
+        `${done}/${total}`,
+        rate(speed, unit),
+        last
+          ? duration(seconds)
+          : speed > 0
+          ? `${duration((total - done) / speed)} left`
+          : "",
+      ].filter((part) => part !== "");
+      if (watched) {
+        const share = total > 0 ? done / total : 1;
+        const line = `${name}  ${bar(share, 20)}  ${parts.join("  ")}`;
+        draw([...line].slice(0, columns() - 1).join(""));
+        if (last) end();
+      } else {
+        write(`${name}: ${parts.join(", ")}\n`);
+        if (last) end();
+      }
+    },
+    line(text) {
+      if (watched && drawn) {
+        write("\r\x1b[2K");
+        write(`${text}\n${drawn}`);
+      } else {
+        write(`${text}\n`);
+      }
+    },
+    finish: end,
+  };
+}

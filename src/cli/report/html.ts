@@ -1,0 +1,193 @@
+/**
+ * Pieces of self-contained HTML reports: everything inlined, no request to
+ * anywhere.
+ *
+ * @module
+ */
+import { encodeBase64 } from "../../core/kernels/base64.ts";
+import { encodePng, type Pixels } from "../../io/png.ts";
+import type { Table } from "./markdown.ts";
+
+/** HTML that may be put into a page as it is. */
+export interface Html {
+  /** The markup. */
+  readonly html: string;
+  /** Whether it needs plotly. */
+  readonly plotly?: boolean;
+}
+
+/** A plotly figure: what `Plotly.newPlot` takes. */
+export interface Figure {
+  /** Traces. */
+  readonly data: readonly Readonly<Record<string, unknown>>[];
+  /** Layout. */
+  readonly layout?: Readonly<Record<string, unknown>>;
+}
+
+/** Makes text safe inside elements and attributes. */
+export function escapeHtml(text: string): string {
+  return text.replaceAll("&", "&amp;").replaceAll("<", "&lt;")
+    .replaceAll(">", "&gt;").replaceAll('"', "&quot;");
+}
+
+/** A heading of the second level. */
+export function heading(text: string): Html {
+  return { html: `<h2>${escapeHtml(text)}</h2>` };
+}
+
+/** A paragraph. */
+export function paragraph(text: string): Html {
+  return { html: `<p>${escapeHtml(text)}</p>` };
+}
+
+/** Preformatted text, folded away under a summary. */
+export function details(summary: string, text: string): Html {
+  return {
+    html: `<details><summary>${escapeHtml(summary)}</summary><pre>${
+      escapeHtml(text)
+    }</pre></details>`,
+  };
+}
+
+/** A table. */
+export function table({ head, rows }: Table): Html {
+  const line = (tag: string, cells: readonly string[]) =>
+    `<tr>${
+      cells.map((cell) => `<${tag}>${escapeHtml(cell)}</${tag}>`).join("")
+    }</tr>`;
+  return {
+    html: `<table><thead>${line("th", head)}</thead><tbody>${
+      rows.map((row) => line("td", row)).join("")
+    }</tbody></table>`,
+  };
+}
+
+/** A `data:` address of a picture as PNG. */
+export function dataUri(image: Pixels): string {
+  return `data:image/png;base64,${encodeBase64(encodePng(image))}`;
+}
+
+/** One picture, enlarged without smoothing. */
+export function picture(image: Pixels, alt: string, scale = 1): Html {
+  return {
+    html: `<img class="pixels" width="${image.width * scale}" height="${
+      image.height * scale
+    }" alt="${escapeHtml(alt)}" src="${dataUri(image)}">`,
+  };
+}
+
+/** A grid of pictures with row and column labels. */
+export function pictureGrid(
+  columns: readonly string[],
+  rows: readonly {
+    readonly label: string;
+    readonly cells: readonly (Pixels | undefined)[];
+  }[],
+  scale = 2,
+): Html {
+  const cell = (image: Pixels | undefined, alt: string) =>
+    `<td>${image ? picture(image, alt, scale).html : ""}</td>`;
+  return {
+    html: `<table class="grid"><thead><tr><th></th>${
+      columns.map((name) => `<th>${escapeHtml(name)}</th>`).join("")
+    }</tr></thead><tbody>${
+      rows.map(({ label, cells }) =>
+        `<tr><th>${escapeHtml(label)}</th>${
+          cells.map((image, j) => cell(image, `${label}, ${columns[j]}`)).join(
+            "",
+          )
+        }</tr>`
+      ).join("")
+    }</tbody></table>`,
+  };
+}
+
+/** A script block's JSON: `</script>` in a string must not end it. */
+function inlineJson(value: unknown): string {
+  return JSON.stringify(value).replaceAll("<", "\\u003c");
+}
+
+/**
+ * A plotly figure.
+ *
+ * @param id Unique in the page.
+ * @param figure Traces and layout.
+ * @param height Height in pixels.
+ * @default height 420
+ */
+export function figure(
+  id: string,
+  { data, layout }: Figure,
+  height = 420,
+): Html {
+  const all = { margin: { t: 40, r: 10 }, ...layout };
+  return {
+    plotly: true,
+    html: `<div id="${
+      escapeHtml(id)
+    }" class="figure" style="height:${height}px"></div><script>Plotly.newPlot(${
+      inlineJson(id)
+    }, ${inlineJson(data)}, ${
+      inlineJson(all)
+    }, {responsive: true, displaylogo: false});</script>`,
+  };
+}
+
+const STYLE = `
+:root { color-scheme: light dark; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
+h1, h2 { line-height: 1.2; }
+table { border-collapse: collapse; margin: 1rem 0; }
+th, td { padding: .25rem .6rem; border-bottom: 1px solid #8884; text-align: left; font-variant-numeric: tabular-nums; }
+table.grid td, table.grid th { border: 0; padding: .1rem .25rem; font-weight: normal; font-size: .85rem; }
+img.pixels { image-rendering: pixelated; display: block; }
+.figure { margin: 1rem 0; background: #fff; }
+pre { overflow-x: auto; font-size: .8rem; }
+p.verdict { font-size: 1.1rem; border-left: 4px solid #36c; padding-left: 1rem; }
+`;
+
+/** The minified plotly of the pinned npm package. */
+async function plotlySource(): Promise<string> {
+  const { default: source } = await import(
+    "plotly.js-dist-min/plotly.min.js",
+    { with: { type: "text" } }
+  );
+  return source;
+}
+
+/**
+ * A whole page. Plotly (4.5 MB) is inlined only if a part needs it.
+ *
+ * @param title Its title.
+ * @param parts Its parts in order.
+ * @returns HTML that opens without a network.
+ *
+ * @example
+ * ```ts ignore
+ * const html = await page("Ablation", [heading("Scores"), table(scores)]);
+ * await writeAtomic("report.html", html);
+ * ```
+ */
+export async function page(
+  title: string,
+  parts: readonly Html[],
+): Promise<string> {
+  const script = parts.some((part) => part.plotly)
+    ? `<script>${await plotlySource()}</script>`
+    : "";
+  return `<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>${escapeHtml(title)}</title>
+<style>${STYLE}</style>
+${script}
+</head>
+<body>
+<h1>${escapeHtml(title)}</h1>
+${parts.map((part) => part.html).join("\n")}
+</body>
+</html>
+`;
+}

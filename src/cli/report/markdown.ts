@@ -1,0 +1,119 @@
+/**
+ * Tables as Markdown and as aligned text.
+ *
+ * @module
+ */
+import { cannot } from "../../core/errors.ts";
+
+/** A table of text cells. */
+export interface Table {
+  /** Column heads. */
+  readonly head: readonly string[];
+  /** Rows of as many cells. */
+  readonly rows: readonly (readonly string[])[];
+}
+
+function check(table: Table): void {
+  for (const row of table.rows) {
+    if (row.length !== table.head.length) {
+      throw cannot(
+        "print a table",
+        `rows of ${table.head.length} cells`,
+        row.length,
+      );
+    }
+  }
+}
+
+/** Columns a text takes in a terminal: code points, which suffices here. */
+function width(text: string): number {
+  return [...text].length;
+}
+
+function widths(table: Table): number[] {
+  return table.head.map((head, j) =>
+    Math.max(3, width(head), ...table.rows.map((row) => width(row[j])))
+  );
+}
+
+function pad(text: string, to: number, right: boolean): string {
+  const space = " ".repeat(Math.max(0, to - width(text)));
+  return right ? space + text : text + space;
+}
+
+/** Whether a column holds numbers, which stand at its right edge. */
+function numeric(table: Table, j: number): boolean {
+  const cells = table.rows.map((row) => row[j]).filter((cell) => cell !== "");
+  return cells.length > 0 && cells.every((cell) => /^[−+-]?[\d.]/.test(cell));
+}
+
+/**
+ * A GitHub-flavoured Markdown table, aligned for readers of the source.
+ *
+ * @param table The table; `|` in cells is escaped.
+ * @throws If a row has another number of cells than the head.
+ */
+export function markdownTable(table: Table): string {
+  check(table);
+  const escape = (text: string) => text.replaceAll("|", "\\|");
+  const safe: Table = {
+    head: table.head.map(escape),
+    rows: table.rows.map((row) => row.map(escape)),
+  };
+  const size = widths(safe);
+  const right = size.map((_, j) => numeric(table, j));
+  const line = (cells: readonly string[]) =>
+    `| ${cells.map((cell, j) => pad(cell, size[j], right[j])).join(" | ")} |`;
+  const rule = size.map((n, j) =>
+    right[j] ? `${"-".repeat(n - 1)}:` : "-".repeat(n)
+  );
+  return [line(safe.head), line(rule), ...safe.rows.map(line)].join("\n") +
+    "\n";
+}
+
+/**
+ * The same table for a terminal.
+ *
+ * @param table The table.
+ * @throws If a row has another number of cells than the head.
+ */
+export function textTable(table: Table): string {
+  check(table);
+  const size = widths(table);
+  const right = size.map((_, j) => numeric(table, j));
+  const line = (cells: readonly string[]) =>
+    cells.map((cell, j) => pad(cell, size[j], right[j])).join("  ").trimEnd();
+  return [
+    line(table.head),
+    size.map((n) => "─".repeat(n)).join("  "),
+    ...table.rows.map(line),
+  ].join("\n") + "\n";
+}
+
+/**
+ * A number with so many decimals and a true minus sign; `–` where it is not
+ * finite.
+ *
+ * @param value The number.
+ * @param digits Decimals.
+ * @default digits 3
+ */
+export function decimal(value: number, digits = 3): string {
+  if (!Number.isFinite(value)) return "–";
+  const text = value.toFixed(digits);
+  // −0.000 says less than 0.000.
+  const zero = Number(text) === 0;
+  return (zero ? text.replace("-", "") : text).replace("-", "−");
+}
+
+/**
+ * A signed number: `+0.012`, `−0.094`.
+ *
+ * @param value The number.
+ * @param digits Decimals.
+ * @default digits 3
+ */
+export function signed(value: number, digits = 3): string {
+  const text = decimal(value, digits);
+  return Number.isFinite(value) && !text.startsWith("−") ? `+${text}` : text;
+}

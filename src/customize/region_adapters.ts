@@ -1,0 +1,412 @@
+/**
+ * Several adapters in one picture without fusing them: each inside its own
+ * region, one after another (LoRA Switch) or side by side (LoRA Composite).
+ *
+ * Switch and Composite: Zhong et al. 2024, "Multi-LoRA Composition for Image
+ * Generation".
+ *
+ * @module
+ */
+import * as tf from "@tensorflow/tfjs";
+import { cannot } from "../core/errors.ts";
+import type { LowRank } from "../nn/linear.ts";
+import type { UNetConfig } from "../models/config.ts";
+import type { Model } from "../models/model.ts";
+import { unet, type UNetOptions } from "../models/unet.ts";
+import type { PipelineOptions, UNetCall } from "../diffusion/pipeline.ts";
+import {
+  type PromptRows,
+  promptRows,
+  type RegionalOptions,
+  regionalSampling,
+  type RegionPrompt,
+  type RegionScope,
+  shapeMap,
+  shareOut,
+} from "../diffusion/regions.ts";
+import { at } from "../core/tree.ts";
+import { addTokens, type Concept, releaseTokens } from "./concept.ts";
+import { attach, type AttachOptions, sites } from "./lora.ts";
+
+/** A region and the concepts that act in it. */
+export interface AdapterRegion extends Omit<RegionPrompt, "text"> {
+  /** Their adapters are active inside this region only. */
+  readonly concepts: readonly Concept[];
+}
+
+/** Settings of {@linkcode regionAdapters}. */
+export interface RegionAdapterOptions
+  extends Omit<RegionalOptions, "scope">, AttachOptions {}
+
+/** Adapters ready for sampling; owns tensors. */
+export interface AdapterSampling {
+  /** The model to sample from: tokens of all concepts are in it. */
+  readonly model: Model;
+  /** Options for the pipeline, together with the prompts. */
+  readonly pipeline: Pick<PipelineOptions, "unet" | "denoise">;
+  /** Disposes what was made; the concepts stay the caller's. */
+  dispose(): void;
+}
+
+/**
+ * Adapters per region without fusing: a LoRA changes the UNet only at its
+ * region's pixels, and the text encoder only for its region's prompt.
+ *
+ * Where regions overlap, adapters share as the regions' prompts do. Layers
+ * without a place (time embeddings) stay the base model's. Prompts outside of
+ * regions are read without any LoRA.
+ *
+ * @param base The model without the concepts; not changed.
+ * @param regions Places, prompts and concepts.
+ * @param options α and weights of the adapters; when, how much, how soft.
+ * @returns A model and pipeline options; dispose them afterwards.
+ * @throws If a concept does not fit, or a place or option is not valid.
+ *
+ * @example
+ * ```ts
+ * const sampling = regionAdapters(model, [
+ *   { shape: { box: left }, prompt: "a <fox1> <fox2>", concepts: [fox] },
+ *   { shape: { box: right }, prompt: "a <owl1> <owl2>", concepts: [owl] },
+ * ]);
+ * const [picture] = await generate(sampling.model, {
+ *   prompts: ["two animals on grass"],
+ *   ...sampling.pipeline,
+ * });
+ * sampling.dispose();
+ * ```
+ */
+export function regionAdapters(
+  base: Model,
+  regions: readonly AdapterRegion[],
+  options: RegionAdapterOptions = {},
+): AdapterSampling {
+  const { alpha, weights, ...regional } = options;
+  const strength: AttachOptions = {
+    ...(alpha === undefined ? {} : { alpha }),
+    ...(weights === undefined ? {} : { weights }),
+  };
+  const concepts = [...new Set(regions.flatMap((r) => r.concepts))];
+  const named = addTokens(base, concepts);
+  try {
+    const model: Model = {
+      ...named,
+      unet: withAdapters(base, concepts, strength).unet,
+    };
+    let active: number | undefined;
+    const scope: RegionScope = (region, run) => {
+      active = region;
+      try {
+        return run();
+      } finally {
+        active = undefined;
+      }
+    };
+    const sampling = regionalSampling(
+      model,
+      regions.map(({ concepts: own, ...region }) => ({
+        ...region,
+        text: {
+          ...named,
+          textEncoder: withAdapters(base, own, onlyOf(own, strength))
+            .textEncoder,
+        },
+      })),
+      { ...regional, scope },
+    );
+    const gate = regionGate(model, regions, regional, () => active);
+    return {
+      model,
+      pipeline: {
+        unet: (call) => ({
+          ...sampling.unet(call),
+          gate: gate.at(call.sample.shape[1], call.sample.shape[2]),
+        }),
+      },
+      dispose() {
+        sampling.dispose();
+        gate.dispose();
+        releaseTokens(named, base);
+      },
+    };
+  } catch (error) {
+    releaseTokens(named, base);
+    throw error;
+  }
+}
+
+/** The base with the adapters of concepts, those that have layers. */
+function withAdapters(
+  base: Model,
+  concepts: readonly Concept[],
+  options: AttachOptions,
+): Model {
+  return attach(
+    base,
+    concepts.map(({ adapter }) => adapter).filter((a) =>
+      a.textEncoder.size + a.unet.size > 0
+    ),
+    options,
+  );
+}
+
+/** Weights by name, of these concepts only: attach refuses others. */
+function onlyOf(
+  concepts: readonly Concept[],
+  options: AttachOptions,
+): AttachOptions {
+  const { weights } = options;
+  if (!weights || typeof weights === "function") return options;
+  const names = new Set(concepts.map(({ adapter }) => adapter.name));
+  return {
+    ...options,
+    weights: Object.fromEntries(
+      Object.entries(weights).filter(([name]) => names.has(name)),
+    ),
+  };
+}
+
+/** Where an adapter leaf acts. */
+type Reach =
+  | { readonly kind: "pixels"; readonly level: number }
+  | { readonly kind: "text" }
+  | { readonly kind: "nowhere" };
+
+/** What a layer of the UNet works on, by its path. */
+function reachOf(path: string, levels: number): Reach {
+  if (/(^|\.)time_emb/.test(path)) return { kind: "nowhere" };
+  if (/\.attn2\.to_[kv]$/.test(path)) return { kind: "text" };
+  const [block, index] = path.split(".");
+  const level = block === "down_blocks"
+    ? Number(index)
+    : block === "up_blocks"
+    ? levels - 1 - Number(index)
+    : block === "mid_block"
+    ? levels - 1
+    : 0;
+  return { kind: "pixels", level };
+}
+
+/** Latent sizes of every level, 0 = highest resolution. */
+function levelSizes(
+  config: UNetConfig,
+  height: number,
+  width: number,
+): [number, number][] {
+  const half = config.downsample_padding === 0
+    ? (n: number) => Math.floor(n / 2)
+    : (n: number) => Math.ceil(n / 2);
+  const sizes: [number, number][] = [[height, width]];
+  while (sizes.length < config.block_out_channels.length) {
+    const [h, w] = sizes[sizes.length - 1];
+    sizes.push([half(h), half(w)]);
+  }
+  return sizes;
+}
+
+/** A gate that keeps every adapter inside its regions; owns tensors. */
+function regionGate(
+  model: Model,
+  regions: readonly AdapterRegion[],
+  options: RegionalOptions,
+  active: () => number | undefined,
+): {
+  at(height: number, width: number): NonNullable<UNetOptions["gate"]>;
+  dispose(): void;
+} {
+  const { config, params } = model.unet;
+  const levels = config.block_out_channels.length;
+  const reach = new Map<LowRank, Reach>();
+  for (const { path } of sites(params)) {
+    for (const low of at(params, path).low ?? []) {
+      reach.set(low, reachOf(path, levels));
+    }
+  }
+  const members = (name: string): number[] =>
+    regions.flatMap(({ concepts }, i) =>
+      concepts.some(({ adapter }) => adapter.name === name) ? [i] : []
+    );
+  const masks = new Map<string, tf.Tensor4D>();
+  const mask = (name: string, height: number, width: number): tf.Tensor4D => {
+    const id = `${height}x${width} ${name}`;
+    const known = masks.get(id);
+    if (known) return known;
+    const shares = shareOut(
+      regions.map(({ shape }) => shapeMap(shape, height, width, options)),
+      regions.map(({ priority = 0 }) => priority),
+    );
+    const sum = new Float32Array(height * width);
+    for (const i of members(name)) shares[i].forEach((v, k) => sum[k] += v);
+    const made = tf.keep(tf.tensor4d(sum, [1, height, width, 1]));
+    masks.set(id, made);
+    return made;
+  };
+  return {
+    at(height, width) {
+      const sizes = levelSizes(config, height, width);
+      return (low, contribution) => {
+        const name = low.adapter ?? "";
+        const own = members(name);
+        const where = reach.get(low);
+        // An adapter of no region (merged into the base by someone else).
+        if (own.length === 0 || !where) return contribution;
+        if (where.kind === "nowhere") return tf.zerosLike(contribution);
+        if (where.kind === "text") {
+          const region = active();
+          return region !== undefined && own.includes(region)
+            ? contribution
+            : tf.zerosLike(contribution);
+        }
+        if (contribution.rank === 4) {
+          const [, h, w] = contribution.shape as [number, number, number];
+          return contribution.mul(mask(name, h, w));
+        }
+        const [h, w] = sizes[where.level];
+        const channels = contribution.shape[contribution.rank - 1]!;
+        return contribution.reshape([-1, h, w, channels])
+          .mul(mask(name, h, w)).reshape(contribution.shape);
+      };
+    },
+    dispose() {
+      tf.dispose([...masks.values()]);
+    },
+  };
+}
+
+/** Settings of {@linkcode loraSwitch} and {@linkcode loraComposite}. */
+export interface CompositionOptions extends AttachOptions {
+  /** The prompt, with the tokens of all concepts; every picture's. */
+  readonly prompt: string;
+  /** @default "" */
+  readonly negative?: string;
+  /** Skips the last n layers of the text encoder. */
+  readonly skipLast?: number;
+}
+
+/** One adapted model a concept, with the tokens of all. */
+interface Solo {
+  readonly model: Model;
+  readonly rows: PromptRows;
+}
+
+function solos(
+  base: Model,
+  concepts: readonly Concept[],
+  options: CompositionOptions,
+): { named: Model; all: Solo[]; dispose(): void } {
+  if (concepts.length === 0) {
+    throw cannot("compose adapters", "at least one concept", 0);
+  }
+  const { prompt, negative = "", skipLast, alpha, weights } = options;
+  const named = addTokens(base, concepts);
+  const all: Solo[] = [];
+  const dispose = () => {
+    for (const { rows } of all) rows.dispose();
+    releaseTokens(named, base);
+  };
+  try {
+    for (const concept of concepts) {
+      const { textEncoder, unet } = withAdapters(
+        base,
+        [concept],
+        onlyOf([concept], {
+          ...(alpha === undefined ? {} : { alpha }),
+          ...(weights === undefined ? {} : { weights }),
+        }),
+      );
+      const model = { ...named, textEncoder, unet };
+      const rows = promptRows(
+        model,
+        prompt,
+        negative,
+        skipLast === undefined ? {} : { skipLast },
+      );
+      all.push({ model, rows });
+    }
+  } catch (error) {
+    dispose();
+    throw error;
+  }
+  return { named, all, dispose };
+}
+
+/** One UNet run of one concept's model, with its own reading of the prompt. */
+function runSolo({ model, rows }: Solo, call: UNetCall): tf.Tensor4D {
+  return unet(
+    model.unet.params,
+    model.unet.config,
+    call.sample,
+    [call.timestep],
+    rows.of(call.branch, call.count),
+  );
+}
+
+/**
+ * LoRA Switch: one adapter at a time, the next one every few steps.
+ *
+ * @param base The model without the concepts; not changed.
+ * @param concepts In the order of their turns.
+ * @param options The prompt; `every`: steps a turn (default 1, so that all have
+ * equal shares of a short run; the paper has 5 of 100).
+ * @returns A model and pipeline options; dispose them afterwards.
+ * @throws If there is no concept or one does not fit.
+ *
+ * @example
+ * ```ts
+ * const prompt = "<fox1> <fox2> and <owl1> <owl2>";
+ * const sampling = loraSwitch(model, [fox, owl], { prompt });
+ * const [picture] = await generate(sampling.model, {
+ *   prompts: [prompt],
+ *   ...sampling.pipeline,
+ * });
+ * sampling.dispose();
+ * ```
+ */
+export function loraSwitch(
+  base: Model,
+  concepts: readonly Concept[],
+  options: CompositionOptions & { readonly every?: number },
+): AdapterSampling {
+  const { every = 1 } = options;
+  if (!Number.isInteger(every) || every < 1) {
+    throw cannot("switch adapters", "a turn of at least 1 step", every);
+  }
+  const { named, all, dispose } = solos(base, concepts, options);
+  return {
+    model: named,
+    pipeline: {
+      denoise: (_, call) =>
+        runSolo(all[Math.floor(call.index / every) % all.length], call),
+    },
+    dispose,
+  };
+}
+
+/**
+ * LoRA Composite: every step runs each adapter alone and takes the mean of
+ * their guidance. (Guidance is linear, so the mean of the outputs of both
+ * branches is the same.)
+ *
+ * @param base The model without the concepts; not changed.
+ * @param concepts The concepts.
+ * @param options The prompt.
+ * @returns A model and pipeline options; dispose them afterwards.
+ * @throws If there is no concept or one does not fit.
+ */
+export function loraComposite(
+  base: Model,
+  concepts: readonly Concept[],
+  options: CompositionOptions,
+): AdapterSampling {
+  const { named, all, dispose } = solos(base, concepts, options);
+  return {
+    model: named,
+    pipeline: {
+      denoise: (_, call) => {
+        const sum = all.map((solo) => runSolo(solo, call))
+          .reduce((a, b) => a.add(b));
+        return all.length === 1 ? sum : sum.div(all.length);
+      },
+    },
+    dispose,
+  };
+}

@@ -1,0 +1,250 @@
+/**
+ * Spatial conditions while sampling: any number of T2I-Adapters and
+ * ControlNets, each with its strength, its part of the steps and its weight per
+ * region.
+ *
+ * @module
+ */
+import * as tf from "@tensorflow/tfjs";
+import { cannot } from "../core/errors.ts";
+import {
+  combineControlNets,
+  type ControlNet,
+  controlNet,
+  type ControlNetConfig,
+  type ControlNetResiduals,
+} from "../models/controlnet.ts";
+import type { Network } from "../models/model.ts";
+import {
+  combineAdapters,
+  type CombineOptions,
+  type T2IAdapter,
+  t2iAdapter,
+  type T2IAdapterConfig,
+} from "../models/t2i_adapter.ts";
+import type { UNetOptions } from "../models/unet.ts";
+import type { UNetCall } from "./pipeline.ts";
+import { type Place, shapeMap, shareOut } from "./regions.ts";
+
+/** A network that reads a condition image. */
+export type ConditionNetwork =
+  | ({ readonly type: "t2i_adapter" } & Network<T2IAdapterConfig, T2IAdapter>)
+  | ({ readonly type: "controlnet" } & Network<ControlNetConfig, ControlNet>);
+
+/** One condition. */
+export interface Condition {
+  readonly network: ConditionNetwork;
+  /** [1, height, width, channels] in [0, 1]; the caller's. */
+  readonly image: tf.Tensor4D;
+  /**
+   * Strength.
+   *
+   * @default 1
+   */
+  readonly scale?: number;
+  /**
+   * Part of the steps after which it begins, 0 to 1.
+   *
+   * @default 0
+   */
+  readonly start?: number;
+  /**
+   * Part of the steps at which it ends, 0 to 1.
+   *
+   * @default 1
+   */
+  readonly end?: number;
+  /**
+   * ControlNet without a prompt's help: fading residuals, and for the
+   * conditional branch only.
+   *
+   * @default {false}
+   */
+  readonly guess?: boolean;
+  /** Further factor inside each place; outside of all of them it is 1. */
+  readonly places?: readonly (Place & { readonly scale: number })[];
+}
+
+/** Conditions ready for sampling; owns tensors. */
+export interface ConditionedSampling {
+  /** `unet` of the pipeline, to be merged with that of regions. */
+  unet(call: UNetCall): UNetOptions;
+  /** Disposes the features. */
+  dispose(): void;
+}
+
+/** How many channels a network's condition image has. */
+export function conditionChannels(network: ConditionNetwork): number {
+  return network.type === "t2i_adapter"
+    ? network.config.in_channels
+    : network.config.conditioning_channels;
+}
+
+/**
+ * Prepares conditions for the pipeline. Features of T2I-Adapters are computed
+ * once; a ControlNet runs at every step.
+ *
+ * @param conditions Networks and images.
+ * @param options How several T2I-Adapters are summed.
+ * @returns What the pipeline needs; dispose it afterwards.
+ * @throws If an option is out of range or an image does not fit.
+ *
+ * @example
+ * ```ts
+ * const sketch = { type: "t2i_adapter", ...await loadT2IAdapter(folder) };
+ * const conditioned = conditionedSampling([{ network: sketch, image }]);
+ * const [picture] = await generate(model, {
+ *   prompts: ["a red fox"],
+ *   unet: (call) => conditioned.unet(call),
+ * });
+ * conditioned.dispose();
+ * ```
+ */
+export function conditionedSampling(
+  conditions: readonly Condition[],
+  options: CombineOptions = {},
+): ConditionedSampling {
+  const what = "sample with conditions";
+  conditions.forEach(({ scale = 1, start = 0, end = 1, guess, network }, i) => {
+    if (!Number.isFinite(scale)) {
+      throw cannot(what, `a finite scale of condition ${i}`, scale);
+    }
+    if (!(start >= 0 && start <= end && end <= 1)) {
+      throw cannot(
+        what,
+        `0 ≤ start ≤ end ≤ 1 of condition ${i}`,
+        `start ${start}, end ${end}`,
+      );
+    }
+    if (guess && network.type !== "controlnet") {
+      throw cannot(what, `a ControlNet for guess mode`, network.type);
+    }
+  });
+  const features: (readonly tf.Tensor4D[])[] = [];
+  try {
+    for (const { network, image } of conditions) {
+      features.push(
+        network.type === "t2i_adapter"
+          ? tf.tidy(() => t2iAdapter(network.params, network.config, image))
+          : [],
+      );
+    }
+  } catch (error) {
+    tf.dispose(features as tf.Tensor4D[][]);
+    throw error;
+  }
+  const maps = new Map<string, tf.Tensor4D>();
+  const placeMap = (i: number, height: number, width: number) => {
+    const name = `${i} ${height}x${width}`;
+    const known = maps.get(name);
+    if (known) return known;
+    const map = tf.keep(makeMap(conditions[i].places!, height, width));
+    maps.set(name, map);
+    return map;
+  };
+  /** Scale and weight per place of condition i, for one map. */
+  const weighted = (i: number, x: tf.Tensor4D): tf.Tensor4D => {
+    const { scale = 1, places } = conditions[i];
+    const scaled: tf.Tensor4D = scale === 1 ? x : x.mul(scale);
+    return places ? scaled.mul(placeMap(i, x.shape[1], x.shape[2])) : scaled;
+  };
+  return {
+    unet(call): UNetOptions {
+      const at = call.index / call.total;
+      const active = conditions.map((_, i) => i).filter((i) => {
+        const { start = 0, end = 1 } = conditions[i];
+        return at >= start && at < end;
+      });
+      const adapters = active.filter((i) =>
+        conditions[i].network.type === "t2i_adapter"
+      );
+      const nets = active.filter((i) =>
+        conditions[i].network.type === "controlnet"
+      );
+      return {
+        ...(adapters.length > 0
+          ? {
+            adapterFeatures: combineAdapters(
+              adapters.map((i) => features[i]),
+              adapters.map((i) => weightOf(conditions[i], features[i], i)),
+              options,
+            ),
+          }
+          : {}),
+        ...(nets.length > 0
+          ? combineControlNets(
+            nets.map((i) =>
+              residuals(conditions[i], call, (x) => weighted(i, x))
+            ),
+          )
+          : {}),
+      };
+    },
+    dispose() {
+      tf.dispose(features as tf.Tensor4D[][]);
+      tf.dispose([...maps.values()]);
+    },
+  };
+
+  function weightOf(
+    { scale = 1, places }: Condition,
+    own: readonly tf.Tensor4D[],
+    i: number,
+  ): number | tf.Tensor4D[] {
+    return places
+      ? own.map((f) => placeMap(i, f.shape[1], f.shape[2]).mul(scale))
+      : scale;
+  }
+}
+
+/** 1 outside of all places, their own factors inside [1, h, w, 1]. */
+function makeMap(
+  places: NonNullable<Condition["places"]>,
+  height: number,
+  width: number,
+): tf.Tensor4D {
+  const shares = shareOut(
+    places.map(({ shape }) => shapeMap(shape, height, width)),
+    places.map(({ priority = 0 }) => priority),
+  );
+  const values = new Float32Array(height * width).fill(1);
+  places.forEach(({ scale }, i) =>
+    shares[i].forEach((share, k) => values[k] += share * (scale - 1))
+  );
+  return tf.tensor4d(values, [1, height, width, 1]);
+}
+
+/** A ControlNet's residuals for one call. */
+function residuals(
+  { network, image, guess = false }: Condition,
+  call: UNetCall,
+  weighted: (x: tf.Tensor4D) => tf.Tensor4D,
+): ControlNetResiduals {
+  const { config, params } = network as Network<ControlNetConfig, ControlNet>;
+  const half = guess && call.branch === "both";
+  const rows = call.sample.shape[0];
+  const second = <T extends tf.Tensor>(x: T): T =>
+    half
+      ? tf.slice(x, [rows / 2, ...x.shape.slice(1).map(() => 0)], [
+        rows / 2,
+        ...x.shape.slice(1),
+      ])
+      : x;
+  const { downResiduals, midResidual } = controlNet(
+    params,
+    config,
+    second(call.sample),
+    [call.timestep],
+    second(call.states as tf.Tensor3D),
+    image,
+    { guess },
+  );
+  const full = (x: tf.Tensor4D): tf.Tensor4D => {
+    const y = weighted(x);
+    return half ? tf.concat([tf.zerosLike(y), y], 0) : y;
+  };
+  return {
+    downResiduals: downResiduals.map(full),
+    midResidual: full(midResidual),
+  };
+}

@@ -1,0 +1,126 @@
+/**
+ * From embeddings of pictures to the four scores.
+ *
+ * @module
+ */
+import type { Embedding } from "../evaluation/clip.ts";
+import {
+  cosine,
+  imageAlignment,
+  textAlignment,
+} from "../evaluation/clip_score.ts";
+import type { Box } from "../evaluation/preprocess.ts";
+import { type GalleryEntry, retrieve } from "../evaluation/retrieval.ts";
+import type { Prompt } from "../micro/prompts.ts";
+import type { ScoreName } from "./ablation_schema.ts";
+
+/** Embedded references of a concept. */
+export interface Evidence {
+  /** Whole references. */
+  readonly whole: readonly Embedding[];
+  /** References cut to their masks. */
+  readonly masked: readonly Embedding[];
+}
+
+/** A picture's embeddings. */
+export interface Seen {
+  /** Of the whole picture. */
+  readonly whole: Embedding;
+  /** Of windows in it. */
+  readonly views: readonly Embedding[];
+}
+
+/** Scores of one picture. */
+export type PictureScores = Readonly<Record<ScoreName, number>>;
+
+/**
+ * The part of the picture in which a prompt wants its concept: a little more
+ * than half where there is a partner, else everything.
+ *
+ * @param prompt The prompt.
+ * @returns Shares of the picture, or null for all of it.
+ */
+export function promptRegion(prompt: Pick<Prompt, "facts">): Box | null {
+  const { side } = prompt.facts;
+  if (side === undefined) return null;
+  return { x: side === "left" ? 0 : 0.4, y: 0, width: 0.6, height: 1 };
+}
+
+/**
+ * Masked image alignment: the mean of max(cos, 0) to references cut to their
+ * masks, of the window where it is largest.
+ *
+ * @param views Windows of the picture.
+ * @param masked Cut references.
+ */
+export function maskedAlignment(
+  views: readonly Embedding[],
+  masked: readonly Embedding[],
+): number {
+  return Math.max(...views.map((view) => imageAlignment(view, masked)));
+}
+
+/**
+ * The four scores of a picture.
+ *
+ * @param seen Its embeddings.
+ * @param caption Embedding of its prefixed caption with the class word.
+ * @param evidence References of its concept.
+ * @param entries Gallery of all identities and look-alikes.
+ * @param concept Its concept's label in the gallery.
+ */
+export function scorePicture(
+  seen: Seen,
+  caption: Embedding,
+  evidence: Evidence,
+  entries: readonly GalleryEntry[],
+  concept: string,
+): PictureScores {
+  return {
+    text: textAlignment(seen.whole, caption),
+    image: imageAlignment(seen.whole, evidence.whole),
+    masked: maskedAlignment(seen.views, evidence.masked),
+    retrieval: retrieve(seen.views, entries, concept).rank === 1 ? 1 : 0,
+  };
+}
+
+/**
+ * What the references themselves score, each against the others.
+ *
+ * @param evidence References of a concept.
+ * @param entries Gallery of cut references.
+ * @param concept The concept's label in the gallery.
+ * @returns Without text, which references have no prompt for.
+ */
+export function scoreReferences(
+  evidence: Evidence,
+  entries: readonly GalleryEntry[],
+  concept: string,
+): Readonly<Record<Exclude<ScoreName, "text">, number>>[] {
+  return evidence.whole.map((whole, i) => {
+    const others = (rows: readonly Embedding[]) =>
+      rows.filter((_, j) => j !== i);
+    return {
+      image: imageAlignment(whole, others(evidence.whole)),
+      masked: imageAlignment(evidence.masked[i], others(evidence.masked)),
+      retrieval: retrieve([evidence.masked[i]], entries, concept).rank === 1
+        ? 1
+        : 0,
+    };
+  });
+}
+
+/**
+ * How far pictures moved from those of the base model with the same noise.
+ *
+ * @param pictures Whole pictures of a model.
+ * @param base Those of the base model, same order.
+ * @returns Mean of 1 − cosine.
+ */
+export function drift(
+  pictures: readonly Embedding[],
+  base: readonly Embedding[],
+): number {
+  return pictures.reduce((sum, row, i) => sum + 1 - cosine(row, base[i]), 0) /
+    pictures.length;
+}

@@ -1,0 +1,180 @@
+/**
+ * The pieces of work that experiments are made of, as plain data. A piece says
+ * all that shapes its result, so its hash names the result, any worker may do
+ * it, and doing it again gives the same.
+ *
+ * @module
+ */
+import { fold, type Key, key } from "../core/random.ts";
+import type { MethodName, Preset } from "../customize/methods.ts";
+import type { TrainConfig } from "../customize/train.ts";
+import type { Box } from "../evaluation/preprocess.ts";
+import { joinPath } from "../io/files.ts";
+import type { GradientSettings, SamplingSettings } from "./presets.ts";
+
+/** Trains one concept. */
+export interface TrainPiece {
+  readonly kind: "train";
+  /** Hash of the base model. */
+  readonly base: string;
+  /** Proper name of the identity. */
+  readonly concept: string;
+  /** Class word. */
+  readonly classWord: string;
+  /** Hash of pictures, masks and captions. */
+  readonly data: string;
+  readonly method: MethodName;
+  readonly preset: Preset;
+  readonly rank: number;
+  /** Whole configuration; its seed is made of `seed` and the concept. */
+  readonly config: TrainConfig;
+  readonly seed: number;
+}
+
+/** Fuses concepts into one model. */
+export interface FusePiece {
+  readonly kind: "fuse";
+  readonly base: string;
+  /** Names of trained concepts in the store, in order. */
+  readonly concepts: readonly string[];
+  readonly how:
+    | { readonly type: "weight"; readonly lambda: number }
+    | { readonly type: "gradient"; readonly settings: GradientSettings };
+  readonly seed: number;
+}
+
+/** A model: the base, one with a concept, or a fused one. */
+export type ModelRef =
+  | { readonly type: "base" }
+  | { readonly type: "concept"; readonly id: string }
+  | { readonly type: "fused"; readonly id: string };
+
+/** One picture to draw. */
+export interface Shot {
+  /** The prompt; concepts stand in it with their tokens. */
+  readonly text: string;
+  /** What its noise is drawn for: the same in every arm. */
+  readonly noise: readonly (string | number)[];
+}
+
+/** Draws pictures from one model. */
+export interface SamplePiece {
+  readonly kind: "sample";
+  readonly base: string;
+  readonly model: ModelRef;
+  readonly shots: readonly Shot[];
+  readonly sampling: SamplingSettings;
+}
+
+/** Embeds drawn pictures, whole and in windows. */
+export interface EmbedPiece {
+  readonly kind: "embed";
+  /** Hash of the evaluation CLIP. */
+  readonly clip: string;
+  /** Names of pictures in the store. */
+  readonly images: readonly string[];
+  /** Where the object may be in each, as shares of the picture; null: anywhere. */
+  readonly regions: readonly (Box | null)[];
+}
+
+/** Embeds the references of an identity, or a look-alike of it. */
+export interface ReferencePiece {
+  readonly kind: "reference";
+  readonly clip: string;
+  /** Proper name of the identity. */
+  readonly concept: string;
+  /** Style word of a look-alike; absent: the identity itself. */
+  readonly design?: string;
+  /** Hash of pictures and masks. */
+  readonly data: string;
+}
+
+/** Any piece. */
+export type Piece =
+  | TrainPiece
+  | FusePiece
+  | SamplePiece
+  | EmbedPiece
+  | ReferencePiece;
+
+/** Where the results of pieces lie, below a cache folder. */
+export const store = {
+  concept: (cache: string, id: string): string =>
+    joinPath(cache, "concepts", `${id}.safetensors`),
+  conceptLog: (cache: string, id: string): string =>
+    joinPath(cache, "concepts", `${id}.json`),
+  trainState: (cache: string, id: string): string =>
+    joinPath(cache, "concepts", `${id}.state`),
+  fused: (cache: string, id: string): string =>
+    joinPath(cache, "fused", `${id}.safetensors`),
+  fusedLog: (cache: string, id: string): string =>
+    joinPath(cache, "fused", `${id}.json`),
+  image: (cache: string, id: string): string =>
+    joinPath(cache, "images", id.slice(0, 2), `${id}.png`),
+  embedding: (cache: string, id: string): string =>
+    joinPath(cache, "embeddings", `${id}.safetensors`),
+} as const;
+
+/**
+ * The key of a training run's first parameters.
+ *
+ * @param seed The experiment's seed.
+ * @param concept Proper name: clients draw independently.
+ */
+export function conceptKey(seed: number, concept: string): Key {
+  return fold(key(seed), "concept", concept);
+}
+
+/**
+ * The seed of a training run's noise and order: the same for both embeddings.
+ *
+ * @param seed The experiment's seed.
+ * @param concept Proper name.
+ */
+export function trainSeed(seed: number, concept: string): number {
+  return fold(key(seed), "train", concept)[0];
+}
+
+/**
+ * The key of a picture's noise: a function of seed, concept and prompt, so that
+ * every arm starts from the same noise.
+ *
+ * @param noise What it is drawn for; the first entry is the seed.
+ */
+export function shotKey(noise: readonly (string | number)[]): Key {
+  const [seed, ...purpose] = noise;
+  return fold(key(Number(seed)), "sample", ...purpose);
+}
+
+/** A trained concept's log. */
+export interface ConceptLog {
+  readonly concept: string;
+  readonly method: MethodName;
+  readonly steps: number;
+  /** Mean loss of each tenth of the run. */
+  readonly losses: readonly number[];
+  /** Seconds of training, over all attempts. */
+  readonly seconds: number;
+  /** How it stands in prompts. */
+  readonly phrase: string;
+}
+
+/** A fused model's log. */
+export interface FusedLog {
+  readonly concepts: readonly string[];
+  readonly seconds: number;
+  /** Layers fitted by gradient fusion; empty for weight fusion. */
+  readonly layers: readonly FusedLayer[];
+}
+
+/** How one layer was fitted. */
+export interface FusedLayer {
+  readonly stage: string;
+  readonly layer: string;
+  readonly rows: number;
+  readonly features: number;
+  /** Mean squared feature error of W₀, of the fused and of the averaged weight. */
+  readonly before: number;
+  readonly after: number;
+  readonly average: number;
+}

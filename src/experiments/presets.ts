@@ -1,0 +1,131 @@
+/**
+ * Settings of the experiments, as data.
+ *
+ * What concerns concept training was chosen on the development concepts only
+ * (`deno task experiment tune`, `deno task experiment lambda`).
+ *
+ * @module
+ */
+import { cannot } from "../core/errors.ts";
+import type { MethodName, Preset } from "../customize/methods.ts";
+import type { TrainConfig } from "../customize/train.ts";
+import type { SamplerName } from "../diffusion/samplers.ts";
+import type { TargetName } from "../customize/lora.ts";
+
+/** The two embeddings that the ablation compares. */
+export type Embedding = "lora" | "edlora";
+
+/** Both, in the order of the tables. */
+export const EMBEDDINGS: readonly Embedding[] = ["lora", "edlora"];
+
+/** The method behind an embedding. */
+export const METHOD_OF: Readonly<Record<Embedding, MethodName>> = {
+  lora: "lora",
+  edlora: "ed-lora",
+};
+
+/** How pictures are drawn for scores. */
+export interface SamplingSettings {
+  readonly sampler: SamplerName;
+  readonly steps: number;
+  /** Scale of classifier-free guidance. */
+  readonly guidance: number;
+  /** One text to stay away from, for all arms. */
+  readonly negative: string;
+}
+
+/** How concepts are fused by gradient. */
+export interface GradientSettings {
+  readonly method: "closed" | "lbfgs";
+  /** Relative to the mean of the Gram matrix's diagonal. */
+  readonly ridge: number;
+  readonly templates: readonly string[];
+  /** Sampling steps of the run that spatial layers are observed in. */
+  readonly steps: number;
+  /** Pictures drawn in that run, for each concept. */
+  readonly images: number;
+  readonly layers: TargetName;
+}
+
+/** Everything that shapes an ablation besides concepts, prompts and seeds. */
+export interface ExperimentPreset {
+  /** Which differences the two embeddings have; see `method`. */
+  readonly preset: Preset;
+  readonly rank: number;
+  /** What is changed in the method's own training configuration. */
+  readonly train: Partial<TrainConfig>;
+  readonly sampling: SamplingSettings;
+  readonly gradient: GradientSettings;
+  /** λ of the tuned plain sum, for each embedding, chosen at n = 4. */
+  readonly bestLambda: Readonly<Record<Embedding, number>>;
+  /** What stands before a caption in text alignment. */
+  readonly textPrefix: string;
+}
+
+const SAMPLING: SamplingSettings = {
+  sampler: "dpmpp_2m",
+  steps: 20,
+  guidance: 5,
+  negative: "",
+};
+
+/** The presets by name. */
+export const PRESETS: Readonly<
+  Record<"ablation" | "official", ExperimentPreset>
+> = {
+  ablation: {
+    preset: "ablation",
+    rank: 4,
+    train: {
+      steps: 300,
+      batch: 4,
+      lr: { embedding: 5e-3, textEncoder: 1e-4, unet: 1e-3 },
+    },
+    sampling: SAMPLING,
+    gradient: {
+      method: "closed",
+      ridge: 1e-6,
+      templates: ["photo of a {}", "{}"],
+      steps: 20,
+      images: 4,
+      layers: "attention",
+    },
+    bestLambda: { lora: 0.6, edlora: 0.6 },
+    // The embedded CLIP knows captions, not "A photo depicts": no word of that
+    // prefix but two is in its vocabulary, and its captions need none.
+    textPrefix: "",
+  },
+  official: {
+    preset: "official",
+    rank: 4,
+    train: {
+      steps: 300,
+      batch: 4,
+      lr: { embedding: 5e-3, textEncoder: 1e-4, unet: 1e-3 },
+    },
+    sampling: SAMPLING,
+    gradient: {
+      method: "lbfgs",
+      ridge: 0,
+      templates: ["photo of a {}", "{}"],
+      steps: 20,
+      images: 1,
+      layers: "attention",
+    },
+    bestLambda: { lora: 0.6, edlora: 0.6 },
+    textPrefix: "",
+  },
+};
+
+/**
+ * A preset by name.
+ *
+ * @param name The name.
+ * @throws If there is none.
+ */
+export function presetOf(name: string): ExperimentPreset {
+  if (!Object.hasOwn(PRESETS, name)) {
+    throw cannot("choose a preset", Object.keys(PRESETS).join(" or "), name);
+  }
+  return PRESETS[name as keyof typeof PRESETS];
+}

@@ -1,0 +1,266 @@
+import * as tf from "@tensorflow/tfjs";
+import { assert, assertEquals, assertThrows } from "@std/assert";
+import { fold, key, normal } from "../../src/core/random.ts";
+import { at } from "../../src/core/tree.ts";
+import { generate, type UNetCall } from "../../src/diffusion/pipeline.ts";
+import {
+  attachConcept,
+  type Concept,
+  disposeConcept,
+  initConcept,
+  releaseTokens,
+} from "../../src/customize/concept.ts";
+import {
+  adapterTensors,
+  sites,
+  withTensors,
+} from "../../src/customize/lora.ts";
+import {
+  type AdapterSampling,
+  loraComposite,
+  loraSwitch,
+  regionAdapters,
+} from "../../src/customize/region_adapters.ts";
+import { disposeModel, type Model } from "../../src/models/model.ts";
+import type { LowRank } from "../../src/nn/linear.ts";
+import { forEachBackend, noLeak } from "../helpers.ts";
+import { tinySd } from "./tiny_sd.ts";
+
+const left = { box: { top: 0, left: 0, bottom: 1, right: 0.5 } };
+const right = { box: { top: 0, left: 0.5, bottom: 1, right: 1 } };
+const everything = { box: { top: 0, left: 0, bottom: 1, right: 1 } };
+const common = {
+  steps: 3,
+  sampler: "ddim" as const,
+  guidance: 3,
+  key: key(5),
+  height: 48,
+  width: 64,
+};
+
+/** A concept whose LoRA does something: `up` is random, not zero. */
+async function concept(model: Model, name: string): Promise<Concept> {
+  const fresh = await initConcept(model, {
+    name,
+    classWord: "cat",
+    key: fold(key(1), name),
+    severalTokens: "mean",
+    lora: { rank: 2, targets: "attention" },
+  });
+  const tensors = adapterTensors(fresh.adapter);
+  const changed = tensors.map(([path, tensor]): [string, tf.Tensor] => [
+    path,
+    path.endsWith(".up")
+      ? tf.tensor(
+        normal(fold(key(2), name, path), tensor.size, 0.2),
+        tensor.shape,
+      )
+      : tensor.clone(),
+  ]);
+  const adapter = withTensors(fresh.adapter, new Map(changed));
+  tf.dispose(tensors.map(([, tensor]) => tensor));
+  return { ...fresh, adapter };
+}
+
+async function draw(
+  sampling: AdapterSampling,
+  prompt: string,
+  negative = "",
+  steps = common.steps,
+): Promise<Uint8Array> {
+  const [picture] = await generate(sampling.model, {
+    ...common,
+    steps,
+    prompts: [prompt],
+    negative,
+    ...sampling.pipeline,
+  });
+  sampling.dispose();
+  return picture.data;
+}
+
+async function drawPlain(
+  base: Model,
+  concepts: Concept[],
+  prompt: string,
+  negative = "",
+  alpha = 1,
+): Promise<Uint8Array> {
+  const model = attachConcept(base, concepts, { alpha });
+  const [picture] = await generate(model, {
+    ...common,
+    prompts: [prompt],
+    negative,
+  });
+  releaseTokens(model, base);
+  return picture.data;
+}
+
+function differ(a: Uint8Array, b: Uint8Array): boolean {
+  return a.some((v, i) => v !== b[i]);
+}
+
+forEachBackend("one region everywhere is the adapted model", async () => {
+  await noLeak(async () => {
+    const base = await tinySd();
+    const fox = await concept(base, "fox");
+    const prompt = `a ${fox.phrase} on a table`;
+    const adapted = await drawPlain(base, [fox], prompt, "blurry", 0.7);
+    const regional = await draw(
+      regionAdapters(
+        base,
+        [{ shape: everything, prompt, negative: "blurry", concepts: [fox] }],
+        { alpha: 0.7 },
+      ),
+      "something else",
+      "",
+    );
+    assertEquals(regional, adapted);
+    const half = await draw(
+      regionAdapters(
+        base,
+        [{ shape: left, prompt, negative: "blurry", concepts: [fox] }],
+        { alpha: 0.7 },
+      ),
+      prompt,
+      "blurry",
+    );
+    assert(differ(half, adapted));
+    assert(differ(half, await drawPlain(base, [fox], prompt, "blurry", 0)));
+    disposeConcept(fox);
+    disposeModel(base);
+  });
+}, ["wasm"]);
+
+forEachBackend("an adapter acts only at its region's pixels", async () => {
+  await noLeak(async () => {
+    const base = await tinySd();
+    const concepts = [await concept(base, "fox"), await concept(base, "owl")];
+    const sampling = regionAdapters(base, [
+      { shape: left, prompt: "a <fox1>", concepts: [concepts[0]] },
+      { shape: right, prompt: "an <owl1>", concepts: [concepts[1]] },
+    ]);
+    // A latent of odd size, so that levels are rounded.
+    const call: UNetCall = {
+      index: 0,
+      total: 1,
+      timestep: 1,
+      branch: "both",
+      first: 0,
+      count: 1,
+      sample: tf.zeros([2, 10, 14, 4]),
+      states: tf.zeros([2, 77, 32]) as tf.Tensor3D,
+    };
+    const options = sampling.pipeline.unet;
+    assert(typeof options === "function");
+    const { gate } = options(call);
+    const sizes = [[10, 14], [5, 7], [3, 4]];
+    const { params } = sampling.model.unet;
+    const leaf = (path: string, i: number): LowRank => at(params, path).low[i];
+    let seen = 0;
+    for (const { path } of sites(params)) {
+      if (!at(params, path).low) continue;
+      const level = path.startsWith("mid")
+        ? 2
+        : path.startsWith("down")
+        ? Number(path.split(".")[1])
+        : 2 - Number(path.split(".")[1]);
+      const [h, w] = sizes[level];
+      const text = /attn2\.to_[kv]/.test(path);
+      const rows = text ? 2 * 77 : 2 * h * w;
+      for (const [i, from, to] of [[0, 0, w / 2], [1, w / 2, w]]) {
+        const out = tf.tidy(() =>
+          gate!(leaf(path, i), tf.ones([rows, 3])).slice([0, 0], [-1, 1])
+        );
+        const expected = Array.from({ length: rows }, (_, row) => {
+          const x = row % w;
+          return !text && x >= Math.ceil(from) && x < Math.floor(to) ? 1 : 0;
+        });
+        assertEquals([...await out.data()], expected, path);
+        out.dispose();
+        seen++;
+      }
+    }
+    // 11 cross- and self-attention layers of 4 projections, two adapters.
+    assertEquals(seen, 2 * 11 * 8);
+    tf.dispose([call.sample, call.states]);
+    sampling.dispose();
+    concepts.forEach(disposeConcept);
+    disposeModel(base);
+  });
+}, ["wasm"]);
+
+forEachBackend("Switch and Composite of one adapter are plain", async () => {
+  await noLeak(async () => {
+    const base = await tinySd();
+    const fox = await concept(base, "fox");
+    const owl = await concept(base, "owl");
+    const prompt = `${fox.phrase} and a dog`;
+    const options = { prompt, negative: "blurry", alpha: 0.7 };
+    const adapted = await drawPlain(base, [fox], prompt, "blurry", 0.7);
+    for (const make of [loraSwitch, loraComposite]) {
+      assertEquals(
+        await draw(make(base, [fox], options), prompt, "blurry"),
+        adapted,
+        make.name,
+      );
+    }
+    // Turns that are too long for a second adapter.
+    assertEquals(
+      await draw(
+        loraSwitch(base, [fox, owl], { ...options, every: 3 }),
+        prompt,
+      ),
+      adapted,
+    );
+    const switched = await draw(loraSwitch(base, [fox, owl], options), prompt);
+    const composed = await draw(
+      loraComposite(base, [fox, owl], options),
+      prompt,
+    );
+    assert(differ(switched, adapted) && differ(composed, adapted));
+    assert(differ(switched, composed));
+    // Without strength all are the base with the tokens.
+    const none = await drawPlain(base, [fox], prompt, "blurry", 0);
+    for (const make of [loraSwitch, loraComposite]) {
+      assertEquals(
+        await draw(make(base, [fox, owl], { ...options, alpha: 0 }), prompt),
+        none,
+        make.name,
+      );
+    }
+    // The mean does not depend on the order.
+    assertEquals(
+      await draw(loraComposite(base, [owl, fox], options), prompt),
+      composed,
+    );
+    [fox, owl].forEach(disposeConcept);
+    disposeModel(base);
+  });
+}, ["wasm"]);
+
+forEachBackend("bad compositions are refused and leave nothing", async () => {
+  const base = await tinySd();
+  const fox = await concept(base, "fox");
+  await noLeak(() => {
+    const options = { prompt: "x" };
+    assertThrows(() => loraSwitch(base, [], options), Error, "at least one");
+    assertThrows(
+      () => loraSwitch(base, [fox], { ...options, every: 0 }),
+      Error,
+      "at least 1 step",
+    );
+    assertThrows(
+      () =>
+        regionAdapters(base, [{
+          shape: { box: { ...left.box, right: 3 } },
+          prompt: "x",
+          concepts: [fox],
+        }]),
+      Error,
+      "place region 0",
+    );
+  });
+  disposeConcept(fox);
+  disposeModel(base);
+}, ["wasm"]);

@@ -1,0 +1,610 @@
+import * as tf from "@tensorflow/tfjs";
+import { assert, assertEquals, assertRejects } from "@std/assert";
+import { key } from "../../src/core/random.ts";
+import { valueAndGrads } from "../../src/core/tree.ts";
+import {
+  type Concept,
+  conceptTensors,
+  disposeConcept,
+  initConcept,
+  loadConcept,
+} from "../../src/customize/concept.ts";
+import { encodeData, type TrainData } from "../../src/customize/dataset.ts";
+import {
+  adapterTensors,
+  attach,
+  withTensors,
+} from "../../src/customize/lora.ts";
+import { maskedLoss, offsetNoise } from "../../src/customize/losses.ts";
+import { method } from "../../src/customize/methods.ts";
+import {
+  conceptGradients,
+  conceptOf,
+  customize,
+  groupOf,
+  loadTrainState,
+  saveTrainState,
+  train,
+  type TrainBatch,
+  type TrainConfig,
+  type TrainRecord,
+} from "../../src/customize/train.ts";
+import {
+  addNoise,
+  parseSchedulerConfig,
+  schedule,
+} from "../../src/diffusion/schedule.ts";
+import { disposeModel, type Model } from "../../src/models/model.ts";
+import { unet } from "../../src/models/unet.ts";
+import {
+  adamwInit,
+  type AdamwState,
+  adamwStep,
+  disposeTensors,
+} from "../../src/optim/adamw.ts";
+import {
+  close,
+  fixtureJson,
+  fixturePath,
+  forEachBackend,
+  noLeak,
+  tolerance,
+} from "../helpers.ts";
+import { golden, nchw, tinySd } from "./tiny_sd.ts";
+
+interface Facts {
+  prompts: string[];
+  a: { losses: number[]; losses_f64: number[] };
+  b_losses: number[];
+  "b.full_identity=False": { attn_reg: number; diffusion_loss: number };
+  "b.full_identity=True": { attn_reg: number; diffusion_loss: number };
+}
+
+/** Our name of a tensor → the name in the fixture. */
+function official(name: string): string {
+  return name.replace(/^embedding\./, "new_concept_embedding.")
+    .replace(/^textEncoder\./, "text_encoder.")
+    .replace(/\.(down|up)$/, ".lora_$1.weight");
+}
+
+/** Values of a tensor in PyTorch's layout. */
+async function onDisk(name: string, t: tf.Tensor): Promise<Float32Array> {
+  if (name.startsWith("embedding.")) return await t.data() as Float32Array;
+  const turned = tf.transpose(t as tf.Tensor2D);
+  const values = await turned.data() as Float32Array;
+  turned.dispose();
+  return values;
+}
+
+/** Compares gradients relative to each tensor's largest. */
+function closeRelative(
+  actual: Float32Array,
+  expected: Float32Array,
+  tolerance: number,
+  what: string,
+): void {
+  const largest = expected.reduce((m, v) => Math.max(m, Math.abs(v)), 0);
+  close(actual, expected, tolerance * largest + 1e-9, what);
+}
+
+// README: LoRA gradients float32 against float64 are worst 2.8e-6 of a tensor's
+// largest; parameters after five steps 1.8e-6. Times ten.
+const GRADIENT = 2.8e-5;
+const PARAMETER = 1.8e-5;
+
+/**
+ * Compares parameters after five steps where their gradient is more than the
+ * float32 error of a gradient; below that Adam's g/|g| has no digits in any
+ * implementation (one element in thirty thousand here).
+ */
+function closeUnlessNoise(
+  actual: Float32Array,
+  expected: Float32Array,
+  gradient: Float32Array,
+  what: string,
+): void {
+  const largest = gradient.reduce((m, v) => Math.max(m, Math.abs(v)), 0);
+  const sure = (_: number, i: number) =>
+    Math.abs(gradient[i]) > GRADIENT * largest;
+  close(actual.filter(sure), expected.filter(sure), PARAMETER, what);
+  // Five steps of at most the rate, in either direction.
+  close(actual, expected, 5 * 2 * 1e-3, what);
+  assert(gradient.filter(sure).length > 0.99 * gradient.length, what);
+}
+
+forEachBackend(
+  "golden a: UNet LoRA, masked loss, five AdamW steps",
+  async () => {
+    await noLeak(async () => {
+      const model = await tinySd();
+      const facts = await fixtureJson<Facts>("training/training.json");
+      const g = await golden("training/a_inputs.safetensors");
+      const grads0 = await golden("training/a_grads_step0.safetensors");
+      const after = await golden("training/a_params_after5.safetensors");
+      const concept = await loadConcept(
+        fixturePath("lora/edlora_official.safetensors"),
+        model,
+      );
+      const s = schedule(parseSchedulerConfig(model.scheduler));
+      const [timesteps] = g.rows("timesteps");
+      const inputs = tf.tidy(() => {
+        const noise = offsetNoise(
+          g.nhwc("noise_base"),
+          0.01,
+          g.nhwc("noise_offset_randn"),
+        );
+        return {
+          noise,
+          noisy: addNoise(s, g.nhwc("latents"), noise, timesteps),
+        };
+      });
+      close(await nchw(inputs.noisy), g.values("noisy_latents"), 1e-6);
+      const mask = g.nhwc("mask");
+      const states = g.tensor<tf.Tensor4D>("encoder_hidden_states");
+      const unetOnly = { ...concept.adapter, textEncoder: new Map() };
+      let params = new Map(
+        adapterTensors(unetOnly).map(([name, t]) => [name, t.clone()]),
+      );
+      let state: AdamwState = adamwInit(params);
+      const names = [...params.keys()];
+      assertEquals(names.length, 176);
+      for (let step = 0; step <= 5; step++) {
+        const { value, grads } = valueAndGrads(
+          (leaves: readonly tf.Tensor[]) => {
+            const adapter = withTensors(
+              unetOnly,
+              new Map(names.map((name, i) => [name, leaves[i]])),
+            );
+            const adapted = attach(model, adapter);
+            return maskedLoss(
+              unet(
+                adapted.unet.params,
+                adapted.unet.config,
+                inputs.noisy,
+                timesteps,
+                states,
+              ),
+              inputs.noise,
+              mask,
+            );
+          },
+          names.map((name) => params.get(name)!),
+        );
+        // Losses near 5 in float32.
+        close(await value.data(), [facts.a.losses[step]], 2e-5, `loss ${step}`);
+        value.dispose();
+        const named = new Map(
+          names.map((name, i) => [name, grads.get(String(i))!]),
+        );
+        if (step === 0) {
+          for (const [name, gradient] of named) {
+            const theirs = official(name).replace(/^unet\./, "");
+            closeRelative(
+              await onDisk(name, gradient),
+              grads0.values(theirs),
+              GRADIENT,
+              theirs,
+            );
+          }
+        }
+        if (step === 5) {
+          for (const [name, tensor] of params) {
+            const theirs = official(name).replace(/^unet\./, "");
+            closeUnlessNoise(
+              await onDisk(name, tensor),
+              after.values(theirs),
+              grads0.values(theirs),
+              theirs,
+            );
+          }
+          disposeTensors(grads, params, state.m, state.v);
+          break;
+        }
+        const next = adamwStep(params, named, state, { lr: 1e-3 });
+        disposeTensors(grads, params, state.m, state.v);
+        ({ params, state } = next);
+      }
+      tf.dispose([inputs.noise, inputs.noisy]);
+      [g, grads0, after].forEach((file) => file.dispose());
+      disposeConcept(concept);
+      disposeModel(model);
+    });
+  },
+  ["wasm"],
+);
+
+/** The inputs of the official trainer's forward. */
+function batchB(
+  facts: Facts,
+  g: Awaited<ReturnType<typeof golden>>,
+): TrainBatch {
+  return {
+    latents: g.nhwc("latents"),
+    noise: tf.tidy(() =>
+      offsetNoise(g.nhwc("noise_base"), 0.01, g.nhwc("noise_offset_randn"))
+    ),
+    timesteps: g.rows("timesteps")[0],
+    prompts: facts.prompts,
+    mask: g.nhwc("masks"),
+  };
+}
+
+const B = method("ed-lora", "official").train;
+
+forEachBackend("golden b: the whole official ED-LoRA step", async () => {
+  const model = await tinySd();
+  const facts = await fixtureJson<Facts>("training/training.json");
+  const g = await golden("training/b_inputs.safetensors");
+  const grads0 = await golden("training/b_grads_step0.safetensors");
+  const after = await golden("training/b_delta_after5.safetensors");
+  const first = await loadConcept(
+    fixturePath("lora/edlora_official.safetensors"),
+    model,
+  );
+  const batch = batchB(facts, g);
+  for (const fullIdentity of [false, true]) {
+    const { losses, grads } = await conceptGradients(model, first, batch, {
+      ...B,
+      attention: { weight: 0.01, fullIdentity },
+    });
+    const expected =
+      facts[`b.full_identity=${fullIdentity ? "True" : "False"}`];
+    close(losses.attention, expected.attn_reg, 1e-6, "regularisation");
+    close(losses.diffusion, expected.diffusion_loss, 2e-5, "diffusion");
+    disposeTensors(grads);
+  }
+  // The five steps of the fixture regularise without full identity.
+  const config = {
+    ...B,
+    attention: { weight: 0.01, fullIdentity: false },
+  };
+  let concept: Concept = first;
+  let state: AdamwState = adamwInit(conceptTensors(first));
+  for (let step = 0; step <= 5; step++) {
+    const { losses, grads } = await conceptGradients(
+      model,
+      concept,
+      batch,
+      config,
+    );
+    close(losses.total, facts.b_losses[step], 2e-5, `loss ${step}`);
+    const params = conceptTensors(concept);
+    if (step === 0) {
+      assertEquals(
+        [...grads.keys()].map(official).sort(),
+        grads0.names.sort(),
+      );
+      for (const [name, gradient] of grads) {
+        closeRelative(
+          await onDisk(name, gradient),
+          grads0.values(official(name)),
+          // Through text encoder and attention maps as well: twice a's.
+          2 * GRADIENT,
+          name,
+        );
+      }
+    }
+    if (step === 5) {
+      for (const [name, tensor] of params) {
+        close(
+          await onDisk(name, tensor),
+          after.values(official(name)),
+          PARAMETER,
+          name,
+        );
+      }
+      break;
+    }
+    const next = adamwStep(params, grads, state, {
+      lr: (name) => B.lr[groupOf(name)],
+    });
+    const moved: Concept = {
+      ...concept,
+      adapter: withTensors(concept.adapter, next.params),
+      tokens: concept.tokens.map(({ token }) => ({
+        token,
+        vectors: next.params.get(`embedding.${token}`) as tf.Tensor2D,
+      })),
+    };
+    disposeTensors(grads, state.m, state.v, params);
+    concept = moved;
+    state = next.state;
+  }
+  disposeConcept(concept);
+  disposeTensors(state.m, state.v);
+  batch.noise.dispose();
+  [g, grads0, after].forEach((file) => file.dispose());
+  disposeModel(model);
+}, ["wasm"]);
+
+forEachBackend("golden b: first gradients", async (backend) => {
+  const model = await tinySd();
+  const facts = await fixtureJson<Facts>("training/training.json");
+  const g = await golden("training/b_inputs.safetensors");
+  const grads0 = await golden("training/b_grads_step0.safetensors");
+  const concept = await loadConcept(
+    fixturePath("lora/edlora_official.safetensors"),
+    model,
+  );
+  const batch = batchB(facts, g);
+  const { losses, grads } = await conceptGradients(model, concept, batch, {
+    ...B,
+    attention: { weight: 0.01, fullIdentity: false },
+  });
+  close(losses.total, facts.b_losses[0], tolerance(backend, 2e-5));
+  for (const [name, gradient] of grads) {
+    closeRelative(
+      await onDisk(name, gradient),
+      grads0.values(official(name)),
+      tolerance(backend, 2 * GRADIENT),
+      name,
+    );
+  }
+  disposeTensors(grads);
+  batch.noise.dispose();
+  [g, grads0].forEach((file) => file.dispose());
+  disposeConcept(concept);
+  disposeModel(model);
+}, ["webgpu"]);
+
+/** Three small pictures with masks. */
+function pictures(model: Model): Promise<TrainData> {
+  // 2×2 latents even at the lowest level, so that every layer has a gradient.
+  const side = 32;
+  return encodeData(
+    model,
+    [0, 1, 2].map((i) => ({
+      pixels: {
+        width: side,
+        height: side,
+        channels: 3,
+        data: Uint8Array.from(
+          { length: side * side * 3 },
+          (_, k) => (k * (i + 3) * 37) % 256,
+        ),
+      },
+      captions: ["photo of a {}, red", "{} on a table"],
+      mask: {
+        width: side,
+        height: side,
+        data: Array.from(
+          { length: side * side },
+          (_, k) => k % side < 16 ? 1 : 0,
+        ),
+      },
+    })),
+  );
+}
+
+const SHORT: TrainConfig = method("ed-lora", "official", {
+  steps: 4,
+  batch: 2,
+  seed: 3,
+  shuffleCaptions: { keep: 1 },
+  embeddingNorm: { limit: 0, relative: false },
+}).train;
+
+function begin(model: Model): Promise<Concept> {
+  return initConcept(model, { name: "toy", classWord: "cat", key: key(11) });
+}
+
+async function values(concept: Concept): Promise<Map<string, number[]>> {
+  const all = new Map<string, number[]>();
+  for (const [name, t] of conceptTensors(concept)) {
+    all.set(name, [...await t.data()]);
+  }
+  return all;
+}
+
+forEachBackend(
+  "training moves the concept, only, and leaks nothing",
+  async () => {
+    await noLeak(async () => {
+      const model = await tinySd();
+      const data = await pictures(model);
+      const concept = await begin(model);
+      const before = await values(concept);
+      const records: TrainRecord[] = [];
+      let result: Concept | undefined;
+      let held = 0;
+      for await (const record of train(model, concept, data, SHORT)) {
+        records.push(record);
+        if (record.step > 0) assertEquals(tf.memory().numTensors, held);
+        held = tf.memory().numTensors;
+        if (record.step === 3) result = conceptOf(concept, record.state);
+      }
+      assertEquals(records.map((r) => r.step), [0, 1, 2, 3]);
+      close(
+        records.map((r) => r.lr.embedding),
+        [1e-3, 7.5e-4, 5e-4, 2.5e-4],
+        1e-9,
+      );
+      for (const r of records) {
+        close(r.loss, r.parts.diffusion + r.parts.attention, 1e-5);
+        assert(r.parts.attention > 0);
+      }
+      assertEquals(await values(concept), before);
+      const after = await values(result!);
+      for (const [name, old] of before) {
+        assert(after.get(name)!.some((v, i) => v !== old[i]), name);
+      }
+      disposeConcept(result!);
+      disposeConcept(concept);
+      disposeModel(model);
+    });
+  },
+  ["wasm"],
+);
+
+forEachBackend("a rate of 0 freezes a group; down can be frozen", async () => {
+  const model = await tinySd();
+  const data = await pictures(model);
+  const concept = await begin(model);
+  const before = await values(concept);
+  const config: TrainConfig = {
+    ...SHORT,
+    steps: 2,
+    lr: { embedding: 1e-3, textEncoder: 0, unet: 1e-3 },
+    freezeDown: true,
+  };
+  const result = await customize(model, concept, data, config);
+  const after = await values(result);
+  for (const [name, old] of before) {
+    const moved = after.get(name)!.some((v, i) => v !== old[i]);
+    const free = name.startsWith("embedding.") ||
+      (name.startsWith("unet.") && name.endsWith(".up"));
+    assertEquals(moved, free, name);
+  }
+  disposeConcept(result);
+  disposeConcept(concept);
+  disposeModel(model);
+}, ["wasm"]);
+
+forEachBackend("tokens stop at their norm", async () => {
+  const model = await tinySd();
+  const data = await pictures(model);
+  const concept = await begin(model);
+  const config: TrainConfig = {
+    ...SHORT,
+    embeddingNorm: { limit: 1e-6, relative: true },
+  };
+  const seen: number[][] = [];
+  for await (const { state } of train(model, concept, data, config)) {
+    assert(state.embeddingsStopped);
+    seen.push([...await state.params.get("embedding.<toy1>")!.data()]);
+  }
+  // The first step moves them and finds the limit passed.
+  assertEquals(seen[1], seen[0]);
+  assertEquals(seen[3], seen[0]);
+  disposeConcept(concept);
+  disposeModel(model);
+}, ["wasm"]);
+
+forEachBackend("a stopped run goes on to the same numbers", async () => {
+  await noLeak(async () => {
+    const model = await tinySd();
+    const data = await pictures(model);
+    const concept = await begin(model);
+    const whole = await customize(model, concept, data, SHORT);
+    const expected = await values(whole);
+    const folder = await Deno.makeTempDir();
+    const checkpoint = `${folder}/state.safetensors`;
+    try {
+      for await (const { step, state } of train(model, concept, data, SHORT)) {
+        if (step === 1) {
+          await saveTrainState(checkpoint, state);
+          break;
+        }
+      }
+      const steps: number[] = [];
+      const rest = await customize(model, concept, data, SHORT, {
+        checkpoint,
+        every: 1,
+        onRecord: ({ step }) => void steps.push(step),
+      });
+      assertEquals(steps, [2, 3]);
+      assertEquals(await values(rest), expected);
+      // Once more: nothing is left to do, the result is the same.
+      const again = await customize(model, concept, data, SHORT, {
+        checkpoint,
+      });
+      assertEquals(await values(again), expected);
+      await assertRejects(
+        () =>
+          customize(model, concept, data, { ...SHORT, seed: 4 }, {
+            checkpoint,
+          }),
+        Error,
+        "Cannot resume training: expected a state of this run",
+      );
+      await Deno.writeTextFile(checkpoint, "not a state");
+      await assertRejects(() => loadTrainState(checkpoint));
+      [rest, again].forEach(disposeConcept);
+    } finally {
+      await Deno.remove(folder, { recursive: true });
+    }
+    disposeConcept(whole);
+    disposeConcept(concept);
+    disposeModel(model);
+  });
+}, ["wasm"]);
+
+Deno.test("kill -9 while training: the rerun ends in the same numbers", async () => {
+  const folder = await Deno.makeTempDir();
+  const script = new URL("./train_process.ts", import.meta.url).pathname;
+  const run = (out: string) =>
+    new Deno.Command(Deno.execPath(), {
+      args: ["run", "-q", "-A", script, `${folder}/${out}`],
+      stdout: "piped",
+      stderr: "null",
+    }).spawn();
+  const finish = async (out: string): Promise<string[]> => {
+    const { stdout, success } = await run(out).output();
+    assert(success);
+    return new TextDecoder().decode(stdout).trim().split("\n");
+  };
+  try {
+    const undisturbed = await finish("a");
+    // Killed as soon as it says that it has done its second step.
+    const child = run("b");
+    const reader = child.stdout.getReader();
+    let said = "";
+    while (!said.includes("step 1\n")) {
+      const { value, done } = await reader.read();
+      assert(!done, "it ended before it could be killed");
+      said += new TextDecoder().decode(value);
+    }
+    child.kill("SIGKILL");
+    await reader.cancel();
+    assertEquals((await child.status).signal, "SIGKILL");
+    const rerun = await finish("b");
+    assertEquals(undisturbed.filter((l) => l.startsWith("step")).length, 4);
+    const repeated = rerun.filter((l) => l.startsWith("step"));
+    assert(repeated.length > 0 && repeated.length < 4, repeated.join());
+    // The last line is a hash of all weights.
+    assertEquals(rerun.at(-1), undisturbed.at(-1));
+  } finally {
+    await Deno.remove(folder, { recursive: true });
+  }
+});
+
+forEachBackend("prior preservation adds class pictures", async () => {
+  const model = await tinySd();
+  const data = await pictures(model);
+  const prior = {
+    ...data,
+    captions: data.captions.map(() => ["photo of a cat"]),
+  };
+  const concept = await begin(model);
+  const config = { ...SHORT, steps: 1, priorWeight: 0.5 };
+  const records: TrainRecord[] = [];
+  for await (const record of train(model, concept, data, config, { prior })) {
+    records.push(record);
+  }
+  const [{ loss, parts }] = records;
+  assert(parts.prior > 0);
+  close(loss, parts.diffusion + parts.attention + parts.prior, 1e-5);
+  disposeConcept(concept);
+  disposeModel(model);
+}, ["wasm"]);
+
+forEachBackend("a bad run is an error before work starts", async () => {
+  const model = await tinySd();
+  const data = await pictures(model);
+  const concept = await begin(model);
+  const bad: [Partial<TrainConfig>, string][] = [
+    [{ steps: 0 }, "expected steps ≥ 1"],
+    [{ batch: 1.5 }, "expected batch ≥ 1"],
+    [{ lr: { embedding: -1, textEncoder: 0, unet: 0 } }, "embedding rate ≥ 0"],
+    [{ lr: { embedding: 0, textEncoder: 0, unet: 0 } }, "a rate above 0"],
+  ];
+  for (const [config, message] of bad) {
+    await assertRejects(
+      () => customize(model, concept, data, { ...SHORT, ...config }),
+      Error,
+      message,
+    );
+  }
+  disposeConcept(concept);
+  disposeModel(model);
+}, ["wasm"]);

@@ -1,0 +1,216 @@
+import * as tf from "@tensorflow/tfjs";
+import { assert, assertEquals, assertThrows } from "@std/assert";
+import { disposeTree } from "../../src/core/tree.ts";
+import {
+  type Condition,
+  conditionChannels,
+  conditionedSampling,
+} from "../../src/diffusion/conditions.ts";
+import { generate, type UNetCall } from "../../src/diffusion/pipeline.ts";
+import { loadControlNet } from "../../src/models/controlnet.ts";
+import { disposeModel } from "../../src/models/model.ts";
+import { loadT2IAdapter } from "../../src/models/t2i_adapter.ts";
+import { unet } from "../../src/models/unet.ts";
+import { golden, nchw, tinySd } from "../customize/tiny_sd.ts";
+import {
+  close,
+  fixturePath,
+  forEachBackend,
+  noLeak,
+  tolerance,
+} from "../helpers.ts";
+import { conditionImage } from "../models/condition_image.ts";
+
+const T2I = "t2i_adapter/expected.safetensors";
+
+async function adapter(i: number) {
+  const folder = fixturePath(`t2i_adapter/adapter${i}`);
+  return {
+    network: { type: "t2i_adapter" as const, ...await loadT2IAdapter(folder) },
+    image: await conditionImage(T2I, `adapter${i}.condition_u8`),
+  };
+}
+
+async function controlNet() {
+  const network = await loadControlNet(fixturePath("controlnet"));
+  return {
+    network: { type: "controlnet" as const, ...network },
+    image: await conditionImage(
+      "controlnet/expected.safetensors",
+      "condition_u8",
+    ).then((x) => {
+      const first = tf.slice(x, [0, 0, 0, 0], [1, -1, -1, -1]);
+      x.dispose();
+      return first as tf.Tensor4D;
+    }),
+  };
+}
+
+function release(conditions: readonly Condition[]) {
+  for (const { network, image } of conditions) {
+    disposeTree(network.params);
+    image.dispose();
+  }
+}
+
+forEachBackend("weighted conditions match diffusers", async (backend) => {
+  await noLeak(async () => {
+    const g = await golden(T2I);
+    const model = await tinySd();
+    const pair = [await adapter(0), await adapter(1)];
+    const states = g.tensor<tf.Tensor3D>("encoder_hidden_states");
+    const sample = g.nhwc("sample");
+    const call: UNetCall = {
+      index: 0,
+      total: 1,
+      timestep: 0,
+      branch: "both",
+      first: 0,
+      count: 1,
+      sample,
+      states,
+    };
+    const cases: [string, Condition[], "weighted" | "diffusers-0.19.3"][] = [
+      ["unet.adapter0_scale0.8", [{ ...pair[0], scale: 0.8 }], "weighted"],
+      [
+        "unet.multi_0.8_0.5_scale1.0",
+        [{ ...pair[0], scale: 0.8 }, { ...pair[1], scale: 0.5 }],
+        "weighted",
+      ],
+      [
+        "unet.multi_diffusers0.19.3_scale1.0",
+        [{ ...pair[0], scale: 0.8 }, { ...pair[1], scale: 0.5 }],
+        "diffusers-0.19.3",
+      ],
+      // A place that covers everything is the same as a strength.
+      [
+        "unet.multi_0.8_0.5_scale1.0",
+        [0.8, 0.5].map((scale, i) => ({
+          ...pair[i],
+          places: [{
+            shape: { box: { top: 0, left: 0, bottom: 1, right: 1 } },
+            scale,
+          }],
+        })),
+        "weighted",
+      ],
+    ];
+    for (const [name, conditions, behaviour] of cases) {
+      const conditioned = conditionedSampling(conditions, { behaviour });
+      const out = tf.tidy(() =>
+        unet(
+          model.unet.params,
+          model.unet.config,
+          sample,
+          g.rows("timesteps")[0],
+          states,
+          conditioned.unet(call),
+        )
+      );
+      close(
+        await nchw(out),
+        g.values(name),
+        tolerance(backend, 1.3e-5),
+        name,
+      );
+      out.dispose();
+      conditioned.dispose();
+    }
+    release(pair);
+    g.dispose();
+    disposeModel(model);
+  });
+}, ["wasm"]);
+
+forEachBackend("conditions act when and where they are told to", async () => {
+  await noLeak(async () => {
+    const model = await tinySd();
+    const conditions = [await adapter(0), await controlNet()];
+    const draw = async (list: Condition[]) => {
+      const conditioned = conditionedSampling(list);
+      const pictures = await generate(model, {
+        prompts: ["a cat", "a dog"],
+        negative: "blurry",
+        steps: 2,
+        sampler: "ddim",
+        guidance: 3,
+        unet: (call) => conditioned.unet(call),
+      });
+      conditioned.dispose();
+      return pictures.map((p) => p.data);
+    };
+    const plain = await draw([]);
+    const differs = (a: Uint8Array[]) =>
+      a.every((data, i) => data.some((v, k) => v !== plain[i][k]));
+    for (const condition of conditions) {
+      const { type } = condition.network;
+      assert(differs(await draw([condition])), type);
+      assertEquals(await draw([{ ...condition, scale: 0 }]), plain, type);
+      assertEquals(await draw([{ ...condition, end: 0 }]), plain, type);
+      const nowhere = {
+        ...condition,
+        places: [{
+          shape: { box: { top: 0, left: 0, bottom: 1, right: 1 } },
+          scale: 0,
+        }],
+      };
+      assertEquals(await draw([nowhere]), plain, type);
+    }
+    assert(differs(await draw(conditions)), "both");
+    const [, net] = conditions;
+    const guessed = await draw([{ ...net, guess: true }]);
+    assert(differs(guessed), "guess mode");
+    release(conditions);
+    disposeModel(model);
+  });
+}, ["wasm"]);
+
+forEachBackend(
+  "guess mode leaves the branch without prompt alone",
+  async () => {
+    await noLeak(async () => {
+      const condition = { ...await controlNet(), guess: true };
+      const conditioned = conditionedSampling([condition]);
+      const sums = tf.tidy(() => {
+        const options = conditioned.unet({
+          index: 0,
+          total: 1,
+          timestep: 500,
+          branch: "both",
+          first: 0,
+          count: 1,
+          sample: tf.ones([2, 16, 16, 4]),
+          states: tf.ones([2, 77, 32]) as tf.Tensor3D,
+        });
+        return options.midResidual!.abs().sum([1, 2, 3]);
+      });
+      const [without, with_] = await sums.data();
+      assertEquals(without, 0);
+      assert(with_ > 0);
+      sums.dispose();
+      conditioned.dispose();
+      release([condition]);
+    });
+  },
+  ["wasm"],
+);
+
+forEachBackend("bad conditions are refused", async () => {
+  const condition = await adapter(0);
+  await noLeak(() => {
+    const refuse = (change: Partial<Condition>, message: string) =>
+      assertThrows(
+        () => conditionedSampling([{ ...condition, ...change }]),
+        Error,
+        message,
+      );
+    refuse({ scale: NaN }, "finite scale of condition 0");
+    refuse({ start: 0.5, end: 0.2 }, "start 0.5, end 0.2");
+    refuse({ guess: true }, "ControlNet");
+    const odd = tf.zeros([1, 10, 8, 3]) as tf.Tensor4D;
+    refuse({ image: odd }, "multiples of 4");
+    odd.dispose();
+  });
+  assertEquals(conditionChannels(condition.network), 3);
+  release([condition]);
+}, ["wasm"]);

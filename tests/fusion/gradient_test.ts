@@ -1,0 +1,631 @@
+import * as tf from "@tensorflow/tfjs";
+import { assert, assertEquals, assertRejects } from "@std/assert";
+import { fold, key, normal } from "../../src/core/random.ts";
+import {
+  addTokens,
+  attachConcept,
+  type Concept,
+  disposeConcept,
+  releaseTokens,
+} from "../../src/customize/concept.ts";
+import {
+  adapterTensors,
+  attach,
+  initLora,
+  type TargetName,
+  withTensors,
+} from "../../src/customize/lora.ts";
+import {
+  conceptStatistics,
+  fuse,
+  type FuseLayerRecord,
+  type FuseOptions,
+  keyValueStatistics,
+  spatialStatistics,
+  textStatistics,
+} from "../../src/fusion/gradient.ts";
+import {
+  denseDelta,
+  InputSystem,
+  LayerProblem,
+  type LayerSolution,
+} from "../../src/fusion/layer.ts";
+import {
+  readStatistics,
+  type Stats,
+  writeStatistics,
+} from "../../src/fusion/statistics.ts";
+import { weightFusion } from "../../src/fusion/weight.ts";
+import { pipeline } from "../../src/diffusion/pipeline.ts";
+import { disposeModel, type Model } from "../../src/models/model.ts";
+import { textEncoder } from "../../src/models/text_encoder.ts";
+import { unet } from "../../src/models/unet.ts";
+import { matrix } from "../../src/optim/least_squares.ts";
+import { golden, nchw } from "../customize/tiny_sd.ts";
+import { close, forEachBackend, tolerance } from "../helpers.ts";
+import {
+  diskWeight,
+  finish,
+  type FusionFixture,
+  fusionFixture,
+  withWeights,
+} from "./concepts.ts";
+
+const isKeyValue = (path: string) => /\.attn2\.to_[kv]$/.test(path);
+
+/** Solves all layers of a stage from statistics of each concept. */
+async function solveStage(
+  f: FusionFixture,
+  component: "textEncoder" | "unet",
+  paths: readonly string[],
+  stats: readonly ReadonlyMap<string, Stats>[],
+): Promise<Map<string, LayerSolution>> {
+  const solutions = new Map<string, LayerSolution>();
+  for (const path of paths) {
+    const system = new InputSystem(stats[0].get(path)!.features);
+    const outputs = f.concepts[0].adapter[component].get(path)!.up.shape[1]!;
+    const problem = new LayerProblem(system, outputs);
+    for (const [i, { adapter }] of f.concepts.entries()) {
+      const { down, up, scale } = adapter[component].get(path)!;
+      const own = stats[i].get(path)!;
+      const alpha = f.strengths[i][component]!;
+      system.add(own);
+      problem.add(own, {
+        down: matrix(
+          down.shape[0]!,
+          down.shape[1]!,
+          Float64Array.from(await down.data(), (x) => alpha * scale * x),
+        ),
+        up: matrix(up.shape[0]!, up.shape[1]!, await up.data()),
+      });
+    }
+    solutions.set(path, problem.solve({ ridge: 0 }));
+  }
+  return solutions;
+}
+
+// Golden: fixtures/fusion/pipeline.json. Each stage is given what it was given
+// in the official run (weights fused by L-BFGS before it), so its features are
+// the official ones, and the losses must be.
+forEachBackend("features and losses are the official ones", async (backend) => {
+  const f = await fusionFixture();
+  const lbfgs = await golden("fusion/fused_lbfgs.safetensors");
+  const closed = await golden("fusion/fused_closed_form.safetensors");
+  const [{ adapter }] = f.concepts;
+  const text = [...adapter.textEncoder.keys()];
+  const kv = [...adapter.unet.keys()].filter(isKeyValue);
+  const spatial = [...adapter.unet.keys()].filter((path) => !isKeyValue(path));
+  assertEquals([text.length, kv.length, spatial.length], [12, 22, 66]);
+  let model = addTokens(f.base, f.concepts);
+  const compare = async (
+    component: "textEncoder" | "unet",
+    prefix: string,
+    solutions: ReadonlyMap<string, LayerSolution>,
+  ) => {
+    for (const [path, solution] of solutions) {
+      const name = `${prefix}.${path}`;
+      const expected = f.layers.get(name)!;
+      assertEquals(solution.rows, expected.rows, name);
+      assertEquals(solution.features, expected.feat, name);
+      // 20 sampling steps in float32 put 1.4e-6 on the loss of W₀.
+      close(
+        solution.lossBefore / expected.mse_W0,
+        1,
+        tolerance(backend, 2e-5),
+        `${name}: loss of W₀`,
+      );
+      // The minimum of the official features is exact in numpy's float64, ours
+      // has Gram matrices of float32 products. κ ≤ 4600: its square is 2e7.
+      close(
+        solution.lossAfter,
+        expected.mse_closed,
+        tolerance(backend, 5e-4) * expected.mse_closed + 1e-12,
+        `${name}: loss of the closed form`,
+      );
+      assert(
+        solution.lossAfter <= expected.mse_lbfgs * (1 + 1e-4) + 1e-12,
+        `${name}: ${solution.lossAfter}, L-BFGS ${expected.mse_lbfgs}`,
+      );
+      assert(solution.lossWeightFusion > solution.lossAfter, name);
+      // Weights are as unique as the features are independent.
+      if (
+        backend === "wasm" && closed.names.includes(`${name}.weight`) &&
+        expected.cond < 600
+      ) {
+        const golden = closed.values(`${name}.weight`);
+        const delta = denseDelta(solution.delta);
+        const base = await diskWeight(f.base, component, path);
+        const fused = base.map((w, i) => {
+          const [o, k] = [Math.floor(i / delta.rows), i % delta.rows];
+          return w + delta.data[k * delta.columns + o];
+        });
+        close(fused, golden, 5e-3, `${name}: W`);
+      }
+    }
+  };
+  const gather = async (
+    run: (concept: Concept, i: number) => Promise<ReadonlyMap<string, Stats>>,
+  ) => {
+    const all: ReadonlyMap<string, Stats>[] = [];
+    for (const [i, concept] of f.concepts.entries()) {
+      all.push(await run(concept, i));
+    }
+    return all;
+  };
+
+  const textStats = await gather((concept, i) =>
+    textStatistics(model, concept, text, {
+      alpha: f.strengths[i].textEncoder!,
+    })
+  );
+  await compare(
+    "textEncoder",
+    "text_encoder",
+    await solveStage(f, "textEncoder", text, textStats),
+  );
+
+  model = withWeights(model, "textEncoder", "text_encoder", text, lbfgs);
+  const kvStats = await gather((concept) =>
+    keyValueStatistics(model, concept, kv)
+  );
+  const kvSolutions = await solveStage(f, "unet", kv, kvStats);
+  assert([...kvSolutions.values()].every(({ dual }) => dual));
+  await compare("unet", "unet_kv", kvSolutions);
+
+  model = withWeights(model, "unet", "unet_kv", kv, lbfgs);
+  const spatialStats = await gather((concept, i) =>
+    finish(
+      spatialStatistics(model, concept, spatial, {
+        alpha: f.strengths[i].unet!,
+        noise: f.noise,
+      }, i),
+    )
+  );
+  await compare(
+    "unet",
+    "unet_spatial",
+    await solveStage(f, "unet", spatial, spatialStats),
+  );
+
+  // The whole official model: text states of the final prompt and one UNet call.
+  model = withWeights(model, "unet", "unet_spatial", spatial, lbfgs);
+  const ids = f.io.rows("input_ids");
+  const states = tf.tidy(() =>
+    textEncoder(model.textEncoder.params, model.textEncoder.config, ids, {
+      added: model.added!.vectors,
+    }).last
+  );
+  close(
+    await states.data(),
+    f.io.values("text_states"),
+    // One fused weight has ‖ΔW‖ = 279: rounding is 50 times as large as in the
+    // base model (1.3e-6).
+    tolerance(backend, 7e-5),
+    "text states",
+  );
+  const out = tf.tidy(() =>
+    unet(
+      model.unet.params,
+      model.unet.config,
+      f.io.nhwc("sample"),
+      f.io.rows("timesteps")[0],
+      // One prompt bound 16 ways: its batch is the sites.
+      tf.slice(states, [0, 0, 0], [11, -1, -1]).expandDims(0) as tf.Tensor4D,
+    )
+  );
+  close(
+    await nchw(out),
+    f.io.values("out"),
+    tolerance(backend, 1.1e-5),
+    "UNet of the fused model",
+  );
+  tf.dispose([states, out]);
+  disposeModel(model, f.base);
+  lbfgs.dispose();
+  closed.dispose();
+  f.dispose();
+});
+
+/** Runs a fusion and keeps its layer records. */
+async function fused(
+  base: Model,
+  concepts: readonly Concept[],
+  options: FuseOptions,
+): Promise<{ model: Model; layers: FuseLayerRecord[]; steps: number }> {
+  const layers: FuseLayerRecord[] = [];
+  let steps = 0;
+  const run = fuse(base, concepts, options);
+  let next = await run.next();
+  for (; !next.done; next = await run.next()) {
+    if (next.value.type === "layer") layers.push(next.value);
+    else steps++;
+  }
+  return { model: next.value, layers, steps };
+}
+
+const mean = (values: readonly number[]) =>
+  values.reduce((sum, x) => sum + x, 0) / values.length;
+
+const PREFIX = {
+  textEncoder: "text_encoder",
+  kv: "unet_kv",
+  spatial: "unet_spatial",
+  weight: "",
+} as const;
+
+forEachBackend("the whole fusion is at least as good as L-BFGS", async () => {
+  const f = await fusionFixture();
+  const before = tf.memory().numTensors;
+  const { model, layers, steps } = await fused(f.base, f.concepts, {
+    strengths: f.strengths,
+    noise: f.noise,
+  });
+  // Two for text and keys, 20 for sampling, each concept.
+  assertEquals(steps, 3 * 22);
+  assertEquals(layers.map(({ index }) => index), layers.map((_, i) => i + 1));
+  assertEquals(layers.at(-1)!.total, 100);
+  const stages = Map.groupBy(layers, ({ stage }) => stage);
+  assertEquals([...stages].map(([name, list]) => [name, list.length]), [
+    ["textEncoder", 12],
+    ["kv", 22],
+    ["spatial", 66],
+  ]);
+  for (const [stage, list] of stages) {
+    const golden = list.map(({ layer }) =>
+      f.layers.get(`${PREFIX[stage]}.${layer}`)!
+    );
+    // The default ridge costs the text layers 1 %, spatial ones stay below
+    // L-BFGS. Features differ a little: the stages before were fused otherwise.
+    const bound = mean(golden.map(({ mse_lbfgs }) => mse_lbfgs));
+    const after = mean(list.map(({ lossAfter }) => lossAfter));
+    assert(after < 1.015 * bound + 1e-8, `${stage}: ${after}, L-BFGS ${bound}`);
+    for (const record of list) {
+      assert(record.lossAfter < record.lossWeightFusion, record.layer);
+      assert(record.lossAfter < record.lossBefore, record.layer);
+    }
+  }
+  // 100 weights and the token vectors are new, all else is shared.
+  assertEquals(tf.memory().numTensors - before, 101);
+  disposeModel(model, f.base);
+  assertEquals(tf.memory().numTensors, before);
+  f.dispose();
+}, ["wasm"]);
+
+const FIRST_LAYER = (_: unknown, { path }: { path: string }) =>
+  /layers\.0\.self_attn|down_blocks\.0.*attn2/.test(path);
+
+forEachBackend("L-BFGS with the official iterations", async () => {
+  const f = await fusionFixture();
+  const { model, layers } = await fused(f.base, f.concepts, {
+    strengths: f.strengths,
+    noise: f.noise,
+    method: "lbfgs",
+    layers: FIRST_LAYER,
+    steps: 4,
+  });
+  const stages = Map.groupBy(layers, ({ stage }) => stage);
+  // 4 text layers, 2 sites with keys, values, queries and outputs; the other 88
+  // are averaged.
+  assertEquals(
+    [...stages].map(([name, list]) => [name, list.length]),
+    [
+      ["textEncoder", 4],
+      ["weight", 88],
+      ["kv", 4],
+      ["spatial", 4],
+    ].sort((a, b) =>
+      [...stages.keys()].indexOf(a[0] as "kv") -
+      [...stages.keys()].indexOf(b[0] as "kv")
+    ),
+  );
+  for (const record of stages.get("textEncoder")!) {
+    const { mse_lbfgs } = f.layers.get(`text_encoder.${record.layer}`)!;
+    // Same features, same settings; float64 instead of float32.
+    close(record.lossAfter / mse_lbfgs, 1, 1e-4, record.layer);
+  }
+  for (const record of stages.get("kv")!) {
+    assert(record.lossAfter < 1e-10, `${record.layer} ${record.lossAfter}`);
+  }
+  const path = "text_model.encoder.layers.1.self_attn.q_proj";
+  const average = weightFusion(f.base, f.concepts, { strengths: f.strengths });
+  close(
+    await diskWeight(model, "textEncoder", path),
+    await diskWeight(average, "textEncoder", path),
+    1e-6,
+    "layers left out are averaged",
+  );
+  disposeModel(average, f.base);
+  disposeModel(model, f.base);
+  f.dispose();
+}, ["wasm"]);
+
+/** The latents of a run of "photo of a V". */
+async function latentOf(
+  model: Model,
+  prompt: string,
+  noise: tf.Tensor4D,
+  steps: number,
+): Promise<Float32Array> {
+  let latent = new Float32Array();
+  for await (
+    const record of pipeline(model, {
+      prompts: [prompt],
+      guidance: 1,
+      steps,
+      noise,
+      decode: false,
+    })
+  ) {
+    if (record.type === "step") {
+      latent = Float32Array.from(await record.latent.data());
+    }
+  }
+  return latent;
+}
+
+forEachBackend("one concept fused alone is that concept", async () => {
+  const f = await fusionFixture();
+  const [concept] = f.concepts;
+  const alone = attachConcept(f.base, concept);
+  const prompt = "photo of a <cata1> <cata2>";
+  const steps = 4;
+  const expected = await latentOf(alone, prompt, f.noise[0], steps);
+  const untouched = addTokens(f.base, [concept]);
+  const plain = await latentOf(untouched, prompt, f.noise[0], steps);
+  const distance = (a: Float32Array) =>
+    Math.sqrt(mean([...a].map((x, i) => (x - expected[i]) ** 2)));
+  assert(distance(plain) > 0.05, "the LoRA does something");
+  // Statistics from the partly fused model, and from the client itself.
+  const clients = await finish(
+    conceptStatistics(f.base, concept, { steps, noise: f.noise.slice(0, 1) }),
+  );
+  for (const statistics of [undefined, [clients]]) {
+    const { model, layers, steps: ran } = await fused(f.base, [concept], {
+      ridge: 0,
+      steps,
+      noise: f.noise.slice(0, 1),
+      ...(statistics ? { statistics } : {}),
+    });
+    assertEquals(ran, statistics ? 0 : 2 + steps);
+    for (const { layer, lossBefore, lossAfter } of layers) {
+      assert(lossAfter < 1e-9 * lossBefore, `${layer}: ${lossAfter}`);
+    }
+    // Every layer answers as with the LoRA on all it is fed, so the runs are
+    // one; float32 and directions the features hardly take leave 1e-4.
+    const latent = await latentOf(model, prompt, f.noise[0], steps);
+    assert(
+      distance(latent) < 1e-3 * distance(plain),
+      `${distance(latent)} of ${distance(plain)}`,
+    );
+    disposeModel(model, f.base);
+  }
+  releaseTokens(untouched, f.base);
+  releaseTokens(alone, f.base);
+  f.dispose();
+}, ["wasm"]);
+
+forEachBackend("clients send statistics as files", async () => {
+  const f = await fusionFixture();
+  const folder = await Deno.makeTempDir();
+  const options = { steps: 2, key: key(3) };
+  const statistics = await Promise.all(
+    f.concepts.slice(0, 2).map(async (concept, i) => {
+      const { textEncoder, unet } = await finish(
+        conceptStatistics(f.base, concept, options),
+      );
+      await writeStatistics(`${folder}/${i}.text`, textEncoder);
+      await writeStatistics(`${folder}/${i}.unet`, unet);
+      return {
+        textEncoder: await readStatistics(`${folder}/${i}.text`),
+        unet: await readStatistics(`${folder}/${i}.unet`),
+      };
+    }),
+  );
+  await Deno.remove(folder, { recursive: true });
+  const { model, layers, steps } = await fused(
+    f.base,
+    f.concepts.slice(0, 2),
+    { statistics },
+  );
+  assertEquals([layers.length, steps], [100, 0]);
+  for (const record of layers) {
+    assert(record.lossAfter < record.lossWeightFusion, record.layer);
+  }
+  disposeModel(model, f.base);
+  const [broken] = statistics;
+  await assertRejects(
+    () =>
+      finish(fuse(f.base, f.concepts.slice(0, 1), {
+        statistics: [{ ...broken, unet: new Map() }],
+      })),
+    Error,
+    "statistics of every layer",
+  );
+  f.dispose();
+}, ["wasm"]);
+
+forEachBackend("the order of concepts does not matter", async () => {
+  const f = await fusionFixture();
+  const options = { steps: 2, key: key(1) };
+  const runs = [];
+  for (const order of [[0, 1], [1, 0]]) {
+    runs.push(
+      await fused(f.base, order.map((i) => f.concepts[i]), {
+        ...options,
+        strengths: order.map((i) => f.strengths[i]),
+      }),
+    );
+  }
+  const [a, b] = runs;
+  a.layers.forEach((layer, i) => {
+    const other = b.layers[i];
+    assertEquals(layer.layer, other.layer);
+    // 1e-3: where the features hardly determine the weight (κ² to 1e7), the
+    // rounding of sums in another order passes into the next features.
+    close(other.lossAfter / layer.lossAfter, 1, 1e-3, layer.layer);
+    close(other.lossBefore / layer.lossBefore, 1, 1e-3, layer.layer);
+  });
+  disposeModel(a.model, f.base);
+  disposeModel(b.model, f.base);
+  f.dispose();
+}, ["wasm"]);
+
+forEachBackend("a larger weight brings a concept nearer its own", async () => {
+  const f = await fusionFixture();
+  const pair = f.concepts.slice(0, 2);
+  const path = "text_model.encoder.layers.0.self_attn.q_proj";
+  const only = await fused(f.base, pair.slice(0, 1), { layers, ridge: 0 });
+  const own = await diskWeight(only.model, "textEncoder", path);
+  function layers(component: string) {
+    return component === "textEncoder";
+  }
+  const distances: number[] = [];
+  for (const weight of [1, 100]) {
+    const { model } = await fused(f.base, pair, {
+      layers,
+      weights: [weight, 1],
+      ridge: 1e-6,
+    });
+    const values = await diskWeight(model, "textEncoder", path);
+    distances.push(mean([...values].map((w, i) => (w - own[i]) ** 2)));
+    disposeModel(model, f.base);
+  }
+  assert(distances[1] < 0.5 * distances[0], `${distances}`);
+  disposeModel(only.model, f.base);
+  f.dispose();
+}, ["wasm"]);
+
+/** A concept without tokens whose adapter reaches more layers. */
+function plainLora(base: Model, chosen: TargetName): Concept {
+  const fresh = initLora(base, {
+    key: key(5),
+    rank: 2,
+    targets: chosen,
+    name: "kohya",
+  });
+  const ups = new Map(
+    adapterTensors(fresh).filter(([name]) => name.endsWith(".up")).map((
+      [name, up],
+    ) => {
+      up.dispose();
+      const values = normal(fold(key(6), name), up.size, 0.1);
+      return [name, tf.tensor(values, up.shape)];
+    }),
+  );
+  return {
+    name: "kohya",
+    tokens: [],
+    classWord: "cat",
+    phrase: "",
+    adapter: withTensors(fresh, ups),
+    meta: {},
+  };
+}
+
+forEachBackend("feed-forwards and convolutions can be fused too", async () => {
+  const f = await fusionFixture();
+  const concept = plainLora(f.base, "all");
+  const before = tf.memory().numTensors;
+  const counts = { attention: 100, linear: 0, all: 0 };
+  counts.linear = counts.all = 0;
+  for (const chosen of ["linear", "all"] as const) {
+    const { model, layers } = await fused(f.base, [concept], {
+      layers: chosen,
+      steps: 1,
+      noise: f.noise.slice(0, 1),
+      ridge: 0,
+    });
+    const solved = layers.filter(({ stage }) => stage !== "weight");
+    counts[chosen] = solved.length;
+    assertEquals(
+      layers.length,
+      concept.adapter.textEncoder.size +
+        concept.adapter.unet.size,
+    );
+    for (const { layer, lossBefore, lossAfter } of solved) {
+      assert(lossAfter < 1e-7 * lossBefore, `${layer}: ${lossAfter}`);
+    }
+    if (chosen === "all") {
+      // One concept, every layer: the model is the one with the LoRA attached.
+      const attached = attach(f.base, concept.adapter);
+      const latents = await Promise.all(
+        [model, attached, f.base].map((m) =>
+          latentOf(m, "photo of a cat", f.noise[0], 1)
+        ),
+      );
+      const error = (a: Float32Array) =>
+        Math.sqrt(mean([...a].map((x, i) => (x - latents[1][i]) ** 2)));
+      assert(error(latents[2]) > 1e-2);
+      assert(
+        error(latents[0]) < 1e-3 * error(latents[2]),
+        `${error(latents[0])} of ${error(latents[2])}`,
+      );
+    }
+    disposeModel(model, f.base);
+  }
+  assert(100 < counts.linear && counts.linear < counts.all);
+  assertEquals(tf.memory().numTensors, before);
+  disposeConcept(concept);
+  f.dispose();
+}, ["wasm"]);
+
+forEachBackend("concepts with different layers are fused", async () => {
+  const f = await fusionFixture();
+  const other = plainLora(f.base, "unet-attention");
+  // ED-LoRA has all layers, the other none in the text encoder: there it asks
+  // for W₀.
+  const { model, layers } = await fused(f.base, [f.concepts[0], other], {
+    steps: 2,
+  });
+  assertEquals(layers.length, 100);
+  for (const { layer, lossBefore, lossAfter } of layers) {
+    assert(lossAfter < lossBefore, layer);
+  }
+  disposeModel(model, f.base);
+  disposeConcept(other);
+  f.dispose();
+}, ["wasm"]);
+
+forEachBackend("a fusion that is left or fails leaves nothing", async () => {
+  const f = await fusionFixture();
+  const before = tf.memory().numTensors;
+  for (const stop of ["textEncoder", "kv", "spatial"]) {
+    for await (
+      const record of fuse(f.base, f.concepts.slice(0, 2), { steps: 3 })
+    ) {
+      if (record.stage === stop && record.type === "layer") break;
+      if (stop === "spatial" && record.stage === stop) break;
+    }
+    assertEquals(tf.memory().numTensors, before, `left in ${stop}`);
+  }
+  const refuse = async (
+    concepts: readonly Concept[],
+    options: FuseOptions,
+    message: string,
+  ) => {
+    await assertRejects(
+      () => fuse(f.base, concepts, options).next(),
+      Error,
+      message,
+    );
+    assertEquals(tf.memory().numTensors, before, message);
+  };
+  const [a, b] = f.concepts;
+  await refuse([], {}, "at least one");
+  await refuse([a, a], {}, "different names");
+  await refuse([a], { weights: [1, 1] }, "1 weights");
+  await refuse([a, b], { weights: [1, -1] }, "finite weights");
+  await refuse([a], { noise: [] }, "1 noise");
+  await refuse([a], { statistics: [] }, "1 statistics");
+  await refuse([a], { ridge: -1 }, "ridge ≥ 0");
+  await refuse([a], { lambda: NaN }, "finite λ");
+  await refuse([a], { method: "adam" as "closed" }, "closed or lbfgs");
+  await refuse([a], { templates: ["photo"] }, "{} in them");
+  await refuse([a], { layers: "some" as TargetName }, "attention");
+  await refuse(
+    [{ ...a, tokens: [], phrase: "", classWord: "" }],
+    {},
+    "a phrase or a class word",
+  );
+  f.dispose();
+}, ["wasm"]);
