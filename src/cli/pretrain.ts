@@ -29,7 +29,8 @@ import {
 
 const HELP = `deno task pretrain [options]
 
-Trains the embedded model: clip_a, vae, unet, clip_b, in this order.
+Trains the embedded model: clip_a, vae, unet, clip_b, adapter (sketches), in
+this order.
 
   --only NAMES     comma-separated networks
   --steps N        optimizer steps (of each trained network)
@@ -47,7 +48,7 @@ Trains the embedded model: clip_a, vae, unet, clip_b, in this order.
 /** Steps between two lines of the log. */
 const LOG_EVERY = 25;
 
-const NAMES: NetworkName[] = ["clip_a", "vae", "unet", "clip_b"];
+const NAMES: NetworkName[] = ["clip_a", "vae", "unet", "clip_b", "adapter"];
 
 async function main(): Promise<void> {
   const args = parseArgs(Deno.args, {
@@ -111,8 +112,14 @@ async function main(): Promise<void> {
       latents?: Float32Array;
       text?: Float32Array;
       autoencoder?: Float32Array;
+      unet?: Float32Array;
     } = {};
-    if (name === "unet" || name === "clip_b") {
+    if (name === "adapter") {
+      const unet = await loadNetwork(out, "unet");
+      materials.unet = flatten("unet", unet);
+      disposeTree(unet);
+    }
+    if (name === "unet" || name === "clip_b" || name === "adapter") {
       const vae = await loadNetwork(out, "vae");
       const flat = flatten("vae", vae);
       disposeTree(vae);

@@ -112,6 +112,7 @@ export function createProgress(options: ProgressOptions = {}): Progress {
     | { name: string; start: number; first: number; shown: number }
     | undefined;
   let drawn = "";
+  let ended: string | undefined;
 
   const draw = (text: string) => {
     if (text === drawn) return;
@@ -122,17 +123,19 @@ export function createProgress(options: ProgressOptions = {}): Progress {
   const end = () => {
     if (watched && drawn) write("\n");
     drawn = "";
+    ended = current?.name;
     current = undefined;
   };
 
   return {
     update(name, done, total, unit = "step") {
       const time = now();
+      const last = done >= total;
+      if (last && !current && ended === name) return;
       if (current?.name !== name) {
         end();
         current = { name, start: time, first: done, shown: -Infinity };
       }
-      const last = done >= total;
       // Ten times a second is all an eye can follow.
       if (time - current.shown < (watched ? 100 : every) && !last) return;
       current.shown = time;

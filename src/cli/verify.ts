@@ -146,14 +146,19 @@ export async function main(args: readonly string[]): Promise<number> {
     );
   }
   const lines: Line[] = [];
-  for await (
-    const line of verify(
-      request.folder,
-      request.only === undefined ? {} : { only: request.only },
-    )
-  ) {
-    lines.push(line);
-    if (!request.json) console.log(format(line, request.verbose));
+  try {
+    for await (
+      const line of verify(
+        request.folder,
+        request.only === undefined ? {} : { only: request.only },
+      )
+    ) {
+      lines.push(line);
+      if (!request.json) console.log(format(line, request.verbose));
+    }
+  } catch (error) {
+    console.error((error as Error).message);
+    return 2;
   }
   const counts = summary(lines);
   const seconds = (performance.now() - started) / 1000;

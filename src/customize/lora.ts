@@ -13,10 +13,12 @@ import { fold, type Key, normal, uniform } from "../core/random.ts";
 import { at, type TreeLike, updateAt } from "../core/tree.ts";
 import {
   type Conv,
-  convDelta,
+  type Dora,
   type Linear,
   type LowRank,
+  lowRankDelta,
 } from "../nn/linear.ts";
+import { ParamSpec } from "../nn/spec.ts";
 import type { Model } from "../models/model.ts";
 
 /** The two networks of a model that adapters go into. */
@@ -60,7 +62,7 @@ export interface Site {
  * Lists the layers of a tree that can take an adapter: linear layers and
  * convolutions, not embedding tables.
  *
- * @param tree Parameters of a network.
+ * @param tree Parameters of a network, or its spec.
  * @param filter Keeps a layer.
  * @returns The layers in the order of the tree.
  */
@@ -72,10 +74,13 @@ export function sites(
   const visit = (node: TreeLike, path: string) => {
     if (
       node === undefined || node === null || typeof node !== "object" ||
-      node instanceof tf.Tensor
+      node instanceof tf.Tensor || node instanceof ParamSpec
     ) return;
     const { weight } = node;
-    if (weight instanceof tf.Tensor && !path.endsWith("_embedding")) {
+    if (
+      (weight instanceof tf.Tensor || weight instanceof ParamSpec) &&
+      !path.endsWith("_embedding")
+    ) {
       const { shape } = weight;
       if (shape.length === 2) {
         found.push({
@@ -371,7 +376,21 @@ export type Weight = (
   path: string,
 ) => number;
 
-/** Settings of {@linkcode attach}. */
+/**
+ * What a weight w does to a DoRA, in which scale and magnitude are two things:
+ *
+ * - `peft` multiplies the scale: m·(W₀ + w·s·BA)/‖W₀ + w·s·BA‖. At w = 0 the
+ *   magnitudes stay.
+ * - `lycoris` multiplies the renormalisation: (W₀ + s·BA)·(1 + w·(m/‖·‖ − 1)),
+ *   so at w = 0 a plain LoRA is left.
+ * - `change` multiplies the whole change (ComfyUI): W₀ + w·(W' − W₀), which is
+ *   W₀ at w = 0.
+ *
+ * At w = 1 all are the same.
+ */
+export type DoraWeighting = "peft" | "lycoris" | "change";
+
+/** Settings of {@linkcode attach} and {@linkcode setWeights}. */
 export interface AttachOptions {
   /**
    * Factor on every layer of every adapter, the α of Mix-of-Show.
@@ -380,10 +399,18 @@ export interface AttachOptions {
    */
   readonly alpha?: number;
   /**
-   * Further factors: by adapter name, or by adapter, component and layer (see
-   * {@linkcode blockWeights}).
+   * Further factors: by adapter name, one number or one a part of the model, or
+   * a function of adapter, component and layer.
    */
-  readonly weights?: Readonly<Record<string, number>> | Weight;
+  readonly weights?:
+    | Readonly<Record<string, number | BlockWeights>>
+    | Weight;
+  /**
+   * What a weight does to a DoRA.
+   *
+   * @default "peft"
+   */
+  readonly dora?: DoraWeighting;
 }
 
 /** Weights by part of a model; what is not given is 1. */
@@ -392,6 +419,11 @@ export interface BlockWeights {
   readonly down?: number;
   readonly mid?: number;
   readonly up?: number;
+  /**
+   * Weights of layers whose path begins like this (`up_blocks.1.attentions.0`),
+   * instead of those above; the longest beginning counts.
+   */
+  readonly paths?: Readonly<Record<string, number>>;
 }
 
 /**
@@ -400,9 +432,15 @@ export interface BlockWeights {
  * @param weights Factor of each part.
  */
 export function blockWeights(weights: BlockWeights): Weight {
-  const { textEncoder = 1, down = 1, mid = 1, up = 1 } = weights;
-  return (_, component, path) =>
-    component === "textEncoder"
+  const { textEncoder = 1, down = 1, mid = 1, up = 1, paths = {} } = weights;
+  const longestFirst = Object.keys(paths).sort((a, b) => b.length - a.length);
+  return (_, component, path) => {
+    const beginning = longestFirst.find((start) =>
+      path === start || path.startsWith(`${start}.`)
+    );
+    return beginning !== undefined
+      ? paths[beginning]
+      : component === "textEncoder"
       ? textEncoder
       : path.startsWith("down_blocks.")
       ? down
@@ -411,6 +449,72 @@ export function blockWeights(weights: BlockWeights): Weight {
       : path.startsWith("up_blocks.")
       ? up
       : 1;
+  };
+}
+
+/** The factors of {@linkcode AttachOptions} as one function. */
+function weightOf(
+  { alpha = 1, weights = {} }: AttachOptions,
+  what: string,
+): Weight {
+  const byName = typeof weights === "function"
+    ? undefined
+    : new Map<string, Weight>(
+      Object.entries(weights).map(([name, weight]) => [
+        name,
+        typeof weight === "number" ? () => weight : blockWeights(weight),
+      ]),
+    );
+  return (adapter, component, path) => {
+    const own = byName ? byName.get(adapter) ?? (() => 1) : weights as Weight;
+    const weight = alpha * own(adapter, component, path);
+    if (!Number.isFinite(weight)) {
+      throw cannot(
+        `${what} "${adapter}" at ${path}`,
+        "a finite weight",
+        weight,
+      );
+    }
+    return weight;
+  };
+}
+
+/** A leaf at a weight; it remembers itself at weight 1. */
+function weighted(
+  low: LowRank,
+  weight: number,
+  weighting: DoraWeighting,
+): LowRank {
+  const { unweighted = low, ...rest } = low;
+  const { scale, dora } = unweighted;
+  const base: Pick<LowRank, "scale" | "dora"> = dora === undefined
+    ? { scale }
+    : { scale, dora };
+  // A leaf whose weight was changed by a magnitude has none of its own.
+  delete (rest as { dora?: Dora }).dora;
+  if (!low.magnitude || weighting === "peft") {
+    return { ...rest, ...base, scale: scale * weight, unweighted: base };
+  }
+  const changed: Dora = weighting === "lycoris"
+    ? { ...dora, share: (dora?.share ?? 1) * weight }
+    : { ...dora, strength: (dora?.strength ?? 1) * weight };
+  return { ...rest, scale, dora: changed, unweighted: base };
+}
+
+function checkDoraWeighting(weighting: DoraWeighting, what: string): void {
+  if (!["peft", "lycoris", "change"].includes(weighting)) {
+    throw cannot(what, "dora peft, lycoris or change", String(weighting));
+  }
+}
+
+/** Names that weights are given for and that are not among the adapters. */
+function strangers(
+  weights: AttachOptions["weights"],
+  names: readonly string[],
+): string[] {
+  return weights && typeof weights === "object"
+    ? Object.keys(weights).filter((name) => !names.includes(name))
+    : [];
 }
 
 /**
@@ -418,10 +522,17 @@ export function blockWeights(weights: BlockWeights): Weight {
  *
  * @param model The base; not changed.
  * @param adapters One or several, with names not yet in the model.
- * @param options Factors.
+ * @param options Factors, which {@linkcode setWeights} can change later.
  * @returns A model that shares all tensors with the base and the adapters.
  * @throws One error that lists all layers that are missing or do not fit; if a
  * name is taken or a factor is not finite.
+ *
+ * @example
+ * ```ts
+ * const both = attach(model, [cat, style], {
+ *   weights: { cat: 0.8, style: { up: 0.5, textEncoder: 0 } },
+ * });
+ * ```
  */
 export function attach<M extends Adaptable>(
   model: M,
@@ -431,10 +542,9 @@ export function attach<M extends Adaptable>(
   const list = Array.isArray(adapters)
     ? adapters as readonly Adapter[]
     : [adapters as Adapter];
-  const { alpha = 1, weights } = options;
-  const factor: Weight = typeof weights === "function"
-    ? weights
-    : (name) => weights?.[name] ?? 1;
+  const { weights, dora = "peft" } = options;
+  checkDoraWeighting(dora, "attach adapters");
+  const factor = weightOf(options, "attach");
   const known = new Set(attachedAdapters(model));
   for (const { name } of list) {
     if (known.has(name)) {
@@ -442,11 +552,7 @@ export function attach<M extends Adaptable>(
     }
     known.add(name);
   }
-  const unused = weights && typeof weights === "object"
-    ? Object.keys(weights).filter((name) =>
-      !list.some((adapter) => adapter.name === name)
-    )
-    : [];
+  const unused = strangers(weights, list.map(({ name }) => name));
   if (unused.length > 0) {
     throw cannot(
       "attach adapters",
@@ -466,20 +572,13 @@ export function attach<M extends Adaptable>(
           problems.push(`${component} ${problem}`);
           continue;
         }
-        const weight = alpha * factor(adapter.name, component, path);
-        if (!Number.isFinite(weight)) {
-          throw cannot(
-            `attach "${adapter.name}" to ${path}`,
-            "a finite weight",
-            weight,
-          );
-        }
-        const scaled = {
-          ...low,
-          scale: low.scale * weight,
-          adapter: adapter.name,
-        };
-        added.set(path, [...added.get(path) ?? [], scaled]);
+        const weight = factor(adapter.name, component, path);
+        const leaf = weighted(
+          { ...low, adapter: adapter.name },
+          weight,
+          dora,
+        );
+        added.set(path, [...added.get(path) ?? [], leaf]);
       }
     }
     if (added.size === 0) continue;
@@ -504,6 +603,50 @@ export function attach<M extends Adaptable>(
   return result;
 }
 
+/**
+ * Changes the weights of attached adapters without touching a tensor.
+ *
+ * @param model A model with adapters; not changed.
+ * @param options Factors as for {@linkcode attach}, counted from weight 1. With
+ * weights by name the adapters that are not named keep theirs.
+ * @returns A model that shares all tensors.
+ * @throws If the model has no adapter of a name, or a factor is not finite.
+ *
+ * @example
+ * ```ts
+ * const weaker = setWeights(model, { weights: { style: 0.3 } });
+ * ```
+ */
+export function setWeights<M extends Adaptable>(
+  model: M,
+  options: AttachOptions,
+): M {
+  const { weights, dora = "peft" } = options;
+  const what = "set weights";
+  checkDoraWeighting(dora, what);
+  const names = attachedAdapters(model);
+  const unknown = strangers(weights, names);
+  if (names.length === 0 || unknown.length > 0) {
+    throw cannot(
+      what,
+      names.length === 0
+        ? "a model with adapters"
+        : `weights of ${names.join(", ")}`,
+      unknown.join(", ") || "none",
+    );
+  }
+  const factor = weightOf(options, "set the weight of");
+  return replaceAdapted(model, (layer, component, path) => ({
+    ...layer,
+    low: layer.low!.map((leaf) =>
+      leaf.adapter === undefined ||
+        (typeof weights === "object" && !Object.hasOwn(weights, leaf.adapter))
+        ? leaf
+        : weighted(leaf, factor(leaf.adapter, component, path), dora)
+    ),
+  } as Adapted));
+}
+
 /** Why an adapter leaf does not fit a layer, or nothing. */
 function misfit(
   tree: TreeLike,
@@ -526,9 +669,10 @@ function misfit(
       }]`;
     }
   }
-  const outputs = weight.shape[weight.rank - 1];
-  if (low.magnitude && low.magnitude.size !== outputs) {
-    return `${path}: magnitude is [${low.magnitude.shape}], expected [${outputs}]`;
+  const of = low.dora?.of ?? "output";
+  const size = weight.shape[weight.rank - (of === "output" ? 1 : 2)];
+  if (low.magnitude && low.magnitude.size !== size) {
+    return `${path}: magnitude is [${low.magnitude.shape}], expected [${size}]`;
   }
 }
 
@@ -612,19 +756,10 @@ export function detach<M extends Adaptable>(model: M, name?: string): M {
  * @throws If a DoRA leaf comes without its base weight.
  */
 export function delta(low: LowRank, weight?: tf.Tensor): tf.Tensor {
-  return tf.tidy(() => {
-    const product = low.down.rank === 2
-      ? tf.matMul(low.down as tf.Tensor2D, low.up as tf.Tensor2D).mul(
-        low.scale,
-      )
-      : convDelta(low);
-    if (!low.magnitude) return product;
-    if (!weight) throw cannot("compute a DoRA's ΔW", "its base weight", "none");
-    const merged = weight.add(product);
-    const axes = merged.shape.map((_, i) => i).slice(0, -1);
-    const norm = merged.square().sum(axes).sqrt();
-    return merged.mul(low.magnitude.div(norm)).sub(weight);
-  });
+  if (low.magnitude && !weight) {
+    throw cannot("compute a DoRA's ΔW", "its base weight", "none");
+  }
+  return tf.tidy(() => lowRankDelta(low, weight ?? low.up));
 }
 
 /**

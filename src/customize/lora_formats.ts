@@ -36,7 +36,7 @@ import {
 export type DialectId = "official" | "kohya" | "diffusers" | "peft";
 
 /** The parts a layer may have in a file. */
-type Part = "down" | "up" | "alpha" | "magnitude";
+export type LoraPart = "down" | "up" | "alpha" | "magnitude";
 
 /** How one family of files names things. */
 export interface Dialect {
@@ -53,7 +53,7 @@ export interface Dialect {
    */
   readonly stems: (component: Component, path: string) => readonly string[];
   /** Ends of the keys of each part, the one that is written first. */
-  readonly parts: Readonly<Partial<Record<Part, readonly string[]>>>;
+  readonly parts: Readonly<Partial<Record<LoraPart, readonly string[]>>>;
   /** What the scale is without an α: of `alpha` 1, of `alpha/rank` α = rank. */
   readonly scaleRule: ScaleRule;
   /** Start of the keys of learned tokens, followed by the token. */
@@ -254,7 +254,7 @@ export type LoraSource = TensorSource & {
 interface Slot {
   readonly component: Component;
   readonly site: Site;
-  readonly part: Part;
+  readonly part: LoraPart;
 }
 
 /** Every key a dialect has for the layers of a model. */
@@ -265,7 +265,7 @@ function slots(d: Dialect, model: Adaptable): Map<string, Slot> {
       for (const stem of d.stems(component, site.path)) {
         for (const [part, ends] of Object.entries(d.parts)) {
           for (const end of ends) {
-            found.set(stem + end, { component, site, part: part as Part });
+            found.set(stem + end, { component, site, part: part as LoraPart });
           }
         }
       }
@@ -338,7 +338,7 @@ export async function readLora(
     {
       component: Component;
       site: Site;
-      keys: Partial<Record<Part, string>>;
+      keys: Partial<Record<LoraPart, string>>;
       stem: string;
     }
   >();
@@ -380,11 +380,11 @@ export async function readLora(
         problems.missing.push(stem + d.parts[part]![0]);
       }
     }
-    const shapeOf = (part: Part) =>
+    const shapeOf = (part: LoraPart) =>
       keys[part] === undefined
         ? undefined
         : file.entries.get(keys[part])!.shape;
-    const misshapen = (part: Part, expected: readonly number[]) =>
+    const misshapen = (part: LoraPart, expected: readonly number[]) =>
       problems.misshapen.push(
         `${keys[part]} (expected [${expected}], got [${shapeOf(part)}])`,
       );
@@ -452,7 +452,7 @@ async function fill(
   layers: Iterable<{
     component: Component;
     site: Site;
-    keys: Partial<Record<Part, string>>;
+    keys: Partial<Record<LoraPart, string>>;
   }>,
   tokens: ReadonlyMap<string, string>,
   what: string,

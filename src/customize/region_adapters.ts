@@ -43,7 +43,10 @@ export interface AdapterSampling {
   /** The model to sample from: tokens of all concepts are in it. */
   readonly model: Model;
   /** Options for the pipeline, together with the prompts. */
-  readonly pipeline: Pick<PipelineOptions, "unet" | "denoise">;
+  readonly pipeline: {
+    readonly unet?: (call: UNetCall) => UNetOptions;
+    readonly denoise?: NonNullable<PipelineOptions["denoise"]>;
+  };
   /** Disposes what was made; the concepts stay the caller's. */
   dispose(): void;
 }

@@ -614,13 +614,13 @@ export interface RegionPrompt extends Place {
 /** Settings of {@linkcode regionalSampling}. */
 export interface RegionalOptions extends RegionMapOptions {
   /**
-   * RegionPart of the steps after which regions begin, 0 to 1.
+   * Part of the steps after which regions begin, 0 to 1.
    *
    * @default 0
    */
   readonly start?: number;
   /**
-   * RegionPart of the steps at which regions end, 0 to 1.
+   * Part of the steps at which regions end, 0 to 1.
    *
    * @default 1
    */

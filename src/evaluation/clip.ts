@@ -35,7 +35,7 @@ export interface ClipModel {
 }
 
 /** A unit vector [projection_dim]. */
-export type Embedding = Float32Array;
+export type ClipVector = Float32Array;
 
 /** Settings of {@linkcode loadClip}. */
 export interface LoadClipOptions {
@@ -99,8 +99,8 @@ const BATCH = 32;
 async function inBatches<T>(
   items: readonly T[],
   embed: (items: readonly T[]) => tf.Tensor2D,
-): Promise<Embedding[]> {
-  const rows: Embedding[] = [];
+): Promise<ClipVector[]> {
+  const rows: ClipVector[] = [];
   for (let from = 0; from < items.length; from += BATCH) {
     const batch = items.slice(from, from + BATCH);
     const result = tf.tidy(() => normalise(embed(batch)));
@@ -124,7 +124,7 @@ async function inBatches<T>(
 export async function embedImages(
   clip: ClipModel,
   images: readonly Pixels[],
-): Promise<Embedding[]> {
+): Promise<ClipVector[]> {
   return await inBatches(images, (batch) => {
     const size = clip.config.vision_config.image_size;
     const values = new Float32Array(batch.length * size * size * 3);
@@ -154,7 +154,7 @@ export async function embedImages(
 export async function embedTexts(
   clip: ClipModel,
   texts: readonly string[],
-): Promise<Embedding[]> {
+): Promise<ClipVector[]> {
   return await inBatches(texts, (batch) => {
     const maxLength = Math.min(
       clip.tokenizer.modelMaxLength,

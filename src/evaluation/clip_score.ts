@@ -6,7 +6,7 @@
  * @module
  */
 import { cannot } from "../core/errors.ts";
-import type { Embedding } from "./clip.ts";
+import type { ClipVector } from "./clip.ts";
 
 /**
  * What stands before a caption when its text alignment is measured. A CLIP
@@ -22,7 +22,7 @@ export const CLIP_SCORE_WEIGHT = 2.5;
  *
  * @throws If their lengths differ.
  */
-export function cosine(a: Embedding, b: Embedding): number {
+export function cosine(a: ClipVector, b: ClipVector): number {
   if (a.length !== b.length) {
     throw cannot("compare embeddings", `${a.length} numbers`, b.length);
   }
@@ -38,7 +38,7 @@ export function cosine(a: Embedding, b: Embedding): number {
  * @param text Its caption, prefixed and with the class word in the concept's
  * place.
  */
-export function textAlignment(image: Embedding, text: Embedding): number {
+export function textAlignment(image: ClipVector, text: ClipVector): number {
   return CLIP_SCORE_WEIGHT * Math.max(0, cosine(image, text));
 }
 
@@ -56,8 +56,8 @@ export function textAlignment(image: Embedding, text: Embedding): number {
  * ```
  */
 export function imageAlignment(
-  image: Embedding,
-  references: readonly Embedding[],
+  image: ClipVector,
+  references: readonly ClipVector[],
 ): number {
   if (references.length === 0) {
     throw cannot("measure image alignment", "references", "none");

@@ -5,7 +5,7 @@
  * @module
  */
 import { cannot } from "../core/errors.ts";
-import type { Embedding } from "./clip.ts";
+import type { ClipVector } from "./clip.ts";
 import { cosine } from "./clip_score.ts";
 
 /** A class to choose from. */
@@ -13,7 +13,7 @@ export interface GalleryEntry {
   /** Its name. */
   readonly label: string;
   /** Unit vector that stands for it. */
-  readonly center: Embedding;
+  readonly center: ClipVector;
 }
 
 /**
@@ -22,7 +22,7 @@ export interface GalleryEntry {
  * @param rows Unit vectors, at least one.
  * @throws If there are none, or they cancel out.
  */
-export function centroid(rows: readonly Embedding[]): Embedding {
+export function centroid(rows: readonly ClipVector[]): ClipVector {
   if (rows.length === 0) throw cannot("average embeddings", "some", "none");
   const sum = new Float64Array(rows[0].length);
   for (const row of rows) {
@@ -41,7 +41,7 @@ export function centroid(rows: readonly Embedding[]): Embedding {
  * @param examples Unit vectors by label.
  */
 export function gallery(
-  examples: Iterable<readonly [string, readonly Embedding[]]>,
+  examples: Iterable<readonly [string, readonly ClipVector[]]>,
 ): GalleryEntry[] {
   return [...examples].map(([label, rows]) => ({
     label,
@@ -69,7 +69,7 @@ export interface Retrieved {
  * @throws If a list is empty or the wanted label is not in the gallery.
  */
 export function retrieve(
-  views: readonly Embedding[],
+  views: readonly ClipVector[],
   entries: readonly GalleryEntry[],
   wanted?: string,
 ): Retrieved {

@@ -15,8 +15,8 @@ import {
 import { attentionSites } from "../customize/lora.ts";
 import { method, startConcept } from "../customize/methods.ts";
 import {
+  type ClipVector as Vector,
   disposeClip,
-  type Embedding as Vector,
   embedTexts,
   loadClip,
 } from "../evaluation/clip.ts";
@@ -81,7 +81,7 @@ import {
   trainSeed,
 } from "./pieces.ts";
 import {
-  type Embedding,
+  type EmbeddingName,
   EMBEDDINGS,
   type ExperimentPreset,
   METHOD_OF,
@@ -107,110 +107,24 @@ export const REQUIRED_HEADROOM = 0.1;
 /** Concept-free prompts on which drift is measured. */
 export const DRIFT_PROMPTS = 8;
 
-/** Pictures that are drawn at once. */
-const CHUNK = 10;
-
 /** What is run. */
-export interface AblationOptions {
-  /** Folder of the base model. */
-  readonly model: string;
-  /** Folder of the evaluation CLIP. */
-  readonly clip: string;
-  /** Folder of finished pieces. */
-  readonly cache: string;
+export interface AblationOptions extends StudyOptions {
   /** Proper names of identities. */
   readonly concepts: readonly string[];
   /** Prompts of each concept, taken from the four groups in turn. */
   readonly prompts: number;
   /** Training seeds; each also draws its own pictures. */
   readonly seeds: readonly number[];
-  readonly settings: ExperimentPreset;
   /** @default both */
-  readonly embeddings?: readonly Embedding[];
+  readonly embeddings?: readonly EmbeddingName[];
   /** @default all three */
   readonly fusions?: readonly FusionName[];
-  /** Workers; 0: in place on the current backend. */
-  readonly workers: number;
-  /** The backend in use, for workers and for the record. */
-  readonly backend: "webgpu" | "wasm" | "cpu";
   /** For the record. */
   readonly scale: AblationReport["scale"];
   /** Version of the library, for the record. */
   readonly version: string;
   /** For the record. @default now */
   readonly created?: string;
-}
-
-/** The prompts of a concept that are used. */
-export interface ConceptJob {
-  readonly identity: Identity;
-  readonly prompts: readonly Prompt[];
-}
-
-/** Pictures of one arm for one concept and seed. */
-interface Cell {
-  readonly arm: string;
-  readonly concept: string;
-  readonly seed: number;
-  readonly samples: readonly SamplePiece[];
-  readonly regions: readonly (ReturnType<typeof promptRegion>)[];
-}
-
-/** A cell with the pieces that embed its pictures. */
-interface SeenCell extends Cell {
-  readonly pictures: readonly Seen[];
-}
-
-/**
- * Which prompts are used when not all are: one of each group in turn.
- *
- * @param count How many.
- * @param prompts All prompts of a concept.
- * @returns Indices in ascending order.
- * @throws If there are not so many.
- */
-export function chosenPrompts(
-  count: number,
-  prompts: readonly Pick<Prompt, "group">[],
-): number[] {
-  if (!Number.isInteger(count) || count < 1 || count > prompts.length) {
-    throw cannot("choose prompts", `1 to ${prompts.length} of them`, count);
-  }
-  const groups = PROMPT_GROUPS.map((group) =>
-    prompts.flatMap((prompt, i) => prompt.group === group ? [i] : [])
-  );
-  const order = groups[0].flatMap((_, round) =>
-    groups.flatMap((group) => group[round] ?? [])
-  );
-  return order.slice(0, count).sort((a, b) => a - b);
-}
-
-/**
- * Checks names and finds their prompts.
- *
- * @param names Proper names.
- * @param count Prompts of each.
- * @param all From `loadPrompts`.
- * @throws If a name is unknown or comes twice.
- */
-export function conceptJobs(
-  names: readonly string[],
-  count: number,
-  all: readonly ConceptPrompts[],
-): ConceptJob[] {
-  if (names.length === 0) throw cannot("run", "at least one concept", "none");
-  if (new Set(names).size !== names.length) {
-    throw cannot("run", "different concepts", names.join(", "));
-  }
-  return names.map((name) => {
-    const identity = identityOf(name);
-    const own = all.find((entry) => entry.concept === name);
-    if (!own) throw cannot("run", `prompts of ${name}`, "none");
-    return {
-      identity,
-      prompts: chosenPrompts(count, own.prompts).map((i) => own.prompts[i]),
-    };
-  });
 }
 
 /** Concept-free captions of held-out scenes. */
@@ -221,173 +135,49 @@ export function driftTexts(count: number): string[] {
   );
 }
 
-/**
- * The hash of a concept's training data: pictures, masks and captions.
- *
- * @param art Loaded art.
- * @param name Proper name.
- */
-export async function dataHash(art: Art, name: string): Promise<string> {
-  const parts = await Promise.all(
-    conceptImages(name, "train", art).map(async ({ image, mask, caption }) => [
-      await sha256(image.slice()),
-      await sha256(new Uint8Array(mask.slice().buffer)),
-      caption,
-    ]),
-  );
-  return await sha256(new TextEncoder().encode(canonicalJson(parts)));
-}
-
-/** The training run of a concept. */
-async function trainPiece(
-  options: AblationOptions,
-  base: string,
-  art: Art,
-  { identity }: ConceptJob,
-  embedding: Embedding,
-  seed: number,
-): Promise<TrainPiece> {
-  const { preset, rank, train } = options.settings;
-  const name = METHOD_OF[embedding];
-  return {
-    kind: "train",
-    base,
-    concept: identity.name,
-    classWord: identity.class,
-    data: await dataHash(art, identity.name),
-    method: name,
-    preset,
-    rank,
-    config: {
-      ...method(name, preset).train,
-      ...train,
-      seed: trainSeed(seed, identity.name),
-    },
-    seed,
-  };
-}
-
-/** Parts of a model folder that shape its numbers. */
-export const MODEL_PARTS = [
-  "tokenizer",
-  "text_encoder",
-  "unet",
-  "vae",
-  "scheduler",
-] as const;
-
-/** The pieces of a run and what they are for. */
-interface Plan {
-  readonly jobs: readonly ConceptJob[];
-  readonly base: string;
-  readonly clip: string;
-  readonly data: Readonly<Record<string, string>>;
-  readonly trains: ReadonlyMap<string, { piece: TrainPiece; id: string }>;
-  readonly fuses: ReadonlyMap<string, { piece: FusePiece; id: string }>;
-  readonly cells: readonly Cell[];
-  readonly references: readonly ReferencePiece[];
-}
-
 const nameOf = (...parts: (string | number)[]): string => parts.join("/");
 
-async function makePlan(options: AblationOptions, art: Art): Promise<Plan> {
+/** Writes the study down. */
+async function plan(options: AblationOptions): Promise<Study> {
   const { settings, seeds } = options;
   const embeddings = options.embeddings ?? EMBEDDINGS;
   const fusions = options.fusions ?? FUSIONS;
-  const all = await loadPrompts();
-  const jobs = conceptJobs(options.concepts, options.prompts, all);
-  const base = await folderHash(options.model, MODEL_PARTS);
-  const clip = await folderHash(options.clip);
-  const trains = new Map<string, { piece: TrainPiece; id: string }>();
-  const fuses = new Map<string, { piece: FusePiece; id: string }>();
-  const data: Record<string, string> = {};
-  const cells: Cell[] = [];
-  const texts = driftTexts(Math.min(DRIFT_PROMPTS, options.prompts));
-
-  const addCell = (
-    arm: string,
-    concept: string,
-    seed: number,
-    model: ModelRef,
-    shots: readonly Shot[],
-    regions: Cell["regions"],
-  ) => {
-    const samples: SamplePiece[] = [];
-    for (let from = 0; from < shots.length; from += CHUNK) {
-      samples.push({
-        kind: "sample",
-        base,
-        model,
-        shots: shots.slice(from, from + CHUNK),
-        sampling: settings.sampling,
-      });
-    }
-    cells.push({ arm, concept, seed, samples, regions });
-  };
-  const addConcept = (
-    arm: string,
-    job: ConceptJob,
-    seed: number,
-    model: ModelRef,
-    words: string,
-  ) =>
-    addCell(
-      arm,
-      job.identity.name,
-      seed,
-      model,
-      job.prompts.map((prompt) => ({
-        text: promptText(prompt, words),
-        // Named by its text, so that a shorter list draws the same pictures.
-        noise: [seed, job.identity.name, prompt.text],
-      })),
-      job.prompts.map(promptRegion),
-    );
-  const addDrift = (arm: string, seed: number, model: ModelRef) =>
-    addCell(
-      arm,
-      "",
-      seed,
-      model,
-      texts.map((text) => ({ text, noise: [seed, "drift", text] })),
-      texts.map(() => null),
-    );
-
-  for (const job of jobs) {
-    data[job.identity.name] = await dataHash(art, job.identity.name);
-  }
+  if (seeds.length === 0) throw cannot("run the ablation", "a seed", "none");
   for (const seed of seeds) {
-    for (const job of jobs) {
-      addConcept("base", job, seed, { type: "base" }, job.identity.class);
+    if (!Number.isSafeInteger(seed)) {
+      throw cannot("run the ablation", "whole seeds", seed);
     }
-    addDrift("base", seed, { type: "base" });
+  }
+  const jobs = conceptJobs(
+    options.concepts,
+    options.prompts,
+    await loadPrompts(),
+  );
+  const study = await openStudy(options, jobs);
+  const texts = driftTexts(Math.min(DRIFT_PROMPTS, options.prompts));
+  for (const seed of seeds) {
+    const base: ModelRef = { type: "base" };
+    for (const job of jobs) {
+      addPictures(study, "base", job, seed, base, job.identity.class);
+    }
+    addFreePictures(study, "base", seed, base, texts);
     for (const embedding of embeddings) {
-      const how = method(METHOD_OF[embedding], settings.preset);
-      const phrase = ({ identity: { name, class: word } }: ConceptJob) =>
-        how.phrase(name, word);
+      const single = `${embedding}.single`;
       const ids: string[] = [];
       for (const job of jobs) {
-        const piece = await trainPiece(
-          options,
-          base,
-          art,
-          job,
-          embedding,
-          seed,
-        );
-        const id = await pieceId(piece);
-        ids.push(id);
-        trains.set(nameOf(embedding, job.identity.name, seed), { piece, id });
-        const model: ModelRef = { type: "concept", id };
-        addConcept(`${embedding}.single`, job, seed, model, phrase(job));
-        addDrift(`${embedding}.single`, seed, model);
+        const model = await addTraining(study, job, embedding, seed);
+        const phrase = phraseOf(settings, embedding, job.identity);
+        ids.push(model.id);
+        addPictures(study, single, job, seed, model, phrase);
+        addFreePictures(study, single, seed, model, texts);
       }
       for (const fusion of fusions) {
-        const piece: FusePiece = {
-          kind: "fuse",
-          base,
-          concepts: ids,
-          how: fusion === "gradient"
+        const arm = `${embedding}.${fusion}`;
+        const model = await addFusion(
+          study,
+          arm,
+          ids,
+          fusion === "gradient"
             ? { type: "gradient", settings: settings.gradient }
             : {
               type: "weight",
@@ -396,76 +186,16 @@ async function makePlan(options: AblationOptions, art: Art): Promise<Plan> {
                 : settings.bestLambda[embedding],
             },
           seed,
-        };
-        const id = await pieceId(piece);
-        fuses.set(nameOf(embedding, fusion, seed), { piece, id });
-        const model: ModelRef = { type: "fused", id };
-        const arm = `${embedding}.${fusion}`;
+        );
         for (const job of jobs) {
-          addConcept(arm, job, seed, model, phrase(job));
+          const phrase = phraseOf(settings, embedding, job.identity);
+          addPictures(study, arm, job, seed, model, phrase);
         }
-        addDrift(arm, seed, model);
+        addFreePictures(study, arm, seed, model, texts);
       }
     }
   }
-  const references: ReferencePiece[] = [];
-  for (const { name } of IDENTITIES) {
-    for (const design of [undefined, ...otherDesigns(name, art)]) {
-      const images = referenceImages(art, name, design);
-      const hashes = await Promise.all(images.map(async ({ image, mask }) => [
-        await sha256(image.slice()),
-        await sha256(new Uint8Array(mask.slice().buffer)),
-      ]));
-      references.push({
-        kind: "reference",
-        clip,
-        concept: name,
-        ...(design === undefined ? {} : { design }),
-        data: await sha256(new TextEncoder().encode(canonicalJson(hashes))),
-      });
-    }
-  }
-  return { jobs, base, clip, data, trains, fuses, cells, references };
-}
-
-/** The pieces that embed a cell's pictures. */
-async function embedPieces(cell: Cell, clip: string): Promise<EmbedPiece[]> {
-  let from = 0;
-  const pieces: EmbedPiece[] = [];
-  for (const sample of cell.samples) {
-    const images: string[] = [];
-    for (const shot of sample.shots) images.push(await imageId(sample, shot));
-    const regions = cell.regions.slice(from, from + images.length);
-    pieces.push({ kind: "embed", clip, images, regions });
-    from += images.length;
-  }
-  return pieces;
-}
-
-/** Pieces that are not there twice (drift of one model, seeds of the base). */
-async function distinct<P extends Piece>(pieces: readonly P[]): Promise<P[]> {
-  const found = new Map<string, P>();
-  for (const piece of pieces) found.set(await pieceId(piece), piece);
-  return [...found.values()];
-}
-
-/** Yields progress of a stage and records its time. */
-async function* staged<P extends Piece>(
-  crew: Crew,
-  timings: Record<string, number>,
-  name: string,
-  unit: string,
-  pieces: readonly P[],
-  size: (piece: P) => number,
-): AsyncGenerator<StageProgress, void, void> {
-  const before = performance.now();
-  yield* crew.run({
-    name,
-    unit,
-    pieces: await distinct(pieces),
-    size: (piece) => size(piece as P),
-  });
-  timings[name] = (performance.now() - before) / 1000;
+  return study;
 }
 
 /**
@@ -482,112 +212,22 @@ async function* staged<P extends Piece>(
 export async function* ablation(
   options: AblationOptions,
 ): AsyncGenerator<StageProgress, AblationReport, void> {
-  check(options);
-  const timings: Record<string, number> = {};
-  const before = performance.now();
-  const art = await loadConceptArt();
-  const plan = await makePlan(options, art);
-  using crew = await gatherCrew(options, options.backend, options.workers);
-  timings.prepare = (performance.now() - before) / 1000;
-  yield* staged(
-    crew,
-    timings,
-    "train",
-    "step",
-    [...plan.trains.values()].map(({ piece }) => piece),
-    (piece) => piece.config.steps,
-  );
-  yield* staged(
-    crew,
-    timings,
-    "fuse",
-    "model",
-    [...plan.fuses.values()].map(({ piece }) => piece),
-    () => 1,
-  );
-  yield* staged(
-    crew,
-    timings,
-    "sample",
-    "image",
-    plan.cells.flatMap(({ samples }) => samples),
-    (piece) => piece.shots.length,
-  );
-  const embeds = new Map<Cell, EmbedPiece[]>();
-  for (const cell of plan.cells) {
-    embeds.set(cell, await embedPieces(cell, plan.clip));
-  }
-  yield* staged<EmbedPiece | ReferencePiece>(
-    crew,
-    timings,
-    "score",
-    "image",
-    [...plan.references, ...[...embeds.values()].flat()],
-    (piece) => piece.kind === "embed" ? piece.images.length : 1,
-  );
-  const seen: SeenCell[] = [];
-  for (const cell of plan.cells) {
-    const pictures: Seen[] = [];
-    for (const piece of embeds.get(cell)!) {
-      const rows = await readEmbeddings(options.cache, piece);
-      rows.get("whole")!.forEach((whole, i) =>
-        pictures.push({ whole, views: rows.get(`views.${i}`)! })
-      );
-    }
-    seen.push({ ...cell, pictures });
-  }
-  timings.total = (performance.now() - before) / 1000;
-  return await report(options, plan, seen, timings);
+  const study = await plan(options);
+  return await report(options, study, yield* runStudy(study));
 }
-
-function check(options: AblationOptions): void {
-  const what = "run the ablation";
-  if (options.seeds.length === 0) throw cannot(what, "a seed", "none");
-  for (const seed of options.seeds) {
-    if (!Number.isSafeInteger(seed)) throw cannot(what, "whole seeds", seed);
-  }
-  const { sampling, rank } = options.settings;
-  if (!Number.isInteger(sampling.steps) || sampling.steps < 1) {
-    throw cannot(what, "sampling steps ≥ 1", sampling.steps);
-  }
-  if (!Number.isFinite(sampling.guidance)) {
-    throw cannot(what, "a finite guidance scale", sampling.guidance);
-  }
-  if (!Number.isInteger(rank) || rank < 1) {
-    throw cannot(what, "a rank ≥ 1", rank);
-  }
-}
-
-/** Scores of one cell, prompt by prompt. */
-type Row = AblationReport["rows"][number];
 
 async function report(
   options: AblationOptions,
-  plan: Plan,
-  seen: readonly SeenCell[],
-  timings: Record<string, number>,
+  study: Study,
+  result: StudyResult,
 ): Promise<AblationReport> {
   const { settings, seeds } = options;
   const embeddings = options.embeddings ?? EMBEDDINGS;
   const fusions = options.fusions ?? FUSIONS;
-  const evidence = new Map<string, Evidence>();
-  const examples: [string, Vector[]][] = [];
-  for (const piece of plan.references) {
-    const rows = await readEmbeddings(options.cache, piece);
-    const label = piece.design
-      ? `${piece.concept} (${piece.design})`
-      : piece.concept;
-    evidence.set(label, {
-      whole: rows.get("whole")!,
-      masked: rows.get("masked")!,
-    });
-    examples.push([label, rows.get("masked")!]);
-  }
-  const entries = gallery(examples);
-  const rows = await scoreRows(options, plan, seen, evidence, entries);
+  const { rows, seen, evidence, entries, timings } = result;
   const rowsOf = (arm: string) => rows.filter((row) => row.arm === arm);
   const means = (arm: string, score: ScoreName): number[] =>
-    plan.jobs.map(({ identity }) =>
+    study.jobs.map(({ identity }) =>
       mean(
         rowsOf(arm).filter((row) => row.concept === identity.name)
           .map((row) => mean(row[score])),
@@ -614,8 +254,8 @@ async function report(
         embedding,
         fusion,
         lambda: piece.how.type === "weight" ? piece.how.lambda : null,
-        single: estimates(plan.jobs, rowsOf(single), single),
-        fused: estimates(plan.jobs, rowsOf(arm), arm),
+        single: estimates(study.jobs, rowsOf(single), single),
+        fused: estimates(study.jobs, rowsOf(arm), arm),
         loss: each((score) =>
           pairedDifference(means(single, score), means(arm, score))
         ),
@@ -652,12 +292,12 @@ async function report(
     required: REQUIRED_HEADROOM,
     enough: gain >= REQUIRED_HEADROOM,
   };
-  const conclusive = options.scale !== "quick" && plan.jobs.length > 1 &&
+  const conclusive = options.scale !== "quick" && study.jobs.length > 1 &&
     headroom.enough;
   const comparisons = compare(means, embeddings, fusions, conclusive);
-  const { capacity, distinguishability } = await inspect(options, plan);
+  const { capacity, distinguishability } = await inspect(options, study);
   const training: AblationReport["training"] = [];
-  for (const [name, { id }] of plan.trains) {
+  for (const [name, { id }] of study.trains) {
     const [embedding, concept, seed] = name.split("/");
     const log = await readConceptLog(options.cache, id);
     training.push({
@@ -673,7 +313,7 @@ async function report(
     format: "mix-of-show ablation 1",
     scale: options.scale,
     created: options.created ?? new Date().toISOString(),
-    concepts: plan.jobs.map(({ identity }) => ({
+    concepts: study.jobs.map(({ identity }) => ({
       name: identity.name,
       class: identity.class,
     })),
@@ -685,8 +325,8 @@ async function report(
     },
     settings: settings as unknown as Record<string, unknown>,
     base: {
-      lower: estimates(plan.jobs, rowsOf("base"), "base"),
-      ceiling: ceiling(plan.jobs, evidence, entries),
+      lower: estimates(study.jobs, rowsOf("base"), "base"),
+      ceiling: ceiling(study.jobs, evidence, entries),
     },
     arms,
     comparisons,
@@ -700,9 +340,9 @@ async function report(
     distinguishability,
     drift: driftOf,
     rows,
-    groups: groupMeans(rows, plan.jobs[0].prompts),
+    groups: groupMeans(rows, study.jobs[0].prompts),
     training,
-    hashes: { model: plan.base, clip: plan.clip, data: { ...plan.data } },
+    hashes: { model: study.base, clip: study.clip, data: { ...study.data } },
     machine: {
       backend: options.backend,
       workers: options.workers,
@@ -724,63 +364,10 @@ function finite({ mean, low, high }: Estimate): ScoreEstimate {
   return { mean: orNull(mean), low: orNull(low), high: orNull(high) };
 }
 
-/** Five decimals: more than a score of some pictures can say. */
-function rounded(value: number): number {
-  return Math.round(value * 1e5) / 1e5;
-}
-
-async function scoreRows(
-  options: AblationOptions,
-  plan: Plan,
-  seen: readonly SeenCell[],
-  evidence: ReadonlyMap<string, Evidence>,
-  entries: readonly GalleryEntry[],
-): Promise<Row[]> {
-  const clip = await loadClip(options.clip);
-  try {
-    const captions = new Map<string, Vector[]>();
-    for (const { identity, prompts } of plan.jobs) {
-      captions.set(
-        identity.name,
-        await embedTexts(
-          clip,
-          prompts.map((prompt) =>
-            options.settings.textPrefix + promptText(prompt, identity.class)
-          ),
-        ),
-      );
-    }
-    return seen.filter(({ concept }) => concept !== "").map((cell) => {
-      const scores = cell.pictures.map((picture, i) =>
-        scorePicture(
-          picture,
-          captions.get(cell.concept)![i],
-          evidence.get(cell.concept)!,
-          entries,
-          cell.concept,
-        )
-      );
-      const column = (score: ScoreName) =>
-        scores.map((one) => rounded(one[score]));
-      return {
-        arm: cell.arm,
-        concept: cell.concept,
-        seed: cell.seed,
-        text: column("text"),
-        image: column("image"),
-        masked: column("masked"),
-        retrieval: column("retrieval"),
-      };
-    });
-  } finally {
-    disposeClip(clip);
-  }
-}
-
 /** Means with hierarchical bootstrap: prompts in seeds in concepts. */
 function estimates(
   jobs: readonly ConceptJob[],
-  rows: readonly Row[],
+  rows: readonly ScoreRow[],
   arm: string,
 ): Scores {
   return Object.fromEntries(SCORES.map((score) => [
@@ -835,7 +422,7 @@ function driftTable(seen: readonly SeenCell[]): Record<string, number> {
 }
 
 function groupMeans(
-  rows: readonly Row[],
+  rows: readonly ScoreRow[],
   prompts: readonly Prompt[],
 ): AblationReport["groups"] {
   const arms = [...new Set(rows.map(({ arm }) => arm))];
@@ -858,12 +445,12 @@ function groupMeans(
 /** The paper's claims as differences that should be positive. */
 function compare(
   means: (arm: string, score: ScoreName) => number[],
-  embeddings: readonly Embedding[],
+  embeddings: readonly EmbeddingName[],
   fusions: readonly FusionName[],
   conclusive: boolean,
 ): Comparison[] {
   const all: Comparison[] = [];
-  const has = (embedding: Embedding, fusion?: FusionName) =>
+  const has = (embedding: EmbeddingName, fusion?: FusionName) =>
     embeddings.includes(embedding) &&
     (fusion === undefined || fusions.includes(fusion));
   const add = (
@@ -975,11 +562,11 @@ function verdict(
 /** What can be read off the trained concepts. */
 async function inspect(
   options: AblationOptions,
-  plan: Plan,
+  study: Study,
 ): Promise<Pick<AblationReport, "capacity" | "distinguishability">> {
   const model = await loadModel(options.model);
   try {
-    const n = plan.jobs.length;
+    const n = study.jobs.length;
     const { rank } = options.settings;
     const ratios = (tree: unknown): number[] => {
       const all = attentionSites(tree).map(({ inputs }) => n * rank / inputs);
@@ -988,8 +575,8 @@ async function inspect(
     const distinguishability: AblationReport["distinguishability"] = {};
     for (const embedding of options.embeddings ?? EMBEDDINGS) {
       const before: Vector[][] = [], after: Vector[][] = [];
-      for (const { identity } of plan.jobs) {
-        const { piece, id } = plan.trains.get(
+      for (const { identity } of study.jobs) {
+        const { piece, id } = study.trains.get(
           nameOf(embedding, identity.name, options.seeds[0]),
         )!;
         const start = await startConcept(
@@ -1077,22 +664,20 @@ export async function ablationPictures(
     pictures: { arm: string; id: string }[];
   }[]
 > {
-  const plan = await makePlan(options, await loadConceptArt());
+  const study = await plan(options);
   const seed = options.seeds[0];
   const result: {
     concept: string;
     text: string;
     pictures: { arm: string; id: string }[];
   }[] = [];
-  for (const { identity, prompts } of plan.jobs) {
+  for (const { identity, prompts } of study.jobs) {
     const step = Math.max(1, Math.floor(prompts.length / perConcept));
     for (let i = 0; i < prompts.length && i / step < perConcept; i += step) {
       const pictures: { arm: string; id: string }[] = [];
-      for (const cell of plan.cells) {
+      for (const cell of study.cells) {
         if (cell.concept !== identity.name || cell.seed !== seed) continue;
-        const piece = cell.samples[Math.floor(i / CHUNK)];
-        const id = await imageId(piece, piece.shots[i % CHUNK]);
-        pictures.push({ arm: cell.arm, id });
+        pictures.push({ arm: cell.arm, id: await pictureId(cell, i) });
       }
       result.push({
         concept: identity.name,

@@ -1,130 +1,288 @@
 /**
  * `ablation.json`: what the ablation writes and notebooks read.
  *
+ * Numbers that do not exist (an interval of one value, a share of nothing) are
+ * null, since JSON has neither NaN nor infinity.
+ *
  * @module
  */
 import { z } from "zod";
 
 /** The four scores. */
-export const SCORES = ["text", "image", "masked", "retrieval"] as const;
+export const SCORES: readonly ScoreName[] = [
+  "text",
+  "image",
+  "masked",
+  "retrieval",
+];
 
-/** Name of a score. */
-export type ScoreName = typeof SCORES[number];
+/**
+ * Name of a score: text alignment (2.5·max(cos, 0), class word in the caption),
+ * image alignment (mean of max(cos, 0) over references), masked image alignment
+ * (references cut to their masks, best window of the picture), and the share of
+ * pictures whose nearest gallery entry is the identity.
+ */
+export type ScoreName = "text" | "image" | "masked" | "retrieval";
 
-// JSON knows no infinity: an interval of one value has no ends.
-const number = z.number().nullable();
+/** A number, or null where there is none. */
+export type Maybe = number | null;
 
-const estimate = z.object({
-  mean: number.describe("mean over concepts, seeds and prompts"),
-  low: number.describe("lower end of the 95 % interval"),
-  high: number.describe("upper end"),
-});
+/** A mean with its 95 % interval. */
+export interface ScoreEstimate {
+  /** Mean over concepts, seeds and prompts. */
+  mean: Maybe;
+  /** Lower end. */
+  low: Maybe;
+  /** Upper end. */
+  high: Maybe;
+}
 
+/** All four scores. */
+export type Scores = Record<ScoreName, ScoreEstimate>;
+
+/** How one layer was fitted: mean squared feature errors. */
+export interface LayerFit {
+  /** `textEncoder`, `kv` or `spatial`. */
+  stage: string;
+  /** Path of the layer. */
+  layer: string;
+  /** Rows over all concepts. */
+  rows: number;
+  /** Input features. */
+  features: number;
+  /** Of the base weight. */
+  before: Maybe;
+  /** Of the fused weight. */
+  after: Maybe;
+  /** Of weight fusion. */
+  average: Maybe;
+}
+
+/** A fused arm. */
+export interface Arm {
+  /** Which embedding its concepts have. */
+  embedding: "lora" | "edlora";
+  /** How they were fused. */
+  fusion: "weight" | "gradient" | "weight_best_lambda";
+  /** Factor of the sum of ΔW; null for gradient fusion. */
+  lambda: Maybe;
+  /** Before fusion: each single-concept model. */
+  single: Scores;
+  /** After fusion: one model for all concepts. */
+  fused: Scores;
+  /** Single − fused, paired by concept, Student's t interval. */
+  loss: Scores;
+  /** (fused − lower) / (single − lower) of the means; null for text. */
+  retained: Scores;
+  /** Time of fusion, first seed. */
+  fusionSeconds: Maybe;
+  /** 1 − cosine to the base's picture of the same noise, other prompts. */
+  drift: Maybe;
+  /** Layers of gradient fusion, first seed. */
+  layers: LayerFit[];
+}
+
+/** What became of a claim. */
+export type Verdict =
+  | "reproduced"
+  | "not shown"
+  | "reversed"
+  | "no conclusion";
+
+/** A claim of the paper as a difference that should be positive. */
+export interface Comparison {
+  /** The arms. */
+  id: string;
+  /** The claim in words. */
+  claim: string;
+  /** By which score. */
+  score: ScoreName;
+  /** Mean difference over concepts. */
+  mean: Maybe;
+  /** Lower end of Student's t interval. */
+  low: Maybe;
+  /** Upper end. */
+  high: Maybe;
+  /** Concepts. */
+  n: number;
+  /** Concepts with a positive difference. */
+  wins: number;
+  /** Interval above 0, below 0, or neither; none where nothing can be said. */
+  verdict: Verdict;
+}
+
+/** Scores of one arm for one concept and seed, a value a prompt. */
+export interface ScoreRow {
+  /** `base`, `lora.single`, `lora.weight`, … */
+  arm: string;
+  /** Proper name. */
+  concept: string;
+  /** Training seed. */
+  seed: number;
+  /** In the order of `prompts.indices`. */
+  text: number[];
+  /** In the same order. */
+  image: number[];
+  /** In the same order. */
+  masked: number[];
+  /** 0 or 1, in the same order. */
+  retrieval: number[];
+}
+
+/** Cosines between pairs of concepts. */
+export interface PairCosines {
+  /** Mean over pairs. */
+  mean: Maybe;
+  /** Most alike pair. */
+  max: Maybe;
+}
+
+/** What `ablation.json` holds. */
+export interface AblationReport {
+  /** Kind and version of the document. */
+  format: "mix-of-show ablation 1";
+  /** Which of the command's scales; `custom` if options changed it. */
+  scale: "quick" | "default" | "full" | "custom";
+  /** ISO date. */
+  created: string;
+  /** The identities. */
+  concepts: { name: string; class: string }[];
+  /** Training seeds. */
+  seeds: number[];
+  /** Which prompts of each concept. */
+  prompts: { perConcept: number; indices: number[]; sha256: string };
+  /** The preset in full. */
+  settings: Record<string, unknown>;
+  /** Bounds: class word on the untouched base; references among themselves. */
+  base: { lower: Scores; ceiling: Scores };
+  /** Fused arms by name, such as `edlora.gradient`. */
+  arms: Record<string, Arm>;
+  /** The paper's claims. */
+  comparisons: Comparison[];
+  /** Median over concepts of single − lower image alignment. */
+  headroom: { median: Maybe; required: number; enough: boolean };
+  /** A sentence computed from the numbers. */
+  verdict: string;
+  /** The gallery of retrieval. */
+  retrieval: { chance: number; gallery: string[] };
+  /** n·r/d, smallest and largest over adapted layers. */
+  capacity: {
+    rank: number;
+    n: number;
+    unet: number[];
+    textEncoder: number[];
+  };
+  /** Cosines between the learned V of pairs of concepts, by embedding. */
+  distinguishability: Record<
+    string,
+    { before: PairCosines; after: PairCosines }
+  >;
+  /** Drift by arm. */
+  drift: Record<string, Maybe>;
+  /** Every score. */
+  rows: ScoreRow[];
+  /** Means by prompt group. */
+  groups: { arm: string; group: string; text: Maybe; image: Maybe }[];
+  /** Training runs. */
+  training: {
+    embedding: string;
+    concept: string;
+    seed: number;
+    seconds: number;
+    losses: number[];
+  }[];
+  /** SHA-256 of base model, CLIP and training data. */
+  hashes: { model: string; clip: string; data: Record<string, string> };
+  /** Where it ran. */
+  machine: {
+    backend: string;
+    workers: number;
+    processors: number;
+    deno: string;
+    library: string;
+    tfjs: string;
+  };
+  /** Seconds of each stage of the last run; cached pieces take none. */
+  timings: Record<string, number>;
+}
+
+const maybe = z.number().nullable();
+const estimate = z.object({ mean: maybe, low: maybe, high: maybe });
 const scores = z.object({
-  text: estimate.describe(
-    "text alignment: 2.5·max(cos, 0) with the class word in the caption",
-  ),
-  image: estimate.describe(
-    "image alignment: mean of max(cos, 0) over all references",
-  ),
-  masked: estimate.describe(
-    "masked image alignment: references cut to their masks, best window of the picture",
-  ),
-  retrieval: estimate.describe(
-    "share of pictures whose nearest gallery entry is the identity",
-  ),
+  text: estimate,
+  image: estimate,
+  masked: estimate,
+  retrieval: estimate,
 });
+const scoreName = z.enum(["text", "image", "masked", "retrieval"]);
+const pair = z.object({ mean: maybe, max: maybe });
 
-const arm = z.object({
-  embedding: z.enum(["lora", "edlora"]),
-  fusion: z.enum(["weight", "gradient", "weight_best_lambda"]),
-  lambda: number.describe("factor of the sum of ΔW; null for gradient fusion"),
-  single: scores.describe("before fusion: each single-concept model"),
-  fused: scores.describe("after fusion: one model for all concepts"),
-  loss: scores.describe("single − fused, paired by concept, t interval"),
-  retained: scores.describe(
-    "(fused − lower) / (single − lower) of the means, bootstrap over concepts; for text: fused / single is not meaningful and NaN is written as null",
-  ),
-  fusionSeconds: number,
-  drift: number.describe(
-    "1 − cosine to the base's picture of the same noise, on concept-free prompts",
-  ),
-  layers: z.array(z.object({
-    stage: z.string(),
-    layer: z.string(),
-    rows: z.number(),
-    features: z.number(),
-    before: number,
-    after: number,
-    average: number,
-  })).describe("gradient fusion, first seed: mean squared feature error"),
-});
-
-const comparison = z.object({
-  id: z.string(),
-  claim: z.string().describe("what the paper says"),
-  score: z.enum(SCORES),
-  mean: number,
-  low: number,
-  high: number,
-  n: z.number().describe("concepts"),
-  wins: z.number().describe("concepts with a positive difference"),
-  verdict: z.enum([
-    "reproduced",
-    "not shown",
-    "reversed",
-    "no conclusion",
-  ]),
-});
-
-/** Schema of `ablation.json`. */
-export const ablationSchema = z.object({
+/** Schema of {@linkcode AblationReport}. */
+export const ablationSchema: z.ZodType<AblationReport> = z.object({
   format: z.literal("mix-of-show ablation 1"),
   scale: z.enum(["quick", "default", "full", "custom"]),
-  created: z.string().describe("ISO date"),
-  concepts: z.array(z.object({
-    name: z.string(),
-    class: z.string(),
-  })),
+  created: z.string(),
+  concepts: z.array(z.object({ name: z.string(), class: z.string() })),
   seeds: z.array(z.number()),
   prompts: z.object({
     perConcept: z.number(),
     indices: z.array(z.number()),
     sha256: z.string(),
   }),
-  settings: z.record(z.string(), z.unknown()).describe("the preset in full"),
-  base: z.object({
-    lower: scores.describe("class word on the untouched base model"),
-    ceiling: scores.describe("the references themselves, leave one out"),
-  }),
-  arms: z.record(z.string(), arm),
-  comparisons: z.array(comparison),
+  settings: z.record(z.string(), z.unknown()),
+  base: z.object({ lower: scores, ceiling: scores }),
+  arms: z.record(
+    z.string(),
+    z.object({
+      embedding: z.enum(["lora", "edlora"]),
+      fusion: z.enum(["weight", "gradient", "weight_best_lambda"]),
+      lambda: maybe,
+      single: scores,
+      fused: scores,
+      loss: scores,
+      retained: scores,
+      fusionSeconds: maybe,
+      drift: maybe,
+      layers: z.array(z.object({
+        stage: z.string(),
+        layer: z.string(),
+        rows: z.number(),
+        features: z.number(),
+        before: maybe,
+        after: maybe,
+        average: maybe,
+      })),
+    }),
+  ),
+  comparisons: z.array(z.object({
+    id: z.string(),
+    claim: z.string(),
+    score: scoreName,
+    mean: maybe,
+    low: maybe,
+    high: maybe,
+    n: z.number(),
+    wins: z.number(),
+    verdict: z.enum(["reproduced", "not shown", "reversed", "no conclusion"]),
+  })),
   headroom: z.object({
-    median: number.describe(
-      "median over concepts of single − lower image alignment (ED-LoRA)",
-    ),
+    median: maybe,
     required: z.number(),
     enough: z.boolean(),
   }),
-  verdict: z.string().describe("a sentence computed from the numbers"),
-  retrieval: z.object({
-    chance: z.number(),
-    gallery: z.array(z.string()),
-  }),
+  verdict: z.string(),
+  retrieval: z.object({ chance: z.number(), gallery: z.array(z.string()) }),
   capacity: z.object({
     rank: z.number(),
     n: z.number(),
-    unet: z.array(z.number()).describe("n·r/d, smallest and largest layer"),
+    unet: z.array(z.number()),
     textEncoder: z.array(z.number()),
   }),
   distinguishability: z.record(
     z.string(),
-    z.object({
-      before: z.object({ mean: number, max: number }),
-      after: z.object({ mean: number, max: number }),
-    }),
-  ).describe("cosines between the learned V of pairs of concepts"),
-  drift: z.record(z.string(), number).describe("by model kind"),
+    z.object({ before: pair, after: pair }),
+  ),
+  drift: z.record(z.string(), maybe),
   rows: z.array(z.object({
     arm: z.string(),
     concept: z.string(),
@@ -133,13 +291,13 @@ export const ablationSchema = z.object({
     image: z.array(z.number()),
     masked: z.array(z.number()),
     retrieval: z.array(z.number()),
-  })).describe("one value a prompt, in the order of prompts.indices"),
+  })),
   groups: z.array(z.object({
     arm: z.string(),
     group: z.string(),
-    text: number,
-    image: number,
-  })).describe("means by prompt group"),
+    text: maybe,
+    image: maybe,
+  })),
   training: z.array(z.object({
     embedding: z.string(),
     concept: z.string(),
@@ -160,20 +318,5 @@ export const ablationSchema = z.object({
     library: z.string(),
     tfjs: z.string(),
   }),
-  timings: z.record(z.string(), z.number()).describe("seconds of each stage"),
+  timings: z.record(z.string(), z.number()),
 });
-
-/** What `ablation.json` holds. */
-export type AblationReport = z.infer<typeof ablationSchema>;
-
-/** A score with its interval. */
-export type ScoreEstimate = z.infer<typeof estimate>;
-
-/** Four scores. */
-export type Scores = z.infer<typeof scores>;
-
-/** A fused arm. */
-export type Arm = z.infer<typeof arm>;
-
-/** A comparison of two arms. */
-export type Comparison = z.infer<typeof comparison>;

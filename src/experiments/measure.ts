@@ -3,7 +3,7 @@
  *
  * @module
  */
-import type { Embedding } from "../evaluation/clip.ts";
+import type { ClipVector } from "../evaluation/clip.ts";
 import {
   cosine,
   imageAlignment,
@@ -17,17 +17,17 @@ import type { ScoreName } from "./ablation_schema.ts";
 /** Embedded references of a concept. */
 export interface Evidence {
   /** Whole references. */
-  readonly whole: readonly Embedding[];
+  readonly whole: readonly ClipVector[];
   /** References cut to their masks. */
-  readonly masked: readonly Embedding[];
+  readonly masked: readonly ClipVector[];
 }
 
 /** A picture's embeddings. */
 export interface Seen {
   /** Of the whole picture. */
-  readonly whole: Embedding;
+  readonly whole: ClipVector;
   /** Of windows in it. */
-  readonly views: readonly Embedding[];
+  readonly views: readonly ClipVector[];
 }
 
 /** Scores of one picture. */
@@ -54,8 +54,8 @@ export function promptRegion(prompt: Pick<Prompt, "facts">): Box | null {
  * @param masked Cut references.
  */
 export function maskedAlignment(
-  views: readonly Embedding[],
-  masked: readonly Embedding[],
+  views: readonly ClipVector[],
+  masked: readonly ClipVector[],
 ): number {
   return Math.max(...views.map((view) => imageAlignment(view, masked)));
 }
@@ -64,14 +64,14 @@ export function maskedAlignment(
  * The four scores of a picture.
  *
  * @param seen Its embeddings.
- * @param caption Embedding of its prefixed caption with the class word.
+ * @param caption ClipVector of its prefixed caption with the class word.
  * @param evidence References of its concept.
  * @param entries Gallery of all identities and look-alikes.
  * @param concept Its concept's label in the gallery.
  */
 export function scorePicture(
   seen: Seen,
-  caption: Embedding,
+  caption: ClipVector,
   evidence: Evidence,
   entries: readonly GalleryEntry[],
   concept: string,
@@ -98,7 +98,7 @@ export function scoreReferences(
   concept: string,
 ): Readonly<Record<Exclude<ScoreName, "text">, number>>[] {
   return evidence.whole.map((whole, i) => {
-    const others = (rows: readonly Embedding[]) =>
+    const others = (rows: readonly ClipVector[]) =>
       rows.filter((_, j) => j !== i);
     return {
       image: imageAlignment(whole, others(evidence.whole)),
@@ -118,8 +118,8 @@ export function scoreReferences(
  * @returns Mean of 1 − cosine.
  */
 export function drift(
-  pictures: readonly Embedding[],
-  base: readonly Embedding[],
+  pictures: readonly ClipVector[],
+  base: readonly ClipVector[],
 ): number {
   return pictures.reduce((sum, row, i) => sum + 1 - cosine(row, base[i]), 0) /
     pictures.length;

@@ -11,6 +11,7 @@ import type { TrainConfig } from "../customize/train.ts";
 import type { Box } from "../evaluation/preprocess.ts";
 import { joinPath } from "../io/files.ts";
 import type { GradientSettings, SamplingSettings } from "./presets.ts";
+import type { ComposePiece, ViewsPiece } from "./compose.ts";
 
 /** Trains one concept. */
 export interface TrainPiece {
@@ -95,7 +96,9 @@ export type Piece =
   | FusePiece
   | SamplePiece
   | EmbedPiece
-  | ReferencePiece;
+  | ReferencePiece
+  | ComposePiece
+  | ViewsPiece;
 
 /** Where the results of pieces lie, below a cache folder. */
 export const store = {

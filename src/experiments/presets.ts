@@ -13,13 +13,13 @@ import type { SamplerName } from "../diffusion/samplers.ts";
 import type { TargetName } from "../customize/lora.ts";
 
 /** The two embeddings that the ablation compares. */
-export type Embedding = "lora" | "edlora";
+export type EmbeddingName = "lora" | "edlora";
 
 /** Both, in the order of the tables. */
-export const EMBEDDINGS: readonly Embedding[] = ["lora", "edlora"];
+export const EMBEDDINGS: readonly EmbeddingName[] = ["lora", "edlora"];
 
 /** The method behind an embedding. */
-export const METHOD_OF: Readonly<Record<Embedding, MethodName>> = {
+export const METHOD_OF: Readonly<Record<EmbeddingName, MethodName>> = {
   lora: "lora",
   edlora: "ed-lora",
 };
@@ -57,7 +57,7 @@ export interface ExperimentPreset {
   readonly sampling: SamplingSettings;
   readonly gradient: GradientSettings;
   /** λ of the tuned plain sum, for each embedding, chosen at n = 4. */
-  readonly bestLambda: Readonly<Record<Embedding, number>>;
+  readonly bestLambda: Readonly<Record<EmbeddingName, number>>;
   /** What stands before a caption in text alignment. */
   readonly textPrefix: string;
 }

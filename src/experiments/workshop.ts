@@ -22,8 +22,8 @@ import { customize } from "../customize/train.ts";
 import { generate } from "../diffusion/pipeline.ts";
 import {
   type ClipModel,
+  type ClipVector,
   disposeClip,
-  type Embedding,
   embedImages,
   loadClip,
 } from "../evaluation/clip.ts";
@@ -66,6 +66,12 @@ import {
   store,
   type TrainPiece,
 } from "./pieces.ts";
+import {
+  isComposed,
+  runCompose,
+  runViews,
+  type ViewsPiece,
+} from "./compose.ts";
 import { pieceId } from "./store.ts";
 
 /** What a workshop is opened with; plain data. */
@@ -76,6 +82,8 @@ export interface WorkshopInit {
   readonly clip?: string;
   /** Folder of finished pieces. */
   readonly cache: string;
+  /** Folders of condition networks, by the names that layouts use. */
+  readonly networks?: Readonly<Record<string, string>>;
 }
 
 /** How far a piece is: from 0 to `total`. */
@@ -170,6 +178,7 @@ export async function isDone(cache: string, piece: Piece): Promise<boolean> {
     }
     return true;
   }
+  if (piece.kind === "compose") return await isComposed(cache, piece);
   const id = await pieceId(piece);
   switch (piece.kind) {
     case "train":
@@ -219,6 +228,17 @@ export async function openWorkshop(init: WorkshopInit): Promise<Workshop> {
             cache,
             piece,
           );
+        case "compose":
+          return await runCompose(
+            (ref, use) => withModel(base, cache, ref, use),
+            await needArt(),
+            cache,
+            init.networks ?? {},
+            piece,
+            tell,
+          );
+        case "views":
+          return await runViews(await needClip(), cache, piece, tell);
       }
     },
     [Symbol.dispose]() {
@@ -473,7 +493,7 @@ async function runSample(
 }
 
 /** Embeddings as one tensor [n, d]. */
-function rows(embeddings: readonly Embedding[]): RawTensor {
+function rows(embeddings: readonly ClipVector[]): RawTensor {
   const width = embeddings[0].length;
   const values = new Float32Array(embeddings.length * width);
   embeddings.forEach((row, i) => values.set(row, i * width));
@@ -546,12 +566,12 @@ async function runReference(
  */
 export async function readEmbeddings(
   cache: string,
-  piece: EmbedPiece | ReferencePiece,
-): Promise<Map<string, Embedding[]>> {
+  piece: EmbedPiece | ReferencePiece | ViewsPiece,
+): Promise<Map<string, ClipVector[]>> {
   const path = store.embedding(cache, await pieceId(piece));
   const file = await openSafetensors(path);
   try {
-    const result = new Map<string, Embedding[]>();
+    const result = new Map<string, ClipVector[]>();
     for (const name of file.entries.keys()) {
       const raw = await file.read(name);
       const values = toFloat32(raw);

@@ -79,6 +79,15 @@ export interface FeatureOptions extends CollectOptions {
    */
   readonly templates?: readonly string[];
   /**
+   * Which token positions count: `official` stops at the end token, and of those
+   * takes V's and the end token's for keys and values; `full` takes all the UNet
+   * attends to, padding included, without which a concept fused alone is not
+   * quite itself.
+   *
+   * @default "official"
+   */
+  readonly positions?: "official" | "full";
+  /**
    * Sampling steps of the run that spatial layers are observed in.
    *
    * @default 20
@@ -153,6 +162,21 @@ export const OFFICIAL_ITERATIONS: Readonly<
   Record<"textEncoder" | "kv" | "spatial", number>
 > = { textEncoder: 500, kv: 500, spatial: 50 };
 
+/**
+ * Settings of the official code: L-BFGS, 500 iterations for text encoder, keys
+ * and values, 50 for the rest; 20 steps of DPM-Solver++ 2M.
+ */
+export const OFFICIAL_FUSION: FuseOptions = {
+  method: "lbfgs",
+  stageIterations: OFFICIAL_ITERATIONS,
+  layers: "attention",
+  templates: ["photo of a {}", "{}"],
+  positions: "official",
+  steps: 20,
+  sampler: "dpmpp_2m",
+  images: 1,
+};
+
 /** A layer has been fused. */
 export interface FuseLayerRecord {
   readonly type: "layer";
@@ -209,10 +233,10 @@ function phraseOf(concept: Concept): string {
   return phrase;
 }
 
-/** A prompt's token ids bound to one site, without padding. */
+/** A prompt's token ids bound to one site. */
 interface BoundRow {
   readonly ids: number[];
-  /** Positions of V's tokens and of the end token. */
+  /** Positions that keys and values are fitted on. */
   readonly positions: number[];
 }
 
@@ -231,12 +255,13 @@ function bindSite(
   concept: Concept,
   template: string,
   i: number,
+  positions: "official" | "full" = "official",
 ): BoundRow {
   const { tokenizer, added } = model;
-  const own = concept.tokens.map(({ token }) => token);
+  const learned = concept.tokens.map(({ token }) => token);
   const bind = (text: string) =>
     // Longest first: one token may be the beginning of another.
-    own.toSorted((a, b) => b.length - a.length).reduce((bound, token) => {
+    learned.toSorted((a, b) => b.length - a.length).reduce((bound, token) => {
       const at = added!.sites[token];
       return bound.replaceAll(
         token,
@@ -244,22 +269,32 @@ function bindSite(
       );
     }, text);
   const phrase = phraseOf(concept);
+  const text = bind(template.replaceAll("{}", phrase));
+  if (positions === "full") {
+    const { ids } = tokenizer.encode(text);
+    return { ids, positions: ids.map((_, at) => at) };
+  }
   const room = tokenizer.modelMaxLength - 2;
-  const text = tokenizer.tokenize(bind(template.replaceAll("{}", phrase)))
-    .slice(0, room);
-  const ids = [tokenizer.bosId, ...text, tokenizer.eosId];
+  const tokens = tokenizer.tokenize(text).slice(0, room);
+  const ids = [tokenizer.bosId, ...tokens, tokenizer.eosId];
   // The official rule, ids ≥ the end token's, is the same for V made of learned
   // tokens only; where a plain word is part of V, it counts here too.
   const words = tokenizer.tokenize(bind(phrase));
   const start = ids.findLastIndex((_, at) =>
     words.every((id, k) => ids[at + k] === id)
   );
-  const positions = start < 0 ? [] : words.map((_, k) => start + k);
-  return { ids, positions: [...positions, ids.length - 1] };
+  const own = start < 0 ? [] : words.map((_, k) => start + k);
+  return { ids, positions: [...own, ids.length - 1] };
 }
 
-/** ΔW of a leaf on the host, as factors; dense for DoRA. */
-async function hostDelta(
+/**
+ * ΔW of an adapter leaf on the host, as factors; dense for DoRA.
+ *
+ * @param low The leaf.
+ * @param weight The layer's W₀.
+ * @param alpha Strength.
+ */
+export async function hostDelta(
   low: LowRank,
   weight: tf.Tensor,
   alpha: number,
@@ -341,9 +376,18 @@ class StageProblems {
   }
 }
 
-/** W₀ + ΔW as a tensor of W₀'s shape. */
-function applied(weight: tf.Tensor, delta: Delta): tf.Tensor {
-  const { rows, columns, data } = denseDelta(delta);
+/**
+ * W₀ + ΔW.
+ *
+ * @param weight W₀ [in, out] or HWIO.
+ * @param delta ΔW, as factors or [in, out].
+ * @returns A new tensor of W₀'s shape.
+ */
+export function applyDelta(
+  weight: tf.Tensor,
+  delta: Delta | Matrix,
+): tf.Tensor {
+  const { rows, columns, data } = "down" in delta ? denseDelta(delta) : delta;
   return tf.tidy(() =>
     weight.add(
       tf.tensor2d(Float32Array.from(data), [rows, columns])
@@ -381,7 +425,7 @@ function attachSome(model: Model, adapter: Adapter, alpha: number): Model {
 
 /**
  * The inputs of text encoder layers for a concept's prompts, each bound to
- * every site, all positions, without padding.
+ * every site, all positions up to the end token (or all, see `positions`).
  *
  * @param model Base model with the concept's tokens, no adapter attached.
  * @param concept The concept.
@@ -406,7 +450,7 @@ export function textStatistics(
     for (const template of templates) {
       const rows = Array.from(
         { length: ways },
-        (_, i) => bindSite(model, concept, template, i).ids,
+        (_, i) => bindSite(model, concept, template, i, options.positions).ids,
       );
       tf.tidy(() =>
         void textEncoder(params, config, rows, {
@@ -423,7 +467,7 @@ export function textStatistics(
 
 /**
  * The inputs of keys and values for a concept: states of its prompts at the
- * positions of V and of the end token, at each layer those of its own binding.
+ * positions of V and of the end token (or all), at each layer those of its own binding.
  *
  * @param model Model whose text encoder makes the states (the fused one).
  * @param concept The concept, its tokens added to the model.
@@ -460,7 +504,9 @@ export async function keyValueStatistics(
   // One batch a template: all its bindings are equally long.
   const parts = new Map<number, Matrix[]>(sites.map((site) => [site, []]));
   for (const template of templates) {
-    const rows = sites.map((site) => bindSite(model, concept, template, site));
+    const rows = sites.map((site) =>
+      bindSite(model, concept, template, site, options.positions)
+    );
     const last = tf.tidy(() =>
       textEncoder(params, config, rows.map(({ ids }) => ids), {
         ...(model.added ? { added: model.added.vectors } : {}),
@@ -599,6 +645,10 @@ function check(
     throw cannot(what, "method closed or lbfgs", String(method));
   }
   if (!(ridge >= 0)) throw cannot(what, "a ridge ≥ 0", ridge);
+  const { positions = "official" } = options;
+  if (positions !== "official" && positions !== "full") {
+    throw cannot(what, "positions official or full", String(positions));
+  }
   if (templates.length === 0 || templates.some((t) => !t.includes("{}"))) {
     throw cannot(what, "templates with {} in them", templates);
   }
@@ -694,7 +744,7 @@ export async function* fuse(
         iterations: options.iterations ?? options.stageIterations?.[name] ??
           OFFICIAL_ITERATIONS[name],
       }, lambda);
-      const weight = applied(weightAt(path), solution.delta);
+      const weight = applyDelta(weightAt(path), solution.delta);
       made.push(weight);
       changed.set(path, weight);
       yield {

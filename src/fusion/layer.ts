@@ -20,6 +20,7 @@ import {
 } from "../optim/lbfgs.ts";
 import {
   beside,
+  blockDiagonal,
   combine,
   gram,
   identity,
@@ -52,7 +53,11 @@ export function denseDelta(delta: Delta): Matrix {
 
 /** How a layer's least squares problem is solved. */
 export interface SolveOptions {
-  /** @default "closed" */
+  /**
+   * The exact minimiser, or an iterative one as in the official code.
+   *
+   * @default "closed"
+   */
   readonly method?: "closed" | "lbfgs";
   /**
    * Closed form: added to the diagonal of Σ Gᵢ, relative to its mean. It pulls
@@ -90,7 +95,7 @@ export interface SolveOptions {
 }
 
 /** The default ridge of {@linkcode SolveOptions}. */
-export const DEFAULT_RIDGE = 1e-5;
+export const DEFAULT_RIDGE: number = 1e-5;
 
 /** A solved layer. */
 export interface LayerSolution {
@@ -117,14 +122,18 @@ export interface LayerSolution {
  */
 export class InputSystem {
   /** Rows over all concepts. */
-  rows = 0;
+  rows: number = 0;
   /** Rows weighted by wᵢ: what a mean divides by. */
-  weight = 0;
+  weight: number = 0;
   #stacked: Matrix | undefined;
   #gram: Matrix | undefined;
   #factors = new Map<string, (right: Matrix) => Matrix>();
 
-  /** @param features Input features d. */
+  /**
+   * An empty sum.
+   *
+   * @param features Input features d.
+   */
   constructor(readonly features: number) {
     this.#stacked = matrix(0, features);
   }
@@ -223,14 +232,6 @@ function scaled(a: Matrix, factor: number): Matrix {
     : matrix(a.rows, a.columns, a.data.map((x) => factor * x));
 }
 
-/** a and b as the diagonal blocks of a larger matrix. */
-function blockDiagonal(a: Matrix, b: Matrix): Matrix {
-  return stack(
-    beside(a, matrix(a.rows, b.columns)),
-    beside(matrix(b.rows, a.columns), b),
-  );
-}
-
 /** The least squares problem of one layer, summed over concepts. */
 export class LayerProblem {
   /** [d, R]: downᵢ side by side. */
@@ -247,6 +248,8 @@ export class LayerProblem {
   #concepts = 0;
 
   /**
+   * A problem without concepts.
+   *
    * @param system The inputs; add a concept there first, then here.
    * @param outputs Output features.
    */

@@ -83,7 +83,7 @@ export interface AccumulateOptions {
  */
 export class GramAccumulator {
   /** Number of rows added. */
-  count = 0;
+  count: number = 0;
   readonly #features: number;
   readonly #accuracy: Accuracy;
   readonly #blockRows: number;
@@ -93,6 +93,8 @@ export class GramAccumulator {
   #gram: Matrix | undefined;
 
   /**
+   * An empty sum.
+   *
    * @param features Features of a row.
    * @param options Accuracy and when to give up keeping rows.
    */
@@ -141,26 +143,49 @@ export class GramAccumulator {
   }
 
   /** Brings what waits on the backend to the host and frees it there. */
-  async flush(): Promise<void> {
-    const pending = this.#pending;
-    this.#pending = [];
-    const d = this.#features;
+  flush(): Promise<void> {
+    return GramAccumulator.flushAll([this]);
+  }
+
+  /**
+   * Flushes several at once: one transfer from the backend instead of one each.
+   *
+   * @param sums The accumulators.
+   */
+  static async flushAll(sums: Iterable<GramAccumulator>): Promise<void> {
+    const waiting = [...sums].flatMap((sum) => {
+      const pending = sum.#pending;
+      sum.#pending = [];
+      return pending.map((part) => ({ sum, ...part }));
+    });
+    if (waiting.length === 0) return;
+    const tensors = waiting.map(({ tensor }) => tensor);
+    const together = tf.tidy(() =>
+      tensors.length === 1
+        ? tensors[0].clone()
+        : tf.concat(tensors.map((t) => t.flatten()), 0)
+    );
     try {
-      for (const { kind, tensor } of pending) {
-        const values = Float64Array.from(await tensor.data());
-        if (kind === "rows") {
-          this.#rows.push(values);
-          if (this.count > this.#keepRows) this.#collapse();
-        } else {
-          this.#gram ??= matrix(d, d);
-          for (let i = 0; i < values.length; i++) {
-            this.#gram.data[i] += values[i];
-          }
-        }
+      const values = await together.data();
+      let at = 0;
+      for (const { sum, kind, tensor } of waiting) {
+        sum.#take(kind, values.subarray(at, at + tensor.size));
+        at += tensor.size;
       }
     } finally {
-      tf.dispose(pending.map(({ tensor }) => tensor));
+      tf.dispose([together, ...tensors]);
     }
+  }
+
+  #take(kind: "rows" | "gram", values: ArrayLike<number>): void {
+    const d = this.#features;
+    if (kind === "rows") {
+      this.#rows.push(Float64Array.from(values));
+      if (this.count > this.#keepRows) this.#collapse();
+      return;
+    }
+    this.#gram ??= matrix(d, d);
+    for (let i = 0; i < values.length; i++) this.#gram.data[i] += values[i];
   }
 
   /**
@@ -322,9 +347,8 @@ export function collector(
     );
   };
   const distinct = () => new Set(groups.values());
-  const flush = async () => {
-    for (const { sum } of distinct()) await sum.flush();
-  };
+  const sums = () => [...distinct()].map(({ sum }) => sum);
+  const flush = () => GramAccumulator.flushAll(sums());
   const finish = async () => {
     const missing = [...wanted.values()].filter((path) => !groups.has(path));
     if (missing.length > 0) {
@@ -334,6 +358,7 @@ export function collector(
         `nothing at ${missing.join(", ")}`,
       );
     }
+    await flush();
     const finished = new Map<Group, Stats>();
     for (const group of distinct()) {
       finished.set(group, await group.sum.finish());
@@ -346,7 +371,7 @@ export function collector(
     );
   };
   const dispose = () => {
-    for (const { sum } of distinct()) sum.dispose();
+    for (const sum of sums()) sum.dispose();
   };
   return { tap, flush, finish, dispose };
 }

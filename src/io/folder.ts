@@ -53,6 +53,37 @@ function candidates(variant: string | undefined): string[] {
 }
 
 /**
+ * Which of the files of a component hold the weights to load: one
+ * `.safetensors` file or the index of its shards.
+ *
+ * @param names Names of the files in the component's folder.
+ * @param variant The variant to prefer (`"fp16"`).
+ * @param what What is being done, for the message.
+ * @throws If there are none; the error says what was looked for, and refuses
+ * pickle files (`.bin`, `.ckpt`), which can run code when they are loaded.
+ */
+export function chooseWeights(
+  names: readonly string[],
+  variant: string | undefined,
+  what: string,
+): string {
+  const wanted = candidates(variant);
+  const found = wanted.find((name) => names.includes(name));
+  if (found) return found;
+  const pickles = names.filter((name) => PICKLES.test(name));
+  const looked = `one of ${wanted.join(", ")}`;
+  if (pickles.length > 0) {
+    throw cannot(
+      what,
+      looked,
+      `only ${pickles.join(", ")}: pickle files can run any code when they ` +
+        "are loaded and are refused; convert them to safetensors first",
+    );
+  }
+  throw cannot(what, looked, names.join(", ") || "an empty folder");
+}
+
+/**
  * Where the weights of a component lie: the path of one `.safetensors` file or
  * of the index of its shards.
  *
@@ -69,20 +100,7 @@ export async function componentPath(
   const path = joinPath(folder, component);
   const what = `load ${component || "weights"} from ${path}`;
   const present = await namesIn(path, what);
-  const names = candidates(options.variant);
-  const found = names.find((name) => present.includes(name));
-  if (found) return joinPath(path, found);
-  const pickles = present.filter((name) => PICKLES.test(name));
-  const looked = `one of ${names.join(", ")}`;
-  if (pickles.length > 0) {
-    throw cannot(
-      what,
-      looked,
-      `only ${pickles.join(", ")}: pickle files can run any code when they ` +
-        "are loaded and are refused; convert them to safetensors first",
-    );
-  }
-  throw cannot(what, looked, present.join(", ") || "an empty folder");
+  return joinPath(path, chooseWeights(present, options.variant, what));
 }
 
 async function namesIn(path: string, what: string): Promise<string[]> {

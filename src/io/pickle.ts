@@ -18,6 +18,7 @@ import { pathOf } from "./files.ts";
 import {
   type DType,
   DTYPE_BYTES,
+  openSafetensors,
   type RawTensor,
   type SafetensorsFile,
   type TensorEntry,
@@ -179,14 +180,41 @@ export async function openPickle(
 }
 
 /**
- * Whether a file begins like an archive of PyTorch's or a bare pickle.
+ * Whether a file begins like an archive of PyTorch's or a bare pickle, and not
+ * like safetensors.
  *
- * @param head The first bytes, at least 4 of them.
+ * @param head The first bytes, at least 9 of them.
  */
 export function isPickle(head: Uint8Array): boolean {
+  // A safetensors header may have any length, so any first bytes.
+  if (head[8] === 0x7b) return false;
   const zip = head[0] === 0x50 && head[1] === 0x4b;
   const pickle = head[0] === 0x80 && head[1] >= 2 && head[1] <= 5;
   return zip || pickle;
+}
+
+/**
+ * Opens a file of named tensors by what is in it: safetensors, or a `.pth` of
+ * plain tensors.
+ *
+ * @param pathOrBytes The file, or its bytes.
+ * @throws As {@link openSafetensors} and {@link openPickle}.
+ */
+export async function openTensors(
+  pathOrBytes: string | URL | Uint8Array,
+): Promise<SafetensorsFile> {
+  if (
+    pathOrBytes instanceof URL && pathOrBytes.protocol !== "file:"
+  ) return await openSafetensors(pathOrBytes);
+  const bytes = await openBytes(
+    pathOrBytes,
+    `read ${pathOrBytes instanceof Uint8Array ? "bytes" : pathOf(pathOrBytes)}`,
+  );
+  const head = bytes.read(0, Math.min(16, bytes.size));
+  bytes.close();
+  return isPickle(head)
+    ? await openPickle(pathOrBytes)
+    : await openSafetensors(pathOrBytes);
 }
 
 function openArchive(bytes: Bytes, what: string): PickleFile {

@@ -73,7 +73,11 @@ export function autoencoderSpec(config: AutoencoderConfig): Spec<Autoencoder> {
           { length: config.layers_per_block },
           (_, j) =>
             resnetSpec(
-              j === 0 && i > 0 ? channels[i - 1] : j === 0 ? channels[0] : outputs,
+              j === 0 && i > 0
+                ? channels[i - 1]
+                : j === 0
+                ? channels[0]
+                : outputs,
               outputs,
             ),
         ),
@@ -90,8 +94,7 @@ export function autoencoderSpec(config: AutoencoderConfig): Spec<Autoencoder> {
       up_blocks: up.map((outputs, i) => ({
         resnets: Array.from(
           { length: config.layers_per_block + 1 },
-          (_, j) =>
-            resnetSpec(j === 0 && i > 0 ? up[i - 1] : outputs, outputs),
+          (_, j) => resnetSpec(j === 0 && i > 0 ? up[i - 1] : outputs, outputs),
         ),
         ...(i < up.length - 1
           ? { upsamplers: [{ conv: convSpec(outputs, outputs, 3) }] }

@@ -152,7 +152,9 @@ export async function load<T>(
     const shape = source.entries.get(key)!.shape;
     if (!fits(param, shape)) {
       misshapen.push(
-        `${key} (expected [${diskShape(param.kind, param.shape)}], got [${shape}])`,
+        `${key} (expected [${
+          diskShape(param.kind, param.shape)
+        }], got [${shape}])`,
       );
     }
   }

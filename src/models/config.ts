@@ -1,3 +1,9 @@
+/**
+ * Configurations of the networks: diffusers' and transformers' config.json,
+ * checked, with defaults filled in.
+ *
+ * @module
+ */
 import { z } from "zod";
 import { cannot } from "../core/errors.ts";
 
@@ -75,8 +81,79 @@ const unetSchema = z.object({
   cross_attention_norm: z.null().optional(),
 });
 
+/** One value for all levels of a UNet, or one a level. */
+export type PerLevel<T> = T | readonly T[];
+
 /** A `UNet2DConditionModel` config.json, defaults filled in as by diffusers. */
-export type UNetConfig = z.infer<typeof unetSchema>;
+export interface UNetConfig {
+  /** Side of the latents it was trained on, or [height, width]. */
+  readonly sample_size?: PerLevel<number> | null;
+  /** Channels of its input. */
+  readonly in_channels: number;
+  /** Channels of its output. */
+  readonly out_channels: number;
+  /** Whether the input is moved from [0, 1] to [−1, 1]. */
+  readonly center_input_sample: boolean;
+  /** Whether timestep features are cosines before sines. */
+  readonly flip_sin_to_cos: boolean;
+  /** Shift of the timestep features' frequencies. */
+  readonly freq_shift: number;
+  /** Encoder blocks, highest resolution first. */
+  readonly down_block_types: readonly (
+    | "CrossAttnDownBlock2D"
+    | "DownBlock2D"
+  )[];
+  /** The block in the middle; null if there is none. */
+  readonly mid_block_type: "UNetMidBlock2DCrossAttn" | null;
+  /** Decoder blocks, lowest resolution first. */
+  readonly up_block_types: readonly ("CrossAttnUpBlock2D" | "UpBlock2D")[];
+  /** Whether self-attention is replaced by cross-attention. */
+  readonly only_cross_attention?: PerLevel<boolean> | null;
+  /** The same in the middle. */
+  readonly mid_block_only_cross_attention?: boolean | null;
+  /** Channels of each level, highest resolution first. */
+  readonly block_out_channels: readonly number[];
+  /** Resnets of an encoder block; a decoder block has one more. */
+  readonly layers_per_block: PerLevel<number>;
+  /** Padding of the convolutions that halve the resolution. */
+  readonly downsample_padding: number;
+  /** What the middle's outputs are divided by. */
+  readonly mid_block_scale_factor: number;
+  /** Name of the activation. */
+  readonly act_fn: string;
+  /** Groups of the group norms. */
+  readonly norm_num_groups: number;
+  /** ε of the group norms. */
+  readonly norm_eps: number;
+  /** Width of the text states. */
+  readonly cross_attention_dim: PerLevel<number>;
+  /** Transformer blocks of each transformer. */
+  readonly transformer_layers_per_block: PerLevel<number>;
+  /** Heads, unless `num_attention_heads` is there (see {@linkcode headsOf}). */
+  readonly attention_head_dim: PerLevel<number>;
+  /** Heads. */
+  readonly num_attention_heads?: PerLevel<number> | null;
+  /** Whether transformers project by linear layers (SD 2.x) or 1×1 convolutions. */
+  readonly use_linear_projection: boolean;
+  /** How time enters a resnet: as a bias, or as scale and shift. */
+  readonly resnet_time_scale_shift: "default" | "scale_shift";
+  /** Whether resnets leave out the activation of the time embedding. */
+  readonly resnet_skip_time_act: boolean;
+  /** What the resnets' outputs are divided by. */
+  readonly resnet_out_scale_factor: number;
+  /** Kind of timestep features. */
+  readonly time_embedding_type: "positional";
+  /** Width of the time embedding; four times the first level's by default. */
+  readonly time_embedding_dim?: number | null;
+  /** Activation on the time embedding as a whole. */
+  readonly time_embedding_act_fn?: string | null;
+  /** Activation after the time embedding's second layer. */
+  readonly timestep_post_act?: string | null;
+  /** Kernel of the first convolution. */
+  readonly conv_in_kernel: number;
+  /** Kernel of the last convolution. */
+  readonly conv_out_kernel: number;
+}
 
 const autoencoderSchema = z.object({
   in_channels: z.number().int().positive().default(3),
@@ -99,7 +176,30 @@ const autoencoderSchema = z.object({
 });
 
 /** An `AutoencoderKL` config.json, defaults filled in as by diffusers. */
-export type AutoencoderConfig = z.infer<typeof autoencoderSchema>;
+export interface AutoencoderConfig {
+  /** Channels of a picture going in. */
+  readonly in_channels: number;
+  /** Channels of a picture coming out. */
+  readonly out_channels: number;
+  /** Encoder blocks; all but the last halve the resolution. */
+  readonly down_block_types: readonly "DownEncoderBlock2D"[];
+  /** Decoder blocks. */
+  readonly up_block_types: readonly "UpDecoderBlock2D"[];
+  /** Channels of each level, highest resolution first. */
+  readonly block_out_channels: readonly number[];
+  /** Resnets of an encoder block; a decoder block has one more. */
+  readonly layers_per_block: number;
+  /** Name of the activation. */
+  readonly act_fn: string;
+  /** Channels of a latent. */
+  readonly latent_channels: number;
+  /** Groups of the group norms. */
+  readonly norm_num_groups: number;
+  /** Side of the pictures it was trained on. */
+  readonly sample_size?: PerLevel<number> | null;
+  /** What latents are multiplied by before the UNet sees them. */
+  readonly scaling_factor: number;
+}
 
 const textSchema = z.object({
   vocab_size: z.number().int().positive().default(49408),
@@ -114,8 +214,33 @@ const textSchema = z.object({
   eos_token_id: z.number().int().default(2),
 });
 
+/** What CLIP's two towers have in common. */
+export interface TowerConfig {
+  /** Width of the states. */
+  readonly hidden_size: number;
+  /** Width inside the feed-forward layers. */
+  readonly intermediate_size: number;
+  /** Layers. */
+  readonly num_hidden_layers: number;
+  /** Heads. */
+  readonly num_attention_heads: number;
+  /** Name of the activation. */
+  readonly hidden_act: string;
+  /** ε of the layer norms. */
+  readonly layer_norm_eps: number;
+  /** Width of the embedding both towers share. */
+  readonly projection_dim: number;
+}
+
 /** A `CLIPTextModel` config.json, defaults filled in as by transformers. */
-export type TextEncoderConfig = z.infer<typeof textSchema>;
+export interface TextEncoderConfig extends TowerConfig {
+  /** Rows of the token table. */
+  readonly vocab_size: number;
+  /** Ids of a prompt. */
+  readonly max_position_embeddings: number;
+  /** Id of the end token; 2 means the highest id of a row, as it once did. */
+  readonly eos_token_id: number;
+}
 
 const visionSchema = z.object({
   hidden_size: z.number().int().positive().default(768),
@@ -131,7 +256,14 @@ const visionSchema = z.object({
 });
 
 /** A `CLIPVisionModel` config.json, defaults filled in as by transformers. */
-export type VisionConfig = z.infer<typeof visionSchema>;
+export interface VisionConfig extends TowerConfig {
+  /** Channels of a picture. */
+  readonly num_channels: number;
+  /** Side of a picture, pixels. */
+  readonly image_size: number;
+  /** Side of a patch, pixels. */
+  readonly patch_size: number;
+}
 
 const clipSchema = z.object({
   text_config: textSchema.prefault({}),
@@ -141,7 +273,16 @@ const clipSchema = z.object({
 });
 
 /** A `CLIPModel` config.json, defaults filled in as by transformers. */
-export type ClipConfig = z.infer<typeof clipSchema>;
+export interface ClipConfig {
+  /** The text tower. */
+  readonly text_config: TextEncoderConfig;
+  /** The vision tower. */
+  readonly vision_config: VisionConfig;
+  /** Width of the embedding both towers share. */
+  readonly projection_dim: number;
+  /** Logarithm of the factor on cosines, before training. */
+  readonly logit_scale_init_value: number;
+}
 
 /**
  * Parses a value with a schema and turns every problem into one error.
@@ -220,7 +361,7 @@ export function parseClipConfig(json: unknown): ClipConfig {
  * @param value One for all levels, or a list.
  * @param level Level, 0 = highest resolution.
  */
-export function perLevel<T>(value: T | readonly T[], level: number): T {
+export function perLevel<T>(value: PerLevel<T>, level: number): T {
   return Array.isArray(value) ? value[level] : value as T;
 }
 
@@ -279,7 +420,11 @@ export function crossAttentionSites(
   config.up_block_types.forEach((type, i) => {
     const level = levels - 1 - i;
     if (type === "CrossAttnUpBlock2D") {
-      add(`up_blocks.${i}`, level, perLevel(config.layers_per_block, level) + 1);
+      add(
+        `up_blocks.${i}`,
+        level,
+        perLevel(config.layers_per_block, level) + 1,
+      );
     }
   });
   return paths.map((site, index) => ({ index, ...site }));

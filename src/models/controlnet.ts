@@ -1,3 +1,9 @@
+/**
+ * ControlNet: a copy of the UNet's encoder that sees a condition image and adds
+ * to the UNet's skip connections.
+ *
+ * @module
+ */
 import * as tf from "@tensorflow/tfjs";
 import { z } from "zod";
 import { cannot } from "../core/errors.ts";
@@ -21,7 +27,15 @@ const ownSchema = z.object({
 });
 
 /** A `ControlNetModel` config.json, defaults filled in as by diffusers. */
-export interface ControlNetConfig extends z.infer<typeof ownSchema> {
+export interface ControlNetConfig {
+  /** Channels of the condition image. */
+  readonly conditioning_channels: number;
+  /** Channels of the convolutions that bring it to the latent's size. */
+  readonly conditioning_embedding_out_channels: readonly number[];
+  /** Order of its channels. */
+  readonly controlnet_conditioning_channel_order: "rgb" | "bgr";
+  /** Whether its residuals are averaged over the picture. */
+  readonly global_pool_conditions: boolean;
   /** The config of the encoder half, whose fields stand beside the others. */
   readonly encoder: UNetConfig;
 }

@@ -62,7 +62,7 @@ export interface LdmConfigs {
 }
 
 /** What the noise prediction of a model is trained to be. */
-export type PredictionType = "epsilon" | "v_prediction";
+export type LdmPrediction = "epsilon" | "v_prediction";
 
 /** One tensor of a single file and the parameters of ours that it holds. */
 export interface LdmEntry {
@@ -407,7 +407,7 @@ export interface LdmDescription {
   readonly layout: LdmLayout;
   readonly configs: LdmConfigs;
   /** Undefined where nothing in the file tells. */
-  readonly predictionType?: PredictionType;
+  readonly predictionType?: LdmPrediction;
   /** The scheduler's config, where the file (one of ours) has it. */
   readonly scheduler?: Readonly<Record<string, unknown>>;
 }
@@ -429,7 +429,8 @@ const metadataSchema = z.object({
   scheduler: z.record(z.string(), z.unknown()),
 });
 
-type Header = Pick<SafetensorsFile, "entries"> & {
+/** The header of a single file: names, shapes, metadata. */
+export type LdmHeader = Pick<SafetensorsFile, "entries"> & {
   readonly metadata?: Readonly<Record<string, string>>;
 };
 
@@ -445,7 +446,7 @@ type Header = Pick<SafetensorsFile, "entries"> & {
  * @throws If the file is no Stable Diffusion 1.x or 2.x.
  */
 export function describeLdm(
-  file: Header,
+  file: LdmHeader,
   overrides: LdmOverrides = {},
 ): LdmDescription {
   const what = "read a single-file model";
@@ -515,10 +516,10 @@ function storedConfigs(
 }
 
 function predictionOf(
-  file: Header,
+  file: LdmHeader,
   layout: LdmLayout,
   scheduler: Readonly<Record<string, unknown>> | undefined,
-): PredictionType | undefined {
+): LdmPrediction | undefined {
   const said = scheduler?.prediction_type ??
     file.metadata?.["modelspec.prediction_type"];
   if (said === "epsilon") return "epsilon";
@@ -706,7 +707,7 @@ function inferAutoencoder(
 
 /** The scheduler config that diffusers ships with Stable Diffusion. */
 function schedulerConfig(
-  predictionType: PredictionType,
+  predictionType: LdmPrediction,
 ): Record<string, unknown> {
   return {
     _class_name: "PNDMScheduler",
@@ -770,7 +771,7 @@ export function derivedSource(
 
 /** Matches a file with what the configs say; every key is accounted for. */
 function matchKeys(
-  file: Header,
+  file: LdmHeader,
   entries: readonly LdmEntry[],
   layout: LdmLayout,
   layers: number,
@@ -837,7 +838,7 @@ export interface LoadSingleFileOptions {
    * What the UNet predicts; must be given for Stable Diffusion 2.x files that
    * do not say (768-v: `v_prediction`; 512-base: `epsilon`).
    */
-  readonly predictionType?: PredictionType;
+  readonly predictionType?: LdmPrediction;
   /** The scheduler's config, if it is not Stable Diffusion's own. */
   readonly scheduler?: Readonly<Record<string, unknown>>;
 }

@@ -1,7 +1,14 @@
+/**
+ * A whole text-to-image model: its type, its folder in diffusers' layout, and
+ * prompts bound to learned tokens.
+ *
+ * @module
+ */
 import * as tf from "@tensorflow/tfjs";
+import { z } from "zod";
 import { cannot } from "../core/errors.ts";
 import { disposeTree, leaves } from "../core/tree.ts";
-import { joinPath, readJson, writeJson } from "../io/files.ts";
+import { exists, joinPath, readJson, writeJson } from "../io/files.ts";
 import { type ComponentOptions, openComponent } from "../io/folder.ts";
 import { lookup } from "../nn/embedding.ts";
 import type { Context } from "../nn/linear.ts";
@@ -62,8 +69,107 @@ export interface Model {
   readonly added?: AddedTokens;
 }
 
+/** Name of the file that says what a model's learned tokens stand for. */
+const CONCEPTS = "new_concept_cfg.json";
+
+const conceptsSchema = z.record(
+  z.string(),
+  z.object({
+    concept_token_ids: z.array(z.number().int().min(0)).nonempty(),
+    concept_token_names: z.array(z.string().min(1)).nonempty(),
+  }),
+);
+
+/** Learned tokens of a folder, their vectors not yet read. */
+interface SavedTokens {
+  /** Row of the first in the token table. */
+  readonly first: number;
+  readonly names: readonly string[];
+  readonly sites: AddedTokens["sites"];
+}
+
+/** Reads and checks `new_concept_cfg.json`, if there is one. */
+async function savedTokens(
+  folder: string | URL,
+  tokenizer: Tokenizer,
+): Promise<SavedTokens | undefined> {
+  const path = joinPath(folder, CONCEPTS);
+  if (!await exists(path)) return undefined;
+  const concepts = Object.entries(await readJson(path, conceptsSchema));
+  const what = `read ${path}`;
+  const byId = new Map<number, string>();
+  for (const [token, entry] of concepts) {
+    const { concept_token_ids: ids, concept_token_names: names } = entry;
+    if (ids.length !== names.length) {
+      throw cannot(what, `${ids.length} names of ${token}`, names.length);
+    }
+    ids.forEach((id, i) => {
+      if (tokenizer.idOf(names[i]) !== id) {
+        throw cannot(
+          what,
+          `the tokenizer's ids (${tokenizer.idOf(names[i])} for ${names[i]})`,
+          `${id}`,
+        );
+      }
+      byId.set(id, names[i]);
+    });
+  }
+  if (byId.size === 0) return undefined;
+  const first = Math.min(...byId.keys());
+  // Ours start where the vocabulary ends, and so does everything that adds more.
+  if (first + byId.size !== tokenizer.vocabSize) {
+    throw cannot(
+      what,
+      `the last ${byId.size} entries of ${tokenizer.vocabSize}, ids from ` +
+        `${tokenizer.vocabSize - byId.size}`,
+      `ids from ${first}`,
+    );
+  }
+  return {
+    first,
+    names: Array.from({ length: byId.size }, (_, i) => byId.get(first + i)!),
+    sites: Object.fromEntries(
+      concepts.map(([token, entry]) => [
+        token,
+        entry.concept_token_ids.map((id) => id - first),
+      ]),
+    ),
+  };
+}
+
+/** Cuts the learned rows off a token table; the whole table is disposed. */
+function splitTokens(
+  text: Network<TextEncoderConfig, TextEncoder>,
+  { first, names, sites }: SavedTokens,
+): { text: Network<TextEncoderConfig, TextEncoder>; added: AddedTokens } {
+  const { text_model } = text.params;
+  const { embeddings } = text_model;
+  const table = embeddings.token_embedding.weight;
+  const [weight, vectors] = tf.tidy(() => [
+    tf.slice(table, [0, 0], [first, -1]),
+    tf.slice(table, [first, 0], [names.length, -1]),
+  ]);
+  table.dispose();
+  return {
+    text: {
+      config: { ...text.config, vocab_size: first },
+      params: {
+        ...text.params,
+        text_model: {
+          ...text_model,
+          embeddings: { ...embeddings, token_embedding: { weight } },
+        },
+      },
+    },
+    added: { names, vectors, sites },
+  };
+}
+
 /**
  * Loads a model from a folder in diffusers layout, strictly.
+ *
+ * A fused model's folder (one with `new_concept_cfg.json`) comes back with its
+ * learned tokens as {@linkcode AddedTokens}.
  *
  * @param folder Folder with tokenizer, text_encoder, unet, vae, scheduler.
  * @param options `variant`: which weights to prefer where there are several
@@ -83,6 +189,7 @@ export async function loadModel(
   const scheduler = await readJson<Record<string, unknown>>(
     joinPath(folder, "scheduler", "scheduler_config.json"),
   );
+  const saved = await savedTokens(folder, tokenizer);
   const made: unknown[] = [];
   const component = async <C, P>(
     name: string,
@@ -100,16 +207,31 @@ export async function loadModel(
     }
   };
   try {
-    const text = await component(
+    const whole = await component(
       "text_encoder",
       parseTextEncoderConfig,
       (config, file) =>
-        load<TextEncoder>(textEncoderSpec(config), file, { what: "the text encoder" }),
+        load<TextEncoder>(textEncoderSpec(config), file, {
+          what: "the text encoder",
+        }),
     );
+    const rows = whole.config.vocab_size;
+    if (saved && rows !== saved.first + saved.names.length) {
+      throw cannot(
+        `load ${joinPath(folder, "text_encoder")}`,
+        `a token table of ${saved.first + saved.names.length} rows, learned ` +
+          `tokens of ${CONCEPTS} included`,
+        rows,
+      );
+    }
+    const split = saved && splitTokens(whole, saved);
+    const text = split?.text ?? whole;
+    if (split) made.push(split.text.params, split.added.vectors);
     const unet = await component(
       "unet",
       parseUNetConfig,
-      (config, file) => load<UNet>(unetSpec(config), file, { what: "the UNet" }),
+      (config, file) =>
+        load<UNet>(unetSpec(config), file, { what: "the UNet" }),
     );
     const autoencoder = await component(
       "vae",
@@ -120,9 +242,16 @@ export async function loadModel(
           aliases: oldAutoencoderNames,
         }),
     );
-    return { tokenizer, textEncoder: text, unet, autoencoder, scheduler };
+    return {
+      tokenizer,
+      textEncoder: text,
+      unet,
+      autoencoder,
+      scheduler,
+      ...(split ? { added: split.added } : {}),
+    };
   } catch (error) {
-    for (const params of made) disposeTree(params);
+    disposeTree(made);
     throw error;
   }
 }
@@ -271,7 +400,9 @@ export async function saveModel(
   model: Model,
   options: { dtype?: "F32" | "F16" | "BF16" } = {},
 ): Promise<void> {
-  const adapted = [model.textEncoder.params, model.unet.params].flatMap((tree) =>
+  const adapted = [model.textEncoder.params, model.unet.params].flatMap((
+    tree,
+  ) =>
     leaves(tree).map(([path]) => path).filter((path) => /\.low\.\d/.test(path))
   );
   if (adapted.length > 0) {
@@ -313,7 +444,7 @@ export async function saveModel(
       },
     };
     await writeJson(
-      joinPath(folder, "new_concept_cfg.json"),
+      joinPath(folder, CONCEPTS),
       conceptConfig(added, model.textEncoder.config.vocab_size),
     );
   }
@@ -323,7 +454,11 @@ export async function saveModel(
       "model",
       textEncoderSpec(text),
       params,
-      { architectures: ["CLIPTextModel"], model_type: "clip_text_model", ...text },
+      {
+        architectures: ["CLIPTextModel"],
+        model_type: "clip_text_model",
+        ...text,
+      },
     ],
     [
       "unet",

@@ -1,3 +1,9 @@
+/**
+ * T2I-Adapter: a small network that turns a condition image into features for
+ * the UNet's encoder.
+ *
+ * @module
+ */
 import * as tf from "@tensorflow/tfjs";
 import { z } from "zod";
 import { cannot } from "../core/errors.ts";
@@ -24,7 +30,18 @@ const adapterSchema = z.object({
 });
 
 /** A `T2IAdapter` config.json, defaults filled in as by diffusers. */
-export type T2IAdapterConfig = z.infer<typeof adapterSchema>;
+export interface T2IAdapterConfig {
+  /** Kind of adapter. */
+  readonly adapter_type: "full_adapter" | "light_adapter";
+  /** Channels of each level, as the UNet's. */
+  readonly channels: readonly number[];
+  /** How much smaller the first features are than the picture. */
+  readonly downscale_factor: number;
+  /** Channels of the condition image. */
+  readonly in_channels: number;
+  /** Residual blocks of a level. */
+  readonly num_res_blocks: number;
+}
 
 /**
  * Parses a T2I-Adapter config; see {@linkcode T2IAdapterConfig}.

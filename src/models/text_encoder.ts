@@ -79,12 +79,15 @@ export function textEncoderSpec(config: TextEncoderConfig): Spec<TextEncoder> {
         ),
       },
       encoder: {
-        layers: Array.from({ length: config.num_hidden_layers }, () =>
-          clipLayerSpec(
-            config.hidden_size,
-            config.intermediate_size,
-            config.num_hidden_layers,
-          )),
+        layers: Array.from(
+          { length: config.num_hidden_layers },
+          () =>
+            clipLayerSpec(
+              config.hidden_size,
+              config.intermediate_size,
+              config.num_hidden_layers,
+            ),
+        ),
       },
       final_layer_norm: normSpec(config.hidden_size),
     },

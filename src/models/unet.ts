@@ -560,11 +560,11 @@ export function unetEncoder(
           `${path}.attentions.${j}`,
         );
       }
-      // T2I-Adapter: in a cross-attention block after its last layer, before
-      // the skip is stored and before the downsampler.
-      if (feature && block.attentions && j === block.resnets.length - 1) {
-        h = h.add(feature);
-      }
+      // T2I-Adapter: after the block's last layer, before the skip is stored
+      // and before the downsampler. (In a plain block diffusers adds it after
+      // the block; the last one, the only one it can do that in, has no
+      // downsampler.)
+      if (feature && j === block.resnets.length - 1) h = h.add(feature);
       skips.push(h);
     });
     if (block.downsamplers) {
@@ -577,16 +577,14 @@ export function unetEncoder(
       );
       skips.push(h);
     }
-    if (feature && !block.attentions) {
-      // In a plain block it comes last, in place: the last skip has it too.
-      h = h.add(feature);
-      skips[skips.length - 1] = h;
-    }
     see(path, h);
   });
   if (p.mid_block) {
     const level = config.block_out_channels.length - 1;
-    const mid = { ...resnetOptions, scaleFactor: config.mid_block_scale_factor };
+    const mid = {
+      ...resnetOptions,
+      scaleFactor: config.mid_block_scale_factor,
+    };
     h = resnet(p.mid_block.resnets[0], h, mid, options);
     p.mid_block.attentions.forEach((t, j) => {
       h = transformer(t, h, level, `mid_block.attentions.${j}`);
@@ -724,7 +722,8 @@ function check(
   const last = states.shape[states.rank - 1];
   if (
     (states.rank !== 3 && states.rank !== 4) || states.shape[0] !== batch ||
-    last === undefined || !dims.includes(last) || (states.rank === 4 && states.shape[1]! < sites)
+    last === undefined || !dims.includes(last) ||
+    (states.rank === 4 && states.shape[1]! < sites)
   ) {
     throw cannot(
       what,

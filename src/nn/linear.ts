@@ -2,10 +2,31 @@ import * as tf from "@tensorflow/tfjs";
 import { ParamSpec, type Spec } from "./spec.ts";
 
 /**
+ * How a DoRA's magnitude acts: W' = W₀ + strength · ((W₀ + scale·down·up) ·
+ * (1 + share·(m/‖·‖ − 1)) − W₀).
+ *
+ * Scaling a DoRA down means different things to different peers: PEFT lowers
+ * `scale`, LyCORIS `share`, ComfyUI `strength`.
+ */
+export interface Dora {
+  /**
+   * What m and the norms are of: `output`, over the inputs of each output
+   * (PEFT, kohya); `input`, over the outputs of each input (old LyCORIS).
+   *
+   * @default "output"
+   */
+  readonly of?: "output" | "input";
+  /** @default 1 */
+  readonly share?: number;
+  /** @default 1 */
+  readonly strength?: number;
+}
+
+/**
  * A low-rank addition to a linear layer: `scale · (x · down) · up`.
  *
  * With `magnitude` it is a DoRA: the sum of base weight and low-rank product is
- * renormalised per output to that magnitude.
+ * renormalised to that magnitude (see {@linkcode Dora}).
  */
 export interface LowRank {
   /** [in, r]; for a convolution [kh, kw, in, r]. */
@@ -14,10 +35,14 @@ export interface LowRank {
   readonly up: tf.Tensor;
   /** Factor of the product: α of Mix-of-Show, α/r of PEFT and kohya. */
   readonly scale: number;
-  /** DoRA magnitude [out]. */
+  /** DoRA magnitude [out], or [in] where `dora.of` says so. */
   readonly magnitude?: tf.Tensor1D;
+  /** How the magnitude acts, where that is not PEFT's way. */
+  readonly dora?: Dora;
   /** Name of the adapter this belongs to. */
   readonly adapter?: string;
+  /** The same leaf at weight 1, so that its weight can be changed later. */
+  readonly unweighted?: Pick<LowRank, "scale" | "dora">;
 }
 
 /** Parameters of a linear layer: y = x · weight + bias. */
@@ -97,7 +122,9 @@ export function linearSpec(
     bias: new ParamSpec(
       [outputs],
       "plain",
-      zero || std !== undefined ? { type: "zeros" } : { type: "uniform", bound },
+      zero || std !== undefined
+        ? { type: "zeros" }
+        : { type: "uniform", bound },
     ),
   } as Spec<Linear>;
 }
@@ -137,22 +164,15 @@ export function convSpec(
 function project(p: Linear, x: tf.Tensor2D, context?: Context): tf.Tensor2D {
   let y: tf.Tensor2D = tf.matMul(x, p.weight);
   for (const low of p.low ?? []) {
-    const product = tf.matMul(
-      tf.matMul(x, low.down as tf.Tensor2D),
-      low.up as tf.Tensor2D,
-    );
-    let added: tf.Tensor = low.scale === 1 ? product : product.mul(low.scale);
+    let added: tf.Tensor;
     if (low.magnitude) {
-      // DoRA: m ∘ (x·(W + s·BA)) / ‖W + s·BA‖, as the difference to x·W.
-      const merged = p.weight.add(
-        tf.matMul(low.down as tf.Tensor2D, low.up as tf.Tensor2D).mul(
-          low.scale,
-        ),
+      added = tf.matMul(x, lowRankDelta(low, p.weight));
+    } else {
+      const product = tf.matMul(
+        tf.matMul(x, low.down as tf.Tensor2D),
+        low.up as tf.Tensor2D,
       );
-      const ratio = low.magnitude.div(merged.square().sum(0).sqrt());
-      added = tf.matMul(x, p.weight).add(added).mul(ratio).sub(
-        tf.matMul(x, p.weight),
-      );
+      added = low.scale === 1 ? product : product.mul(low.scale);
     }
     if (context?.gate) added = context.gate(low, added);
     y = tf.add(y, added);
@@ -188,10 +208,12 @@ export interface ConvOptions {
   readonly stride?: number;
   /** Zero padding: one number for all sides, or [[top, bottom], [left, right]].
    * @default ⌊(kernel − 1) / 2⌋, "same" for an odd kernel at stride 1 */
-  readonly pad?: number | readonly [
-    readonly [number, number],
-    readonly [number, number],
-  ];
+  readonly pad?:
+    | number
+    | readonly [
+      readonly [number, number],
+      readonly [number, number],
+    ];
 }
 
 /**
@@ -224,38 +246,44 @@ export function conv2d(
     );
   let y = run(p.weight);
   for (const low of p.low ?? []) {
-    let added: tf.Tensor4D = tf.conv2d(
+    const added = low.magnitude ? run(lowRankDelta(low, p.weight)) : tf.conv2d(
       run(low.down as tf.Tensor4D),
       low.up as tf.Tensor4D,
       1,
       "valid",
-    ).mul(low.scale);
-    if (low.magnitude) {
-      const merged = p.weight.add(convDelta(low));
-      const ratio = low.magnitude.div(merged.square().sum([0, 1, 2]).sqrt());
-      added = run(merged as tf.Tensor4D).mul(ratio).sub(run(p.weight));
-    }
+    ).mul(low.scale) as tf.Tensor4D;
     y = y.add(context?.gate ? context.gate(low, added) : added);
   }
   return p.bias ? y.add(p.bias) : y;
 }
 
 /**
- * The change of a convolution's weight by one adapter, scale · up ∘ down.
+ * The change of a layer's weight by one adapter: scale · down · up, and what a
+ * DoRA makes of it.
  *
- * @param low down [kh, kw, in, r], up [1, 1, r, out].
- * @returns [kh, kw, in, out].
+ * @param low The adapter leaf.
+ * @param weight The layer's own weight; only a DoRA depends on it.
+ * @returns [in, out], or [kh, kw, in, out]; differentiable.
  */
-export function convDelta(low: LowRank): tf.Tensor4D {
-  const [kh, kw, inputs, rank] = low.down.shape as [
-    number,
-    number,
-    number,
-    number,
+export function lowRankDelta<T extends tf.Tensor>(low: LowRank, weight: T): T {
+  const [inputs, outputs] = [
+    low.down.shape.slice(0, -1),
+    low.up.shape[low.up.rank - 1] as number,
   ];
-  const outputs = low.up.shape[3] as number;
-  return tf.matMul(
-    low.down.reshape([kh * kw * inputs, rank]) as tf.Tensor2D,
+  const rank = low.down.shape[low.down.rank - 1] as number;
+  const product = tf.matMul(
+    low.down.reshape([inputs.reduce((a, b) => a * b, 1), rank]) as tf.Tensor2D,
     low.up.reshape([rank, outputs]) as tf.Tensor2D,
-  ).mul(low.scale).reshape([kh, kw, inputs, outputs]);
+  ).mul(low.scale).reshape([...inputs, outputs]);
+  if (!low.magnitude) return product as T;
+  const { of = "output", share = 1, strength = 1 } = low.dora ?? {};
+  const sum = weight.add(product);
+  const kept = of === "output" ? sum.rank - 1 : sum.rank - 2;
+  const axes = sum.shape.map((_, i) => i).filter((i) => i !== kept);
+  const norm = sum.square().sum(axes, true).sqrt();
+  const magnitude = low.magnitude.reshape(norm.shape);
+  const ratio = magnitude.div(norm);
+  const factor = share === 1 ? ratio : ratio.sub(1).mul(share).add(1);
+  const change = sum.mul(factor).sub(weight);
+  return (strength === 1 ? change : change.mul(strength)) as T;
 }

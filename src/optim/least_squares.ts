@@ -267,6 +267,19 @@ export function stack(...parts: readonly Matrix[]): Matrix {
 }
 
 /**
+ * [a, 0; 0, b].
+ *
+ * @param a Upper left block.
+ * @param b Lower right block.
+ */
+export function blockDiagonal(a: Matrix, b: Matrix): Matrix {
+  return stack(
+    beside(a, matrix(a.rows, b.columns)),
+    beside(matrix(b.rows, a.columns), b),
+  );
+}
+
+/**
  * Rows `from` … `to` − 1 of a matrix.
  *
  * @param a The matrix.
@@ -471,7 +484,9 @@ export function symmetricEigen(a: Matrix): Eigen {
   if (a.data.some((x) => !Number.isFinite(x))) {
     throw cannot("decompose a matrix", "finite entries", "NaN or infinity");
   }
-  const work = a.data.slice();
+  // To size 1, or squares of small entries would underflow.
+  const scale = largest(a.data) || 1;
+  const work = a.data.map((x) => x / scale);
   const diagonal = new Float64Array(n);
   const off = new Float64Array(n);
   // reflectors[k] = v with H = I − v·vᵀ (scaled so that vᵀv = 2), acting on
@@ -485,7 +500,8 @@ export function symmetricEigen(a: Matrix): Eigen {
     const head = work[k * n + k + 1];
     let tail = 0;
     for (let i = k + 2; i < n; i++) tail += Math.abs(work[k * n + i]);
-    if (tail === 0) {
+    // Remainders of remainders, zero at any precision: as above.
+    if (tail <= NOTHING) {
       off[k] = head;
       reflectors.push(undefined);
       continue;
@@ -496,8 +512,8 @@ export function symmetricEigen(a: Matrix): Eigen {
     v[k + 1] -= alpha;
     let squared = 0;
     for (let i = k + 1; i < n; i++) squared += v[i] * v[i];
-    const scale = Math.sqrt(2 / squared);
-    for (let i = k + 1; i < n; i++) v[i] *= scale;
+    const unit = Math.sqrt(2 / squared);
+    for (let i = k + 1; i < n; i++) v[i] *= unit;
     off[k] = alpha;
     reflectors.push(v);
     // A ← H·A·H = A − v·wᵀ − w·vᵀ with w = A·v − ½(vᵀA·v)·v.
@@ -538,8 +554,14 @@ export function symmetricEigen(a: Matrix): Eigen {
   order.forEach((from, to) =>
     vectors.data.set(q.subarray(from * n, (from + 1) * n), to * n)
   );
-  return { values: Float64Array.from(order, (i) => diagonal[i]), vectors };
+  return {
+    values: Float64Array.from(order, (i) => scale * diagonal[i]),
+    vectors,
+  };
 }
+
+/** Beside entries of size 1 this is zero, and its square still a number. */
+const NOTHING = 1e-100;
 
 /** Diagonalises a tridiagonal matrix in place, rotating the rows of q along. */
 function implicitQL(
@@ -664,13 +686,15 @@ export function qr(a: Matrix): QR {
   const k = Math.min(m, n);
   // Columns as rows, so that reflections run over contiguous memory.
   const work = transpose(a).data;
+  const scale = largest(work) || 1;
+  for (let i = 0; i < work.length; i++) work[i] /= scale;
   const reflectors: (Float64Array | undefined)[] = [];
   for (let j = 0; j < k; j++) {
     const at = j * m;
     let squared = 0;
     for (let i = j; i < m; i++) squared += work[at + i] ** 2;
     const norm = Math.sqrt(squared);
-    if (norm === 0) {
+    if (norm <= NOTHING) {
       reflectors.push(undefined);
       continue;
     }
@@ -679,14 +703,14 @@ export function qr(a: Matrix): QR {
     v[j] += v[j] > 0 ? norm : -norm;
     let vv = 0;
     for (let i = j; i < m; i++) vv += v[i] * v[i];
-    const scale = Math.sqrt(2 / vv);
-    for (let i = j; i < m; i++) v[i] *= scale;
+    const unit = Math.sqrt(2 / vv);
+    for (let i = j; i < m; i++) v[i] *= unit;
     reflectors.push(v);
     for (let c = j; c < n; c++) reflect(work, c * m, v, j, m);
   }
   const r = matrix(k, n);
   for (let i = 0; i < k; i++) {
-    for (let j = i; j < n; j++) r.data[i * n + j] = work[j * m + i];
+    for (let j = i; j < n; j++) r.data[i * n + j] = scale * work[j * m + i];
   }
   const columns = matrix(k, m);
   for (let c = 0; c < k; c++) {
@@ -697,6 +721,12 @@ export function qr(a: Matrix): QR {
     }
   }
   return { q: transpose(columns), r };
+}
+
+function largest(x: Float64Array): number {
+  let most = 0;
+  for (let i = 0; i < x.length; i++) most = Math.max(most, Math.abs(x[i]));
+  return most;
 }
 
 /** x ← x − v·(vᵀx) on x[at + from … at + to). */

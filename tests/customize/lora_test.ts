@@ -26,7 +26,7 @@ import {
   parseTextEncoderConfig,
   parseUNetConfig,
 } from "../../src/models/config.ts";
-import { disposeModel, type Model } from "../../src/models/model.ts";
+import { disposeModel, type Model, saveModel } from "../../src/models/model.ts";
 import { textEncoder, textEncoderSpec } from "../../src/models/text_encoder.ts";
 import { unet, unetSpec } from "../../src/models/unet.ts";
 import { specLeaves } from "../../src/nn/spec.ts";
@@ -315,6 +315,12 @@ forEachBackend("weights act per adapter and per block", async () => {
     weights: blockWeights({ mid: 0.5, textEncoder: 0 }),
   });
   assertEquals(scale(half), 0.25);
+  // A diffusers folder could not hold them.
+  await assertRejects(
+    () => saveModel("never", half),
+    Error,
+    "no attached adapters (merge them first)",
+  );
   assertEquals(
     half.textEncoder.params.text_model.encoder.layers[0].self_attn.q_proj
       .low![0]

@@ -151,9 +151,7 @@ forEachBackend("an adapter acts only at its region's pixels", async () => {
       sample: tf.zeros([2, 10, 14, 4]),
       states: tf.zeros([2, 77, 32]) as tf.Tensor3D,
     };
-    const options = sampling.pipeline.unet;
-    assert(typeof options === "function");
-    const { gate } = options(call);
+    const { gate } = sampling.pipeline.unet!(call);
     const sizes = [[10, 14], [5, 7], [3, 4]];
     const { params } = sampling.model.unet;
     const leaf = (path: string, i: number): LowRank => at(params, path).low[i];

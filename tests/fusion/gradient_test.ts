@@ -1,5 +1,6 @@
 import * as tf from "@tensorflow/tfjs";
 import { assert, assertEquals, assertRejects } from "@std/assert";
+import { selectBackend } from "../../src/core/backend.ts";
 import { fold, key, normal } from "../../src/core/random.ts";
 import {
   addTokens,
@@ -21,6 +22,7 @@ import {
   type FuseLayerRecord,
   type FuseOptions,
   keyValueStatistics,
+  OFFICIAL_FUSION,
   spatialStatistics,
   textStatistics,
 } from "../../src/fusion/gradient.ts";
@@ -224,7 +226,7 @@ forEachBackend("features and losses are the official ones", async (backend) => {
   lbfgs.dispose();
   closed.dispose();
   f.dispose();
-});
+}, ["wasm"]);
 
 /** Runs a fusion and keeps its layer records. */
 async function fused(
@@ -291,6 +293,31 @@ forEachBackend("the whole fusion is at least as good as L-BFGS", async () => {
   f.dispose();
 }, ["wasm"]);
 
+forEachBackend("webgpu fuses as wasm does", async () => {
+  const runs: FuseLayerRecord[][] = [];
+  for (const backend of ["webgpu", "wasm"] as const) {
+    await selectBackend(backend);
+    const f = await fusionFixture();
+    const before = tf.memory().numTensors;
+    const { model, layers } = await fused(f.base, f.concepts.slice(0, 2), {
+      noise: f.noise.slice(0, 2),
+      steps: 1,
+    });
+    runs.push(layers);
+    disposeModel(model, f.base);
+    assertEquals(tf.memory().numTensors, before);
+    f.dispose();
+  }
+  runs[0].forEach(({ layer, lossBefore, lossAfter }, i) => {
+    const other = runs[1][i];
+    assertEquals(layer, other.layer);
+    // Losses of W₀ are plain means; those after it go through normal equations
+    // and the features of the layers before.
+    close(lossBefore / other.lossBefore, 1, 1e-3, `${layer}: before`);
+    close(lossAfter / other.lossAfter, 1, 1e-2, `${layer}: after`);
+  });
+}, ["webgpu"]);
+
 const FIRST_LAYER = (_: unknown, { path }: { path: string }) =>
   /layers\.0\.self_attn|down_blocks\.0.*attn2/.test(path);
 
@@ -299,7 +326,7 @@ forEachBackend("L-BFGS with the official iterations", async () => {
   const { model, layers } = await fused(f.base, f.concepts, {
     strengths: f.strengths,
     noise: f.noise,
-    method: "lbfgs",
+    ...OFFICIAL_FUSION,
     layers: FIRST_LAYER,
     steps: 4,
   });
@@ -368,36 +395,43 @@ forEachBackend("one concept fused alone is that concept", async () => {
   const [concept] = f.concepts;
   const alone = attachConcept(f.base, concept);
   const prompt = "photo of a <cata1> <cata2>";
-  const steps = 4;
-  const expected = await latentOf(alone, prompt, f.noise[0], steps);
+  const options = {
+    steps: 4,
+    noise: f.noise.slice(0, 1),
+    ridge: 0,
+  } as const;
+  const run = (model: Model) => latentOf(model, prompt, f.noise[0], 4);
   const untouched = addTokens(f.base, [concept]);
-  const plain = await latentOf(untouched, prompt, f.noise[0], steps);
-  const distance = (a: Float32Array) =>
-    Math.sqrt(mean([...a].map((x, i) => (x - expected[i]) ** 2)));
-  assert(distance(plain) > 0.05, "the LoRA does something");
-  // Statistics from the partly fused model, and from the client itself.
-  const clients = await finish(
-    conceptStatistics(f.base, concept, { steps, noise: f.noise.slice(0, 1) }),
-  );
-  for (const statistics of [undefined, [clients]]) {
-    const { model, layers, steps: ran } = await fused(f.base, [concept], {
-      ridge: 0,
-      steps,
-      noise: f.noise.slice(0, 1),
-      ...(statistics ? { statistics } : {}),
-    });
-    assertEquals(ran, statistics ? 0 : 2 + steps);
-    for (const { layer, lossBefore, lossAfter } of layers) {
-      assert(lossAfter < 1e-9 * lossBefore, `${layer}: ${lossAfter}`);
-    }
-    // Every layer answers as with the LoRA on all it is fed, so the runs are
-    // one; float32 and directions the features hardly take leave 1e-4.
-    const latent = await latentOf(model, prompt, f.noise[0], steps);
-    assert(
-      distance(latent) < 1e-3 * distance(plain),
-      `${distance(latent)} of ${distance(plain)}`,
+  const expected = await run(alone);
+  const distance = (a: Float32Array, b: Float32Array) =>
+    Math.sqrt(mean([...a].map((x, i) => (x - b[i]) ** 2)));
+  const effect = distance(await run(untouched), expected);
+  assert(effect > 1, `the LoRA does something: ${effect}`);
+  for (const positions of ["official", "full"] as const) {
+    const clients = await finish(
+      conceptStatistics(f.base, concept, { ...options, positions }),
     );
-    disposeModel(model, f.base);
+    for (const statistics of [undefined, [clients]]) {
+      const { model, layers, steps } = await fused(f.base, [concept], {
+        ...options,
+        positions,
+        ...(statistics ? { statistics } : {}),
+      });
+      assertEquals(steps, statistics ? 0 : 2 + 4);
+      for (const { layer, lossBefore, lossAfter } of layers) {
+        assert(lossAfter < 1e-9 * lossBefore, `${layer}: ${lossAfter}`);
+      }
+      const error = distance(await run(model), expected);
+      if (positions === "full") {
+        // Every layer answers as with the LoRA on all it is fed, so the runs are
+        // one; float32 leaves 1e-4.
+        assert(error < 1e-3 * effect, `${error} of ${effect}`);
+      } else {
+        // Keys and values of the padding are nobody's business there.
+        assert(error < effect, `${error} of ${effect}`);
+      }
+      disposeModel(model, f.base);
+    }
   }
   releaseTokens(untouched, f.base);
   releaseTokens(alone, f.base);
@@ -526,13 +560,13 @@ forEachBackend("feed-forwards and convolutions can be fused too", async () => {
   const f = await fusionFixture();
   const concept = plainLora(f.base, "all");
   const before = tf.memory().numTensors;
-  const counts = { attention: 100, linear: 0, all: 0 };
-  counts.linear = counts.all = 0;
+  const counts = { linear: 0, all: 0 };
   for (const chosen of ["linear", "all"] as const) {
     const { model, layers } = await fused(f.base, [concept], {
       layers: chosen,
       steps: 1,
       noise: f.noise.slice(0, 1),
+      positions: "full",
       ridge: 0,
     });
     const solved = layers.filter(({ stage }) => stage !== "weight");
@@ -621,6 +655,7 @@ forEachBackend("a fusion that is left or fails leaves nothing", async () => {
   await refuse([a], { lambda: NaN }, "finite λ");
   await refuse([a], { method: "adam" as "closed" }, "closed or lbfgs");
   await refuse([a], { templates: ["photo"] }, "{} in them");
+  await refuse([a], { positions: "some" as "full" }, "official or full");
   await refuse([a], { layers: "some" as TargetName }, "attention");
   await refuse(
     [{ ...a, tokens: [], phrase: "", classWord: "" }],

@@ -77,7 +77,7 @@ Deno.test("lbfgs counts as PyTorch: first step 1/‖g‖₁, evaluations capped"
 });
 
 Deno.test("lbfgs keeps the best point seen", () => {
-  // A fixed step of 0.95/½‖g‖₁ overshoots: the last point is not the best.
+  // A fixed step of three times the gradient overshoots from the start.
   const f = (x: Vector) => ({
     value: Math.cosh(x[0]),
     gradient: [Math.sinh(x[0])],

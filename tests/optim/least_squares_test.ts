@@ -2,6 +2,7 @@ import { assert, assertEquals, assertThrows } from "@std/assert";
 import { key, normal } from "../../src/core/random.ts";
 import {
   beside,
+  blockDiagonal,
   cholesky,
   choleskySolve,
   combine,
@@ -82,6 +83,17 @@ Deno.test("blocks of matrices are put together", () => {
     7,
     8,
   ]);
+  assertEquals([...blockDiagonal(b, matrix(1, 2, [7, 8])).data], [
+    5,
+    0,
+    0,
+    6,
+    0,
+    0,
+    0,
+    7,
+    8,
+  ]);
   assertEquals([...combine(a, a, 2, -1).data], [1, 2, 3, 4]);
   assertEquals(meanDiagonal(a), 2.5);
 });
@@ -121,6 +133,12 @@ Deno.test("symmetricEigen reconstructs, also with repeated values", () => {
     return combine(x, transpose(x));
   });
   cases.push(identity(7), matrix(5, 5), gram(random(5, 3, 8)));
+  // Few distinct rows, many times over: remainders of remainders underflow.
+  const few = random(9, 3, 40);
+  cases.push(gram(stack(...new Array(20).fill(few))));
+  const copies = stack(...new Array(16).fill(random(8, 4, 12)));
+  cases.push(multiply(copies, transpose(copies)));
+  cases.push(matrix(4, 4, new Float64Array(16).fill(1e-200)));
   cases.push(matrix(3, 3, [2, 0, 0, 0, -1, 0, 0, 0, 5]));
   for (const a of cases) {
     const { values, vectors } = symmetricEigen(a);
@@ -133,7 +151,8 @@ Deno.test("symmetricEigen reconstructs, also with repeated values", () => {
       a.rows,
       vectors.data.map((x, i) => x * values[Math.floor(i / a.rows)]),
     );
-    close(product(transpose(vectors), scaled).data, a.data, 1e-11);
+    const size = Math.max(1, ...a.data.map(Math.abs));
+    close(product(transpose(vectors), scaled).data, a.data, 1e-12 * size);
   }
   assertThrows(() => symmetricEigen(matrix(1, 2)), Error, "square");
   assertThrows(() => symmetricEigen(matrix(1, 1, [NaN])), Error, "finite");

@@ -342,16 +342,12 @@ const dora: Check = {
 };
 
 /** LyCORIS's two other forms of DoRA, where the library has them. */
-// deno-lint-ignore require-yield
-async function* lycorisMissing(): AsyncGenerator<Line> {}
-
 async function* lycoris(
   context: Context,
   g: Golden,
   group: string,
 ): AsyncGenerator<Line> {
   await Promise.resolve();
-  yield* lycorisMissing();
   for (const name of g.names) {
     if (name.startsWith(`${group}.`)) g.shape(name);
   }

@@ -4,9 +4,13 @@
  * @module
  */
 import { type Check, Context, type Line } from "./check.ts";
+import { MERGE_CHECKS } from "./merge.ts";
 import { MODEL_CHECKS } from "./models.ts";
+import { CONDITION_CHECKS } from "./conditions.ts";
+import { FUSION_CHECKS } from "./fusion.ts";
 import { LORA_CHECKS } from "./lora.ts";
 import { SAMPLING_CHECKS } from "./sampling.ts";
+import { TRAINING_CHECKS } from "./training.ts";
 
 export { type Line, type Status } from "./check.ts";
 
@@ -15,6 +19,10 @@ export const CHECKS: readonly Check[] = [
   ...MODEL_CHECKS,
   ...SAMPLING_CHECKS,
   ...LORA_CHECKS,
+  ...TRAINING_CHECKS,
+  ...FUSION_CHECKS,
+  ...MERGE_CHECKS,
+  ...CONDITION_CHECKS,
 ];
 
 /** Settings of {@linkcode verify}. */
@@ -41,10 +49,18 @@ export function globPattern(glob: string): RegExp {
   return new RegExp(`^${source}${")".repeat(depth)}$`);
 }
 
+/** The globs a glob with alternatives at its start stands for. */
+function alternatives(glob: string): string[] {
+  const match = glob.match(/^\{([^{}]*)\}(.*)$/);
+  return match ? match[1].split(",").map((a) => a + match[2]) : [glob];
+}
+
 /** Whether a check of this id may have lines that match. */
 function mayMatch(id: string, glob: string): boolean {
-  const literal = glob.split(/[*?{]/, 1)[0];
-  return id.startsWith(literal) || literal.startsWith(id);
+  return alternatives(glob).some((one) => {
+    const literal = one.split(/[*?{]/, 1)[0];
+    return id.startsWith(literal) || literal.startsWith(id);
+  });
 }
 
 /**

@@ -118,7 +118,7 @@ const unetActivations: Check = {
     const timesteps = g.integers("timesteps");
     const found = new Map<string, tf.Tensor>();
     tf.tidy(() => {
-      const out = unet(
+      unet(
         params,
         config,
         g.nhwc("sample"),
@@ -140,7 +140,6 @@ const unetActivations: Check = {
           },
         },
       );
-      return out;
     });
     const spread = deviation(
       g.values(`out.t${timesteps.join("_")}`).data,

@@ -136,7 +136,10 @@ export interface PretrainOptions {
   /** Starting parameters (such as committed averaged weights). */
   readonly start?: { readonly params: Float32Array; readonly step: number };
   /** Data the shards need. */
-  readonly materials?: Pick<ServerInit, "latents" | "text" | "autoencoder">;
+  readonly materials?: Pick<
+    ServerInit,
+    "latents" | "text" | "autoencoder" | "unet"
+  >;
 }
 
 /**

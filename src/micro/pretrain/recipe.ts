@@ -1,4 +1,8 @@
 import {
+  parseT2IAdapterConfig,
+  type T2IAdapterConfig,
+} from "../../models/t2i_adapter.ts";
+import {
   type AutoencoderConfig,
   type ClipConfig,
   parseAutoencoderConfig,
@@ -29,7 +33,7 @@ export interface NetworkRecipe {
 }
 
 /** The networks of the embedded model, by name. */
-export type NetworkName = "clip_a" | "vae" | "unet" | "clip_b";
+export type NetworkName = "clip_a" | "vae" | "unet" | "clip_b" | "adapter";
 
 /** Longest text in tokens, start and end included. */
 export const MAX_TOKENS = 24;
@@ -92,6 +96,15 @@ export const UNET_CONFIG: UNetConfig = parseUNetConfig({
   attention_head_dim: 4,
   cross_attention_dim: TEXT_WIDTH,
   norm_num_groups: 8,
+});
+
+/** Config of the sketch T2I-Adapter: outlines of objects in, a light adapter. */
+export const ADAPTER_CONFIG: T2IAdapterConfig = parseT2IAdapterConfig({
+  adapter_type: "light_adapter",
+  channels: [32, 96],
+  downscale_factor: 4,
+  in_channels: 1,
+  num_res_blocks: 2,
 });
 
 /** scheduler_config.json of the micro model: SD's schedule, v-prediction. */
@@ -165,5 +178,16 @@ export const RECIPE: Readonly<Record<NetworkName, NetworkRecipe>> = {
     maxNorm: 1,
     ema: 0.995,
     seed: 14,
+  },
+  adapter: {
+    steps: 800,
+    batch: 32,
+    shards: 4,
+    lr: 1e-3,
+    warmup: 50,
+    weightDecay: 0.01,
+    maxNorm: 1,
+    ema: 0.99,
+    seed: 15,
   },
 };

@@ -1,7 +1,9 @@
+import * as tf from "@tensorflow/tfjs";
 import type { Autoencoder } from "../../models/autoencoder.ts";
 import type { Clip } from "../../models/image_encoder.ts";
 import type { TextEncoder } from "../../models/text_encoder.ts";
-import type { UNet } from "../../models/unet.ts";
+import type { T2IAdapter } from "../../models/t2i_adapter.ts";
+import { type UNet, unetSpec } from "../../models/unet.ts";
 import { autoencoderSpec, encode } from "../../models/autoencoder.ts";
 import { disposeTree } from "../../core/tree.ts";
 import { flatLayout } from "../../optim/flat.ts";
@@ -11,8 +13,9 @@ import { loadConceptArt } from "../concepts.ts";
 import { classTexts, loadPrompts } from "../prompts.ts";
 import { renderScene, trainScene } from "../scenes.ts";
 import { WORLD } from "../world.ts";
-import { type NetworkName, VAE_CONFIG } from "./recipe.ts";
+import { type NetworkName, UNET_CONFIG, VAE_CONFIG } from "./recipe.ts";
 import {
+  adapterShard,
   clipBackward,
   clipEmbed,
   type Embeddings,
@@ -39,6 +42,8 @@ export interface ServerInit {
   readonly text?: Float32Array;
   /** The autoencoder, flat. */
   readonly autoencoder?: Float32Array;
+  /** The UNet, flat, for its adapter. */
+  readonly unet?: Float32Array;
 }
 
 /** One piece of work. */
@@ -96,6 +101,11 @@ export function createShardServer(init: ServerInit): ShardServer {
         networkLayout("vae"),
         init.autoencoder,
       ),
+      unet: init.unet && unflatten<UNet>(
+        unetSpec(UNET_CONFIG),
+        networkLayout("unet"),
+        init.unet,
+      ),
     };
   };
   const ready = start();
@@ -109,6 +119,12 @@ export function createShardServer(init: ServerInit): ShardServer {
           case "gradient":
             return init.name === "vae"
               ? await vaeShard(params as Autoencoder, request.shard, materials)
+              : init.name === "adapter"
+              ? await adapterShard(
+                params as T2IAdapter,
+                request.shard,
+                materials,
+              )
               : await unetShard(params as UNet, request.shard, materials);
           case "embed":
             return await clipEmbed(
@@ -152,10 +168,11 @@ async function encodeScenes(
           materials.art,
         ),
     );
-    const x = pixels(images, WORLD.side);
-    const posterior = encode(params, VAE_CONFIG, x);
-    const values = await posterior.mean.data() as Float32Array;
+    const mean = tf.tidy(() =>
+      encode(params, VAE_CONFIG, pixels(images, WORLD.side)).mean
+    );
+    const values = await mean.data() as Float32Array;
     request.latents.set(values, from * (values.length / images.length));
-    disposeTree([x, posterior.mean, posterior.logvar, posterior.moments]);
+    mean.dispose();
   }
 }

@@ -22,6 +22,11 @@ import {
   textEncoder,
   textEncoderSpec,
 } from "../../models/text_encoder.ts";
+import {
+  type T2IAdapter,
+  t2iAdapter,
+  t2iAdapterSpec,
+} from "../../models/t2i_adapter.ts";
 import type { Tokenizer } from "../../models/tokenizer.ts";
 import { type UNet, unet, unetSpec } from "../../models/unet.ts";
 import { buildTree, type Spec, specLeaves } from "../../nn/spec.ts";
@@ -31,9 +36,11 @@ import type { Art } from "../art.ts";
 import { captionOf } from "../captions.ts";
 import { conceptImage } from "../concepts.ts";
 import { renderScene, trainScene } from "../scenes.ts";
+import { sketchOf } from "../sketch.ts";
 import { tokenizerOfWorld } from "./vocabulary.ts";
 import { IDENTITIES, WIDE_WORLD, WORLD, type World } from "../world.ts";
 import {
+  ADAPTER_CONFIG,
   clipConfig,
   DROP_CAPTION,
   LATENT_SCENES,
@@ -59,6 +66,8 @@ export interface Materials {
   readonly text?: TextEncoder;
   /** The trained autoencoder, for round trips. */
   readonly autoencoder?: Autoencoder;
+  /** The trained UNet, frozen, for its adapter. */
+  readonly unet?: UNet;
 }
 
 /** One shard of one step. */
@@ -102,6 +111,8 @@ export function networkSpec(name: NetworkName): Spec<any> {
       return autoencoderSpec(VAE_CONFIG);
     case "unet":
       return unetSpec(UNET_CONFIG);
+    case "adapter":
+      return t2iAdapterSpec(ADAPTER_CONFIG);
     default:
       return clipSpec(CLIP_CONFIG);
   }
@@ -440,16 +451,30 @@ export function contrastive(
 
 const SCHEDULE: Schedule = schedule(SCHEDULER_CONFIG);
 
+/** What a denoising loss is made of. */
+interface DenoisingBatch {
+  /** Numbers of the scenes. */
+  readonly scenes: readonly number[];
+  readonly timesteps: readonly number[];
+  /** Noisy latents, their velocity, weights [b, 1, 1, 1] and text states. */
+  readonly inputs: {
+    readonly x: tf.Tensor4D;
+    readonly v: tf.Tensor4D;
+    readonly weight: tf.Tensor4D;
+    readonly states: tf.Tensor3D;
+  };
+}
+
 /**
- * Loss of the UNet: v-prediction with min-SNR weighting, timesteps stratified
- * over the batch.
+ * Scenes, captions, noise and timesteps of a shard.
+ *
+ * @param place Where in [0, 1) of all timesteps a stratified draw lands.
  */
-export async function unetShard(
-  params: UNet,
+function denoisingBatch(
   shard: Shard,
   materials: Materials,
-): Promise<ShardResult> {
-  const layout = networkLayout("unet");
+  place: (u: number) => number = (u) => u,
+): DenoisingBatch {
   const side = 16, c = UNET_CONFIG.in_channels;
   const size = side * side * c;
   const batch = members(shard);
@@ -460,7 +485,10 @@ export async function unetShard(
     stream(fold(root, "scene", n)).integer(LATENT_SCENES)
   );
   const timesteps = batch.map((n) =>
-    Math.min(999, Math.floor(((n - from + offset) / shard.batch) * 1000))
+    Math.min(
+      999,
+      Math.floor(place((n - from + offset) / shard.batch) * 1000),
+    )
   );
   const latents = new Float32Array(batch.length * size);
   scenes.forEach((scene, i) =>
@@ -502,6 +530,20 @@ export async function unetShard(
         textEncoder(materials.text!, CLIP_CONFIG.text_config, ids(texts)).last,
     };
   });
+  return { scenes, timesteps, inputs };
+}
+
+/**
+ * Loss of the UNet: v-prediction with min-SNR weighting, timesteps stratified
+ * over the batch.
+ */
+export async function unetShard(
+  params: UNet,
+  shard: Shard,
+  materials: Materials,
+): Promise<ShardResult> {
+  const layout = networkLayout("unet");
+  const { timesteps, inputs } = denoisingBatch(shard, materials);
   const { value, grads } = valueAndGrads((p: UNet) => {
     const out = unet(p, UNET_CONFIG, inputs.x, timesteps, inputs.states);
     return tf.mean(out.sub(inputs.v).square().mul(inputs.weight)) as tf.Scalar;
@@ -509,6 +551,47 @@ export async function unetShard(
   const losses = { loss: (await value.data())[0] };
   const flat = await flattenGrads(layout, grads);
   tf.dispose([value, ...grads.values(), ...Object.values(inputs)]);
+  return { losses, grads: flat };
+}
+
+/**
+ * Loss of the sketch adapter: the UNet's, which stays frozen, given outlines of
+ * the scene's objects. Early steps decide the layout: timesteps are drawn
+ * cubically towards them, as T2I-Adapter's authors do (Mou et al. 2023, §3.3).
+ */
+export async function adapterShard(
+  params: T2IAdapter,
+  shard: Shard,
+  materials: Materials,
+): Promise<ShardResult> {
+  const layout = networkLayout("adapter");
+  const { scenes, timesteps, inputs } = denoisingBatch(
+    shard,
+    materials,
+    (u) => 1 - u ** 3,
+  );
+  const { side } = WORLD;
+  const sketches = scenes.map((n) =>
+    sketchOf(trainScene(n, WORLD, {}, materials.art), materials.art)
+  );
+  const condition = tf.tensor4d(
+    Float32Array.from(sketches.flatMap(({ values }) => [...values])),
+    [sketches.length, side, side, 1],
+  );
+  const { value, grads } = valueAndGrads((p: T2IAdapter) => {
+    const out = unet(
+      materials.unet!,
+      UNET_CONFIG,
+      inputs.x,
+      timesteps,
+      inputs.states,
+      { adapterFeatures: t2iAdapter(p, ADAPTER_CONFIG, condition) },
+    );
+    return tf.mean(out.sub(inputs.v).square().mul(inputs.weight)) as tf.Scalar;
+  }, params);
+  const losses = { loss: (await value.data())[0] };
+  const flat = await flattenGrads(layout, grads);
+  tf.dispose([value, ...grads.values(), ...Object.values(inputs), condition]);
   return { losses, grads: flat };
 }
 

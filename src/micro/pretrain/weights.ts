@@ -8,6 +8,7 @@ import type { Clip } from "../../models/image_encoder.ts";
 import { flatLayout } from "../../optim/flat.ts";
 import { specLeaves } from "../../nn/spec.ts";
 import {
+  ADAPTER_CONFIG,
   type NetworkName,
   SCHEDULER_CONFIG,
   UNET_CONFIG,
@@ -149,6 +150,18 @@ export async function writeNetwork(
           ...UNET_CONFIG,
         });
         break;
+      case "adapter":
+        await save(
+          joinPath(dir, "diffusion_pytorch_model.safetensors"),
+          networkSpec(name),
+          tree,
+          options,
+        );
+        await writeJson(joinPath(dir, "config.json"), {
+          _class_name: "T2IAdapter",
+          ...ADAPTER_CONFIG,
+        });
+        break;
       default: {
         await save(
           joinPath(dir, "model.safetensors"),
@@ -160,6 +173,20 @@ export async function writeNetwork(
           architectures: ["CLIPModel"],
           model_type: "clip",
           ...CLIP_CONFIG,
+        });
+        const side = CLIP_CONFIG.vision_config.image_size;
+        await TOKENIZER.save(dir);
+        await writeJson(joinPath(dir, "preprocessor_config.json"), {
+          image_processor_type: "CLIPImageProcessor",
+          crop_size: { height: side, width: side },
+          do_center_crop: true,
+          do_normalize: true,
+          do_rescale: true,
+          do_resize: true,
+          image_mean: [0.5, 0.5, 0.5],
+          image_std: [0.5, 0.5, 0.5],
+          resample: 3,
+          size: { shortest_edge: side },
         });
         if (name !== "clip_a") break;
         const text = joinPath(root, "text_encoder");

@@ -1,0 +1,558 @@
+/**
+ * Mix-of-Show in TypeScript: teach a diffusion model several concepts, each
+ * trained by someone else, and fuse them into one model that still knows every
+ * one of them (Gu et al., NeurIPS 2023, https://arxiv.org/abs/2305.18292).
+ *
+ * A network is a tree of tensors and a function; an adapter is more leaves in
+ * that tree; a fused model has the type of the model it came from. Choose a
+ * backend, load a {@linkcode Model}, and go on from there.
+ *
+ * @example
+ * ```ts
+ * import { encodePng, generate, loadModel, selectBackend } from "./mod.ts";
+ *
+ * await selectBackend("auto");
+ * const model = await loadModel("models/micro");
+ * const [picture] = await generate(model, { prompts: ["a red fox"] });
+ * await Deno.writeFile("fox.png", encodePng(picture));
+ * ```
+ *
+ * @module
+ */
+
+// The machine: backend, trees of tensors, random keys, workers.
+export {
+  type BackendChoice,
+  type BackendInfo,
+  type BackendName,
+  selectBackend,
+  type SelectBackendOptions,
+} from "./src/core/backend.ts";
+export {
+  fold,
+  type Key,
+  key,
+  normal,
+  permutation,
+  type Stream,
+  stream,
+  uniform,
+} from "./src/core/random.ts";
+export {
+  at,
+  disposeTree,
+  leaves,
+  mapTree,
+  parameterCount,
+  type TreeLike,
+  updateAt,
+  valueAndGrads,
+} from "./src/core/tree.ts";
+export {
+  createPool,
+  type Handlers,
+  hardwareWorkers,
+  type JobOf,
+  type JobOptions,
+  type Moved,
+  moved,
+  type Pool,
+  type PoolOptions,
+  type ResultOf,
+  serve,
+} from "./src/core/pool.ts";
+
+// Bytes in and out.
+export { decodePng, encodePng, type Pixels } from "./src/io/png.ts";
+export {
+  exists,
+  type FileContent,
+  joinPath,
+  readJson,
+  type Schema,
+  writeAtomic,
+  writeJson,
+} from "./src/io/files.ts";
+export {
+  type DType,
+  type LazyTensor,
+  openSafetensors,
+  type RawTensor,
+  type SafetensorsFile,
+  type TensorEntry,
+  toFloat32,
+  writeSafetensors,
+} from "./src/io/safetensors.ts";
+export {
+  openPickle,
+  openTensors,
+  type PickleFile,
+  type PickleTensor,
+  type PickleValue,
+} from "./src/io/pickle.ts";
+
+// Models.
+export {
+  type AddedTokens,
+  bindPrompt,
+  type BoundPrompt,
+  disposeModel,
+  loadModel,
+  type Model,
+  type Network,
+  promptStates,
+  saveModel,
+} from "./src/models/model.ts";
+export {
+  describeLdm,
+  type LdmConfigs,
+  type LdmDescription,
+  type LdmHeader,
+  type LdmLayout,
+  type LdmOverrides,
+  type LdmPrediction,
+  loadSingleFile,
+  type LoadSingleFileOptions,
+  saveSingleFile,
+  type SaveSingleFileOptions,
+} from "./src/models/ldm.ts";
+export {
+  type Cleaning,
+  createTokenizer,
+  type Encoded,
+  loadTokenizer,
+  type Tokenizer,
+  type TokenizerSpec,
+} from "./src/models/tokenizer.ts";
+export {
+  type AutoencoderConfig,
+  type ClipConfig,
+  type CrossAttentionSite,
+  crossAttentionSites,
+  parseAutoencoderConfig,
+  parseClipConfig,
+  parseTextEncoderConfig,
+  parseUNetConfig,
+  type PerLevel,
+  type TextEncoderConfig,
+  type TowerConfig,
+  type UNetConfig,
+  type VisionConfig,
+} from "./src/models/config.ts";
+export {
+  type CrossAttentionCall,
+  type DownBlock,
+  type MidBlock,
+  type Resnet,
+  type SpatialTransformer,
+  type TransformerBlock,
+  type UNet,
+  unet,
+  type UNetOptions,
+  unetSpec,
+  type UpBlock,
+} from "./src/models/unet.ts";
+export {
+  type ClipLayer,
+  type TextEncoder,
+  textEncoder,
+  type TextEncoderOptions,
+  textEncoderSpec,
+  type TextStates,
+} from "./src/models/text_encoder.ts";
+export {
+  type Autoencoder,
+  type AutoencoderAttention,
+  type AutoencoderMid,
+  autoencoderSpec,
+  decode,
+  downsampleFactor,
+  drawLatent,
+  encode,
+  type Posterior,
+} from "./src/models/autoencoder.ts";
+export {
+  type Clip,
+  clipSpec,
+  imageEmbedding,
+  textEmbedding,
+  type VisionModel,
+} from "./src/models/image_encoder.ts";
+export {
+  type ConditionEmbedding,
+  type ControlNet,
+  type ControlNetConfig,
+  loadControlNet,
+} from "./src/models/controlnet.ts";
+export {
+  type AdapterBlock,
+  type AdapterResnet,
+  type CombineOptions,
+  loadT2IAdapter,
+  type T2IAdapter,
+  type T2IAdapterConfig,
+} from "./src/models/t2i_adapter.ts";
+export {
+  type Init,
+  initialise,
+  type ParamKind,
+  type ParamSpec,
+  type Spec,
+} from "./src/nn/spec.ts";
+
+// Sampling.
+export {
+  decodeImages,
+  generate,
+  type ImagesRecord,
+  pipeline,
+  type PipelineOptions,
+  type PipelineRecord,
+  type StepRecord,
+  toPixels,
+  type UNetCall,
+} from "./src/diffusion/pipeline.ts";
+export {
+  type Predict,
+  sample,
+  type SampleOptions,
+  SAMPLERS,
+  type SamplerState,
+  type SampleStep,
+  sampleSteps,
+} from "./src/diffusion/samplers.ts";
+export {
+  addNoise,
+  type BetaSchedule,
+  parseSchedulerConfig,
+  type PredictionType,
+  type Schedule,
+  schedule,
+  type SchedulerConfig,
+  type TimestepSpacing,
+} from "./src/diffusion/schedule.ts";
+export {
+  type Box,
+  type Cells,
+  type Mask,
+  type Place,
+  type RegionalOptions,
+  type RegionalSampling,
+  regionalSampling,
+  type RegionGrid,
+  type RegionMapOptions,
+  type RegionMaps,
+  type RegionPart,
+  type RegionPrompt,
+  type RegionScope,
+  type Shape,
+  type ShapeOptions,
+  type TextModel,
+} from "./src/diffusion/regions.ts";
+export {
+  type Condition,
+  type ConditionedSampling,
+  conditionedSampling,
+  type ConditionNetwork,
+} from "./src/diffusion/conditions.ts";
+export {
+  canny,
+  type CannyOptions,
+  conditionTensor,
+  type Grey,
+  greyOf,
+  greyPixels,
+  type KeyPoint,
+  keyPointImage,
+  type KeyPointOptions,
+  maskImage,
+} from "./src/diffusion/condition_images.ts";
+export {
+  checkLayout,
+  type CheckOptions,
+  drawLayout,
+  type DrawOptions,
+  type Layout,
+  type LayoutBox,
+  type LayoutCondition,
+  type LayoutImage,
+  layoutJsonSchema,
+  type LayoutMask,
+  type LayoutRegion,
+  modelSize,
+  parseLayout,
+  type PreparedLayout,
+  prepareLayout,
+  readLayout,
+  type RegionSampler,
+  type ResolvedCondition,
+  type ResolvedLayout,
+  resolveLayout,
+  type ResolveOptions,
+  type Size,
+} from "./src/diffusion/layout.ts";
+
+// Concepts and their training.
+export {
+  addTokens,
+  attachConcept,
+  type Concept,
+  conceptPhrase,
+  conceptTensors,
+  type ConceptToken,
+  disposeConcept,
+  initConcept,
+  type InitConceptOptions,
+  loadConcept,
+  releaseTokens,
+  saveConcept,
+  type TokenInit,
+} from "./src/customize/concept.ts";
+export {
+  type Method,
+  method,
+  type MethodName,
+  METHODS,
+  type Preset,
+  startConcept,
+  type StartConceptOptions,
+} from "./src/customize/methods.ts";
+export {
+  encodeData,
+  type EncodeOptions,
+  type Example,
+  fillCaption,
+  readExamples,
+  type ReadExamplesOptions,
+  square,
+  type TrainData,
+} from "./src/customize/dataset.ts";
+export {
+  conceptOf,
+  customize,
+  type CustomizeOptions,
+  type Group,
+  loadTrainState,
+  type LossConfig,
+  type Losses,
+  saveTrainState,
+  train,
+  type TrainBatch,
+  type TrainConfig,
+  trainingLoss,
+  type TrainOptions,
+  type TrainRecord,
+  type TrainState,
+  type Weighting,
+} from "./src/customize/train.ts";
+export { type Adaptable, type Adapter, attach, attachedAdapters, type AttachOptions, type BlockWeights, blockWeights, type Component, delta, detach, disposeAdapter, initLora, type InitLoraOptions, type LoraBasis, type LoraInit, merge, rankOf, type ScaleRule, type Site, sites, type TargetName, type Targets, targets, type Weight, type DoraWeighting } from "./src/customize/lora.ts";
+export {
+  detectDialect,
+  type Dialect,
+  type DialectId,
+  DIALECTS,
+  loadLora,
+  type LoraContent,
+  type LoraFile,
+  type LoraPart,
+  type LoraSource,
+  type PeftConfig,
+  readLora,
+  type ReadLoraOptions,
+  saveLora,
+} from "./src/customize/lora_formats.ts";
+export {
+  type AdapterRegion,
+  type AdapterSampling,
+  type CompositionOptions,
+  loraComposite,
+  loraSwitch,
+  type RegionAdapterOptions,
+  regionAdapters,
+} from "./src/customize/region_adapters.ts";
+
+// Fusion.
+export {
+  type Strength,
+  weightFusion,
+  type WeightFusionOptions,
+} from "./src/fusion/weight.ts";
+export {
+  type ConceptStatistics,
+  conceptStatistics,
+  type FeatureOptions,
+  fuse,
+  type FuseFeaturesRecord,
+  type FuseLayerRecord,
+  type FuseOptions,
+  type FuseRecord,
+  type FuseStage,
+} from "./src/fusion/gradient.ts";
+export {
+  type Delta,
+  fuseLayer,
+  type LayerSolution,
+  type LayerTerm,
+  type SolveOptions,
+} from "./src/fusion/layer.ts";
+export {
+  type AccumulateOptions,
+  type Accuracy,
+  collect,
+  type CollectOptions,
+  type Collector,
+  collector,
+  readStatistics,
+  type Stats,
+  writeStatistics,
+} from "./src/fusion/statistics.ts";
+
+// Evaluation.
+export {
+  type ClipModel,
+  type ClipVector,
+  disposeClip,
+  embedImages,
+  embedTexts,
+  loadClip,
+  type LoadClipOptions,
+} from "./src/evaluation/clip.ts";
+export {
+  CLIP_SCORE_PREFIX,
+  cosine,
+  imageAlignment,
+  textAlignment,
+} from "./src/evaluation/clip_score.ts";
+export {
+  centroid,
+  gallery,
+  type GalleryEntry,
+  retrieve,
+  type Retrieved,
+} from "./src/evaluation/retrieval.ts";
+export {
+  type BootstrapOptions,
+  type Estimate,
+  hierarchicalBootstrap,
+  mean,
+  median,
+  type Nested,
+  type PairedDifference,
+  pairedDifference,
+  retainedShare,
+  tInterval,
+} from "./src/evaluation/statistics.ts";
+export {
+  type Preprocess,
+  preprocess,
+  resize,
+} from "./src/evaluation/preprocess.ts";
+
+// The embedded world.
+export {
+  type ConceptImage,
+  conceptImage,
+  conceptImages,
+  type FrameSet,
+  identityOf,
+  loadConceptArt,
+} from "./src/micro/concepts.ts";
+export {
+  type ConceptPrompts,
+  loadPrompts,
+  type Prompt,
+  type PROMPT_GROUPS,
+  type PromptFacts,
+  type PromptGroup,
+  promptText,
+} from "./src/micro/prompts.ts";
+export {
+  captionOf,
+  type CaptionOptions,
+  captionScene,
+} from "./src/micro/captions.ts";
+export {
+  heldOutScene,
+  type Place as ScenePlace,
+  renderScene,
+  sampleScene,
+  type SampleSceneOptions,
+  type Scene,
+  type SceneObject,
+  trainScene,
+} from "./src/micro/scenes.ts";
+export { type Art, loadArt, type Sprite } from "./src/micro/art.ts";
+export {
+  type Background,
+  type Color,
+  type Design,
+  IDENTITIES,
+  type Identity,
+  type Noun,
+  NOUNS,
+  type PLACES,
+  WORLD,
+  type World,
+} from "./src/micro/world.ts";
+
+// The paper's experiments.
+export {
+  ablation,
+  type AblationOptions,
+  ablationPictures,
+  type FusionName,
+  FUSIONS,
+} from "./src/experiments/ablation.ts";
+export {
+  ablationFigures,
+  ablationTable,
+  type PlotlyFigure,
+  type TextTable,
+} from "./src/experiments/ablation_figures.ts";
+export {
+  type AblationReport,
+  ablationSchema,
+  type Arm,
+  type Comparison,
+  type LayerFit,
+  type Maybe,
+  type PairCosines,
+  type ScoreEstimate,
+  type ScoreName,
+  type ScoreRow,
+  type Scores,
+  type Verdict,
+} from "./src/experiments/ablation_schema.ts";
+export {
+  type EmbeddingName,
+  type ExperimentPreset,
+  type GradientSettings,
+  presetOf,
+  PRESETS,
+  type SamplingSettings,
+} from "./src/experiments/presets.ts";
+
+export { type ComponentOptions } from "./src/io/folder.ts";
+export {
+  type Context,
+  type Conv,
+  type Dora,
+  type Linear,
+  type LowRank,
+} from "./src/nn/linear.ts";
+export {
+  type PlanOptions,
+  type SamplerName,
+} from "./src/diffusion/sampler_plan.ts";
+export { type StageProgress } from "./src/experiments/crew.ts";
+export { type Norm } from "./src/nn/norm.ts";
+export {
+  type Attend,
+  type Attention,
+  type AttentionHooks,
+} from "./src/nn/attention.ts";
+export { type Embedding } from "./src/nn/embedding.ts";
+export { type AdamwState, type Tensors } from "./src/optim/adamw.ts";
+export { type TensorSource } from "./src/models/checkpoint.ts";
+export { type Matrix } from "./src/optim/least_squares.ts";
+export { type GuidanceBranch } from "./src/diffusion/guidance.ts";

@@ -1,0 +1,868 @@
+/**
+ * Layouts: a picture with regions and conditions as data, the same JSON for the
+ * command line, the API and notebooks.
+ *
+ * {@linkcode parseLayout} checks the document, {@linkcode resolveLayout} loads
+ * what it points to, {@linkcode checkLayout} holds it against a model,
+ * {@linkcode drawLayout} draws it.
+ *
+ * @module
+ */
+import { z } from "zod";
+import { cannot } from "../core/errors.ts";
+import { key } from "../core/random.ts";
+import { parentOf, pathOf, readJson } from "../io/files.ts";
+import { decodePng, type Pixels } from "../io/png.ts";
+import { downsampleFactor } from "../models/autoencoder.ts";
+import type { Model } from "../models/model.ts";
+import type { UNetOptions } from "../models/unet.ts";
+import {
+  canny,
+  conditionTensor,
+  type Grey,
+  greyOf,
+  keyPointImage,
+  maskImage,
+} from "./condition_images.ts";
+import {
+  type Condition,
+  conditionChannels,
+  conditionedSampling,
+  type ConditionNetwork,
+} from "./conditions.ts";
+import {
+  pipeline,
+  type PipelineOptions,
+  type PipelineRecord,
+  type UNetCall,
+} from "./pipeline.ts";
+import {
+  type RegionalOptions,
+  regionalSampling,
+  type RegionPrompt,
+  type Shape,
+  shapeMap,
+} from "./regions.ts";
+import { type SamplerName, SAMPLERS } from "./samplers.ts";
+
+const number = z.number();
+const fraction = z.number().min(0).max(1);
+const pixels = z.number().int().positive();
+
+const boxSchema = z.strictObject({
+  top: number,
+  left: number,
+  bottom: number,
+  right: number,
+  unit: z.enum(["fraction", "pixel"]).default("fraction"),
+});
+
+const maskSchema = z.union([
+  z.strictObject({ file: z.string().min(1) }),
+  z.strictObject({
+    // A picture in characters: "#" is inside.
+    rows: z.array(z.string().regex(/^[#.]+$/, "only # and . may be here"))
+      .nonempty(),
+  }),
+]);
+
+const regionSchema = z.strictObject({
+  box: boxSchema.optional(),
+  mask: maskSchema.optional(),
+  prompt: z.string().trim().min(1, "a region needs a prompt"),
+  negative: z.string().optional(),
+  priority: number.default(0),
+  concepts: z.array(z.string()).default([]),
+});
+
+const color = z.tuple([fraction, fraction, fraction]);
+
+const imageSchema = z.union([
+  z.strictObject({ file: z.string().min(1) }),
+  z.strictObject({
+    edges: z.strictObject({
+      file: z.string().min(1),
+      sigma: number.min(0).default(1),
+      low: number.min(0).default(0.1),
+      high: number.min(0).default(0.2),
+    }),
+  }),
+  z.strictObject({ regions: z.enum(["fill", "outline"]) }),
+  z.strictObject({
+    points: z.array(
+      z.strictObject({ x: number, y: number, color: color.optional() }),
+    ).nonempty(),
+    links: z.array(
+      z.tuple([z.number().int().min(0), z.number().int().min(0)]),
+    ).default([]),
+    radius: z.number().positive().default(0.02),
+  }),
+]);
+
+const conditionSchema = z.strictObject({
+  type: z.enum(["t2i_adapter", "controlnet"]),
+  network: z.string().min(1),
+  image: imageSchema,
+  scale: number.default(1),
+  start: fraction.default(0),
+  end: fraction.default(1),
+  guess: z.boolean().default(false),
+  regions: z.array(number).optional(),
+});
+
+const layoutSchema = z.strictObject({
+  $schema: z.string().optional(),
+  prompt: z.string(),
+  negative: z.string().default(""),
+  size: z.strictObject({ width: pixels, height: pixels }).optional(),
+  seed: z.number().int().default(0),
+  count: z.number().int().positive().default(1),
+  sampler: z.enum(SAMPLERS as readonly [SamplerName, ...SamplerName[]])
+    .default("dpmpp_2m"),
+  steps: z.number().int().positive().default(20),
+  guidance: number.default(7.5),
+  regions: z.array(regionSchema).default([]),
+  regional: z.strictObject({
+    replaceRatio: fraction.default(1),
+    start: fraction.default(0),
+    end: fraction.default(1),
+    feather: number.min(0).max(0.5).default(0),
+  }).prefault({}),
+  conditions: z.array(conditionSchema).default([]),
+  limits: z.strictObject({
+    regions: z.number().int().min(0).default(8),
+    overlap: fraction.default(0.5),
+  }).prefault({}),
+});
+
+/** A width and a height, pixels. */
+export interface Size {
+  readonly width: number;
+  readonly height: number;
+}
+
+/** A box of a layout. */
+export interface LayoutBox {
+  readonly top: number;
+  readonly left: number;
+  readonly bottom: number;
+  readonly right: number;
+  /** What the numbers are: parts of the picture, or pixels of its `size`. */
+  readonly unit: "fraction" | "pixel";
+}
+
+/** A mask of a layout: a PNG, white inside, or rows of `#` (inside) and `.`. */
+export type LayoutMask =
+  | { readonly file: string }
+  | { readonly rows: readonly string[] };
+
+/** A region of a layout: a place, by box or by mask, and what is there. */
+export interface LayoutRegion {
+  readonly box?: LayoutBox | undefined;
+  readonly mask?: LayoutMask | undefined;
+  readonly prompt: string;
+  /** The layout's own where it is left out. */
+  readonly negative?: string | undefined;
+  /** Who is in front where regions overlap: the higher one. */
+  readonly priority: number;
+  /** Names of concepts whose adapters act here. */
+  readonly concepts: readonly string[];
+}
+
+/** Where the image of a condition comes from. */
+export type LayoutImage =
+  | { readonly file: string }
+  | {
+    /** Canny edges of a picture. */
+    readonly edges: {
+      readonly file: string;
+      readonly sigma: number;
+      readonly low: number;
+      readonly high: number;
+    };
+  }
+  | { readonly regions: "fill" | "outline" }
+  | {
+    /** Key points, fractions of the picture, colours in [0, 1]. */
+    readonly points: readonly {
+      readonly x: number;
+      readonly y: number;
+      readonly color?: readonly [number, number, number] | undefined;
+    }[];
+    /** Pairs of points that are joined. */
+    readonly links: readonly (readonly [number, number])[];
+    readonly radius: number;
+  };
+
+/** A condition of a layout. */
+export interface LayoutCondition {
+  readonly type: "t2i_adapter" | "controlnet";
+  /** Name of the network among those given. */
+  readonly network: string;
+  readonly image: LayoutImage;
+  readonly scale: number;
+  /** When it begins and ends, parts of the sampling. */
+  readonly start: number;
+  readonly end: number;
+  /** ControlNet's guess mode. */
+  readonly guess: boolean;
+  /** A factor for each region. */
+  readonly regions?: readonly number[] | undefined;
+}
+
+/**
+ * A layout, defaults filled in.
+ *
+ * `regions` have a `box` (fractions, or pixels with `unit: "pixel"`) or a
+ * `mask` (a PNG, white inside, or rows of `#` and `.`); a region without
+ * `negative` takes the layout's. `limits.overlap` is how much of the smaller of
+ * two regions of equal priority may lie in the other.
+ */
+export interface Layout {
+  readonly $schema?: string | undefined;
+  readonly prompt: string;
+  readonly negative: string;
+  readonly size?: Size | undefined;
+  readonly seed: number;
+  /** Pictures. */
+  readonly count: number;
+  readonly sampler: SamplerName;
+  readonly steps: number;
+  readonly guidance: number;
+  readonly regions: readonly LayoutRegion[];
+  /** How regions are blended and when they count. */
+  readonly regional: {
+    readonly replaceRatio: number;
+    readonly start: number;
+    readonly end: number;
+    readonly feather: number;
+  };
+  readonly conditions: readonly LayoutCondition[];
+  readonly limits: { readonly regions: number; readonly overlap: number };
+}
+
+/** A layout as it is written: what has a default may be left out. */
+export interface LayoutInput
+  extends
+    Partial<Omit<Layout, "regions" | "regional" | "conditions" | "limits">> {
+  readonly prompt: string;
+  readonly regions?:
+    | readonly (
+      & Omit<LayoutRegion, "box" | "priority" | "concepts">
+      & Partial<Pick<LayoutRegion, "priority" | "concepts">>
+      & { readonly box?: Partial<LayoutBox> | undefined }
+    )[]
+    | undefined;
+  readonly regional?: Partial<Layout["regional"]> | undefined;
+  readonly conditions?:
+    | readonly (
+      & Omit<LayoutCondition, "image" | "scale" | "start" | "end" | "guess">
+      & Partial<Pick<LayoutCondition, "scale" | "start" | "end" | "guess">>
+      & { readonly image: LayoutImageInput }
+    )[]
+    | undefined;
+  readonly limits?: Partial<Layout["limits"]> | undefined;
+}
+
+/** The image of a condition as it is written. */
+export type LayoutImageInput =
+  | LayoutImage
+  | { readonly edges: { readonly file: string } }
+  | { readonly points: readonly { readonly x: number; readonly y: number }[] };
+
+/** The JSON schema of a layout file, for editors (`"$schema"`). */
+export function layoutJsonSchema(): Record<string, unknown> {
+  return z.toJSONSchema(layoutSchema, { io: "input" });
+}
+
+/** What is wrong, and at which field. */
+interface Problem {
+  readonly path: string;
+  readonly message: string;
+}
+
+function refuse(problems: readonly Problem[], name: string): void {
+  if (problems.length === 0) return;
+  throw cannot(
+    `read ${name}`,
+    "a layout that can be drawn",
+    problems.map(({ path, message }) => `${path}: ${message}`).join("; "),
+  );
+}
+
+/**
+ * Checks a layout document as far as that is possible without other files.
+ *
+ * @param json Parsed JSON.
+ * @param name What to call it in messages.
+ * @returns The layout, defaults filled in.
+ * @throws One error with the path of every field that does not fit.
+ *
+ * @example
+ * ```ts
+ * const layout = parseLayout({
+ *   prompt: "two animals on grass",
+ *   regions: [{
+ *     box: { top: 0, left: 0, bottom: 1, right: 0.5 },
+ *     prompt: "a <fox1> <fox2>",
+ *   }],
+ * });
+ * ```
+ */
+export function parseLayout(json: unknown, name = "the layout"): Layout {
+  const result = layoutSchema.safeParse(json);
+  if (!result.success) {
+    refuse(
+      result.error.issues.map(({ path, message }) => ({
+        path: path.join(".") || "(root)",
+        message,
+      })),
+      name,
+    );
+  }
+  const layout = result.data!;
+  const problems: Problem[] = [];
+  const report = (path: string, message: string) =>
+    problems.push({ path, message });
+  const { regions, limits, conditions, size } = layout;
+  if (regions.length > limits.regions) {
+    report(
+      "regions",
+      `${regions.length} are too many (limits.regions is ${limits.regions})`,
+    );
+  }
+  regions.forEach(({ box, mask }, i) => {
+    const path = `regions.${i}`;
+    if ((box === undefined) === (mask === undefined)) {
+      report(path, "needs a box or a mask, and not both");
+    }
+    if (box) checkBox(box, size, `${path}.box`, report);
+    if (mask && "rows" in mask) {
+      const [{ length }] = mask.rows;
+      mask.rows.forEach((row, y) => {
+        if (row.length !== length) {
+          report(`${path}.mask.rows.${y}`, `is not ${length} wide`);
+        }
+      });
+    }
+  });
+  const { start, end } = layout.regional;
+  if (start > end) report("regional.start", "is after regional.end");
+  conditions.forEach((condition, i) => {
+    const path = `conditions.${i}`;
+    if (condition.start > condition.end) {
+      report(`${path}.start`, "is after end");
+    }
+    if (condition.guess && condition.type !== "controlnet") {
+      report(`${path}.guess`, "is for controlnet only");
+    }
+    if (condition.regions && condition.regions.length !== regions.length) {
+      report(
+        `${path}.regions`,
+        `has ${condition.regions.length} factors for ${regions.length} regions`,
+      );
+    }
+    if ("regions" in condition.image && regions.length === 0) {
+      report(`${path}.image.regions`, "there are no regions");
+    }
+    if ("links" in condition.image) {
+      const { links, points } = condition.image;
+      links.forEach((link, k) => {
+        if (link.some((point) => point >= points.length)) {
+          report(`${path}.image.links.${k}`, `there is no point ${link}`);
+        }
+      });
+    }
+  });
+  refuse(problems, name);
+  return layout;
+}
+
+function checkBox(
+  box: LayoutBox,
+  size: Size | undefined,
+  path: string,
+  report: (path: string, message: string) => void,
+): void {
+  const pixel = box.unit === "pixel";
+  if (pixel && !size) {
+    report(`${path}.unit`, "pixels need the layout's size");
+    return;
+  }
+  const [height, width] = pixel ? [size!.height, size!.width] : [1, 1];
+  const canvas = { top: height, bottom: height, left: width, right: width };
+  let inside = true;
+  for (const side of ["top", "left", "bottom", "right"] as const) {
+    if (box[side] >= 0 && box[side] <= canvas[side]) continue;
+    inside = false;
+    const hint = !pixel && box[side] > 1 ? ' (pixels need unit: "pixel")' : "";
+    report(
+      `${path}.${side}`,
+      `${box[side]} is off the canvas, 0 to ${canvas[side]}${hint}`,
+    );
+  }
+  if (!inside) return;
+  if (box.top >= box.bottom) report(path, "is empty: top is not above bottom");
+  if (box.left >= box.right) report(path, "is empty: left is not before right");
+}
+
+/** A condition with its image, not yet with its network. */
+export interface ResolvedCondition {
+  readonly spec: Layout["conditions"][number];
+  /** At the size of the file; drawn ones at the layout's size. */
+  readonly image: Grey | Pixels;
+}
+
+/** A layout with all it points to. */
+export interface ResolvedLayout {
+  readonly layout: Layout;
+  /** What to call it in messages. */
+  readonly name: string;
+  /** Places and prompts, as regional sampling takes them. */
+  readonly regions: readonly RegionPrompt[];
+  readonly conditions: readonly ResolvedCondition[];
+}
+
+/** Settings of {@linkcode resolveLayout}. */
+export interface ResolveOptions {
+  /** Reads a picture by the path in the layout. */
+  readonly read?: (path: string) => Promise<Pixels>;
+  /**
+   * Size of the picture where the layout gives none, see
+   * {@linkcode modelSize}; needed to draw condition images.
+   */
+  readonly size?: Size;
+  /** What to call it in messages. */
+  readonly name?: string;
+}
+
+/**
+ * Loads masks and condition images of a layout and checks the regions against
+ * each other.
+ *
+ * @param layout From {@linkcode parseLayout}.
+ * @param options How pictures are read.
+ * @throws One error with the path of every field that does not fit: missing
+ * pictures, empty masks, regions that overlap beyond the limit.
+ */
+export async function resolveLayout(
+  layout: Layout,
+  options: ResolveOptions = {},
+): Promise<ResolvedLayout> {
+  const { name = "the layout", read = readPng } = options;
+  const size = layout.size ?? options.size;
+  const problems: Problem[] = [];
+  const picture = async (path: string, file: string) => {
+    try {
+      return await read(file);
+    } catch (error) {
+      problems.push({
+        path,
+        message: error instanceof Error ? error.message : String(error),
+      });
+    }
+  };
+  const shapes: (Shape | undefined)[] = [];
+  for (const [i, { box, mask }] of layout.regions.entries()) {
+    const path = `regions.${i}`;
+    if (box) {
+      // parseLayout has seen to it that pixels come with a size.
+      const by = box.unit === "pixel" ? layout.size! : { width: 1, height: 1 };
+      shapes.push({
+        box: {
+          top: box.top / by.height,
+          left: box.left / by.width,
+          bottom: box.bottom / by.height,
+          right: box.right / by.width,
+        },
+      });
+      continue;
+    }
+    const grey = "file" in mask!
+      ? await picture(`${path}.mask.file`, mask.file).then((p) =>
+        p && greyOf(p)
+      )
+      : rowsMask(mask!.rows);
+    if (grey && !grey.values.some((v) => v >= 0.5)) {
+      problems.push({ path: `${path}.mask`, message: "is empty" });
+      shapes.push(undefined);
+    } else {
+      shapes.push(grey && { mask: grey });
+    }
+  }
+  refuse(problems, name);
+  const placed = shapes as Shape[];
+  checkOverlap(layout, placed, problems);
+  refuse(problems, name);
+  const conditions: ResolvedCondition[] = [];
+  for (const [i, spec] of layout.conditions.entries()) {
+    const { image } = spec;
+    const path = `conditions.${i}.image`;
+    if ("file" in image) {
+      const found = await picture(`${path}.file`, image.file);
+      if (found) conditions.push({ spec, image: found });
+    } else if ("edges" in image) {
+      const { file, ...settings } = image.edges;
+      const found = await picture(`${path}.edges.file`, file);
+      if (found) {
+        conditions.push({ spec, image: canny(greyOf(found), settings) });
+      }
+    } else if (!size) {
+      problems.push({ path: "size", message: `is needed to draw ${path}` });
+    } else if ("regions" in image) {
+      const filled = maskImage(placed, size.height, size.width);
+      conditions.push({
+        spec,
+        image: image.regions === "fill"
+          ? filled
+          : outlines(placed, size.height, size.width),
+      });
+    } else {
+      const { points, links, radius } = image;
+      conditions.push({
+        spec,
+        image: keyPointImage(
+          points.map(({ color, ...at }) => color ? { ...at, color } : at),
+          size.height,
+          size.width,
+          { links, radius },
+        ),
+      });
+    }
+  }
+  refuse(problems, name);
+  return {
+    layout,
+    name,
+    regions: layout.regions.map(({ prompt, negative, priority }, i) => ({
+      shape: placed[i],
+      prompt,
+      negative: negative ?? layout.negative,
+      priority,
+    })),
+    conditions,
+  };
+}
+
+async function readPng(path: string): Promise<Pixels> {
+  return decodePng(await Deno.readFile(path));
+}
+
+/** A mask written in characters. */
+function rowsMask(rows: readonly string[]): Grey {
+  return {
+    width: rows[0].length,
+    height: rows.length,
+    values: Float32Array.from(
+      rows.join(""),
+      (character) => character === "#" ? 1 : 0,
+    ),
+  };
+}
+
+/** Edges of every region by itself, so that neighbours keep their border. */
+function outlines(
+  shapes: readonly Shape[],
+  height: number,
+  width: number,
+): Grey {
+  const values = new Float32Array(height * width);
+  for (const shape of shapes) {
+    const edges = canny(maskImage([shape], height, width), { sigma: 0 });
+    edges.values.forEach((v, i) => values[i] = Math.max(values[i], v));
+  }
+  return { width, height, values };
+}
+
+/** Side of the grid on which overlaps are measured. */
+const OVERLAP_GRID = 64;
+
+function checkOverlap(
+  { regions, limits }: Layout,
+  shapes: readonly Shape[],
+  problems: Problem[],
+): void {
+  const maps = shapes.map((s) => shapeMap(s, OVERLAP_GRID, OVERLAP_GRID));
+  const areas = maps.map((map) => map.reduce((a, b) => a + b, 0));
+  for (let j = 0; j < maps.length; j++) {
+    for (let i = 0; i < j; i++) {
+      // Someone has decided who is in front.
+      if (regions[i].priority !== regions[j].priority) continue;
+      const common = maps[j].reduce((sum, v, k) => sum + v * maps[i][k], 0);
+      const part = common / Math.max(1, Math.min(areas[i], areas[j]));
+      if (part <= limits.overlap) continue;
+      problems.push({
+        path: `regions.${j}`,
+        message: `shares ${Math.round(100 * part)} % of the smaller one with ` +
+          `regions.${i} (limits.overlap is ${limits.overlap}; priorities ` +
+          "would say who is in front)",
+      });
+    }
+  }
+}
+
+/**
+ * Reads a layout file; pictures are found beside it.
+ *
+ * @param path The JSON file.
+ * @param options Size where the layout gives none; `changes` of fields, as a
+ * command line does.
+ * @throws As {@linkcode parseLayout} and {@linkcode resolveLayout}.
+ */
+export async function readLayout(
+  path: string | URL,
+  options: Pick<ResolveOptions, "size"> & {
+    readonly changes?: Readonly<Record<string, unknown>>;
+  } = {},
+): Promise<ResolvedLayout> {
+  const { changes, ...rest } = options;
+  const name = pathOf(path);
+  const json = await readJson(path, z.record(z.string(), z.unknown()));
+  const layout = parseLayout({ ...json, ...changes }, name);
+  const folder = parentOf(name);
+  return await resolveLayout(layout, {
+    ...rest,
+    name,
+    read: (file) => readPng(file.startsWith("/") ? file : `${folder}/${file}`),
+  });
+}
+
+/** What {@linkcode checkLayout} knows besides the model. */
+export interface CheckOptions {
+  /** Condition networks by the name the layout uses. */
+  readonly networks?: Readonly<Record<string, ConditionNetwork>>;
+  /** Concepts by name, for regions that name theirs. */
+  readonly concepts?: readonly string[];
+}
+
+/**
+ * Holds a layout against a model.
+ *
+ * @param resolved The layout.
+ * @param model The model that would draw it.
+ * @param options Networks and concepts there are.
+ * @throws One error with the path of every field that does not fit: unknown
+ * concepts, sizes the autoencoder cannot do, regions smaller than a latent
+ * pixel, condition images of another size, unknown networks.
+ */
+export function checkLayout(
+  { layout, name, regions, conditions }: ResolvedLayout,
+  model: Model,
+  options: CheckOptions = {},
+): void {
+  const { networks = {}, concepts } = options;
+  const problems: Problem[] = [];
+  const report = (path: string, message: string) =>
+    problems.push({ path, message });
+  const known = Object.keys(model.added?.sites ?? {});
+  const tokens = (path: string, prompt: string) => {
+    for (const [token] of prompt.matchAll(/<[^<>\s]+>/g)) {
+      if (known.includes(token) || model.tokenizer.has(token)) continue;
+      report(
+        path,
+        `unknown concept ${token} (known: ${known.join(", ") || "none"})`,
+      );
+    }
+  };
+  tokens("prompt", layout.prompt);
+  tokens("negative", layout.negative);
+  layout.regions.forEach((region, i) => {
+    tokens(`regions.${i}.prompt`, region.prompt);
+    tokens(`regions.${i}.negative`, region.negative ?? "");
+    region.concepts.forEach((concept, k) => {
+      if (concepts?.includes(concept)) return;
+      report(
+        `regions.${i}.concepts.${k}`,
+        `unknown concept "${concept}" (known: ${
+          concepts?.join(", ") || "none"
+        })`,
+      );
+    });
+  });
+  const factor = downsampleFactor(model.autoencoder.config);
+  const { width, height } = sizeOf(layout, model);
+  for (const [side, value] of Object.entries({ width, height })) {
+    if (value % factor !== 0) {
+      report(`size.${side}`, `${value} is not a multiple of ${factor}`);
+    }
+  }
+  const [h, w] = [Math.floor(height / factor), Math.floor(width / factor)];
+  regions.forEach(({ shape }, i) => {
+    if (shapeMap(shape, h, w).some((v) => v > 0)) return;
+    report(
+      `regions.${i}.${"box" in shape ? "box" : "mask"}`,
+      `is empty: it covers no cell of the ${h}×${w} latent`,
+    );
+  });
+  conditions.forEach(({ spec, image }, i) => {
+    const network = networks[spec.network];
+    const path = `conditions.${i}`;
+    if (!network) {
+      report(
+        `${path}.network`,
+        `unknown network "${spec.network}" (known: ${
+          Object.keys(networks).join(", ") || "none"
+        })`,
+      );
+    } else if (network.type !== spec.type) {
+      report(`${path}.type`, `the network is a ${network.type}`);
+    }
+    if (image.width !== width || image.height !== height) {
+      report(
+        `${path}.image`,
+        `is ${image.width}×${image.height}, the picture ${width}×${height}`,
+      );
+    }
+  });
+  refuse(problems, name);
+}
+
+/** Pixels of the picture a layout makes of a model. */
+function sizeOf(layout: Layout, model: Model): Size {
+  return layout.size ?? modelSize(model);
+}
+
+/**
+ * The size of picture a model was made for, pixels.
+ *
+ * @param model The model.
+ */
+export function modelSize(
+  model: Pick<Model, "unet" | "autoencoder">,
+): { width: number; height: number } {
+  const factor = downsampleFactor(model.autoencoder.config);
+  const sample = model.unet.config.sample_size ?? 64;
+  const [high, wide] = typeof sample === "number" ? [sample, sample] : sample;
+  return { width: wide * factor, height: high * factor };
+}
+
+/** What regions do in a call; {@linkcode regionalSampling} makes one. */
+export interface RegionSampler {
+  /** Options for one UNet call. */
+  unet(call: UNetCall): UNetOptions;
+  /** Frees what it owns. */
+  dispose(): void;
+}
+
+/** Settings of {@linkcode prepareLayout} and {@linkcode drawLayout}. */
+export interface DrawOptions extends CheckOptions {
+  /**
+   * How regions are sampled, for example with adapters per region.
+   *
+   * @default regionalSampling
+   */
+  readonly regions?: (
+    model: Model,
+    regions: readonly RegionPrompt[],
+    options: RegionalOptions,
+  ) => RegionSampler;
+  /** Changes the pipeline's options, such as `batch`. */
+  readonly pipeline?: Partial<PipelineOptions>;
+}
+
+/** A layout ready for the pipeline; owns tensors. */
+export interface PreparedLayout {
+  /** For {@linkcode pipeline} or `generate`. */
+  readonly options: PipelineOptions;
+  /** Frees what was made. */
+  dispose(): void;
+}
+
+/**
+ * Makes the pipeline's options of a layout.
+ *
+ * @param model The model.
+ * @param resolved The layout.
+ * @param options Networks and concepts there are.
+ * @returns Options; dispose them after sampling.
+ * @throws As {@linkcode checkLayout}.
+ */
+export function prepareLayout(
+  model: Model,
+  resolved: ResolvedLayout,
+  options: DrawOptions = {},
+): PreparedLayout {
+  checkLayout(resolved, model, options);
+  const { layout, regions, conditions } = resolved;
+  const { networks = {}, regions: sampler = regionalSampling } = options;
+  const owned: { dispose(): void }[] = [];
+  const dispose = () => owned.forEach((part) => part.dispose());
+  try {
+    const regional = sampler(model, regions, layout.regional);
+    owned.push(regional);
+    const prepared = conditions.map(({ spec, image }): Condition => {
+      const network = networks[spec.network];
+      const tensor = conditionTensor(image, conditionChannels(network));
+      owned.push(tensor);
+      return {
+        network,
+        image: tensor,
+        scale: spec.scale,
+        start: spec.start,
+        end: spec.end,
+        guess: spec.guess,
+        ...(spec.regions
+          ? {
+            places: regions.map(({ shape, priority = 0 }, i) => ({
+              shape,
+              priority,
+              scale: spec.regions![i],
+            })),
+          }
+          : {}),
+      };
+    });
+    const conditioned = conditionedSampling(prepared);
+    owned.push(conditioned);
+    return {
+      options: {
+        prompts: new Array<string>(layout.count).fill(layout.prompt),
+        negative: layout.negative,
+        key: key(layout.seed),
+        sampler: layout.sampler,
+        steps: layout.steps,
+        guidance: layout.guidance,
+        ...sizeOf(layout, model),
+        ...options.pipeline,
+        unet: (call) => ({
+          ...regional.unet(call),
+          ...conditioned.unet(call),
+        }),
+      },
+      dispose,
+    };
+  } catch (error) {
+    dispose();
+    throw error;
+  }
+}
+
+/**
+ * Draws a layout, as {@linkcode pipeline} does a prompt.
+ *
+ * @param model The model, with the concepts the layout names.
+ * @param resolved The layout.
+ * @param options Networks and concepts there are.
+ * @returns Steps of each batch, then its images in [0, 1].
+ * @throws Before the first model call: as {@linkcode checkLayout}.
+ *
+ * @example
+ * ```ts
+ * const layout = await readLayout("scene.json");
+ * for await (const record of drawLayout(model, layout)) {
+ *   if (record.type === "images") console.log(await toPixels(record.images));
+ * }
+ * ```
+ */
+export async function* drawLayout(
+  model: Model,
+  resolved: ResolvedLayout,
+  options: DrawOptions = {},
+): AsyncGenerator<PipelineRecord, void, void> {
+  const prepared = prepareLayout(model, resolved, options);
+  try {
+    yield* pipeline(model, prepared.options);
+  } finally {
+    prepared.dispose();
+  }
+}

@@ -1,0 +1,445 @@
+/**
+ * How good the embedded model is: numbers against floors and aims.
+ *
+ * @module
+ */
+import * as tf from "@tensorflow/tfjs";
+import {
+  type ClipModel,
+  type ClipVector,
+  disposeClip,
+  embedImages,
+  embedTexts,
+  loadClip,
+} from "../evaluation/clip.ts";
+import { cosine } from "../evaluation/clip_score.ts";
+import {
+  centroid,
+  type GalleryEntry,
+  retrieve,
+} from "../evaluation/retrieval.ts";
+import { mean } from "../evaluation/statistics.ts";
+import { crop } from "../evaluation/preprocess.ts";
+import { decodePng, type Pixels } from "../io/png.ts";
+import { type Art, loadArt } from "../micro/art.ts";
+import { captionOf, withArticle } from "../micro/captions.ts";
+import { heldOutScene, renderScene, type Scene } from "../micro/scenes.ts";
+import { BACKGROUNDS, NOUNS } from "../micro/world.ts";
+import { decode, encode } from "../models/autoencoder.ts";
+import { disposeModel, loadModel, type Model } from "../models/model.ts";
+import { MODEL_PARTS } from "./ablation.ts";
+import { gatherCrew, type StageProgress } from "./crew.ts";
+import { type SamplePiece, type Shot, store } from "./pieces.ts";
+import type { SamplingSettings } from "./presets.ts";
+import { folderHash } from "./store.ts";
+import { imageId, pixelsOf } from "./workshop.ts";
+
+/** The numbers of `micro:report`. */
+export interface MicroNumbers {
+  /** Mean PSNR in dB of reconstructed held-out scenes (posterior mean). */
+  readonly vae_psnr: number;
+  /** Image → text top-1 among 64 held-out captions, CLIP A. */
+  readonly clip_a_top1: number;
+  /** The same of CLIP B. */
+  readonly clip_b_top1: number;
+  /** Share of generated one-object pictures with the right noun, by CLIP B. */
+  readonly noun_generated: number;
+  /** The same of rendered scenes. */
+  readonly noun_real: number;
+  /** Share with the right background. */
+  readonly background_generated: number;
+  /** The same of rendered scenes. */
+  readonly background_real: number;
+  /** Share of generated two-object pictures with both halves' nouns right. */
+  readonly two_nouns_generated: number;
+  /** The same of rendered scenes. */
+  readonly two_nouns_real: number;
+}
+
+/** A number's floor and aim; a ratio is of generated to real. */
+export interface Target {
+  readonly name: string;
+  readonly value: number;
+  readonly floor: number | null;
+  readonly aim: number;
+}
+
+/** Pictures for contact sheets. */
+export interface MicroPictures {
+  readonly single: readonly { readonly text: string; readonly image: Pixels }[];
+  readonly pairs: readonly { readonly text: string; readonly image: Pixels }[];
+  readonly scenes: readonly {
+    readonly real: Pixels;
+    readonly decoded: Pixels;
+  }[];
+}
+
+/** What is measured. */
+export interface MicroReportOptions {
+  /** Folder of the model; CLIP A and B are `clip_a` and `clip_b` in it. */
+  readonly model: string;
+  /** Folder of finished pictures. */
+  readonly cache: string;
+  readonly sampling: SamplingSettings;
+  readonly workers: number;
+  readonly backend: "webgpu" | "wasm" | "cpu";
+  /**
+   * One-object prompts.
+   *
+   * @default 96
+   */
+  readonly single?: number;
+  /**
+   * Two-object prompts.
+   *
+   * @default 48
+   */
+  readonly pairs?: number;
+  /**
+   * Scenes for PSNR; a multiple of 64 also gives that many batches of captions.
+   *
+   * @default 256
+   */
+  readonly scenes?: number;
+}
+
+/** Captions that an image is told from. */
+const BATCH = 64;
+
+/** The usual phrase of a background. */
+function phraseOf(background: string): string {
+  return BACKGROUNDS.find(({ word }) => word === background)!.phrases[0];
+}
+
+/** The prompt of a one-object scene. */
+export function singlePrompt(noun: string, background: string): string {
+  return `a photo of ${withArticle(noun)} ${phraseOf(background)}`;
+}
+
+/** The prompt of a two-object scene. */
+export function pairPrompt(
+  left: string,
+  right: string,
+  background: string,
+): string {
+  return `${withArticle(left)} on the left and ${
+    withArticle(right)
+  } on the right ${phraseOf(background)}`;
+}
+
+/** The `i`-th held-out scene with untinted objects, as its prompt says it. */
+function plainScene(i: number, objects: 1 | 2, art: Art): Scene {
+  const scene = heldOutScene(i, undefined, { objects }, art);
+  return {
+    ...scene,
+    objects: scene.objects.map((object) => ({ ...object, color: null })),
+  };
+}
+
+/** Zero-shot classes: each word by the mean of its one-object prompts. */
+async function classes(
+  clip: ClipModel,
+  words: readonly string[],
+  others: readonly string[],
+  text: (word: string, other: string) => string,
+): Promise<GalleryEntry[]> {
+  const rows = await embedTexts(
+    clip,
+    words.flatMap((word) => others.map((other) => text(word, other))),
+  );
+  return words.map((label, i) => ({
+    label,
+    center: centroid(rows.slice(i * others.length, (i + 1) * others.length)),
+  }));
+}
+
+/**
+ * A half of a picture, doubled by its mirror image, so that it has the size and
+ * the scale that the CLIP knows.
+ *
+ * @param image The picture.
+ * @param side Which half.
+ */
+export function doubledHalf(image: Pixels, side: "left" | "right"): Pixels {
+  const { width, height, channels } = image;
+  const half = Math.floor(width / 2);
+  const part = crop(image, {
+    x: side === "left" ? 0 : width - half,
+    y: 0,
+    width: half,
+    height,
+  });
+  const data = new Uint8Array(2 * half * height * channels);
+  for (let y = 0; y < height; y++) {
+    for (let x = 0; x < half; x++) {
+      const from = (y * half + x) * channels;
+      const pixel = part.data.subarray(from, from + channels);
+      data.set(pixel, (y * 2 * half + x) * channels);
+      data.set(pixel, (y * 2 * half + 2 * half - 1 - x) * channels);
+    }
+  }
+  return { width: 2 * half, height, channels, data };
+}
+
+/** Share of rows whose nearest class is the wanted one. */
+function accuracy(
+  rows: readonly ClipVector[],
+  entries: readonly GalleryEntry[],
+  wanted: readonly string[],
+): boolean[] {
+  return rows.map((row, i) => retrieve([row], entries).label === wanted[i]);
+}
+
+const share = (right: readonly boolean[]): number =>
+  mean(right.map((value) => value ? 1 : 0));
+
+/**
+ * Image → text top-1 among the captions of a batch; a caption with the same
+ * words counts as the same.
+ */
+async function top1(
+  clip: ClipModel,
+  scenes: readonly Scene[],
+  images: readonly Pixels[],
+): Promise<number> {
+  const texts = scenes.map((scene, i) => captionOf(scene, i));
+  const a = await embedImages(clip, images);
+  const b = await embedTexts(clip, texts);
+  const right: boolean[] = [];
+  for (let from = 0; from + BATCH <= scenes.length; from += BATCH) {
+    const captions = b.slice(from, from + BATCH);
+    for (let i = 0; i < BATCH; i++) {
+      const scores = captions.map((row) => cosine(a[from + i], row));
+      const best = scores.indexOf(Math.max(...scores));
+      right.push(texts[from + best] === texts[from + i]);
+    }
+  }
+  return share(right);
+}
+
+/** Reconstructs pictures and gives the mean of their PSNR in dB. */
+async function reconstruct(
+  model: Pick<Model, "autoencoder">,
+  images: readonly Pixels[],
+): Promise<{ psnr: number; decoded: Pixels[] }> {
+  const { config, params } = model.autoencoder;
+  const decoded: Pixels[] = [];
+  const values: number[] = [];
+  for (let from = 0; from < images.length; from += 16) {
+    const part = images.slice(from, from + 16);
+    const { width, height } = part[0];
+    const size = width * height * 3;
+    const input = new Float32Array(part.length * size);
+    part.forEach(({ data }, i) =>
+      data.forEach((byte, j) => input[i * size + j] = byte / 127.5 - 1)
+    );
+    const output = tf.tidy(() => {
+      const x = tf.tensor4d(input, [part.length, height, width, 3]);
+      const { mean } = encode(params, config, x);
+      return tf.clipByValue(decode(params, config, mean), -1, 1);
+    });
+    const out = await output.data();
+    output.dispose();
+    part.forEach((_, i) => {
+      let sum = 0;
+      for (let j = i * size; j < (i + 1) * size; j++) {
+        sum += ((out[j] - input[j]) / 2) ** 2;
+      }
+      values.push(-10 * Math.log10(sum / size));
+      decoded.push({
+        width,
+        height,
+        channels: 3,
+        data: Uint8Array.from(
+          out.subarray(i * size, (i + 1) * size),
+          (v) => Math.round((v + 1) * 127.5),
+        ),
+      });
+    });
+  }
+  return { psnr: mean(values), decoded };
+}
+
+/**
+ * Measures the embedded model on held-out scenes.
+ *
+ * Prompts are those of held-out (noun, background, partner) combinations;
+ * pictures are drawn from them, and the real ones are the same scenes rendered.
+ * CLIP B classifies both zero-shot: a noun is the mean embedding of "a photo of
+ * a {noun} {background}" over all backgrounds, a background the same over all
+ * nouns; a half of a two-object picture is doubled by its mirror image.
+ *
+ * @param options Folders and numbers.
+ * @returns Yields progress; returns numbers and pictures.
+ * @throws If a model is missing, truncated or misshapen.
+ */
+export async function* microReport(
+  options: MicroReportOptions,
+): AsyncGenerator<
+  StageProgress,
+  { numbers: MicroNumbers; pictures: MicroPictures },
+  void
+> {
+  const { single = 96, pairs = 48, scenes: sceneCount = 4 * BATCH } = options;
+  const art = await loadArt();
+  const alone = Array.from({ length: single }, (_, i) => plainScene(i, 1, art));
+  const two = Array.from({ length: pairs }, (_, i) => plainScene(i, 2, art));
+  const nounsOf = (scene: Scene) => scene.objects.map(({ noun }) => noun);
+  const shots: Shot[] = [
+    ...alone.map((scene, i) => ({
+      text: singlePrompt(nounsOf(scene)[0], scene.background),
+      noise: [0, "micro report", "single", i],
+    })),
+    ...two.map((scene, i) => ({
+      text: pairPrompt(nounsOf(scene)[0], nounsOf(scene)[1], scene.background),
+      noise: [0, "micro report", "pair", i],
+    })),
+  ];
+  const base = await folderHash(options.model, MODEL_PARTS);
+  const pieces: SamplePiece[] = [];
+  for (let from = 0; from < shots.length; from += 12) {
+    pieces.push({
+      kind: "sample",
+      base,
+      model: { type: "base" },
+      shots: shots.slice(from, from + 12),
+      sampling: options.sampling,
+    });
+  }
+  {
+    using crew = await gatherCrew(options, options.backend, options.workers);
+    yield* crew.run({
+      name: "sample",
+      unit: "image",
+      pieces,
+      size: (piece) => (piece as SamplePiece).shots.length,
+    });
+  }
+  const drawn: Pixels[] = [];
+  for (const piece of pieces) {
+    for (const shot of piece.shots) {
+      const path = store.image(options.cache, await imageId(piece, shot));
+      drawn.push(decodePng(await Deno.readFile(path)));
+    }
+  }
+  const render = (scene: Scene) =>
+    pixelsOf(renderScene(scene, art), scene.side);
+  const steps = 4;
+  const at = (done: number): StageProgress => ({
+    stage: "measure",
+    done,
+    total: steps,
+    unit: "part",
+  });
+  yield at(0);
+  const held = Array.from(
+    { length: sceneCount },
+    (_, i) => heldOutScene(i, undefined, {}, art),
+  );
+  const images = held.map(render);
+  const model = await loadModel(options.model);
+  const { psnr, decoded } = await reconstruct(model, images);
+  disposeModel(model);
+  yield at(1);
+  const tokenizer = `${options.model}/tokenizer`;
+  const clipA = await loadClip(`${options.model}/clip_a`, { tokenizer });
+  const topA = await top1(clipA, held, images);
+  disposeClip(clipA);
+  yield at(2);
+  const clip = await loadClip(`${options.model}/clip_b`, { tokenizer });
+  try {
+    const topB = await top1(clip, held, images);
+    yield at(3);
+    const nouns = NOUNS.map(({ word }) => word);
+    const grounds = BACKGROUNDS.map(({ word }) => word);
+    const nounClasses = await classes(clip, nouns, grounds, singlePrompt);
+    const groundClasses = await classes(
+      clip,
+      grounds,
+      nouns,
+      (ground, noun) => singlePrompt(noun, ground),
+    );
+    const judge = async (one: readonly Pixels[], pair: readonly Pixels[]) => {
+      const rows = await embedImages(clip, one);
+      const halves = await Promise.all(
+        (["left", "right"] as const).map(async (side, k) =>
+          accuracy(
+            await embedImages(clip, pair.map((p) => doubledHalf(p, side))),
+            nounClasses,
+            two.map((scene) => nounsOf(scene)[k]),
+          )
+        ),
+      );
+      return {
+        noun: share(
+          accuracy(rows, nounClasses, alone.map((s) => nounsOf(s)[0])),
+        ),
+        background: share(
+          accuracy(rows, groundClasses, alone.map((s) => s.background)),
+        ),
+        both: share(halves[0].map((right, i) => right && halves[1][i])),
+      };
+    };
+    const generated = await judge(drawn.slice(0, single), drawn.slice(single));
+    const real = await judge(alone.map(render), two.map(render));
+    yield at(4);
+    return {
+      numbers: {
+        vae_psnr: psnr,
+        clip_a_top1: topA,
+        clip_b_top1: topB,
+        noun_generated: generated.noun,
+        noun_real: real.noun,
+        background_generated: generated.background,
+        background_real: real.background,
+        two_nouns_generated: generated.both,
+        two_nouns_real: real.both,
+      },
+      pictures: {
+        single: alone.map((_, i) => ({ text: shots[i].text, image: drawn[i] })),
+        pairs: two.map((_, i) => ({
+          text: shots[single + i].text,
+          image: drawn[single + i],
+        })),
+        scenes: images.slice(0, 24).map((image, i) => ({
+          real: image,
+          decoded: decoded[i],
+        })),
+      },
+    };
+  } finally {
+    disposeClip(clip);
+  }
+}
+
+/**
+ * The numbers against floors and aims.
+ *
+ * @param n The numbers.
+ */
+export function microTargets(n: MicroNumbers): Target[] {
+  const ratio = (a: number, b: number) => b > 0 ? a / b : NaN;
+  return [
+    { name: "VAE PSNR, dB", value: n.vae_psnr, floor: 24, aim: 27 },
+    { name: "CLIP A top-1 of 64", value: n.clip_a_top1, floor: 0.7, aim: 0.8 },
+    { name: "CLIP B top-1 of 64", value: n.clip_b_top1, floor: 0.7, aim: 0.8 },
+    {
+      name: "noun, generated / real",
+      value: ratio(n.noun_generated, n.noun_real),
+      floor: 0.6,
+      aim: 0.85,
+    },
+    {
+      name: "background, generated / real",
+      value: ratio(n.background_generated, n.background_real),
+      floor: 0.75,
+      aim: 0.9,
+    },
+    {
+      name: "two nouns, generated / real",
+      value: ratio(n.two_nouns_generated, n.two_nouns_real),
+      floor: null,
+      aim: 0.5,
+    },
+  ];
+}

@@ -1,0 +1,669 @@
+/**
+ * Other ways to merge adapters, for comparison: sums, pruning, TIES, DARE,
+ * KnOTS, RegMean, SSR, and reduction of rank.
+ *
+ * All work on one layer's changes of weight in float64, in the house layout
+ * [in, out]; {@linkcode mergeConcepts} applies them to whole models.
+ *
+ * @module
+ */
+import * as tf from "@tensorflow/tfjs";
+import { cannot } from "../core/errors.ts";
+import { fold, type Key, key as rootKey, stream } from "../core/random.ts";
+import { at, type TreeLike, updateAt } from "../core/tree.ts";
+import { addTokens, type Concept } from "../customize/concept.ts";
+import { type Component, COMPONENTS } from "../customize/lora.ts";
+import type { Model } from "../models/model.ts";
+import {
+  beside,
+  blockDiagonal,
+  combine,
+  type Matrix,
+  matrix,
+  multiply,
+  solver,
+  stack,
+  svd,
+  svdOfProduct,
+  transpose,
+  truncate,
+} from "../optim/least_squares.ts";
+import { applyDelta, hostDelta } from "./gradient.ts";
+import { type Delta, denseDelta } from "./layer.ts";
+import type { ConceptStatistics } from "./gradient.ts";
+import { gramOf } from "./statistics.ts";
+import {
+  changedPaths,
+  checkFusion,
+  type Strength,
+  strengthOf,
+} from "./weight.ts";
+
+/** Checks that there is a weight for each matrix and that all have one shape. */
+function checkTerms(
+  matrices: readonly Matrix[],
+  weights: readonly number[],
+): void {
+  const what = "merge";
+  if (matrices.length === 0) throw cannot(what, "at least one change", "none");
+  if (weights.length !== matrices.length) {
+    throw cannot(what, `${matrices.length} weights`, weights.length);
+  }
+  if (weights.some((w) => !Number.isFinite(w))) {
+    throw cannot(what, "finite weights", weights);
+  }
+  const [{ rows, columns }] = matrices;
+  for (const m of matrices) {
+    if (m.rows !== rows || m.columns !== columns) {
+      throw cannot(what, `${rows} × ${columns}`, `${m.rows} × ${m.columns}`);
+    }
+  }
+}
+
+function checkDensity(density: number): void {
+  if (!(density > 0 && density <= 1)) {
+    throw cannot("merge", "a density in (0, 1]", density);
+  }
+}
+
+function mapMatrix(a: Matrix, fn: (x: number, i: number) => number): Matrix {
+  return matrix(a.rows, a.columns, a.data.map(fn));
+}
+
+/**
+ * Task arithmetic: Σ wᵢ ΔWᵢ. With wᵢ = λ this is the tuned sum that Orthogonal
+ * Adaptation reports against (λ = 0.6), with 1/n the strict average.
+ *
+ * @param deltas ΔWᵢ.
+ * @param weights wᵢ, of any sign.
+ * @throws If numbers or shapes do not fit.
+ */
+export function taskArithmetic(
+  deltas: readonly Matrix[],
+  weights: readonly number[],
+): Matrix {
+  checkTerms(deltas, weights);
+  return deltas.reduce(
+    (sum, delta, i) => combine(sum, delta, 1, weights[i]),
+    matrix(deltas[0].rows, deltas[0].columns),
+  );
+}
+
+/**
+ * Keeps the ⌊density · size⌋ entries of largest magnitude (PEFT's
+ * `magnitude_based_pruning`).
+ *
+ * @param a The matrix.
+ * @param density Share that is kept.
+ */
+export function prune(a: Matrix, density: number): Matrix {
+  checkDensity(density);
+  if (density === 1) return a;
+  const kept = Math.floor(density * a.data.length);
+  const sizes = a.data.map(Math.abs).sort();
+  const limit = sizes[sizes.length - kept] ?? Infinity;
+  // Entries that tie at the limit: as many as there is room for, in order.
+  let ties = kept - a.data.filter((x) => Math.abs(x) > limit).length;
+  return mapMatrix(a, (x) => {
+    const size = Math.abs(x);
+    return size > limit || (size === limit && ties-- > 0) ? x : 0;
+  });
+}
+
+/**
+ * Magnitude pruning: Σ wᵢ prune(ΔWᵢ).
+ *
+ * @param deltas ΔWᵢ.
+ * @param weights wᵢ.
+ * @param density Share of entries that is kept.
+ */
+export function magnitudePrune(
+  deltas: readonly Matrix[],
+  weights: readonly number[],
+  density: number,
+): Matrix {
+  return taskArithmetic(deltas.map((d) => prune(d, density)), weights);
+}
+
+/**
+ * How TIES elects signs: by the sum of the values (`total`) or by counting them
+ * (`frequency`).
+ */
+export type Election = "total" | "frequency";
+
+/** Averages, entry by entry, what agrees with the elected sign. */
+function disjointMerge(
+  deltas: readonly Matrix[],
+  weights: readonly number[],
+  election: Election,
+): Matrix {
+  checkTerms(deltas, weights);
+  return mapMatrix(deltas[0], (_, i) => {
+    let votes = 0;
+    for (const { data } of deltas) {
+      votes += election === "total" ? data[i] : Math.sign(data[i]);
+    }
+    const sign = votes >= 0 ? 1 : -1;
+    let sum = 0;
+    let count = 0;
+    deltas.forEach(({ data }, k) => {
+      if (Math.sign(data[i]) !== sign) return;
+      sum += weights[k] * data[i];
+      count++;
+    });
+    return sum / Math.max(1, count);
+  });
+}
+
+/** Options of {@linkcode ties}. */
+export interface TiesOptions {
+  /**
+   * Share of entries that is kept.
+   *
+   * @default 0.5
+   */
+  readonly density?: number;
+  /** @default "total" */
+  readonly election?: Election;
+}
+
+/**
+ * TIES (Yadav et al. 2023) as PEFT has it: trim, elect signs on the unweighted
+ * rest, average what agrees; weights are not normalised.
+ *
+ * @param deltas ΔWᵢ.
+ * @param weights wᵢ.
+ * @param options Density, election.
+ *
+ * @example
+ * ```ts
+ * const merged = ties([fox, owl], [1, 1], { density: 0.2 });
+ * ```
+ */
+export function ties(
+  deltas: readonly Matrix[],
+  weights: readonly number[],
+  options: TiesOptions = {},
+): Matrix {
+  const { density = 0.5, election = "total" } = options;
+  return disjointMerge(
+    deltas.map((d) => prune(d, density)),
+    weights,
+    election,
+  );
+}
+
+/**
+ * Draws which entries DARE keeps, each with probability `density`.
+ *
+ * @param key Random key.
+ * @param size Number of entries.
+ * @param density Share that is kept.
+ * @returns 1 where an entry is kept.
+ */
+export function dareMask(key: Key, size: number, density: number): Uint8Array {
+  checkDensity(density);
+  const draw = stream(key);
+  return Uint8Array.from({ length: size }, () => +(draw.uniform() < density));
+}
+
+/**
+ * Drops entries and rescales the rest by 1 / density (Yu et al. 2023).
+ *
+ * @param a The matrix.
+ * @param mask 1 where an entry is kept.
+ * @param density The share the mask was drawn with.
+ */
+export function drop(
+  a: Matrix,
+  mask: ArrayLike<number>,
+  density: number,
+): Matrix {
+  checkDensity(density);
+  if (mask.length !== a.data.length) {
+    throw cannot("drop entries", `a mask of ${a.data.length}`, mask.length);
+  }
+  return mapMatrix(a, (x, i) => mask[i] ? x / density : 0);
+}
+
+/**
+ * DARE, then a weighted sum.
+ *
+ * @param deltas ΔWᵢ.
+ * @param weights wᵢ.
+ * @param masks One a change.
+ * @param density The share the masks were drawn with.
+ */
+export function dareLinear(
+  deltas: readonly Matrix[],
+  weights: readonly number[],
+  masks: readonly ArrayLike<number>[],
+  density: number,
+): Matrix {
+  return taskArithmetic(
+    deltas.map((d, i) => drop(d, masks[i], density)),
+    weights,
+  );
+}
+
+/**
+ * DARE, then TIES without its trimming.
+ *
+ * @param deltas ΔWᵢ.
+ * @param weights wᵢ.
+ * @param masks One a change.
+ * @param density The share the masks were drawn with.
+ * @param election How signs are elected.
+ */
+export function dareTies(
+  deltas: readonly Matrix[],
+  weights: readonly number[],
+  masks: readonly ArrayLike<number>[],
+  density: number,
+  election: Election = "total",
+): Matrix {
+  return disjointMerge(
+    deltas.map((d, i) => drop(d, masks[i], density)),
+    weights,
+    election,
+  );
+}
+
+/**
+ * PEFT's `add_weighted_adapter`: merges the factors A and B separately, each
+ * weighted by √(weight · scale). The product has cross terms: kept to compare.
+ *
+ * @param deltas Factors of equal rank, without scale.
+ * @param weights wᵢ · scaleᵢ, not negative.
+ * @param merger Merges a list of factors with the square roots.
+ */
+export function mergeFactors(
+  deltas: readonly Delta[],
+  weights: readonly number[],
+  merger: (
+    factors: readonly Matrix[],
+    weights: readonly number[],
+    which: "down" | "up",
+  ) => Matrix,
+): Delta {
+  if (weights.some((w) => !(w >= 0))) {
+    throw cannot("merge factors", "weights ≥ 0", weights);
+  }
+  const roots = weights.map(Math.sqrt);
+  return {
+    down: merger(deltas.map(({ down }) => down), roots, "down"),
+    up: merger(deltas.map(({ up }) => up), roots, "up"),
+  };
+}
+
+/**
+ * The weighted sum as one adapter of rank Σ rᵢ: exact, no cross terms.
+ *
+ * @param deltas Factors.
+ * @param weights wᵢ.
+ */
+export function concatenate(
+  deltas: readonly Delta[],
+  weights: readonly number[],
+): Delta {
+  if (weights.length !== deltas.length) {
+    throw cannot("merge", `${deltas.length} weights`, weights.length);
+  }
+  return {
+    down: beside(
+      ...deltas.map(({ down }, i) => mapMatrix(down, (x) => weights[i] * x)),
+    ),
+    up: stack(...deltas.map(({ up }) => up)),
+  };
+}
+
+/**
+ * The best approximation of a change by one of lower rank, from its singular
+ * values; nothing is formed at full size.
+ *
+ * @param delta Factors of any rank.
+ * @param rank The new rank.
+ * @throws If the rank is not an integer ≥ 1.
+ */
+export function rerank(delta: Delta, rank: number): Delta {
+  if (!(Number.isInteger(rank) && rank >= 1)) {
+    throw cannot("reduce a rank", "an integer ≥ 1", rank);
+  }
+  const { left, right } = truncate(svdOfProduct(delta.down, delta.up), rank);
+  return { down: left, up: right };
+}
+
+/** A merge in KnOTS's shared basis. */
+export interface Knots {
+  /** The merged change. */
+  readonly merged: Matrix;
+  /** Singular values of all changes stacked; those that count. */
+  readonly singularValues: Float64Array;
+}
+
+/**
+ * KnOTS (Stoica et al. 2024): aligns changes in the left singular basis of
+ * [ΔW₁ | ΔW₂ | …] (PyTorch's layout), merges there, and goes back.
+ *
+ * @param deltas ΔWᵢ [in, out]; as factors it is much faster.
+ * @param merge Merges the aligned parts, such as `(p) => ties(p, weights)`.
+ * @param cutoff Singular values below this share of the largest are dropped.
+ *
+ * @example
+ * ```ts
+ * const { merged } = knots([fox, owl], (parts) => ties(parts, [1, 1]));
+ * ```
+ */
+export function knots(
+  deltas: readonly Matrix[] | readonly Delta[],
+  merge: (parts: readonly Matrix[]) => Matrix,
+  cutoff = 1e-6,
+): Knots {
+  const factored = deltas.filter((d): d is Delta => "down" in d);
+  const dense = deltas.filter((d): d is Matrix => "data" in d);
+  checkTerms(
+    factored.length > 0 ? factored.map(({ down }) => down) : dense,
+    deltas.map(() => 1),
+  );
+  const inputs = factored.length > 0 ? factored[0].down.rows : dense[0].rows;
+  // One below the other in the house layout: left singular vectors there are
+  // right ones here.
+  const { u, s, v } = factored.length > 0
+    ? svdOfProduct(
+      factored.map(({ down }) => down).reduce(blockDiagonal),
+      stack(...factored.map(({ up }) => up)),
+    )
+    : svd(stack(...dense));
+  const rank = s.findLastIndex((x) => x > cutoff * s[0]) + 1;
+  const outputs = v.rows;
+  const aligned = deltas.map((_, k) => {
+    const part = matrix(inputs, rank);
+    for (let i = 0; i < inputs; i++) {
+      for (let r = 0; r < rank; r++) {
+        part.data[i * rank + r] = s[r] *
+          u.data[(k * inputs + i) * u.columns + r];
+      }
+    }
+    return part;
+  });
+  const basis = matrix(rank, outputs);
+  for (let r = 0; r < rank; r++) {
+    for (let j = 0; j < outputs; j++) {
+      basis.data[r * outputs + j] = v.data[j * v.columns + r];
+    }
+  }
+  return {
+    merged: rank === 0
+      ? matrix(inputs, outputs)
+      : multiply(merge(aligned), basis),
+    singularValues: s.slice(0, rank),
+  };
+}
+
+/** A change and the Gram matrix of the inputs it was measured on. */
+export interface GramTerm {
+  readonly delta: Delta;
+  /** XᵀX / n [in, in]. */
+  readonly gram: Matrix;
+}
+
+/**
+ * RegMean (Jin et al. 2022): (Σ Gᵢ')⁻¹ Σ Gᵢ' ΔWᵢ, off-diagonal entries of Gᵢ
+ * times `a`. With a = 1 it is gradient fusion's minimiser for equally weighted
+ * concepts.
+ *
+ * @param terms One a concept.
+ * @param options `a` (default 1); `ridge` relative to the mean diagonal
+ * (default 0).
+ */
+export function regMean(
+  terms: readonly GramTerm[],
+  options: { readonly a?: number; readonly ridge?: number } = {},
+): Matrix {
+  const { a = 1, ridge = 0 } = options;
+  if (terms.length === 0) throw cannot("merge", "at least one change", "none");
+  const grams = terms.map(({ gram }) => {
+    const n = gram.rows;
+    return mapMatrix(gram, (x, i) => Math.floor(i / n) === i % n ? x : a * x);
+  });
+  const right = terms.map(({ delta }, i) =>
+    multiply(multiply(grams[i], delta.down), delta.up)
+  );
+  return solver(grams.reduce((x, y) => combine(x, y)), ridge)(
+    right.reduce((x, y) => combine(x, y)),
+  );
+}
+
+/** A change merged by {@linkcode ssr}. */
+export interface SsrResult {
+  /** The merged change, still of rank Σ rᵢ. */
+  readonly delta: Delta;
+  /** R [Σ r, Σ r]: what is put between the stacked A and B. */
+  readonly mixing: Matrix;
+}
+
+/**
+ * SSR-Merge: RegMean in the space of ranks. B_comb · R · A_comb with the R that
+ * best routes every concept's A·x to its own block.
+ *
+ * @param terms One a concept; scale belongs in `up`.
+ * @param options `ridge` relative to the mean diagonal (default 0).
+ */
+export function ssr(
+  terms: readonly GramTerm[],
+  options: { readonly ridge?: number } = {},
+): SsrResult {
+  if (terms.length === 0) throw cannot("merge", "at least one change", "none");
+  const down = beside(...terms.map(({ delta }) => delta.down));
+  const up = stack(...terms.map(({ delta }) => delta.up));
+  const shown = terms.map(({ gram }) => multiply(gram, down));
+  const downT = transpose(down);
+  const total = shown.map((x) => multiply(downT, x))
+    .reduce((x, y) => combine(x, y));
+  const routed = stack(
+    ...terms.map(({ delta }, k) => multiply(transpose(delta.down), shown[k])),
+  );
+  // R·G = Q, and G is symmetric: Rᵀ = G⁻¹·Qᵀ.
+  const mixingT = solver(total, options.ridge ?? 0)(transpose(routed));
+  return {
+    delta: { down: multiply(down, mixingT), up },
+    mixing: transpose(mixingT),
+  };
+}
+
+/** The mergers {@linkcode mergeConcepts} knows. */
+export type MergeMethod =
+  | "task_arithmetic"
+  | "magnitude_prune"
+  | "ties"
+  | "dare_linear"
+  | "dare_ties"
+  | "knots_ties"
+  | "svd"
+  | "regmean"
+  | "ssr";
+
+/** All mergers. */
+export const MERGE_METHODS: readonly MergeMethod[] = [
+  "task_arithmetic",
+  "magnitude_prune",
+  "ties",
+  "dare_linear",
+  "dare_ties",
+  "knots_ties",
+  "svd",
+  "regmean",
+  "ssr",
+];
+
+/** Options of {@linkcode mergeConcepts}. */
+export interface MergeOptions extends TiesOptions {
+  readonly method: MergeMethod;
+  /**
+   * wᵢ, one a concept. TIES divides by how many agree, sums do not.
+   *
+   * @default 1/n for sums, 1 for TIES
+   */
+  readonly weights?: readonly number[];
+  /** αᵢ, one a concept. */
+  readonly strengths?: readonly Strength[];
+  /**
+   * DARE: which entries are kept.
+   *
+   * @default key(0)
+   */
+  readonly key?: Key;
+  /**
+   * `svd`: rank of the result.
+   *
+   * @default 4
+   */
+  readonly rank?: number;
+  /** RegMean's factor of off-diagonal entries. */
+  readonly a?: number;
+  /** RegMean and SSR: ridge relative to the mean diagonal. @default 1e-5 */
+  readonly ridge?: number;
+  /** RegMean and SSR: what clients measured, one a concept. */
+  readonly statistics?: readonly ConceptStatistics[];
+}
+
+/** One layer by one method. */
+function mergeLayer(
+  deltas: readonly Delta[],
+  grams: readonly Matrix[],
+  weights: readonly number[],
+  options: MergeOptions,
+  key: Key,
+): Delta | Matrix {
+  const { method, density = 0.5, election = "total" } = options;
+  const dense = () => deltas.map(denseDelta);
+  const masks = (list: readonly Matrix[]) =>
+    list.map(({ data }, i) => dareMask(fold(key, i), data.length, density));
+  const terms = () => deltas.map((delta, i) => ({ delta, gram: grams[i] }));
+  const ridge = options.ridge ?? 1e-5;
+  switch (method) {
+    case "task_arithmetic":
+      return concatenate(deltas, weights);
+    case "magnitude_prune":
+      return magnitudePrune(dense(), weights, density);
+    case "ties":
+      return ties(dense(), weights, { density, election });
+    case "dare_linear": {
+      const list = dense();
+      return dareLinear(list, weights, masks(list), density);
+    }
+    case "dare_ties": {
+      const list = dense();
+      return dareTies(list, weights, masks(list), density, election);
+    }
+    case "knots_ties":
+      return knots(
+        dense(),
+        (parts) => ties(parts, weights, { density, election }),
+      ).merged;
+    case "svd":
+      return rerank(concatenate(deltas, weights), options.rank ?? 4);
+    case "regmean":
+      return regMean(terms(), { a: options.a ?? 1, ridge });
+    case "ssr":
+      return ssr(terms(), { ridge }).delta;
+  }
+}
+
+/**
+ * Merges whole concepts by any of {@linkcode MERGE_METHODS}, layer by layer:
+ * text encoder and UNet, every layer their adapters have. A concept without a
+ * layer another has contributes zeros there.
+ *
+ * @param base The model; not changed.
+ * @param concepts The concepts; not changed.
+ * @param options Method and its settings.
+ * @returns A model of the same type; changed weights and token vectors are new
+ * (`disposeModel(merged, base)` frees them), all else is shared.
+ * @throws If a concept does not fit, or statistics are missing.
+ *
+ * @example
+ * ```ts
+ * const merged = await mergeConcepts(base, [potter, thanos], { method: "ties" });
+ * ```
+ */
+export async function mergeConcepts(
+  base: Model,
+  concepts: readonly Concept[],
+  options: MergeOptions,
+): Promise<Model> {
+  const what = "merge concepts";
+  const { method, strengths, statistics } = options;
+  if (!MERGE_METHODS.includes(method)) {
+    throw cannot(what, MERGE_METHODS.join(", "), String(method));
+  }
+  checkFusion(base, concepts, strengths);
+  checkDensity(options.density ?? 0.5);
+  const n = concepts.length;
+  const summed = !["ties", "dare_ties", "knots_ties"].includes(method);
+  const weights = options.weights ?? new Array(n).fill(summed ? 1 / n : 1);
+  if (weights.length !== n || weights.some((w) => !Number.isFinite(w))) {
+    throw cannot(what, `${n} finite weights`, weights);
+  }
+  const measured = method === "regmean" || method === "ssr";
+  if (measured && statistics?.length !== n) {
+    throw cannot(what, `statistics of ${n} concepts`, statistics?.length ?? 0);
+  }
+  const merged = addTokens(base, concepts);
+  const made: tf.Tensor[] = merged.added && merged !== base
+    ? [merged.added.vectors]
+    : [];
+  try {
+    const parts: Partial<Record<Component, unknown>> = {};
+    for (const component of COMPONENTS) {
+      const { config, params } = base[component];
+      const changed = new Map<string, tf.Tensor>();
+      for (const path of changedPaths(concepts, component)) {
+        const weight: tf.Tensor = at(params, path).weight;
+        const outputs = weight.shape.at(-1)!;
+        const inputs = weight.size / outputs;
+        const deltas = await Promise.all(concepts.map(({ adapter }, i) => {
+          const low = adapter[component].get(path);
+          return low
+            ? hostDelta(low, weight, strengthOf(strengths, i, component))
+            : { down: matrix(inputs, 1), up: matrix(1, outputs) };
+        }));
+        const grams = measured
+          ? statistics!.map((given, i) => {
+            const stats = given[component].get(path);
+            if (!stats) {
+              throw cannot(
+                what,
+                `statistics of ${path}`,
+                `none of ${concepts[i].name}`,
+              );
+            }
+            return mapMatrix(gramOf(stats), (x) => x / stats.count);
+          })
+          : [];
+        const result = mergeLayer(
+          deltas,
+          grams,
+          weights,
+          options,
+          fold(options.key ?? rootKey(0), component, path),
+        );
+        const tensor = applyDelta(weight, result);
+        made.push(tensor);
+        changed.set(path, tensor);
+      }
+      parts[component] = {
+        config,
+        params: updateAt(
+          params as TreeLike,
+          changed.keys(),
+          (node, path) => ({ ...node, weight: changed.get(path) }),
+        ),
+      };
+    }
+    return { ...merged, ...parts } as Model;
+  } catch (error) {
+    tf.dispose(made);
+    throw error;
+  }
+}

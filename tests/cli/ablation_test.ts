@@ -1,0 +1,91 @@
+import { assertEquals, assertRejects, assertThrows } from "@std/assert";
+import { main, parseAblation } from "../../src/cli/ablation.ts";
+
+Deno.test("the scales", () => {
+  const quick = parseAblation(["--quick"]).options;
+  assertEquals([quick.concepts.length, quick.prompts, quick.scale], [
+    2,
+    4,
+    "quick",
+  ]);
+  const plain = parseAblation([]).options;
+  assertEquals(
+    [plain.concepts.length, plain.prompts, plain.seeds, plain.scale],
+    [
+      5,
+      20,
+      [0],
+      "default",
+    ],
+  );
+  const full = parseAblation(["--full"]).options;
+  assertEquals([full.concepts.length, full.seeds, full.scale], [
+    12,
+    [0, 1, 2],
+    "full",
+  ]);
+  assertEquals(new Set(full.concepts).size, 12);
+});
+
+Deno.test("options reach the settings and make the scale custom", () => {
+  const { options, out, workers } = parseAblation([
+    "--concepts=momo,kuro",
+    "--n=6",
+    "--seeds=3,4",
+    "--steps=9",
+    "--guidance=2.5",
+    "--rank=2",
+    "--method=edlora",
+    "--fusion=gradient",
+    "--out=/tmp/x",
+    "--workers=0",
+  ]);
+  assertEquals(options.concepts, ["momo", "kuro"]);
+  assertEquals(options.prompts, 6);
+  assertEquals(options.seeds, [3, 4]);
+  assertEquals(options.settings.sampling.steps, 9);
+  assertEquals(options.settings.sampling.guidance, 2.5);
+  assertEquals(options.settings.rank, 2);
+  assertEquals(options.embeddings, ["edlora"]);
+  assertEquals(options.fusions, ["gradient"]);
+  assertEquals(options.cache, "/tmp/x/cache");
+  assertEquals([options.scale, out, workers], ["custom", "/tmp/x", 0]);
+  // A quick run stays one that allows no conclusion, whatever is changed.
+  assertEquals(parseAblation(["--quick", "--n=5"]).options.scale, "quick");
+});
+
+for (
+  const [args, message] of [
+    [["--concepts=nobody"], "kuro, lila"],
+    [["--concepts=0"], "1 to 12"],
+    [["--n=21"], "1 to 20"],
+    [["--n="], "1 to 20"],
+    [["--seeds=a"], "whole numbers"],
+    [["--method=dora"], "lora, edlora"],
+    [["--fusion=sum"], "weight, gradient"],
+    [["--preset=mine"], "ablation or official"],
+    [["--rank=1.5"], "whole number"],
+    [["--backend=cuda"], "webgpu, wasm, cpu"],
+    [["--what"], "known option"],
+    [["--quick", "--full"], "both"],
+  ] as const
+) {
+  Deno.test(`refused: ${args.join(" ")}`, () => {
+    assertThrows(() => parseAblation(args), Error, message);
+  });
+}
+
+Deno.test("missing weights and unwritable folders end it before work", async () => {
+  await assertRejects(
+    () => main(["--model", "/nowhere", "--out", "/tmp"]),
+    Error,
+    "/nowhere",
+  );
+  const file = await Deno.makeTempFile();
+  await assertRejects(
+    () => main(["--model", "/tmp", "--clip", "/tmp", "--out", `${file}/x`]),
+    Error,
+    "Cannot write into",
+  );
+  await Deno.remove(file);
+});

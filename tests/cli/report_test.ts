@@ -1,0 +1,136 @@
+import { assert, assertEquals, assertThrows } from "@std/assert";
+import {
+  drawText,
+  GLYPH_HEIGHT,
+  textWidth,
+} from "../../src/cli/report/font.ts";
+import { contactSheet } from "../../src/cli/report/grid.ts";
+import {
+  escapeHtml,
+  figure,
+  page,
+  pictureGrid,
+  table,
+} from "../../src/cli/report/html.ts";
+import {
+  decimal,
+  markdownTable,
+  signed,
+  textTable,
+} from "../../src/cli/report/markdown.ts";
+import type { Pixels } from "../../src/io/png.ts";
+
+const solid = (color: number[], side = 4): Pixels => ({
+  width: side,
+  height: side,
+  channels: 3,
+  data: Uint8Array.from({ length: side * side * 3 }, (_, i) => color[i % 3]),
+});
+
+Deno.test("a text is drawn dot by dot and cut off at the edges", () => {
+  const data = new Uint8Array(12 * 9 * 3).fill(255);
+  drawText(data, 12, "I", [1, 1]);
+  // The stem of "I" is the third of five columns.
+  for (let y = 1; y < 1 + GLYPH_HEIGHT; y++) {
+    assertEquals(data[(y * 12 + 3) * 3], 0);
+  }
+  assertEquals(data[(4 * 12 + 1) * 3], 255);
+  drawText(data, 12, "WWW", [8, 5]);
+  assertEquals(textWidth("ab"), 11);
+  assertEquals(textWidth(""), 0);
+});
+
+Deno.test("a contact sheet has every picture where it belongs", () => {
+  const red = solid([255, 0, 0]), blue = solid([0, 0, 255]);
+  const sheet = contactSheet([[red, undefined], [undefined, blue]], { gap: 1 });
+  assertEquals([sheet.width, sheet.height], [11, 11]);
+  const at = (x: number, y: number) => [
+    ...sheet.data.slice(
+      (y * sheet.width + x) * 3,
+      (y * sheet.width + x) * 3 + 3,
+    ),
+  ];
+  assertEquals(at(1, 1), [255, 0, 0]);
+  assertEquals(at(4, 4), [255, 0, 0]);
+  assertEquals(at(5, 5), [255, 255, 255]);
+  assertEquals(at(6, 6), [0, 0, 255]);
+  assertEquals(at(6, 1), [255, 255, 255]);
+});
+
+Deno.test("labels make a sheet larger; scale enlarges pictures", () => {
+  const plain = contactSheet([[solid([0, 0, 0])]]);
+  const labelled = contactSheet([[solid([0, 0, 0])]], {
+    rowLabels: ["row"],
+    columnLabels: ["column"],
+    title: "title",
+    captions: [["two words"]],
+    scale: 3,
+  });
+  assert(labelled.width > plain.width + 8);
+  assert(labelled.height > plain.height + 8);
+});
+
+Deno.test("a contact sheet refuses what does not fit", () => {
+  assertThrows(() => contactSheet([[undefined]]), Error, "at least one");
+  assertThrows(
+    () => contactSheet([[solid([0, 0, 0]), solid([0, 0, 0], 5)]]),
+    Error,
+    "4×4",
+  );
+  assertThrows(
+    () => contactSheet([[solid([0, 0, 0])]], { rowLabels: [] }),
+    Error,
+    "1 row labels",
+  );
+});
+
+Deno.test("tables: numbers to the right, pipes escaped, same width", () => {
+  const t = { head: ["name", "score"], rows: [["a|b", "0.5"], ["c", "−1.25"]] };
+  assertEquals(
+    markdownTable(t),
+    "| name | score |\n| ---- | ----: |\n| a\\|b |   0.5 |\n| c    | −1.25 |\n",
+  );
+  assertEquals(
+    textTable(t),
+    "name  score\n────  ─────\na|b     0.5\nc     −1.25\n",
+  );
+  assertThrows(
+    () => textTable({ head: ["a"], rows: [["1", "2"]] }),
+    Error,
+    "rows of 1",
+  );
+});
+
+Deno.test("numbers for people", () => {
+  assertEquals(decimal(0.12345), "0.123");
+  assertEquals(decimal(-0.0001), "0.000");
+  assertEquals(decimal(-0.5), "−0.500");
+  assertEquals(decimal(NaN), "–");
+  assertEquals(signed(0.5, 1), "+0.5");
+  assertEquals(signed(-0.5, 1), "−0.5");
+  assertEquals(signed(Infinity), "–");
+});
+
+Deno.test("nothing in a page can end its script or its element", async () => {
+  const evil = "</script><b>\"'&";
+  const html = await page(evil, [
+    table({ head: [evil], rows: [[evil]] }),
+  ]);
+  assert(!html.includes("<b>"));
+  assertEquals(escapeHtml(evil), "&lt;/script&gt;&lt;b&gt;&quot;'&amp;");
+  const { html: plot } = figure("f", { data: [{ name: evil }] });
+  assertEquals(plot.match(/<\/script>/g)?.length, 1);
+});
+
+Deno.test("plotly is inlined where it is needed, and nothing is fetched", async () => {
+  const grid = pictureGrid(["a"], [{ label: "b", cells: [solid([1, 2, 3])] }]);
+  const without = await page("t", [grid]);
+  assert(without.length < 10_000);
+  assert(without.includes("data:image/png;base64,"));
+  const withPlot = await page("t", [figure("f", { data: [] })]);
+  assert(withPlot.includes("Plotly.newPlot"));
+  assert(withPlot.length > 1_000_000);
+  for (const html of [without, withPlot]) {
+    assert(!/<(script|link|img)[^>]+(src|href)="https?:/.test(html));
+  }
+});

@@ -1,0 +1,155 @@
+import { assert, assertEquals, assertThrows } from "@std/assert";
+import { main, parseSample } from "../../src/cli/sample.ts";
+import { key } from "../../src/core/random.ts";
+import {
+  disposeConcept,
+  initConcept,
+  saveConcept,
+} from "../../src/customize/concept.ts";
+import { selectBackend } from "../../src/core/backend.ts";
+import { decodePng, encodePng } from "../../src/io/png.ts";
+import { disposeModel } from "../../src/models/model.ts";
+import { tinySd } from "../customize/tiny_sd.ts";
+import { fixturePath } from "../helpers.ts";
+
+/** Runs the command silently. */
+async function run(args: readonly string[]) {
+  const { log, error } = console;
+  const said: string[] = [];
+  const wrong: string[] = [];
+  console.log = (text) => said.push(String(text));
+  console.error = (text) => wrong.push(String(text));
+  try {
+    return { code: await main(args), said, wrong: wrong.join("\n") };
+  } finally {
+    Object.assign(console, { log, error });
+  }
+}
+
+Deno.test("the command line becomes a layout's fields", () => {
+  const command = parseSample([
+    ...["--prompt", "a cat", "--size", "64x96", "--seed", "3"],
+    ...["--concept", "a.safetensors", "--concept", "b.safetensors"],
+    ...["--network", "sketch=out/a=b", "--adapters", "switch"],
+  ]);
+  assertEquals(command.changes, {
+    prompt: "a cat",
+    seed: 3,
+    size: { width: 64, height: 96 },
+  });
+  assertEquals(command.concepts, ["a.safetensors", "b.safetensors"]);
+  assertEquals(command.networks, { sketch: "out/a=b" });
+});
+
+const bad: [string, string[], string][] = [
+  ["nothing to draw", [], "--prompt or --layout, got neither"],
+  ["two sources", ["--prompt", "x", "--layout", "y"], "got both"],
+  ["unknown", ["--prompt", "x", "--prompts", "y"], "--prompts"],
+  ["size", ["--prompt", "x", "--size", "64"], "--size such as 64x96"],
+  ["number", ["--prompt", "x", "--steps", "many"], "a number for --steps"],
+  ["network", ["--prompt", "x", "--network", "sketch"], "NAME=FOLDER"],
+  ["adapters", ["--prompt", "x", "--adapters", "mix"], "sum, region, switch"],
+];
+
+for (const [name, args, message] of bad) {
+  Deno.test(`a bad command line is refused: ${name}`, () => {
+    assertThrows(() => parseSample(args), Error, message);
+  });
+}
+
+Deno.test("sample draws a layout with adapters per region", async () => {
+  await selectBackend("wasm");
+  const folder = await Deno.makeTempDir();
+  const base = await tinySd();
+  for (const name of ["fox", "owl"]) {
+    const concept = await initConcept(base, {
+      name,
+      classWord: "cat",
+      key: key(1),
+      severalTokens: "mean",
+    });
+    await saveConcept(`${folder}/${name}.safetensors`, concept, base);
+    disposeConcept(concept);
+  }
+  disposeModel(base);
+  const data = new Uint8Array(64 * 48).fill(255, 0, 64 * 24);
+  await Deno.writeFile(
+    `${folder}/top.png`,
+    encodePng({ width: 64, height: 48, channels: 1, data }),
+  );
+  const scene = {
+    prompt: "two animals",
+    size: { width: 64, height: 48 },
+    steps: 2,
+    regions: [
+      {
+        mask: { file: "top.png" },
+        prompt: "a <fox1> <fox2>",
+        concepts: ["fox"],
+      },
+      {
+        box: { top: 0.5, left: 0, bottom: 1, right: 1 },
+        prompt: "an <owl1> <owl2>",
+        concepts: ["owl"],
+      },
+    ],
+    conditions: [{
+      type: "t2i_adapter",
+      network: "sketch",
+      image: { regions: "outline" },
+    }],
+  };
+  const write = (layout: unknown) =>
+    Deno.writeTextFile(`${folder}/scene.json`, JSON.stringify(layout));
+  await write(scene);
+  const common = [
+    ...["--model", fixturePath("tiny-sd"), "--backend", "wasm"],
+    ...["--layout", `${folder}/scene.json`, "--out", `${folder}/out`],
+    ...["--concept", `${folder}/fox.safetensors`],
+    ...["--concept", `${folder}/owl.safetensors`],
+  ];
+  const sketch = [
+    "--network",
+    `sketch=${fixturePath("t2i_adapter/adapter0")}`,
+  ];
+  const first = await run([...common, ...sketch, "--adapters", "region"]);
+  assertEquals([first.code, first.wrong], [0, ""]);
+  assertEquals(first.said.slice(1), [`${folder}/out/000.png`]);
+  const bytes = await Deno.readFile(`${folder}/out/000.png`);
+  const picture = decodePng(bytes);
+  assertEquals([picture.width, picture.height], [64, 48]);
+  // What was written draws the same picture, from another folder.
+  const again = await run([
+    ...common,
+    ...sketch,
+    ...["--adapters", "region"],
+    ...["--layout", `${folder}/out/layout.json`, "--out", `${folder}/again`],
+  ]);
+  assertEquals([again.code, again.wrong], [0, ""]);
+  assertEquals(await Deno.readFile(`${folder}/again/000.png`), bytes);
+
+  const refuse = async (args: string[], code: number, message: string) => {
+    const result = await run([...common, ...args]);
+    assertEquals(result.code, code);
+    assert(result.wrong.includes(message), result.wrong);
+  };
+  await refuse([], 1, 'conditions.0.network: unknown network "sketch"');
+  await refuse(
+    ["--adapters", "switch"],
+    1,
+    "expected a layout without regions and conditions, got 2 and 1",
+  );
+  await refuse(["--concept", "none.safetensors"], 2, "none.safetensors");
+  await write({ ...scene, conditions: [], prompt: "<dog1>" });
+  await refuse([], 1, "prompt: unknown concept <dog1> (known: <fox1>");
+  await write({
+    ...scene,
+    regions: [{ ...scene.regions[0], concepts: ["x"] }],
+  });
+  await refuse(
+    ["--adapters", "region"],
+    1,
+    "Cannot read regions.0.concepts: expected fox, owl, got x",
+  );
+  await Deno.remove(folder, { recursive: true });
+});
