@@ -345,7 +345,33 @@ export {
   type TrainState,
   type Weighting,
 } from "./src/customize/train.ts";
-export { type Adaptable, type Adapter, attach, attachedAdapters, type AttachOptions, type BlockWeights, blockWeights, type Component, delta, detach, disposeAdapter, initLora, type InitLoraOptions, type LoraBasis, type LoraInit, merge, rankOf, type ScaleRule, type Site, sites, type TargetName, type Targets, targets, type Weight, type DoraWeighting } from "./src/customize/lora.ts";
+export {
+  type Adaptable,
+  type Adapter,
+  attach,
+  attachedAdapters,
+  type AttachOptions,
+  type BlockWeights,
+  blockWeights,
+  type Component,
+  delta,
+  detach,
+  disposeAdapter,
+  type DoraWeighting,
+  initLora,
+  type InitLoraOptions,
+  type LoraBasis,
+  type LoraInit,
+  merge,
+  rankOf,
+  type ScaleRule,
+  type Site,
+  sites,
+  type TargetName,
+  type Targets,
+  targets,
+  type Weight,
+} from "./src/customize/lora.ts";
 export {
   detectDialect,
   type Dialect,
@@ -506,9 +532,33 @@ export {
 export {
   ablationFigures,
   ablationTable,
+  armLabel,
+  armsOf,
+  comparisonTable,
+  conceptFigure,
+  fusionLossFigure,
+  PAPER_TABLE_2,
   type PlotlyFigure,
+  scoreFigure,
   type TextTable,
+  tradeFigure,
+  trainingFigure,
 } from "./src/experiments/ablation_figures.ts";
+export {
+  bestLambdas,
+  sweep,
+  type SweepOptions,
+  type SweepRow,
+} from "./src/experiments/sweep.ts";
+export {
+  type MicroNumbers,
+  type MicroPictures,
+  microReport,
+  type MicroReportOptions,
+  microTargets,
+  type Target,
+} from "./src/experiments/micro_report.ts";
+export { type ConceptJob, type StudyOptions } from "./src/experiments/study.ts";
 export {
   type AblationReport,
   ablationSchema,
@@ -531,6 +581,26 @@ export {
   PRESETS,
   type SamplingSettings,
 } from "./src/experiments/presets.ts";
+
+// Figures, contact sheets and notebook outputs.
+export { renderFigure, type RenderOptions } from "./src/cli/report/chart.ts";
+export {
+  contactSheet,
+  type ContactSheetOptions,
+} from "./src/cli/report/grid.ts";
+export { type Figure } from "./src/cli/report/html.ts";
+export {
+  markdownTable,
+  type Table,
+  textTable,
+} from "./src/cli/report/markdown.ts";
+export {
+  type Displayable,
+  type MimeBundle,
+  showFigure,
+  showPicture,
+  showTable,
+} from "./src/cli/report/notebook.ts";
 
 export { type ComponentOptions } from "./src/io/folder.ts";
 export {

@@ -1,10 +1,93 @@
 /**
- * The command line.
+ * The command line: one program with a command for each step.
+ *
+ * @example
+ * ```sh
+ * deno run -A jsr:@mix-of-show/mix-of-show/cli --help
+ * ```
  *
  * @module
  */
+import { cannot } from "../core/errors.ts";
+import { type Command, EXIT_CODES, runCommand } from "./command.ts";
 
-/** Nothing yet. */
-export async function main(_args: readonly string[]): Promise<number> {
-  return await Promise.resolve(0);
+/** A command that is loaded when it is asked for. */
+interface Entry {
+  readonly summary: string;
+  readonly load: () => Promise<(args: readonly string[]) => Promise<number>>;
 }
+
+/** Makes what runs a command. */
+function of<T>(
+  command: Command<T>,
+): (args: readonly string[]) => Promise<number> {
+  return (args) => runCommand(command, args);
+}
+
+const COMMANDS: Readonly<Record<string, Entry>> = {
+  train: {
+    summary: "train a concept from pictures",
+    load: async () => of((await import("./train.ts")).trainCommand),
+  },
+  fuse: {
+    summary: "fuse concepts into one model",
+    load: async () => of((await import("./fuse.ts")).fuseCommand),
+  },
+  sample: {
+    summary: "draw pictures from a prompt or a layout",
+    load: async () => of((await import("./sample.ts")).sampleCommand),
+  },
+  evaluate: {
+    summary: "score pictures against prompts and references",
+    load: async () => of((await import("./evaluate.ts")).evaluateCommand),
+  },
+  convert: {
+    summary: "rewrite a LoRA or a model in another format",
+    load: async () => of((await import("./convert.ts")).convertCommand),
+  },
+  inspect: {
+    summary: "say what is in a file or folder",
+    load: async () => of((await import("./inspect.ts")).inspectCommand),
+  },
+};
+
+const HELP = `Mix-of-Show: train concepts, fuse them, draw with them.
+
+${
+  Object.entries(COMMANDS).map(([name, { summary }]) =>
+    `  ${name.padEnd(10)}${summary}`
+  ).join("\n")
+}
+
+COMMAND --help lists the options of a command.
+
+${EXIT_CODES}
+`;
+
+/**
+ * Runs a command.
+ *
+ * @param args Arguments: the command's name, then its options.
+ * @returns The exit code: 0, 1 if something failed, 2 for bad arguments.
+ */
+export async function main(args: readonly string[]): Promise<number> {
+  const [name, ...rest] = args;
+  if (name === undefined || name === "--help" || name === "help") {
+    console.log(HELP);
+    return name === undefined ? 2 : 0;
+  }
+  if (!Object.hasOwn(COMMANDS, name)) {
+    console.error(
+      cannot(
+        "start",
+        `${Object.keys(COMMANDS).join(", ")} or --help`,
+        name,
+      ).message,
+    );
+    return 2;
+  }
+  const run = await COMMANDS[name].load();
+  return await run(rest);
+}
+
+if (import.meta.main) Deno.exit(await main(Deno.args));

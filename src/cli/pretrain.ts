@@ -4,51 +4,96 @@
  * @module
  */
 import { parseArgs } from "@std/cli/parse-args";
-import { cannot } from "../core/errors.ts";
-import { exists, joinPath, pathOf, writeJson } from "../io/files.ts";
-import { openSafetensors, toFloat32 } from "../io/safetensors.ts";
-import { disposeTree } from "../core/tree.ts";
 import { selectBackend } from "../core/backend.ts";
+import { cannot } from "../core/errors.ts";
+import { disposeTree } from "../core/tree.ts";
+import { assertWritable, exists, joinPath, pathOf } from "../io/files.ts";
+import {
+  encodeFloat,
+  openSafetensors,
+  toFloat32,
+  writeSafetensors,
+} from "../io/safetensors.ts";
 import {
   encodeLatents,
   flatten,
   normaliseLatents,
   pretrain,
+  type PretrainOptions,
   sharedFloats,
 } from "../micro/pretrain/pretrain.ts";
 import {
   LATENT_SCENES,
   type NetworkName,
+  type NetworkRecipe,
   RECIPE,
 } from "../micro/pretrain/recipe.ts";
 import {
-  folderOf,
   loadNetwork,
+  textTower,
   writeNetwork,
 } from "../micro/pretrain/weights.ts";
+import { createProgress, duration } from "./progress.ts";
 
 const HELP = `deno task pretrain [options]
 
 Trains the embedded model: clip_a, vae, unet, clip_b, adapter (sketches), in
-this order.
+this order. A run that was stopped goes on with --resume and ends in the same
+weights.
 
   --only NAMES     comma-separated networks
   --steps N        optimizer steps (of each trained network)
   --resume         continue a run from its checkpoint (default: start anew)
-  --from-weights   start from the committed averaged weights
+  --from-weights   start from the averaged weights in --out
   --workers N      Deno Workers (default 2; 0: in place)
   --backend NAME   webgpu, wasm or cpu; webgpu runs in place
   --cache FOLDER   checkpoints and latents (default .cache/pretrain)
   --out FOLDER     where weights are written (default models/micro)
-  --quick          a few steps of each network
-  --batch N --lr X other recipe values
-  --export         write weights from the checkpoint and stop
+  --quick          a few steps of each network, into out/pretrain-quick
+  --batch N        samples a step
+  --lr X           peak learning rate
+  --export         write the weights of a checkpoint and stop
+
+Examples:
+  deno task pretrain --quick
+  deno task pretrain --only unet --steps 6000 --resume
 `;
 
-/** Steps between two lines of the log. */
-const LOG_EVERY = 25;
+const NAMES: readonly NetworkName[] = [
+  "clip_a",
+  "vae",
+  "unet",
+  "clip_b",
+  "adapter",
+];
 
-const NAMES: NetworkName[] = ["clip_a", "vae", "unet", "clip_b", "adapter"];
+/** Steps between two rows of the metrics file. */
+const ROW = 25;
+
+/** What --quick does: enough for every loss to fall. */
+const QUICK = { steps: 50, scenes: 512 };
+
+interface Settings {
+  readonly only: readonly NetworkName[];
+  readonly workers: number;
+  readonly cache: string;
+  readonly out: string;
+  readonly resume: boolean;
+  readonly fromWeights: boolean;
+  readonly quick: boolean;
+  readonly recipe: (name: NetworkName) => NetworkRecipe;
+}
+
+const WHAT = "start pretraining";
+
+function number(text: string | undefined, fallback: number): number {
+  if (text === undefined) return fallback;
+  const value = Number(text);
+  if (!Number.isFinite(value) || value < 0) {
+    throw cannot(WHAT, "a number ≥ 0", text);
+  }
+  return value;
+}
 
 async function main(): Promise<void> {
   const args = parseArgs(Deno.args, {
@@ -64,141 +109,188 @@ async function main(): Promise<void> {
     ],
     boolean: ["resume", "quick", "help", "from-weights", "export"],
     unknown: (name: string) => {
-      throw cannot("start pretraining", "a known option (--help)", name);
+      throw cannot(WHAT, "a known option (--help)", name);
     },
   });
   if (args.help) return console.log(HELP);
-  const only = args.only
-    ? args.only.split(",").map((name) => {
-      if (!NAMES.includes(name as NetworkName)) {
-        throw cannot("start pretraining", NAMES.join(", "), name);
-      }
-      return name as NetworkName;
-    })
-    : NAMES;
-  const cache = args.cache ?? ".cache/pretrain";
-  const out = args.out ?? pathOf(new URL("../../models/micro", import.meta.url));
-  await Deno.mkdir(cache, { recursive: true });
-  await Deno.mkdir(out, { recursive: true });
+  const only = (args.only?.split(",") ?? NAMES).map((name) => {
+    const known = NAMES.find((n) => n === name);
+    if (!known) throw cannot(WHAT, NAMES.join(", "), name);
+    return known;
+  });
+  const out = args.out ??
+    (args.quick
+      ? "out/pretrain-quick"
+      : pathOf(new URL("../../models/micro", import.meta.url)));
+  const cache = args.cache ??
+    (args.quick ? "out/pretrain-quick/cache" : ".cache/pretrain");
+  for (const folder of [out, cache]) {
+    await Deno.mkdir(folder, { recursive: true });
+    await assertWritable(folder);
+  }
   const backend = await selectBackend(
     (args.backend ?? "wasm") as "wasm" | "webgpu" | "cpu",
   );
-  const workers = backend.name === "webgpu" ? 0 : number(args.workers, 2);
-  for (const name of only) {
-    const recipe = {
+  console.log(backend.describe);
+  const settings: Settings = {
+    only,
+    out,
+    cache,
+    workers: backend.name === "wasm" ? number(args.workers, 2) : 0,
+    resume: args.resume,
+    fromWeights: args["from-weights"],
+    quick: args.quick,
+    recipe: (name) => ({
       ...RECIPE[name],
-      steps: number(args.steps, args.quick ? 20 : RECIPE[name].steps),
+      steps: number(args.steps, args.quick ? QUICK.steps : RECIPE[name].steps),
       batch: number(args.batch, RECIPE[name].batch),
       lr: number(args.lr, RECIPE[name].lr),
-    };
-    const checkpoint = joinPath(cache, `${name}.safetensors`);
-    if (args.export) {
-      const file = await openSafetensors(checkpoint);
-      const ema = toFloat32(await file.read("ema"));
-      const values = name === "vae" ? await normaliseLatents(ema, workers) : ema;
-      await writeNetwork(out, name, values, Number(file.metadata.step));
-      console.log(`${name}: step ${file.metadata.step} written to ${out}`);
-      file.close();
-      continue;
-    }
-    if (!args.resume && await exists(checkpoint)) await Deno.remove(checkpoint);
-    let start: { params: Float32Array; step: number } | undefined;
-    if (args["from-weights"]) {
-      const params = await loadNetwork(out, name);
-      start = { params: flatten(name, params), step: 0 };
-      disposeTree(params);
-    }
-    const materials: {
-      latents?: Float32Array;
-      text?: Float32Array;
-      autoencoder?: Float32Array;
-      unet?: Float32Array;
-    } = {};
-    if (name === "adapter") {
-      const unet = await loadNetwork(out, "unet");
-      materials.unet = flatten("unet", unet);
-      disposeTree(unet);
-    }
-    if (name === "unet" || name === "clip_b" || name === "adapter") {
-      const vae = await loadNetwork(out, "vae");
-      const flat = flatten("vae", vae);
-      disposeTree(vae);
-      if (name === "clip_b") materials.autoencoder = flat;
-      else {
-        const clip = await loadNetwork(out, "clip_a");
-        const { text_model } = clip as { text_model: unknown };
-        const values = textFlat({ text_model });
-        materials.text = values;
-        disposeTree(clip);
-        materials.latents = await latents(cache, flat, Math.max(1, workers));
-      }
-    }
-    const log = await Deno.open(joinPath(folderOf(out), `${name}.metrics.csv`), {
-      create: true,
-      append: true,
-    });
-    const run = pretrain(name, { recipe, workers, checkpoint, start, materials });
-    const began = performance.now();
-    let average: Record<string, number> = {};
-    let count = 0;
-    while (true) {
-      const next = await run.next();
-      if (next.done) {
-        const { ema, step } = next.value;
-        const values = name === "vae"
-          ? await normaliseLatents(ema, workers)
-          : ema;
-        await writeNetwork(out, name, values, step);
-        break;
-      }
-      const r = next.value;
-      for (const [k, v] of Object.entries(r.losses)) {
-        average[k] = (average[k] ?? 0) + v;
-      }
-      count++;
-      if (r.step % LOG_EVERY === 0 || r.step === r.steps) {
-        const parts = Object.entries(average).map(([k, v]) =>
-          `${k} ${(v / count).toFixed(4)}`
-        ).join("  ");
-        const left = (performance.now() - began) / 1000;
-        console.log(
-          `${name} ${r.step}/${r.steps}  ${parts}  |g| ${
-            r.norm.toFixed(2)
-          }  lr ${r.lr.toExponential(1)}  ${r.seconds.toFixed(2)} s/step  ${
-            (left / 60).toFixed(1)
-          } min`,
-        );
-        await log.write(
-          new TextEncoder().encode(
-            `${r.step},${
-              Object.values(average).map((v) => (v / count).toFixed(5)).join()
-            },${r.lr.toExponential(3)},${r.seconds.toFixed(3)}\n`,
-          ),
-        );
-        average = {};
-        count = 0;
-      }
-    }
-    log.close();
+    }),
+  };
+  for (const name of only) {
+    if (args.export) await exportWeights(name, settings);
+    else await trainNetwork(name, settings);
   }
 }
 
-function textFlat(tree: unknown): Float32Array {
-  return textTower(tree);
+/** Weights that go into the model: the average, latents made ready. */
+function finished(
+  name: NetworkName,
+  ema: Float32Array,
+  workers: number,
+): Promise<Float32Array> | Float32Array {
+  return name === "vae" ? normaliseLatents(ema, workers) : ema;
 }
 
-import { textTower } from "../micro/pretrain/weights.ts";
-import {
-  encodeFloat,
-  writeSafetensors,
-} from "../io/safetensors.ts";
+async function exportWeights(
+  name: NetworkName,
+  { cache, out, workers }: Settings,
+): Promise<void> {
+  const file = await openSafetensors(joinPath(cache, `${name}.safetensors`));
+  try {
+    const ema = toFloat32(await file.read("ema"));
+    const step = Number(file.metadata.step);
+    await writeNetwork(out, name, await finished(name, ema, workers), step);
+    console.log(`${name}: step ${step} written to ${out}`);
+  } finally {
+    file.close();
+  }
+}
+
+async function trainNetwork(
+  name: NetworkName,
+  settings: Settings,
+): Promise<void> {
+  const { cache, out, workers } = settings;
+  const recipe = settings.recipe(name);
+  const checkpoint = joinPath(cache, `${name}.safetensors`);
+  if (!settings.resume && await exists(checkpoint)) {
+    await Deno.remove(checkpoint);
+  }
+  const progress = createProgress();
+  const materials = await gather(
+    name,
+    settings,
+    (done, total) => progress.update("latents", done, total, "scene"),
+  );
+  const start = settings.fromWeights
+    ? { params: await flatNetwork(out, name), step: 0 }
+    : undefined;
+  const metrics = joinPath(out, name, "metrics.csv");
+  await Deno.mkdir(joinPath(out, name), { recursive: true });
+  const began = performance.now();
+  const run = pretrain(name, { recipe, workers, checkpoint, start, materials });
+  const rows: Record<string, number>[] = [];
+  let first: Record<string, number> | undefined;
+  let last: Record<string, number> = {};
+  while (true) {
+    const next = await run.next();
+    if (next.done) {
+      const { ema, step } = next.value;
+      await writeNetwork(out, name, await finished(name, ema, workers), step);
+      break;
+    }
+    const { step, steps, losses, lr, norm, seconds } = next.value;
+    progress.update(name, step, steps, "step");
+    rows.push({ ...losses, norm, seconds });
+    if (step % ROW !== 0 && step !== steps) continue;
+    last = averages(rows.splice(0));
+    first ??= last;
+    await appendRow(metrics, { step, lr, ...last });
+    progress.line(
+      `${name} ${step}/${steps}  ` +
+        Object.entries(last).map(([k, v]) => `${k} ${v.toFixed(4)}`)
+          .join("  "),
+    );
+  }
+  progress.finish();
+  console.log(
+    `${name}: loss ${first?.loss?.toFixed(4)} → ${last.loss?.toFixed(4)} in ${
+      duration((performance.now() - began) / 1000)
+    }`,
+  );
+}
+
+function averages(
+  rows: readonly Record<string, number>[],
+): Record<string, number> {
+  const names = Object.keys(rows[0]);
+  return Object.fromEntries(names.map((name) => [
+    name,
+    rows.reduce((sum, row) => sum + row[name], 0) / rows.length,
+  ]));
+}
+
+async function appendRow(
+  path: string,
+  row: Record<string, number>,
+): Promise<void> {
+  const isNew = !await exists(path);
+  const line = Object.values(row).map((v) => Number(v.toPrecision(5))).join();
+  await Deno.writeTextFile(
+    path,
+    `${isNew ? Object.keys(row).join() + "\n" : ""}${line}\n`,
+    { append: true },
+  );
+}
+
+async function flatNetwork(
+  folder: string,
+  name: NetworkName,
+): Promise<Float32Array> {
+  const params = await loadNetwork(folder, name);
+  const flat = flatten(name, params);
+  disposeTree(params);
+  return flat;
+}
+
+/** What a network's training needs of the networks before it. */
+async function gather(
+  name: NetworkName,
+  settings: Settings,
+  onLatents: (done: number, total: number) => void,
+): Promise<NonNullable<PretrainOptions["materials"]>> {
+  const { out } = settings;
+  if (name === "clip_a" || name === "vae") return {};
+  const autoencoder = await flatNetwork(out, "vae");
+  if (name === "clip_b") return { autoencoder };
+  const clip = await loadNetwork(out, "clip_a") as { text_model: unknown };
+  const text = textTower({ text_model: clip.text_model });
+  disposeTree(clip);
+  return {
+    text,
+    latents: await latentsOf(autoencoder, settings, onLatents),
+    ...(name === "adapter" ? { unet: await flatNetwork(out, "unet") } : {}),
+  };
+}
 
 /** Latents, from the cache where the autoencoder is the same. */
-async function latents(
-  cache: string,
+async function latentsOf(
   autoencoder: Float32Array,
-  workers: number,
+  { cache, workers, quick }: Settings,
+  onProgress: (done: number, total: number) => void,
 ): Promise<Float32Array> {
+  const scenes = quick ? QUICK.scenes : LATENT_SCENES;
   const path = joinPath(cache, "latents.safetensors");
   const digest = new Uint8Array(
     await crypto.subtle.digest("SHA-256", autoencoder.slice().buffer),
@@ -207,7 +299,8 @@ async function latents(
   if (await exists(path)) {
     const file = await openSafetensors(path);
     try {
-      if (file.metadata.autoencoder === hash) {
+      const { shape } = file.entries.get("latents") ?? { shape: [0] };
+      if (file.metadata.autoencoder === hash && shape[0] === scenes) {
         const values = toFloat32(await file.read("latents"));
         const shared = sharedFloats(values.length);
         shared.set(values);
@@ -217,38 +310,27 @@ async function latents(
       file.close();
     }
   }
-  const run = encodeLatents(autoencoder, workers);
+  const run = encodeLatents(autoencoder, workers, scenes);
   while (true) {
     const next = await run.next();
-    if (next.done) {
-      await writeSafetensors(path, [["latents", {
-        dtype: "F16",
-        shape: [LATENT_SCENES, next.value.length / LATENT_SCENES],
-        data: encodeFloat(next.value, "F16"),
-      }]], { autoencoder: hash });
-      return next.value;
+    if (!next.done) {
+      onProgress(next.value.done, next.value.total);
+      continue;
     }
-    const { done, total } = next.value;
-    if (done % 2048 === 0) console.log(`latents ${done}/${total}`);
+    await writeSafetensors(path, [["latents", {
+      dtype: "F16",
+      shape: [scenes, next.value.length / scenes],
+      data: encodeFloat(next.value, "F16"),
+    }]], { autoencoder: hash });
+    return next.value;
   }
-}
-
-function number(text: string | undefined, fallback: number): number {
-  if (text === undefined) return fallback;
-  const value = Number(text);
-  if (!Number.isFinite(value) || value < 0) {
-    throw cannot("start pretraining", "a number ≥ 0", text);
-  }
-  return value;
 }
 
 if (import.meta.main) {
   try {
     await main();
-    void writeJson;
   } catch (error) {
     console.error(error instanceof Error ? error.message : error);
-    if (Deno.env.get("DEBUG")) console.error(error);
     Deno.exit(1);
   }
 }

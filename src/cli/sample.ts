@@ -3,15 +3,12 @@
  *
  * @module
  */
-import { parseArgs } from "@std/cli/parse-args";
-import { type BackendChoice, selectBackend } from "../core/backend.ts";
 import { cannot } from "../core/errors.ts";
 import { disposeTree } from "../core/tree.ts";
 import {
   attachConcept,
   type Concept,
   disposeConcept,
-  loadConcept,
   releaseTokens,
 } from "../customize/concept.ts";
 import {
@@ -35,19 +32,39 @@ import {
   type PipelineOptions,
   toPixels,
 } from "../diffusion/pipeline.ts";
+import { SAMPLERS } from "../diffusion/samplers.ts";
 import {
   assertWritable,
-  exists,
   joinPath,
   parentOf,
-  pathOf,
   writeAtomic,
   writeJson,
 } from "../io/files.ts";
 import { encodePng } from "../io/png.ts";
 import { loadControlNet } from "../models/controlnet.ts";
-import { disposeModel, loadModel, type Model } from "../models/model.ts";
+import { disposeModel, type Model } from "../models/model.ts";
 import { loadT2IAdapter } from "../models/t2i_adapter.ts";
+import {
+  type Command,
+  EXIT_CODES,
+  readOptions,
+  runCommand,
+} from "./command.ts";
+import {
+  CONCEPT_HELP,
+  type ConceptRequest,
+  openConcepts,
+  parseConcept,
+} from "./concepts.ts";
+import {
+  backendStarter,
+  MODEL_HELP,
+  MODEL_OPTIONS,
+  modelOf,
+  type ModelRequest,
+  mustExist,
+  openModel,
+} from "./models.ts";
 import { createProgress } from "./progress.ts";
 
 const HELP = `deno task sample (--prompt TEXT | --layout FILE) [options]
@@ -56,18 +73,18 @@ Draws pictures and writes them as PNG, with layout.json, which draws them again.
 
   --prompt TEXT        what to draw
   --layout FILE        a layout: prompt, regions, conditions, sampler … as JSON
-  --model FOLDER       base or fused model (default: the embedded one)
-  --concept FILE       a concept to put into the model; may be given again
+${MODEL_HELP}
+${CONCEPT_HELP}
   --adapters HOW       how several concepts act without fusing (default sum):
-                       sum        all everywhere
-                       region     each inside the regions that name it in
-                                  "concepts", and in their prompts
-                       switch     one at a time, step by step (LoRA Switch)
-                       composite  side by side, mean (LoRA Composite)
-  --alpha X            strength of the concepts' adapters (1)
-  --network NAME=DIR   a T2I-Adapter or ControlNet that the layout names
+                         sum        all everywhere
+                         region     each inside the regions that name it in
+                                    "concepts", and in their prompts
+                         switch     one at a time, step by step (LoRA Switch)
+                         composite  side by side, mean (LoRA Composite)
+  --network NAME=DIR   a T2I-Adapter or ControlNet that the layout names; may be
+                       given again
 
-These replace what the layout says:
+These replace what the layout says, --prompt too:
   --negative TEXT      what to stay away from
   --seed N             (0)
   --count N            number of pictures (1)
@@ -81,57 +98,45 @@ These replace what the layout says:
   --backend NAME       auto, webgpu, wasm or cpu
   --help               this text
 
-Exit code: 0 if all went well, 1 if not, 2 for bad arguments.
+${EXIT_CODES}
 
 Examples:
   deno task sample --prompt "a red fox on grass" --count 4
   deno task sample --model out/fused --layout scene.json
   deno task sample --layout scene.json --concept fox.safetensors \\
-    --concept owl.safetensors --adapters region
+    --concept owl.safetensors,alpha=0.8 --adapters region
 `;
 
 /** How several concepts act without being fused. */
 export const COMPOSITIONS = ["sum", "region", "switch", "composite"] as const;
 
 /** What the command line asks for. */
-export interface SampleCommand {
-  readonly help: boolean;
-  readonly model: string;
+export interface SampleRequest {
+  readonly model: ModelRequest;
+  /** Path of a layout file. */
   readonly layout?: string;
-  readonly concepts: readonly string[];
+  readonly concepts: readonly ConceptRequest[];
   readonly adapters: typeof COMPOSITIONS[number];
-  readonly alpha: number;
   /** Folder by name. */
   readonly networks: Readonly<Record<string, string>>;
   /** Fields of the layout that the command line gives. */
   readonly changes: Readonly<Record<string, unknown>>;
   readonly batch: number;
   readonly out: string;
-  readonly backend: BackendChoice;
+  /** Starts the backend. */
+  readonly start: () => Promise<void>;
 }
 
-const BACKENDS: readonly BackendChoice[] = ["auto", "webgpu", "wasm", "cpu"];
+const WHAT = "sample";
 
-/** Where the embedded model lies. */
-const EMBEDDED = new URL("../../models/micro", import.meta.url);
-
-/**
- * Reads the command line.
- *
- * @param args Arguments after the command's name.
- * @throws If an option is unknown or a value does not fit.
- */
-export function parseSample(args: readonly string[]): SampleCommand {
-  const what = "sample";
-  const parsed = parseArgs([...args], {
-    string: [
+/** Reads the command line; nothing if it is help. */
+function parse(args: readonly string[]): SampleRequest | undefined {
+  const options = readOptions(WHAT, args, {
+    text: [
+      ...MODEL_OPTIONS,
       "prompt",
       "layout",
-      "model",
-      "concept",
       "adapters",
-      "alpha",
-      "network",
       "negative",
       "seed",
       "count",
@@ -143,85 +148,56 @@ export function parseSample(args: readonly string[]): SampleCommand {
       "out",
       "backend",
     ],
-    collect: ["concept", "network"],
-    boolean: ["help"],
-    unknown: (name: string) => {
-      throw cannot(what, "a known option (--help)", name);
-    },
+    many: ["concept", "network"],
   });
-  const number = (name: string, text: string | undefined) => {
-    if (text === undefined) return undefined;
-    const value = text.trim() === "" ? NaN : Number(text);
-    if (!Number.isFinite(value)) {
-      throw cannot(what, `a number for --${name}`, `"${text}"`);
-    }
-    return value;
-  };
-  const oneOf = <T extends string>(
-    name: string,
-    known: readonly T[],
-    value: string,
-  ): T => {
-    if (!known.includes(value as T)) {
-      throw cannot(what, `--${name} ${known.join(", ")}`, value);
-    }
-    return value as T;
-  };
-  if (
-    !parsed.help && (parsed.prompt === undefined) ===
-      (parsed.layout === undefined)
-  ) {
-    throw cannot(
-      what,
-      "--prompt or --layout",
-      parsed.prompt === undefined ? "neither" : "both",
-    );
+  if (options.help) return undefined;
+  const [prompt, layout] = [options.text("prompt"), options.text("layout")];
+  if (prompt === undefined && layout === undefined) {
+    throw cannot(WHAT, "--prompt or --layout", "neither");
   }
   const networks: Record<string, string> = {};
-  for (const entry of parsed.network as string[]) {
+  for (const entry of options.many("network")) {
     const [name, ...folder] = entry.split("=");
     if (name === "" || folder.length === 0) {
-      throw cannot(what, "--network NAME=FOLDER", entry);
+      throw cannot(WHAT, "--network NAME=FOLDER", entry);
     }
     networks[name] = folder.join("=");
   }
-  const changes: Record<string, unknown> = {};
-  const change = (name: string, value: unknown) => {
-    if (value !== undefined) changes[name] = value;
-  };
-  change("prompt", parsed.prompt);
-  change("negative", parsed.negative);
-  change("sampler", parsed.sampler);
-  for (const name of ["seed", "count", "steps", "guidance"] as const) {
-    change(name, number(name, parsed[name]));
-  }
-  if (parsed.size !== undefined) {
-    const match = /^(\d+)x(\d+)$/.exec(parsed.size);
-    if (!match) throw cannot(what, "--size such as 64x96", parsed.size);
-    change("size", { width: Number(match[1]), height: Number(match[2]) });
-  }
-  const batch = number("batch", parsed.batch) ?? 4;
-  if (!Number.isInteger(batch) || batch < 1) {
-    throw cannot(what, "--batch of at least 1", batch);
-  }
+  const changes = Object.fromEntries(
+    Object.entries({
+      prompt,
+      negative: options.text("negative"),
+      sampler: options.oneOf("sampler", SAMPLERS),
+      size: sizeOf(options.text("size")),
+      seed: options.number("seed", { whole: true }),
+      count: options.number("count", { whole: true, least: 1 }),
+      steps: options.number("steps", { whole: true, least: 1 }),
+      guidance: options.number("guidance"),
+    }).filter(([, value]) => value !== undefined),
+  );
   return {
-    help: parsed.help ?? false,
-    model: parsed.model ?? pathOf(EMBEDDED),
-    ...(parsed.layout === undefined ? {} : { layout: parsed.layout }),
-    concepts: parsed.concept as string[],
-    adapters: oneOf("adapters", COMPOSITIONS, parsed.adapters ?? "sum"),
-    alpha: number("alpha", parsed.alpha) ?? 1,
+    model: modelOf(options),
+    ...(layout === undefined ? {} : { layout }),
+    concepts: options.many("concept").map((text) => parseConcept(WHAT, text)),
+    adapters: options.oneOf("adapters", COMPOSITIONS) ?? "sum",
     networks,
     changes,
-    batch,
-    out: parsed.out ?? joinPath("out", "sample"),
-    backend: oneOf("backend", BACKENDS, parsed.backend ?? "auto"),
+    batch: options.number("batch", { whole: true, least: 1 }) ?? 4,
+    out: options.text("out") ?? joinPath("out", "sample"),
+    start: backendStarter(options),
   };
+}
+
+function sizeOf(text: string | undefined): unknown {
+  if (text === undefined) return undefined;
+  const match = /^(\d+)x(\d+)$/.exec(text);
+  if (!match) throw cannot(WHAT, "--size such as 64x96", text);
+  return { width: Number(match[1]), height: Number(match[2]) };
 }
 
 /** The layout that is asked for, its pictures loaded. */
 async function layoutOf(
-  command: SampleCommand,
+  command: SampleRequest,
   model: Model,
 ): Promise<ResolvedLayout> {
   const { changes } = command;
@@ -235,7 +211,7 @@ async function layoutOf(
 
 /** Loads the condition networks that the layout names. */
 async function networksOf(
-  { networks }: SampleCommand,
+  { networks }: SampleRequest,
   { conditions }: Layout,
 ): Promise<Record<string, ConditionNetwork>> {
   const loaded: Record<string, ConditionNetwork> = {};
@@ -262,12 +238,16 @@ interface Cast {
 }
 
 function castOf(
-  command: SampleCommand,
+  command: SampleRequest,
   base: Model,
   concepts: readonly Concept[],
   { layout, regions }: ResolvedLayout,
 ): Cast {
-  const { adapters, alpha } = command;
+  const { adapters } = command;
+  const alphas = new Map(
+    concepts.map(({ name }, i) => [name, command.concepts[i].alpha ?? 1]),
+  );
+  const weights = (name: string) => alphas.get(name) ?? 1;
   const { prompt, negative, regional } = layout;
   const wrap = (sampling: AdapterSampling): Cast => ({
     model: sampling.model,
@@ -286,7 +266,7 @@ function castOf(
         );
       }
       const compose = adapters === "switch" ? loraSwitch : loraComposite;
-      return wrap(compose(base, concepts, { prompt, negative, alpha }));
+      return wrap(compose(base, concepts, { prompt, negative, weights }));
     }
     case "region":
       return wrap(regionAdapters(
@@ -303,67 +283,43 @@ function castOf(
             );
           }),
         })),
-        { ...regional, alpha },
+        { ...regional, weights },
       ));
     case "sum": {
-      const model = attachConcept(base, concepts, { alpha });
+      const model = attachConcept(base, concepts, { weights });
       return { model, dispose: () => releaseTokens(model, base) };
     }
   }
 }
 
-/**
- * Runs the command.
- *
- * @param args Arguments after the command's name.
- * @returns The exit code.
- */
-export async function main(args: readonly string[]): Promise<number> {
-  let command: SampleCommand;
-  try {
-    command = parseSample(args);
-    if (command.help) {
-      console.log(HELP);
-      return 0;
-    }
-    for (
-      const path of [
-        command.model,
-        ...command.layout === undefined ? [] : [command.layout],
-        ...command.concepts,
-        ...Object.values(command.networks),
-      ]
-    ) {
-      if (!await exists(path)) throw cannot("sample", "what is there", path);
-    }
-  } catch (error) {
-    console.error((error as Error).message);
-    return 2;
-  }
-  try {
-    await assertWritable(command.out);
-    const backend = await selectBackend(command.backend);
-    console.log(backend.describe);
-    for (const file of await draw(command)) console.log(file);
-    return 0;
-  } catch (error) {
-    console.error((error as Error).message);
-    if (Deno.env.get("DEBUG")) console.error(error);
-    return 1;
-  }
-}
+/** Draws pictures from a prompt or a layout. */
+export const sampleCommand: Command<SampleRequest> = {
+  name: "sample",
+  summary: "Draw pictures from a prompt or a layout",
+  help: HELP,
+  parse,
+  async run(request) {
+    await mustExist(
+      WHAT,
+      request.layout,
+      ...request.concepts.map(({ path }) => path),
+      ...Object.values(request.networks),
+    );
+    await assertWritable(request.out);
+    await request.start();
+    for (const file of await draw(request)) console.log(file);
+  },
+};
 
 /** Draws what is asked for and returns the files. */
-async function draw(command: SampleCommand): Promise<string[]> {
+async function draw(command: SampleRequest): Promise<string[]> {
   const { out } = command;
-  const base = await loadModel(command.model);
-  const concepts: Concept[] = [];
+  const base = await openModel(command.model);
+  let concepts: Concept[] = [];
   let networks: Record<string, ConditionNetwork> = {};
   let cast: Cast | undefined;
   try {
-    for (const file of command.concepts) {
-      concepts.push(await loadConcept(file, base));
-    }
+    concepts = await openConcepts(command.concepts, base);
     const resolved = await layoutOf(command, base);
     networks = await networksOf(command, resolved.layout);
     cast = castOf(command, base, concepts, resolved);
@@ -434,4 +390,4 @@ async function movable(layout: Layout, path = "."): Promise<unknown> {
   );
 }
 
-if (import.meta.main) Deno.exit(await main(Deno.args));
+if (import.meta.main) Deno.exit(await runCommand(sampleCommand, Deno.args));

@@ -10,7 +10,7 @@
 import * as tf from "@tensorflow/tfjs";
 import { cannot } from "../core/errors.ts";
 import { fold, type Key, normal } from "../core/random.ts";
-import { openSafetensors } from "../io/safetensors.ts";
+import { openTensors } from "../io/pickle.ts";
 import { crossAttentionSites } from "../models/config.ts";
 import type { AddedTokens, Model } from "../models/model.ts";
 import {
@@ -434,7 +434,8 @@ export async function saveConcept(
 }
 
 /**
- * Loads a concept from an official ED-LoRA file (safetensors), strictly.
+ * Loads a concept from an official ED-LoRA file (safetensors, or `.pth`),
+ * strictly.
  *
  * @param path The file, or its bytes.
  * @param model The model it is for.
@@ -454,7 +455,7 @@ export async function loadConcept(
   options: { name?: string; classWord?: string } = {},
 ): Promise<Concept> {
   const what = path instanceof Uint8Array ? "a concept" : String(path);
-  const file = await openSafetensors(path);
+  const file = await openTensors(path);
   try {
     const { metadata } = file;
     const text = (key: string) => metadata[META + key];

@@ -10,7 +10,8 @@
 import * as tf from "@tensorflow/tfjs";
 import { cannot } from "../core/errors.ts";
 import { exists, joinPath, pathOf, readText } from "../io/files.ts";
-import { decodePng, type Pixels } from "../io/png.ts";
+import { listPictures, PICTURE, readPicture } from "../io/picture.ts";
+import type { Pixels } from "../io/png.ts";
 import { downsampleFactor, encode } from "../models/autoencoder.ts";
 import type { Model } from "../models/model.ts";
 
@@ -258,15 +259,13 @@ export interface ReadExamplesOptions {
   readonly captions?: readonly string[];
   /** Folder of masks, `<name>.png` each, where it is not `masks` inside. */
   readonly masks?: string;
-  /** Decodes files that are not PNG; without it they are an error. */
+  /** Decodes files that are neither PNG nor JPEG; else they are an error. */
   readonly decode?: (bytes: Uint8Array, name: string) => Pixels;
 }
 
-const PICTURE = /\.(png|jpe?g|webp)$/i;
-
 /**
- * Reads training pictures from a folder: `name.png` with an optional
- * `name.txt` (one caption a line) and an optional `masks/name.png`.
+ * Reads training pictures from a folder: `name.png` or `name.jpg` with an
+ * optional `name.txt` (one caption a line) and an optional `masks/name.png`.
  *
  * @param folder The folder.
  * @param options Size, captions.
@@ -282,19 +281,17 @@ export async function readExamples(
   if (!Number.isInteger(size) || size < 1) {
     throw cannot(what, "a size in pixels", size);
   }
-  const names: string[] = [];
-  for await (const entry of Deno.readDir(folder)) {
-    if (entry.isFile && PICTURE.test(entry.name)) names.push(entry.name);
-  }
+  const names = await listPictures(folder);
   if (names.length === 0) throw cannot(what, "png or jpg files", "none");
-  const picture = async (path: string) => {
-    const bytes = await Deno.readFile(path);
-    if (/\.png$/i.test(path)) return decodePng(bytes);
-    if (options.decode) return options.decode(bytes, path);
-    throw cannot(what, "png files", path);
-  };
+  if (options.masks !== undefined && !await exists(options.masks)) {
+    throw cannot(what, "a folder of masks", `none: ${options.masks}`);
+  }
+  const picture = async (path: string): Promise<Pixels> =>
+    options.decode && !/\.(png|jpe?g)$/i.test(path)
+      ? options.decode(await Deno.readFile(path), path)
+      : await readPicture(path);
   const examples: Example[] = [];
-  for (const name of names.sort()) {
+  for (const name of names) {
     const stem = name.replace(PICTURE, "");
     const texts = joinPath(folder, `${stem}.txt`);
     const maskPath = joinPath(

@@ -14,14 +14,9 @@ import {
 } from "../customize/concept.ts";
 import { attentionSites } from "../customize/lora.ts";
 import { method, startConcept } from "../customize/methods.ts";
-import {
-  type ClipVector as Vector,
-  disposeClip,
-  embedTexts,
-  loadClip,
-} from "../evaluation/clip.ts";
+import type { ClipVector } from "../evaluation/clip.ts";
 import { cosine } from "../evaluation/clip_score.ts";
-import { gallery, type GalleryEntry } from "../evaluation/retrieval.ts";
+import type { GalleryEntry } from "../evaluation/retrieval.ts";
 import {
   type Estimate,
   hierarchicalBootstrap,
@@ -30,16 +25,8 @@ import {
   pairedDifference,
   retainedShare,
 } from "../evaluation/statistics.ts";
-import type { Art } from "../micro/art.ts";
 import { captionOf } from "../micro/captions.ts";
 import {
-  conceptImages,
-  identityOf,
-  loadConceptArt,
-  otherDesigns,
-} from "../micro/concepts.ts";
-import {
-  type ConceptPrompts,
   loadPrompts,
   type Prompt,
   PROMPT_GROUPS,
@@ -47,59 +34,50 @@ import {
   promptText,
 } from "../micro/prompts.ts";
 import { heldOutScene } from "../micro/scenes.ts";
-import { IDENTITIES, type Identity } from "../micro/world.ts";
 import { disposeModel, loadModel } from "../models/model.ts";
-import type {
-  AblationReport,
-  Arm,
-  Comparison,
-  ScoreEstimate,
-  ScoreName,
-  Scores,
+import {
+  type AblationReport,
+  type Arm,
+  type Comparison,
+  type ScoreEstimate,
+  type ScoreName,
+  type ScoreRow,
+  SCORES,
+  type Scores,
 } from "./ablation_schema.ts";
-import { SCORES } from "./ablation_schema.ts";
-import { type Crew, gatherCrew, type StageProgress } from "./crew.ts";
+import type { StageProgress } from "./crew.ts";
+import { drift, type Evidence, scoreReferences } from "./measure.ts";
+import { conceptKey, type ModelRef, store } from "./pieces.ts";
+import { type EmbeddingName, EMBEDDINGS } from "./presets.ts";
 import {
-  drift,
-  type Evidence,
-  promptRegion,
-  scorePicture,
-  scoreReferences,
-  type Seen,
-} from "./measure.ts";
-import {
-  conceptKey,
-  type EmbedPiece,
-  type FusePiece,
-  type ModelRef,
-  type Piece,
-  type ReferencePiece,
-  type SamplePiece,
-  type Shot,
-  store,
-  type TrainPiece,
-  trainSeed,
-} from "./pieces.ts";
-import {
-  type EmbeddingName,
-  EMBEDDINGS,
-  type ExperimentPreset,
-  METHOD_OF,
-} from "./presets.ts";
-import { canonicalJson, folderHash, pieceId, sha256 } from "./store.ts";
-import {
-  imageId,
-  readConceptLog,
-  readEmbeddings,
-  readFusedLog,
-  referenceImages,
-} from "./workshop.ts";
+  addFreePictures,
+  addFusion,
+  addPictures,
+  addTraining,
+  chosenPrompts,
+  type ConceptJob,
+  conceptJobs,
+  openStudy,
+  phraseOf,
+  pictureId,
+  rounded,
+  runStudy,
+  type SeenCell,
+  type Study,
+  type StudyOptions,
+  type StudyResult,
+} from "./study.ts";
+import { readConceptLog, readFusedLog } from "./workshop.ts";
 
 /** Kinds of fusion that are compared. */
-export const FUSIONS = ["weight", "gradient", "weight_best_lambda"] as const;
+export const FUSIONS: readonly FusionName[] = [
+  "weight",
+  "gradient",
+  "weight_best_lambda",
+];
 
 /** A kind of fusion. */
-export type FusionName = typeof FUSIONS[number];
+export type FusionName = "weight" | "gradient" | "weight_best_lambda";
 
 /** Least median gain over the lower bound for the result to mean anything. */
 export const REQUIRED_HEADROOM = 0.1;
@@ -137,8 +115,15 @@ export function driftTexts(count: number): string[] {
 
 const nameOf = (...parts: (string | number)[]): string => parts.join("/");
 
-/** Writes the study down. */
-async function plan(options: AblationOptions): Promise<Study> {
+/**
+ * Writes the ablation down as a study, without running it.
+ *
+ * @param options What is run.
+ * @throws If an option is wrong.
+ */
+export async function ablationStudy(
+  options: AblationOptions,
+): Promise<Study> {
   const { settings, seeds } = options;
   const embeddings = options.embeddings ?? EMBEDDINGS;
   const fusions = options.fusions ?? FUSIONS;
@@ -212,7 +197,7 @@ async function plan(options: AblationOptions): Promise<Study> {
 export async function* ablation(
   options: AblationOptions,
 ): AsyncGenerator<StageProgress, AblationReport, void> {
-  const study = await plan(options);
+  const study = await ablationStudy(options);
   return await report(options, study, yield* runStudy(study));
 }
 
@@ -239,9 +224,7 @@ async function report(
   for (const embedding of embeddings) {
     for (const fusion of fusions) {
       const arm = `${embedding}.${fusion}`;
-      const { piece, id } = plan.fuses.get(
-        nameOf(embedding, fusion, seeds[0]),
-      )!;
+      const { piece, id } = study.fuses.get(nameOf(arm, seeds[0]))!;
       const log = await readFusedLog(options.cache, id);
       const single = `${embedding}.single`;
       const each = (
@@ -574,7 +557,7 @@ async function inspect(
     };
     const distinguishability: AblationReport["distinguishability"] = {};
     for (const embedding of options.embeddings ?? EMBEDDINGS) {
-      const before: Vector[][] = [], after: Vector[][] = [];
+      const before: ClipVector[][] = [], after: ClipVector[][] = [];
       for (const { identity } of study.jobs) {
         const { piece, id } = study.trains.get(
           nameOf(embedding, identity.name, options.seeds[0]),
@@ -615,8 +598,8 @@ async function inspect(
 }
 
 /** A concept's vectors, unit length: every token at every site. */
-async function vectorsOf(concept: Concept): Promise<Vector[]> {
-  const rows: Vector[] = [];
+async function vectorsOf(concept: Concept): Promise<ClipVector[]> {
+  const rows: ClipVector[] = [];
   for (const { vectors } of concept.tokens) {
     const [n, width] = vectors.shape;
     const values = await vectors.data() as Float32Array;
@@ -631,7 +614,7 @@ async function vectorsOf(concept: Concept): Promise<Vector[]> {
 
 /** Cosines between pairs of concepts, of vectors in the same place. */
 function pairCosines(
-  concepts: readonly (readonly Vector[])[],
+  concepts: readonly (readonly ClipVector[])[],
 ): { mean: number | null; max: number | null } {
   const pairs: number[] = [];
   for (let i = 0; i < concepts.length; i++) {
@@ -664,7 +647,7 @@ export async function ablationPictures(
     pictures: { arm: string; id: string }[];
   }[]
 > {
-  const study = await plan(options);
+  const study = await ablationStudy(options);
   const seed = options.seeds[0];
   const result: {
     concept: string;

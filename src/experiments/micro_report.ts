@@ -27,11 +27,11 @@ import { heldOutScene, renderScene, type Scene } from "../micro/scenes.ts";
 import { BACKGROUNDS, NOUNS } from "../micro/world.ts";
 import { decode, encode } from "../models/autoencoder.ts";
 import { disposeModel, loadModel, type Model } from "../models/model.ts";
-import { MODEL_PARTS } from "./ablation.ts";
 import { gatherCrew, type StageProgress } from "./crew.ts";
 import { type SamplePiece, type Shot, store } from "./pieces.ts";
 import type { SamplingSettings } from "./presets.ts";
 import { folderHash } from "./store.ts";
+import { MODEL_PARTS } from "./study.ts";
 import { imageId, pixelsOf } from "./workshop.ts";
 
 /** The numbers of `micro:report`. */

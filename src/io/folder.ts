@@ -180,12 +180,12 @@ export async function openShards(index: string): Promise<SafetensorsFile> {
   return {
     metadata,
     entries,
-    async read(name) {
+    async read(name, scratch) {
       const home = homes.get(name);
       if (!home) {
         throw cannot(what, "a tensor of the index", JSON.stringify(name));
       }
-      return await home.read(name);
+      return await home.read(name, scratch);
     },
     close: closeAll,
   };

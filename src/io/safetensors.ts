@@ -76,8 +76,11 @@ export interface SafetensorsFile {
   readonly metadata: Record<string, string>;
   /** Every tensor, in the order of its data. */
   readonly entries: ReadonlyMap<string, TensorEntry>;
-  /** Reads one tensor into fresh memory; an unknown name throws. */
-  read(name: string): Promise<RawTensor>;
+  /**
+   * Reads one tensor, into fresh memory or, where it is given and large enough,
+   * into the beginning of `scratch`; an unknown name throws.
+   */
+  read(name: string, scratch?: Uint8Array): Promise<RawTensor>;
   /** Releases the file; later reads throw. */
   close(): void;
 }
@@ -92,7 +95,7 @@ interface ByteSource {
   readonly name: string;
   readonly size: number;
   /** Reads `[begin, end)`; the caller has checked it against `size`. */
-  read(begin: number, end: number): Uint8Array;
+  read(begin: number, end: number, scratch?: Uint8Array): Uint8Array;
   close(): void;
 }
 
@@ -128,9 +131,11 @@ async function fileSource(path: string | URL): Promise<ByteSource> {
     name,
     size,
     // Seek and read in one synchronous step, so that reads may overlap in time.
-    read(begin, end) {
+    read(begin, end, scratch) {
       if (!open) throw cannot(what, "an open file", "a closed one");
-      const bytes = new Uint8Array(end - begin);
+      const bytes = scratch && scratch.length >= end - begin
+        ? scratch.subarray(0, end - begin)
+        : new Uint8Array(end - begin);
       file.seekSync(begin, Deno.SeekMode.Start);
       for (let done = 0; done < bytes.length;) {
         const count = file.readSync(bytes.subarray(done));
@@ -210,7 +215,7 @@ function openSource(source: ByteSource): SafetensorsFile {
   checkLayout(header.entries, source.size - start, source.name);
   return {
     ...header,
-    read(name) {
+    read(name, scratch) {
       // The promise carries every failure, a wrong name's too.
       return new Promise((resolve) => {
         const entry = header.entries.get(name);
@@ -218,7 +223,7 @@ function openSource(source: ByteSource): SafetensorsFile {
           throw cannot(what, "a tensor of the file", JSON.stringify(name));
         }
         const { dtype, shape, begin, end } = entry;
-        const data = source.read(start + begin, start + end);
+        const data = source.read(start + begin, start + end, scratch);
         resolve({ dtype, shape: [...shape], data });
       });
     },
@@ -454,6 +459,32 @@ export function toFloat32(raw: RawTensor): Float32Array {
 }
 
 /**
+ * As {@link toFloat32} without fresh memory: the values lie in the tensor's own
+ * bytes or in `scratch`, until one of them is written to again.
+ *
+ * @param raw The tensor.
+ * @param scratch At least as many floats as the tensor has elements.
+ * @throws If the bytes do not fit dtype and shape.
+ */
+export function viewFloat32(
+  raw: RawTensor,
+  scratch: Float32Array,
+): Float32Array {
+  const { buffer, offset, length } = aligned(raw);
+  const target = scratch.subarray(0, length);
+  switch (raw.dtype) {
+    case "F32":
+      return new Float32Array(buffer, offset, length);
+    case "F16":
+      return fromHalf(new Uint16Array(buffer, offset, length), target);
+    case "BF16":
+      return fromBrain(new Uint16Array(buffer, offset, length), target);
+    default:
+      return toFloat32(raw);
+  }
+}
+
+/**
  * The tensor's values as int32, in fresh memory.
  *
  * @throws If the dtype is a float type or an I64 value leaves the int32 range.
@@ -513,17 +544,23 @@ function makeHalfTable(): Float32Array {
   return table;
 }
 
-function fromHalf(bits: Uint16Array): Float32Array {
+function fromHalf(
+  bits: Uint16Array,
+  result: Float32Array = new Float32Array(bits.length),
+): Float32Array {
   const table = halfTable ??= makeHalfTable();
-  const result = new Float32Array(bits.length);
   for (let i = 0; i < bits.length; i++) result[i] = table[bits[i]];
   return result;
 }
 
-function fromBrain(bits: Uint16Array): Float32Array {
-  const result = new Uint32Array(bits.length);
-  for (let i = 0; i < bits.length; i++) result[i] = bits[i] << 16;
-  return new Float32Array(result.buffer);
+function fromBrain(
+  bits: Uint16Array,
+  result: Float32Array = new Float32Array(bits.length),
+): Float32Array {
+  const { buffer, byteOffset, length } = result;
+  const words = new Uint32Array(buffer, byteOffset, length);
+  for (let i = 0; i < length; i++) words[i] = bits[i] << 16;
+  return result;
 }
 
 /**

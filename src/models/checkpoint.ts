@@ -4,7 +4,7 @@ import {
   type LazyTensor,
   type RawTensor,
   type SafetensorsFile,
-  toFloat32,
+  viewFloat32,
   writeSafetensors,
 } from "../io/safetensors.ts";
 import { leaves, type TreeLike } from "../core/tree.ts";
@@ -47,17 +47,26 @@ export function diskShape(kind: ParamKind, shape: readonly number[]): number[] {
   return [...shape];
 }
 
-/** Converts values from PyTorch's layout to tfjs's, on the host. */
+/**
+ * Converts values from PyTorch's layout to tfjs's, on the host.
+ *
+ * @param kind Layout on disk.
+ * @param shape Shape here.
+ * @param values The values; not changed.
+ * @param result Where they go: as many, and other memory.
+ * @returns `result`, or without one `values` itself where nothing moves.
+ */
 export function fromDisk(
   kind: ParamKind,
   shape: readonly number[],
   values: Float32Array,
+  result?: Float32Array,
 ): Float32Array {
-  if (kind === "linear") return transpose(values, shape[1], shape[0]);
+  if (kind === "linear") return transpose(values, shape[1], shape[0], result);
   if (kind === "conv") {
     const [h, w, i, o] = shape;
     // OIHW → HWIO is the transpose of the matrix [O, I·HW] followed by I↔HW.
-    const result = new Float32Array(values.length);
+    result ??= new Float32Array(values.length);
     const area = h * w;
     for (let oo = 0; oo < o; oo++) {
       for (let ii = 0; ii < i; ii++) {
@@ -69,7 +78,9 @@ export function fromDisk(
     }
     return result;
   }
-  return values;
+  if (!result) return values;
+  result.set(values);
+  return result;
 }
 
 /** Converts values from tfjs's layout to PyTorch's, on the host. */
@@ -100,8 +111,8 @@ function transpose(
   values: Float32Array,
   rows: number,
   columns: number,
+  result: Float32Array = new Float32Array(values.length),
 ): Float32Array {
-  const result = new Float32Array(values.length);
   for (let r = 0; r < rows; r++) {
     for (let c = 0; c < columns; c++) {
       result[c * rows + r] = values[r * columns + c];
@@ -179,18 +190,48 @@ export async function load<T>(
   }
   const loaded = new Map<string, tf.Tensor>();
   try {
-    for (const [path, param] of specLeaves(spec)) {
-      const values = toFloat32(await source.read(found.get(path)!));
-      loaded.set(
-        path,
-        tf.tensor(fromDisk(param.kind, param.shape, values), param.shape),
-      );
+    for await (const [path, tensor] of read(spec, source, found)) {
+      loaded.set(path, tensor);
     }
   } catch (error) {
     for (const tensor of loaded.values()) tensor.dispose();
     throw error;
   }
   return buildTree<T>(spec, (_, path) => loaded.get(path)!);
+}
+
+/**
+ * Reads parameters one by one. Temporary memory is used again for each: left to
+ * the garbage collector it would be as much as the model.
+ */
+async function* read<T>(
+  spec: Spec<T>,
+  source: TensorSource,
+  keys: ReadonlyMap<string, string>,
+): AsyncGenerator<[string, tf.Tensor]> {
+  const params = specLeaves(spec);
+  const largest = (sizes: number[]) =>
+    sizes.reduce((a, b) => Math.max(a, b), 0);
+  const sizeOf = (param: ParamSpec) => param.shape.reduce((a, b) => a * b, 1);
+  const entries = params.map(([path]) => source.entries.get(keys.get(path)!)!);
+  const bytes = new Uint8Array(largest(entries.map((e) => e.end - e.begin)));
+  const most = largest(params.map(([, param]) => sizeOf(param)));
+  const wide = entries.some((entry) => entry.dtype !== "F32");
+  const floats = new Float32Array(wide ? most : 0);
+  // The other backends keep the array they are given.
+  const copies = tf.getBackend() === "wasm";
+  const shared = new Float32Array(copies ? most : 0);
+  for (const [path, param] of params) {
+    const raw = await source.read(keys.get(path)!, bytes);
+    const size = sizeOf(param);
+    const values = fromDisk(
+      param.kind,
+      param.shape,
+      viewFloat32(raw, floats),
+      copies ? shared.subarray(0, size) : new Float32Array(size),
+    );
+    yield [path, tf.tensor(values, param.shape)];
+  }
 }
 
 /** Whether a parameter fits a tensor on disk. */

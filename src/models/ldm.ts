@@ -751,14 +751,15 @@ export function derivedSource(
   let last: { key: string; raw: RawTensor } | undefined;
   return {
     entries,
-    async read(name) {
+    async read(name, scratch) {
       const { key, begin, shape } = derivations.get(name)!;
+      const rows = source.entries.get(key)!.shape[0] ?? 1;
+      if (begin === 0 && (shape[0] ?? 1) === rows) {
+        return { ...await source.read(key, scratch), shape: [...shape] };
+      }
       // Parts of one tensor are asked for one after another.
       const raw = last?.key === key ? last.raw : await source.read(key);
-      const rows = raw.shape[0] ?? 1;
-      const whole = begin === 0 && (shape[0] ?? 1) === rows;
-      last = whole ? undefined : { key, raw };
-      if (whole) return { ...raw, shape: [...shape] };
+      last = { key, raw };
       const bytes = raw.data.length / rows;
       return {
         dtype: raw.dtype,

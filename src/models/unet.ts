@@ -683,20 +683,31 @@ export function unet(
   );
 }
 
-/** Nearest-neighbour upsampling to a size. */
+/**
+ * Nearest-neighbour upsampling to a size, pixel ⌊i·from/to⌋ of each axis.
+ *
+ * From ⌈n/2⌉ to n that is the doubled image without its last line, from ⌊n/2⌋
+ * (downsampling without padding) with its first line once more; both have a
+ * gradient on every backend, which a resize has not on wasm.
+ */
 function upsample(x: tf.Tensor4D, height: number, width: number): tf.Tensor4D {
-  const [b, h, w, c] = x.shape;
-  const even = (n: number, from: number) => n === 2 * from;
-  const odd = (n: number, from: number) => n === 2 * from - 1;
-  if (even(height, h) && even(width, w)) return upsampleNearest2x(x);
-  if (
-    (even(height, h) || odd(height, h)) && (even(width, w) || odd(width, w))
-  ) {
-    // ⌊i·⌈n/2⌉/n⌋ = ⌊i/2⌋ for an odd n: the cropped double, which has a
-    // gradient on every backend (a resize has none on wasm).
-    return tf.slice(upsampleNearest2x(x), [0, 0, 0, 0], [b, height, width, c]);
+  const near = (to: number, from: number) => Math.abs(to - 2 * from) <= 1;
+  if (!near(height, x.shape[1]) || !near(width, x.shape[2])) {
+    return tf.image.resizeNearestNeighbor(x, [height, width]);
   }
-  return tf.image.resizeNearestNeighbor(x, [height, width]);
+  let y = upsampleNearest2x(x);
+  for (const [axis, to] of [[1, height], [2, width]] as const) {
+    const size: number[] = [...y.shape];
+    if (to === size[axis]) continue;
+    size[axis] = Math.min(to, size[axis]);
+    const begin = [0, 0, 0, 0];
+    const line = [...size];
+    line[axis] = 1;
+    y = to < y.shape[axis]
+      ? tf.slice(y, begin, size) as tf.Tensor4D
+      : tf.concat([tf.slice(y, begin, line) as tf.Tensor4D, y], axis);
+  }
+  return y;
 }
 
 function check(

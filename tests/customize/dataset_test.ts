@@ -7,6 +7,7 @@ import {
   readExamples,
   square,
 } from "../../src/customize/dataset.ts";
+import { encode as encodeJpeg } from "jpeg-js";
 import { encodePng } from "../../src/io/png.ts";
 import { encode } from "../../src/models/autoencoder.ts";
 import { disposeModel } from "../../src/models/model.ts";
@@ -185,11 +186,27 @@ Deno.test("a folder of pictures, captions and masks", async () => {
     assertEquals([...a.pixels.data.subarray(0, 3)], [200, 40, 40]);
     assertEquals(Array.from(a.mask!.data).slice(0, 4), [1, 1, 0, 0]);
     assertEquals(b.mask, undefined);
-    await Deno.writeFile(`${folder}/c.jpg`, new Uint8Array(3));
+    // A JPEG beside them is read as well, whatever it is called.
+    const { data: jpeg } = encodeJpeg({
+      width: 2,
+      height: 2,
+      data: new Uint8Array(16).fill(255),
+    }, 100);
+    await Deno.writeFile(`${folder}/c.jpeg`, jpeg);
+    const all = await readExamples(folder, { size: 4 });
+    assertEquals(all.length, 3);
+    assertEquals([...all[2].pixels.data], new Array(48).fill(255));
+    await Deno.writeFile(`${folder}/d.jpg`, new Uint8Array(3));
     await assertRejects(
       () => readExamples(folder, { size: 4 }),
       Error,
-      "expected png files",
+      "expected a PNG or a JPEG",
+    );
+    await Deno.remove(`${folder}/d.jpg`);
+    await assertRejects(
+      () => readExamples(folder, { size: 4, masks: `${folder}/none` }),
+      Error,
+      "expected a folder of masks",
     );
   } finally {
     await Deno.remove(folder, { recursive: true });

@@ -14,6 +14,7 @@ import {
   type DialectId,
   encodeLora,
   loadLora,
+  loraBytes,
   type LoraFile,
   saveLora,
 } from "../../src/customize/lora_formats.ts";
@@ -148,9 +149,7 @@ async function widest(
 forEachBackend("kohya holds LoCon and DoRA", async () => {
   const model = await tinySd();
   const adapter = await widest(model);
-  const bytes = encodeSafetensors(
-    await encodeLora({ adapter }, model, "kohya"),
-  );
+  const bytes = await loraBytes({ adapter }, model, "kohya");
   const again = await loadLora(bytes, model);
   const expected = new Map(adapterTensors(adapter));
   const actual = adapterTensors(again.adapter);
@@ -179,9 +178,7 @@ forEachBackend(
       rank: 4,
       targets: "unet-attention",
     });
-    const bytes = encodeSafetensors(
-      await encodeLora({ adapter }, model, "peft"),
-    );
+    const bytes = await loraBytes({ adapter }, model, "peft");
     const scales = async (config: Record<string, unknown>) => {
       const file = await loadLora(bytes, model, { config });
       disposeFile(file);
@@ -281,7 +278,7 @@ Deno.test("an unknown dialect is an error", () => {
   assertThrows(
     () => dialect("cohja"),
     Error,
-    'Cannot choose a LoRA dialect: expected kohya, official, peft, diffusers, got "cohja"',
+    'Cannot choose a LoRA dialect: expected kohya, official, cloneofsimo, peft, diffusers, a1111, learned_embeds, got "cohja"',
   );
   assertThrows(() => detectDialect([]), Error, "got no tensors");
 });

@@ -216,8 +216,8 @@ Deno.test("an extracted LoRA survives a kohya file; ranks are bounded by the lay
     // conv_out has four outputs.
     assertEquals(layers.map(({ rank }) => rank), [4]);
     assert(layers[0].residual < 1e-6);
-    const raw = await encodeLora({ adapter }, base, "kohya");
-    const file = await openSafetensors(encodeSafetensors(raw));
+    const { tensors } = await encodeLora({ adapter }, base, "kohya");
+    const file = await openSafetensors(encodeSafetensors(tensors));
     const read = await readLora(file, base);
     for (const part of ["down", "up"] as const) {
       const own = adapter.unet.get(path)!;

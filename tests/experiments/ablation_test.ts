@@ -5,7 +5,6 @@ import {
   ablation,
   type AblationOptions,
   ablationPictures,
-  chosenPrompts,
   driftTexts,
 } from "../../src/experiments/ablation.ts";
 import { ablationSchema } from "../../src/experiments/ablation_schema.ts";
@@ -13,6 +12,7 @@ import { presetOf } from "../../src/experiments/presets.ts";
 import { exists } from "../../src/io/files.ts";
 import { store } from "../../src/experiments/pieces.ts";
 import { PROMPT_GROUPS } from "../../src/micro/prompts.ts";
+import { chosenPrompts } from "../../src/experiments/study.ts";
 import { writeTinyWorld } from "./tiny_world.ts";
 
 await selectBackend("wasm");

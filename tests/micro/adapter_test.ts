@@ -84,10 +84,12 @@ forEachBackend("the adapter's gradient is its loss's slope", async () => {
     exclude: new Set(),
     // As if every scene had the same latent: 134 MB less.
     latents: {
+      length: 16 * size,
       subarray: () => normal(key(4), size),
     } as unknown as Float32Array,
     text,
     unet,
+    waiting: new Map(),
   };
   const shard = { step: 3, index: 0, count: 1, batch: 2, seed: 5 };
   await noLeak(async () => {

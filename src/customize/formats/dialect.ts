@@ -57,6 +57,8 @@ export interface TokenNames {
   readonly write: (token: string) => string;
   /** Whether a single vector is written as [width], not [1, width]. */
   readonly flat?: boolean;
+  /** Whether a token of several vectors is one tensor. */
+  readonly grouped?: boolean;
   /** Whether a file has room for one token only. */
   readonly single?: boolean;
 }
@@ -71,6 +73,18 @@ export type LayerNames = (
   component: Component,
   path: string,
 ) => readonly string[];
+
+/** Everything that is wrong with a file, for one error. */
+export interface LoraFaults {
+  /** Keys that should be there. */
+  readonly missing?: readonly string[];
+  /** Keys that should not. */
+  readonly unexpected?: readonly string[];
+  /** Keys of another shape, and what it should be. */
+  readonly misshapen?: readonly string[];
+  /** Keys of another type, and what it should be. */
+  readonly mistyped?: readonly string[];
+}
 
 /** How one family of files names things. */
 export interface Dialect {
@@ -102,10 +116,11 @@ export interface Dialect {
   /** Learned tokens, if the dialect holds any. */
   readonly tokens?: TokenNames;
   /**
-   * Layers a file must have, given the components it has.
+   * Layers a file must have of a component that it has layers of.
    *
    * @param layers The layers of the model.
    * @param header The file.
+   * @param component Which network.
    */
   readonly required?: (
     layers: LoraLayers,
@@ -140,6 +155,8 @@ export interface Dialect {
     tokens: readonly string[],
     layers: LoraLayers,
   ) => Record<string, string>;
+  /** What else is wrong with a file, in addition to keys and shapes. */
+  readonly faults?: (header: LoraHeader, layers: LoraLayers) => LoraFaults;
   /** Metadata keys that belong to the dialect and mean nothing in others. */
   readonly structural?: RegExp;
 }

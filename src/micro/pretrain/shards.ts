@@ -90,6 +90,7 @@ export function createShardServer(init: ServerInit): ShardServer {
       art: await loadArt(),
       frames: await loadConceptArt(),
       exclude: classTexts(await loadPrompts()),
+      waiting: new Map(),
       latents: init.latents,
       text: init.text && unflatten<TextEncoder>(
         TEXT_SPEC,

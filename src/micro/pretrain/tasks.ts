@@ -43,7 +43,6 @@ import {
   ADAPTER_CONFIG,
   clipConfig,
   DROP_CAPTION,
-  LATENT_SCENES,
   MIN_SNR_GAMMA,
   type NetworkName,
   SCHEDULER_CONFIG,
@@ -60,7 +59,7 @@ export interface Materials {
   readonly frames: Art;
   /** The evaluation's prompts in class words: captions that are never used. */
   readonly exclude: ReadonlySet<string>;
-  /** Latents of the first {@linkcode LATENT_SCENES} scenes, end to end. */
+  /** Latents of the first training scenes, end to end. */
   readonly latents?: Float32Array;
   /** CLIP A's text tower, frozen. */
   readonly text?: TextEncoder;
@@ -68,6 +67,14 @@ export interface Materials {
   readonly autoencoder?: Autoencoder;
   /** The trained UNet, frozen, for its adapter. */
   readonly unet?: UNet;
+  /** Inputs of a contrastive step between its two passes, by shard. */
+  readonly waiting: Map<string, ClipInputs>;
+}
+
+/** Images and token ids of a contrastive shard. */
+export interface ClipInputs {
+  readonly images: tf.Tensor4D;
+  readonly tokens: number[][];
 }
 
 /** One shard of one step. */
@@ -314,7 +321,7 @@ function clipInputs(
   name: NetworkName,
   shard: Shard,
   materials: Materials,
-): { images: tf.Tensor4D; tokens: number[][] } {
+): ClipInputs {
   const samples = members(shard).map((i) =>
     clipSample(name, i, shard, materials)
   );
@@ -329,6 +336,10 @@ function clipInputs(
     images = degraded;
   }
   return { images, tokens: ids(samples.map((s) => s.text)) };
+}
+
+function shardKey(shard: Shard): string {
+  return `${shard.step}/${shard.index}`;
 }
 
 /** First pass of a contrastive step: embeddings only. */
@@ -348,7 +359,8 @@ export async function clipEmbed(
     texts: await b.data() as Float32Array,
     tokens,
   };
-  tf.dispose([a, b, images]);
+  tf.dispose([a, b]);
+  materials.waiting.set(shardKey(shard), { images, tokens });
   return result;
 }
 
@@ -361,7 +373,9 @@ export async function clipBackward(
   by: Embeddings,
 ): Promise<ShardResult> {
   const layout = networkLayout(name);
-  const { images, tokens } = clipInputs(name, shard, materials);
+  const kept = materials.waiting.get(shardKey(shard));
+  materials.waiting.delete(shardKey(shard));
+  const { images, tokens } = kept ?? clipInputs(name, shard, materials);
   const shape: [number, number] = [tokens.length, CLIP_CONFIG.projection_dim];
   const { value, grads } = valueAndGrads((p: Clip) => {
     const a = normalise(imageEmbedding(p, CLIP_CONFIG, images));
@@ -478,11 +492,12 @@ function denoisingBatch(
   const side = 16, c = UNET_CONFIG.in_channels;
   const size = side * side * c;
   const batch = members(shard);
+  const known = materials.latents!.length / size;
   const root = key(shard.seed);
   const from = shard.step * shard.batch;
   const offset = stream(fold(root, "timestep", shard.step)).uniform();
   const scenes = batch.map((n) =>
-    stream(fold(root, "scene", n)).integer(LATENT_SCENES)
+    stream(fold(root, "scene", n)).integer(known)
   );
   const timesteps = batch.map((n) =>
     Math.min(
@@ -587,7 +602,8 @@ export async function adapterShard(
       inputs.states,
       { adapterFeatures: t2iAdapter(p, ADAPTER_CONFIG, condition) },
     );
-    return tf.mean(out.sub(inputs.v).square().mul(inputs.weight)) as tf.Scalar;
+    // Unweighted: min-SNR would mute the noisy steps that outlines are for.
+    return tf.mean(out.sub(inputs.v).square()) as tf.Scalar;
   }, params);
   const losses = { loss: (await value.data())[0] };
   const flat = await flattenGrads(layout, grads);

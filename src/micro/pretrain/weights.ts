@@ -23,11 +23,6 @@ import {
   unflatten,
 } from "./tasks.ts";
 
-/** A folder as a path. */
-export function folderOf(folder: string | URL): string {
-  return pathOf(folder);
-}
-
 /**
  * Loads a network of the embedded model from its folder.
  *

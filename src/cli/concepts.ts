@@ -1,0 +1,149 @@
+/**
+ * Concepts by what users call them: a file, with what the file does not say.
+ *
+ * @module
+ */
+import { cannot } from "../core/errors.ts";
+import {
+  type Concept,
+  disposeConcept,
+  loadConcept,
+} from "../customize/concept.ts";
+import { detectDialect, readLora } from "../customize/lora_formats.ts";
+import { openTensors } from "../io/pickle.ts";
+import type { Model } from "../models/model.ts";
+
+/** A concept file and what it does not say. */
+export interface ConceptRequest {
+  /** The file. */
+  readonly path: string;
+  /** Name of the concept, if not the file's. */
+  readonly name?: string;
+  /** Words that call the concept, in a LoRA without learned tokens. */
+  readonly trigger?: string;
+  /** The ordinary word for it. */
+  readonly class?: string;
+  /** Strength; 1 by default. */
+  readonly alpha?: number;
+}
+
+/** What `--help` says about `--concept`. */
+export const CONCEPT_HELP =
+  `  --concept FILE       a concept, or a LoRA of kohya, diffusers or PEFT; may be
+                       given again. More about it goes behind commas:
+                         alpha=X       strength (1)
+                         trigger=TEXT  words that call it, if it has no tokens
+                         class=WORD    the ordinary word for it
+                         name=NAME     what to call it (default: the file's)`;
+
+const FIELDS = ["name", "trigger", "class", "alpha"] as const;
+const SPLIT = new RegExp(`,(?=(?:${FIELDS.join("|")})=)`);
+
+/**
+ * Reads `FILE[,alpha=X][,trigger=TEXT][,class=WORD][,name=NAME]`.
+ *
+ * @param what The command, for messages.
+ * @param text The text.
+ * @throws If there is no file, a field is there twice, or α is no number.
+ */
+export function parseConcept(what: string, text: string): ConceptRequest {
+  const [path, ...fields] = text.split(SPLIT);
+  const found: Record<string, string> = {};
+  for (const field of fields) {
+    const at = field.indexOf("=");
+    const name = field.slice(0, at);
+    const value = field.slice(at + 1);
+    if (value === "" || found[name] !== undefined) {
+      throw cannot(what, `one value for ${name} in --concept`, text);
+    }
+    found[name] = value;
+  }
+  if (path === "") throw cannot(what, "a file in --concept", text);
+  const { alpha, ...rest } = found;
+  if (alpha === undefined) return { path, ...rest };
+  const number = alpha.trim() === "" ? NaN : Number(alpha);
+  if (!Number.isFinite(number)) {
+    throw cannot(what, "a number for alpha in --concept", alpha);
+  }
+  return { path, ...rest, alpha: number };
+}
+
+/**
+ * Loads a concept: an ED-LoRA, or a plain LoRA that trigger words call.
+ *
+ * @param request The file and what it does not say.
+ * @param model The model it is for.
+ * @returns The concept; its tensors are the caller's.
+ * @throws One error that lists all keys that do not fit.
+ */
+export async function openConcept(
+  request: ConceptRequest,
+  model: Model,
+): Promise<Concept> {
+  const { path, trigger } = request;
+  const name = request.name ??
+    path.replace(/^.*[\\/]/, "").replace(/\.[^.]*$/, "");
+  const file = await openTensors(path);
+  try {
+    const { id } = detectDialect(file.entries.keys());
+    const written = Object.keys(file.metadata ?? {}).some((key) =>
+      key.startsWith("mix_of_show.")
+    );
+    if (id === "official" && written) {
+      const concept = await loadConcept(path, model, {
+        ...(request.name ? { name } : {}),
+        ...(request.class ? { classWord: request.class } : {}),
+      });
+      return trigger ? { ...concept, phrase: trigger } : concept;
+    }
+    const { adapter, embeddings } = await readLora(file, model, {
+      name,
+      what: path,
+    });
+    const tokens = [...embeddings].map(([token, vectors]) => ({
+      token,
+      vectors,
+    })).sort((a, b) => a.token.localeCompare(b.token, "en", { numeric: true }));
+    return {
+      name,
+      tokens,
+      classWord: request.class ?? "",
+      phrase: trigger ?? tokens.map(({ token }) => token).join(" "),
+      adapter,
+      meta: { dialect: id },
+    };
+  } finally {
+    file.close();
+  }
+}
+
+/**
+ * Loads several concepts; if one fails, none is left.
+ *
+ * @param requests The files.
+ * @param model The model they are for.
+ * @throws If two have one name, or as {@linkcode openConcept}.
+ */
+export async function openConcepts(
+  requests: readonly ConceptRequest[],
+  model: Model,
+): Promise<Concept[]> {
+  const concepts: Concept[] = [];
+  try {
+    for (const request of requests) {
+      concepts.push(await openConcept(request, model));
+    }
+    const names = concepts.map(({ name }) => name);
+    if (new Set(names).size !== names.length) {
+      throw cannot(
+        "load concepts",
+        "different names (behind the file: ,name=NAME)",
+        names.join(", "),
+      );
+    }
+    return concepts;
+  } catch (error) {
+    concepts.forEach(disposeConcept);
+    throw error;
+  }
+}

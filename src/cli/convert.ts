@@ -1,0 +1,318 @@
+/**
+ * `deno task convert`: rewrites a LoRA or a model in another format.
+ *
+ * @module
+ */
+import * as tf from "@tensorflow/tfjs";
+import { cannot } from "../core/errors.ts";
+import {
+  type DialectId,
+  DIALECTS,
+  disposeLora,
+  saveLora,
+  savePeftFolder,
+} from "../customize/lora_formats.ts";
+import { extractLora } from "../customize/lora_svd.ts";
+import { disposeAdapter, sites } from "../customize/lora.ts";
+import { assertWritable, exists, joinPath, parentOf } from "../io/files.ts";
+import { openTensors } from "../io/pickle.ts";
+import { isLdm, saveSingleFile } from "../models/ldm.ts";
+import { disposeModel, type Model, saveModel } from "../models/model.ts";
+import { createTokenizer } from "../models/tokenizer.ts";
+import { type Command, dtypeOf, EXIT_CODES, readOptions } from "./command.ts";
+import { fitLora } from "./loras.ts";
+import {
+  hostBackend,
+  localModel,
+  MODEL_OPTIONS,
+  modelOf,
+  type ModelRequest,
+  mustExist,
+  openModel,
+} from "./models.ts";
+import { createProgress } from "./progress.ts";
+
+const LORA_TARGETS = [...DIALECTS.map(({ id }) => id), "peft-folder"] as const;
+const MODEL_TARGETS = ["folder", "single-file"] as const;
+
+const HELP = `deno task convert IN OUT --to FORMAT [options]
+
+Rewrites a LoRA, or a whole model, in another format. Nothing is lost without a
+word: what a format cannot hold is an error.
+
+For a LoRA (IN: safetensors, an official .pth, or a PEFT folder):
+${DIALECTS.map((d) => `  ${d.id.padEnd(15)}${d.describe}`).join("\n")}
+  peft-folder    PEFT's own: adapter_config.json and adapter_model.safetensors
+For a model (IN: a diffusers folder, one .safetensors, or a name on the hub):
+  folder         diffusers
+  single-file    one .safetensors (LDM) for the other tools
+
+  --to FORMAT          one of these
+  --model MODEL        the model a LoRA is for: sd15, sd21, a folder, a file or a
+                       name on the hub (default: the one that fits)
+  --dtype TYPE         F32, F16 or BF16 (F32)
+  --without-tokens     leave learned tokens out
+  --difference-to BASE IN and BASE are models: their difference as a LoRA, by
+                       singular value decomposition
+  --rank N             rank of that LoRA (32)
+  --variant NAME       of a folder's weights, such as fp16
+  --tokenizer FOLDER   CLIP's tokenizer for a single file
+  --prediction NAME    epsilon or v_prediction, where a single file does not say
+  --help               this text
+
+${EXIT_CODES}
+
+Examples:
+  deno task convert hero.safetensors hero-kohya.safetensors --to kohya
+  deno task convert old.pth rex.safetensors --to official --dtype F16
+  deno task convert out/fused fused.safetensors --to single-file --dtype F16 \\
+    --without-tokens
+  deno task convert out/fused fused-lora.safetensors --to kohya \\
+    --difference-to sd-v1-5 --rank 64 --without-tokens
+`;
+
+/** What a LoRA can be written as. */
+export type LoraTarget = DialectId | "peft-folder";
+
+/** What the command line asks for. */
+export interface ConvertRequest extends ModelRequest {
+  readonly from: string;
+  readonly out: string;
+  readonly to: LoraTarget | typeof MODEL_TARGETS[number];
+  /** The model a LoRA is for, if the user said. */
+  readonly base?: string;
+  readonly dtype: "F32" | "F16" | "BF16";
+  readonly withoutTokens: boolean;
+  readonly differenceTo?: string;
+  readonly rank: number;
+}
+
+/**
+ * Reads the command line.
+ *
+ * @param args Arguments after the command's name.
+ * @returns What is asked for; nothing if it is help.
+ * @throws If an option is unknown or a value does not fit.
+ */
+export function parseConvert(
+  args: readonly string[],
+): ConvertRequest | undefined {
+  const what = "convert";
+  const options = readOptions(what, args, {
+    text: [
+      ...MODEL_OPTIONS,
+      "to",
+      "dtype",
+      "difference-to",
+      "rank",
+    ],
+    flags: ["without-tokens"],
+    rest: { least: 2, most: 2, what: "IN and OUT" },
+  });
+  if (options.help) return undefined;
+  const to = options.oneOf("to", [...LORA_TARGETS, ...MODEL_TARGETS]);
+  if (to === undefined) {
+    throw cannot(
+      what,
+      `--to ${[...LORA_TARGETS, ...MODEL_TARGETS].join(", ")}`,
+      "none",
+    );
+  }
+  const [from, out] = options.rest;
+  const base = options.text("model");
+  const differenceTo = options.text("difference-to");
+  if (differenceTo !== undefined && isModelTarget(to)) {
+    throw cannot(what, "a LoRA format with --difference-to", `--to ${to}`);
+  }
+  if (options.text("rank") !== undefined && differenceTo === undefined) {
+    throw cannot(what, "--rank with --difference-to", "--rank alone");
+  }
+  return {
+    ...modelOf(options),
+    model: from,
+    from,
+    out,
+    to,
+    ...(base === undefined ? {} : { base }),
+    dtype: dtypeOf(options) ?? "F32",
+    withoutTokens: options.flag("without-tokens"),
+    ...(differenceTo === undefined ? {} : { differenceTo }),
+    rank: options.number("rank", { whole: true, least: 1 }) ?? 32,
+  };
+}
+
+function isModelTarget(to: string): to is typeof MODEL_TARGETS[number] {
+  return (MODEL_TARGETS as readonly string[]).includes(to);
+}
+
+/** Whether a path is a whole model, not a LoRA. */
+async function isModel(path: string): Promise<boolean> {
+  if ((await Deno.stat(path)).isDirectory) {
+    return await exists(joinPath(path, "unet"));
+  }
+  const file = await openTensors(path);
+  try {
+    return isLdm(file.entries.keys());
+  } finally {
+    file.close();
+  }
+}
+
+/** Learned tokens of a model, by how they are written. */
+function tokensOf({ added }: Model): Map<string, tf.Tensor2D> {
+  return new Map(
+    Object.entries(added?.sites ?? {}).map(([token, rows]) => {
+      // Textual inversion: one vector for all layers.
+      const own = new Set(rows).size === 1 ? rows.slice(0, 1) : rows;
+      return [
+        token,
+        tf.tidy(() =>
+          tf.concat(
+            own.map((row) => tf.slice(added!.vectors, [row, 0], [1, -1])),
+            0,
+          )
+        ) as tf.Tensor2D,
+      ];
+    }),
+  );
+}
+
+async function writeLora(
+  request: ConvertRequest,
+  content: Parameters<typeof saveLora>[1],
+  base: Parameters<typeof saveLora>[2],
+): Promise<void> {
+  const { to, out, dtype, withoutTokens } = request;
+  const kept = withoutTokens ? { adapter: content.adapter } : content;
+  if (to === "peft-folder") {
+    return await savePeftFolder(out, kept, base, { dtype });
+  }
+  await saveLora(out, kept, base, to as DialectId, { dtype });
+}
+
+/** A LoRA in another dialect. */
+async function convertLora(request: ConvertRequest): Promise<void> {
+  if (isModelTarget(request.to)) {
+    throw cannot(
+      `convert ${request.from}`,
+      `--to ${LORA_TARGETS.join(", ")} for a LoRA`,
+      request.to,
+    );
+  }
+  const { lora, model, base } = await fitLora(request.from, request.base);
+  try {
+    await writeLora(request, lora, base);
+    const { adapter, embeddings, dialect } = lora;
+    console.log(
+      `${dialect} for ${model}: ${
+        adapter.textEncoder.size + adapter.unet.size
+      } layers, ${embeddings.size} tokens`,
+    );
+  } finally {
+    disposeLora(lora);
+  }
+}
+
+/** A model in another format, or as a LoRA of its difference to another. */
+async function convertModel(request: ConvertRequest): Promise<void> {
+  const { to, out, dtype, differenceTo, rank, withoutTokens } = request;
+  if (!isModelTarget(to) && differenceTo === undefined) {
+    throw cannot(
+      `convert ${request.from}`,
+      `--to ${
+        MODEL_TARGETS.join(" or ")
+      } for a model, or a LoRA format with --difference-to`,
+      to,
+    );
+  }
+  const model = await openModel(request);
+  try {
+    if (to === "folder") {
+      const { added: _, ...plain } = model;
+      return await saveModel(
+        out,
+        withoutTokens && model.added
+          ? { ...plain, tokenizer: trimmed(model) }
+          : model,
+        { dtype },
+      );
+    }
+    if (to === "single-file") {
+      return await saveSingleFile(out, model, { dtype, withoutTokens });
+    }
+    const base = await openModel({ ...request, model: differenceTo! });
+    try {
+      const progress = createProgress();
+      const total = [base.textEncoder.params, base.unet.params]
+        .flatMap((tree) => sites(tree)).length;
+      let done = 0;
+      const { adapter, layers, lost, residual } = await extractLora(
+        base,
+        model,
+        {
+          rank,
+          onLayer: () => progress.update("layers", ++done, total, "layer"),
+        },
+      );
+      progress.finish();
+      const embeddings = tokensOf(model);
+      try {
+        await writeLora(request, { adapter, embeddings }, base);
+      } finally {
+        disposeAdapter(adapter);
+        tf.dispose([...embeddings.values()]);
+      }
+      console.log(
+        `${layers.length} layers of rank ${rank}, ${
+          (100 * residual).toFixed(2)
+        } % of the difference left out` +
+          (lost.length > 0
+            ? `, ${lost.length} parameters with no place in a LoRA`
+            : ""),
+      );
+    } finally {
+      disposeModel(base);
+    }
+  } finally {
+    disposeModel(model);
+  }
+}
+
+/** The tokenizer without the learned tokens. */
+function trimmed({ tokenizer, added }: Model): Model["tokenizer"] {
+  const { spec } = tokenizer;
+  return createTokenizer({
+    ...spec,
+    added: spec.added.filter((name) => !added!.names.includes(name)),
+  });
+}
+
+/**
+ * Converts.
+ *
+ * @param request What is asked for.
+ * @throws Before work starts, if a file is missing, broken or not what the
+ * format is for, or the output cannot be written.
+ */
+export async function runConvert(request: ConvertRequest): Promise<void> {
+  const { out, to, base } = request;
+  const from = await localModel(request.from);
+  await mustExist("convert", from);
+  await assertWritable(
+    to === "folder" || to === "peft-folder" ? out : parentOf(out),
+  );
+  await hostBackend();
+  const whole = { ...request, from, model: from, ...(base ? { base } : {}) };
+  if (await isModel(from)) await convertModel(whole);
+  else await convertLora(whole);
+  console.log(out);
+}
+
+/** `deno task convert`. */
+export const convertCommand: Command<ConvertRequest> = {
+  name: "convert",
+  summary: "rewrite a LoRA or a model in another format",
+  help: HELP,
+  parse: parseConvert,
+  run: runConvert,
+};

@@ -1,0 +1,400 @@
+/**
+ * `deno task evaluate`: scores pictures against prompts and references.
+ *
+ * @module
+ */
+import { cannot } from "../core/errors.ts";
+import {
+  type Layout,
+  parseLayout,
+  resolveLayout,
+} from "../diffusion/layout.ts";
+import { shapeMap } from "../diffusion/regions.ts";
+import {
+  type ClipModel,
+  disposeClip,
+  embedImages,
+  embedTexts,
+  loadClip,
+} from "../evaluation/clip.ts";
+import {
+  CLIP_SCORE_PREFIX,
+  imageAlignment,
+  textAlignment,
+} from "../evaluation/clip_score.ts";
+import { squareAround } from "../evaluation/crops.ts";
+import { crop } from "../evaluation/preprocess.ts";
+import { type Estimate, tInterval } from "../evaluation/statistics.ts";
+import {
+  assertWritable,
+  exists,
+  joinPath,
+  parentOf,
+  readJson,
+  readText,
+  writeJson,
+} from "../io/files.ts";
+import { listPictures, readPicture } from "../io/picture.ts";
+import type { Pixels } from "../io/png.ts";
+import { type Command, EXIT_CODES, readOptions } from "./command.ts";
+import { backendStarter, EMBEDDED, localModel, mustExist } from "./models.ts";
+import { decimal, textTable } from "./report/markdown.ts";
+
+const HELP = `deno task evaluate --images FOLDER [options]
+
+Scores pictures with a CLIP: text alignment, 2.5·max(cos, 0) between picture and
+prompt, and image alignment, the mean of max(cos, 0) over reference pictures.
+
+  --images FOLDER      PNG or JPEG pictures; their prompts are in a.txt beside
+                       a.png, else in layout.json (written by sample)
+  --prompt TEXT        prompt of pictures that have none there
+  --references FOLDER  pictures of the concept, for image alignment
+  --say OLD=NEW        what prompts say instead of learned tokens, such as
+                       "<rex1> <rex2>=dog"; may be given again
+  --prefix TEXT        what stands before prompts ("${CLIP_SCORE_PREFIX}")
+  --no-prefix          nothing stands before prompts
+  --regions            also each region of layout.json against its own prompt
+
+  --clip CLIP          a transformers folder, or a name on the hub, such as
+                       openai/clip-vit-large-patch14 (default: the embedded one)
+  --out FILE           also writes the scores as JSON
+  --json               prints JSON only
+  --backend NAME       auto, webgpu, wasm or cpu
+  --help               this text
+
+${EXIT_CODES}
+
+Examples:
+  deno task evaluate --images out/sample --no-prefix --say "<rex1> <rex2>=dog"
+  deno task evaluate --images out/sample --references photos/rex \\
+    --clip openai/clip-vit-large-patch14
+`;
+
+/** What the command line asks for. */
+export interface EvaluateRequest {
+  readonly images: string;
+  readonly prompt?: string;
+  readonly references?: string;
+  /** Replacements in prompts, in order. */
+  readonly say: readonly (readonly [string, string])[];
+  readonly prefix: string;
+  readonly regions: boolean;
+  readonly clip: string;
+  readonly out?: string;
+  readonly json: boolean;
+  readonly start: () => Promise<void>;
+}
+
+/** A region of a picture and how well it fits its own prompt. */
+export interface RegionScore {
+  /** The prompt as the CLIP read it. */
+  readonly prompt: string;
+  /** Text alignment of the square around the region. */
+  readonly text: number;
+}
+
+/** Scores of a picture. */
+export interface PictureScore {
+  /** Name of the file. */
+  readonly file: string;
+  /** The prompt as the CLIP read it. */
+  readonly prompt?: string;
+  /** Text alignment, 0 to 2.5. */
+  readonly text?: number;
+  /** Image alignment, 0 to 1. */
+  readonly image?: number;
+  /** Regions, if they were asked for. */
+  readonly regions?: readonly RegionScore[];
+}
+
+/** What `--json` prints. */
+export interface EvaluateReport {
+  /** Every picture. */
+  readonly pictures: readonly PictureScore[];
+  /** Mean text alignment with its 95 % interval over pictures. */
+  readonly text?: Estimate;
+  /** Mean image alignment with its 95 % interval over pictures. */
+  readonly image?: Estimate;
+  /** Mean text alignment of regions, with its 95 % interval. */
+  readonly regions?: Estimate;
+}
+
+/**
+ * Reads the command line.
+ *
+ * @param args Arguments after the command's name.
+ * @returns What is asked for; nothing if it is help.
+ * @throws If an option is unknown or a value does not fit.
+ */
+export function parseEvaluate(
+  args: readonly string[],
+): EvaluateRequest | undefined {
+  const what = "evaluate";
+  const options = readOptions(what, args, {
+    text: [
+      "images",
+      "prompt",
+      "references",
+      "prefix",
+      "clip",
+      "out",
+      "backend",
+    ],
+    many: ["say"],
+    flags: ["json", "regions", "no-prefix"],
+  });
+  if (options.help) return undefined;
+  const prompt = options.text("prompt");
+  const references = options.text("references");
+  const prefix = options.text("prefix");
+  const out = options.text("out");
+  if (prefix !== undefined && options.flag("no-prefix")) {
+    throw cannot(what, "--prefix or --no-prefix", "both");
+  }
+  return {
+    images: options.needed("images"),
+    ...(prompt === undefined ? {} : { prompt }),
+    ...(references === undefined ? {} : { references }),
+    say: options.many("say").map((text) => {
+      const at = text.lastIndexOf("=");
+      if (at < 1) throw cannot(what, "--say OLD=NEW", text);
+      return [text.slice(0, at), text.slice(at + 1)] as const;
+    }),
+    prefix: options.flag("no-prefix") ? "" : prefix ?? CLIP_SCORE_PREFIX,
+    regions: options.flag("regions"),
+    clip: options.text("clip") ?? joinPath(EMBEDDED, "clip_b"),
+    ...(out === undefined ? {} : { out }),
+    json: options.flag("json"),
+    start: backendStarter(options),
+  };
+}
+
+/** Pictures of a folder, in the order of their names. */
+async function pictures(folder: string): Promise<Map<string, Pixels>> {
+  const names = await listPictures(folder);
+  if (names.length === 0) {
+    throw cannot(`evaluate ${folder}`, "PNG or JPEG pictures in it", "none");
+  }
+  const found = new Map<string, Pixels>();
+  for (const name of names) {
+    found.set(name, await readPicture(joinPath(folder, name)));
+  }
+  return found;
+}
+
+/** Prompts of pictures, words in the place of learned tokens. */
+async function promptsOf(
+  request: EvaluateRequest,
+  names: Iterable<string>,
+  layout: Layout | undefined,
+): Promise<(string | undefined)[]> {
+  const prompts: (string | undefined)[] = [];
+  for (const name of names) {
+    const beside = joinPath(
+      request.images,
+      `${name.replace(/\.[^.]*$/, "")}.txt`,
+    );
+    const own = await exists(beside)
+      ? (await readText(beside)).split("\n")[0].trim()
+      : layout?.prompt ?? request.prompt;
+    prompts.push(own === undefined ? undefined : said(request, own));
+  }
+  return prompts;
+}
+
+/** A prompt with words in the place of learned tokens. */
+function said({ say }: EvaluateRequest, prompt: string): string {
+  return say.reduce((text, [old, by]) => text.replaceAll(old, by), prompt);
+}
+
+/** Refuses prompts with tokens that no CLIP knows. */
+function checkTokens(prompts: readonly (string | undefined)[]): void {
+  const found = prompts.join(" ").match(/<[^<>\s]+>/g);
+  if (!found) return;
+  throw cannot(
+    "score prompts",
+    'ordinary words for learned tokens, as --say "<a1> <a2>=dog" gives them',
+    [...new Set(found)].join(" "),
+  );
+}
+
+/** Scores of a layout's regions, in each picture. */
+async function regionScores(
+  request: EvaluateRequest,
+  clip: ClipModel,
+  images: readonly Pixels[],
+  layout: Layout,
+): Promise<RegionScore[][]> {
+  const { regions } = await resolveLayout(layout, {
+    size: images[0],
+    read: readPicture,
+  });
+  const prompts = regions.map(({ prompt }) => said(request, prompt));
+  checkTokens(prompts);
+  const texts = await embedTexts(
+    clip,
+    prompts.map((prompt) => request.prefix + prompt),
+  );
+  const scores: RegionScore[][] = [];
+  for (const image of images) {
+    const parts = regions.map(({ shape }) =>
+      crop(
+        image,
+        squareAround(
+          shapeMap(shape, image.height, image.width),
+          image.width,
+          0,
+        ),
+      )
+    );
+    const vectors = await embedImages(clip, parts);
+    scores.push(vectors.map((vector, i) => ({
+      prompt: prompts[i],
+      text: textAlignment(vector, texts[i]),
+    })));
+  }
+  return scores;
+}
+
+/**
+ * Scores the pictures.
+ *
+ * @param request What is asked for.
+ * @param clip The CLIP.
+ * @returns Scores of each picture, and means.
+ * @throws If there are no pictures, nothing to compare them with, or a prompt
+ * has learned tokens in it.
+ */
+export async function scorePictures(
+  request: EvaluateRequest,
+  clip: ClipModel,
+): Promise<EvaluateReport> {
+  const what = `evaluate ${request.images}`;
+  const images = await pictures(request.images);
+  const layoutFile = joinPath(request.images, "layout.json");
+  const layout = await exists(layoutFile)
+    ? parseLayout(await readJson(layoutFile), layoutFile)
+    : undefined;
+  if (request.regions && !layout?.regions.length) {
+    throw cannot(what, "a layout.json with regions in it", "none");
+  }
+  const prompts = await promptsOf(request, images.keys(), layout);
+  checkTokens(prompts);
+  const { references } = request;
+  if (prompts.every((prompt) => prompt === undefined) && !references) {
+    throw cannot(
+      what,
+      "prompts (a.txt beside a.png, layout.json or --prompt) or --references",
+      "neither",
+    );
+  }
+  const others = references
+    ? await embedImages(clip, [...(await pictures(references)).values()])
+    : undefined;
+  const list = [...images.values()];
+  const vectors = await embedImages(clip, list);
+  const texts = await embedTexts(
+    clip,
+    prompts.map((prompt) => request.prefix + (prompt ?? "")),
+  );
+  const regions = request.regions
+    ? await regionScores(request, clip, list, layout!)
+    : undefined;
+  const scored = [...images.keys()].map((file, i): PictureScore => {
+    const prompt = prompts[i];
+    return {
+      file,
+      ...(prompt === undefined
+        ? {}
+        : { prompt, text: textAlignment(vectors[i], texts[i]) }),
+      ...(others ? { image: imageAlignment(vectors[i], others) } : {}),
+      ...(regions ? { regions: regions[i] } : {}),
+    };
+  });
+  const estimate = (values: (number | undefined)[]) => {
+    const known = values.filter((value) => value !== undefined);
+    return known.length > 0 ? tInterval(known) : undefined;
+  };
+  const text = estimate(scored.map((s) => s.text));
+  const image = estimate(scored.map((s) => s.image));
+  const region = estimate(
+    scored.flatMap((s) => s.regions ?? []).map((r) => r.text),
+  );
+  return {
+    pictures: scored,
+    ...(text ? { text } : {}),
+    ...(image ? { image } : {}),
+    ...(region ? { regions: region } : {}),
+  };
+}
+
+/** The report as a table, and a line a mean. */
+function written(report: EvaluateReport): string {
+  const score = (value: number | undefined) =>
+    value === undefined ? "" : decimal(value);
+  const rows = report.pictures.flatMap((
+    { file, prompt, text, image, regions },
+  ) => [
+    [file, score(text), score(image), prompt ?? ""],
+    ...(regions ?? []).map((r, i) => [
+      `  region ${i}`,
+      score(r.text),
+      "",
+      r.prompt,
+    ]),
+  ]);
+  const lines = [
+    ["text alignment", report.text],
+    ["image alignment", report.image],
+    ["text alignment of regions", report.regions],
+  ] as const;
+  const means = lines.flatMap(([name, e]) =>
+    e
+      ? [
+        `${name} ${decimal(e.mean)}` +
+        (Number.isFinite(e.low)
+          ? ` (95 %: ${decimal(e.low)} to ${decimal(e.high)})`
+          : ""),
+      ]
+      : []
+  );
+  return `${
+    textTable({ head: ["picture", "text", "image", "prompt"], rows })
+  }\n${means.join("\n")}`;
+}
+
+/**
+ * Scores the pictures and says how they did.
+ *
+ * @param request What is asked for.
+ * @throws Before work starts, if files are missing, the output cannot be
+ * written or the backend is not available.
+ */
+export async function runEvaluate(request: EvaluateRequest): Promise<void> {
+  const { out } = request;
+  await mustExist("evaluate", request.images, request.references);
+  if (out) await assertWritable(parentOf(out));
+  await request.start();
+  const clip = await loadClip(await localModel(request.clip));
+  try {
+    const report = await scorePictures(request, clip);
+    // JSON has no infinity: the interval of a single picture.
+    const json = JSON.parse(JSON.stringify(report));
+    if (out) await writeJson(out, json);
+    console.log(
+      request.json ? JSON.stringify(json, null, 2) : written(report),
+    );
+    if (out && !request.json) console.log(out);
+  } finally {
+    disposeClip(clip);
+  }
+}
+
+/** `deno task evaluate`. */
+export const evaluateCommand: Command<EvaluateRequest> = {
+  name: "evaluate",
+  summary: "score pictures against prompts and references",
+  help: HELP,
+  parse: parseEvaluate,
+  run: runEvaluate,
+};

@@ -1,0 +1,382 @@
+/**
+ * `deno task experiment`: the paper's other experiments.
+ *
+ * @module
+ */
+import { parseArgs } from "@std/cli/parse-args";
+import { type BackendChoice, selectBackend } from "../core/backend.ts";
+import { cannot } from "../core/errors.ts";
+import { hardwareWorkers } from "../core/pool.ts";
+import type { TrainConfig } from "../customize/train.ts";
+import type { StageProgress } from "../experiments/crew.ts";
+import {
+  type EmbeddingName,
+  EMBEDDINGS,
+  presetOf,
+} from "../experiments/presets.ts";
+import type { StudyOptions } from "../experiments/study.ts";
+import { ablationSchema } from "../experiments/ablation_schema.ts";
+import { type EyeReport, lookAgain, optionsOf } from "../experiments/eyes.ts";
+import { disposeClip, embedImages, loadClip } from "../evaluation/clip.ts";
+import {
+  type Eye,
+  mobileNetEye,
+  type PackedModel,
+} from "../evaluation/outside_eye.ts";
+import { bestLambdas, sweep, type SweepRow } from "../experiments/sweep.ts";
+import {
+  assertWritable,
+  joinPath,
+  pathOf,
+  readJson,
+  writeAtomic,
+  writeJson,
+} from "../io/files.ts";
+import { identityOf } from "../micro/concepts.ts";
+import { IDENTITIES } from "../micro/world.ts";
+import { runCommand } from "./command.ts";
+import { createProgress } from "./progress.ts";
+import { regions } from "./regions.ts";
+import {
+  decimal,
+  markdownTable,
+  signed,
+  textTable,
+} from "./report/markdown.ts";
+
+const HELP = `deno task experiment NAME [options]
+
+  lambda   weight fusion against its factor λ (development concepts)
+  ridge    gradient fusion against its ridge (development concepts)
+  count    scores against the number of fused concepts (test concepts)
+  tune     single concepts under several training configurations
+           (development concepts; --variants FILE: {"name": {"steps": 200}})
+  eyes     a finished ablation (--out) seen by other eyes: nsfwjs' MobileNetV2
+           and the CLIPs of --clips FOLDERS
+  regions  several concepts in one picture (has options of its own: --help)
+
+  --concepts LIST   names
+  --n N             prompts of each concept (20)
+  --seeds LIST      seeds (0)
+  --method LIST     lora, edlora
+  --values LIST     factors, ridges or counts
+  --preset NAME     ablation or official
+  --train-steps N   training steps of a concept
+  --rank N          rank of the adapters
+  --backend, --workers, --model, --clip, --out   as for ablation
+`;
+
+/** nsfwjs' MobileNetV2; downloaded only when it is asked for. */
+async function outsideEye(): Promise<Eye> {
+  const { MobileNetV2Model: packed } = await import(
+    "nsfwjs/models/mobilenet_v2"
+  );
+  const unwrap = (module: unknown): unknown =>
+    (module as { default?: unknown }).default ?? module;
+  return await mobileNetEye({
+    json: unwrap(await packed.modelJson()) as PackedModel["json"],
+    weights: await Promise.all(
+      packed.weightBundles.map(async (load) => unwrap(await load()) as string),
+    ),
+  });
+}
+
+/** A CLIP as an eye. */
+async function clipEye(folder: string): Promise<Eye> {
+  const clip = await loadClip(folder);
+  return {
+    name: folder,
+    embed: (images) => embedImages(clip, images),
+    [Symbol.dispose]: () => disposeClip(clip),
+  };
+}
+
+/** `experiment eyes`. */
+async function lookWithOthers(
+  out: string,
+  model: string,
+  clip: string,
+  clips: readonly string[],
+): Promise<void> {
+  const report = await readJson(joinPath(out, "ablation.json"), ablationSchema);
+  const options = optionsOf(report, {
+    model,
+    clip,
+    cache: joinPath(out, "cache"),
+  });
+  const progress = createProgress();
+  const seen: EyeReport[] = [];
+  for (const open of [outsideEye, ...clips.map((f) => () => clipEye(f))]) {
+    using eye = await open();
+    const run = lookAgain(options, eye);
+    let next = await run.next();
+    for (; !next.done; next = await run.next()) {
+      const { stage, done, total, unit } = next.value;
+      progress.update(stage, done, total, unit);
+    }
+    seen.push(next.value);
+  }
+  progress.finish();
+  await writeJson(joinPath(out, "eyes.json"), seen);
+  for (const { eye, image, ceiling, comparisons } of seen) {
+    console.log(`\n${eye}`);
+    console.log(textTable({
+      head: ["arm", "image"],
+      rows: [
+        ...Object.entries(image).map(([arm, value]) => [arm, decimal(value)]),
+        ["references themselves", decimal(ceiling)],
+      ],
+    }));
+    console.log(textTable({
+      head: ["difference", "mean", "95 % interval", "wins"],
+      rows: comparisons.map((c) => [
+        c.id,
+        signed(c.mean),
+        `${decimal(c.low)} to ${decimal(c.high)}`,
+        `${c.wins}/${c.n}`,
+      ]),
+    }));
+  }
+  console.log(joinPath(out, "eyes.json"));
+}
+
+/** The progress and result of a sweep. */
+type Run = AsyncGenerator<StageProgress, SweepRow[], void>;
+
+interface Experiment {
+  /** Concepts by default. */
+  readonly split: "test" | "development";
+  /** Values by default. */
+  readonly values: readonly number[];
+  readonly run: (
+    common: Parameters<typeof sweep>[0],
+    values: readonly number[],
+  ) => Run;
+}
+
+const EXPERIMENTS: Readonly<Record<string, Experiment>> = {
+  lambda: {
+    split: "development",
+    values: [0.15, 0.35, 0.5, 0.6, 0.7, 0.85, 1],
+    run: (common, lambdas) => sweep({ ...common, lambdas }),
+  },
+  ridge: {
+    split: "development",
+    values: [1e-8, 1e-6, 1e-4, 1e-3, 1e-2, 1e-1],
+    run: (common, ridges) => sweep({ ...common, ridges }),
+  },
+  count: {
+    split: "test",
+    values: [2, 4, 6, 9, 12],
+    run: (common, counts) =>
+      sweep({
+        ...common,
+        counts,
+        lambdas: [...new Set(Object.values(common.settings.bestLambda))],
+        ridges: [common.settings.gradient.ridge],
+      }),
+  },
+  tune: {
+    split: "development",
+    values: [],
+    run: (common) => sweep(common),
+  },
+};
+
+const LABELS: Readonly<Record<string, string>> = {
+  train: "training concepts",
+  fuse: "fusing",
+  sample: "drawing",
+  score: "scoring",
+};
+
+function numbers(name: string, text: string): number[] {
+  return text.split(",").map((part) => {
+    const value = part.trim() === "" ? NaN : Number(part);
+    if (!Number.isFinite(value)) {
+      throw cannot(`read --${name}`, "numbers separated by commas", text);
+    }
+    return value;
+  });
+}
+
+/**
+ * Runs the command.
+ *
+ * @param args Arguments.
+ * @throws Before work starts, if an argument, a file, the output folder or the
+ * backend is not as it should be.
+ */
+export async function main(args: readonly string[]): Promise<void> {
+  if (args[0] === regions.name) {
+    Deno.exitCode = await runCommand(regions, args.slice(1));
+    return;
+  }
+  const parsed = parseArgs([...args], {
+    string: [
+      "concepts",
+      "n",
+      "seeds",
+      "method",
+      "values",
+      "variants",
+      "preset",
+      "train-steps",
+      "rank",
+      "backend",
+      "workers",
+      "model",
+      "clip",
+      "clips",
+      "out",
+    ],
+    boolean: ["help"],
+    unknown: (name: string) => {
+      if (!name.startsWith("-")) return true;
+      throw cannot("run an experiment", "a known option (--help)", name);
+    },
+  });
+  const [name] = parsed._.map(String);
+  if (parsed.help || name === undefined) return console.log(HELP);
+  if (
+    parsed._.length > 1 || name !== "eyes" && !Object.hasOwn(EXPERIMENTS, name)
+  ) {
+    throw cannot(
+      "run an experiment",
+      [...Object.keys(EXPERIMENTS), "eyes"].join(", "),
+      parsed._.join(" "),
+    );
+  }
+  const model = parsed.model ??
+    pathOf(new URL("../../models/micro", import.meta.url));
+  const clip = parsed.clip ?? joinPath(model, "clip_b");
+  if (name === "eyes") {
+    const choice = (parsed.backend ?? "auto") as BackendChoice;
+    console.log((await selectBackend(choice)).describe);
+    const clips = parsed.clips?.split(",") ?? [];
+    return await lookWithOthers(
+      parsed.out ?? "out/ablation",
+      model,
+      clip,
+      clips,
+    );
+  }
+  const experiment = EXPERIMENTS[name];
+  const concepts = parsed.concepts?.split(",")
+    .map((one) => identityOf(one).name) ??
+    IDENTITIES.filter(({ split }) => split === experiment.split)
+      .map((identity) => identity.name);
+  const embeddings = parsed.method?.split(",").map((one) => {
+    if (!EMBEDDINGS.includes(one as EmbeddingName)) {
+      throw cannot("read --method", EMBEDDINGS.join(", "), one);
+    }
+    return one as EmbeddingName;
+  }) ?? EMBEDDINGS;
+  const preset = presetOf(parsed.preset ?? "ablation");
+  const out = parsed.out ?? `out/${name}`;
+  const variants = parsed.variants === undefined
+    ? undefined
+    : await readJson<Record<string, Partial<TrainConfig>>>(parsed.variants);
+  if (name === "tune" && !variants) {
+    throw cannot("tune", "--variants FILE", "none");
+  }
+  await assertWritable(out);
+  const backend = await selectBackend(
+    (parsed.backend ?? "auto") as BackendChoice,
+  );
+  const common: StudyOptions = {
+    model,
+    clip,
+    cache: joinPath(out, "cache"),
+    settings: {
+      ...preset,
+      rank: parsed.rank ? numbers("rank", parsed.rank)[0] : preset.rank,
+      train: {
+        ...preset.train,
+        ...(parsed["train-steps"]
+          ? { steps: numbers("train-steps", parsed["train-steps"])[0] }
+          : {}),
+      },
+    },
+    workers: parsed.workers
+      ? numbers("workers", parsed.workers)[0]
+      : backend.name === "webgpu"
+      ? 0
+      : hardwareWorkers(),
+    backend: backend.name,
+  };
+  console.log(
+    `${backend.describe}; ${name}: ${concepts.join(", ")}`,
+  );
+  const progress = createProgress();
+  const run = experiment.run(
+    {
+      ...common,
+      concepts,
+      prompts: numbers("n", parsed.n ?? "20")[0],
+      seeds: numbers("seeds", parsed.seeds ?? "0"),
+      embeddings,
+      ...(variants ? { variants } : {}),
+    },
+    parsed.values ? numbers("values", parsed.values) : experiment.values,
+  );
+  let next = await run.next();
+  for (; !next.done; next = await run.next()) {
+    const { stage, done, total, unit } = next.value;
+    progress.update(LABELS[stage] ?? stage, done, total, unit);
+  }
+  progress.finish();
+  const rows = next.value;
+  const table = {
+    head: [
+      "embedding",
+      "training",
+      "fusion",
+      "n",
+      "λ or ridge",
+      "text",
+      "image",
+      "masked image",
+      "retrieval",
+      ...concepts,
+    ],
+    rows: rows.map((row) => [
+      row.embedding,
+      row.variant,
+      row.fusion,
+      String(row.n),
+      row.value === null ? "" : String(Number(row.value.toPrecision(3))),
+      decimal(row.text),
+      decimal(row.image),
+      decimal(row.masked),
+      decimal(row.retrieval),
+      ...concepts.map((one) => decimal(row.concepts[one] ?? NaN)),
+    ]),
+  };
+  await writeJson(joinPath(out, `${name}.json`), {
+    settings: common.settings,
+    rows,
+  });
+  await writeAtomic(
+    joinPath(out, `${name}.md`),
+    `# ${name}\n\n${markdownTable(table)}`,
+  );
+  console.log(`\n${textTable(table)}`);
+  const best = Object.entries(bestLambdas(rows));
+  if (name === "lambda" && best.length > 0) {
+    console.log(
+      `best λ: ${best.map(([arm, value]) => `${arm} ${value}`).join(", ")}`,
+    );
+  }
+  console.log(joinPath(out, `${name}.json`));
+}
+
+if (import.meta.main) {
+  try {
+    await main(Deno.args);
+  } catch (error) {
+    console.error(error instanceof Error ? error.message : error);
+    if (Deno.env.get("DEBUG")) console.error(error);
+    Deno.exit(1);
+  }
+}

@@ -1,0 +1,402 @@
+/**
+ * `deno task inspect`: says what is in a file or folder.
+ *
+ * @module
+ */
+import { cannot } from "../core/errors.ts";
+import { COMPONENTS, rankOf } from "../customize/lora.ts";
+import {
+  detectDialect,
+  dialect,
+  disposeLora,
+  type LoraFile,
+} from "../customize/lora_formats.ts";
+import { exists, joinPath, readJson } from "../io/files.ts";
+import { componentFile } from "../io/folder.ts";
+import { openTensors } from "../io/pickle.ts";
+import type { SafetensorsFile } from "../io/safetensors.ts";
+import { describeLdm, isLdm } from "../models/ldm.ts";
+import { type Command, EXIT_CODES, readOptions } from "./command.ts";
+import { fitLora, KNOWN_BASES } from "./loras.ts";
+import { hostBackend, localModel } from "./models.ts";
+
+const HELP = `deno task inspect PATH [options]
+
+Says what is in a file or folder: a LoRA or concept (dialect, layers, ranks,
+scales, tokens, metadata), a model (configs, sizes, learned tokens), or any
+other safetensors or .pth file (names, shapes, types).
+
+  --model MODEL        the model a LoRA is for: sd15, sd21, a folder, a file or a
+                       name on the hub (default: the one that fits)
+  --keys               also every tensor
+  --json               prints JSON
+  --help               this text
+
+${EXIT_CODES}
+
+Examples:
+  deno task inspect hero.safetensors
+  deno task inspect out/fused
+`;
+
+/** What the command line asks for. */
+export interface InspectRequest {
+  readonly path: string;
+  readonly model?: string;
+  readonly keys: boolean;
+  readonly json: boolean;
+}
+
+/** What is in a file or folder: a kind, and facts by name. */
+export interface Inspection {
+  /** `LoRA`, `model`, `tensors`, … */
+  readonly kind: string;
+  /** What is known about it. */
+  readonly facts: Readonly<Record<string, unknown>>;
+  /** Every tensor: type and shape, if they were asked for. */
+  readonly keys?: Readonly<Record<string, string>>;
+}
+
+/**
+ * Reads the command line.
+ *
+ * @param args Arguments after the command's name.
+ * @returns What is asked for; nothing if it is help.
+ * @throws If an option is unknown or a value does not fit.
+ */
+export function parseInspect(
+  args: readonly string[],
+): InspectRequest | undefined {
+  const options = readOptions("inspect", args, {
+    text: ["model"],
+    flags: ["keys", "json"],
+    rest: { least: 1, most: 1, what: "one file or folder" },
+  });
+  if (options.help) return undefined;
+  const model = options.text("model");
+  return {
+    path: options.rest[0],
+    ...(model === undefined ? {} : { model }),
+    keys: options.flag("keys"),
+    json: options.flag("json"),
+  };
+}
+
+/** How often each value occurs: `4 (×32), 8 (×2)`. */
+function counted(values: Iterable<string | number>): string {
+  const counts = new Map<string | number, number>();
+  for (const value of values) counts.set(value, (counts.get(value) ?? 0) + 1);
+  if (counts.size === 1) return String([...counts.keys()][0]);
+  return [...counts].sort((a, b) => b[1] - a[1])
+    .map(([value, count]) => `${value} (×${count})`).join(", ");
+}
+
+/** Tensors, parameters, types. */
+function totals(file: SafetensorsFile): Record<string, unknown> {
+  const entries = [...file.entries.values()];
+  const size = (shape: readonly number[]) => shape.reduce((a, b) => a * b, 1);
+  return {
+    tensors: entries.length,
+    parameters: entries.reduce((sum, { shape }) => sum + size(shape), 0),
+    types: counted(entries.map(({ dtype }) => dtype)),
+  };
+}
+
+/** Metadata that a person can read; `hidden` is what the format needs itself. */
+function metadataOf(
+  metadata: Readonly<Record<string, string>> | undefined,
+  hidden?: RegExp,
+): Record<string, unknown> {
+  const shown = Object.entries(metadata ?? {})
+    .filter(([name]) => !hidden?.test(name))
+    .map(([name, value]) => [
+      name,
+      value.length > 200 ? `${value.slice(0, 200)}… (${value.length})` : value,
+    ]);
+  return shown.length === 0 ? {} : { metadata: Object.fromEntries(shown) };
+}
+
+/** Facts about a LoRA that fits a model. */
+function loraFacts(lora: LoraFile, model: string): Record<string, unknown> {
+  const facts: Record<string, unknown> = {
+    dialect: lora.dialect,
+    "written by": dialect(lora.dialect).describe,
+    "fits": model,
+  };
+  for (const component of COMPONENTS) {
+    const layers = [...lora.adapter[component].values()];
+    if (layers.length === 0) continue;
+    const convolutions = layers.filter(({ down }) => down.rank === 4).length;
+    facts[component] = {
+      layers: layers.length,
+      ...(convolutions > 0 ? { convolutions } : {}),
+      rank: counted(layers.map(rankOf)),
+      scale: counted(layers.map(({ scale }) => Number(scale.toFixed(6)))),
+      ...(layers.some(({ magnitude }) => magnitude)
+        ? { DoRA: layers.filter(({ magnitude }) => magnitude).length }
+        : {}),
+    };
+  }
+  if (lora.adapter.textEncoder.size + lora.adapter.unet.size > 0) {
+    facts["scale rule"] = lora.adapter.scaleRule;
+    facts["scales from"] = lora.scales;
+  }
+  if (lora.embeddings.size > 0) {
+    facts.tokens = Object.fromEntries(
+      [...lora.embeddings].map(([token, { shape }]) => [
+        token,
+        shape[0] === 1
+          ? `1 vector of ${shape[1]}`
+          : `${shape[0]} vectors of ${shape[1]}, one a cross-attention layer`,
+      ]),
+    );
+  }
+  return facts;
+}
+
+/** A LoRA file, with what can be said even if it fits no known model. */
+async function inspectLora(
+  path: string,
+  file: SafetensorsFile | undefined,
+  model?: string,
+): Promise<Inspection> {
+  const found = file && detectDialect(file);
+  const own = file
+    ? {
+      ...totals(file),
+      ...metadataOf(file.metadata, found?.structural),
+    }
+    : {};
+  try {
+    const { lora, model: fits } = await fitLora(path, model);
+    try {
+      return { kind: "LoRA", facts: { ...loraFacts(lora, fits), ...own } };
+    } finally {
+      disposeLora(lora);
+    }
+  } catch (error) {
+    if (model !== undefined || !file || !found) throw error;
+    const downs = [...file.entries].filter(([name]) =>
+      found.parts.down?.some((end) => name.endsWith(end))
+    );
+    const tokens = [...file.entries.keys()].flatMap((name) =>
+      found.tokens?.read(name, file, path) ?? []
+    );
+    return {
+      kind: "LoRA",
+      facts: {
+        dialect: found.id,
+        "written by": found.describe,
+        fits: `none of ${
+          [...Object.keys(KNOWN_BASES), "the embedded model"].join(", ")
+        } (--model says which it is for)`,
+        layers: downs.length,
+        rank: counted(downs.map(([, { shape }]) => shape[0])),
+        ...(tokens.length > 0 ? { tokens: [...new Set(tokens)] } : {}),
+        ...own,
+      },
+    };
+  }
+}
+
+/** Names by their first parts, with how many there are. */
+function groups(names: Iterable<string>): Record<string, number> {
+  const counts: Record<string, number> = {};
+  for (const name of names) {
+    const start = name.split(".").slice(0, 2).join(".");
+    counts[start] = (counts[start] ?? 0) + 1;
+  }
+  const sorted = Object.entries(counts).sort((a, b) => b[1] - a[1]);
+  const more = sorted.slice(12).reduce((sum, [, count]) => sum + count, 0);
+  return Object.fromEntries([
+    ...sorted.slice(0, 12),
+    ...(more > 0 ? [["others", more] as const] : []),
+  ]);
+}
+
+/** What is in one file. */
+async function inspectFile(
+  { path, model }: InspectRequest,
+  file: SafetensorsFile,
+): Promise<Inspection> {
+  const own = { ...totals(file), ...metadataOf(file.metadata) };
+  if (isLdm(file.entries.keys())) {
+    const { layout, configs, predictionType } = describeLdm(file);
+    return {
+      kind: "model in a single file",
+      facts: {
+        layout: layout === "sd1"
+          ? "Stable Diffusion 1.x"
+          : "Stable Diffusion 2.x",
+        prediction: predictionType ?? "not said",
+        unet: {
+          channels: configs.unet.block_out_channels.join(", "),
+          "text width": configs.unet.cross_attention_dim,
+        },
+        "text encoder": {
+          layers: configs.textEncoder.num_hidden_layers,
+          width: configs.textEncoder.hidden_size,
+          vocabulary: configs.textEncoder.vocab_size,
+        },
+        "latent channels": configs.autoencoder.latent_channels,
+        ...own,
+      },
+    };
+  }
+  if (file.metadata?.format?.startsWith("mix-of-show train state")) {
+    return {
+      kind: "state of a training run",
+      facts: { "steps done": Number(file.metadata.step), ...own },
+    };
+  }
+  try {
+    detectDialect(file);
+  } catch {
+    return {
+      kind: "tensors",
+      facts: { names: groups(file.entries.keys()), ...own },
+    };
+  }
+  return await inspectLora(path, file, model);
+}
+
+/** The class a config says it is of. */
+function classOf(config: Readonly<Record<string, unknown>>): string {
+  const { _class_name: own, architectures } = config;
+  return String(
+    own ?? (Array.isArray(architectures) ? architectures[0] : undefined) ??
+      config.model_type ?? "unknown",
+  );
+}
+
+/** What is in a folder. */
+async function inspectFolder(
+  { path, model }: InspectRequest,
+): Promise<Inspection> {
+  if (await exists(joinPath(path, "unet", "config.json"))) {
+    const facts: Record<string, unknown> = {};
+    for (const part of ["text_encoder", "unet", "vae"]) {
+      const config = await readJson<Record<string, unknown>>(
+        joinPath(path, part, "config.json"),
+      );
+      const file = await componentFile(path, part);
+      facts[part] = { class: classOf(config), ...totals(file) };
+      file.close();
+    }
+    const scheduler = joinPath(path, "scheduler", "scheduler_config.json");
+    if (await exists(scheduler)) {
+      const config = await readJson<Record<string, unknown>>(scheduler);
+      facts.scheduler = classOf(config);
+      facts.prediction = config.prediction_type ?? "epsilon";
+    }
+    const concepts = joinPath(path, "new_concept_cfg.json");
+    if (await exists(concepts)) {
+      const tokens = await readJson<Record<string, unknown>>(concepts);
+      facts.tokens = Object.keys(tokens);
+    }
+    return { kind: "model folder", facts };
+  }
+  for (const sub of ["", "unet", "text_encoder"]) {
+    if (await exists(joinPath(path, sub, "adapter_config.json"))) {
+      return await inspectLora(path, undefined, model);
+    }
+  }
+  if (await exists(joinPath(path, "config.json"))) {
+    const config = await readJson<Record<string, unknown>>(
+      joinPath(path, "config.json"),
+    );
+    const file = await componentFile(path, "");
+    try {
+      return {
+        kind: "network folder",
+        facts: {
+          class: classOf(config),
+          ...totals(file),
+          ...metadataOf(file.metadata),
+        },
+      };
+    } finally {
+      file.close();
+    }
+  }
+  throw cannot(
+    `inspect ${path}`,
+    "a model, a network or a PEFT adapter in the folder",
+    "none of them",
+  );
+}
+
+/**
+ * Looks at a file or folder.
+ *
+ * @param request What is asked for.
+ * @throws If it is not there, broken, or nothing that is known here.
+ */
+export async function inspect(request: InspectRequest): Promise<Inspection> {
+  const path = await localModel(request.path);
+  const local = { ...request, path };
+  if ((await Deno.stat(path)).isDirectory) return await inspectFolder(local);
+  const file = await openTensors(path);
+  try {
+    const found = await inspectFile(local, file);
+    if (!request.keys) return found;
+    return {
+      ...found,
+      keys: Object.fromEntries(
+        [...file.entries].map(([name, { dtype, shape }]) => [
+          name,
+          `${dtype} [${shape.join(", ")}]`,
+        ]),
+      ),
+    };
+  } finally {
+    file.close();
+  }
+}
+
+/** Facts as indented lines. */
+function lines(
+  facts: Readonly<Record<string, unknown>>,
+  indent = "",
+): string[] {
+  return Object.entries(facts).flatMap(([name, value]) =>
+    Array.isArray(value)
+      ? [`${indent}${name}: ${value.join(", ")}`]
+      : typeof value === "object" && value !== null
+      ? [
+        `${indent}${name}`,
+        ...lines(value as Record<string, unknown>, `${indent}  `),
+      ]
+      : [
+        `${indent}${name}: ${
+          typeof value === "number" ? value.toLocaleString("en") : value
+        }`,
+      ]
+  );
+}
+
+/**
+ * Looks and says what there is.
+ *
+ * @param request What is asked for.
+ */
+export async function runInspect(request: InspectRequest): Promise<void> {
+  await hostBackend();
+  const found = await inspect(request);
+  if (request.json) {
+    console.log(JSON.stringify(found, null, 2));
+    return;
+  }
+  console.log(`${request.path}: ${found.kind}`);
+  console.log(lines(found.facts).join("\n"));
+  if (found.keys) console.log(lines(found.keys, "  ").join("\n"));
+}
+
+/** `deno task inspect`. */
+export const inspectCommand: Command<InspectRequest> = {
+  name: "inspect",
+  summary: "say what is in a file or folder",
+  help: HELP,
+  parse: parseInspect,
+  run: runInspect,
+};

@@ -1,0 +1,107 @@
+/**
+ * Features of a network that has nothing to do with the embedded world: a
+ * MobileNetV2 trained on photographs and drawings from the web, as nsfwjs (MIT)
+ * ships it. A second opinion on image alignment.
+ *
+ * @module
+ */
+import * as tf from "@tensorflow/tfjs";
+import { cannot } from "../core/errors.ts";
+import type { Pixels } from "../io/png.ts";
+import type { ClipVector } from "./clip.ts";
+import { resize } from "./preprocess.ts";
+
+/** A layers model as nsfwjs packs it. */
+export interface PackedModel {
+  /** Topology and weights manifest of tfjs. */
+  readonly json: {
+    readonly modelTopology: unknown;
+    readonly weightsManifest: readonly {
+      readonly weights: readonly unknown[];
+    }[];
+  };
+  /** The weights, in order, base64. */
+  readonly weights: readonly string[];
+}
+
+/** An embedder of pictures. */
+export interface Eye extends Disposable {
+  /** What it is called. */
+  readonly name: string;
+  /** One unit vector a picture. */
+  embed(images: readonly Pixels[]): Promise<ClipVector[]>;
+}
+
+/** Side of MobileNetV2's input. */
+const SIDE = 224;
+
+/** The layer whose output is the pooled features. */
+const FEATURES = "flatten_1";
+
+/** Pictures at a time: 224×224 activations are large. */
+const BATCH = 8;
+
+/**
+ * Opens a packed MobileNetV2.
+ *
+ * @param packed Topology and weights.
+ * @throws If the model has no pooled features.
+ */
+export async function mobileNetEye(packed: PackedModel): Promise<Eye> {
+  const parts = packed.weights.map((text) =>
+    Uint8Array.from(atob(text), (c) => c.charCodeAt(0))
+  );
+  const bytes = new Uint8Array(parts.reduce((n, part) => n + part.length, 0));
+  let at = 0;
+  for (const part of parts) {
+    bytes.set(part, at);
+    at += part.length;
+  }
+  const whole = await tf.loadLayersModel(tf.io.fromMemory({
+    modelTopology: packed.json.modelTopology as tf.io.ModelJSON[
+      "modelTopology"
+    ],
+    weightSpecs: packed.json.weightsManifest.flatMap((group) =>
+      group.weights
+    ) as tf.io.WeightsManifestEntry[],
+    weightData: bytes.buffer,
+  }));
+  const layer = whole.layers.find(({ name }) => name === FEATURES);
+  if (!layer) {
+    whole.dispose();
+    throw cannot("open a MobileNetV2", `a layer ${FEATURES}`, "none");
+  }
+  const model = tf.model({
+    inputs: whole.inputs,
+    outputs: layer.output as tf.SymbolicTensor,
+  });
+  return {
+    name: "MobileNetV2",
+    async embed(images) {
+      const rows: ClipVector[] = [];
+      for (let from = 0; from < images.length; from += BATCH) {
+        const batch = images.slice(from, from + BATCH);
+        const values = new Float32Array(batch.length * SIDE * SIDE * 3);
+        batch.forEach((image, i) => {
+          const { data } = resize(image, SIDE, SIDE, "bilinear");
+          data.forEach((byte, j) =>
+            values[i * SIDE * SIDE * 3 + j] = byte / 255
+          );
+        });
+        const result = tf.tidy(() => {
+          const x = tf.tensor4d(values, [batch.length, SIDE, SIDE, 3]);
+          const y = model.predict(x) as tf.Tensor2D;
+          return y.div(y.square().sum(1, true).sqrt());
+        });
+        const numbers = await result.data() as Float32Array;
+        const width = result.shape[1]!;
+        result.dispose();
+        for (let i = 0; i < batch.length; i++) {
+          rows.push(numbers.slice(i * width, (i + 1) * width));
+        }
+      }
+      return rows;
+    },
+    [Symbol.dispose]: () => void whole.dispose(),
+  };
+}

@@ -1,0 +1,1116 @@
+/**
+ * Several concepts in one picture: is each in its place, and only there? For
+ * two, three and four concepts; for a plain prompt and for regions on fused
+ * models, and for adapters that are not fused (the paper's Fig 5 and Fig 10 with
+ * numbers).
+ *
+ * @module
+ */
+import { cannot } from "../core/errors.ts";
+import { fold, key } from "../core/random.ts";
+import type { LayoutInput } from "../diffusion/layout.ts";
+import { pipeline } from "../diffusion/pipeline.ts";
+import { regionalSampling } from "../diffusion/regions.ts";
+import {
+  type ClipModel,
+  type ClipVector,
+  disposeClip,
+  embedImages,
+  embedTexts,
+  loadClip,
+} from "../evaluation/clip.ts";
+import {
+  cosine,
+  imageAlignment,
+  textAlignment,
+} from "../evaluation/clip_score.ts";
+import { type Box, crop } from "../evaluation/preprocess.ts";
+import {
+  centroid,
+  gallery,
+  type GalleryEntry,
+} from "../evaluation/retrieval.ts";
+import {
+  type Estimate,
+  hierarchicalBootstrap,
+  median,
+  type Nested,
+} from "../evaluation/statistics.ts";
+import { exists, joinPath, writeAtomic } from "../io/files.ts";
+import { encodePng, type Pixels } from "../io/png.ts";
+import type { Art } from "../micro/art.ts";
+import { withArticle } from "../micro/captions.ts";
+import { conceptImage, identityOf } from "../micro/concepts.ts";
+import { renderScene } from "../micro/scenes.ts";
+import { BACKGROUNDS, type Identity } from "../micro/world.ts";
+import { disposeModel, loadModel } from "../models/model.ts";
+import {
+  composedId,
+  type ComposeHow,
+  type ComposePiece,
+  type SketchObject,
+  type ViewsPiece,
+} from "./compose.ts";
+import { type Crew, gatherCrew, type StageProgress } from "./crew.ts";
+import {
+  type FusePiece,
+  type ModelRef,
+  type Piece,
+  type ReferencePiece,
+  store,
+  type TrainPiece,
+} from "./pieces.ts";
+import type { ExperimentPreset } from "./presets.ts";
+import { folderHash, pieceId } from "./store.ts";
+import {
+  addFusion,
+  addTraining,
+  openStudy,
+  phraseOf,
+  rounded,
+  type StudyOptions,
+} from "./study.ts";
+import { pixelsOf, readEmbeddings } from "./workshop.ts";
+
+/** Ways to fuse that are compared. */
+export const REGION_FUSIONS = ["weight", "gradient"] as const;
+
+/** A way to fuse. */
+export type RegionFusion = typeof REGION_FUSIONS[number];
+
+/** Ways to say where concepts are, on a fused model. */
+const FUSED_WAYS = [
+  "plain",
+  "regional",
+  "regional+negative",
+  "regional+sketch",
+] as const;
+
+type FusedWay = typeof FUSED_WAYS[number];
+
+/** Ways to use adapters that are not fused. */
+const UNFUSED_WAYS = ["region-adapters", "switch", "composite"] as const;
+
+/** Every arm, in the order of the table; `real` is rendered, the ceiling. */
+export const REGION_ARMS: readonly string[] = [
+  "real",
+  ...FUSED_WAYS.flatMap((way) => REGION_FUSIONS.map((f) => `${way}.${f}`)),
+  ...UNFUSED_WAYS,
+];
+
+/** Arms that are also drawn at other resolutions. */
+export const RESOLUTION_ARMS: readonly string[] = [
+  "plain.gradient",
+  "regional.gradient",
+];
+
+/** Width of one concept's region in pixels, at scale 1. */
+const COLUMN = 32;
+
+/** Height of a picture in pixels, at scale 1. */
+const HEIGHT = 64;
+
+/** Sides of the windows in which a concept is looked for. */
+const WINDOW_SIDES = [0.8, 1] as const;
+
+/** Step between windows. */
+const WINDOW_STEP = 0.25;
+
+/** Crops that stand for each background in the gallery. */
+const BACKGROUND_VIEWS = 12;
+
+/** What is run. */
+export interface RegionOptions extends StudyOptions {
+  /** Folder of a sketch T2I-Adapter; without one the sketch arms are left out. */
+  readonly sketch?: string;
+  /** Proper names of identities; all are fused into one model. */
+  readonly concepts: readonly string[];
+  /** How many concepts are in a picture. */
+  readonly counts: readonly number[];
+  /** Choices of concepts, at most, for each count. */
+  readonly sets: number;
+  /** Backgrounds of each choice. */
+  readonly backgrounds: number;
+  /** Pictures of each layout. */
+  readonly pictures: number;
+  /** Seed of training and of noise. */
+  readonly seed: number;
+  /** @default all */
+  readonly arms?: readonly string[];
+  /** Resolutions of the resolution study, factors of 64 pixels; 1 is implied. */
+  readonly scales?: readonly number[];
+  /**
+   * Whether steps are timed with none to four regions.
+   *
+   * @default {true}
+   */
+  readonly timing?: boolean;
+  /** For the record. @default now */
+  readonly created?: string;
+}
+
+/** What was found in one region. */
+export interface RegionFinding {
+  /** Who should be there. */
+  readonly concept: string;
+  /** Who is: an identity's name, or `background`. */
+  readonly label: string;
+  /** Masked alignment with who should be there. */
+  readonly own: number;
+  /** The largest with another concept of the picture. */
+  readonly other: number;
+}
+
+/** Scores of one picture. */
+export interface RegionRow {
+  readonly arm: string;
+  /** Number of concepts. */
+  readonly n: number;
+  /** Concepts from left to right. */
+  readonly concepts: readonly string[];
+  readonly background: string;
+  /** Which picture of its layout. */
+  readonly picture: number;
+  /** Resolution, a factor of 64 pixels. */
+  readonly scale: number;
+  /** Name of the picture in the store. */
+  readonly image: string;
+  /** Text alignment of the whole, class words in the caption. */
+  readonly text: number;
+  readonly regions: readonly RegionFinding[];
+  /** Largest share of concepts found if places did not matter. */
+  readonly anyOrder: number;
+}
+
+/** What a row of the table says of its pictures. */
+export const REGION_SCORES = [
+  "identity",
+  "leakage",
+  "missing",
+  "complete",
+  "anyOrder",
+  "own",
+  "text",
+] as const;
+
+/**
+ * `identity`: share of regions with the right concept; `leakage`: with another
+ * concept of the picture; `missing`: with nobody; `complete`: share of pictures
+ * with everybody in place; `anyOrder`: share of concepts found if places did not
+ * matter; `own`: masked alignment with the right concept; `text`: text
+ * alignment.
+ */
+export type RegionScore = typeof REGION_SCORES[number];
+
+/** One line of the table. */
+export interface RegionCell {
+  readonly arm: string;
+  readonly n: number;
+  readonly scale: number;
+  /** Pictures behind it. */
+  readonly pictures: number;
+  /** Means with 95 % intervals (hierarchical bootstrap over choices). */
+  readonly scores: Readonly<Record<RegionScore, Estimate>>;
+}
+
+/** A difference that should be positive (identity) or negative (leakage). */
+export interface RegionComparison {
+  readonly better: string;
+  readonly worse: string;
+  readonly n: number;
+  readonly identity: Estimate;
+  readonly leakage: Estimate;
+}
+
+/** Time of a picture with a number of regions. */
+export interface RegionTiming {
+  readonly regions: number;
+  /** Median seconds of a sampling step. */
+  readonly seconds: number;
+  /** Relative to no regions. */
+  readonly ratio: number;
+}
+
+/** What the experiment gives. */
+export interface RegionReport {
+  readonly format: "mix-of-show regions 1";
+  readonly created: string;
+  readonly concepts: readonly string[];
+  readonly arms: readonly string[];
+  readonly table: readonly RegionCell[];
+  /** The same at other resolutions. */
+  readonly resolution: readonly RegionCell[];
+  readonly comparisons: readonly RegionComparison[];
+  readonly timing: readonly RegionTiming[];
+  readonly rows: readonly RegionRow[];
+  /** Labels of the gallery. */
+  readonly gallery: readonly string[];
+  /** What the numbers say about regions against the plain prompt. */
+  readonly verdict: string;
+  readonly settings: Readonly<Record<string, unknown>>;
+  readonly hashes: Readonly<Record<string, string>>;
+}
+
+/**
+ * Choices of n among names, spread evenly over all of them; every second one is
+ * turned round, so that nobody is always on the left.
+ *
+ * @param names Names.
+ * @param n How many in a choice.
+ * @param most How many choices at most.
+ * @throws If there are not n names.
+ */
+export function choices(
+  names: readonly string[],
+  n: number,
+  most: number,
+): string[][] {
+  if (!Number.isInteger(n) || n < 1 || n > names.length) {
+    throw cannot("choose concepts", `1 to ${names.length} of them`, n);
+  }
+  const all: string[][] = [];
+  const grow = (chosen: string[], from: number) => {
+    if (chosen.length === n) return void all.push(chosen);
+    for (let i = from; i < names.length; i++) {
+      grow([...chosen, names[i]], i + 1);
+    }
+  };
+  grow([], 0);
+  const count = Math.min(most, all.length);
+  return Array.from({ length: count }, (_, i) => {
+    const chosen = all[Math.floor(i * all.length / count)];
+    return i % 2 === 0 ? chosen : [...chosen].reverse();
+  });
+}
+
+/** Places in words, from left to right. */
+function placeWords(n: number): readonly string[] {
+  if (n === 2) return [" on the left", " on the right"];
+  if (n === 3) return [" on the left", " in the center", " on the right"];
+  return new Array(n).fill("");
+}
+
+/**
+ * A prompt with everybody in it: `a fox on the left and an owl on the right on
+ * grass`.
+ *
+ * @param phrases How each stands in prompts, from left to right.
+ * @param where The background in words.
+ */
+export function groupPrompt(phrases: readonly string[], where: string): string {
+  const words = placeWords(phrases.length);
+  return `${
+    phrases.map((phrase, i) => withArticle(phrase) + words[i]).join(" and ")
+  } ${where}`;
+}
+
+/** One layout of the experiment, before it is known how it is drawn. */
+interface Scene {
+  readonly concepts: readonly Identity[];
+  readonly background: string;
+  /** The background in words. */
+  readonly where: string;
+  readonly scale: number;
+}
+
+function sizeOf({ concepts, scale }: Scene): { width: number; height: number } {
+  return {
+    width: Math.round(concepts.length * COLUMN * scale),
+    height: Math.round(HEIGHT * scale),
+  };
+}
+
+/** Columns of a picture as shares of it. */
+export function columns(n: number): Box[] {
+  return Array.from(
+    { length: n },
+    (_, i) => ({ x: i / n, y: 0, width: 1 / n, height: 1 }),
+  );
+}
+
+/** How a concept stands in prompts. */
+type PhraseOf = (identity: Identity) => string;
+
+/** The layout document of a scene in one arm. */
+export function sceneLayout(
+  scene: {
+    readonly concepts: readonly Identity[];
+    readonly where: string;
+    readonly scale: number;
+    readonly background: string;
+  },
+  way: FusedWay | typeof UNFUSED_WAYS[number],
+  phrase: PhraseOf,
+  settings: Pick<ExperimentPreset, "sampling">,
+): LayoutInput {
+  const { concepts, where } = scene;
+  const { sampler, steps, guidance, negative } = settings.sampling;
+  const common = { negative, sampler, steps, guidance, size: sizeOf(scene) };
+  if (way === "plain" || way === "switch" || way === "composite") {
+    return { ...common, prompt: groupPrompt(concepts.map(phrase), where) };
+  }
+  const n = concepts.length;
+  return {
+    ...common,
+    prompt: groupPrompt(concepts.map((c) => c.class), where),
+    regions: concepts.map((concept, i) => ({
+      box: { top: 0, left: i / n, bottom: 1, right: (i + 1) / n },
+      prompt: `${withArticle(phrase(concept))} ${where}`,
+      negative: way === "regional+negative"
+        ? [
+          negative,
+          ...concepts.filter((other) => other !== concept)
+            .map((other) => withArticle(phrase(other))),
+        ].filter((text) => text !== "").join(" and ")
+        : negative,
+      ...(way === "region-adapters" ? { concepts: [concept.name] } : {}),
+    })),
+    ...(way === "regional+sketch"
+      ? {
+        conditions: [{
+          type: "t2i_adapter" as const,
+          network: "sketch",
+          image: { file: "sketch" },
+        }],
+      }
+      : {}),
+  };
+}
+
+/** Outlines of a scene's concepts, each in the middle of its column. */
+function sketchOfScene(scene: Scene): SketchObject[] {
+  const column = Math.round(COLUMN * scene.scale);
+  const { height } = sizeOf(scene);
+  return scene.concepts.map(({ name }, i) => ({
+    concept: name,
+    frame: 0,
+    x: i * column,
+    y: Math.round((height - column) / 2),
+    side: column,
+  }));
+}
+
+/** Pictures of one arm and one scene. */
+interface Job {
+  readonly arm: string;
+  readonly scene: Scene;
+  readonly set: number;
+  /** Absent for rendered pictures. */
+  readonly piece?: ComposePiece;
+  readonly images: readonly string[];
+}
+
+interface Plan {
+  readonly art: Art;
+  readonly base: string;
+  readonly clip: string;
+  readonly trains: readonly TrainPiece[];
+  readonly fuses: readonly FusePiece[];
+  readonly references: readonly ReferencePiece[];
+  readonly jobs: readonly Job[];
+  readonly networks: Readonly<Record<string, string>>;
+}
+
+function check(options: RegionOptions): void {
+  const what = "run the regions experiment";
+  const { concepts, counts, sets, backgrounds, pictures, seed } = options;
+  concepts.forEach(identityOf);
+  if (new Set(concepts).size !== concepts.length) {
+    throw cannot(what, "different concepts", concepts.join(", "));
+  }
+  for (const n of counts) {
+    if (!Number.isInteger(n) || n < 2 || n > concepts.length) {
+      throw cannot(what, `counts from 2 to ${concepts.length} concepts`, n);
+    }
+  }
+  if (counts.length === 0) throw cannot(what, "a number of concepts", "none");
+  for (const [name, value] of Object.entries({ sets, pictures })) {
+    if (!Number.isInteger(value) || value < 1) {
+      throw cannot(what, `${name} ≥ 1`, value);
+    }
+  }
+  if (
+    !Number.isInteger(backgrounds) || backgrounds < 1 ||
+    backgrounds > BACKGROUNDS.length
+  ) {
+    throw cannot(what, `1 to ${BACKGROUNDS.length} backgrounds`, backgrounds);
+  }
+  if (!Number.isSafeInteger(seed)) throw cannot(what, "a whole seed", seed);
+  for (const arm of options.arms ?? []) {
+    if (!REGION_ARMS.includes(arm)) {
+      throw cannot(what, `arms ${REGION_ARMS.join(", ")}`, arm);
+    }
+  }
+  for (const scale of options.scales ?? []) {
+    if (!(scale >= 1) || (COLUMN * scale) % 8 !== 0) {
+      throw cannot(what, "scales ≥ 1 in steps of 0.25", scale);
+    }
+  }
+}
+
+async function makePlan(options: RegionOptions): Promise<Plan> {
+  const { settings, seed, pictures } = options;
+  const networks: Record<string, string> = options.sketch
+    ? { sketch: await folderHash(options.sketch) }
+    : {};
+  const arms = (options.arms ?? REGION_ARMS).filter((arm) =>
+    options.sketch !== undefined || !arm.includes("sketch")
+  );
+  const people = options.concepts.map((name) => ({
+    identity: identityOf(name),
+    prompts: [],
+  }));
+  const study = await openStudy(options, people);
+  const ids = new Map<string, string>();
+  for (const one of people) {
+    const { id } = await addTraining(study, one, "edlora", seed);
+    ids.set(one.identity.name, id);
+  }
+  const fused = new Map<string, string>();
+  for (const fusion of REGION_FUSIONS) {
+    if (!arms.some((arm) => arm.endsWith(`.${fusion}`))) continue;
+    const { id } = await addFusion(
+      study,
+      fusion,
+      [...ids.values()],
+      fusion === "gradient"
+        ? { type: "gradient", settings: settings.gradient }
+        : { type: "weight", lambda: 1 / people.length },
+      seed,
+    );
+    fused.set(fusion, id);
+  }
+  const jobs: Job[] = [];
+  for (const n of options.counts) {
+    const sets = choices(options.concepts, n, options.sets);
+    for (const [set, names] of sets.entries()) {
+      for (let b = 0; b < options.backgrounds; b++) {
+        const at = (set * options.backgrounds + b) % BACKGROUNDS.length;
+        const background = BACKGROUNDS[at];
+        const more = n === Math.min(...options.counts)
+          ? options.scales ?? []
+          : [];
+        for (const scale of [1, ...more.filter((s) => s !== 1)]) {
+          const scene: Scene = {
+            concepts: names.map(identityOf),
+            background: background.word,
+            where: background.phrases[0],
+            scale,
+          };
+          for (const arm of arms) {
+            if (scale !== 1 && !RESOLUTION_ARMS.includes(arm)) continue;
+            jobs.push(
+              await makeJob(arm, scene, set, {
+                base: study.base,
+                ids,
+                fused,
+                networks,
+                pictures,
+                seed,
+                settings,
+                phrase: (identity) => phraseOf(settings, "edlora", identity),
+              }),
+            );
+          }
+        }
+      }
+    }
+  }
+  return {
+    art: study.art,
+    base: study.base,
+    clip: study.clip,
+    trains: [...study.trains.values()].map(({ piece }) => piece),
+    fuses: [...study.fuses.values()].map(({ piece }) => piece),
+    // Look-alikes stay out: who of those that were asked for is it?
+    references: study.references.filter(({ design }) => design === undefined),
+    jobs,
+    networks,
+  };
+}
+
+async function makeJob(
+  arm: string,
+  scene: Scene,
+  set: number,
+  from: {
+    readonly base: string;
+    readonly ids: ReadonlyMap<string, string>;
+    readonly fused: ReadonlyMap<string, string>;
+    readonly networks: Readonly<Record<string, string>>;
+    readonly pictures: number;
+    readonly seed: number;
+    readonly settings: ExperimentPreset;
+    readonly phrase: PhraseOf;
+  },
+): Promise<Job> {
+  const names = scene.concepts.map(({ name }) => name);
+  const noise = Array.from(
+    { length: from.pictures },
+    (_, i) => [from.seed, "regions", ...names, scene.background, i],
+  );
+  if (arm === "real") {
+    const images = await Promise.all(
+      noise.map((purpose) => pieceId({ kind: "rendered", purpose })),
+    );
+    return { arm, scene, set, images };
+  }
+  const [way, fusion] = arm.split(".") as [FusedWay, string | undefined];
+  const unfused = fusion === undefined;
+  const model: ModelRef = unfused
+    ? { type: "base" }
+    : { type: "fused", id: from.fused.get(fusion)! };
+  const piece: ComposePiece = {
+    kind: "compose",
+    base: from.base,
+    model,
+    how: unfused ? way as unknown as ComposeHow : "model",
+    concepts: unfused ? names.map((name) => from.ids.get(name)!) : [],
+    layout: sceneLayout(scene, way, from.phrase, from.settings),
+    ...(way === "regional+sketch" ? { sketch: sketchOfScene(scene) } : {}),
+    networks: way === "regional+sketch" ? from.networks : {},
+    noise,
+  };
+  const images = await Promise.all(
+    noise.map((_, i) => composedId(piece, i)),
+  );
+  return { arm, scene, set, piece, images };
+}
+
+/** What real pictures would look like: reference frames, side by side. */
+function renderReal(scene: Scene, index: number, art: Art): Pixels {
+  const { width, height } = sizeOf(scene);
+  const data = new Uint8Array(width * height * 3);
+  scene.concepts.forEach(({ name, class: word }, i) => {
+    const reference = conceptImage(name, "reference", index % 20, art);
+    const own = reference.scene.objects.find(({ noun }) => noun === name)!;
+    const image = renderScene({
+      side: HEIGHT,
+      background: scene.background,
+      texture: fold(key(index), "real", scene.background)[0] >>> 1,
+      objects: [{
+        ...own,
+        class: word,
+        place: "center",
+        x: HEIGHT / 2,
+        y: HEIGHT / 2,
+        scale: 28,
+      }],
+    }, art);
+    for (let y = 0; y < height; y++) {
+      const from = (y * HEIGHT + (HEIGHT - COLUMN) / 2) * 3;
+      data.set(
+        image.subarray(from, from + COLUMN * 3),
+        (y * width + i * COLUMN) * 3,
+      );
+    }
+  });
+  return { width, height, channels: 3, data };
+}
+
+/** Embeddings of empty backgrounds, as they look between concepts. */
+async function backgroundEntries(
+  clip: ClipModel,
+  art: Art,
+): Promise<GalleryEntry[]> {
+  const entries: GalleryEntry[] = [];
+  for (const { word } of BACKGROUNDS) {
+    const views = Array.from({ length: BACKGROUND_VIEWS }, (_, i) => {
+      const image = renderScene({
+        side: HEIGHT,
+        background: word,
+        texture: fold(key(i), "empty", word)[0] >>> 1,
+        objects: [],
+      }, art);
+      return crop(pixelsOf(image, HEIGHT), {
+        x: i % 2 * COLUMN,
+        y: Math.floor(i / 2) % 3 * COLUMN / 2,
+        width: COLUMN,
+        height: COLUMN,
+      });
+    });
+    entries.push({
+      label: `background (${word})`,
+      center: centroid(await embedImages(clip, views)),
+    });
+  }
+  return entries;
+}
+
+/**
+ * Who is in a region: of all windows the one in which an identity stands out
+ * most from every background, and whose it is.
+ *
+ * @param views Windows of the region.
+ * @param identities Gallery of identities.
+ * @param backgrounds Gallery of empty backgrounds.
+ * @returns An identity's label, or `background` if no window is nearer to an
+ * identity than to all backgrounds.
+ */
+export function whoIsThere(
+  views: readonly ClipVector[],
+  identities: readonly GalleryEntry[],
+  backgrounds: readonly GalleryEntry[],
+): string {
+  let best = { margin: 0, label: "background" };
+  for (const view of views) {
+    const empty = Math.max(
+      ...backgrounds.map(({ center }) => cosine(view, center)),
+    );
+    for (const { label, center } of identities) {
+      const margin = cosine(view, center) - empty;
+      if (margin > best.margin) best = { margin, label };
+    }
+  }
+  return best.label;
+}
+
+/**
+ * The largest share of wanted labels that can be given a region each.
+ *
+ * @param wanted Labels, all different.
+ * @param found What is in each region.
+ */
+export function anyOrderShare(
+  wanted: readonly string[],
+  found: readonly string[],
+): number {
+  return wanted.filter((label) => found.includes(label)).length /
+    wanted.length;
+}
+
+/**
+ * Runs the experiment.
+ *
+ * Concepts, fused models and pictures are pieces of the store: a killed run
+ * continues, and concepts trained by the ablation are used again where settings
+ * are the same.
+ *
+ * @param options What is run.
+ * @returns Yields progress; returns the report.
+ * @throws Before work starts, if an option is wrong or a model does not load.
+ */
+export async function* regionsExperiment(
+  options: RegionOptions,
+): AsyncGenerator<StageProgress, RegionReport, void> {
+  check(options);
+  const plan = await makePlan(options);
+  const { art } = plan;
+  const views = plan.jobs.map((job): ViewsPiece => ({
+    kind: "views",
+    clip: plan.clip,
+    images: job.images,
+    regions: columns(job.scene.concepts.length),
+    sides: WINDOW_SIDES,
+    step: WINDOW_STEP,
+  }));
+  {
+    using crew = await gatherCrew(
+      {
+        model: options.model,
+        clip: options.clip,
+        cache: options.cache,
+        ...(options.sketch ? { networks: { sketch: options.sketch } } : {}),
+      },
+      options.backend,
+      options.workers,
+    );
+    const stage = (
+      name: string,
+      unit: string,
+      pieces: readonly Piece[],
+      size: (piece: Piece) => number,
+    ): ReturnType<Crew["run"]> => crew.run({ name, unit, pieces, size });
+    yield* stage(
+      "train",
+      "step",
+      plan.trains,
+      (piece) => (piece as TrainPiece).config.steps,
+    );
+    yield* stage("fuse", "model", plan.fuses, () => 1);
+    for (const job of plan.jobs) {
+      if (job.piece) continue;
+      for (const [i, id] of job.images.entries()) {
+        const path = store.image(options.cache, id);
+        if (await exists(path)) continue;
+        await writeAtomic(path, encodePng(renderReal(job.scene, i, art)));
+      }
+    }
+    yield* stage(
+      "sample",
+      "image",
+      plan.jobs.flatMap(({ piece }) => piece ? [piece] : []),
+      (piece) => (piece as ComposePiece).noise.length,
+    );
+    yield* stage(
+      "score",
+      "image",
+      [...plan.references, ...views],
+      (piece) => piece.kind === "views" ? piece.images.length : 1,
+    );
+  }
+  const { rows, labels } = await scoreRows(options, plan, views);
+  const timing: RegionTiming[] = [];
+  if (options.timing ?? true) {
+    for await (const record of timeRegions(options)) {
+      if ("stage" in record) yield record;
+      else timing.push(record);
+    }
+  }
+  return report(options, plan, rows, labels, timing);
+}
+
+async function scoreRows(
+  options: RegionOptions,
+  plan: Plan,
+  views: readonly ViewsPiece[],
+): Promise<{ rows: RegionRow[]; labels: string[] }> {
+  const clip = await loadClip(options.clip);
+  try {
+    const masked = new Map<string, ClipVector[]>();
+    for (const piece of plan.references) {
+      const own = await readEmbeddings(options.cache, piece);
+      masked.set(piece.concept, own.get("masked")!);
+    }
+    const identities = gallery(masked);
+    const backgrounds = await backgroundEntries(clip, plan.art);
+    const rows: RegionRow[] = [];
+    for (const [j, { arm, scene, images }] of plan.jobs.entries()) {
+      const names = scene.concepts.map(({ name }) => name);
+      const caption = groupPrompt(
+        scene.concepts.map((concept) => concept.class),
+        scene.where,
+      );
+      const [text] = await embedTexts(clip, [
+        options.settings.textPrefix + caption,
+      ]);
+      const seen = await readEmbeddings(options.cache, views[j]);
+      for (const [i, image] of images.entries()) {
+        const regions = names.map((concept, r): RegionFinding => {
+          const own = seen.get(`views.${i}.${r}`)!;
+          const alignment = (name: string) =>
+            Math.max(
+              ...own.map((view) => imageAlignment(view, masked.get(name)!)),
+            );
+          return {
+            concept,
+            label: whoIsThere(own, identities, backgrounds),
+            own: rounded(alignment(concept)),
+            other: rounded(Math.max(
+              ...names.filter((name) => name !== concept).map(alignment),
+            )),
+          };
+        });
+        rows.push({
+          arm,
+          n: names.length,
+          concepts: names,
+          background: scene.background,
+          picture: i,
+          scale: scene.scale,
+          image,
+          text: rounded(textAlignment(seen.get(`whole.${i}`)![0], text)),
+          regions,
+          anyOrder: anyOrderShare(names, regions.map(({ label }) => label)),
+        });
+      }
+    }
+    return {
+      rows,
+      labels: [...identities, ...backgrounds].map(({ label }) => label),
+    };
+  } finally {
+    disposeClip(clip);
+  }
+}
+
+/**
+ * A score of one picture.
+ *
+ * @param row The picture.
+ * @param score Which.
+ */
+export function scoreOf(row: RegionRow, score: RegionScore): number {
+  const share = (test: (finding: RegionFinding) => boolean) =>
+    row.regions.filter(test).length / row.regions.length;
+  switch (score) {
+    case "identity":
+      return share(({ concept, label }) => label === concept);
+    case "leakage":
+      return share(({ concept, label }) =>
+        label !== concept && row.concepts.includes(label)
+      );
+    case "missing":
+      return share(({ label }) => label === "background");
+    case "complete":
+      return row.regions.every(({ concept, label }) => label === concept)
+        ? 1
+        : 0;
+    case "anyOrder":
+      return row.anyOrder;
+    case "own":
+      return row.regions.reduce((sum, { own }) => sum + own, 0) /
+        row.regions.length;
+    case "text":
+      return row.text;
+  }
+}
+
+/** Values of rows, nested by choice of concepts and background. */
+function nested(
+  rows: readonly RegionRow[],
+  value: (row: RegionRow) => number,
+): Nested[] {
+  const sets = Map.groupBy(rows, ({ concepts }) => concepts.join());
+  return [...sets.values()].map((own) =>
+    [...Map.groupBy(own, ({ background }) => background).values()]
+      .map((same) => same.map(value))
+  );
+}
+
+function cellOf(
+  arm: string,
+  n: number,
+  scale: number,
+  rows: readonly RegionRow[],
+): RegionCell {
+  return {
+    arm,
+    n,
+    scale,
+    pictures: rows.length,
+    scores: Object.fromEntries(
+      REGION_SCORES.map((score) => [
+        score,
+        hierarchicalBootstrap(
+          nested(rows, (row) => scoreOf(row, score)),
+          fold(key(0), "regions", arm, n, score),
+        ),
+      ]),
+    ) as Record<RegionScore, Estimate>,
+  };
+}
+
+/** Pictures of the same scene and noise, in two arms. */
+function paired(
+  rows: readonly RegionRow[],
+  better: string,
+  worse: string,
+  n: number,
+): RegionComparison | undefined {
+  const nameOf = (row: RegionRow) =>
+    [row.n, ...row.concepts, row.background, row.picture].join();
+  const own = (arm: string) =>
+    rows.filter((row) => row.arm === arm && row.n === n && row.scale === 1);
+  const other = new Map(own(worse).map((row) => [nameOf(row), row]));
+  const both = own(better).filter((row) => other.has(nameOf(row)));
+  if (both.length === 0) return undefined;
+  const difference = (score: RegionScore) =>
+    hierarchicalBootstrap(
+      nested(
+        both,
+        (row) => scoreOf(row, score) - scoreOf(other.get(nameOf(row))!, score),
+      ),
+      fold(key(0), "regions", better, worse, n, score),
+    );
+  return {
+    better,
+    worse,
+    n,
+    identity: difference("identity"),
+    leakage: difference("leakage"),
+  };
+}
+
+function report(
+  options: RegionOptions,
+  plan: Plan,
+  rows: readonly RegionRow[],
+  labels: readonly string[],
+  timing: readonly RegionTiming[],
+): RegionReport {
+  const arms = REGION_ARMS.filter((arm) => rows.some((r) => r.arm === arm));
+  const cells = [
+    ...Map.groupBy(
+      rows,
+      ({ arm, n, scale }) => [arm, n, scale].join(),
+    ).values(),
+  ].map((own) => cellOf(own[0].arm, own[0].n, own[0].scale, own)).sort((a, b) =>
+    a.n - b.n || arms.indexOf(a.arm) - arms.indexOf(b.arm) || a.scale - b.scale
+  );
+  const pairs: [string, string][] = [
+    ...REGION_FUSIONS.flatMap((fusion): [string, string][] => [
+      [`regional.${fusion}`, `plain.${fusion}`],
+      [`regional+negative.${fusion}`, `regional.${fusion}`],
+      [`regional+sketch.${fusion}`, `regional.${fusion}`],
+    ]),
+    ["regional.gradient", "regional.weight"],
+    ["regional.gradient", "region-adapters"],
+    ["regional.gradient", "switch"],
+    ["regional.gradient", "composite"],
+  ];
+  const comparisons = options.counts.flatMap((n) =>
+    pairs.flatMap(([better, worse]) => paired(rows, better, worse, n) ?? [])
+  );
+  return {
+    format: "mix-of-show regions 1",
+    created: options.created ?? new Date().toISOString(),
+    concepts: options.concepts,
+    arms,
+    table: cells.filter(({ scale }) => scale === 1),
+    resolution: cells.filter(({ arm, n }) =>
+      RESOLUTION_ARMS.includes(arm) &&
+      cells.some((c) => c.n === n && c.scale !== 1)
+    ),
+    comparisons,
+    timing,
+    rows,
+    gallery: labels,
+    verdict: verdict(comparisons),
+    settings: {
+      preset: options.settings.preset,
+      sampling: options.settings.sampling,
+      train: options.settings.train,
+      seed: options.seed,
+      windows: { sides: WINDOW_SIDES, step: WINDOW_STEP },
+      lambda: 1 / options.concepts.length,
+    },
+    hashes: { model: plan.base, clip: plan.clip, ...plan.networks },
+  };
+}
+
+/** What the numbers say about regions against the plain prompt. */
+function verdict(comparisons: readonly RegionComparison[]): string {
+  const main = comparisons.filter(({ worse }) => worse.startsWith("plain."));
+  if (main.length === 0) return "Regions and plain prompts were not compared.";
+  return main.map(({ better, n, identity, leakage }) => {
+    const sure = ({ low, high }: Estimate) =>
+      low > 0 || high < 0 ? "" : ", which may be chance";
+    const signed = (value: number) =>
+      `${value >= 0 ? "+" : "−"}${Math.abs(value).toFixed(2)}`;
+    return `${n} concepts, ${better.split(".")[1]} fusion: regions change ` +
+      `identity per region by ${signed(identity.mean)}${sure(identity)}, ` +
+      `leakage by ${signed(leakage.mean)}${sure(leakage)}.`;
+  }).join(" ");
+}
+
+/** Sampling steps that are timed, the first not counted. */
+const TIMED_STEPS = 6;
+
+/** How often each number of regions is timed, in turn. */
+const TIMED_ROUNDS = 3;
+
+/**
+ * Times sampling steps with no region to four, on one canvas that they fill.
+ *
+ * @param options Model and settings.
+ * @returns Yields progress and, at the end, one record a number of regions.
+ */
+export async function* timeRegions(
+  options: Pick<RegionOptions, "model" | "settings">,
+): AsyncGenerator<StageProgress | RegionTiming, void, void> {
+  const model = await loadModel(options.model);
+  const { sampling } = options.settings;
+  const seconds = new Map<number, number[]>();
+  const counts = [0, 1, 2, 3, 4];
+  const total = TIMED_ROUNDS * counts.length;
+  try {
+    for (let round = 0; round < TIMED_ROUNDS; round++) {
+      for (const n of counts) {
+        const regional = regionalSampling(
+          model,
+          columns(n).map(({ x, width }) => ({
+            shape: { box: { top: 0, left: x, bottom: 1, right: x + width } },
+            prompt: "a fox on grass",
+          })),
+        );
+        try {
+          const run = pipeline(model, {
+            prompts: ["a fox on grass"],
+            sampler: sampling.sampler,
+            steps: TIMED_STEPS,
+            guidance: sampling.guidance === 1 ? 2 : sampling.guidance,
+            decode: false,
+            unet: (call) => regional.unet(call),
+          });
+          let before = performance.now();
+          for await (const record of run) {
+            if (record.type !== "step") continue;
+            // The numbers have to be there, not only to be on their way.
+            await record.latent.data();
+            const now = performance.now();
+            if (record.index > 0) {
+              const list = seconds.get(n) ?? [];
+              seconds.set(n, [...list, (now - before) / 1000]);
+            }
+            before = now;
+          }
+        } finally {
+          regional.dispose();
+        }
+        yield {
+          stage: "time",
+          unit: "run",
+          done: round * counts.length + n + 1,
+          total,
+        };
+      }
+    }
+  } finally {
+    disposeModel(model);
+  }
+  const plain = median(seconds.get(0)!);
+  for (const n of counts) {
+    const own = median(seconds.get(n)!);
+    yield { regions: n, seconds: own, ratio: own / plain };
+  }
+}
+
+/**
+ * Pictures for a contact sheet: the first scene of every number of concepts, in
+ * every arm.
+ *
+ * @param report The report.
+ * @param cache Folder of the store.
+ * @param perCount Scenes of each number of concepts.
+ * @returns Paths by arm, one entry a scene.
+ */
+export function regionPictures(
+  report: Pick<RegionReport, "rows" | "arms">,
+  cache: string,
+  perCount = 3,
+): {
+  readonly n: number;
+  readonly concepts: readonly string[];
+  readonly pictures: ReadonlyMap<string, string>;
+}[] {
+  const first = report.rows.filter(({ picture, scale }) =>
+    picture === 0 && scale === 1
+  );
+  const scenes = Map.groupBy(
+    first,
+    ({ concepts, background }) => [...concepts, background].join(),
+  );
+  const taken = new Map<number, number>();
+  return [...scenes.values()].flatMap((own) => {
+    const [{ n, concepts }] = own;
+    const count = taken.get(n) ?? 0;
+    if (count >= perCount) return [];
+    taken.set(n, count + 1);
+    return [{
+      n,
+      concepts,
+      pictures: new Map(
+        own.map(({ arm, image }) => [arm, store.image(cache, image)]),
+      ),
+    }];
+  });
+}
+
+/** Folder of the sketch adapter in a model folder, if it is there. */
+export async function sketchFolder(
+  model: string,
+): Promise<string | undefined> {
+  const folder = joinPath(model, "adapter");
+  return await exists(joinPath(folder, "config.json")) ? folder : undefined;
+}

@@ -1,0 +1,56 @@
+import { assert, assertEquals, assertThrows } from "@std/assert";
+import { runCommand } from "../../src/cli/command.ts";
+import { regions } from "../../src/cli/regions.ts";
+import { decodePng } from "../../src/io/png.ts";
+import { writeTinyWorld } from "../experiments/tiny_world.ts";
+
+Deno.test("regions: the command line", () => {
+  const request = regions.parse([
+    ...["--concepts", "kuro,momo,pogo", "--counts", "2,3"],
+    ...["--train-steps", "5", "--arms", "plain.weight,switch"],
+  ])!;
+  assertEquals(request.options.counts, [2, 3]);
+  assertEquals(request.options.arms, ["plain.weight", "switch"]);
+  assertEquals(request.options.settings.train.steps, 5);
+  assertThrows(
+    () => regions.parse(["--concepts", "nobody"]),
+    Error,
+    "nobody",
+  );
+  assertThrows(() => regions.parse(["--sets", "0"]), Error, "--sets");
+  assertEquals(regions.parse(["--help"]), undefined);
+});
+
+Deno.test("regions: report, page and contact sheet of a tiny world", async () => {
+  const folder = await Deno.makeTempDir();
+  const { log } = console;
+  const said: string[] = [];
+  console.log = (text) => said.push(String(text));
+  try {
+    const { model, clip } = await writeTinyWorld(folder);
+    const code = await runCommand(regions, [
+      ...["--quick", "--model", model, "--clip", clip],
+      ...["--out", `${folder}/out`, "--backend", "wasm", "--workers", "0"],
+      ...["--train-steps", "2", "--steps", "2", "--no-timing"],
+      ...["--arms", "real,plain.weight,regional.weight,switch"],
+    ]);
+    assertEquals(code, 0);
+    const read = (name: string) => Deno.readTextFile(`${folder}/out/${name}`);
+    const report = JSON.parse(await read("regions.json"));
+    assertEquals(report.table.length, 4);
+    const markdown = await read("regions.md");
+    assert(markdown.includes("| regions, weight fusion"), markdown);
+    assert(markdown.includes("LoRA Switch"));
+    assert(!markdown.includes("## Time"));
+    const html = await read("regions.html");
+    assert(html.includes("plotly") && html.includes("data:image/png"));
+    const sheet = decodePng(
+      await Deno.readFile(`${folder}/out/regions-2.png`),
+    );
+    assert(sheet.width > 4 * 128 && sheet.height > 128);
+    assert(said.join("\n").includes("identity per region"));
+  } finally {
+    console.log = log;
+    await Deno.remove(folder, { recursive: true });
+  }
+});

@@ -1,0 +1,107 @@
+import { assert, assertEquals } from "@std/assert";
+import { selectBackend } from "../../src/core/backend.ts";
+import {
+  doubledHalf,
+  type MicroNumbers,
+  microReport,
+  microTargets,
+  pairPrompt,
+  singlePrompt,
+} from "../../src/experiments/micro_report.ts";
+import { presetOf } from "../../src/experiments/presets.ts";
+import { joinPath } from "../../src/io/files.ts";
+import { writeTinyWorld } from "./tiny_world.ts";
+
+await selectBackend("wasm");
+
+Deno.test("a random model is measured: chance accuracies, the same every time", async () => {
+  const folder = await Deno.makeTempDir();
+  try {
+    const { model, clip } = await writeTinyWorld(folder);
+    for (const name of ["clip_a", "clip_b"]) {
+      const to = joinPath(model, name);
+      await Deno.mkdir(to);
+      for await (const { name: file } of Deno.readDir(clip)) {
+        await Deno.copyFile(joinPath(clip, file), joinPath(to, file));
+      }
+    }
+    const { sampling } = presetOf("ablation");
+    const run = async () => {
+      const it = microReport({
+        model,
+        cache: `${folder}/cache`,
+        sampling: { ...sampling, steps: 2 },
+        workers: 0,
+        backend: "wasm",
+        single: 24,
+        pairs: 6,
+        scenes: 64,
+      });
+      let next = await it.next();
+      while (!next.done) next = await it.next();
+      return next.value;
+    };
+    const { numbers, pictures } = await run();
+    // A random CLIP tells 64 captions apart no better than one in a few.
+    assert(numbers.clip_b_top1 < 0.3);
+    // The two CLIPs are the same files here.
+    assertEquals(numbers.clip_a_top1, numbers.clip_b_top1);
+    assert(numbers.noun_generated < 0.5 && numbers.noun_real < 0.5);
+    assert(numbers.vae_psnr > 0 && numbers.vae_psnr < 20);
+    assertEquals(pictures.single.length, 24);
+    assertEquals(pictures.pairs.length, 6);
+    assertEquals((await run()).numbers, numbers);
+  } finally {
+    await Deno.remove(folder, { recursive: true });
+  }
+});
+
+Deno.test("prompts are the world's", () => {
+  assertEquals(singlePrompt("owl", "grass"), "a photo of an owl on grass");
+  assertEquals(
+    pairPrompt("fox", "owl", "night"),
+    "a fox on the left and an owl on the right at night",
+  );
+});
+
+Deno.test("a doubled half is symmetric and keeps its own side", () => {
+  const data = Uint8Array.from({ length: 4 * 2 * 3 }, (_, i) => i);
+  const image = { width: 4, height: 2, channels: 3, data };
+  const left = doubledHalf(image, "left").data;
+  assertEquals([...left.slice(0, 12)], [0, 1, 2, 3, 4, 5, 3, 4, 5, 0, 1, 2]);
+  const right = doubledHalf(image, "right").data;
+  assertEquals([...right.slice(0, 12)], [
+    6,
+    7,
+    8,
+    9,
+    10,
+    11,
+    9,
+    10,
+    11,
+    6,
+    7,
+    8,
+  ]);
+});
+
+Deno.test("targets compare generated pictures with real ones", () => {
+  const numbers: MicroNumbers = {
+    vae_psnr: 25,
+    clip_a_top1: 0.7,
+    clip_b_top1: 0.7,
+    noun_generated: 0.4,
+    noun_real: 0.8,
+    background_generated: 0.9,
+    background_real: 0.9,
+    two_nouns_generated: 0.1,
+    two_nouns_real: 0,
+  };
+  const values = Object.fromEntries(
+    microTargets(numbers).map(({ name, value }) => [name, value]),
+  );
+  assertEquals(values["noun, generated / real"], 0.5);
+  assertEquals(values["background, generated / real"], 1);
+  assert(Number.isNaN(values["two nouns, generated / real"]));
+});

@@ -1,0 +1,97 @@
+import { assertEquals, assertRejects } from "@std/assert";
+import { selectBackend } from "../../src/core/backend.ts";
+import { presetOf } from "../../src/experiments/presets.ts";
+import {
+  bestLambdas,
+  sweep,
+  type SweepOptions,
+  type SweepRow,
+} from "../../src/experiments/sweep.ts";
+import { writeTinyWorld } from "./tiny_world.ts";
+
+await selectBackend("wasm");
+
+async function run(options: SweepOptions): Promise<SweepRow[]> {
+  const it = sweep(options);
+  let next = await it.next();
+  while (!next.done) next = await it.next();
+  return next.value;
+}
+
+Deno.test("a sweep has a row for the base, singles, factors and ridges", async () => {
+  const folder = await Deno.makeTempDir();
+  try {
+    const { model, clip } = await writeTinyWorld(folder);
+    const preset = presetOf("ablation");
+    const options: SweepOptions = {
+      model,
+      clip,
+      cache: `${folder}/cache`,
+      settings: {
+        ...preset,
+        rank: 1,
+        train: { ...preset.train, steps: 1, batch: 1 },
+        sampling: { ...preset.sampling, steps: 1 },
+        gradient: { ...preset.gradient, steps: 1, images: 1 },
+      },
+      workers: 0,
+      backend: "wasm",
+      concepts: ["jin", "bobo"],
+      prompts: 1,
+      seeds: [0],
+      embeddings: ["lora"],
+      counts: [1, 2],
+      lambdas: [0, 0.5],
+      ridges: [1e-3],
+    };
+    const rows = await run(options);
+    assertEquals(
+      rows.map(({ fusion, n, value }) => [fusion, n, value]),
+      [
+        ["none", 1, null],
+        ["none", 1, null],
+        ["sum", 1, 1],
+        ["sum", 1, 0],
+        ["sum", 1, 0.5],
+        ["gradient", 1, 1e-3],
+        ["sum", 2, 0.5],
+        ["sum", 2, 0],
+        ["gradient", 2, 1e-3],
+      ],
+    );
+    // With one concept the sum at λ = 1 is the concept itself.
+    const [, single, whole] = rows;
+    assertEquals(whole.concepts.jin, single.concepts.jin);
+    assertEquals(Object.keys(rows[2].concepts), ["jin"]);
+    assertEquals(Object.keys(rows[6].concepts), ["jin", "bobo"]);
+    await assertRejects(
+      () => run({ ...options, counts: [3] }),
+      Error,
+      "counts from 1 to 2",
+    );
+  } finally {
+    await Deno.remove(folder, { recursive: true });
+  }
+});
+
+Deno.test("the best λ is the one with the most identity", () => {
+  const row = (value: number, image: number): SweepRow => ({
+    embedding: "lora",
+    variant: "",
+    fusion: "sum",
+    n: 4,
+    value,
+    text: 0,
+    image,
+    masked: 0,
+    retrieval: 0,
+    concepts: {},
+  });
+  assertEquals(
+    bestLambdas([row(0.25, 0.5), row(0.6, 0.7), row(1, 0.6), {
+      ...row(0, 0.9),
+      fusion: "gradient",
+    }]),
+    { lora: 0.6 },
+  );
+});
