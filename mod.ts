@@ -380,12 +380,13 @@ export {
   loadLora,
   type LoraContent,
   type LoraFile,
-  type LoraPart,
   type LoraSource,
   type PeftConfig,
   readLora,
   type ReadLoraOptions,
   saveLora,
+  type ScaleSource,
+  type WriteLoraOptions,
 } from "./src/customize/lora_formats.ts";
 export {
   type AdapterRegion,
@@ -626,3 +627,18 @@ export { type AdamwState, type Tensors } from "./src/optim/adamw.ts";
 export { type TensorSource } from "./src/models/checkpoint.ts";
 export { type Matrix } from "./src/optim/least_squares.ts";
 export { type GuidanceBranch } from "./src/diffusion/guidance.ts";
+
+export {
+  type LayerNames,
+  type LoraFaults,
+  type LoraHeader,
+  type Part,
+  type Present,
+  type TokenNames,
+  type TokenRows,
+} from "./src/customize/formats/dialect.ts";
+export {
+  type LoraBase,
+  type LoraLayers,
+} from "./src/customize/formats/base.ts";
+export { type PeftConfigs } from "./src/customize/formats/peft_config.ts";

@@ -48,8 +48,8 @@ For a model (IN: a diffusers folder, one .safetensors, or a name on the hub):
   single-file    one .safetensors (LDM) for the other tools
 
   --to FORMAT          one of these
-  --model MODEL        the model a LoRA is for: sd15, sd21, a folder, a file or a
-                       name on the hub (default: the one that fits)
+  --model MODEL        the model a LoRA is for: sd15, sd21, a folder, a file or
+                       a name on the hub (default: the one that fits)
   --dtype TYPE         F32, F16 or BF16 (F32)
   --without-tokens     leave learned tokens out
   --difference-to BASE IN and BASE are models: their difference as a LoRA, by

@@ -26,8 +26,8 @@ Says what is in a file or folder: a LoRA or concept (dialect, layers, ranks,
 scales, tokens, metadata), a model (configs, sizes, learned tokens), or any
 other safetensors or .pth file (names, shapes, types).
 
-  --model MODEL        the model a LoRA is for: sd15, sd21, a folder, a file or a
-                       name on the hub (default: the one that fits)
+  --model MODEL        the model a LoRA is for: sd15, sd21, a folder, a file or
+                       a name on the hub (default: the one that fits)
   --keys               also every tensor
   --json               prints JSON
   --help               this text

@@ -41,7 +41,7 @@ format of the official Mix-of-Show code. A run that is stopped continues.
 
   --name NAME          what to call the concept: its tokens are <NAME1> <NAME2>
   --class WORD         the ordinary word for it, such as man, dog or chair
-  --images FOLDER      PNG or JPEG pictures; beside a.png there may be a.txt with
+  --images FOLDER      PNG or JPEG pictures; beside a.png there may be a.txt,
                        a caption a line, {} in it stands for the concept
   --masks FOLDER       where the subject is, white, one mask.png a picture
                        (default: masks/ inside the folder, if it is there)
@@ -51,7 +51,8 @@ format of the official Mix-of-Show code. A run that is stopped continues.
   --flips              also every picture mirrored
 
 ${MODEL_HELP}
-  --method NAME        ${METHODS.join(", ")} (ed-lora)
+  --method NAME        ${METHODS.slice(0, 4).join(", ")},
+                       ${METHODS.slice(4).join(", ")} (ed-lora)
   --preset NAME        settings of paper, official or ablation (paper)
   --steps N            optimisation steps (1000)
   --batch N            pictures a step (4)

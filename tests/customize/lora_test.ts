@@ -18,6 +18,7 @@ import {
   linearSites,
   merge,
   rankOf,
+  setWeights,
   targets,
   withTensors,
 } from "../../src/customize/lora.ts";
@@ -340,6 +341,135 @@ forEachBackend("weights act per adapter and per block", async () => {
   disposeAdapter(a);
   disposeModel(model);
 }, ["wasm"]);
+
+forEachBackend("weights change later, and no tensor does", async () => {
+  await noLeak(async () => {
+    const model = await tinySd();
+    const g = await golden("lora/expected.safetensors");
+    const a = await official(model);
+    const b = {
+      ...initLora(model, { key: key(2), name: "b" }),
+      scaleRule: "alpha" as const,
+    };
+    const full = attach(model, { ...a, name: "a" }, { alpha: 1 });
+    const both = attach(full, b, { weights: { b: 0.5 } });
+    const changed = setWeights(both, { weights: { a: 0.7 } });
+    // `up` of b is 0: what acts is a, as if it had been attached at 0.7.
+    const { text, out } = run(changed, g);
+    close(await text.data(), g.values("alpha0.7.text"), TEXT);
+    close(await nchw(out), g.values("alpha0.7.unet"), UNET);
+    tf.dispose([text, out]);
+    const path = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q";
+    const scales = (m: Model, at_ = path) =>
+      (at(m.unet.params, at_).low as LowRank[]).map(({ scale }) => scale);
+    close(scales(changed), [0.7, 0.5], 0);
+    // Counted from weight 1, so nothing is lost at 0.
+    const off = setWeights(changed, { weights: { a: 0 } });
+    close(scales(setWeights(off, { weights: { a: 0.9 } })), [0.9, 0.5], 0);
+    const parts = setWeights(both, {
+      alpha: 0.5,
+      weights: {
+        a: { mid: 0.5, textEncoder: 0, paths: { "mid_block.attentions": 3 } },
+        b: {
+          up: 4,
+          paths: { "up_blocks.1": 0.25, "up_blocks.1.attentions.2": 2 },
+        },
+      },
+    });
+    const up = path.replace(
+      "mid_block.attentions.0",
+      "up_blocks.1.attentions.0",
+    );
+    close(scales(parts), [1.5, 0.5], 0);
+    close(scales(parts, up), [0.5, 0.125], 0);
+    close(scales(parts, up.replace("ns.0", "ns.2")), [0.5, 1], 0);
+    close(scales(parts, up.replace("ks.1", "ks.2")), [0.5, 2], 0);
+    const base = new Map(leaves(model.unet.params));
+    const shared = leaves(detach(parts).unet.params);
+    assertEquals(shared.length, base.size);
+    for (const [name, tensor] of shared) assert(base.get(name) === tensor);
+    assertThrows(
+      () => setWeights(both, { weights: { c: 1 } }),
+      Error,
+      "Cannot set weights: expected weights of a, b, got c",
+    );
+    assertThrows(
+      () => setWeights(model, { alpha: 1 }),
+      Error,
+      "a model with adapters",
+    );
+    assertThrows(
+      () => setWeights(both, { weights: { a: { mid: Infinity } } }),
+      Error,
+      "a finite weight",
+    );
+    g.dispose();
+    disposeAdapter(a);
+    disposeAdapter(b);
+    disposeModel(model);
+  });
+}, ["wasm"]);
+
+forEachBackend(
+  "three ways to weaken a DoRA: PEFT's, LyCORIS's, the whole change",
+  async (backend) => {
+    await noLeak(async () => {
+      // W₀ = I, up·down = 0.5 everywhere, m = 3.
+      const low: LowRank = {
+        down: tf.fill([2, 1], 0.5),
+        up: tf.fill([1, 2], 1),
+        scale: 1,
+        magnitude: tf.fill([2], 3) as tf.Tensor1D,
+      };
+      const weight = tf.eye(2) as tf.Tensor2D;
+      const layer = { weight };
+      const model = {
+        textEncoder: { params: {}, config: {} },
+        unet: { params: { layer }, config: {} },
+      } as unknown as Model;
+      const adapter: Adapter = {
+        name: "d",
+        scaleRule: "alpha",
+        textEncoder: new Map(),
+        unet: new Map([["layer", low]]),
+      };
+      const w = 0.6;
+      const first = (d: number, s: number, share: number, strength: number) => {
+        // A column of W₀ + s·BA is (1 + s/2, s/2).
+        const [a, b] = [1 + s * d, s * d];
+        const factor = 1 + share * (3 / Math.hypot(a, b) - 1);
+        return [strength * (a * factor - 1), strength * b * factor];
+      };
+      for (
+        const [dora, expected] of [
+          ["peft", first(0.5, w, 1, 1)],
+          ["lycoris", first(0.5, 1, w, 1)],
+          ["change", first(0.5, 1, 1, w)],
+        ] as const
+      ) {
+        // From another weight and way, to show that nothing is left of it.
+        const before = attach(model, adapter, { alpha: 0.1, dora: "lycoris" });
+        const adapted = setWeights(before, { alpha: w, dora });
+        const [leaf] = at(adapted.unet.params, "layer").low as LowRank[];
+        const change = delta(leaf, weight);
+        close(
+          await change.data(),
+          [expected[0], expected[1], expected[1], expected[0]],
+          tolerance(backend, 1e-6),
+          dora,
+        );
+        change.dispose();
+      }
+      assertThrows(
+        () => attach(model, adapter, { dora: "half" as "peft" }),
+        Error,
+        "expected dora peft, lycoris or change, got half",
+      );
+      disposeAdapter(adapter);
+      weight.dispose();
+    });
+  },
+);
 
 forEachBackend("ΔW is up·down with rank at most r", async (backend) => {
   const down = tf.tensor2d([[1, 2], [3, 4], [5, 6]]);
