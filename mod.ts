@@ -28,6 +28,20 @@ export {
   selectBackend,
   type SelectBackendOptions,
 } from "./src/core/backend.ts";
+export { finish } from "./src/core/finish.ts";
+export {
+  createPool,
+  type Handlers,
+  hardwareWorkers,
+  type JobOf,
+  type JobOptions,
+  type Moved,
+  moved,
+  type Pool,
+  type PoolOptions,
+  type ResultOf,
+  serve,
+} from "./src/core/pool.ts";
 export {
   fold,
   type Key,
@@ -48,22 +62,8 @@ export {
   updateAt,
   valueAndGrads,
 } from "./src/core/tree.ts";
-export {
-  createPool,
-  type Handlers,
-  hardwareWorkers,
-  type JobOf,
-  type JobOptions,
-  type Moved,
-  moved,
-  type Pool,
-  type PoolOptions,
-  type ResultOf,
-  serve,
-} from "./src/core/pool.ts";
 
-// Bytes in and out.
-export { decodePng, encodePng, type Pixels } from "./src/io/png.ts";
+// Bytes in and out: safetensors, pickles of plain tensors, pictures, the hub.
 export {
   exists,
   type FileContent,
@@ -73,6 +73,24 @@ export {
   writeAtomic,
   writeJson,
 } from "./src/io/files.ts";
+export type { ComponentOptions } from "./src/io/folder.ts";
+export {
+  type HubEvent,
+  type HubOptions,
+  type HubSpec,
+  parseHubSpec,
+  resolveModel,
+} from "./src/io/hub.ts";
+export { decodeJpeg } from "./src/io/jpeg.ts";
+export {
+  openPickle,
+  openTensors,
+  type PickleFile,
+  type PickleTensor,
+  type PickleValue,
+} from "./src/io/pickle.ts";
+export { decodePicture, listPictures, readPicture } from "./src/io/picture.ts";
+export { decodePng, encodePng, type Pixels } from "./src/io/png.ts";
 export {
   type DType,
   type LazyTensor,
@@ -83,47 +101,35 @@ export {
   toFloat32,
   writeSafetensors,
 } from "./src/io/safetensors.ts";
-export {
-  openPickle,
-  openTensors,
-  type PickleFile,
-  type PickleTensor,
-  type PickleValue,
-} from "./src/io/pickle.ts";
 
-// Models.
+// Layers and parameters.
+export type { Attend, Attention, AttentionHooks } from "./src/nn/attention.ts";
+export type { Embedding } from "./src/nn/embedding.ts";
+export type { Context, Conv, Dora, Linear, LowRank } from "./src/nn/linear.ts";
+export type { Norm } from "./src/nn/norm.ts";
 export {
-  type AddedTokens,
-  bindPrompt,
-  type BoundPrompt,
-  disposeModel,
-  loadModel,
-  type Model,
-  type Network,
-  promptStates,
-  saveModel,
-} from "./src/models/model.ts";
+  type Init,
+  initialise,
+  type ParamKind,
+  type ParamSpec,
+  type Spec,
+} from "./src/nn/spec.ts";
+export type { AdamwState, Tensors } from "./src/optim/adamw.ts";
+export type { Matrix } from "./src/optim/least_squares.ts";
+
+// Models: text encoder, UNet, autoencoder, tokenizer, adapters; their files.
 export {
-  describeLdm,
-  type LdmConfigs,
-  type LdmDescription,
-  type LdmHeader,
-  type LdmLayout,
-  type LdmOverrides,
-  type LdmPrediction,
-  loadSingleFile,
-  type LoadSingleFileOptions,
-  saveSingleFile,
-  type SaveSingleFileOptions,
-} from "./src/models/ldm.ts";
-export {
-  type Cleaning,
-  createTokenizer,
-  type Encoded,
-  loadTokenizer,
-  type Tokenizer,
-  type TokenizerSpec,
-} from "./src/models/tokenizer.ts";
+  type Autoencoder,
+  type AutoencoderAttention,
+  type AutoencoderMid,
+  autoencoderSpec,
+  decode,
+  downsampleFactor,
+  drawLatent,
+  encode,
+  type Posterior,
+} from "./src/models/autoencoder.ts";
+export type { TensorSource } from "./src/models/checkpoint.ts";
 export {
   type AutoencoderConfig,
   type ClipConfig,
@@ -140,6 +146,67 @@ export {
   type VisionConfig,
 } from "./src/models/config.ts";
 export {
+  type ConditionEmbedding,
+  type ControlNet,
+  type ControlNetConfig,
+  loadControlNet,
+} from "./src/models/controlnet.ts";
+export {
+  type Clip,
+  clipSpec,
+  imageEmbedding,
+  textEmbedding,
+  type VisionModel,
+} from "./src/models/image_encoder.ts";
+export {
+  describeLdm,
+  type LdmConfigs,
+  type LdmDescription,
+  type LdmHeader,
+  type LdmLayout,
+  type LdmOverrides,
+  type LdmPrediction,
+  loadSingleFile,
+  type LoadSingleFileOptions,
+  saveSingleFile,
+  type SaveSingleFileOptions,
+} from "./src/models/ldm.ts";
+export {
+  type AddedTokens,
+  bindPrompt,
+  type BoundPrompt,
+  disposeModel,
+  loadModel,
+  type Model,
+  type Network,
+  promptStates,
+  saveModel,
+} from "./src/models/model.ts";
+export {
+  type AdapterBlock,
+  type AdapterResnet,
+  type CombineOptions,
+  loadT2IAdapter,
+  type T2IAdapter,
+  type T2IAdapterConfig,
+} from "./src/models/t2i_adapter.ts";
+export {
+  type ClipLayer,
+  type TextEncoder,
+  textEncoder,
+  type TextEncoderOptions,
+  textEncoderSpec,
+  type TextStates,
+} from "./src/models/text_encoder.ts";
+export {
+  type Cleaning,
+  createTokenizer,
+  type Encoded,
+  loadTokenizer,
+  type Tokenizer,
+  type TokenizerSpec,
+} from "./src/models/tokenizer.ts";
+export {
   type CrossAttentionCall,
   type DownBlock,
   type MidBlock,
@@ -152,109 +219,8 @@ export {
   unetSpec,
   type UpBlock,
 } from "./src/models/unet.ts";
-export {
-  type ClipLayer,
-  type TextEncoder,
-  textEncoder,
-  type TextEncoderOptions,
-  textEncoderSpec,
-  type TextStates,
-} from "./src/models/text_encoder.ts";
-export {
-  type Autoencoder,
-  type AutoencoderAttention,
-  type AutoencoderMid,
-  autoencoderSpec,
-  decode,
-  downsampleFactor,
-  drawLatent,
-  encode,
-  type Posterior,
-} from "./src/models/autoencoder.ts";
-export {
-  type Clip,
-  clipSpec,
-  imageEmbedding,
-  textEmbedding,
-  type VisionModel,
-} from "./src/models/image_encoder.ts";
-export {
-  type ConditionEmbedding,
-  type ControlNet,
-  type ControlNetConfig,
-  loadControlNet,
-} from "./src/models/controlnet.ts";
-export {
-  type AdapterBlock,
-  type AdapterResnet,
-  type CombineOptions,
-  loadT2IAdapter,
-  type T2IAdapter,
-  type T2IAdapterConfig,
-} from "./src/models/t2i_adapter.ts";
-export {
-  type Init,
-  initialise,
-  type ParamKind,
-  type ParamSpec,
-  type Spec,
-} from "./src/nn/spec.ts";
 
-// Sampling.
-export {
-  decodeImages,
-  generate,
-  type ImagesRecord,
-  pipeline,
-  type PipelineOptions,
-  type PipelineRecord,
-  type StepRecord,
-  toPixels,
-  type UNetCall,
-} from "./src/diffusion/pipeline.ts";
-export {
-  type Predict,
-  sample,
-  type SampleOptions,
-  SAMPLERS,
-  type SamplerState,
-  type SampleStep,
-  sampleSteps,
-} from "./src/diffusion/samplers.ts";
-export {
-  addNoise,
-  type BetaSchedule,
-  parseSchedulerConfig,
-  type PredictionType,
-  type Schedule,
-  schedule,
-  type SchedulerConfig,
-  type TimestepSpacing,
-} from "./src/diffusion/schedule.ts";
-export {
-  type Box,
-  type Cells,
-  type Mask,
-  type Place,
-  type RegionalOptions,
-  type RegionalSampling,
-  regionalSampling,
-  type RegionGrid,
-  type RegionMapOptions,
-  type RegionMaps,
-  type RegionPart,
-  type RegionPrompt,
-  type RegionScope,
-  type Shape,
-  type ShapeOptions,
-  type TextModel,
-} from "./src/diffusion/regions.ts";
-export {
-  type Condition,
-  type ConditionedSampling,
-  conditionedSampling,
-  type ConditionNetwork,
-} from "./src/diffusion/conditions.ts";
+// Sampling: pipeline, samplers, regions, conditions, layouts.
 export {
   canny,
   type CannyOptions,
@@ -267,6 +233,13 @@ export {
   type KeyPointOptions,
   maskImage,
 } from "./src/diffusion/condition_images.ts";
+export {
+  type Condition,
+  type ConditionedSampling,
+  conditionedSampling,
+  type ConditionNetwork,
+} from "./src/diffusion/conditions.ts";
+export type { GuidanceBranch } from "./src/diffusion/guidance.ts";
 export {
   checkLayout,
   type CheckOptions,
@@ -291,8 +264,58 @@ export {
   type ResolveOptions,
   type Size,
 } from "./src/diffusion/layout.ts";
+export {
+  decodeImages,
+  generate,
+  type ImagesRecord,
+  pipeline,
+  type PipelineOptions,
+  type PipelineRecord,
+  type StepRecord,
+  toPixels,
+  type UNetCall,
+} from "./src/diffusion/pipeline.ts";
+export {
+  type Box,
+  type Cells,
+  type Mask,
+  type Place,
+  type RegionalOptions,
+  type RegionalSampling,
+  regionalSampling,
+  type RegionGrid,
+  type RegionMapOptions,
+  type RegionMaps,
+  type RegionPart,
+  type RegionPrompt,
+  type RegionScope,
+  type Shape,
+  shapeMap,
+  type ShapeOptions,
+  type TextModel,
+} from "./src/diffusion/regions.ts";
+export type { PlanOptions, SamplerName } from "./src/diffusion/sampler_plan.ts";
+export {
+  type Predict,
+  sample,
+  type SampleOptions,
+  SAMPLERS,
+  type SamplerState,
+  type SampleStep,
+  sampleSteps,
+} from "./src/diffusion/samplers.ts";
+export {
+  addNoise,
+  type BetaSchedule,
+  parseSchedulerConfig,
+  type PredictionType,
+  type Schedule,
+  schedule,
+  type SchedulerConfig,
+  type TimestepSpacing,
+} from "./src/diffusion/schedule.ts";
 
-// Concepts and their training.
+// Concepts: adapters, learned tokens, training, file formats.
 export {
   addTokens,
   attachConcept,
@@ -309,15 +332,6 @@ export {
   type TokenInit,
 } from "./src/customize/concept.ts";
 export {
-  type Method,
-  method,
-  type MethodName,
-  METHODS,
-  type Preset,
-  startConcept,
-  type StartConceptOptions,
-} from "./src/customize/methods.ts";
-export {
   encodeData,
   type EncodeOptions,
   type Example,
@@ -327,6 +341,110 @@ export {
   square,
   type TrainData,
 } from "./src/customize/dataset.ts";
+export {
+  type ConvertedLora,
+  convertLora,
+  type ConvertLoraOptions,
+  type FindLoraOptions,
+  inspectLora,
+  type LoraSummary,
+} from "./src/customize/convert.ts";
+export {
+  loraConcept,
+  type LoraConceptOptions,
+} from "./src/customize/lora_concept.ts";
+export {
+  layersOf,
+  type LoraBase,
+  loraBase,
+  type LoraBaseName,
+  type LoraLayers,
+} from "./src/customize/formats/base.ts";
+export type {
+  LayerNames,
+  LoraFaults,
+  LoraHeader,
+  Part,
+  Present,
+  TokenNames,
+  TokenRows,
+} from "./src/customize/formats/dialect.ts";
+export type { PeftConfigs } from "./src/customize/formats/peft_config.ts";
+export {
+  type Adaptable,
+  type Adapter,
+  assertFinite,
+  attach,
+  attachedAdapters,
+  type AttachOptions,
+  type BlockWeights,
+  blockWeights,
+  type Component,
+  delta,
+  detach,
+  disposeAdapter,
+  type DoraWeighting,
+  initLora,
+  type InitLoraOptions,
+  type LoraBasis,
+  type LoraInit,
+  merge,
+  rankOf,
+  type ScaleRule,
+  setWeights,
+  type Site,
+  sites,
+  type TargetName,
+  type Targets,
+  targets,
+  type Weight,
+} from "./src/customize/lora.ts";
+export {
+  detectDialect,
+  type Dialect,
+  type DialectId,
+  DIALECTS,
+  disposeLora,
+  type EncodedLora,
+  encodeLora,
+  loadLora,
+  loraBytes,
+  type LoraContent,
+  type LoraFile,
+  type LoraSource,
+  type PeftConfig,
+  readLora,
+  type ReadLoraOptions,
+  saveLora,
+  savePeftFolder,
+  type ScaleSource,
+  type WriteLoraOptions,
+} from "./src/customize/lora_formats.ts";
+export {
+  type ExtractedLayer,
+  type ExtractedLora,
+  extractLora,
+  type ExtractLoraOptions,
+  type LostChange,
+} from "./src/customize/lora_svd.ts";
+export {
+  type Method,
+  method,
+  type MethodName,
+  METHODS,
+  type Preset,
+  startConcept,
+  type StartConceptOptions,
+} from "./src/customize/methods.ts";
+export {
+  type AdapterRegion,
+  type AdapterSampling,
+  type CompositionOptions,
+  loraComposite,
+  loraSwitch,
+  type RegionAdapterOptions,
+  regionAdapters,
+} from "./src/customize/region_adapters.ts";
 export {
   conceptOf,
   customize,
@@ -345,65 +463,8 @@ export {
   type TrainState,
   type Weighting,
 } from "./src/customize/train.ts";
-export {
-  type Adaptable,
-  type Adapter,
-  attach,
-  attachedAdapters,
-  type AttachOptions,
-  type BlockWeights,
-  blockWeights,
-  type Component,
-  delta,
-  detach,
-  disposeAdapter,
-  type DoraWeighting,
-  initLora,
-  type InitLoraOptions,
-  type LoraBasis,
-  type LoraInit,
-  merge,
-  rankOf,
-  type ScaleRule,
-  type Site,
-  sites,
-  type TargetName,
-  type Targets,
-  targets,
-  type Weight,
-} from "./src/customize/lora.ts";
-export {
-  detectDialect,
-  type Dialect,
-  type DialectId,
-  DIALECTS,
-  loadLora,
-  type LoraContent,
-  type LoraFile,
-  type LoraSource,
-  type PeftConfig,
-  readLora,
-  type ReadLoraOptions,
-  saveLora,
-  type ScaleSource,
-  type WriteLoraOptions,
-} from "./src/customize/lora_formats.ts";
-export {
-  type AdapterRegion,
-  type AdapterSampling,
-  type CompositionOptions,
-  loraComposite,
-  loraSwitch,
-  type RegionAdapterOptions,
-  regionAdapters,
-} from "./src/customize/region_adapters.ts";
 
 // Fusion.
-export {
-  type Strength,
-  weightFusion,
-  type WeightFusionOptions,
-} from "./src/fusion/weight.ts";
 export {
   type ConceptStatistics,
   conceptStatistics,
@@ -423,6 +484,14 @@ export {
   type SolveOptions,
 } from "./src/fusion/layer.ts";
 export {
+  type Election,
+  MERGE_METHODS,
+  mergeConcepts,
+  type MergeMethod,
+  type MergeOptions,
+  type TiesOptions,
+} from "./src/fusion/mergers.ts";
+export {
   type AccumulateOptions,
   type Accuracy,
   collect,
@@ -433,8 +502,13 @@ export {
   type Stats,
   writeStatistics,
 } from "./src/fusion/statistics.ts";
+export {
+  type Strength,
+  weightFusion,
+  type WeightFusionOptions,
+} from "./src/fusion/weight.ts";
 
-// Evaluation.
+// Scores.
 export {
   type ClipModel,
   type ClipVector,
@@ -450,6 +524,18 @@ export {
   imageAlignment,
   textAlignment,
 } from "./src/evaluation/clip_score.ts";
+export {
+  squareAround,
+  type WindowOptions,
+  windows,
+} from "./src/evaluation/crops.ts";
+export {
+  type Box as PixelBox,
+  crop,
+  type Preprocess,
+  preprocess,
+  resize,
+} from "./src/evaluation/preprocess.ts";
 export {
   centroid,
   gallery,
@@ -469,13 +555,14 @@ export {
   retainedShare,
   tInterval,
 } from "./src/evaluation/statistics.ts";
-export {
-  type Preprocess,
-  preprocess,
-  resize,
-} from "./src/evaluation/preprocess.ts";
 
 // The embedded world.
+export { type Art, loadArt, type Sprite } from "./src/micro/art.ts";
+export {
+  captionOf,
+  type CaptionOptions,
+  captionScene,
+} from "./src/micro/captions.ts";
 export {
   type ConceptImage,
   conceptImage,
@@ -494,11 +581,6 @@ export {
   promptText,
 } from "./src/micro/prompts.ts";
 export {
-  captionOf,
-  type CaptionOptions,
-  captionScene,
-} from "./src/micro/captions.ts";
-export {
   heldOutScene,
   type Place as ScenePlace,
   renderScene,
@@ -508,7 +590,6 @@ export {
   type SceneObject,
   trainScene,
 } from "./src/micro/scenes.ts";
-export { type Art, loadArt, type Sprite } from "./src/micro/art.ts";
 export {
   type Background,
   type Color,
@@ -546,21 +627,6 @@ export {
   trainingFigure,
 } from "./src/experiments/ablation_figures.ts";
 export {
-  bestLambdas,
-  sweep,
-  type SweepOptions,
-  type SweepRow,
-} from "./src/experiments/sweep.ts";
-export {
-  type MicroNumbers,
-  type MicroPictures,
-  microReport,
-  type MicroReportOptions,
-  microTargets,
-  type Target,
-} from "./src/experiments/micro_report.ts";
-export { type ConceptJob, type StudyOptions } from "./src/experiments/study.ts";
-export {
   type AblationReport,
   ablationSchema,
   type Arm,
@@ -574,6 +640,15 @@ export {
   type Scores,
   type Verdict,
 } from "./src/experiments/ablation_schema.ts";
+export type { StageProgress } from "./src/experiments/crew.ts";
+export {
+  type MicroNumbers,
+  type MicroPictures,
+  microReport,
+  type MicroReportOptions,
+  microTargets,
+  type Target,
+} from "./src/experiments/micro_report.ts";
 export {
   type EmbeddingName,
   type ExperimentPreset,
@@ -582,14 +657,21 @@ export {
   PRESETS,
   type SamplingSettings,
 } from "./src/experiments/presets.ts";
+export type { ConceptJob, StudyOptions } from "./src/experiments/study.ts";
+export {
+  bestLambdas,
+  sweep,
+  type SweepOptions,
+  type SweepRow,
+} from "./src/experiments/sweep.ts";
 
-// Figures, contact sheets and notebook outputs.
+// Tables, charts and sheets for reports and notebooks.
 export { renderFigure, type RenderOptions } from "./src/cli/report/chart.ts";
 export {
   contactSheet,
   type ContactSheetOptions,
 } from "./src/cli/report/grid.ts";
-export { type Figure } from "./src/cli/report/html.ts";
+export type { Figure } from "./src/cli/report/html.ts";
 export {
   markdownTable,
   type Table,
@@ -602,43 +684,3 @@ export {
   showPicture,
   showTable,
 } from "./src/cli/report/notebook.ts";
-
-export { type ComponentOptions } from "./src/io/folder.ts";
-export {
-  type Context,
-  type Conv,
-  type Dora,
-  type Linear,
-  type LowRank,
-} from "./src/nn/linear.ts";
-export {
-  type PlanOptions,
-  type SamplerName,
-} from "./src/diffusion/sampler_plan.ts";
-export { type StageProgress } from "./src/experiments/crew.ts";
-export { type Norm } from "./src/nn/norm.ts";
-export {
-  type Attend,
-  type Attention,
-  type AttentionHooks,
-} from "./src/nn/attention.ts";
-export { type Embedding } from "./src/nn/embedding.ts";
-export { type AdamwState, type Tensors } from "./src/optim/adamw.ts";
-export { type TensorSource } from "./src/models/checkpoint.ts";
-export { type Matrix } from "./src/optim/least_squares.ts";
-export { type GuidanceBranch } from "./src/diffusion/guidance.ts";
-
-export {
-  type LayerNames,
-  type LoraFaults,
-  type LoraHeader,
-  type Part,
-  type Present,
-  type TokenNames,
-  type TokenRows,
-} from "./src/customize/formats/dialect.ts";
-export {
-  type LoraBase,
-  type LoraLayers,
-} from "./src/customize/formats/base.ts";
-export { type PeftConfigs } from "./src/customize/formats/peft_config.ts";

@@ -9,7 +9,8 @@ import {
   disposeConcept,
   loadConcept,
 } from "../customize/concept.ts";
-import { detectDialect, readLora } from "../customize/lora_formats.ts";
+import { loraConcept } from "../customize/lora_concept.ts";
+import { disposeLora, loadLora } from "../customize/lora_formats.ts";
 import { openTensors } from "../io/pickle.ts";
 import type { Model } from "../models/model.ts";
 
@@ -83,35 +84,32 @@ export async function openConcept(
   const { path, trigger } = request;
   const name = request.name ??
     path.replace(/^.*[\\/]/, "").replace(/\.[^.]*$/, "");
+  if (await isConceptFile(path)) {
+    const concept = await loadConcept(path, model, {
+      ...(request.name ? { name } : {}),
+      ...(request.class ? { classWord: request.class } : {}),
+    });
+    return trigger ? { ...concept, phrase: trigger } : concept;
+  }
+  const file = await loadLora(path, model, { name, token: name });
+  try {
+    return loraConcept(file, {
+      name,
+      ...(trigger === undefined ? {} : { trigger }),
+      ...(request.class === undefined ? {} : { classWord: request.class }),
+    });
+  } catch (error) {
+    disposeLora(file);
+    throw error;
+  }
+}
+
+/** Whether a file is a concept of ours, which says all about itself. */
+async function isConceptFile(path: string): Promise<boolean> {
+  if ((await Deno.stat(path).catch(() => undefined))?.isDirectory) return false;
   const file = await openTensors(path);
   try {
-    const { id } = detectDialect(file.entries.keys());
-    const written = Object.keys(file.metadata ?? {}).some((key) =>
-      key.startsWith("mix_of_show.")
-    );
-    if (id === "official" && written) {
-      const concept = await loadConcept(path, model, {
-        ...(request.name ? { name } : {}),
-        ...(request.class ? { classWord: request.class } : {}),
-      });
-      return trigger ? { ...concept, phrase: trigger } : concept;
-    }
-    const { adapter, embeddings } = await readLora(file, model, {
-      name,
-      what: path,
-    });
-    const tokens = [...embeddings].map(([token, vectors]) => ({
-      token,
-      vectors,
-    })).sort((a, b) => a.token.localeCompare(b.token, "en", { numeric: true }));
-    return {
-      name,
-      tokens,
-      classWord: request.class ?? "",
-      phrase: trigger ?? tokens.map(({ token }) => token).join(" "),
-      adapter,
-      meta: { dialect: id },
-    };
+    return file.metadata["mix_of_show.tokens"] !== undefined;
   } finally {
     file.close();
   }

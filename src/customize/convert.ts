@@ -154,7 +154,9 @@ export interface ConvertLoraOptions extends FindLoraOptions {
 
 /** What {@linkcode convertLora} did. */
 export interface ConvertedLora extends LoraSummary {
+  /** The dialect that was written. */
   readonly to: DialectId;
+  /** The type on disk. */
   readonly dtype: "F32" | "F16" | "BF16";
   /** What was written. */
   readonly written: readonly string[];
@@ -241,6 +243,7 @@ function without(adapter: Adapter): Adapter {
 
 /** What is in a LoRA file, for people. */
 export interface LoraSummary {
+  /** The dialect the file is written in. */
   readonly dialect: DialectId;
   /** What writes such files. */
   readonly describe: string;
@@ -248,20 +251,23 @@ export interface LoraSummary {
   readonly base?: LoraBaseName;
   /** Adapted layers. */
   readonly layers: { readonly textEncoder: number; readonly unet: number };
-  /** How many of them are convolutions larger than 1×1, and DoRAs. */
+  /** How many of them are convolutions larger than 1×1. */
   readonly convolutions: number;
+  /** How many of them are DoRAs. */
   readonly doras: number;
   /** Ranks and how many layers have them, smallest first. */
   readonly ranks: readonly (readonly [rank: number, layers: number])[];
   /** Factors of up·down and how many layers have them, smallest first. */
   readonly factors: readonly (readonly [factor: number, layers: number])[];
-  /** How factors follow from α and rank, and where α comes from. */
+  /** How factors follow from α and rank. */
   readonly scaleRule: ScaleRule;
+  /** Where α comes from. */
   readonly scales: ScaleSource;
   /** Learned tokens, and how many vectors each has. */
   readonly tokens: readonly (readonly [token: string, vectors: number])[];
   /** Numbers in the layers. */
   readonly parameters: number;
+  /** The file's metadata, as it stands. */
   readonly metadata: Readonly<Record<string, string>>;
 }
 

@@ -49,6 +49,7 @@ export interface Adapter {
 export interface Site {
   /** Path of the layer in its tree, without `.weight`. */
   readonly path: string;
+  /** What kind of layer it is. */
   readonly kind: "linear" | "conv";
   /** Input features or channels. */
   readonly inputs: number;
@@ -217,9 +218,17 @@ export type LoraBasis = (
 export interface InitLoraOptions {
   /** Random key; every layer draws from a key of its own. */
   readonly key: Key;
-  /** @default 4 */
+  /**
+   * Rank of every layer.
+   *
+   * @default 4
+   */
   readonly rank?: number;
-  /** @default "kaiming" */
+  /**
+   * How `down` starts.
+   *
+   * @default "kaiming"
+   */
   readonly init?: LoraInit | LoraBasis;
   /**
    * Layers.
@@ -227,7 +236,11 @@ export interface InitLoraOptions {
    * @default "attention"
    */
   readonly targets?: TargetName | Targets;
-  /** @default "lora" */
+  /**
+   * Name of the adapter.
+   *
+   * @default "lora"
+   */
   readonly name?: string;
 }
 
@@ -415,9 +428,13 @@ export interface AttachOptions {
 
 /** Weights by part of a model; what is not given is 1. */
 export interface BlockWeights {
+  /** Factor on the text encoder. */
   readonly textEncoder?: number;
+  /** Factor on the UNet's encoder. */
   readonly down?: number;
+  /** Factor on the UNet's middle. */
   readonly mid?: number;
+  /** Factor on the UNet's decoder. */
   readonly up?: number;
   /**
    * Weights of layers whose path begins like this (`up_blocks.1.attentions.0`),

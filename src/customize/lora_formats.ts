@@ -156,6 +156,7 @@ export type ScaleSource =
 
 /** What is in a LoRA file. */
 export interface LoraFile {
+  /** The dialect the file is written in. */
   readonly dialect: DialectId;
   /** Its layers; the tensors are the caller's. */
   readonly adapter: Adapter;
@@ -737,6 +738,7 @@ export function disposeLora(
 
 /** What goes into a LoRA file. */
 export interface LoraContent {
+  /** The layers. */
   readonly adapter: Adapter;
   /** Learned tokens, for dialects that hold them. */
   readonly embeddings?: ReadonlyMap<string, tf.Tensor2D>;

@@ -72,8 +72,11 @@ export interface ExtractLoraOptions {
 
 /** How well one layer's change is held. */
 export interface ExtractedLayer {
+  /** The network it is in. */
   readonly component: Component;
+  /** Path of the layer. */
   readonly path: string;
+  /** Its rank. */
   readonly rank: number;
   /** Frobenius norm of ΔW. */
   readonly norm: number;
@@ -83,6 +86,7 @@ export interface ExtractedLayer {
 
 /** A change that the LoRA does not hold at all. */
 export interface LostChange {
+  /** The network it is in. */
   readonly component: Component;
   /** Path of the parameter. */
   readonly path: string;

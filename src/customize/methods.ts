@@ -45,7 +45,9 @@ export type Preset = "paper" | "official" | "ablation";
 
 /** A method: how a concept starts and how it is trained. */
 export interface Method {
+  /** Which method. */
   readonly name: MethodName;
+  /** Which variant of it. */
   readonly preset: Preset;
   /** Settings of `initConcept`, names and key left out. */
   readonly concept: Omit<InitConceptOptions, "name" | "classWord" | "key">;
@@ -53,6 +55,7 @@ export interface Method {
   readonly tokens: (name: string, classWord: string) => readonly TokenInit[];
   /** How it stands in prompts. */
   readonly phrase: (name: string, classWord: string) => string;
+  /** How it is trained. */
   readonly train: TrainConfig;
 }
 
@@ -216,8 +219,11 @@ export function method(
 
 /** Names and randomness of a concept, and what to override. */
 export interface StartConceptOptions {
+  /** Name of the concept. */
   readonly name: string;
+  /** The ordinary word for it. */
   readonly classWord: string;
+  /** Random key of its start. */
   readonly key: Key;
   /**
    * Rank of the adapter.

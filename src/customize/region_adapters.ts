@@ -279,7 +279,11 @@ function regionGate(
 export interface CompositionOptions extends AttachOptions {
   /** The prompt, with the tokens of all concepts; every picture's. */
   readonly prompt: string;
-  /** @default "" */
+  /**
+   * What the picture stays away from.
+   *
+   * @default ""
+   */
   readonly negative?: string;
   /** Skips the last n layers of the text encoder. */
   readonly skipLast?: number;

@@ -85,6 +85,7 @@ export interface LossConfig {
 
 /** A whole training run; plain data, part of a concept's hash. */
 export interface TrainConfig extends LossConfig {
+  /** Seed of all randomness. */
   readonly seed: number;
   /** Optimisation steps. */
   readonly steps: number;
@@ -96,8 +97,11 @@ export interface TrainConfig extends LossConfig {
   readonly schedule: "linear" | "constant";
   /** Steps of warm-up. */
   readonly warmup: number;
+  /** AdamW's decoupled weight decay. */
   readonly weightDecay: number;
+  /** AdamW's decay of both moments. */
   readonly betas: readonly [number, number];
+  /** AdamW's ε. */
   readonly eps: number;
   /** Largest norm of all gradients together; 0 is no limit. */
   readonly clipNorm: number;
@@ -140,7 +144,9 @@ export interface TrainBatch {
 
 /** A loss and what it is made of; scalars. */
 export interface Losses {
+  /** What is minimised: the sum of the parts. */
   readonly total: tf.Scalar;
+  /** Error of the denoiser's prediction. */
   readonly diffusion: tf.Scalar;
   /** Weighted. */
   readonly attention?: tf.Scalar;
@@ -265,6 +271,7 @@ export interface TrainState {
   readonly step: number;
   /** Trained parameters by the names of `conceptTensors`. */
   readonly params: ReadonlyMap<string, tf.Tensor>;
+  /** AdamW's moments. */
   readonly adam: AdamwState;
   /** The tokens' norm has reached its limit. */
   readonly embeddingsStopped: boolean;
@@ -276,7 +283,9 @@ export interface TrainState {
 export interface TrainRecord {
   /** This step, from 0. */
   readonly step: number;
+  /** Steps of the run. */
   readonly total: number;
+  /** The loss of this step, all parts together. */
   readonly loss: number;
   /** What the loss is made of; weighted. */
   readonly parts: Readonly<Record<string, number>>;
@@ -284,6 +293,7 @@ export interface TrainRecord {
   readonly lr: Readonly<Record<Group, number>>;
   /** Mean norm of the learned vectors after the step. */
   readonly embeddingNorm?: number;
+  /** Seconds this step took. */
   readonly seconds: number;
   /**
    * The state after the step. Its tensors are the generator's, valid until the
@@ -906,6 +916,7 @@ export async function saveTrainState(
 export async function loadTrainState(
   path: string,
 ): Promise<TrainState>;
+/** The same where the file may be missing. */
 export async function loadTrainState(
   path: string,
   optional: boolean,

@@ -11,6 +11,7 @@ import { gaussianBlur, type Mask, type Shape, shapeMap } from "./regions.ts";
 
 /** A picture of one channel in [0, 1]; it can stand where a mask can. */
 export interface Grey extends Mask {
+  /** `height * width` values in [0, 1], rows from the top. */
   readonly values: Float32Array;
 }
 
@@ -194,7 +195,9 @@ function hysteresis(
 
 /** A point to draw, in fractions of the picture. */
 export interface KeyPoint {
+  /** From the left, a fraction of the width. */
   readonly x: number;
+  /** From the top, a fraction of the height. */
   readonly y: number;
   /** RGB in [0, 1]; white if not given. */
   readonly color?: readonly [number, number, number];

@@ -33,6 +33,7 @@ export type ConditionNetwork =
 
 /** One condition. */
 export interface Condition {
+  /** The network that reads the image. */
   readonly network: ConditionNetwork;
   /** [1, height, width, channels] in [0, 1]; the caller's. */
   readonly image: tf.Tensor4D;

@@ -137,15 +137,21 @@ const layoutSchema = z.strictObject({
 
 /** A width and a height, pixels. */
 export interface Size {
+  /** Width. */
   readonly width: number;
+  /** Height. */
   readonly height: number;
 }
 
 /** A box of a layout. */
 export interface LayoutBox {
+  /** Upper edge. */
   readonly top: number;
+  /** Left edge. */
   readonly left: number;
+  /** Lower edge. */
   readonly bottom: number;
+  /** Right edge. */
   readonly right: number;
   /** What the numbers are: parts of the picture, or pixels of its `size`. */
   readonly unit: "fraction" | "pixel";
@@ -158,8 +164,11 @@ export type LayoutMask =
 
 /** A region of a layout: a place, by box or by mask, and what is there. */
 export interface LayoutRegion {
+  /** The place, if it is a box. */
   readonly box?: LayoutBox | undefined;
+  /** The place, if it is a mask. */
   readonly mask?: LayoutMask | undefined;
+  /** What is there. */
   readonly prompt: string;
   /** The layout's own where it is left out. */
   readonly negative?: string | undefined;
@@ -196,13 +205,17 @@ export type LayoutImage =
 
 /** A condition of a layout. */
 export interface LayoutCondition {
+  /** Kind of network. */
   readonly type: "t2i_adapter" | "controlnet";
   /** Name of the network among those given. */
   readonly network: string;
+  /** What the network sees. */
   readonly image: LayoutImage;
+  /** How strongly it acts. */
   readonly scale: number;
   /** When it begins and ends, parts of the sampling. */
   readonly start: number;
+  /** When it ends, a part of the sampling. */
   readonly end: number;
   /** ControlNet's guess mode. */
   readonly guess: boolean;
@@ -219,16 +232,25 @@ export interface LayoutCondition {
  * two regions of equal priority may lie in the other.
  */
 export interface Layout {
+  /** JSON schema, for editors. */
   readonly $schema?: string | undefined;
+  /** What the whole picture shows. */
   readonly prompt: string;
+  /** What it stays away from. */
   readonly negative: string;
+  /** Size of the picture; the model's own where it is left out. */
   readonly size?: Size | undefined;
+  /** Seed of the noise. */
   readonly seed: number;
   /** Pictures. */
   readonly count: number;
+  /** How the noise is removed. */
   readonly sampler: SamplerName;
+  /** Sampling steps. */
   readonly steps: number;
+  /** Guidance scale. */
   readonly guidance: number;
+  /** Places with prompts of their own. */
   readonly regions: readonly LayoutRegion[];
   /** How regions are blended and when they count. */
   readonly regional: {
@@ -237,7 +259,9 @@ export interface Layout {
     readonly end: number;
     readonly feather: number;
   };
+  /** Images that guide the picture. */
   readonly conditions: readonly LayoutCondition[];
+  /** Most regions, and the largest overlap of two. */
   readonly limits: { readonly regions: number; readonly overlap: number };
 }
 
@@ -408,6 +432,7 @@ function checkBox(
 
 /** A condition with its image, not yet with its network. */
 export interface ResolvedCondition {
+  /** The condition as the layout has it. */
   readonly spec: Layout["conditions"][number];
   /** At the size of the file; drawn ones at the layout's size. */
   readonly image: Grey | Pixels;
@@ -415,11 +440,13 @@ export interface ResolvedCondition {
 
 /** A layout with all it points to. */
 export interface ResolvedLayout {
+  /** The layout itself. */
   readonly layout: Layout;
   /** What to call it in messages. */
   readonly name: string;
   /** Places and prompts, as regional sampling takes them. */
   readonly regions: readonly RegionPrompt[];
+  /** Conditions with their images. */
   readonly conditions: readonly ResolvedCondition[];
 }
 

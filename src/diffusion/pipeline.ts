@@ -28,6 +28,7 @@ export interface UNetCall {
   readonly index: number;
   /** Model calls of a batch. */
   readonly total: number;
+  /** The call's timestep. */
   readonly timestep: number;
   /** `both`: the first half of the rows is without the prompt. */
   readonly branch: GuidanceBranch;
@@ -51,9 +52,17 @@ export interface PipelineOptions extends PlanOptions {
    * @default ""
    */
   readonly negative?: string | readonly string[];
-  /** @default 20 */
+  /**
+   * Sampling steps.
+   *
+   * @default 20
+   */
   readonly steps?: number;
-  /** @default "dpmpp_2m" */
+  /**
+   * How the noise is removed.
+   *
+   * @default "dpmpp_2m"
+   */
   readonly sampler?: SamplerName;
   /**
    * Guidance scale; 1 is the plain conditional model at half the cost.
@@ -118,6 +127,7 @@ export interface PipelineOptions extends PlanOptions {
 
 /** One model call of one batch. */
 export interface StepRecord {
+  /** A step, not images. */
   readonly type: "step";
   /** First picture of the batch. */
   readonly first: number;
@@ -127,6 +137,7 @@ export interface StepRecord {
   readonly index: number;
   /** Model calls of a batch. */
   readonly total: number;
+  /** The call's timestep. */
   readonly timestep: number;
   /** Seconds this call took. */
   readonly seconds: number;
@@ -138,6 +149,7 @@ export interface StepRecord {
 
 /** A finished batch. */
 export interface ImagesRecord {
+  /** Images, not a step. */
   readonly type: "images";
   /** First picture of the batch. */
   readonly first: number;

@@ -17,15 +17,21 @@ import type { UNetCall } from "./pipeline.ts";
 
 /** A box in fractions of the picture's height and width, from the top left. */
 export interface Box {
+  /** Upper edge. */
   readonly top: number;
+  /** Left edge. */
   readonly left: number;
+  /** Lower edge. */
   readonly bottom: number;
+  /** Right edge. */
   readonly right: number;
 }
 
 /** A region of any shape: how much of each pixel belongs to it. */
 export interface Mask {
+  /** Pixels of a row. */
   readonly width: number;
+  /** Rows. */
   readonly height: number;
   /** `height * width` values in [0, 1], rows from the top. */
   readonly values: ArrayLike<number>;
@@ -36,9 +42,13 @@ export type Shape = { readonly box: Box } | { readonly mask: Mask };
 
 /** A box in cells of a grid: rows [top, bottom), columns [left, right). */
 export interface Cells {
+  /** First row. */
   readonly top: number;
+  /** First column. */
   readonly left: number;
+  /** Row after the last. */
   readonly bottom: number;
+  /** Column after the last. */
   readonly right: number;
 }
 
@@ -273,6 +283,7 @@ export interface RegionMaps {
 
 /** A place without a prompt. */
 export interface Place {
+  /** Where it is. */
   readonly shape: Shape;
   /**
    * Who wins where regions overlap: the higher number; equal ones share.
@@ -596,6 +607,7 @@ export function promptRows(
 
 /** A region with its prompts. */
 export interface RegionPrompt extends Place {
+  /** What is there. */
   readonly prompt: string;
   /**
    * What the region stays away from.

@@ -180,9 +180,17 @@ export function nestedMean(values: Nested): number {
 
 /** Settings of the bootstrap. */
 export interface BootstrapOptions {
-  /** @default 2000 */
+  /**
+   * Resamples.
+   *
+   * @default 2000
+   */
   readonly draws?: number;
-  /** @default 0.95 */
+  /**
+   * Coverage of the interval.
+   *
+   * @default 0.95
+   */
   readonly level?: number;
 }
 

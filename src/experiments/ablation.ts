@@ -93,9 +93,17 @@ export interface AblationOptions extends StudyOptions {
   readonly prompts: number;
   /** Training seeds; each also draws its own pictures. */
   readonly seeds: readonly number[];
-  /** @default both */
+  /**
+   * Which embeddings are compared.
+   *
+   * @default both
+   */
   readonly embeddings?: readonly EmbeddingName[];
-  /** @default all three */
+  /**
+   * Which fusions are compared.
+   *
+   * @default all three
+   */
   readonly fusions?: readonly FusionName[];
   /** For the record. */
   readonly scale: AblationReport["scale"];

@@ -58,16 +58,23 @@ export interface MicroNumbers {
 
 /** A number's floor and aim; a ratio is of generated to real. */
 export interface Target {
+  /** What is measured. */
   readonly name: string;
+  /** What came out. */
   readonly value: number;
+  /** The least that will do; null if there is no such. */
   readonly floor: number | null;
+  /** What is hoped for. */
   readonly aim: number;
 }
 
 /** Pictures for contact sheets. */
 export interface MicroPictures {
+  /** Held-out prompts of one object, drawn. */
   readonly single: readonly { readonly text: string; readonly image: Pixels }[];
+  /** Held-out prompts of two objects, drawn. */
   readonly pairs: readonly { readonly text: string; readonly image: Pixels }[];
+  /** Held-out scenes through the autoencoder. */
   readonly scenes: readonly {
     readonly real: Pixels;
     readonly decoded: Pixels;
@@ -80,8 +87,11 @@ export interface MicroReportOptions {
   readonly model: string;
   /** Folder of finished pictures. */
   readonly cache: string;
+  /** How pictures are drawn. */
   readonly sampling: SamplingSettings;
+  /** Workers; 0 is in place. */
   readonly workers: number;
+  /** What is computed on. */
   readonly backend: "webgpu" | "wasm" | "cpu";
   /**
    * One-object prompts.

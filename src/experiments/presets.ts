@@ -26,7 +26,9 @@ export const METHOD_OF: Readonly<Record<EmbeddingName, MethodName>> = {
 
 /** How pictures are drawn for scores. */
 export interface SamplingSettings {
+  /** How the noise is removed. */
   readonly sampler: SamplerName;
+  /** Sampling steps. */
   readonly steps: number;
   /** Scale of classifier-free guidance. */
   readonly guidance: number;
@@ -36,14 +38,17 @@ export interface SamplingSettings {
 
 /** How concepts are fused by gradient. */
 export interface GradientSettings {
+  /** How least squares are solved. */
   readonly method: "closed" | "lbfgs";
   /** Relative to the mean of the Gram matrix's diagonal. */
   readonly ridge: number;
+  /** Prompts that features come from. */
   readonly templates: readonly string[];
   /** Sampling steps of the run that spatial layers are observed in. */
   readonly steps: number;
   /** Pictures drawn in that run, for each concept. */
   readonly images: number;
+  /** Layers fused by gradient. */
   readonly layers: TargetName;
 }
 
@@ -51,10 +56,13 @@ export interface GradientSettings {
 export interface ExperimentPreset {
   /** Which differences the two embeddings have; see `method`. */
   readonly preset: Preset;
+  /** Rank of the adapters. */
   readonly rank: number;
   /** What is changed in the method's own training configuration. */
   readonly train: Partial<TrainConfig>;
+  /** How pictures are drawn. */
   readonly sampling: SamplingSettings;
+  /** How gradient fusion is done. */
   readonly gradient: GradientSettings;
   /** λ of the tuned plain sum, for each embedding, chosen at n = 4. */
   readonly bestLambda: Readonly<Record<EmbeddingName, number>>;

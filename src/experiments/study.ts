@@ -76,6 +76,7 @@ export interface StudyOptions {
   readonly clip: string;
   /** Folder of finished pieces. */
   readonly cache: string;
+  /** How concepts are trained, fused and drawn. */
   readonly settings: ExperimentPreset;
   /** Workers; 0: in place on the current backend. */
   readonly workers: number;
@@ -85,7 +86,9 @@ export interface StudyOptions {
 
 /** A concept and those of its prompts that are used. */
 export interface ConceptJob {
+  /** Who or what it is. */
   readonly identity: Identity;
+  /** Prompts it is drawn from. */
   readonly prompts: readonly Prompt[];
 }
 

@@ -31,7 +31,9 @@ export interface SweepOptions extends StudyOptions {
   readonly concepts: readonly string[];
   /** Prompts of each. */
   readonly prompts: number;
+  /** Training seeds. */
   readonly seeds: readonly number[];
+  /** Which embeddings are compared. */
   readonly embeddings: readonly EmbeddingName[];
   /** Numbers of fused concepts. @default all */
   readonly counts?: readonly number[];
@@ -45,9 +47,11 @@ export interface SweepOptions extends StudyOptions {
 
 /** Means over concepts, seeds and prompts of one arm. */
 export interface SweepRow extends Readonly<Record<ScoreName, number>> {
+  /** Which embedding, or the untouched base. */
   readonly embedding: EmbeddingName | "base";
   /** Training configuration. */
   readonly variant: string;
+  /** How concepts were put together. */
   readonly fusion: "none" | "sum" | "gradient";
   /** Fused concepts; 1 where nothing is fused. */
   readonly n: number;

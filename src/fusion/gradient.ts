@@ -93,7 +93,11 @@ export interface FeatureOptions extends CollectOptions {
    * @default 20
    */
   readonly steps?: number;
-  /** @default "dpmpp_2m" */
+  /**
+   * Sampler of that run.
+   *
+   * @default "dpmpp_2m"
+   */
   readonly sampler?: SamplerName;
   /**
    * Pictures drawn in that run, for each concept.
@@ -179,13 +183,17 @@ export const OFFICIAL_FUSION: FuseOptions = {
 
 /** A layer has been fused. */
 export interface FuseLayerRecord {
+  /** A layer, not features. */
   readonly type: "layer";
+  /** The stage that fused it. */
   readonly stage: FuseStage;
+  /** The network it is in. */
   readonly component: Component;
   /** Path of the layer. */
   readonly layer: string;
   /** Layers fused so far, this one included, and in all. */
   readonly index: number;
+  /** Layers in all. */
   readonly total: number;
   /** Mean squared feature error of W₀; NaN in stage `weight`. */
   readonly lossBefore: number;
@@ -203,12 +211,15 @@ export interface FuseLayerRecord {
 
 /** Features of a concept are being gathered. */
 export interface FuseFeaturesRecord {
+  /** Features, not a layer. */
   readonly type: "features";
+  /** The stage that needs them. */
   readonly stage: "textEncoder" | "kv" | "spatial";
   /** Name of the concept. */
   readonly concept: string;
   /** Steps done, and in all. */
   readonly index: number;
+  /** Steps in all. */
   readonly total: number;
   /** Seconds of this step. */
   readonly seconds: number;

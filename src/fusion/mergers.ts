@@ -163,7 +163,11 @@ export interface TiesOptions {
    * @default 0.5
    */
   readonly density?: number;
-  /** @default "total" */
+  /**
+   * How signs are elected.
+   *
+   * @default "total"
+   */
   readonly election?: Election;
 }
 
@@ -498,6 +502,7 @@ export const MERGE_METHODS: readonly MergeMethod[] = [
 
 /** Options of {@linkcode mergeConcepts}. */
 export interface MergeOptions extends TiesOptions {
+  /** How changes of weight are merged. */
   readonly method: MergeMethod;
   /**
    * wᵢ, one a concept. TIES divides by how many agree, sums do not.

@@ -52,7 +52,11 @@ export type Accuracy = "mixed" | "float64";
 
 /** Options of a {@linkcode GramAccumulator}. */
 export interface AccumulateOptions {
-  /** @default "mixed" */
+  /**
+   * Arithmetic of the sums.
+   *
+   * @default "mixed"
+   */
   readonly accuracy?: Accuracy;
   /**
    * Rows in one float32 product; fewer rows, smaller rounding errors.
@@ -235,6 +239,7 @@ export class GramAccumulator {
 
 /** Sees the inputs of layers while a network runs. */
 export interface Collector extends Context {
+  /** Observes inputs of layers; goes into the forward pass. */
   readonly tap: NonNullable<Context["tap"]>;
   /** To be awaited between steps, so that little waits on the backend. */
   readonly flush: () => Promise<void>;

@@ -21,9 +21,17 @@ import type { Model } from "../models/model.ts";
  * of the official concept list.
  */
 export interface Strength {
-  /** @default 1 */
+  /**
+   * α of the UNet.
+   *
+   * @default 1
+   */
   readonly unet?: number;
-  /** @default 1 */
+  /**
+   * α of the text encoder.
+   *
+   * @default 1
+   */
   readonly textEncoder?: number;
 }
 

@@ -54,6 +54,8 @@ export type PickleValue =
 /** A tensor that a pickle describes: a view into a storage of the archive. */
 export class PickleTensor {
   /**
+   * Describes a tensor that lies in a storage.
+   *
    * @param dtype Type of the elements.
    * @param shape Sizes of the dimensions.
    * @param stride Steps in elements, one a dimension.

@@ -10,17 +10,21 @@ import { type Resnet, resnet, resnetSpec } from "./unet.ts";
 
 /** Single-head self-attention of the autoencoder's middle. */
 export interface AutoencoderAttention extends Attention {
+  /** Norm before the projections. */
   readonly group_norm: Norm;
 }
 
 /** Parameters of the autoencoder's middle. */
 export interface AutoencoderMid {
+  /** Its attention. */
   readonly attentions: readonly AutoencoderAttention[];
+  /** Before and after the attention. */
   readonly resnets: readonly Resnet[];
 }
 
 /** Parameters of a diffusers `AutoencoderKL`, by state dict names. */
 export interface Autoencoder {
+  /** Picture to moments. */
   readonly encoder: {
     readonly conv_in: Conv;
     readonly down_blocks: readonly {
@@ -31,6 +35,7 @@ export interface Autoencoder {
     readonly conv_norm_out: Norm;
     readonly conv_out: Conv;
   };
+  /** Latent to picture. */
   readonly decoder: {
     readonly conv_in: Conv;
     readonly up_blocks: readonly {
@@ -41,7 +46,9 @@ export interface Autoencoder {
     readonly conv_norm_out: Norm;
     readonly conv_out: Conv;
   };
+  /** 1×1, after the encoder. */
   readonly quant_conv: Conv;
+  /** 1×1, before the decoder. */
   readonly post_quant_conv: Conv;
 }
 

@@ -63,9 +63,11 @@ export function parseControlNetConfig(json: unknown): ControlNetConfig {
 
 /** Convolutions that bring a condition image to the latent's size. */
 export interface ConditionEmbedding {
+  /** First convolution. */
   readonly conv_in: Conv;
   /** In pairs: one that keeps the size, one that halves it. */
   readonly blocks: readonly Conv[];
+  /** To the UNet's first width; starts at zero. */
   readonly conv_out: Conv;
 }
 
@@ -73,9 +75,11 @@ export interface ConditionEmbedding {
 export interface ControlNet
   extends
     Pick<UNet, "conv_in" | "time_embedding" | "down_blocks" | "mid_block"> {
+  /** Brings the condition image to the latent's size. */
   readonly controlnet_cond_embedding: ConditionEmbedding;
   /** Zero convolutions 1×1, one a skip. */
   readonly controlnet_down_blocks: readonly Conv[];
+  /** 1×1, on the middle's output; starts at zero. */
   readonly controlnet_mid_block: Conv;
 }
 

@@ -28,6 +28,7 @@ import {
 
 /** Parameters of a transformers `CLIPVisionTransformer`. */
 export interface VisionModel {
+  /** Class token, patches and positions. */
   readonly embeddings: {
     /** [width]. */
     readonly class_embedding: tf.Tensor1D;
@@ -36,12 +37,15 @@ export interface VisionModel {
   };
   /** The peers' spelling. */
   readonly pre_layrnorm: Norm;
+  /** The layers. */
   readonly encoder: { readonly layers: readonly ClipLayer[] };
+  /** Norm of the pooled state. */
   readonly post_layernorm: Norm;
 }
 
 /** Parameters of a transformers `CLIPModel`, by state dict names. */
 export interface Clip extends TextEncoder {
+  /** The vision tower. */
   readonly vision_model: VisionModel;
   /** [width, projection], no bias. */
   readonly visual_projection: Linear;

@@ -56,8 +56,11 @@ export type LdmComponent = "textEncoder" | "unet" | "autoencoder";
 
 /** The configs of the networks of a single file. */
 export interface LdmConfigs {
+  /** The text encoder's. */
   readonly textEncoder: TextEncoderConfig;
+  /** The UNet's. */
   readonly unet: UNetConfig;
+  /** The autoencoder's. */
   readonly autoencoder: AutoencoderConfig;
 }
 
@@ -404,7 +407,9 @@ export function isLdm(keys: Iterable<string>): boolean {
 
 /** What the names and shapes of a single file tell. */
 export interface LdmDescription {
+  /** Which names it uses. */
   readonly layout: LdmLayout;
+  /** Configs told from names and shapes. */
   readonly configs: LdmConfigs;
   /** Undefined where nothing in the file tells. */
   readonly predictionType?: LdmPrediction;
@@ -414,8 +419,11 @@ export interface LdmDescription {
 
 /** Values that replace what is inferred, field by field. */
 export interface LdmOverrides {
+  /** Fields of the text encoder's config. */
   readonly textEncoder?: Readonly<Record<string, unknown>>;
+  /** Fields of the UNet's config. */
   readonly unet?: Readonly<Record<string, unknown>>;
+  /** Fields of the autoencoder's config. */
   readonly autoencoder?: Readonly<Record<string, unknown>>;
 }
 

@@ -59,9 +59,13 @@ export interface AddedTokens {
  * A text-to-image model: base, adapted and fused models all have this type.
  */
 export interface Model {
+  /** Text to token ids, learned tokens included. */
   readonly tokenizer: Tokenizer;
+  /** CLIP's text encoder. */
   readonly textEncoder: Network<TextEncoderConfig, TextEncoder>;
+  /** The denoiser. */
   readonly unet: Network<UNetConfig, UNet>;
+  /** Pictures to latents and back. */
   readonly autoencoder: Network<AutoencoderConfig, Autoencoder>;
   /** scheduler_config.json as it stands. */
   readonly scheduler: Readonly<Record<string, unknown>>;

@@ -65,7 +65,9 @@ export function parseT2IAdapterConfig(json: unknown): T2IAdapterConfig {
 
 /** One residual block of a T2I-Adapter: two convolutions. */
 export interface AdapterResnet {
+  /** 3×3. */
   readonly block1: Conv;
+  /** 1×1. */
   readonly block2: Conv;
 }
 
@@ -73,6 +75,7 @@ export interface AdapterResnet {
 export interface AdapterBlock {
   /** 1×1; in a full adapter only where the channels change. */
   readonly in_conv?: Conv;
+  /** Its residual blocks. */
   readonly resnets: readonly AdapterResnet[];
   /** 1×1; light adapters only. */
   readonly out_conv?: Conv;
@@ -80,6 +83,7 @@ export interface AdapterBlock {
 
 /** Parameters of a diffusers `T2IAdapter`, by state dict names. */
 export interface T2IAdapter {
+  /** Its parts, by state dict names. */
   readonly adapter: {
     /** 3×3; full adapters only. */
     readonly conv_in?: Conv;

@@ -10,19 +10,24 @@ import type { TextEncoderConfig } from "./config.ts";
 
 /** Parameters of a CLIP encoder layer, of text and vision alike. */
 export interface ClipLayer {
+  /** Projections of self-attention. */
   readonly self_attn: {
     readonly k_proj: Linear;
     readonly v_proj: Linear;
     readonly q_proj: Linear;
     readonly out_proj: Linear;
   };
+  /** Norm before attention. */
   readonly layer_norm1: Norm;
+  /** The two feed-forward layers. */
   readonly mlp: { readonly fc1: Linear; readonly fc2: Linear };
+  /** Norm before the feed-forward layers. */
   readonly layer_norm2: Norm;
 }
 
 /** Parameters of a transformers `CLIPTextModel`, by state dict names. */
 export interface TextEncoder {
+  /** All of it, by state dict names. */
   readonly text_model: {
     readonly embeddings: {
       readonly token_embedding: Embedding;

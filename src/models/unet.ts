@@ -29,11 +29,15 @@ import {
 
 /** Parameters of a diffusers `ResnetBlock2D`. */
 export interface Resnet {
+  /** Norm before the first convolution. */
   readonly norm1: Norm;
+  /** First convolution. */
   readonly conv1: Conv;
   /** Absent in the autoencoder. */
   readonly time_emb_proj?: Linear;
+  /** Norm before the second convolution. */
   readonly norm2: Norm;
+  /** Second convolution. */
   readonly conv2: Conv;
   /** 1×1, where input and output channels differ. */
   readonly conv_shortcut?: Conv;
@@ -41,12 +45,15 @@ export interface Resnet {
 
 /** Parameters of a diffusers `BasicTransformerBlock`. */
 export interface TransformerBlock {
+  /** Norm before self-attention. */
   readonly norm1: Norm;
   /** Self-attention. */
   readonly attn1: Attention;
+  /** Norm before cross-attention. */
   readonly norm2: Norm;
   /** Cross-attention. */
   readonly attn2: Attention;
+  /** Norm before the feed-forward layers. */
   readonly norm3: Norm;
   /** GEGLU feed-forward: `net.0.proj` [c, 8c], `net.2` [4c, c]. */
   readonly ff: {
@@ -59,30 +66,41 @@ export interface TransformerBlock {
 
 /** Parameters of a diffusers `Transformer2DModel`. */
 export interface SpatialTransformer {
+  /** Norm before everything. */
   readonly norm: Norm;
   /** A 1×1 convolution (SD 1.x) or a linear layer (SD 2.x). */
   readonly proj_in: Conv | Linear;
+  /** The blocks. */
   readonly transformer_blocks: readonly TransformerBlock[];
+  /** Back to the block's channels. */
   readonly proj_out: Conv | Linear;
 }
 
 /** Parameters of one level of the encoder half. */
 export interface DownBlock {
+  /** Its resnets. */
   readonly resnets: readonly Resnet[];
+  /** A transformer after each resnet, if it has them. */
   readonly attentions?: readonly SpatialTransformer[];
+  /** Halves the resolution; the last block has none. */
   readonly downsamplers?: readonly [{ readonly conv: Conv }];
 }
 
 /** Parameters of the middle. */
 export interface MidBlock {
+  /** One before, and one after each transformer. */
   readonly resnets: readonly Resnet[];
+  /** Its transformers. */
   readonly attentions: readonly SpatialTransformer[];
 }
 
 /** Parameters of one level of the decoder half. */
 export interface UpBlock {
+  /** Its resnets. */
   readonly resnets: readonly Resnet[];
+  /** A transformer after each resnet, if it has them. */
   readonly attentions?: readonly SpatialTransformer[];
+  /** Doubles the resolution; the last block has none. */
   readonly upsamplers?: readonly [{ readonly conv: Conv }];
 }
 
@@ -91,15 +109,22 @@ export interface UpBlock {
  * in the state dict.
  */
 export interface UNet {
+  /** First convolution. */
   readonly conv_in: Conv;
+  /** Two layers on the timestep features. */
   readonly time_embedding: {
     readonly linear_1: Linear;
     readonly linear_2: Linear;
   };
+  /** Encoder, highest resolution first. */
   readonly down_blocks: readonly DownBlock[];
+  /** The middle, if there is one. */
   readonly mid_block?: MidBlock;
+  /** Decoder, lowest resolution first. */
   readonly up_blocks: readonly UpBlock[];
+  /** Norm before the last convolution. */
   readonly conv_norm_out: Norm;
+  /** Last convolution. */
   readonly conv_out: Conv;
 }
 
@@ -308,6 +333,7 @@ export interface CrossAttentionCall extends CrossAttentionSite {
   readonly height: number;
   /** Latent width at this layer. */
   readonly width: number;
+  /** Heads of the attention. */
   readonly heads: number;
 }
 

@@ -5,8 +5,11 @@ import type { Spec } from "./spec.ts";
 
 /** Parameters of a diffusers `Attention` module. */
 export interface Attention {
+  /** Queries. */
   readonly to_q: Linear;
+  /** Keys. */
   readonly to_k: Linear;
+  /** Values. */
   readonly to_v: Linear;
   /** `to_out.0` is the linear layer (`to_out.1` was a dropout). */
   readonly to_out: readonly [Linear];

@@ -16,9 +16,17 @@ export interface Dora {
    * @default "output"
    */
   readonly of?: "output" | "input";
-  /** @default 1 */
+  /**
+   * How far the norms are moved towards m, 0 to 1.
+   *
+   * @default 1
+   */
   readonly share?: number;
-  /** @default 1 */
+  /**
+   * Factor on the whole change of weight.
+   *
+   * @default 1
+   */
   readonly strength?: number;
 }
 

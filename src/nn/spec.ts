@@ -19,6 +19,8 @@ export type Init =
 /** Shape, layout and initialisation of one parameter. */
 export class ParamSpec {
   /**
+   * Describes a parameter.
+   *
    * @param shape Shape in tfjs layout.
    * @param kind Layout on disk.
    * @param init Initial values.

@@ -55,7 +55,6 @@ import {
 } from "../../src/models/config.ts";
 import { toDisk } from "../../src/models/checkpoint.ts";
 import { disposeModel } from "../../src/models/model.ts";
-import type { LowRank } from "../../src/nn/linear.ts";
 import {
   close,
   fixture,

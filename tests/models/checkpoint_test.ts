@@ -218,7 +218,7 @@ for (const backend of ["wasm", "cpu"]) {
     name: `loading takes at most 1.3 times the parameters (${backend})`,
     ignore: Deno.build.os !== "linux",
     fn: async () => {
-      const [count, size] = [16, 2048];
+      const [count, size] = [40, 1024];
       const folder = await Deno.makeTempDir();
       const path = `${folder}/big.safetensors`;
       await writeSafetensors(

@@ -67,7 +67,14 @@ const steps: [name: string, args: string[]][] = [
     `${tools}/notebook_check.ts`,
     ...notebooks,
   ]],
-  ["documented", ["doc", "--lint", "mod.ts", "src/cli/main.ts"]],
+  ["documented", [
+    "run",
+    "-q",
+    "-P=develop",
+    `${tools}/doc_lint.ts`,
+    "mod.ts",
+    "src/cli/main.ts",
+  ]],
   ["imports go down", ["run", "-q", "-P=develop", `${tools}/layers.ts`]],
   ["can be published", ["publish", "--dry-run", "--allow-dirty"]],
 ];

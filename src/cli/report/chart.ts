@@ -174,9 +174,17 @@ class Canvas {
 
 /** Settings of {@linkcode renderFigure}. */
 export interface RenderOptions {
-  /** @default 960 */
+  /**
+   * Width in pixels.
+   *
+   * @default 960
+   */
   readonly width?: number;
-  /** @default 540 */
+  /**
+   * Height in pixels.
+   *
+   * @default 540
+   */
   readonly height?: number;
 }
 

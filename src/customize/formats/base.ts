@@ -17,7 +17,9 @@ import { type Component, type Site, sites } from "../lora.ts";
 
 /** The configs of the networks that adapters go into; a model has them. */
 export interface LoraBase {
+  /** The text encoder's config. */
   readonly textEncoder: { readonly config: TextEncoderConfig };
+  /** The UNet's config. */
   readonly unet: { readonly config: UNetConfig };
 }
 
@@ -29,6 +31,7 @@ export interface LoraLayers {
   readonly width: number;
   /** Number of cross-attention layers. */
   readonly crossAttentions: number;
+  /** What the layers were told from. */
   readonly base: LoraBase;
 }
 

@@ -24,10 +24,12 @@ export type Part = "down" | "up" | "alpha" | "magnitude";
 
 /** What can be known of a file before its tensors are read. */
 export interface LoraHeader {
+  /** Names, shapes and types of the tensors. */
   readonly entries: ReadonlyMap<
     string,
     { readonly shape: readonly number[]; readonly dtype?: string }
   >;
+  /** The file's metadata. */
   readonly metadata?: Readonly<Record<string, string>>;
 }
 
@@ -88,6 +90,7 @@ export interface LoraFaults {
 
 /** How one family of files names things. */
 export interface Dialect {
+  /** Its name. */
   readonly id: DialectId;
   /** What writes such files, for people. */
   readonly describe: string;

@@ -1,0 +1,56 @@
+import { assert, assertEquals } from "@std/assert";
+import { decodePng } from "../src/io/png.ts";
+import { listFiles, root, runDeno } from "./tools/repository.ts";
+
+/** Arguments that make an example short, and the pictures it must draw. */
+const EXAMPLES: Readonly<
+  Record<string, { args: string[]; pictures: string[] }>
+> = {
+  "examples/concept_pictures.ts": {
+    args: ["fifi", "pictures"],
+    pictures: ["pictures/0.png", "pictures/11.png", "pictures/masks/11.png"],
+  },
+  "examples/generate.ts": {
+    args: ["a fox on grass"],
+    pictures: ["out/examples/generate-0.png"],
+  },
+  "examples/train_concept.ts": {
+    args: ["fifi", "2"],
+    pictures: ["out/examples/fifi-start.png", "out/examples/fifi-end.png"],
+  },
+  "examples/fuse_concepts.ts": {
+    args: [],
+    pictures: ["out/examples/fused.png"],
+  },
+};
+
+Deno.test("every example has a test", async () => {
+  assertEquals(
+    await listFiles("examples", ".ts"),
+    Object.keys(EXAMPLES).sort(),
+  );
+});
+
+for (const [path, { args, pictures }] of Object.entries(EXAMPLES)) {
+  Deno.test(`${path} runs and draws`, async () => {
+    const folder = await Deno.makeTempDir();
+    try {
+      const { code, stderr } = await runDeno(
+        [
+          ...["run", "-q", "--config", `${root}/deno.json`, "-P=local"],
+          ...[`${root}/${path}`, ...args],
+        ],
+        { cwd: folder },
+      );
+      assertEquals(code, 0, stderr);
+      for (const picture of pictures) {
+        const pixels = decodePng(await Deno.readFile(`${folder}/${picture}`));
+        assertEquals([pixels.width, pixels.height], [64, 64]);
+        const { data } = pixels;
+        assert(data.some((v) => v !== data[0]), `${picture} is of one colour`);
+      }
+    } finally {
+      await Deno.remove(folder, { recursive: true });
+    }
+  });
+}
