@@ -10,7 +10,11 @@ import {
   loadConcept,
 } from "../customize/concept.ts";
 import { loraConcept } from "../customize/lora_concept.ts";
-import { disposeLora, loadLora } from "../customize/lora_formats.ts";
+import {
+  detectDialect,
+  disposeLora,
+  loadLora,
+} from "../customize/lora_formats.ts";
 import { openTensors } from "../io/pickle.ts";
 import type { Model } from "../models/model.ts";
 
@@ -30,8 +34,8 @@ export interface ConceptRequest {
 
 /** What `--help` says about `--concept`. */
 export const CONCEPT_HELP =
-  `  --concept FILE       a concept, or a LoRA of kohya, diffusers or PEFT; may be
-                       given again. More about it goes behind commas:
+  `  --concept FILE       a concept, or a LoRA of any dialect that convert knows;
+                       may be given again. More about it behind commas:
                          alpha=X       strength (1)
                          trigger=TEXT  words that call it, if it has no tokens
                          class=WORD    the ordinary word for it
@@ -92,12 +96,17 @@ export async function openConcept(
     return trigger ? { ...concept, phrase: trigger } : concept;
   }
   const file = await loadLora(path, model, { name, token: name });
+  // To sample with it nobody need say its words; who fuses it is asked for them.
+  const nameless = trigger === undefined && request.class === undefined &&
+    file.embeddings.size === 0;
   try {
-    return loraConcept(file, {
+    const concept = loraConcept(file, {
       name,
+      ...(nameless ? { trigger: name } : {}),
       ...(trigger === undefined ? {} : { trigger }),
       ...(request.class === undefined ? {} : { classWord: request.class }),
     });
+    return nameless ? { ...concept, phrase: "" } : concept;
   } catch (error) {
     disposeLora(file);
     throw error;
@@ -109,7 +118,9 @@ async function isConceptFile(path: string): Promise<boolean> {
   if ((await Deno.stat(path).catch(() => undefined))?.isDirectory) return false;
   const file = await openTensors(path);
   try {
-    return file.metadata["mix_of_show.tokens"] !== undefined;
+    // Converted files keep the metadata, but not the tokens it speaks of.
+    return file.metadata["mix_of_show.tokens"] !== undefined &&
+      detectDialect(file).id === "official";
   } finally {
     file.close();
   }

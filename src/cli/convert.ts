@@ -5,12 +5,11 @@
  */
 import * as tf from "@tensorflow/tfjs";
 import { cannot } from "../core/errors.ts";
+import { convertLora } from "../customize/convert.ts";
 import {
   type DialectId,
   DIALECTS,
-  disposeLora,
   saveLora,
-  savePeftFolder,
 } from "../customize/lora_formats.ts";
 import { extractLora } from "../customize/lora_svd.ts";
 import { disposeAdapter, sites } from "../customize/lora.ts";
@@ -20,7 +19,7 @@ import { isLdm, saveSingleFile } from "../models/ldm.ts";
 import { disposeModel, type Model, saveModel } from "../models/model.ts";
 import { createTokenizer } from "../models/tokenizer.ts";
 import { type Command, dtypeOf, EXIT_CODES, readOptions } from "./command.ts";
-import { fitLora } from "./loras.ts";
+import { baseFor } from "./loras.ts";
 import {
   hostBackend,
   localModel,
@@ -32,7 +31,7 @@ import {
 } from "./models.ts";
 import { createProgress } from "./progress.ts";
 
-const LORA_TARGETS = [...DIALECTS.map(({ id }) => id), "peft-folder"] as const;
+const LORA_TARGETS: readonly DialectId[] = DIALECTS.map(({ id }) => id);
 const MODEL_TARGETS = ["folder", "single-file"] as const;
 
 const HELP = `deno task convert IN OUT --to FORMAT [options]
@@ -40,9 +39,9 @@ const HELP = `deno task convert IN OUT --to FORMAT [options]
 Rewrites a LoRA, or a whole model, in another format. Nothing is lost without a
 word: what a format cannot hold is an error.
 
-For a LoRA (IN: safetensors, an official .pth, or a PEFT folder):
+For a LoRA (IN: safetensors, an official .pth, or a PEFT folder; OUT: a file, or
+with peft also a folder, in which scales stay apart from the weights):
 ${DIALECTS.map((d) => `  ${d.id.padEnd(15)}${d.describe}`).join("\n")}
-  peft-folder    PEFT's own: adapter_config.json and adapter_model.safetensors
 For a model (IN: a diffusers folder, one .safetensors, or a name on the hub):
   folder         diffusers
   single-file    one .safetensors (LDM) for the other tools
@@ -50,8 +49,10 @@ For a model (IN: a diffusers folder, one .safetensors, or a name on the hub):
   --to FORMAT          one of these
   --model MODEL        the model a LoRA is for: sd15, sd21, a folder, a file or
                        a name on the hub (default: the one that fits)
-  --dtype TYPE         F32, F16 or BF16 (F32)
+  --dtype TYPE         F32, F16 or BF16 (of a LoRA its own, else F32)
   --without-tokens     leave learned tokens out
+  --tokens FILE        a LoRA's learned tokens go there (learned_embeds), where
+                       the format has no place for them
   --difference-to BASE IN and BASE are models: their difference as a LoRA, by
                        singular value decomposition
   --rank N             rank of that LoRA (32)
@@ -71,17 +72,16 @@ Examples:
     --difference-to sd-v1-5 --rank 64 --without-tokens
 `;
 
-/** What a LoRA can be written as. */
-export type LoraTarget = DialectId | "peft-folder";
-
 /** What the command line asks for. */
 export interface ConvertRequest extends ModelRequest {
   readonly from: string;
   readonly out: string;
-  readonly to: LoraTarget | typeof MODEL_TARGETS[number];
+  readonly to: DialectId | typeof MODEL_TARGETS[number];
   /** The model a LoRA is for, if the user said. */
   readonly base?: string;
-  readonly dtype: "F32" | "F16" | "BF16";
+  readonly dtype?: "F32" | "F16" | "BF16";
+  /** Where a LoRA's tokens go. */
+  readonly tokens?: string;
   readonly withoutTokens: boolean;
   readonly differenceTo?: string;
   readonly rank: number;
@@ -103,6 +103,7 @@ export function parseConvert(
       ...MODEL_OPTIONS,
       "to",
       "dtype",
+      "tokens",
       "difference-to",
       "rank",
     ],
@@ -120,6 +121,8 @@ export function parseConvert(
   }
   const [from, out] = options.rest;
   const base = options.text("model");
+  const dtype = dtypeOf(options);
+  const tokens = options.text("tokens");
   const differenceTo = options.text("difference-to");
   if (differenceTo !== undefined && isModelTarget(to)) {
     throw cannot(what, "a LoRA format with --difference-to", `--to ${to}`);
@@ -134,7 +137,8 @@ export function parseConvert(
     out,
     to,
     ...(base === undefined ? {} : { base }),
-    dtype: dtypeOf(options) ?? "F32",
+    ...(dtype === undefined ? {} : { dtype }),
+    ...(tokens === undefined ? {} : { tokens }),
     withoutTokens: options.flag("without-tokens"),
     ...(differenceTo === undefined ? {} : { differenceTo }),
     rank: options.number("rank", { whole: true, least: 1 }) ?? 32,
@@ -177,45 +181,36 @@ function tokensOf({ added }: Model): Map<string, tf.Tensor2D> {
   );
 }
 
-async function writeLora(
-  request: ConvertRequest,
-  content: Parameters<typeof saveLora>[1],
-  base: Parameters<typeof saveLora>[2],
-): Promise<void> {
-  const { to, out, dtype, withoutTokens } = request;
-  const kept = withoutTokens ? { adapter: content.adapter } : content;
-  if (to === "peft-folder") {
-    return await savePeftFolder(out, kept, base, { dtype });
-  }
-  await saveLora(out, kept, base, to as DialectId, { dtype });
-}
-
 /** A LoRA in another dialect. */
-async function convertLora(request: ConvertRequest): Promise<void> {
-  if (isModelTarget(request.to)) {
-    throw cannot(
-      `convert ${request.from}`,
-      `--to ${LORA_TARGETS.join(", ")} for a LoRA`,
-      request.to,
-    );
+async function toDialect(request: ConvertRequest): Promise<void> {
+  const { from, out, to, dtype, tokens } = request;
+  const what = `convert ${from}`;
+  if (isModelTarget(to)) {
+    throw cannot(what, `--to ${LORA_TARGETS.join(", ")} for a LoRA`, to);
   }
-  const { lora, model, base } = await fitLora(request.from, request.base);
-  try {
-    await writeLora(request, lora, base);
-    const { adapter, embeddings, dialect } = lora;
-    console.log(
-      `${dialect} for ${model}: ${
-        adapter.textEncoder.size + adapter.unet.size
-      } layers, ${embeddings.size} tokens`,
-    );
-  } finally {
-    disposeLora(lora);
-  }
+  const { name, base } = await baseFor(from, request.base);
+  const { dialect, layers, tokens: held, written } = await convertLora(
+    from,
+    out,
+    {
+      to,
+      base,
+      ...(dtype === undefined ? {} : { dtype }),
+      ...(tokens === undefined ? {} : { tokens }),
+      withoutTokens: request.withoutTokens,
+    },
+  );
+  console.log(
+    `${dialect} for ${name}: ${
+      layers.textEncoder + layers.unet
+    } layers, ${held.length} tokens`,
+  );
+  console.log(written.join("\n"));
 }
 
 /** A model in another format, or as a LoRA of its difference to another. */
 async function convertModel(request: ConvertRequest): Promise<void> {
-  const { to, out, dtype, differenceTo, rank, withoutTokens } = request;
+  const { to, out, dtype = "F32", differenceTo, rank, withoutTokens } = request;
   if (!isModelTarget(to) && differenceTo === undefined) {
     throw cannot(
       `convert ${request.from}`,
@@ -257,7 +252,13 @@ async function convertModel(request: ConvertRequest): Promise<void> {
       progress.finish();
       const embeddings = tokensOf(model);
       try {
-        await writeLora(request, { adapter, embeddings }, base);
+        await saveLora(
+          out,
+          withoutTokens ? { adapter } : { adapter, embeddings },
+          base,
+          to,
+          { dtype },
+        );
       } finally {
         disposeAdapter(adapter);
         tf.dispose([...embeddings.values()]);
@@ -298,14 +299,17 @@ export async function runConvert(request: ConvertRequest): Promise<void> {
   const { out, to, base } = request;
   const from = await localModel(request.from);
   await mustExist("convert", from);
-  await assertWritable(
-    to === "folder" || to === "peft-folder" ? out : parentOf(out),
-  );
+  const file = /\.safetensors$/.test(out);
+  if (to !== "folder" && to !== "peft" && !file) {
+    throw cannot("convert", "a .safetensors file to write", out);
+  }
+  await assertWritable(file ? parentOf(out) : out);
   await hostBackend();
   const whole = { ...request, from, model: from, ...(base ? { base } : {}) };
-  if (await isModel(from)) await convertModel(whole);
-  else await convertLora(whole);
-  console.log(out);
+  if (await isModel(from)) {
+    await convertModel(whole);
+    console.log(out);
+  } else await toDialect(whole);
 }
 
 /** `deno task convert`. */

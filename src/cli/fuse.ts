@@ -4,6 +4,7 @@
  * @module
  */
 import { cannot } from "../core/errors.ts";
+import { finish } from "../core/finish.ts";
 import { key } from "../core/random.ts";
 import { type Concept, disposeConcept } from "../customize/concept.ts";
 import { fuse, type FuseOptions } from "../fusion/gradient.ts";
@@ -162,26 +163,31 @@ async function fused(
       ...(options.strengths ? { strengths: options.strengths } : {}),
     });
   }
+  const nameless = concepts.find((c) => !c.phrase && !c.classWord);
+  if (nameless) {
+    throw cannot(
+      `fuse "${nameless.name}"`,
+      "trigger words or a class word (--concept FILE,trigger=TEXT,class=WORD)",
+      "neither",
+    );
+  }
   const progress = createProgress();
-  const run = fuse(base, concepts, options);
   const sums = { before: 0, after: 0, average: 0 };
-  let next = await run.next();
-  for (; !next.done; next = await run.next()) {
-    const record = next.value;
+  const model = await finish(fuse(base, concepts, options), (record) => {
     if (record.type === "features") {
       progress.update(
         `features of ${record.concept}, ${record.stage}`,
         record.index,
         record.total,
       );
-      continue;
+      return;
     }
     progress.update("layers", record.index, record.total, "layer");
-    if (record.stage === "weight") continue;
+    if (record.stage === "weight") return;
     sums.before += record.lossBefore;
     sums.after += record.lossAfter;
     sums.average += record.lossWeightFusion;
-  }
+  });
   progress.finish();
   const share = (x: number) => `${(100 * x / sums.before).toFixed(1)} %`;
   if (sums.before > 0) {
@@ -191,7 +197,7 @@ async function fused(
       })`,
     );
   }
-  return next.value;
+  return model;
 }
 
 /**

@@ -4,20 +4,15 @@
  * @module
  */
 import { cannot } from "../core/errors.ts";
-import { COMPONENTS, rankOf } from "../customize/lora.ts";
-import {
-  detectDialect,
-  dialect,
-  disposeLora,
-  type LoraFile,
-} from "../customize/lora_formats.ts";
+import { inspectLora, type LoraSummary } from "../customize/convert.ts";
+import { detectDialect } from "../customize/lora_formats.ts";
 import { exists, joinPath, readJson } from "../io/files.ts";
 import { componentFile } from "../io/folder.ts";
 import { openTensors } from "../io/pickle.ts";
 import type { SafetensorsFile } from "../io/safetensors.ts";
 import { describeLdm, isLdm } from "../models/ldm.ts";
 import { type Command, EXIT_CODES, readOptions } from "./command.ts";
-import { fitLora, KNOWN_BASES } from "./loras.ts";
+import { baseFor, KNOWN_BASES } from "./loras.ts";
 import { hostBackend, localModel } from "./models.ts";
 
 const HELP = `deno task inspect PATH [options]
@@ -117,45 +112,38 @@ function metadataOf(
 }
 
 /** Facts about a LoRA that fits a model. */
-function loraFacts(lora: LoraFile, model: string): Record<string, unknown> {
-  const facts: Record<string, unknown> = {
+function loraFacts(lora: LoraSummary, fits: string): Record<string, unknown> {
+  const list = (counts: readonly (readonly [number, number])[]) =>
+    counts.length === 1
+      ? counts[0][0]
+      : counts.map(([value, layers]) => `${value} (×${layers})`).join(", ");
+  const layers = lora.layers.textEncoder + lora.layers.unet;
+  return {
     dialect: lora.dialect,
-    "written by": dialect(lora.dialect).describe,
-    "fits": model,
+    "written by": lora.describe,
+    fits,
+    ...(layers === 0 ? {} : {
+      layers: lora.layers,
+      ...(lora.convolutions > 0 ? { convolutions: lora.convolutions } : {}),
+      ...(lora.doras > 0 ? { DoRA: lora.doras } : {}),
+      rank: list(lora.ranks),
+      "factor of up·down": list(lora.factors),
+      "scale rule": lora.scaleRule,
+      "scales from": lora.scales,
+    }),
+    ...(lora.tokens.length === 0 ? {} : {
+      tokens: Object.fromEntries(
+        lora.tokens.map(([token, n]) => [
+          token,
+          n === 1 ? "1 vector" : `${n} vectors, one a cross-attention layer`,
+        ]),
+      ),
+    }),
   };
-  for (const component of COMPONENTS) {
-    const layers = [...lora.adapter[component].values()];
-    if (layers.length === 0) continue;
-    const convolutions = layers.filter(({ down }) => down.rank === 4).length;
-    facts[component] = {
-      layers: layers.length,
-      ...(convolutions > 0 ? { convolutions } : {}),
-      rank: counted(layers.map(rankOf)),
-      scale: counted(layers.map(({ scale }) => Number(scale.toFixed(6)))),
-      ...(layers.some(({ magnitude }) => magnitude)
-        ? { DoRA: layers.filter(({ magnitude }) => magnitude).length }
-        : {}),
-    };
-  }
-  if (lora.adapter.textEncoder.size + lora.adapter.unet.size > 0) {
-    facts["scale rule"] = lora.adapter.scaleRule;
-    facts["scales from"] = lora.scales;
-  }
-  if (lora.embeddings.size > 0) {
-    facts.tokens = Object.fromEntries(
-      [...lora.embeddings].map(([token, { shape }]) => [
-        token,
-        shape[0] === 1
-          ? `1 vector of ${shape[1]}`
-          : `${shape[0]} vectors of ${shape[1]}, one a cross-attention layer`,
-      ]),
-    );
-  }
-  return facts;
 }
 
 /** A LoRA file, with what can be said even if it fits no known model. */
-async function inspectLora(
+async function loraAt(
   path: string,
   file: SafetensorsFile | undefined,
   model?: string,
@@ -168,12 +156,9 @@ async function inspectLora(
     }
     : {};
   try {
-    const { lora, model: fits } = await fitLora(path, model);
-    try {
-      return { kind: "LoRA", facts: { ...loraFacts(lora, fits), ...own } };
-    } finally {
-      disposeLora(lora);
-    }
+    const { name, base } = await baseFor(path, model);
+    const summary = await inspectLora(path, { base });
+    return { kind: "LoRA", facts: { ...loraFacts(summary, name), ...own } };
   } catch (error) {
     if (model !== undefined || !file || !found) throw error;
     const downs = [...file.entries].filter(([name]) =>
@@ -257,7 +242,7 @@ async function inspectFile(
       facts: { names: groups(file.entries.keys()), ...own },
     };
   }
-  return await inspectLora(path, file, model);
+  return await loraAt(path, file, model);
 }
 
 /** The class a config says it is of. */
@@ -298,7 +283,7 @@ async function inspectFolder(
   }
   for (const sub of ["", "unet", "text_encoder"]) {
     if (await exists(joinPath(path, sub, "adapter_config.json"))) {
-      return await inspectLora(path, undefined, model);
+      return await loraAt(path, undefined, model);
     }
   }
   if (await exists(joinPath(path, "config.json"))) {

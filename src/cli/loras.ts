@@ -9,7 +9,7 @@ import {
   loraBase,
   type LoraBaseName,
 } from "../customize/formats/base.ts";
-import { loadLora, type LoraFile } from "../customize/lora_formats.ts";
+import { disposeLora, loadLora } from "../customize/lora_formats.ts";
 import { joinPath, readJson } from "../io/files.ts";
 import { openSafetensors } from "../io/safetensors.ts";
 import { parseTextEncoderConfig, parseUNetConfig } from "../models/config.ts";
@@ -51,35 +51,28 @@ export async function configsOf(spec: string): Promise<LoraBase> {
   }
 }
 
-/** A LoRA and the model it is for. */
-export interface FittedLora {
-  readonly lora: LoraFile;
-  /** What was asked for, or what it fits. */
-  readonly model: string;
-  readonly base: LoraBase;
-}
-
 /**
- * Reads a LoRA for a model, or for the first known model that it fits.
+ * Finds the model that a LoRA is for.
  *
  * @param path The file or PEFT folder.
- * @param model `sd15`, `sd21` or a model; by default what fits.
- * @returns The LoRA; its tensors are the caller's.
- * @throws If it does not fit; one error that lists the keys.
+ * @param model `sd15`, `sd21` or a model; by default the first known one that
+ * the LoRA fits.
+ * @returns What it is called, and its configs.
+ * @throws If the LoRA does not fit; one error that lists the keys.
  */
-export async function fitLora(
+export async function baseFor(
   path: string,
   model?: string,
-): Promise<FittedLora> {
+): Promise<{ name: string; base: LoraBase }> {
   const candidates = model === undefined
     ? [...Object.keys(KNOWN_BASES), EMBEDDED]
     : [model];
   const reasons: string[] = [];
-  for (const candidate of candidates) {
-    const base = await configsOf(candidate);
+  for (const name of candidates) {
+    const base = await configsOf(name);
     try {
-      const lora = await loadLora(path, base);
-      return { lora, model: candidate, base };
+      disposeLora(await loadLora(path, base));
+      return { name, base };
     } catch (error) {
       if (model !== undefined) throw error;
       reasons.push(error instanceof Error ? error.message : String(error));

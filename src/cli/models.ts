@@ -17,10 +17,14 @@ import { loadModel, type Model } from "../models/model.ts";
 import { backendOf, type Options } from "./command.ts";
 import { createProgress, type Progress } from "./progress.ts";
 
-/** The embedded model's folder. */
-export const EMBEDDED: string = pathOf(
-  new URL("../../models/micro", import.meta.url),
-);
+/**
+ * The embedded model's folder; its address where this package is not on a disk,
+ * so that only those who ask for it are told that it is not there.
+ */
+export const EMBEDDED: string = (() => {
+  const url = new URL("../../models/micro", import.meta.url);
+  return url.protocol === "file:" ? pathOf(url) : url.href;
+})();
 
 /** Which model, and what its file does not tell. */
 export interface ModelRequest {

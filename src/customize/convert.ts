@@ -144,12 +144,18 @@ export interface ConvertLoraOptions extends FindLoraOptions {
    */
   readonly dtype?: WriteLoraOptions["dtype"];
   /**
-   * A second file for learned tokens (`learned_embeds`), where the dialect
-   * cannot hold them.
+   * A second file, which all learned tokens go into instead: `learned_embeds`,
+   * or `official` where they have a vector a layer.
    *
-   * @default none: then it is an error
+   * @default none: then a dialect that cannot hold them is an error
    */
   readonly tokens?: string;
+  /**
+   * Leave learned tokens out.
+   *
+   * @default {false}
+   */
+  readonly withoutTokens?: boolean;
 }
 
 /** What {@linkcode convertLora} did. */
@@ -191,12 +197,10 @@ export async function convertLora(
   const made: tf.Tensor[] = [];
   try {
     const dtype = options.dtype ?? await dtypeOf(from);
-    const metadata = {
-      ...carried(file),
-      "mix_of_show.converted_from": file.dialect,
-    };
     const written: string[] = [];
-    let embeddings = file.embeddings;
+    let embeddings: LoraFile["embeddings"] = options.withoutTokens
+      ? new Map()
+      : file.embeddings;
     if (d.tokens?.rows === "layers") {
       // Readers of such files want a vector a layer.
       const rows = layersOf(base).crossAttentions;
@@ -209,14 +213,15 @@ export async function convertLora(
         }),
       );
     }
-    const apart = embeddings.size > 0 && !d.tokens &&
-      options.tokens !== undefined;
+    const apart = embeddings.size > 0 && options.tokens !== undefined;
     if (apart) {
+      // A vector a layer has a place in official files only.
+      const layerwise = [...embeddings.values()].some((v) => v.shape[0] > 1);
       await saveLora(
         options.tokens!,
         { adapter: without(file.adapter), embeddings },
         base,
-        "learned_embeds",
+        layerwise ? "official" : "learned_embeds",
         { dtype },
       );
       written.push(options.tokens!);
@@ -225,6 +230,12 @@ export async function convertLora(
       adapter: file.adapter,
       ...(apart ? {} : { embeddings }),
     };
+    const metadata: Record<string, string> = {
+      ...carried(file),
+      "mix_of_show.converted_from": file.dialect,
+    };
+    // What is said of tokens is true only where they are.
+    if (apart || embeddings.size === 0) delete metadata["mix_of_show.tokens"];
     const folder = d.id === "peft" && !/\.safetensors$/.test(to);
     if (folder) await savePeftFolder(to, content, base, { dtype, metadata });
     else await saveLora(to, content, base, d.id, { dtype, metadata });

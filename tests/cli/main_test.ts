@@ -217,7 +217,7 @@ Deno.test("pictures → concepts → fused model → picture with regions → sc
       );
       assertEquals(kind, "LoRA");
       assertEquals(facts.dialect, "official");
-      assertEquals(facts.unet.rank, "2");
+      assertEquals(facts.rank, 2);
       assertEquals(Object.keys(facts.tokens), ["<rex1>", "<rex2>"]);
       assertStringIncludes(
         await fine("inspect", at("single.safetensors"), "--keys"),
@@ -307,17 +307,34 @@ Deno.test("pictures → concepts → fused model → picture with regions → sc
       assertEquals(held.code, 1);
       assertStringIncludes(held.err, "<rex1>");
       await to(
-        ...[from, at("k.safetensors"), "--to", "kohya", "--without-tokens"],
-        ...["--model", model],
+        ...[from, at("k.safetensors"), "--to", "kohya", "--model", model],
+        "--without-tokens",
       );
+      // A plain token has a place in a file of its own.
+      const plain = at("again.safetensors");
       await to(
-        ...[at("k.safetensors"), at("p"), "--to", "peft-folder"],
+        ...[plain, at("t.safetensors"), "--to", "learned_embeds"],
         ...["--model", model],
       );
+      assertStringIncludes(
+        await fine("inspect", at("t.safetensors"), "--model", model),
+        "dialect: learned_embeds",
+      );
+      await to(at("k.safetensors"), at("p"), "--to", "peft", "--model", model);
       assertStringIncludes(
         await fine("inspect", at("p"), "--model", model),
         "dialect: peft",
       );
+      await fine(
+        ...["sample", ...base, "--concept", at("k.safetensors"), "--steps=1"],
+        ...["--prompt", "a fox", "--out", at("kohya")],
+      );
+      const nameless = await run(
+        ...["fuse", ...base, "--concept", at("k.safetensors")],
+        ...["--out", at("nameless")],
+      );
+      assertEquals(nameless.code, 1);
+      assertStringIncludes(nameless.err, "trigger words or a class word");
       // A LoRA without tokens is called by its trigger.
       await fine(
         "fuse",
@@ -353,7 +370,7 @@ Deno.test("pictures → concepts → fused model → picture with regions → sc
       // Two LoRAs of rank 2: rank 4 holds their sum.
       assertMatch(lora, /0\.\d\d % of the difference left out/);
       const wrong = await run(
-        ...["convert", at("fused"), at("x"), "--to", "kohya"],
+        ...["convert", at("fused"), at("x.safetensors"), "--to", "kohya"],
       );
       assertEquals(wrong.code, 1);
       assertStringIncludes(wrong.err, "--difference-to");

@@ -121,7 +121,7 @@ Deno.test("sample draws a layout with adapters per region", async () => {
   ];
   const sketch = [
     "--network",
-    `sketch=${fixturePath("t2i_adapter/adapter0")}`,
+    `sketch=${fixturePath("t2i_adapter/adapter1")}`,
   ];
   const first = await run([...common, ...sketch, "--adapters", "region"]);
   assertEquals(first.code, 0, first.wrong);

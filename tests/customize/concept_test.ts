@@ -26,31 +26,30 @@ import {
 import { unet } from "../../src/models/unet.ts";
 import { openSafetensors } from "../../src/io/safetensors.ts";
 import { textEncoderSpec } from "../../src/models/text_encoder.ts";
-import { close, fixturePath, forEachBackend, noLeak } from "../helpers.ts";
-import { golden, nchw, tinySd } from "./tiny_sd.ts";
+import {
+  close,
+  fixtureJson,
+  fixturePath,
+  forEachBackend,
+  noLeak,
+} from "../helpers.ts";
+import {
+  crossAttentionSites,
+  parseUNetConfig,
+} from "../../src/models/config.ts";
+import { tinySd } from "./tiny_sd.ts";
 
 const OFFICIAL = "lora/edlora_official.safetensors";
 
-forEachBackend("layer-wise states, as the official UNet", async () => {
-  await noLeak(async () => {
-    const model = await tinySd();
-    const g = await golden("edlora_layerwise/expected.safetensors");
-    const out = tf.tidy(() =>
-      unet(
-        model.unet.params,
-        model.unet.config,
-        g.nhwc("sample"),
-        g.rows("timesteps")[0],
-        g.tensor<tf.Tensor4D>("encoder_hidden_states"),
-      )
-    );
-    // UNet float32 against float64 1.1e-6, times ten.
-    close(await nchw(out), g.values("out"), 1.1e-5);
-    out.dispose();
-    g.dispose();
-    disposeModel(model);
-  });
-}, ["wasm"]);
+// The UNet on layer-wise states is compared in tests/diffusion/regions_test.ts
+// (without regions), all of it in the pipeline test.
+Deno.test("states have the order of the official UNet's layers", async () => {
+  const { cross_attention_order: order } = await fixtureJson<
+    { cross_attention_order: string[] }
+  >("edlora_layerwise/order.json");
+  const config = parseUNetConfig(await fixtureJson("tiny-sd/unet/config.json"));
+  assertEquals(crossAttentionSites(config).map(({ path }) => path), order);
+});
 
 forEachBackend("V_rand V_class starts as the paper says", async () => {
   await noLeak(async () => {

@@ -990,19 +990,26 @@ forEachBackend(
           { to: "kohya" },
         );
         assertEquals([kohya.dtype, kohya.scales], ["F16", "adapter config"]);
-        // An official .pth, for a model of our own.
-        const pth = await convertLora(
-          fixturePath("pickle/edlora_official.pth"),
-          `${folder}/pth.safetensors`,
-          { to: "official", base: tiny },
+        // An official .pth (the fixture has some of its layers only).
+        const pth = fixturePath("pickle/edlora_official.pth");
+        const part = await loadLora(pth, tiny, { complete: false });
+        assertEquals(part.dialect, "official");
+        assertEquals(
+          [...part.embeddings].map(([token, { shape }]) => [token, shape]),
+          [["<potter1>", [16, 32]], ["<potter2>", [16, 32]]],
         );
-        assertEquals(pth.layers, { textEncoder: 12, unet: 88 });
-        assertEquals(pth.tokens, [["<potter1>", 16], ["<potter2>", 16]]);
+        const bytes = await loraBytes(part, tiny, "official");
+        const same = await loadLora(bytes, tiny, { complete: false });
+        assertEquals(await difference(part.adapter, same.adapter), 0);
+        disposeLora(part);
+        disposeLora(same);
         await assertRejects(
-          () => inspectLora(fixturePath("lora/lora_kohya.safetensors")),
+          () =>
+            convertLora(pth, `${folder}/never`, { to: "kohya", base: tiny }),
           Error,
-          "misshapen",
+          "edlora_official.pth (official naming): ",
         );
+        await assertRejects(() => inspectLora(pth), Error, "misshapen");
       } finally {
         await Deno.remove(folder, { recursive: true });
       }

@@ -7,7 +7,6 @@ import {
   conditionedSampling,
 } from "../../src/diffusion/conditions.ts";
 import { generate, type UNetCall } from "../../src/diffusion/pipeline.ts";
-import { loadControlNet } from "../../src/models/controlnet.ts";
 import { disposeModel } from "../../src/models/model.ts";
 import { loadT2IAdapter } from "../../src/models/t2i_adapter.ts";
 import { unet } from "../../src/models/unet.ts";
@@ -20,29 +19,22 @@ import {
   tolerance,
 } from "../helpers.ts";
 import { conditionImage } from "../models/condition_image.ts";
+import { someControlNet } from "../models/some_controlnet.ts";
 
 const T2I = "t2i_adapter/expected.safetensors";
 
-async function adapter(i: number) {
-  const folder = fixturePath(`t2i_adapter/adapter${i}`);
+async function adapter() {
+  const folder = fixturePath("t2i_adapter/adapter1");
   return {
     network: { type: "t2i_adapter" as const, ...await loadT2IAdapter(folder) },
-    image: await conditionImage(T2I, `adapter${i}.condition_u8`),
+    image: await conditionImage(T2I, "adapter1.condition_u8"),
   };
 }
 
 async function controlNet() {
-  const network = await loadControlNet(fixturePath("controlnet"));
   return {
-    network: { type: "controlnet" as const, ...network },
-    image: await conditionImage(
-      "controlnet/expected.safetensors",
-      "condition_u8",
-    ).then((x) => {
-      const first = tf.slice(x, [0, 0, 0, 0], [1, -1, -1, -1]);
-      x.dispose();
-      return first as tf.Tensor4D;
-    }),
+    network: { type: "controlnet" as const, ...await someControlNet() },
+    image: await conditionImage("controlnet/part.safetensors", "condition_u8"),
   };
 }
 
@@ -57,7 +49,7 @@ forEachBackend("weighted conditions match diffusers", async (backend) => {
   await noLeak(async () => {
     const g = await golden(T2I);
     const model = await tinySd();
-    const pair = [await adapter(0), await adapter(1)];
+    const pair = [await adapter(), await adapter()];
     const states = g.tensor<tf.Tensor3D>("encoder_hidden_states");
     const sample = g.nhwc("sample");
     const call: UNetCall = {
@@ -70,22 +62,19 @@ forEachBackend("weighted conditions match diffusers", async (backend) => {
       sample,
       states,
     };
-    const cases: [string, Condition[], "weighted" | "diffusers-0.19.3"][] = [
-      ["unet.adapter0_scale0.8", [{ ...pair[0], scale: 0.8 }], "weighted"],
-      [
-        "unet.multi_0.8_0.5_scale1.0",
-        [{ ...pair[0], scale: 0.8 }, { ...pair[1], scale: 0.5 }],
-        "weighted",
-      ],
-      [
-        "unet.multi_diffusers0.19.3_scale1.0",
-        [{ ...pair[0], scale: 0.8 }, { ...pair[1], scale: 0.5 }],
-        "diffusers-0.19.3",
-      ],
+    // Two adapters that see the same, so that their strengths add up to 0.8.
+    const both = (a: number, b: number) => [
+      { ...pair[0], scale: a },
+      { ...pair[1], scale: b },
+    ];
+    const cases: [Condition[], "weighted" | "diffusers-0.19.3"][] = [
+      [[{ ...pair[0], scale: 0.8 }], "weighted"],
+      [both(0.5, 0.3), "weighted"],
+      // 0.19.3 forgets the first strength: 1 − 0.2.
+      [both(0.5, -0.2), "diffusers-0.19.3"],
       // A place that covers everything is the same as a strength.
       [
-        "unet.multi_0.8_0.5_scale1.0",
-        [0.8, 0.5].map((scale, i) => ({
+        [0.5, 0.3].map((scale, i) => ({
           ...pair[i],
           places: [{
             shape: { box: { top: 0, left: 0, bottom: 1, right: 1 } },
@@ -95,7 +84,7 @@ forEachBackend("weighted conditions match diffusers", async (backend) => {
         "weighted",
       ],
     ];
-    for (const [name, conditions, behaviour] of cases) {
+    for (const [i, [conditions, behaviour]] of cases.entries()) {
       const conditioned = conditionedSampling(conditions, { behaviour });
       const out = tf.tidy(() =>
         unet(
@@ -109,9 +98,9 @@ forEachBackend("weighted conditions match diffusers", async (backend) => {
       );
       close(
         await nchw(out),
-        g.values(name),
+        g.values("unet.adapter1_scale0.8"),
         tolerance(backend, 1.3e-5),
-        name,
+        `case ${i}`,
       );
       out.dispose();
       conditioned.dispose();
@@ -125,7 +114,7 @@ forEachBackend("weighted conditions match diffusers", async (backend) => {
 forEachBackend("conditions act when and where they are told to", async () => {
   await noLeak(async () => {
     const model = await tinySd();
-    const conditions = [await adapter(0), await controlNet()];
+    const conditions = [await adapter(), await controlNet()];
     const draw = async (list: Condition[]) => {
       const conditioned = conditionedSampling(list);
       const pictures = await generate(model, {
@@ -196,7 +185,7 @@ forEachBackend(
 );
 
 forEachBackend("bad conditions are refused", async () => {
-  const condition = await adapter(0);
+  const condition = await adapter();
   await noLeak(() => {
     const refuse = (change: Partial<Condition>, message: string) =>
       assertThrows(

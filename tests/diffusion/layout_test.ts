@@ -346,7 +346,7 @@ forEachBackend("a layout draws what the API draws", async () => {
     // A sketch of the regions through a T2I-Adapter, off in the first region.
     const sketch = {
       type: "t2i_adapter" as const,
-      ...await loadT2IAdapter(fixturePath("t2i_adapter/adapter0")),
+      ...await loadT2IAdapter(fixturePath("t2i_adapter/adapter1")),
     };
     const conditions: LayoutInput["conditions"] = [{
       type: "t2i_adapter",

@@ -6,8 +6,10 @@
 import * as tf from "@tensorflow/tfjs";
 import { at, updateAt } from "../../src/core/tree.ts";
 import { type Concept, loadConcept } from "../../src/customize/concept.ts";
+import { denseDelta, type LayerSolution } from "../../src/fusion/layer.ts";
 import type { Strength } from "../../src/fusion/weight.ts";
 import type { Model } from "../../src/models/model.ts";
+import type { UNet } from "../../src/models/unet.ts";
 import { type Golden, golden, tinySd } from "../customize/tiny_sd.ts";
 import { fixtureJson, fixturePath } from "../helpers.ts";
 
@@ -108,6 +110,28 @@ export function withWeights(
     (node, path) => ({ ...node, weight: made.get(path) }),
   );
   return { ...model, [component]: { ...model[component], params } };
+}
+
+/** A model with base weights changed as solved; they are new tensors. */
+export function withSolutions(
+  model: Model,
+  base: Model,
+  solutions: ReadonlyMap<string, LayerSolution>,
+): Model {
+  const params = updateAt(
+    model.unet.params as unknown,
+    [...solutions.keys()],
+    (node, path) => {
+      const { data, rows, columns } = denseDelta(solutions.get(path)!.delta);
+      const weight = tf.tidy(() =>
+        at(base.unet.params, path).weight.add(
+          tf.tensor2d(Float32Array.from(data), [rows, columns]),
+        )
+      );
+      return { ...node, weight };
+    },
+  );
+  return { ...model, unet: { ...model.unet, params: params as UNet } };
 }
 
 /** Values of a layer's weight as they lie on disk, [out, in]. */

@@ -41,17 +41,23 @@ import { weightFusion } from "../../src/fusion/weight.ts";
 import { pipeline } from "../../src/diffusion/pipeline.ts";
 import { disposeModel, type Model } from "../../src/models/model.ts";
 import { textEncoder } from "../../src/models/text_encoder.ts";
-import { unet } from "../../src/models/unet.ts";
 import { matrix } from "../../src/optim/least_squares.ts";
-import { golden, nchw } from "../customize/tiny_sd.ts";
+import { golden } from "../customize/tiny_sd.ts";
 import { close, forEachBackend, tolerance } from "../helpers.ts";
 import {
   diskWeight,
   finish,
   type FusionFixture,
   fusionFixture,
+  withSolutions,
   withWeights,
 } from "./concepts.ts";
+
+/**
+ * How far relative losses of spatial layers are off where their keys and values
+ * are ours: the official L-BFGS leaves errors of 1e-11 there.
+ */
+const DRIFT = 1e-4;
 
 const isKeyValue = (path: string) => /\.attn2\.to_[kv]$/.test(path);
 
@@ -86,12 +92,15 @@ async function solveStage(
   return solutions;
 }
 
-// Golden: fixtures/fusion/pipeline.json. Each stage is given what it was given
-// in the official run (weights fused by L-BFGS before it), so its features are
-// the official ones, and the losses must be.
+// Golden: fixtures/fusion/pipeline.json. Text and key/value layers are given what
+// they were given in the official run (the text weights its L-BFGS made), so
+// their features are the official ones, and the losses must be. Those of the
+// spatial layers come from a model with our keys and values, whose losses are 0
+// as the official ones are: see `drift`. (`deno task verify` on the whole
+// fixtures gives them the official ones as well.)
 forEachBackend("features and losses are the official ones", async (backend) => {
   const f = await fusionFixture();
-  const lbfgs = await golden("fusion/fused_lbfgs.safetensors");
+  const lbfgs = await golden("fusion/fused_lbfgs_text.safetensors");
   const closed = await golden("fusion/fused_closed_form.safetensors");
   const [{ adapter }] = f.concepts;
   const text = [...adapter.textEncoder.keys()];
@@ -103,6 +112,7 @@ forEachBackend("features and losses are the official ones", async (backend) => {
     component: "textEncoder" | "unet",
     prefix: string,
     solutions: ReadonlyMap<string, LayerSolution>,
+    drift = 0,
   ) => {
     for (const [path, solution] of solutions) {
       const name = `${prefix}.${path}`;
@@ -113,7 +123,7 @@ forEachBackend("features and losses are the official ones", async (backend) => {
       close(
         solution.lossBefore / expected.mse_W0,
         1,
-        tolerance(backend, 2e-5),
+        tolerance(backend, 2e-5) + drift,
         `${name}: loss of W₀`,
       );
       // The minimum of the official features is exact in numpy's float64, ours
@@ -121,11 +131,11 @@ forEachBackend("features and losses are the official ones", async (backend) => {
       close(
         solution.lossAfter,
         expected.mse_closed,
-        tolerance(backend, 5e-4) * expected.mse_closed + 1e-12,
+        (tolerance(backend, 5e-4) + drift) * expected.mse_closed + 1e-12,
         `${name}: loss of the closed form`,
       );
       assert(
-        solution.lossAfter <= expected.mse_lbfgs * (1 + 1e-4) + 1e-12,
+        solution.lossAfter <= expected.mse_lbfgs * (1 + 1e-4 + drift) + 1e-12,
         `${name}: ${solution.lossAfter}, L-BFGS ${expected.mse_lbfgs}`,
       );
       assert(solution.lossWeightFusion > solution.lossAfter, name);
@@ -174,7 +184,7 @@ forEachBackend("features and losses are the official ones", async (backend) => {
   assert([...kvSolutions.values()].every(({ dual }) => dual));
   await compare("unet", "unet_kv", kvSolutions);
 
-  model = withWeights(model, "unet", "unet_kv", kv, lbfgs);
+  model = withSolutions(model, f.base, kvSolutions);
   const spatialStats = await gather((concept, i) =>
     finish(
       spatialStatistics(model, concept, spatial, {
@@ -187,11 +197,11 @@ forEachBackend("features and losses are the official ones", async (backend) => {
     "unet",
     "unet_spatial",
     await solveStage(f, "unet", spatial, spatialStats),
+    DRIFT,
   );
 
-  // The whole official model: text states of the final prompt and one UNet call.
-  model = withWeights(model, "unet", "unet_spatial", spatial, lbfgs);
-  const ids = f.io.rows("input_ids");
+  // The official text encoder on the final prompt; two of its 16 bindings.
+  const ids = f.io.rows("input_ids").slice(0, 2);
   const states = tf.tidy(() =>
     textEncoder(model.textEncoder.params, model.textEncoder.config, ids, {
       added: model.added!.vectors,
@@ -205,23 +215,7 @@ forEachBackend("features and losses are the official ones", async (backend) => {
     tolerance(backend, 7e-5),
     "text states",
   );
-  const out = tf.tidy(() =>
-    unet(
-      model.unet.params,
-      model.unet.config,
-      f.io.nhwc("sample"),
-      f.io.rows("timesteps")[0],
-      // One prompt bound 16 ways: its batch is the sites.
-      tf.slice(states, [0, 0, 0], [11, -1, -1]).expandDims(0) as tf.Tensor4D,
-    )
-  );
-  close(
-    await nchw(out),
-    f.io.values("out"),
-    tolerance(backend, 1.1e-5),
-    "UNet of the fused model",
-  );
-  tf.dispose([states, out]);
+  states.dispose();
   disposeModel(model, f.base);
   lbfgs.dispose();
   closed.dispose();

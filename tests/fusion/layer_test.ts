@@ -83,13 +83,17 @@ async function linearCase(name: string) {
     xs,
     deltas,
     closed: await fused("W_closed"),
-    lbfgs500: await fused("W_lbfgs500"),
   };
   file.close();
   return result;
 }
 
-const CASES = ["under", "over", "correlated"] as const;
+/**
+ * `over`: more rows than features. Fewer rows are what fixtures/fusion/pipeline
+ * has in its key and value layers; all cases of the shared fixtures are compared
+ * by `deno task verify`.
+ */
+const CASES = ["over"] as const;
 
 // Golden: fixtures/fusion/linear, from the official update_quasi_newton and from
 // numpy's pseudo-inverse in float64.
@@ -106,19 +110,18 @@ for (const name of CASES) {
       }));
       const solution = fuseLayer(terms, { ridge: 0 });
       assertEquals(solution.rows, xs.reduce((n, x) => n + x.rows, 0));
-      assertEquals(solution.dual, form === "rows" && name === "under");
+      assertEquals(solution.dual, false);
       // Expected values come from float32 data: 1e-6 relative.
       const near = (actual: number, expected: number, what: string) =>
         close(actual, expected, 2e-6 * expected + 1e-13, `${form} ${what}`);
       near(solution.lossBefore, golden.mse_W0, "W₀");
       near(solution.lossWeightFusion, golden.mse_weightfusion, "weight fusion");
       near(solution.lossAfter, golden.mse_closed_f64, "closed");
-      // κ(G) is about 1e7 where the inputs are correlated; weights stored in
-      // float32.
+      // Weights stored in float32.
       close(
         denseDelta(solution.delta).data,
         closed.data,
-        name === "correlated" ? 1e-4 : 2e-6,
+        2e-6,
         `${form} W`,
       );
       const definition = meanSquaredError(
@@ -133,7 +136,7 @@ for (const name of CASES) {
     const golden = (await fixtureJson<Record<string, LinearCase>>(
       "fusion/linear.json",
     ))[name];
-    const { xs, deltas, lbfgs500 } = await linearCase(name);
+    const { xs, deltas, closed } = await linearCase(name);
     const terms = xs.map((x, i) => ({
       stats: statsOf(x, x.rows < x.columns ? "rows" : "gram"),
       delta: deltas[i],
@@ -153,15 +156,13 @@ for (const name of CASES) {
         // leaves where the minimum is 0.
         assert(lossAfter >= minimum * (1 - 2e-6) - 1e-15, what);
         assert(lossAfter <= 1.03 * torch + 1e-9, what);
-        // Also where it has not converged (correlated, 50 iterations) float32
-        // goes torch's way; how its sums are rounded moves the loss there by
-        // 1.6 %. In float64 it is 7 % lower.
-        if (precision === "float32" && torch > 1e-9) {
+        // float32 goes torch's way.
+        if (precision === "float32") {
           assert(Math.abs(lossAfter / torch - 1) < 0.03, what);
         }
-        if (iterations === 500 && name !== "correlated") {
+        if (iterations === 500) {
           // torch's own relative distance from the minimum is 5e-4.
-          close(denseDelta(delta).data, lbfgs500.data, 2e-3, what);
+          close(denseDelta(delta).data, closed.data, 2e-3, what);
         }
       }
     }

@@ -1,7 +1,8 @@
 /**
  * tests/fixtures/pickle was written by torch.save of torch 1.13.0a0:
  * `edlora_official.pth` holds tensors of lora/edlora_official.safetensors as
- * the official trainer nests them, `small.pth` one of each kind of thing.
+ * the official trainer nests them (some of its layers, taken out without torch),
+ * `small.pth` one of each kind of thing.
  */
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { fold, key, stream } from "../../src/core/random.ts";

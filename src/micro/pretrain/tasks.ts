@@ -1,7 +1,7 @@
 import * as tf from "@tensorflow/tfjs";
-import { type Key, fold, key, normal, stream } from "../../core/random.ts";
+import { fold, type Key, key, normal, stream } from "../../core/random.ts";
 import { valueAndGrads } from "../../core/tree.ts";
-import { schedule, type Schedule } from "../../diffusion/schedule.ts";
+import { type Schedule, schedule } from "../../diffusion/schedule.ts";
 import {
   type Autoencoder,
   autoencoderSpec,
@@ -163,7 +163,10 @@ async function flattenGrads(
 }
 
 /** Pixels of images as [b, 64, 64, 3] in [−1, 1]. */
-export function pixels(images: readonly Uint8Array[], side: number): tf.Tensor4D {
+export function pixels(
+  images: readonly Uint8Array[],
+  side: number,
+): tf.Tensor4D {
   const size = side * side * 3;
   const values = new Float32Array(images.length * size);
   images.forEach((image, i) => {
@@ -255,7 +258,10 @@ function sceneOrFrame(
   seed: number,
   materials: Materials,
 ): Uint8Array {
-  return renderScene(trainScene(i + seed * 1e6, WORLD, {}, materials.art), materials.art);
+  return renderScene(
+    trainScene(i + seed * 1e6, WORLD, {}, materials.art),
+    materials.art,
+  );
 }
 
 /** Image and caption of a CLIP's training sample. */
@@ -310,7 +316,10 @@ function degrade(
       [h, w],
     );
     const blur = tf.tensor4d(
-      Array.from({ length: b }, () => draw.uniform() < 0.3 ? draw.uniform() : 0),
+      Array.from(
+        { length: b },
+        () => draw.uniform() < 0.3 ? draw.uniform() : 0,
+      ),
       [b, 1, 1, 1],
     );
     return both.add(soft.sub(both).mul(blur)) as tf.Tensor4D;
@@ -436,7 +445,9 @@ export function contrastive(
       }
       if (byRow && targets[i][best] > 0) right++;
       let sum = 0;
-      for (let j = 0; j < n; j++) sum += Math.exp(scale * (cosine[at(j)] - max));
+      for (let j = 0; j < n; j++) {
+        sum += Math.exp(scale * (cosine[at(j)] - max));
+      }
       const log = Math.log(sum) + scale * max;
       for (let j = 0; j < n; j++) {
         const logit = scale * cosine[at(j)];
