@@ -332,6 +332,14 @@ export {
   type TokenInit,
 } from "./src/customize/concept.ts";
 export {
+  type ConvertedLora,
+  convertLora,
+  type ConvertLoraOptions,
+  type FindLoraOptions,
+  inspectLora,
+  type LoraSummary,
+} from "./src/customize/convert.ts";
+export {
   encodeData,
   type EncodeOptions,
   type Example,
@@ -341,18 +349,6 @@ export {
   square,
   type TrainData,
 } from "./src/customize/dataset.ts";
-export {
-  type ConvertedLora,
-  convertLora,
-  type ConvertLoraOptions,
-  type FindLoraOptions,
-  inspectLora,
-  type LoraSummary,
-} from "./src/customize/convert.ts";
-export {
-  loraConcept,
-  type LoraConceptOptions,
-} from "./src/customize/lora_concept.ts";
 export {
   layersOf,
   type LoraBase,
@@ -399,6 +395,10 @@ export {
   targets,
   type Weight,
 } from "./src/customize/lora.ts";
+export {
+  loraConcept,
+  type LoraConceptOptions,
+} from "./src/customize/lora_concept.ts";
 export {
   detectDialect,
   type Dialect,

@@ -49,11 +49,19 @@ await saveModel("out/examples/fused", fused);
 // The fused model is a model like any other, with more words in it.
 const wide = 1 / concepts.length;
 const layout = parseLayout({
-  prompt: "grass",
+  prompt: `${
+    concepts.map(({ phrase }) => `a ${phrase}`).join(" and ")
+  } on grass`,
   guidance: 5,
+  // What is in no region follows the prompt of the whole picture.
   regions: concepts.map(({ phrase }, i) => ({
-    box: { top: 0, left: i * wide, bottom: 1, right: (i + 1) * wide },
-    prompt: `${phrase} on grass`,
+    box: {
+      top: 0.2,
+      left: (i + 0.1) * wide,
+      bottom: 0.8,
+      right: (i + 0.9) * wide,
+    },
+    prompt: `a ${phrase}`,
   })),
 });
 for await (const record of drawLayout(fused, await resolveLayout(layout))) {

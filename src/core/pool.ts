@@ -50,13 +50,23 @@ export interface PoolOptions<H extends Handlers, Event> {
 export interface JobOptions {
   /** Buffers to hand over instead of copying; unusable here afterwards. */
   transfer?: Transferable[];
+  /**
+   * The worker that must take it, such as one that kept something for it.
+   *
+   * @default the next free one
+   */
+  worker?: number;
 }
 
 /** Running workers; see {@linkcode createPool}. */
 export interface Pool<H extends Handlers> extends Disposable {
   /** Number of workers. */
   readonly workers: number;
-  /** Runs one job on the next free worker. */
+  /**
+   * Runs one job on the next free worker, or on a given one.
+   *
+   * @throws If there is no worker of the given number.
+   */
   run<K extends keyof H & string>(
     name: K,
     job: JobOf<H, K>,
@@ -241,8 +251,12 @@ export async function createPool<H extends Handlers, Event = unknown>(
 
   const pool: Pool<H> = {
     workers: count,
-    run: (name, job, { transfer } = {}) =>
-      submit(name, job, transfer) as Promise<never>,
+    async run(name, job, { transfer, worker } = {}) {
+      if (worker !== undefined && !workers[worker]) {
+        throw cannot("run a job", `a worker from 0 to ${count - 1}`, worker);
+      }
+      return await submit(name, job, transfer, worker) as never;
+    },
     async map(name, jobs) {
       const mine = new Set<Task>();
       const results = jobs.map((job) => submit(name, job, [], undefined, mine));

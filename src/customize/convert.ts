@@ -23,6 +23,7 @@ import {
   type DialectId,
   DIALECTS,
   disposeLora,
+  encodeLora,
   loadLora,
   type LoraFile,
   type ReadLoraOptions,
@@ -214,18 +215,13 @@ export async function convertLora(
       );
     }
     const apart = embeddings.size > 0 && options.tokens !== undefined;
-    if (apart) {
-      // A vector a layer has a place in official files only.
-      const layerwise = [...embeddings.values()].some((v) => v.shape[0] > 1);
-      await saveLora(
-        options.tokens!,
-        { adapter: without(file.adapter), embeddings },
-        base,
-        layerwise ? "official" : "learned_embeds",
-        { dtype },
-      );
-      written.push(options.tokens!);
-    }
+    // A vector a layer has a place in official files only.
+    const tokenDialect = [...embeddings.values()].some((v) => v.shape[0] > 1)
+      ? "official"
+      : "learned_embeds";
+    const tokens = { adapter: without(file.adapter), embeddings };
+    // To fail before anything is written.
+    if (apart) await encodeLora(tokens, base, tokenDialect, { dtype });
     const content = {
       adapter: file.adapter,
       ...(apart ? {} : { embeddings }),
@@ -240,6 +236,10 @@ export async function convertLora(
     if (folder) await savePeftFolder(to, content, base, { dtype, metadata });
     else await saveLora(to, content, base, d.id, { dtype, metadata });
     written.push(to);
+    if (apart) {
+      await saveLora(options.tokens!, tokens, base, tokenDialect, { dtype });
+      written.push(options.tokens!);
+    }
     return { ...summary(found), to: d.id, dtype, written };
   } finally {
     tf.dispose(made);

@@ -746,7 +746,9 @@ export interface LoraContent {
 
 /** A LoRA as named tensors and metadata. */
 export interface EncodedLora {
+  /** By name, in the order they are written. */
   readonly tensors: [string, RawTensor][];
+  /** What goes into the header. */
   readonly metadata: Record<string, string>;
 }
 

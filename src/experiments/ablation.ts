@@ -67,6 +67,7 @@ import {
   type StudyOptions,
   type StudyResult,
 } from "./study.ts";
+import { verdict } from "./verdict.ts";
 import { readConceptLog, readFusedLog } from "./workshop.ts";
 
 /** Kinds of fusion that are compared. */
@@ -322,7 +323,13 @@ async function report(
     arms,
     comparisons,
     headroom,
-    verdict: verdict(options, comparisons, headroom),
+    verdict: verdict({
+      scale: options.scale,
+      concepts: study.jobs.length,
+      headroom,
+      comparisons,
+      arms,
+    }),
     retrieval: {
       chance: 1 / entries.length,
       gallery: entries.map(({ label }) => label),
@@ -515,39 +522,6 @@ function compare(
     );
   }
   return all;
-}
-
-/** One honest sentence, from the numbers alone. */
-function verdict(
-  options: AblationOptions,
-  comparisons: readonly Comparison[],
-  headroom: AblationReport["headroom"],
-): string {
-  if (options.scale === "quick") {
-    return "Mechanics only, no conclusion: two concepts and four prompts each " +
-      "show that everything runs, not who wins.";
-  }
-  if (options.concepts.length < 2) {
-    return "No conclusion: with one concept there is nothing to fuse.";
-  }
-  if (!headroom.enough) {
-    return `Uninterpretable: the median concept gains ${
-      (headroom.median ?? 0).toFixed(3)
-    } image alignment over the class word, less than the ${headroom.required} ` +
-      "that would have to be there to be lost.";
-  }
-  const parts = comparisons.filter(({ score }) => score === "image").map((c) =>
-    `${c.claim}: ${c.verdict} (${c.mean! >= 0 ? "+" : "−"}${
-      Math.abs(c.mean!).toFixed(3)
-    }, 95 % interval ${(c.low ?? NaN).toFixed(3)} to ${
-      (c.high ?? NaN).toFixed(3)
-    }, ${c.wins} of ${c.n} concepts)`
-  );
-  const few = options.concepts.length < 12
-    ? ` ${options.concepts.length} concepts are few: the intervals are what ` +
-      "counts."
-    : "";
-  return `Image alignment. ${parts.join("; ")}.${few}`;
 }
 
 /** What can be read off the trained concepts. */

@@ -368,6 +368,7 @@ export function fusionLossFigure(
       yaxis: {
         title: { text: "feature error / that of the base weight" },
         type: "log",
+        exponentformat: "power",
       },
       legend: { orientation: "h", y: -0.25 },
     },

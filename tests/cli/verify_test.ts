@@ -98,7 +98,7 @@ Deno.test("set A: networks, tokenizer, adapters, pipelines", async () => {
         root,
         "{tokenizer,text_encoder,unet,vae,pipeline}*",
       ),
-      59,
+      26,
     );
   });
 });

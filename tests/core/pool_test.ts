@@ -137,3 +137,19 @@ Deno.test("hardwareWorkers limits and checks the wish", async () => {
     "Cannot create a worker pool",
   );
 });
+
+Deno.test("a job can be given to one worker, and waits for it", async () => {
+  const seen: number[] = [];
+  using pool = await start(3, (_, worker) => void seen.push(worker));
+  const one = { a: Float32Array.of(2), b: Float32Array.of(3), n: 1 };
+  const results = await Promise.all(
+    [2, 0, 2, 1, 2].map((worker) => pool.run("multiply", one, { worker })),
+  );
+  assertEquals(results, new Array(5).fill(Float32Array.of(6)));
+  assertEquals(seen.sort(), [0, 1, 2, 2, 2]);
+  await assertRejects(
+    () => pool.run("multiply", one, { worker: 3 }),
+    Error,
+    "a worker from 0 to 2",
+  );
+});

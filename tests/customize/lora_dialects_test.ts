@@ -1003,6 +1003,32 @@ forEachBackend(
         assertEquals(await difference(part.adapter, same.adapter), 0);
         disposeLora(part);
         disposeLora(same);
+        // A vector a layer: kohya's files have no place for that.
+        const whole = fixturePath("lora/edlora_official.safetensors");
+        const out = `${folder}/whole.safetensors`;
+        await assertRejects(
+          () => convertLora(whole, out, { to: "kohya", base: tiny }),
+          Error,
+          "one vector a token, got 16 different ones, one a layer, of <potter1>",
+        );
+        const split = await convertLora(whole, out, {
+          to: "kohya",
+          base: tiny,
+          tokens: `${folder}/layerwise.safetensors`,
+        });
+        assertEquals([split.dtype, split.written.length], ["F16", 2]);
+        const halves = [
+          await inspectLora(out, { base: tiny }),
+          await inspectLora(`${folder}/layerwise.safetensors`, { base: tiny }),
+        ];
+        assertEquals(
+          halves.map(({ dialect, layers, tokens }) => [
+            dialect,
+            layers.unet,
+            tokens.length,
+          ]),
+          [["kohya", 88, 0], ["official", 0, 2]],
+        );
         await assertRejects(
           () =>
             convertLora(pth, `${folder}/never`, { to: "kohya", base: tiny }),

@@ -125,7 +125,6 @@ export async function ablationHtml(
       }</p>`,
     },
     table(ablationTable(report)),
-    ...ablationFigures(report).map(([id, plot]) => figure(id, plot)),
     heading("Same noise in every column"),
     ...(pictures.length === 0 ? [] : [pictureGrid(
       ["reference", ...arms.filter((arm) => arm !== "reference")].map((arm) =>
@@ -141,6 +140,8 @@ export async function ablationHtml(
           .map((arm) => cells.get(arm)),
       })),
     )]),
+    heading("Scores"),
+    ...ablationFigures(report).map(([id, plot]) => figure(id, plot)),
     heading("The paper's claims"),
     table(comparisonTable(report)),
     heading("What was run"),

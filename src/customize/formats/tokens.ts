@@ -47,7 +47,9 @@ export function tokenMisfit(
 
 /** A tensor of a file and the tokens it holds. */
 export interface TokenKey {
+  /** Name of the tensor. */
   readonly key: string;
+  /** Its tokens, one a vector, or the only one. */
   readonly tokens: readonly string[];
 }
 
@@ -76,8 +78,11 @@ export function tokenKeys(
 
 /** A tensor to write: a token, or one with the vectors behind it. */
 export interface TokenTensor {
+  /** Name of the tensor. */
   readonly key: string;
+  /** Shape on disk. */
   readonly shape: number[];
+  /** Its numbers. */
   readonly values: Float32Array;
 }
 

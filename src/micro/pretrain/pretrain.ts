@@ -1,4 +1,5 @@
 import { fold, key } from "../../core/random.ts";
+import { createPool } from "../../core/pool.ts";
 import { disposeTree, leaves } from "../../core/tree.ts";
 import { exists } from "../../io/files.ts";
 import {
@@ -25,6 +26,7 @@ import { type Autoencoder, autoencoderSpec } from "../../models/autoencoder.ts";
 import { rescaleLatents } from "./weights.ts";
 import type { ServerInit, ShardAnswer, ShardRequest } from "./shards.ts";
 import { createShardServer } from "./shards.ts";
+import type { ShardHandlers } from "./worker.ts";
 import {
   contrastive,
   type Embeddings,
@@ -68,46 +70,21 @@ export async function startRunner(
       close: () => {},
     };
   }
-  const pool = Array.from(
-    { length: workers },
-    () =>
-      new Worker(new URL("./worker.ts", import.meta.url), { type: "module" }),
-  );
-  let next = 0;
-  const pending = new Map<
-    number,
-    { resolve: (a: ShardAnswer) => void; reject: (e: Error) => void }
-  >();
-  for (const worker of pool) {
-    worker.onmessage = (event: MessageEvent) => {
-      const { id, result, error } = event.data;
-      const waiting = pending.get(id)!;
-      pending.delete(id);
-      if (error) waiting.reject(new Error(error));
-      else waiting.resolve(result);
-    };
-    worker.onerror = (event) => {
-      event.preventDefault();
-      for (const waiting of pending.values()) {
-        waiting.reject(new Error(event.message));
-      }
-    };
-  }
-  const ask = (worker: Worker, kind: string, body: unknown) =>
-    new Promise<ShardAnswer>((resolve, reject) => {
-      const id = next++;
-      pending.set(id, { resolve, reject });
-      worker.postMessage({ id, kind, body });
-    });
-  await Promise.all(
-    pool.map((worker) => ask(worker, "start", { backend: "wasm", ...init })),
-  );
+  const pool = await createPool<ShardHandlers>({
+    workers,
+    module: new URL("./worker.ts", import.meta.url),
+    init: { backend: "wasm", ...init },
+  });
   return {
+    // Shard i always goes to the same worker: what a CLIP's first pass kept is
+    // there for its second.
     map: (requests) =>
       Promise.all(
-        requests.map((request, i) => ask(pool[i % workers], "shard", request)),
+        requests.map((request, i) =>
+          pool.run("shard", request, { worker: i % workers })
+        ),
       ),
-    close: () => pool.forEach((worker) => worker.terminate()),
+    close: () => pool.close(),
   };
 }
 

@@ -1,33 +1,38 @@
-/// <reference lib="deno.worker" />
-import { selectBackend } from "../../core/backend.ts";
-import { createShardServer, type ShardRequest } from "./shards.ts";
+/**
+ * The worker side of data-parallel pretraining: a shard server on a backend of
+ * its own.
+ *
+ * @module
+ */
+import { type BackendName, selectBackend } from "../../core/backend.ts";
+import { serve } from "../../core/pool.ts";
+import {
+  createShardServer,
+  type ServerInit,
+  type ShardAnswer,
+  type ShardRequest,
+  type ShardServer,
+} from "./shards.ts";
 
-// The worker side of data-parallel pretraining: one wasm instance each.
-let server: ReturnType<typeof createShardServer> | undefined;
+let server: ShardServer | undefined;
 
-self.onmessage = async (event: MessageEvent) => {
-  const { id, kind, body } = event.data as {
-    id: number;
-    kind: "start" | "shard";
-    body: unknown;
-  };
-  try {
-    if (kind === "start") {
-      const { backend, ...rest } = body as
-        & { backend: "wasm" | "cpu" | "webgpu" }
-        & Parameters<typeof createShardServer>[0];
-      await selectBackend(backend);
-      server = createShardServer(rest);
-      await server.ready;
-      self.postMessage({ id, result: null });
-    } else {
-      const result = await server!.run(body as ShardRequest);
-      self.postMessage({ id, result });
-    }
-  } catch (error) {
-    self.postMessage({
-      id,
-      error: error instanceof Error ? error.stack ?? error.message : `${error}`,
-    });
-  }
+/** What is posted to a worker first. */
+export interface ShardWorkerInit extends ServerInit {
+  readonly backend: BackendName;
+}
+
+const handlers = {
+  async init({ backend, ...init }: ShardWorkerInit): Promise<void> {
+    await selectBackend(backend);
+    server = createShardServer(init);
+    await server.ready;
+  },
+  async shard(request: ShardRequest): Promise<ShardAnswer> {
+    return await server!.run(request);
+  },
 };
+
+/** The functions of this worker. */
+export type ShardHandlers = typeof handlers;
+
+serve(handlers);
