@@ -1,4 +1,4 @@
-import { assertEquals, assertRejects } from "@std/assert";
+import { assertAlmostEquals, assertEquals, assertRejects } from "@std/assert";
 import { selectBackend } from "../../src/core/backend.ts";
 import { presetOf } from "../../src/experiments/presets.ts";
 import {
@@ -59,9 +59,11 @@ Deno.test("a sweep has a row for the base, singles, factors and ridges", async (
         ["gradient", 2, 1e-3],
       ],
     );
-    // With one concept the sum at λ = 1 is the concept itself.
+    // With one concept the sum at λ = 1 is the concept itself: the same weights
+    // merged instead of attached, so equal to rounding. Scores are rounded to
+    // five digits; a last-bit difference may move one by a unit.
     const [, single, whole] = rows;
-    assertEquals(whole.concepts.jin, single.concepts.jin);
+    assertAlmostEquals(whole.concepts.jin, single.concepts.jin, 2.5e-5);
     assertEquals(Object.keys(rows[2].concepts), ["jin"]);
     assertEquals(Object.keys(rows[6].concepts), ["jin", "bobo"]);
     await assertRejects(
