@@ -47,11 +47,20 @@ for (const [from, to, reason] of cases) {
   });
 }
 
-Deno.test("the common lock file has none of the art tool's packages", async () => {
+Deno.test("the common lock file has no packages that few need", async () => {
   const lock = await Deno.readTextFile(`${root}/deno.lock`);
   assert(lock.includes("npm:@tensorflow/tfjs@"), "not the lock file");
   // Each of these once cost every fresh clone megabytes before its first task.
-  for (const name of ["npm:sharp@", "@iconify-json/", "@lobehub/"]) {
-    assert(!lock.includes(name), `deno.lock contains ${name}`);
+  // Of the art tool, the kernels' compiler, and `experiment eyes`.
+  for (
+    const name of [
+      ...["npm:sharp@", "@iconify-json/", "@lobehub/"],
+      ...["npm:assemblyscript@", "npm:nsfwjs@"],
+    ]
+  ) {
+    assert(
+      !lock.includes(name),
+      `deno.lock contains ${name}: git restore deno.lock`,
+    );
   }
 });

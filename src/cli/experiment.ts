@@ -78,7 +78,7 @@ interface PackedModule {
 async function outsideEye(): Promise<Eye> {
   // Not a literal: 25 MB are downloaded when they are asked for, not by every
   // clone that checks or tests this file.
-  const specifier: string = "nsfwjs/models/mobilenet_v2";
+  const specifier: string = "npm:nsfwjs@4.3.0/models/mobilenet_v2";
   const { MobileNetV2Model: packed }: PackedModule = await import(specifier);
   const unwrap = (module: unknown): unknown =>
     (module as { default?: unknown }).default ?? module;

@@ -100,7 +100,7 @@ export const PRESETS: Readonly<
       images: 4,
       layers: "attention",
     },
-    bestLambda: { lora: 0.6, edlora: 0.6 },
+    bestLambda: { lora: 0.5, edlora: 0.5 },
     // The embedded CLIP knows captions, not "A photo depicts": no word of that
     // prefix but two is in its vocabulary, and its captions need none.
     textPrefix: "",
@@ -122,7 +122,7 @@ export const PRESETS: Readonly<
       images: 1,
       layers: "attention",
     },
-    bestLambda: { lora: 0.6, edlora: 0.6 },
+    bestLambda: { lora: 0.5, edlora: 0.5 },
     textPrefix: "",
   },
 };

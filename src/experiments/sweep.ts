@@ -24,6 +24,7 @@ import {
   runStudy,
   type StudyOptions,
 } from "./study.ts";
+import { TEXT_LOSS } from "./verdict.ts";
 
 /** What is swept. */
 export interface SweepOptions extends StudyOptions {
@@ -187,7 +188,9 @@ function averages(
 }
 
 /**
- * The λ with the best image alignment, for each embedding.
+ * The λ with the best image alignment, for each embedding, among those that
+ * still follow their prompts: text alignment no more than a tenth below that of
+ * the single-concept models.
  *
  * @param rows From {@linkcode sweep}.
  */
@@ -196,9 +199,15 @@ export function bestLambdas(
 ): Partial<Record<EmbeddingName, number>> {
   const best: Partial<Record<EmbeddingName, SweepRow>> = {};
   for (const row of rows) {
-    if (row.fusion !== "sum" || row.embedding === "base") continue;
-    const known = best[row.embedding];
-    if (!known || row.image > known.image) best[row.embedding] = row;
+    const { embedding, variant } = row;
+    if (row.fusion !== "sum" || embedding === "base") continue;
+    const single = rows.find((other) =>
+      other.fusion === "none" && other.embedding === embedding &&
+      other.variant === variant
+    );
+    if (single && row.text < (1 - TEXT_LOSS) * single.text) continue;
+    const known = best[embedding];
+    if (!known || row.image > known.image) best[embedding] = row;
   }
   return Object.fromEntries(
     Object.entries(best).map(([embedding, row]) => [embedding, row.value!]),

@@ -71,7 +71,7 @@ export function verdict(facts: VerdictFacts): string {
     .flatMap((fusion) => kept(arms, fusion) ?? []);
   const sentences = [
     "Of the image alignment that single concepts gain over the class word, " +
-    `${shares.join(", ")} is kept.`,
+    `fusion keeps: ${shares.join(", ")}.`,
   ];
   for (
     const [kind, head] of [

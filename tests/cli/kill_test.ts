@@ -49,7 +49,7 @@ Deno.test("kill -9 in training and in drawing: the rerun ends in the same number
       "--fusion=weight",
       "--backend=wasm",
       "--workers=0",
-      "--train-steps=110",
+      "--train-steps=60",
       "--steps=4",
       `--model=${model}`,
       `--clip=${clip}`,

@@ -76,24 +76,25 @@ Deno.test("a sweep has a row for the base, singles, factors and ridges", async (
   }
 });
 
-Deno.test("the best λ is the one with the most identity", () => {
-  const row = (value: number, image: number): SweepRow => ({
+Deno.test("the best λ has the most identity and still follows its prompts", () => {
+  const row = (value: number, image: number, text = 1): SweepRow => ({
     embedding: "lora",
     variant: "",
     fusion: "sum",
     n: 4,
     value,
-    text: 0,
+    text,
     image,
     masked: 0,
     retrieval: 0,
     concepts: {},
   });
-  assertEquals(
-    bestLambdas([row(0.25, 0.5), row(0.6, 0.7), row(1, 0.6), {
-      ...row(0, 0.9),
-      fusion: "gradient",
-    }]),
-    { lora: 0.6 },
-  );
+  const rows = [
+    { ...row(0, 0.8), fusion: "none" as const, value: null },
+    row(0.25, 0.5),
+    row(0.6, 0.7, 0.91),
+    row(1, 0.75, 0.89),
+    { ...row(0, 0.9), fusion: "gradient" as const },
+  ];
+  assertEquals(bestLambdas(rows), { lora: 0.6 });
 });

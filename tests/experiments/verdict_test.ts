@@ -53,7 +53,7 @@ const facts = (change: Partial<VerdictFacts> = {}): VerdictFacts => ({
 
 Deno.test("a verdict follows from the numbers", () => {
   const text = verdict(facts());
-  assert(text.includes("gradient fusion 90 % (ED-LoRA) is kept"), text);
+  assert(text.includes("fusion keeps: gradient fusion 90 % (ED-LoRA)."), text);
   assert(
     text.includes(
       "Reproduced: a keeps more than b (+0.050, +0.010 to +0.090, 4 of 5).",

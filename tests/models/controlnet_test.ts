@@ -88,7 +88,7 @@ forEachBackend("what a ControlNet adds matches diffusers", async (backend) => {
     disposeTree(params);
     disposeModel(model);
   });
-});
+}, ["wasm"]);
 
 forEachBackend("scale and guess mode are factors of residuals", async () => {
   await noLeak(async () => {

@@ -87,7 +87,7 @@ forEachBackend("a T2I-Adapter matches diffusers", async (backend) => {
     disposeTree(params);
     disposeModel(model);
   });
-});
+}, ["wasm"]);
 
 forEachBackend("pixel-unshuffle orders channel, row, column", async () => {
   // x[y, x, c] = 100c + 10y + x, so the expected value can be read off.

@@ -2,7 +2,8 @@
  * Compiles `simd.as` (AssemblyScript) and embeds it in `simd_wasm.ts`.
  *
  * Only for those who change the kernels: the result is committed, so nothing
- * of this is needed to use the library. Run `deno run -A` on this file.
+ * of this is needed to use the library. Run `deno run -A --no-lock` on this
+ * file: in the common lock file the compiler would cost every clone 100 MB.
  *
  * @module
  */
