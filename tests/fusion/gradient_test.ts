@@ -53,12 +53,6 @@ import {
   withWeights,
 } from "./concepts.ts";
 
-/**
- * How far relative losses of spatial layers are off where their keys and values
- * are ours: the official L-BFGS leaves errors of 1e-11 there.
- */
-const DRIFT = 1e-4;
-
 const isKeyValue = (path: string) => /\.attn2\.to_[kv]$/.test(path);
 
 /** Solves all layers of a stage from statistics of each concept. */
@@ -95,9 +89,9 @@ async function solveStage(
 // Golden: fixtures/fusion/pipeline.json. Text and key/value layers are given what
 // they were given in the official run (the text weights its L-BFGS made), so
 // their features are the official ones, and the losses must be. Those of the
-// spatial layers come from a model with our keys and values, whose losses are 0
-// as the official ones are: see `drift`. (`deno task verify` on the whole
-// fixtures gives them the official ones as well.)
+// spatial layers come from a model with our keys and values, which reach a loss
+// of 0 as the official ones do: that moves them by less than the tolerance.
+// (`deno task verify` on the whole fixtures gives them the official ones.)
 forEachBackend("features and losses are the official ones", async (backend) => {
   const f = await fusionFixture();
   const lbfgs = await golden("fusion/fused_lbfgs_text.safetensors");
@@ -112,7 +106,6 @@ forEachBackend("features and losses are the official ones", async (backend) => {
     component: "textEncoder" | "unet",
     prefix: string,
     solutions: ReadonlyMap<string, LayerSolution>,
-    drift = 0,
   ) => {
     for (const [path, solution] of solutions) {
       const name = `${prefix}.${path}`;
@@ -123,7 +116,7 @@ forEachBackend("features and losses are the official ones", async (backend) => {
       close(
         solution.lossBefore / expected.mse_W0,
         1,
-        tolerance(backend, 2e-5) + drift,
+        tolerance(backend, 2e-5),
         `${name}: loss of W₀`,
       );
       // The minimum of the official features is exact in numpy's float64, ours
@@ -131,11 +124,11 @@ forEachBackend("features and losses are the official ones", async (backend) => {
       close(
         solution.lossAfter,
         expected.mse_closed,
-        (tolerance(backend, 5e-4) + drift) * expected.mse_closed + 1e-12,
+        tolerance(backend, 5e-4) * expected.mse_closed + 1e-12,
         `${name}: loss of the closed form`,
       );
       assert(
-        solution.lossAfter <= expected.mse_lbfgs * (1 + 1e-4 + drift) + 1e-12,
+        solution.lossAfter <= expected.mse_lbfgs * (1 + 1e-4) + 1e-12,
         `${name}: ${solution.lossAfter}, L-BFGS ${expected.mse_lbfgs}`,
       );
       assert(solution.lossWeightFusion > solution.lossAfter, name);
@@ -197,7 +190,6 @@ forEachBackend("features and losses are the official ones", async (backend) => {
     "unet",
     "unet_spatial",
     await solveStage(f, "unet", spatial, spatialStats),
-    DRIFT,
   );
 
   // The official text encoder on the final prompt; two of its 16 bindings.
