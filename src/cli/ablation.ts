@@ -3,6 +3,8 @@
  *
  * @module
  */
+import { runScript } from "./command.ts";
+import { finish } from "../core/finish.ts";
 import { parseArgs } from "@std/cli/parse-args";
 import { type BackendChoice, selectBackend } from "../core/backend.ts";
 import { cannot } from "../core/errors.ts";
@@ -354,14 +356,13 @@ export async function main(args: readonly string[]): Promise<void> {
   );
   if (options.scale === "quick") console.log("mechanics only, no conclusion");
   const progress = createProgress();
-  const run = ablation(options);
-  let next = await run.next();
-  for (; !next.done; next = await run.next()) {
-    const { stage, done, total, unit } = next.value;
-    progress.update(LABELS[stage] ?? stage, done, total, unit);
-  }
+  const found = await finish(
+    ablation(options),
+    ({ stage, done, total, unit }) =>
+      progress.update(LABELS[stage] ?? stage, done, total, unit),
+  );
   progress.finish();
-  const report = ablationSchema.parse(JSON.parse(JSON.stringify(next.value)));
+  const report = ablationSchema.parse(JSON.parse(JSON.stringify(found)));
   const rows = await pictureRows(options, options.scale === "quick" ? 4 : 2);
   await writeJson(joinPath(out, "ablation.json"), report);
   await writeAtomic(joinPath(out, "ablation.md"), ablationMarkdown(report));
@@ -393,12 +394,4 @@ const LABELS: Readonly<Record<string, string>> = {
   score: "scoring",
 };
 
-if (import.meta.main) {
-  try {
-    await main(Deno.args);
-  } catch (error) {
-    console.error(error instanceof Error ? error.message : error);
-    if (Deno.env.get("DEBUG")) console.error(error);
-    Deno.exit(1);
-  }
-}
+if (import.meta.main) await runScript(() => main(Deno.args));

@@ -3,6 +3,8 @@
  *
  * @module
  */
+import { runScript } from "./command.ts";
+import { finish } from "../core/finish.ts";
 import { parseArgs } from "@std/cli/parse-args";
 import { type BackendChoice, selectBackend } from "../core/backend.ts";
 import { cannot } from "../core/errors.ts";
@@ -117,13 +119,13 @@ async function lookWithOthers(
   const seen: EyeReport[] = [];
   for (const open of [outsideEye, ...clips.map((f) => () => clipEye(f))]) {
     using eye = await open();
-    const run = lookAgain(options, eye);
-    let next = await run.next();
-    for (; !next.done; next = await run.next()) {
-      const { stage, done, total, unit } = next.value;
-      progress.update(stage, done, total, unit);
-    }
-    seen.push(next.value);
+    seen.push(
+      await finish(
+        lookAgain(options, eye),
+        ({ stage, done, total, unit }) =>
+          progress.update(stage, done, total, unit),
+      ),
+    );
   }
   progress.finish();
   await writeJson(joinPath(out, "eyes.json"), seen);
@@ -329,13 +331,12 @@ export async function main(args: readonly string[]): Promise<void> {
     },
     parsed.values ? numbers("values", parsed.values) : experiment.values,
   );
-  let next = await run.next();
-  for (; !next.done; next = await run.next()) {
-    const { stage, done, total, unit } = next.value;
-    progress.update(LABELS[stage] ?? stage, done, total, unit);
-  }
+  const rows = await finish(
+    run,
+    ({ stage, done, total, unit }) =>
+      progress.update(LABELS[stage] ?? stage, done, total, unit),
+  );
   progress.finish();
-  const rows = next.value;
   const table = {
     head: [
       "embedding",
@@ -380,12 +381,4 @@ export async function main(args: readonly string[]): Promise<void> {
   console.log(joinPath(out, `${name}.json`));
 }
 
-if (import.meta.main) {
-  try {
-    await main(Deno.args);
-  } catch (error) {
-    console.error(error instanceof Error ? error.message : error);
-    if (Deno.env.get("DEBUG")) console.error(error);
-    Deno.exit(1);
-  }
-}
+if (import.meta.main) await runScript(() => main(Deno.args));

@@ -32,8 +32,8 @@ import { createProgress } from "./progress.ts";
 
 const HELP = `deno task fuse --concept FILE --concept FILE … [options]
 
-Fuses concepts into one model that knows them all, and writes it as a folder
-that this library and diffusers load.
+Fuses concepts into one model that knows them all, and writes it as a folder in
+diffusers layout.
 
 ${CONCEPT_HELP}
 ${MODEL_HELP}

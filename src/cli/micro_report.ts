@@ -3,6 +3,8 @@
  *
  * @module
  */
+import { runScript } from "./command.ts";
+import { finish } from "../core/finish.ts";
 import { parseArgs } from "@std/cli/parse-args";
 import { type BackendChoice, selectBackend } from "../core/backend.ts";
 import { cannot } from "../core/errors.ts";
@@ -145,23 +147,21 @@ export async function main(args: readonly string[]): Promise<void> {
   );
   if (!parsed.json) console.log(backend.describe);
   const progress = createProgress();
-  const run = microReport({
-    ...options,
-    workers: asked ?? (backend.name === "webgpu" ? 0 : hardwareWorkers()),
-    backend: backend.name,
-  });
-  let next = await run.next();
-  for (; !next.done; next = await run.next()) {
-    const { stage, done, total, unit } = next.value;
-    progress.update(
-      stage === "sample" ? "drawing" : "measuring",
-      done,
-      total,
-      unit,
-    );
-  }
+  const { numbers, pictures } = await finish(
+    microReport({
+      ...options,
+      workers: asked ?? (backend.name === "webgpu" ? 0 : hardwareWorkers()),
+      backend: backend.name,
+    }),
+    ({ stage, done, total, unit }) =>
+      progress.update(
+        stage === "sample" ? "drawing" : "measuring",
+        done,
+        total,
+        unit,
+      ),
+  );
   progress.finish();
-  const { numbers, pictures } = next.value;
   await writeSheets(out, pictures);
   await writeJson(joinPath(out, "report.json"), numbers);
   if (parsed.json) return console.log(JSON.stringify(numbers));
@@ -189,12 +189,4 @@ export async function main(args: readonly string[]): Promise<void> {
   console.log(`${out}/single.png, pairs.png, autoencoder.png`);
 }
 
-if (import.meta.main) {
-  try {
-    await main(Deno.args);
-  } catch (error) {
-    console.error(error instanceof Error ? error.message : error);
-    if (Deno.env.get("DEBUG")) console.error(error);
-    Deno.exit(1);
-  }
-}
+if (import.meta.main) await runScript(() => main(Deno.args));

@@ -3,6 +3,9 @@
  *
  * @module
  */
+import { runScript } from "./command.ts";
+import { finish } from "../core/finish.ts";
+import { sha256 } from "../core/hash.ts";
 import { parseArgs } from "@std/cli/parse-args";
 import { selectBackend } from "../core/backend.ts";
 import { cannot } from "../core/errors.ts";
@@ -28,11 +31,8 @@ import {
   type NetworkRecipe,
   RECIPE,
 } from "../micro/pretrain/recipe.ts";
-import {
-  loadNetwork,
-  textTower,
-  writeNetwork,
-} from "../micro/pretrain/weights.ts";
+import { flattenTree, layoutOf, TEXT_SPEC } from "../micro/pretrain/tasks.ts";
+import { loadNetwork, writeNetwork } from "../micro/pretrain/weights.ts";
 import { createProgress, duration } from "./progress.ts";
 
 const HELP = `deno task pretrain [options]
@@ -274,8 +274,8 @@ async function gather(
   if (name === "clip_a" || name === "vae") return {};
   const autoencoder = await flatNetwork(out, "vae");
   if (name === "clip_b") return { autoencoder };
-  const clip = await loadNetwork(out, "clip_a") as { text_model: unknown };
-  const text = textTower({ text_model: clip.text_model });
+  const clip = await loadNetwork(out, "clip_a");
+  const text = flattenTree(layoutOf(TEXT_SPEC), clip);
   disposeTree(clip);
   return {
     text,
@@ -292,10 +292,7 @@ async function latentsOf(
 ): Promise<Float32Array> {
   const scenes = quick ? QUICK.scenes : LATENT_SCENES;
   const path = joinPath(cache, "latents.safetensors");
-  const digest = new Uint8Array(
-    await crypto.subtle.digest("SHA-256", autoencoder.slice().buffer),
-  );
-  const hash = [...digest].map((b) => b.toString(16).padStart(2, "0")).join("");
+  const hash = await sha256(autoencoder.slice().buffer);
   if (await exists(path)) {
     const file = await openSafetensors(path);
     try {
@@ -310,27 +307,16 @@ async function latentsOf(
       file.close();
     }
   }
-  const run = encodeLatents(autoencoder, workers, scenes);
-  while (true) {
-    const next = await run.next();
-    if (!next.done) {
-      onProgress(next.value.done, next.value.total);
-      continue;
-    }
-    await writeSafetensors(path, [["latents", {
-      dtype: "F16",
-      shape: [scenes, next.value.length / scenes],
-      data: encodeFloat(next.value, "F16"),
-    }]], { autoencoder: hash });
-    return next.value;
-  }
+  const latents = await finish(
+    encodeLatents(autoencoder, workers, scenes),
+    ({ done, total }) => onProgress(done, total),
+  );
+  await writeSafetensors(path, [["latents", {
+    dtype: "F16",
+    shape: [scenes, latents.length / scenes],
+    data: encodeFloat(latents, "F16"),
+  }]], { autoencoder: hash });
+  return latents;
 }
 
-if (import.meta.main) {
-  try {
-    await main();
-  } catch (error) {
-    console.error(error instanceof Error ? error.message : error);
-    Deno.exit(1);
-  }
-}
+if (import.meta.main) await runScript(main);

@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { finish } from "../core/finish.ts";
 import { selectBackend } from "../core/backend.ts";
 import { hardwareWorkers } from "../core/pool.ts";
 import { presetOf } from "../experiments/presets.ts";
@@ -287,13 +288,12 @@ export const regions: Command<RegionRequest> = {
         (backend.name === "webgpu" ? 0 : hardwareWorkers()),
       backend: backend.name,
     });
-    let next = await run.next();
-    for (; !next.done; next = await run.next()) {
-      const { stage, done, total, unit } = next.value;
-      progress.update(LABELS[stage] ?? stage, done, total, unit);
-    }
+    const report = await finish(
+      run,
+      ({ stage, done, total, unit }) =>
+        progress.update(LABELS[stage] ?? stage, done, total, unit),
+    );
     progress.finish();
-    const report = next.value;
     const rows = await sceneRows(report, options.cache);
     await writeJson(joinPath(out, "regions.json"), report);
     await writeAtomic(joinPath(out, "regions.md"), regionsMarkdown(report));

@@ -7,6 +7,7 @@
  *
  * @module
  */
+import { parsePythonJson } from "../io/files.ts";
 import * as tf from "@tensorflow/tfjs";
 import { z } from "zod";
 import { cannot } from "../core/errors.ts";
@@ -184,7 +185,9 @@ const CONFIG = z.looseObject({
  * ```
  */
 export function parseSchedulerConfig(source: unknown): SchedulerConfig {
-  const value = typeof source === "string" ? parsePythonJson(source) : source;
+  const value = typeof source === "string"
+    ? parsePythonJson(source, "a scheduler config")
+    : source;
   const result = CONFIG.safeParse(value);
   if (!result.success) {
     const issues = result.error.issues.map((issue) =>
@@ -197,31 +200,6 @@ export function parseSchedulerConfig(source: unknown): SchedulerConfig {
     );
   }
   return result.data;
-}
-
-/** JSON as Python writes it: bare infinities, outside of strings. */
-function parsePythonJson(source: string): unknown {
-  // Strings are matched first, so that words inside them stay as they are.
-  const plain = source.replace(
-    /"(?:[^"\\]|\\.)*"|-?Infinity\b|\bNaN\b/g,
-    (found) =>
-      found === "Infinity"
-        ? "1e999"
-        : found === "-Infinity"
-        ? "-1e999"
-        : found === "NaN"
-        ? "null"
-        : found,
-  );
-  try {
-    return JSON.parse(plain);
-  } catch (error) {
-    throw cannot(
-      "read a scheduler config",
-      "JSON",
-      error instanceof Error ? error.message : String(error),
-    );
-  }
 }
 
 /** The forward process of a model. */

@@ -28,20 +28,12 @@ import {
   resolveLayout,
 } from "../diffusion/layout.ts";
 import { generate } from "../diffusion/pipeline.ts";
-import {
-  type ClipModel,
-  type ClipVector,
-  embedImages,
-} from "../evaluation/clip.ts";
+import { type ClipModel, embedImages } from "../evaluation/clip.ts";
 import { windows } from "../evaluation/crops.ts";
 import { type Box, crop, resize } from "../evaluation/preprocess.ts";
 import { exists, writeAtomic } from "../io/files.ts";
 import { decodePng, encodePng, type Pixels } from "../io/png.ts";
-import {
-  encodeFloat,
-  type RawTensor,
-  writeSafetensors,
-} from "../io/safetensors.ts";
+import { type RawTensor, writeSafetensors } from "../io/safetensors.ts";
 import type { Art } from "../micro/art.ts";
 import { renderMask } from "../micro/scenes.ts";
 import { outlineOf } from "../micro/sketch.ts";
@@ -49,7 +41,7 @@ import { loadControlNet } from "../models/controlnet.ts";
 import type { Model } from "../models/model.ts";
 import { loadT2IAdapter } from "../models/t2i_adapter.ts";
 import { type ModelRef, shotKey, store } from "./pieces.ts";
-import { pieceId } from "./store.ts";
+import { embeddingsTensor, pieceId } from "./store.ts";
 import type { Tell } from "./workshop.ts";
 
 /** How the concepts of a layout come into the picture. */
@@ -313,18 +305,6 @@ function pixelBox(share: Box, { width, height }: Pixels): Box {
   };
 }
 
-/** Embeddings as one tensor [n, d]. */
-function rows(embeddings: readonly ClipVector[]): RawTensor {
-  const width = embeddings[0].length;
-  const values = new Float32Array(embeddings.length * width);
-  embeddings.forEach((row, i) => values.set(row, i * width));
-  return {
-    dtype: "F32",
-    shape: [embeddings.length, width],
-    data: encodeFloat(values, "F32"),
-  };
-}
-
 /**
  * Runs a piece; its embeddings go to the store, `whole.PICTURE` [1, d] and
  * `views.PICTURE.REGION` [windows, d].
@@ -347,14 +327,20 @@ export async function runViews(
     const image = decodePng(await Deno.readFile(store.image(cache, id)));
     // Squashed, not cropped: a wide picture's outer regions count as well.
     const whole = resize(image, side, side);
-    tensors.push([`whole.${i}`, rows(await embedImages(clip, [whole]))]);
+    tensors.push([
+      `whole.${i}`,
+      embeddingsTensor(await embedImages(clip, [whole])),
+    ]);
     for (const [r, share] of regions.entries()) {
       const views = windows(image.width, image.height, {
         region: pixelBox(share, image),
         sides,
         step,
       }).map((box) => crop(image, box));
-      tensors.push([`views.${i}.${r}`, rows(await embedImages(clip, views))]);
+      tensors.push([
+        `views.${i}.${r}`,
+        embeddingsTensor(await embedImages(clip, views)),
+      ]);
     }
     tell(i + 1, piece.images.length);
   }

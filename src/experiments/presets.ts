@@ -77,53 +77,51 @@ const SAMPLING: SamplingSettings = {
   negative: "",
 };
 
+/** Training of a concept, chosen on the development concepts. */
+const TRAIN: Partial<TrainConfig> = {
+  steps: 400,
+  batch: 4,
+  lr: { embedding: 2e-4, textEncoder: 1e-3, unet: 5e-3 },
+};
+
+/** What both presets have in common. */
+const COMMON = {
+  rank: 4,
+  train: TRAIN,
+  sampling: SAMPLING,
+  bestLambda: { lora: 0.5, edlora: 0.5 },
+  // The embedded CLIP knows captions, not "A photo depicts": no word of that
+  // prefix but two is in its vocabulary, and its captions need none.
+  textPrefix: "",
+} as const;
+
+/** Features that gradient fusion fits, in both presets. */
+const FEATURES = {
+  templates: ["photo of a {}", "{}"],
+  steps: 20,
+  layers: "attention",
+} as const;
+
 /** The presets by name. */
 export const PRESETS: Readonly<
   Record<"ablation" | "official", ExperimentPreset>
 > = {
   ablation: {
+    ...COMMON,
     preset: "ablation",
-    rank: 4,
-    train: {
-      steps: 400,
-      batch: 4,
-      lr: { embedding: 2e-4, textEncoder: 1e-3, unet: 5e-3 },
-    },
-    sampling: SAMPLING,
     gradient: {
+      ...FEATURES,
       method: "closed",
       // Chosen on development concepts: an exact fit of the few rows that text
       // and key / value layers have ruins every other prompt here.
       ridge: 1,
-      templates: ["photo of a {}", "{}"],
-      steps: 20,
       images: 4,
-      layers: "attention",
     },
-    bestLambda: { lora: 0.5, edlora: 0.5 },
-    // The embedded CLIP knows captions, not "A photo depicts": no word of that
-    // prefix but two is in its vocabulary, and its captions need none.
-    textPrefix: "",
   },
   official: {
+    ...COMMON,
     preset: "official",
-    rank: 4,
-    train: {
-      steps: 400,
-      batch: 4,
-      lr: { embedding: 2e-4, textEncoder: 1e-3, unet: 5e-3 },
-    },
-    sampling: SAMPLING,
-    gradient: {
-      method: "lbfgs",
-      ridge: 0,
-      templates: ["photo of a {}", "{}"],
-      steps: 20,
-      images: 1,
-      layers: "attention",
-    },
-    bestLambda: { lora: 0.5, edlora: 0.5 },
-    textPrefix: "",
+    gradient: { ...FEATURES, method: "lbfgs", ridge: 0, images: 1 },
   },
 };
 

@@ -5,6 +5,9 @@
  *
  * @module
  */
+import { sha256 } from "../core/hash.ts";
+import type { ClipVector } from "../evaluation/clip.ts";
+import { encodeFloat, type RawTensor } from "../io/safetensors.ts";
 import { joinPath } from "../io/files.ts";
 
 /** Raised whenever a change of code changes numbers: old results are left. */
@@ -37,29 +40,13 @@ export function canonicalJson(value: unknown): string {
   return JSON.stringify(ordered(value));
 }
 
-function hex(bytes: ArrayBuffer): string {
-  return Array.from(
-    new Uint8Array(bytes),
-    (byte) => byte.toString(16).padStart(2, "0"),
-  ).join("");
-}
-
-/** SHA-256 of bytes, in hexadecimal. */
-export async function sha256(
-  bytes: Uint8Array<ArrayBuffer>,
-): Promise<string> {
-  return hex(await crypto.subtle.digest("SHA-256", bytes));
-}
-
 /**
  * The name of a piece of work: SHA-256 of its canonical JSON.
  *
  * @param piece Plain data: all that shapes the result.
  */
 export async function pieceId(piece: unknown): Promise<string> {
-  return await sha256(
-    new TextEncoder().encode(canonicalJson({ code: CODE_VERSION, piece })),
-  );
+  return await sha256(canonicalJson({ code: CODE_VERSION, piece }));
 }
 
 /**
@@ -89,5 +76,22 @@ export async function folderHash(
       await sha256(await Deno.readFile(file)),
     ]);
   }
-  return await sha256(new TextEncoder().encode(canonicalJson(hashes)));
+  return await sha256(canonicalJson(hashes));
+}
+
+/**
+ * Embeddings as one tensor on disk.
+ *
+ * @param embeddings At least one, all of one length.
+ * @returns F32 [n, d].
+ */
+export function embeddingsTensor(embeddings: readonly ClipVector[]): RawTensor {
+  const width = embeddings[0].length;
+  const values = new Float32Array(embeddings.length * width);
+  embeddings.forEach((row, i) => values.set(row, i * width));
+  return {
+    dtype: "F32",
+    shape: [embeddings.length, width],
+    data: encodeFloat(values, "F32"),
+  };
 }

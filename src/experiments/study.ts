@@ -5,6 +5,7 @@
  *
  * @module
  */
+import { sha256 } from "../core/hash.ts";
 import { cannot } from "../core/errors.ts";
 import { method } from "../customize/methods.ts";
 import type { TrainConfig } from "../customize/train.ts";
@@ -53,7 +54,7 @@ import {
   type ExperimentPreset,
   METHOD_OF,
 } from "./presets.ts";
-import { canonicalJson, folderHash, pieceId, sha256 } from "./store.ts";
+import { canonicalJson, folderHash, pieceId } from "./store.ts";
 import { imageId, readEmbeddings, referenceImages } from "./workshop.ts";
 
 /** Pictures that are drawn at once. */
@@ -198,7 +199,7 @@ export function conceptJobs(
 }
 
 async function jsonHash(value: unknown): Promise<string> {
-  return await sha256(new TextEncoder().encode(canonicalJson(value)));
+  return await sha256(canonicalJson(value));
 }
 
 async function bytesHash(values: Uint8Array | Float32Array): Promise<string> {

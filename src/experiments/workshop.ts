@@ -5,6 +5,7 @@
  *
  * @module
  */
+import { finish } from "../core/finish.ts";
 import * as tf from "@tensorflow/tfjs";
 import { cannot } from "../core/errors.ts";
 import { leaves, type TreeLike, updateAt } from "../core/tree.ts";
@@ -72,7 +73,7 @@ import {
   runViews,
   type ViewsPiece,
 } from "./compose.ts";
-import { pieceId } from "./store.ts";
+import { embeddingsTensor, pieceId } from "./store.ts";
 
 /** What a workshop is opened with; plain data. */
 export interface WorkshopInit {
@@ -334,10 +335,8 @@ async function runFuse(
         ...settings,
         key: shotKey([piece.seed, "fusion"]),
       });
-      let next = await run.next();
-      for (; !next.done; next = await run.next()) {
-        const record = next.value;
-        if (record.type !== "layer") continue;
+      fused = await finish(run, (record) => {
+        if (record.type !== "layer") return;
         tell(record.index, record.total);
         layers.push({
           stage: record.stage,
@@ -348,8 +347,7 @@ async function runFuse(
           after: record.lossAfter,
           average: record.lossWeightFusion,
         });
-      }
-      fused = next.value;
+      });
     }
     const log: FusedLog = {
       concepts: concepts.map(({ name }) => name),
@@ -492,18 +490,6 @@ async function runSample(
   tell(shots.length, shots.length);
 }
 
-/** Embeddings as one tensor [n, d]. */
-function rows(embeddings: readonly ClipVector[]): RawTensor {
-  const width = embeddings[0].length;
-  const values = new Float32Array(embeddings.length * width);
-  embeddings.forEach((row, i) => values.set(row, i * width));
-  return {
-    dtype: "F32",
-    shape: [embeddings.length, width],
-    data: encodeFloat(values, "F32"),
-  };
-}
-
 async function runEmbed(
   clip: ClipModel,
   cache: string,
@@ -515,7 +501,7 @@ async function runEmbed(
     images.push(decodePng(await Deno.readFile(store.image(cache, id))));
   }
   const tensors: [string, RawTensor][] = [
-    ["whole", rows(await embedImages(clip, images))],
+    ["whole", embeddingsTensor(await embedImages(clip, images))],
   ];
   for (const [i, image] of images.entries()) {
     const { width, height } = image;
@@ -528,7 +514,10 @@ async function runEmbed(
     };
     const views = windows(width, height, { region })
       .map((box) => crop(image, box));
-    tensors.push([`views.${i}`, rows(await embedImages(clip, views))]);
+    tensors.push([
+      `views.${i}`,
+      embeddingsTensor(await embedImages(clip, views)),
+    ]);
     tell(i + 1, images.length);
   }
   await writeSafetensors(
@@ -551,8 +540,8 @@ async function runReference(
   await writeSafetensors(
     store.embedding(cache, await pieceId(piece)),
     [
-      ["whole", rows(await embedImages(clip, whole))],
-      ["masked", rows(await embedImages(clip, cut))],
+      ["whole", embeddingsTensor(await embedImages(clip, whole))],
+      ["masked", embeddingsTensor(await embedImages(clip, cut))],
     ],
   );
 }

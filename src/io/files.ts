@@ -223,6 +223,34 @@ export function parseJson(text: string, from: string): unknown {
 }
 
 /**
+ * Parses JSON as Python writes it: with bare `Infinity`, `-Infinity` and `NaN`
+ * (read as null) outside of strings.
+ *
+ * @param text The document.
+ * @param from Where it came from, for the error.
+ * @throws If it is not JSON.
+ */
+export function parsePythonJson(text: string, from: string): unknown {
+  // Strings are matched first, so that words inside them stay as they are.
+  const plain = text.replace(
+    /"(?:[^"\\]|\\.)*"|-?Infinity\b|\bNaN\b/g,
+    (found) =>
+      found === "Infinity"
+        ? "1e999"
+        : found === "-Infinity"
+        ? "-1e999"
+        : found === "NaN"
+        ? "null"
+        : found,
+  );
+  try {
+    return JSON.parse(plain);
+  } catch (error) {
+    throw cannot(`read ${from}`, "JSON", reason(error));
+  }
+}
+
+/**
  * Reads a JSON file, checked against a zod schema where one is given.
  *
  * @throws If the file is missing, not JSON, or not what the schema says; the

@@ -1,3 +1,4 @@
+import { sha256 } from "../core/hash.ts";
 import { cannot } from "../core/errors.ts";
 import { fillToken } from "./concepts.ts";
 import type { Place } from "./scenes.ts";
@@ -70,15 +71,10 @@ export const PROMPTS_FILE: URL = new URL(
  * @param prompts Parsed prompts.
  * @returns Lower-case hexadecimal SHA-256.
  */
-export async function hashPrompts(
+export function hashPrompts(
   prompts: readonly ConceptPrompts[],
 ): Promise<string> {
-  const bytes = new TextEncoder().encode(JSON.stringify(prompts));
-  const digest = await crypto.subtle.digest("SHA-256", bytes);
-  return Array.from(
-    new Uint8Array(digest),
-    (byte) => byte.toString(16).padStart(2, "0"),
-  ).join("");
+  return sha256(JSON.stringify(prompts));
 }
 
 /**

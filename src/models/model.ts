@@ -490,21 +490,32 @@ export async function saveModel(
     await writeJson(joinPath(folder, part, "config.json"), config);
   }
   table?.dispose();
-  await writeJson(joinPath(folder, "model_index.json"), {
+  await writeJson(
+    joinPath(folder, "model_index.json"),
+    modelIndex(model.scheduler),
+  );
+}
+
+/**
+ * The content of a Stable Diffusion folder's `model_index.json`.
+ *
+ * @param scheduler Its scheduler_config.json.
+ */
+export function modelIndex(
+  scheduler: Readonly<Record<string, unknown>>,
+): Record<string, unknown> {
+  return {
     _class_name: "StableDiffusionPipeline",
     _diffusers_version: "0.19.3",
     feature_extractor: [null, null],
     requires_safety_checker: false,
     safety_checker: [null, null],
-    scheduler: [
-      "diffusers",
-      String(model.scheduler._class_name ?? "PNDMScheduler"),
-    ],
+    scheduler: ["diffusers", String(scheduler._class_name ?? "PNDMScheduler")],
     text_encoder: ["transformers", "CLIPTextModel"],
     tokenizer: ["transformers", "CLIPTokenizer"],
     unet: ["diffusers", "UNet2DConditionModel"],
     vae: ["diffusers", "AutoencoderKL"],
-  });
+  };
 }
 
 /**

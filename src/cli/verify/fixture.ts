@@ -5,7 +5,7 @@
  */
 import * as tf from "@tensorflow/tfjs";
 import { cannot } from "../../core/errors.ts";
-import { exists, joinPath, readText } from "../../io/files.ts";
+import { exists, joinPath, parsePythonJson, readText } from "../../io/files.ts";
 import {
   openSafetensors,
   type RawTensor,
@@ -157,23 +157,7 @@ export class Fixture {
 
   /** A JSON document, Python's bare infinities included. */
   async json<T>(path: string): Promise<T> {
-    const text = await readText(this.path(path));
-    const plain = text.replace(
-      /"(?:[^"\\]|\\.)*"|-?Infinity\b|\bNaN\b/g,
-      (found) =>
-        found === "Infinity"
-          ? "1e999"
-          : found === "-Infinity"
-          ? "-1e999"
-          : found === "NaN"
-          ? "null"
-          : found,
-    );
-    try {
-      return JSON.parse(plain) as T;
-    } catch (error) {
-      throw cannot(`read ${path}`, "JSON", (error as Error).message);
-    }
+    return parsePythonJson(await readText(this.path(path)), path) as T;
   }
 
   /** A safetensors file, read whole. */

@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { finish } from "../../core/finish.ts";
 import * as tf from "@tensorflow/tfjs";
 import { cannot } from "../../core/errors.ts";
 import { at, updateAt } from "../../core/tree.ts";
@@ -323,13 +324,6 @@ function withWeights(
   return { ...model, [component]: { ...model[component], params } };
 }
 
-/** Runs a generator to its end and returns what it returned. */
-async function finish<T>(run: AsyncGenerator<unknown, T>): Promise<T> {
-  let next = await run.next();
-  while (!next.done) next = await run.next();
-  return next.value;
-}
-
 /** Steps of the sampling run, from the rows of a layer at full resolution. */
 function samplingSteps(
   facts: PipelineFacts,
@@ -644,13 +638,12 @@ async function* ownFusion(
     images: noise[0].shape[0],
     ridge: 0,
   });
-  let next = await run.next();
-  for (; !next.done; next = await run.next()) {
-    if (next.value.type !== "layer") continue;
-    const { stage, lossAfter } = next.value;
+  const fused = await finish(run, (record) => {
+    if (record.type !== "layer") return;
+    const { stage, lossAfter } = record;
     after.set(stage, [...after.get(stage) ?? [], lossAfter]);
-  }
-  disposeModel(next.value, base);
+  });
+  disposeModel(fused, base);
   tf.dispose(noise);
   const mean = (values: readonly number[]) =>
     values.reduce((sum, x) => sum + x, 0) / values.length;

@@ -1,6 +1,7 @@
+import { finish } from "../../core/finish.ts";
 import { fold, key } from "../../core/random.ts";
 import { createPool } from "../../core/pool.ts";
-import { disposeTree, leaves } from "../../core/tree.ts";
+import { disposeTree } from "../../core/tree.ts";
 import { exists } from "../../io/files.ts";
 import {
   encodeFloat,
@@ -30,6 +31,8 @@ import type { ShardHandlers } from "./worker.ts";
 import {
   contrastive,
   type Embeddings,
+  flattenTree,
+  LATENT_SIDE,
   networkLayout,
   networkSpec,
   type ShardResult,
@@ -243,15 +246,9 @@ export function freshParams(name: NetworkName, seed: number): Float32Array {
   return flat;
 }
 
-/** Parameters of a tree, flat. */
+/** Parameters of a network's tree, flat. */
 export function flatten(name: NetworkName, tree: unknown): Float32Array {
-  const layout = networkLayout(name);
-  const flat = new Float32Array(layout.size);
-  const tensors = new Map(leaves(tree));
-  for (const { path, offset } of layout.entries) {
-    flat.set(tensors.get(path)!.dataSync() as Float32Array, offset);
-  }
-  return flat;
+  return flattenTree(networkLayout(name), tree);
 }
 
 const STATE = ["params", "m", "v", "ema"] as const;
@@ -306,7 +303,9 @@ export async function* encodeLatents(
   workers: number,
   scenes = LATENT_SCENES,
 ): AsyncGenerator<{ done: number; total: number }, Float32Array> {
-  const latents = sharedFloats(scenes * 16 * 16 * 8);
+  const latents = sharedFloats(
+    scenes * LATENT_SIDE ** 2 * VAE_CONFIG.latent_channels,
+  );
   const params = sharedFloats(autoencoder.length);
   params.set(autoencoder);
   const runner = await startRunner({ name: "vae", params }, workers);
@@ -369,10 +368,8 @@ export async function normaliseLatents(
   workers: number,
   scenes = 512,
 ): Promise<Float32Array> {
-  const run = encodeLatents(values, workers, scenes);
-  let next = await run.next();
-  while (!next.done) next = await run.next();
-  const { mean, std } = latentScales(next.value, VAE_CONFIG.latent_channels);
+  const latents = await finish(encodeLatents(values, workers, scenes));
+  const { mean, std } = latentScales(latents, VAE_CONFIG.latent_channels);
   const layout = networkLayout("vae");
   const tree = unflatten<Autoencoder>(
     autoencoderSpec(VAE_CONFIG),

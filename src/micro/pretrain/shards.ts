@@ -6,8 +6,6 @@ import type { T2IAdapter } from "../../models/t2i_adapter.ts";
 import { type UNet, unetSpec } from "../../models/unet.ts";
 import { autoencoderSpec, encode } from "../../models/autoencoder.ts";
 import { disposeTree } from "../../core/tree.ts";
-import { flatLayout } from "../../optim/flat.ts";
-import { specLeaves } from "../../nn/spec.ts";
 import { loadArt } from "../art.ts";
 import { loadConceptArt } from "../concepts.ts";
 import { classTexts, loadPrompts } from "../prompts.ts";
@@ -19,6 +17,7 @@ import {
   clipBackward,
   clipEmbed,
   type Embeddings,
+  layoutOf,
   type Materials,
   networkLayout,
   networkSpec,
@@ -94,7 +93,7 @@ export function createShardServer(init: ServerInit): ShardServer {
       latents: init.latents,
       text: init.text && unflatten<TextEncoder>(
         TEXT_SPEC,
-        flatLayout(specLeaves(TEXT_SPEC).map(([p, s]) => [p, s.shape])),
+        layoutOf(TEXT_SPEC),
         init.text,
       ),
       autoencoder: init.autoencoder && unflatten<Autoencoder>(

@@ -1,11 +1,12 @@
 import * as tf from "@tensorflow/tfjs";
 import { fold, type Key, key, normal, stream } from "../../core/random.ts";
-import { valueAndGrads } from "../../core/tree.ts";
+import { leaves, valueAndGrads } from "../../core/tree.ts";
 import { type Schedule, schedule } from "../../diffusion/schedule.ts";
 import {
   type Autoencoder,
   autoencoderSpec,
   decode,
+  downsampleFactor,
   drawLatent,
   encode,
 } from "../../models/autoencoder.ts";
@@ -29,7 +30,12 @@ import {
 } from "../../models/t2i_adapter.ts";
 import type { Tokenizer } from "../../models/tokenizer.ts";
 import { type UNet, unet, unetSpec } from "../../models/unet.ts";
-import { buildTree, type Spec, specLeaves } from "../../nn/spec.ts";
+import {
+  buildTree,
+  type Spec,
+  specLeaves,
+  type SpecLike,
+} from "../../nn/spec.ts";
 import type { FlatLayout } from "../../optim/flat.ts";
 import { flatLayout } from "../../optim/flat.ts";
 import type { Art } from "../art.ts";
@@ -101,6 +107,9 @@ export interface Embeddings {
   readonly texts: Float32Array;
 }
 
+/** Side of a scene's latent. */
+export const LATENT_SIDE: number = WORLD.side / downsampleFactor(VAE_CONFIG);
+
 /** The tokenizer of the embedded world. */
 export const TOKENIZER: Tokenizer = tokenizerOfWorld();
 
@@ -125,11 +134,29 @@ export function networkSpec(name: NetworkName): Spec<any> {
   }
 }
 
+/** Flat layout of the parameters of a spec. */
+export function layoutOf(spec: SpecLike): FlatLayout {
+  return flatLayout(specLeaves(spec).map(([path, p]) => [path, p.shape]));
+}
+
 /** Flat layout of a network of the embedded model. */
 export function networkLayout(name: NetworkName): FlatLayout {
-  return flatLayout(
-    specLeaves(networkSpec(name)).map(([path, p]) => [path, p.shape]),
-  );
+  return layoutOf(networkSpec(name));
+}
+
+/**
+ * Parameters of a tree, flat.
+ *
+ * @param layout Its layout; other leaves of the tree are left out.
+ * @param tree The parameters.
+ */
+export function flattenTree(layout: FlatLayout, tree: unknown): Float32Array {
+  const flat = new Float32Array(layout.size);
+  const tensors = new Map(leaves(tree));
+  for (const { path, offset } of layout.entries) {
+    flat.set(tensors.get(path)!.dataSync() as Float32Array, offset);
+  }
+  return flat;
 }
 
 /**
@@ -205,15 +232,15 @@ export async function vaeShard(
   const spec = networkLayout("vae");
   const batch = members(shard);
   const images = pixels(
-    batch.map((i) => sceneOrFrame(i, shard.seed, materials)),
+    batch.map((i) => sceneImage(i, shard.seed, materials)),
     WORLD.side,
   );
   const noise = tf.tensor4d(
     normal(
       fold(key(shard.seed), "posterior", shard.step, shard.index),
-      batch.length * 16 * 16 * VAE_CONFIG.latent_channels,
+      batch.length * LATENT_SIDE ** 2 * VAE_CONFIG.latent_channels,
     ),
-    [batch.length, 16, 16, VAE_CONFIG.latent_channels],
+    [batch.length, LATENT_SIDE, LATENT_SIDE, VAE_CONFIG.latent_channels],
   );
   const parts: tf.Scalar[] = [];
   const { value, grads } = valueAndGrads((p: Autoencoder) => {
@@ -253,7 +280,7 @@ export async function vaeShard(
  * Images of the autoencoder's diet: base scenes. Identities stay out of it, as
  * out of every base training set.
  */
-function sceneOrFrame(
+function sceneImage(
   i: number,
   seed: number,
   materials: Materials,
@@ -500,7 +527,7 @@ function denoisingBatch(
   materials: Materials,
   place: (u: number) => number = (u) => u,
 ): DenoisingBatch {
-  const side = 16, c = UNET_CONFIG.in_channels;
+  const side = LATENT_SIDE, c = UNET_CONFIG.in_channels;
   const size = side * side * c;
   const batch = members(shard);
   const known = materials.latents!.length / size;

@@ -1,12 +1,11 @@
 import * as tf from "@tensorflow/tfjs";
-import { disposeTree, leaves, ownedByCaller } from "../../core/tree.ts";
+import { disposeTree, ownedByCaller } from "../../core/tree.ts";
 import { joinPath, pathOf, writeJson } from "../../io/files.ts";
 import { openComponent } from "../../io/folder.ts";
 import { load, save } from "../../models/checkpoint.ts";
 import type { Autoencoder } from "../../models/autoencoder.ts";
 import type { Clip } from "../../models/image_encoder.ts";
-import { flatLayout } from "../../optim/flat.ts";
-import { specLeaves } from "../../nn/spec.ts";
+import { modelIndex } from "../../models/model.ts";
 import {
   ADAPTER_CONFIG,
   type NetworkName,
@@ -39,19 +38,6 @@ export async function loadNetwork(
   } finally {
     file.close();
   }
-}
-
-/** Parameters of a text tower, flat. */
-export function textTower(tree: unknown): Float32Array {
-  const layout = flatLayout(
-    specLeaves(TEXT_SPEC).map(([path, p]) => [path, p.shape]),
-  );
-  const flat = new Float32Array(layout.size);
-  const tensors = new Map(leaves(tree));
-  for (const { path, offset } of layout.entries) {
-    flat.set(tensors.get(path)!.dataSync() as Float32Array, offset);
-  }
-  return flat;
 }
 
 /**
@@ -120,105 +106,84 @@ export async function writeNetwork(
   const dir = joinPath(root, name);
   await Deno.mkdir(dir, { recursive: true });
   try {
-    switch (name) {
-      case "vae":
-        await save(
-          joinPath(dir, "diffusion_pytorch_model.safetensors"),
-          networkSpec(name),
-          tree,
-          options,
-        );
-        await writeJson(joinPath(dir, "config.json"), {
-          _class_name: "AutoencoderKL",
-          ...VAE_CONFIG,
-        });
-        break;
-      case "unet":
-        await save(
-          joinPath(dir, "diffusion_pytorch_model.safetensors"),
-          networkSpec(name),
-          tree,
-          options,
-        );
-        await writeJson(joinPath(dir, "config.json"), {
-          _class_name: "UNet2DConditionModel",
-          ...UNET_CONFIG,
-        });
-        break;
-      case "adapter":
-        await save(
-          joinPath(dir, "diffusion_pytorch_model.safetensors"),
-          networkSpec(name),
-          tree,
-          options,
-        );
-        await writeJson(joinPath(dir, "config.json"), {
-          _class_name: "T2IAdapter",
-          ...ADAPTER_CONFIG,
-        });
-        break;
-      default: {
-        await save(
-          joinPath(dir, "model.safetensors"),
-          networkSpec(name),
-          tree,
-          options,
-        );
-        await writeJson(joinPath(dir, "config.json"), {
-          architectures: ["CLIPModel"],
-          model_type: "clip",
-          ...CLIP_CONFIG,
-        });
-        const side = CLIP_CONFIG.vision_config.image_size;
-        await TOKENIZER.save(dir);
-        await writeJson(joinPath(dir, "preprocessor_config.json"), {
-          image_processor_type: "CLIPImageProcessor",
-          crop_size: { height: side, width: side },
-          do_center_crop: true,
-          do_normalize: true,
-          do_rescale: true,
-          do_resize: true,
-          image_mean: [0.5, 0.5, 0.5],
-          image_std: [0.5, 0.5, 0.5],
-          resample: 3,
-          size: { shortest_edge: side },
-        });
-        if (name !== "clip_a") break;
-        const text = joinPath(root, "text_encoder");
-        await Deno.mkdir(text, { recursive: true });
-        await save(
-          joinPath(text, "model.safetensors"),
-          TEXT_SPEC,
-          { text_model: (tree as Clip).text_model },
-          options,
-        );
-        await writeJson(joinPath(text, "config.json"), {
-          architectures: ["CLIPTextModel"],
-          model_type: "clip_text_model",
-          ...CLIP_CONFIG.text_config,
-        });
-        await TOKENIZER.save(joinPath(root, "tokenizer"));
-        const scheduler = joinPath(root, "scheduler");
-        await Deno.mkdir(scheduler, { recursive: true });
-        await writeJson(
-          joinPath(scheduler, "scheduler_config.json"),
-          SCHEDULER_CONFIG,
-        );
-        await writeJson(joinPath(root, "model_index.json"), {
-          _class_name: "StableDiffusionPipeline",
-          _diffusers_version: "0.19.3",
-          feature_extractor: [null, null],
-          requires_safety_checker: false,
-          safety_checker: [null, null],
-          scheduler: ["diffusers", "DPMSolverMultistepScheduler"],
-          text_encoder: ["transformers", "CLIPTextModel"],
-          tokenizer: ["transformers", "CLIPTokenizer"],
-          unet: ["diffusers", "UNet2DConditionModel"],
-          vae: ["diffusers", "AutoencoderKL"],
-        });
-      }
-    }
+    const isClip = name === "clip_a" || name === "clip_b";
+    await save(
+      joinPath(
+        dir,
+        isClip ? "model.safetensors" : "diffusion_pytorch_model.safetensors",
+      ),
+      networkSpec(name),
+      tree,
+      options,
+    );
+    await writeJson(joinPath(dir, "config.json"), CONFIGS[name]);
+    if (isClip) await writeClipParts(dir);
+    if (name === "clip_a") await writeModelParts(root, tree as Clip, options);
   } finally {
     disposeTree(tree);
   }
+}
+
+const CLIP = {
+  architectures: ["CLIPModel"],
+  model_type: "clip",
+  ...CLIP_CONFIG,
+};
+
+/** The config.json of each network. */
+const CONFIGS: Readonly<Record<NetworkName, unknown>> = {
+  clip_a: CLIP,
+  clip_b: CLIP,
+  vae: { _class_name: "AutoencoderKL", ...VAE_CONFIG },
+  unet: { _class_name: "UNet2DConditionModel", ...UNET_CONFIG },
+  adapter: { _class_name: "T2IAdapter", ...ADAPTER_CONFIG },
+};
+
+/** What makes a CLIP's folder complete: tokenizer and preprocessing. */
+async function writeClipParts(dir: string): Promise<void> {
+  const side = CLIP_CONFIG.vision_config.image_size;
+  await TOKENIZER.save(dir);
+  await writeJson(joinPath(dir, "preprocessor_config.json"), {
+    image_processor_type: "CLIPImageProcessor",
+    crop_size: { height: side, width: side },
+    do_center_crop: true,
+    do_normalize: true,
+    do_rescale: true,
+    do_resize: true,
+    image_mean: [0.5, 0.5, 0.5],
+    image_std: [0.5, 0.5, 0.5],
+    resample: 3,
+    size: { shortest_edge: side },
+  });
+}
+
+/** What the model has of CLIP A, and what it has that is not trained. */
+async function writeModelParts(
+  root: string,
+  clip: Clip,
+  options: Parameters<typeof save>[3],
+): Promise<void> {
+  for (const part of ["text_encoder", "scheduler"]) {
+    await Deno.mkdir(joinPath(root, part), { recursive: true });
+  }
+  await save(
+    joinPath(root, "text_encoder", "model.safetensors"),
+    TEXT_SPEC,
+    { text_model: clip.text_model },
+    options,
+  );
+  await writeJson(joinPath(root, "text_encoder", "config.json"), {
+    architectures: ["CLIPTextModel"],
+    model_type: "clip_text_model",
+    ...CLIP_CONFIG.text_config,
+  });
+  await TOKENIZER.save(joinPath(root, "tokenizer"));
+  await writeJson(
+    joinPath(root, "scheduler", "scheduler_config.json"),
+    SCHEDULER_CONFIG,
+  );
+  await writeJson(
+    joinPath(root, "model_index.json"),
+    modelIndex(SCHEDULER_CONFIG),
+  );
 }
