@@ -13,6 +13,7 @@ import { fold, type Key, normal } from "../core/random.ts";
 import { openTensors } from "../io/pickle.ts";
 import { crossAttentionSites } from "../models/config.ts";
 import type { AddedTokens, Model } from "../models/model.ts";
+import { lookup, tableSpread } from "../nn/embedding.ts";
 import {
   type Adapter,
   adapterTensors,
@@ -125,14 +126,8 @@ function siteCount(model: Pick<Model, "unet">): number {
 export async function tokenSpread(
   model: Pick<Model, "textEncoder">,
 ): Promise<number> {
-  const variance = tf.tidy(() =>
-    tf.moments(
-      model.textEncoder.params.text_model.embeddings.token_embedding.weight,
-    ).variance
-  );
-  const [value] = await variance.data();
-  variance.dispose();
-  return Math.sqrt(value);
+  const { token_embedding } = model.textEncoder.params.text_model.embeddings;
+  return (await tableSpread(token_embedding.weight)).deviation;
 }
 
 /**
@@ -203,7 +198,7 @@ export async function initConcept(
       normal(fold(key, "V_rand", token, index), width, deviation);
     const vectors = tf.tidy(() => {
       if (ids) {
-        const one = tf.mean(tf.gather(table, ids), 0, true);
+        const one = tf.mean(lookup(table, ids), 0, true);
         return tf.tile(one, [rows, 1]) as tf.Tensor2D;
       }
       const values = new Float32Array(rows * width);

@@ -10,6 +10,7 @@
  * @module
  */
 import * as tf from "@tensorflow/tfjs";
+import { forgetHostCopy } from "../core/device.ts";
 import { cannot } from "../core/errors.ts";
 import { fold, type Key, key, normal } from "../core/random.ts";
 import { at, leaves } from "../core/tree.ts";
@@ -164,6 +165,7 @@ export async function extractLora(
         const after = at(tuned[component].params, path) as tf.Tensor;
         if (after === before) continue;
         const change = difference(await after.data(), await before.data());
+        for (const tensor of [after, before]) forgetHostCopy(tensor);
         const norm = frobenius(change);
         if (!Number.isFinite(norm)) {
           throw cannot(what, "finite weights", `NaN at ${component} ${path}`);

@@ -7,6 +7,7 @@
  * @module
  */
 import * as tf from "@tensorflow/tfjs";
+import { addAll } from "../core/device.ts";
 import { cannot } from "../core/errors.ts";
 import {
   type PredictionType,
@@ -313,7 +314,7 @@ export function attentionRegularisation(
     const tokens = group[0].map.shape[2];
     const heads = group.reduce((sum, layer) => sum + layer.heads, 0);
     // The mean over all heads of all layers of this resolution.
-    const mean = tf.addN(
+    const mean = addAll(
       group.map((layer) => tf.mul(layer.map, layer.heads / heads)),
     );
     const map = (token: number) => {

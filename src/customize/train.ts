@@ -26,6 +26,7 @@ import {
 } from "../io/safetensors.ts";
 import { bindPrompt, type Model, promptStates } from "../models/model.ts";
 import { unet } from "../models/unet.ts";
+import { tableSpread } from "../nn/embedding.ts";
 import {
   addNoise,
   parseSchedulerConfig,
@@ -562,16 +563,8 @@ async function normLimit(model: Model, config: TrainConfig): Promise<number> {
   const { limit, relative } = config.embeddingNorm;
   if (!(limit > 0)) return Infinity;
   if (!relative) return limit;
-  const mean = tf.tidy(() =>
-    tf.mean(tf.norm(
-      model.textEncoder.params.text_model.embeddings.token_embedding.weight,
-      2,
-      1,
-    ))
-  );
-  const [value] = await mean.data();
-  mean.dispose();
-  return limit * value;
+  const { token_embedding } = model.textEncoder.params.text_model.embeddings;
+  return limit * (await tableSpread(token_embedding.weight)).meanNorm;
 }
 
 /**

@@ -4,6 +4,7 @@
  * @module
  */
 import * as tf from "@tensorflow/tfjs";
+import { addAll } from "../core/device.ts";
 import { cannot } from "../core/errors.ts";
 import { at, type TreeLike, updateAt } from "../core/tree.ts";
 import { addTokens, type Concept } from "../customize/concept.ts";
@@ -183,7 +184,7 @@ export function averageWeights<T>(
         const alpha = strengthOf(strengths, i, component);
         return low ? [scaledDelta(low, weight, alpha)] : [];
       });
-      return weight.add(tf.addN(changes).mul(lambda));
+      return weight.add(addAll(changes).mul(lambda));
     }),
   })) as T;
 }

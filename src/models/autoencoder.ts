@@ -1,10 +1,20 @@
 import * as tf from "@tensorflow/tfjs";
+import { bindingLimit } from "../core/device.ts";
 import { cannot } from "../core/errors.ts";
-import { upsampleNearest2x } from "../core/kernels/ops.ts";
 import { attend, type Attention, attentionSpec } from "../nn/attention.ts";
 import { type Context, type Conv, conv2d, convSpec } from "../nn/linear.ts";
 import { groupNorm, type Norm, normSpec } from "../nn/norm.ts";
 import type { Spec } from "../nn/spec.ts";
+import {
+  type Bands,
+  convBands,
+  cutBands,
+  downsampleBands,
+  joinBands,
+  normConvBands,
+  resnetBands,
+  upsampleBands,
+} from "./bands.ts";
 import type { AutoencoderConfig } from "./config.ts";
 import { type Resnet, resnet, resnetSpec } from "./unet.ts";
 
@@ -142,16 +152,56 @@ function mid(
   return h;
 }
 
+/** What a pass of the autoencoder lets its caller choose or observe. */
+export interface AutoencoderOptions extends Context {
+  /**
+   * Bytes of the largest features held as one tensor; larger ones are computed
+   * in horizontal bands, with the same result.
+   *
+   * @default 64 MiB on a graphics card (less if it cannot take as much), no
+   * limit elsewhere
+   */
+  readonly maxBytes?: number;
+}
+
+/** Features larger than this are cut on a graphics card, to save its memory. */
+const BAND_BYTES = 64 * 2 ** 20;
+
+/** Options with the size of bands filled in. */
+function banded(options: AutoencoderOptions | undefined) {
+  const limit = bindingLimit();
+  const maxBytes = options?.maxBytes ??
+    (limit === Infinity ? limit : Math.min(limit, BAND_BYTES));
+  return { ...options, maxBytes };
+}
+
 function out(
   norm: Norm,
   conv: Conv,
   config: AutoencoderConfig,
-  x: tf.Tensor4D,
+  x: Bands,
   context?: Context,
 ): tf.Tensor4D {
   // SiLU whatever `act_fn` says, as in diffusers' Encoder and Decoder.
-  const y = groupNorm(norm, x, config.norm_num_groups, EPS, true);
-  return conv2d(conv, y, {}, context);
+  const settings = { groups: config.norm_num_groups, eps: EPS, act: "silu" };
+  return tf.tidy(() =>
+    x.length === 1
+      ? conv2d(
+        conv,
+        groupNorm(norm, x[0], settings.groups, EPS, true),
+        {},
+        context,
+      )
+      : joinBands(normConvBands(norm, conv, x, settings, context))
+  );
+}
+
+/** The next features of a pass; the last ones are no longer needed. */
+function next(bands: Bands, make: (bands: Bands) => Bands): Bands {
+  const made = make(bands);
+  const kept = new Set(made.map(({ id }) => id));
+  for (const band of bands) if (!kept.has(band.id)) band.dispose();
+  return made;
 }
 
 /** A diagonal Gaussian over latents. */
@@ -175,14 +225,14 @@ export function downsampleFactor(config: AutoencoderConfig): number {
  * @param p Parameters.
  * @param config Config.
  * @param images [b, h, w, 3] in [−1, 1].
- * @param context Observers.
+ * @param context Observers; how large tensors may be.
  * @throws If a side is not a multiple of the downsampling factor.
  */
 export function encode(
   p: Autoencoder,
   config: AutoencoderConfig,
   images: tf.Tensor4D,
-  context?: Context,
+  context?: AutoencoderOptions,
 ): Posterior {
   const factor = downsampleFactor(config);
   if (images.shape[1] % factor !== 0 || images.shape[2] % factor !== 0) {
@@ -192,20 +242,35 @@ export function encode(
       `${images.shape[1]}×${images.shape[2]}`,
     );
   }
-  const options = resnetOptions(config);
-  let h = conv2d(p.encoder.conv_in, images, {}, context);
-  for (const block of p.encoder.down_blocks) {
-    for (const r of block.resnets) h = resnet(r, h, options, context);
-    if (block.downsamplers) {
-      // Pads right and bottom only, as the peers' Downsample2D with padding 0.
-      h = conv2d(block.downsamplers[0].conv, h, {
-        stride: 2,
-        pad: [[0, 1], [0, 1]],
-      }, context);
+  const settings = resnetOptions(config);
+  const options = banded(context);
+  // Every level halves the height of bands.
+  const at = (level: number) => ({
+    ...options,
+    multiple: 2 ** (p.encoder.down_blocks.length - 1 - level),
+  });
+  let bands: Bands = tf.tidy(() => {
+    const first = p.encoder.conv_in.weight.shape[3];
+    const pictures = cutBands([images], first, at(0));
+    return convBands(p.encoder.conv_in, pictures, context);
+  });
+  p.encoder.down_blocks.forEach((block, level) => {
+    for (const r of block.resnets) {
+      bands = next(bands, (x) => resnetBands(r, x, settings, at(level)));
     }
-  }
-  h = mid(p.encoder.mid_block, config, h, context);
-  h = out(p.encoder.conv_norm_out, p.encoder.conv_out, config, h, context);
+    const down = block.downsamplers?.[0].conv;
+    if (down) bands = next(bands, (x) => downsampleBands(down, x, options));
+  });
+  const middle = tf.tidy(() =>
+    mid(p.encoder.mid_block, config, joinBands(bands), context)
+  );
+  const h = out(
+    p.encoder.conv_norm_out,
+    p.encoder.conv_out,
+    config,
+    [middle],
+    context,
+  );
   const moments = conv2d(p.quant_conv, h, { pad: 0 }, context);
   const [mean, logvar] = tf.split(moments, 2, 3) as tf.Tensor4D[];
   return { mean, logvar: tf.clipByValue(logvar, -30, 20), moments };
@@ -230,29 +295,38 @@ export function drawLatent(
  * @param p Parameters.
  * @param config Config.
  * @param latents [b, h, w, latent].
- * @param context Observers.
+ * @param context Observers; how large tensors may be.
  * @returns [b, h·f, w·f, 3], about [−1, 1], not clipped.
  */
 export function decode(
   p: Autoencoder,
   config: AutoencoderConfig,
   latents: tf.Tensor4D,
-  context?: Context,
+  context?: AutoencoderOptions,
 ): tf.Tensor4D {
-  const options = resnetOptions(config);
-  let h = conv2d(p.post_quant_conv, latents, { pad: 0 }, context);
-  h = conv2d(p.decoder.conv_in, h, {}, context);
-  h = mid(p.decoder.mid_block, config, h, context);
+  const settings = resnetOptions(config);
+  const options = banded(context);
+  let bands: Bands = [tf.tidy(() => {
+    const h = conv2d(p.post_quant_conv, latents, { pad: 0 }, context);
+    return mid(
+      p.decoder.mid_block,
+      config,
+      conv2d(p.decoder.conv_in, h, {}, context),
+      context,
+    );
+  })];
   for (const block of p.decoder.up_blocks) {
-    for (const r of block.resnets) h = resnet(r, h, options, context);
-    if (block.upsamplers) {
-      h = conv2d(
-        block.upsamplers[0].conv,
-        upsampleNearest2x(h),
-        {},
-        context,
-      );
+    for (const r of block.resnets) {
+      bands = next(bands, (x) => resnetBands(r, x, settings, options));
     }
+    const up = block.upsamplers?.[0].conv;
+    if (up) bands = next(bands, (x) => upsampleBands(up, x, options));
   }
-  return out(p.decoder.conv_norm_out, p.decoder.conv_out, config, h, context);
+  return out(
+    p.decoder.conv_norm_out,
+    p.decoder.conv_out,
+    config,
+    bands,
+    context,
+  );
 }

@@ -7,6 +7,12 @@ import {
   viewFloat32,
   writeSafetensors,
 } from "../io/safetensors.ts";
+import {
+  bindingLimit,
+  forgetHostCopy,
+  moveToCard,
+  settle,
+} from "../core/device.ts";
 import { leaves, type TreeLike } from "../core/tree.ts";
 import {
   buildTree,
@@ -200,6 +206,9 @@ export async function load<T>(
   return buildTree<T>(spec, (_, path) => loaded.get(path)!);
 }
 
+/** Uploads lie in memory twice until the card has taken them: so many bytes. */
+const UPLOAD_BYTES = 128 * 2 ** 20;
+
 /**
  * Reads parameters one by one. Temporary memory is used again for each: left to
  * the garbage collector it would be as much as the model.
@@ -218,19 +227,35 @@ async function* read<T>(
   const most = largest(params.map(([, param]) => sizeOf(param)));
   const wide = entries.some((entry) => entry.dtype !== "F32");
   const floats = new Float32Array(wide ? most : 0);
-  // The other backends keep the array they are given.
-  const copies = tf.getBackend() === "wasm";
+  const backend = tf.getBackend();
+  // These copy the array they are given; the cpu backend keeps it.
+  const copies = backend === "wasm" || backend === "webgpu";
   const shared = new Float32Array(copies ? most : 0);
+  const limit = bindingLimit();
+  let uploaded = 0;
   for (const [path, param] of params) {
     const raw = await source.read(keys.get(path)!, bytes);
     const size = sizeOf(param);
+    // Tables of vectors are read row by row, on the host (see nn/embedding.ts),
+    // and nothing larger than an operation can take need leave it.
+    const stays = backend === "webgpu" &&
+      ((param.kind === "plain" && param.shape.length === 2) ||
+        4 * size > limit);
     const values = fromDisk(
       param.kind,
       param.shape,
       viewFloat32(raw, floats),
-      copies ? shared.subarray(0, size) : new Float32Array(size),
+      copies && !stays ? shared.subarray(0, size) : new Float32Array(size),
     );
-    yield [path, tf.tensor(values, param.shape)];
+    const tensor = tf.tensor(values, param.shape);
+    if (!stays && moveToCard(tensor)) {
+      uploaded += 4 * size;
+      if (uploaded > UPLOAD_BYTES) {
+        uploaded = 0;
+        await settle();
+      }
+    }
+    yield [path, tensor];
   }
 }
 
@@ -309,7 +334,9 @@ export async function save<T>(
       dtype,
       shape: diskShape(param.kind, param.shape),
       load: async () => {
-        const values = await tensors.get(name)!.data() as Float32Array;
+        const tensor = tensors.get(name)!;
+        const values = await tensor.data() as Float32Array;
+        forgetHostCopy(tensor);
         return encodeFloat(toDisk(param.kind, param.shape, values), dtype);
       },
     },

@@ -34,7 +34,10 @@ export interface ControlNetConfig {
   readonly conditioning_embedding_out_channels: readonly number[];
   /** Order of its channels. */
   readonly controlnet_conditioning_channel_order: "rgb" | "bgr";
-  /** Whether its residuals are averaged over the picture. */
+  /**
+   * Whether its residuals are averaged over the picture; in guess mode they
+   * then do not fade.
+   */
   readonly global_pool_conditions: boolean;
   /** The config of the encoder half, whose fields stand beside the others. */
   readonly encoder: UNetConfig;
@@ -283,7 +286,7 @@ export function controlNet(
     states,
     { ...rest, conditioning },
   );
-  const factors = guess
+  const factors = guess && !config.global_pool_conditions
     ? guessFactors(skips.length + 1)
     : new Array<number>(skips.length + 1).fill(1);
   const residual = (conv: Conv, x: tf.Tensor4D, i: number): tf.Tensor4D => {

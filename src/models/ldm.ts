@@ -13,6 +13,7 @@
 import type * as tf from "@tensorflow/tfjs";
 import { z } from "zod";
 import { cannot } from "../core/errors.ts";
+import { forgetHostCopy } from "../core/device.ts";
 import { disposeTree, leaves, type TreeLike } from "../core/tree.ts";
 import { pathOf } from "../io/files.ts";
 import {
@@ -1083,7 +1084,9 @@ async function encodeEntry(
 ): Promise<Uint8Array> {
   const encoded: Uint8Array[] = [];
   for (const { path, param } of parts) {
-    const values = await tensors.get(path)!.data() as Float32Array;
+    const tensor = tensors.get(path)!;
+    const values = await tensor.data() as Float32Array;
+    forgetHostCopy(tensor);
     encoded.push(encodeFloat(toDisk(param.kind, param.shape, values), dtype));
   }
   if (encoded.length === 1) return encoded[0];

@@ -10,7 +10,7 @@ import { cannot } from "../core/errors.ts";
 import { disposeTree, leaves } from "../core/tree.ts";
 import { exists, joinPath, readJson, writeJson } from "../io/files.ts";
 import { type ComponentOptions, openComponent } from "../io/folder.ts";
-import { lookup } from "../nn/embedding.ts";
+import { lookup, stackTables, tableRows } from "../nn/embedding.ts";
 import type { Context } from "../nn/linear.ts";
 import { type Autoencoder, autoencoderSpec } from "./autoencoder.ts";
 import { load, oldAutoencoderNames, save } from "./checkpoint.ts";
@@ -150,8 +150,8 @@ function splitTokens(
   const { embeddings } = text_model;
   const table = embeddings.token_embedding.weight;
   const [weight, vectors] = tf.tidy(() => [
-    tf.slice(table, [0, 0], [first, -1]),
-    tf.slice(table, [first, 0], [names.length, -1]),
+    tableRows(table, 0, first),
+    tableRows(table, first, names.length),
   ]);
   table.dispose();
   return {
@@ -436,7 +436,7 @@ export async function saveModel(
   if (added) {
     // diffusers has one table: the added vectors become its last rows.
     const { token_embedding } = params.text_model.embeddings;
-    table = tf.concat([token_embedding.weight, added.vectors], 0);
+    table = await stackTables(token_embedding.weight, added.vectors);
     text.vocab_size = table.shape[0];
     params = {
       text_model: {

@@ -52,11 +52,11 @@ export function parseT2IAdapterConfig(json: unknown): T2IAdapterConfig {
   const config = parseWith("a T2I-Adapter config", adapterSchema, json);
   if (
     config.adapter_type === "light_adapter" &&
-    config.channels.some((c) => c % 4 !== 0)
+    config.channels.some((c) => c < 4)
   ) {
     throw cannot(
       "read a T2I-Adapter config",
-      "channels of a light_adapter that are multiples of 4",
+      "at least 4 channels in every level of a light_adapter",
       config.channels,
     );
   }
@@ -116,7 +116,7 @@ function unshuffled(config: T2IAdapterConfig): number {
 export function t2iAdapterSpec(config: T2IAdapterConfig): Spec<T2IAdapter> {
   const full = config.adapter_type === "full_adapter";
   const body = blockChannels(config).map(([inputs, outputs]) => {
-    const middle = full ? outputs : outputs / 4;
+    const middle = full ? outputs : Math.floor(outputs / 4);
     return {
       ...(!full || inputs !== outputs
         ? { in_conv: convSpec(inputs, middle, 1) }

@@ -1,4 +1,5 @@
 import * as tf from "@tensorflow/tfjs";
+import { bindingLimit } from "../core/device.ts";
 import { cannot } from "../core/errors.ts";
 import { geglu, upsampleNearest2x } from "../core/kernels/ops.ts";
 import { activate } from "../nn/activation.ts";
@@ -379,6 +380,15 @@ export function resnet(
   },
   context?: Context,
 ): tf.Tensor4D {
+  return tf.tidy(() => resnetBody(p, x, options, context));
+}
+
+function resnetBody(
+  p: Resnet,
+  x: tf.Tensor4D,
+  options: Parameters<typeof resnet>[2],
+  context?: Context,
+): tf.Tensor4D {
   const { groups, eps, act, temb, scaleShift, scaleFactor = 1 } = options;
   const silu = act === "silu" || act === "swish";
   const normAct = (norm: Norm, h: tf.Tensor4D) => {
@@ -420,6 +430,43 @@ function projectTokens(
   return p.weight.rank === 2
     ? linear(p as Linear, x, context)
     : conv2d(p as Conv, x, { pad: 0 }, context);
+}
+
+/** Activations within a feed-forward layer are not larger, in bytes. */
+const FEED_FORWARD_BYTES = 64 * 2 ** 20;
+
+/**
+ * Norm and GEGLU feed-forward layers of a block. Tokens do not see each other
+ * here, so that many of them can go through in turns.
+ */
+function feedForward(
+  block: TransformerBlock,
+  h: tf.Tensor3D,
+  context: Context,
+): tf.Tensor3D {
+  const { norm3, ff } = block;
+  const run = (x: tf.Tensor3D): tf.Tensor3D =>
+    tf.tidy(() => {
+      const up = linear(ff.net[0].proj, layerNorm(norm3, x), context);
+      return linear(ff.net[2], geglu(up), context);
+    });
+  const [batch, tokens, width] = h.shape;
+  const inner = ff.net[0].proj.weight.shape[1];
+  const most = Math.floor(FEED_FORWARD_BYTES / (4 * batch * inner));
+  // Observers see all inputs of a layer at once.
+  if (tokens <= most || bindingLimit() === Infinity || context.tap) {
+    return run(h);
+  }
+  const parts = Math.ceil(tokens / Math.max(most, 1));
+  const rows = Math.ceil(tokens / parts);
+  return tf.tidy(() => {
+    const done: tf.Tensor3D[] = [];
+    for (let from = 0; from < tokens; from += rows) {
+      const size = [batch, Math.min(rows, tokens - from), width];
+      done.push(tf.tidy(() => run(tf.slice(h, [0, from, 0], size))));
+    }
+    return tf.concat(done, 1);
+  });
 }
 
 /** What the encoder half of a UNet hands to the decoder half. */
@@ -518,47 +565,46 @@ export function unetEncoder(
     const heads = headsOf(config, level);
     const onlyCross = isOnlyCross(config, level) &&
       !path.startsWith("mid_block.");
-    const normed = groupNorm(t.norm, x, config.norm_num_groups, 1e-6);
-    const projected = projectTokens(t.proj_in, normed, options);
+    const projected = tf.tidy(() =>
+      projectTokens(
+        t.proj_in,
+        groupNorm(t.norm, x, config.norm_num_groups, 1e-6),
+        options,
+      )
+    );
     const c = projected.shape[3];
     let h: tf.Tensor3D = projected.reshape([b, height * width, c]);
     t.transformer_blocks.forEach((block, k) => {
       const at = `${path}.transformer_blocks.${k}`;
       const here = sites[site++];
       const text = statesAt(here.index);
-      const normed1 = layerNorm(block.norm1, h);
-      const self = attend(
-        block.attn1,
-        normed1,
-        onlyCross ? text : normed1,
-        heads,
-        options,
-      );
+      const self = tf.tidy(() => {
+        const normed = layerNorm(block.norm1, h);
+        const from = onlyCross ? text : normed;
+        return attend(block.attn1, normed, from, heads, options);
+      });
       see(`${at}.attn1`, self);
       h = h.add(self);
       const hooks = options.crossAttend?.({ ...here, height, width, heads });
-      const cross = attend(
-        block.attn2,
-        layerNorm(block.norm2, h),
-        text,
-        heads,
-        options,
-        hooks,
-      );
+      const attendText = () =>
+        attend(
+          block.attn2,
+          layerNorm(block.norm2, h),
+          text,
+          heads,
+          options,
+          hooks,
+        );
+      // What is made of probabilities outlives the call.
+      const cross = hooks?.probabilities ? attendText() : tf.tidy(attendText);
       see(`${at}.attn2`, cross);
       h = h.add(cross);
-      const up = linear(
-        block.ff.net[0].proj,
-        layerNorm(block.norm3, h),
-        options,
-      );
-      h = h.add(linear(block.ff.net[2], geglu(up), options));
+      h = h.add(feedForward(block, h, options));
     });
-    const out = projectTokens(
-      t.proj_out,
-      h.reshape([b, height, width, c]),
-      options,
-    ).add(x) as tf.Tensor4D;
+    const out = tf.tidy(() =>
+      projectTokens(t.proj_out, h.reshape([b, height, width, c]), options)
+        .add(x)
+    ) as tf.Tensor4D;
     see(path, out);
     return out;
   };

@@ -8,6 +8,7 @@
  */
 import * as tf from "@tensorflow/tfjs";
 import { adamwUpdate } from "../core/kernels/ops.ts";
+import { addAll } from "../core/device.ts";
 import { cannot } from "../core/errors.ts";
 
 /** Tensors by path. */
@@ -256,7 +257,7 @@ export function clipGlobalNorm(
     const squares = [...grads.values()].map((g) => tf.sum(tf.square(g)));
     return squares.length === 0
       ? tf.scalar(0)
-      : tf.sqrt(tf.addN(squares)) as tf.Scalar;
+      : tf.sqrt(addAll(squares)) as tf.Scalar;
   });
   const factor = tf.tidy(() =>
     tf.minimum(1, tf.div(limit, tf.add(norm, 1e-6)))

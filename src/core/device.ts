@@ -1,0 +1,104 @@
+/**
+ * Where tensors lie on webgpu: on the host until an operation needs them, then
+ * on the graphics card; and how large an operation's tensors may be there.
+ *
+ * On the other backends there is one place, and every function here says so.
+ *
+ * @module
+ */
+import * as tf from "@tensorflow/tfjs";
+
+/** The parts of tfjs's WebGPU backend that are used here. */
+interface GraphicsBackend extends tf.KernelBackend {
+  readonly device: GPUDevice;
+  readonly tensorMap: {
+    get(id: object): {
+      values: tf.TypedArray | null | undefined;
+      resource?: unknown;
+    };
+  };
+  uploadToGPU(id: object): void;
+}
+
+function graphics(): GraphicsBackend | undefined {
+  return tf.getBackend() === "webgpu"
+    ? tf.backend() as GraphicsBackend
+    : undefined;
+}
+
+/**
+ * The largest tensor that an operation can read or write, in bytes: the storage
+ * binding limit of the graphics adapter (often 128 MiB), no limit elsewhere.
+ */
+export function bindingLimit(): number {
+  return graphics()?.device.limits.maxStorageBufferBindingSize ?? Infinity;
+}
+
+/**
+ * The values of a tensor that waits on the host of a graphics card: no operation
+ * has needed it yet. Not to be changed.
+ *
+ * @param tensor The tensor.
+ * @returns Its values, or nothing where it is on the card, or there is none.
+ */
+export function hostValues(tensor: tf.Tensor): Float32Array | undefined {
+  const entry = graphics()?.tensorMap.get(tensor.dataId);
+  return entry && entry.resource == null && entry.values
+    ? entry.values as Float32Array
+    : undefined;
+}
+
+/**
+ * Moves a tensor to the graphics card, so that the array it was made of can be
+ * used again.
+ *
+ * @param tensor The tensor.
+ * @returns Whether it is there: not on other backends.
+ */
+export function moveToCard(tensor: tf.Tensor): boolean {
+  const backend = graphics();
+  backend?.uploadToGPU(tensor.dataId);
+  return backend !== undefined;
+}
+
+/**
+ * Forgets the copy that reading a tensor leaves on the host of a graphics card.
+ *
+ * @param tensor The tensor, which stays where it is.
+ */
+export function forgetHostCopy(tensor: tf.Tensor): void {
+  const entry = graphics()?.tensorMap.get(tensor.dataId);
+  if (entry?.resource != null) entry.values = null;
+}
+
+/**
+ * Waits until the graphics card has done what it was given. What was uploaded
+ * lies in memory a second time until then.
+ */
+export async function settle(): Promise<void> {
+  const device = graphics()?.device;
+  if (!device) return;
+  device.queue.submit([]);
+  await device.queue.onSubmittedWorkDone();
+}
+
+/** Buffers that a WebGPU program may read besides the one it writes. */
+const SUMMANDS = 7;
+
+/**
+ * The sum of any number of tensors. `tf.addN` gives no error and any numbers for
+ * more than seven on webgpu.
+ *
+ * @param tensors At least one, all of one shape.
+ */
+export function addAll<T extends tf.Tensor>(tensors: readonly T[]): T {
+  if (!graphics() || tensors.length <= SUMMANDS) return tf.addN([...tensors]);
+  return tf.tidy(() => {
+    const [first, ...rest] = tensors;
+    let sum = first;
+    for (let i = 0; i < rest.length; i += SUMMANDS - 1) {
+      sum = tf.addN([sum, ...rest.slice(i, i + SUMMANDS - 1)]);
+    }
+    return sum;
+  });
+}
