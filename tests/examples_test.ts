@@ -4,7 +4,10 @@ import { listFiles, root, runDeno } from "./tools/repository.ts";
 
 /** Arguments that make an example short, and the pictures it must draw. */
 const EXAMPLES: Readonly<
-  Record<string, { args: string[]; pictures: string[] }>
+  Record<
+    string,
+    { args: string[]; pictures: string[]; size?: [number, number] }
+  >
 > = {
   "examples/concept_pictures.ts": {
     args: ["fifi", "pictures"],
@@ -13,6 +16,11 @@ const EXAMPLES: Readonly<
   "examples/generate.ts": {
     args: ["a fox on grass"],
     pictures: ["out/examples/generate-0.png"],
+  },
+  "examples/regions.ts": {
+    args: [],
+    pictures: ["out/examples/plain.png", "out/examples/regions.png"],
+    size: [96, 64],
   },
   "examples/train_concept.ts": {
     args: ["fifi", "2"],
@@ -31,7 +39,9 @@ Deno.test("every example has a test", async () => {
   );
 });
 
-for (const [path, { args, pictures }] of Object.entries(EXAMPLES)) {
+for (
+  const [path, { args, pictures, size = [64, 64] }] of Object.entries(EXAMPLES)
+) {
   Deno.test(`${path} runs and draws`, async () => {
     const folder = await Deno.makeTempDir();
     try {
@@ -45,7 +55,7 @@ for (const [path, { args, pictures }] of Object.entries(EXAMPLES)) {
       assertEquals(code, 0, stderr);
       for (const picture of pictures) {
         const pixels = decodePng(await Deno.readFile(`${folder}/${picture}`));
-        assertEquals([pixels.width, pixels.height], [64, 64]);
+        assertEquals([pixels.width, pixels.height], size);
         const { data } = pixels;
         assert(data.some((v) => v !== data[0]), `${picture} is of one colour`);
       }

@@ -20,6 +20,7 @@ import {
 import type { ConditionNetwork } from "../diffusion/conditions.ts";
 import {
   type Layout,
+  layoutJsonSchema,
   modelSize,
   parseLayout,
   prepareLayout,
@@ -67,12 +68,14 @@ import {
 } from "./models.ts";
 import { createProgress } from "./progress.ts";
 
-const HELP = `deno task sample (--prompt TEXT | --layout FILE) [options]
+const HELP =
+  `deno task sample (--prompt TEXT | --layout FILE | --schema) [options]
 
 Draws pictures and writes them as PNG, with layout.json, which draws them again.
 
   --prompt TEXT        what to draw
   --layout FILE        a layout: prompt, regions, conditions, sampler … as JSON
+  --schema             print the JSON schema of layouts, for editors, and stop
 ${MODEL_HELP}
 ${CONCEPT_HELP}
   --adapters HOW       how several concepts act without fusing (default sum):
@@ -123,6 +126,8 @@ export interface SampleRequest {
   readonly changes: Readonly<Record<string, unknown>>;
   readonly batch: number;
   readonly out: string;
+  /** Print the schema of layouts and stop. */
+  readonly schema: boolean;
   /** Starts the backend. */
   readonly start: () => Promise<void>;
 }
@@ -149,10 +154,12 @@ function parse(args: readonly string[]): SampleRequest | undefined {
       "backend",
     ],
     many: ["concept", "network"],
+    flags: ["schema"],
   });
   if (options.help) return undefined;
   const [prompt, layout] = [options.text("prompt"), options.text("layout")];
-  if (prompt === undefined && layout === undefined) {
+  const schema = options.flag("schema");
+  if (prompt === undefined && layout === undefined && !schema) {
     throw cannot(WHAT, "--prompt or --layout", "neither");
   }
   const networks: Record<string, string> = {};
@@ -184,6 +191,7 @@ function parse(args: readonly string[]): SampleRequest | undefined {
     changes,
     batch: options.number("batch", { whole: true, least: 1 }) ?? 4,
     out: options.text("out") ?? joinPath("out", "sample"),
+    schema,
     start: backendStarter(options),
   };
 }
@@ -299,6 +307,9 @@ export const sampleCommand: Command<SampleRequest> = {
   help: HELP,
   parse,
   async run(request) {
+    if (request.schema) {
+      return console.log(JSON.stringify(layoutJsonSchema(), null, 2));
+    }
     await mustExist(
       WHAT,
       request.layout,

@@ -59,7 +59,8 @@ export interface Condition {
    * ControlNet without a prompt's help: fading residuals, and for the
    * conditional branch only.
    *
-   * @default {false}
+   * @default {true for a ControlNet with `global_pool_conditions`, as in
+   * diffusers' pipeline; else false}
    */
   readonly guess?: boolean;
   /** Further factor inside each place; outside of all of them it is 1. */
@@ -217,11 +218,12 @@ function makeMap(
 
 /** A ControlNet's residuals for one call. */
 function residuals(
-  { network, image, guess = false }: Condition,
+  { network, image, ...condition }: Condition,
   call: UNetCall,
   weighted: (x: tf.Tensor4D) => tf.Tensor4D,
 ): ControlNetResiduals {
   const { config, params } = network as Network<ControlNetConfig, ControlNet>;
+  const { guess = config.global_pool_conditions } = condition;
   const half = guess && call.branch === "both";
   const rows = call.sample.shape[0];
   const second = <T extends tf.Tensor>(x: T): T =>

@@ -54,31 +54,39 @@ const boxSchema = z.strictObject({
   left: number,
   bottom: number,
   right: number,
-  unit: z.enum(["fraction", "pixel"]).default("fraction"),
-});
+  unit: z.enum(["fraction", "pixel"]).default("fraction")
+    .describe("Parts of the picture, or pixels of its size"),
+}).describe("A box, from the top left");
 
 const maskSchema = z.union([
-  z.strictObject({ file: z.string().min(1) }),
+  z.strictObject({
+    file: z.string().min(1).describe("A PNG beside the layout, white inside"),
+  }),
   z.strictObject({
     // A picture in characters: "#" is inside.
     rows: z.array(z.string().regex(/^[#.]+$/, "only # and . may be here"))
-      .nonempty(),
+      .nonempty().describe("A picture in characters: # is inside, . outside"),
   }),
-]);
+]).describe("A place of any shape, stretched over the picture");
 
 const regionSchema = z.strictObject({
   box: boxSchema.optional(),
   mask: maskSchema.optional(),
-  prompt: z.string().trim().min(1, "a region needs a prompt"),
-  negative: z.string().optional(),
-  priority: number.default(0),
-  concepts: z.array(z.string()).default([]),
+  prompt: z.string().trim().min(1, "a region needs a prompt")
+    .describe("What is there"),
+  negative: z.string().optional()
+    .describe("What it stays away from; the layout's where it is left out"),
+  priority: number.default(0)
+    .describe("Who is in front where regions overlap; equal ones share"),
+  concepts: z.array(z.string()).default([])
+    .describe("Names of concepts whose adapters act here, not fused"),
 });
 
 const color = z.tuple([fraction, fraction, fraction]);
 
 const imageSchema = z.union([
-  z.strictObject({ file: z.string().min(1) }),
+  z.strictObject({ file: z.string().min(1) })
+    .describe("A PNG of the picture's size"),
   z.strictObject({
     edges: z.strictObject({
       file: z.string().min(1),
@@ -86,8 +94,9 @@ const imageSchema = z.union([
       low: number.min(0).default(0.1),
       high: number.min(0).default(0.2),
     }),
-  }),
-  z.strictObject({ regions: z.enum(["fill", "outline"]) }),
+  }).describe("Canny edges of a PNG"),
+  z.strictObject({ regions: z.enum(["fill", "outline"]) })
+    .describe("The regions, white on black"),
   z.strictObject({
     points: z.array(
       z.strictObject({ x: number, y: number, color: color.optional() }),
@@ -96,44 +105,55 @@ const imageSchema = z.union([
       z.tuple([z.number().int().min(0), z.number().int().min(0)]),
     ).default([]),
     radius: z.number().positive().default(0.02),
-  }),
+  }).describe("Key points in fractions of the picture, joined by links"),
 ]);
 
 const conditionSchema = z.strictObject({
   type: z.enum(["t2i_adapter", "controlnet"]),
-  network: z.string().min(1),
-  image: imageSchema,
-  scale: number.default(1),
-  start: fraction.default(0),
-  end: fraction.default(1),
-  guess: z.boolean().default(false),
-  regions: z.array(number).optional(),
+  network: z.string().min(1).describe("Its name: --network NAME=FOLDER"),
+  image: imageSchema.describe("What the network sees"),
+  scale: number.default(1).describe("How strongly it acts"),
+  start: fraction.default(0).describe("Part of the steps it waits"),
+  end: fraction.default(1).describe("Part of the steps after which it ends"),
+  guess: z.boolean().default(false).describe("ControlNet's guess mode"),
+  regions: z.array(number).optional()
+    .describe("A further factor inside each region"),
 });
 
 const layoutSchema = z.strictObject({
   $schema: z.string().optional(),
-  prompt: z.string(),
-  negative: z.string().default(""),
-  size: z.strictObject({ width: pixels, height: pixels }).optional(),
+  prompt: z.string().describe("What the whole picture shows"),
+  negative: z.string().default("").describe("What it stays away from"),
+  size: z.strictObject({ width: pixels, height: pixels }).optional()
+    .describe("Pixels; the model's own size where it is left out"),
   seed: z.number().int().default(0),
-  count: z.number().int().positive().default(1),
+  count: z.number().int().positive().default(1)
+    .describe("How many pictures"),
   sampler: z.enum(SAMPLERS as readonly [SamplerName, ...SamplerName[]])
     .default("dpmpp_2m"),
   steps: z.number().int().positive().default(20),
   guidance: number.default(7.5),
-  regions: z.array(regionSchema).default([]),
+  regions: z.array(regionSchema).default([])
+    .describe("Places with prompts of their own, each a box or a mask"),
   regional: z.strictObject({
-    replaceRatio: fraction.default(1),
-    start: fraction.default(0),
-    end: fraction.default(1),
-    feather: number.min(0).max(0.5).default(0),
-  }).prefault({}),
-  conditions: z.array(conditionSchema).default([]),
+    replaceRatio: fraction.default(1)
+      .describe("How much of the whole prompt's attention regions replace"),
+    start: fraction.default(0).describe("Part of the steps regions wait"),
+    end: fraction.default(1)
+      .describe("Part of the steps after which regions end"),
+    feather: number.min(0).max(0.5).default(0)
+      .describe("Softness of edges, a fraction of the shorter side"),
+  }).prefault({}).describe("How regions are blended and when they count"),
+  conditions: z.array(conditionSchema).default([])
+    .describe("Pictures that steer, through T2I-Adapters and ControlNets"),
   limits: z.strictObject({
-    regions: z.number().int().min(0).default(8),
-    overlap: fraction.default(0.5),
-  }).prefault({}),
-});
+    regions: z.number().int().min(0).default(8).describe("Most regions"),
+    overlap: fraction.default(0.5).describe(
+      "How much of the smaller of two regions of equal priority may lie in " +
+        "the other",
+    ),
+  }).prefault({}).describe("What makes a layout an error"),
+}).describe("A picture with regions and conditions");
 
 /** A width and a height, pixels. */
 export interface Size {
@@ -827,7 +847,8 @@ export function prepareLayout(
         scale: spec.scale,
         start: spec.start,
         end: spec.end,
-        guess: spec.guess,
+        // Left out, the network's config decides.
+        ...(spec.guess ? { guess: true } : {}),
         ...(spec.regions
           ? {
             places: regions.map(({ shape, priority = 0 }, i) => ({

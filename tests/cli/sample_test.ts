@@ -8,6 +8,7 @@ import {
   saveConcept,
 } from "../../src/customize/concept.ts";
 import { selectBackend } from "../../src/core/backend.ts";
+import { parseLayout } from "../../src/diffusion/layout.ts";
 import { decodePng, encodePng } from "../../src/io/png.ts";
 import { disposeModel } from "../../src/models/model.ts";
 import { tinySd } from "../customize/tiny_sd.ts";
@@ -67,6 +68,23 @@ for (const [name, args, message] of bad) {
     assertThrows(() => sampleCommand.parse(args), Error, message);
   });
 }
+
+Deno.test("the published schema is the library's, the example fits", async () => {
+  const { code, said } = await run(["--schema"]);
+  assertEquals(code, 0);
+  const read = async (path: string) =>
+    JSON.parse(
+      await Deno.readTextFile(new URL(`../../${path}`, import.meta.url)),
+    );
+  assertEquals(
+    await read("examples/layout.schema.json"),
+    JSON.parse(said[0]),
+    "write it again: deno task sample --schema",
+  );
+  const scene = await read("examples/scene.json");
+  assertEquals(scene.$schema, "./layout.schema.json");
+  assertEquals(parseLayout(scene).regions.length, 2);
+});
 
 Deno.test("sample draws a layout with adapters per region", async () => {
   await selectBackend("wasm");

@@ -158,26 +158,40 @@ forEachBackend(
   "guess mode leaves the branch without prompt alone",
   async () => {
     await noLeak(async () => {
-      const condition = { ...await controlNet(), guess: true };
-      const conditioned = conditionedSampling([condition]);
-      const sums = tf.tidy(() => {
-        const options = conditioned.unet({
-          index: 0,
-          total: 1,
-          timestep: 500,
-          branch: "both",
-          first: 0,
-          count: 1,
-          sample: tf.ones([2, 16, 16, 4]),
-          states: tf.ones([2, 77, 32]) as tf.Tensor3D,
+      const condition = await controlNet();
+      const { network } = condition;
+      const pooled = {
+        ...network,
+        config: { ...network.config, global_pool_conditions: true },
+      };
+      // What is averaged over the picture guesses unless told not to.
+      const cases: [Condition, boolean][] = [
+        [condition, false],
+        [{ ...condition, guess: true }, true],
+        [{ ...condition, network: pooled }, true],
+        [{ ...condition, network: pooled, guess: false }, false],
+      ];
+      for (const [one, guesses] of cases) {
+        const conditioned = conditionedSampling([one]);
+        const sums = tf.tidy(() => {
+          const options = conditioned.unet({
+            index: 0,
+            total: 1,
+            timestep: 500,
+            branch: "both",
+            first: 0,
+            count: 1,
+            sample: tf.ones([2, 16, 16, 4]),
+            states: tf.ones([2, 77, 32]) as tf.Tensor3D,
+          });
+          return options.midResidual!.abs().sum([1, 2, 3]);
         });
-        return options.midResidual!.abs().sum([1, 2, 3]);
-      });
-      const [without, with_] = await sums.data();
-      assertEquals(without, 0);
-      assert(with_ > 0);
-      sums.dispose();
-      conditioned.dispose();
+        const [without, with_] = await sums.data();
+        assertEquals(without === 0, guesses);
+        assert(with_ > 0);
+        sums.dispose();
+        conditioned.dispose();
+      }
       release([condition]);
     });
   },

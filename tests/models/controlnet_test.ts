@@ -1,7 +1,7 @@
 import * as tf from "@tensorflow/tfjs";
 import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
-import { key } from "../../src/core/random.ts";
-import { disposeTree, leaves } from "../../src/core/tree.ts";
+import { fold, key, normal } from "../../src/core/random.ts";
+import { disposeTree, leaves, mapTree } from "../../src/core/tree.ts";
 import {
   combineControlNets,
   type ControlNet,
@@ -125,6 +125,72 @@ forEachBackend("scale and guess mode are factors of residuals", async () => {
     disposeTree(params);
   });
 }, ["wasm"]);
+
+forEachBackend(
+  "other depths, widths and shapes have their residuals",
+  async () => {
+    await noLeak(async () => {
+      // Four levels, one layer each, a condition of one channel that is halved
+      // once, latents of odd sides.
+      const config = parseControlNetConfig({
+        block_out_channels: [8, 8, 16, 16],
+        layers_per_block: 1,
+        norm_num_groups: 4,
+        attention_head_dim: 2,
+        cross_attention_dim: 12,
+        conditioning_channels: 1,
+        conditioning_embedding_out_channels: [4, 6],
+        global_pool_conditions: false,
+      });
+      const fresh = initialise<ControlNet>(controlNetSpec(config), key(4));
+      const params = mapTree(
+        fresh,
+        (leaf, path) =>
+          path.startsWith("controlnet_")
+            ? tf.tensor(normal(fold(key(5), path), leaf.size, 0.1), leaf.shape)
+            : leaf.clone(),
+      );
+      disposeTree(fresh);
+      const run = (pooled: boolean, options: ControlNetOptions) => {
+        const { downResiduals, midResidual } = controlNet(
+          params,
+          { ...config, global_pool_conditions: pooled },
+          tf.ones([2, 9, 14, 4]),
+          [37],
+          tf.ones([2, 5, 12]) as tf.Tensor3D,
+          tf.ones([1, 18, 28, 1]),
+          options,
+        );
+        return [...downResiduals, midResidual];
+      };
+      tf.tidy(() => {
+        assertEquals(
+          run(false, {}).map((r) => r.shape.slice(1)),
+          [
+            ...[[9, 14, 8], [9, 14, 8], [5, 7, 8], [5, 7, 8], [3, 4, 8]],
+            ...[[3, 4, 16], [2, 2, 16], [2, 2, 16], [2, 2, 16]],
+          ],
+        );
+      });
+      // Averaged over the picture, residuals do not fade in guess mode.
+      const [worst, means] = tf.tidy(() => {
+        const guessed = run(true, { guess: true, scale: 0.6 });
+        const plain = run(false, {}).map((r) =>
+          r.mean([1, 2], true).mul(0.6) as tf.Tensor4D
+        );
+        return [
+          tf.stack(guessed.map((r, i) => r.sub(plain[i]).abs().max())).max(),
+          tf.stack(plain.map((r) => r.abs().max())).min(),
+        ];
+      });
+      assert((await worst.data())[0] < 1e-6);
+      assert((await means.data())[0] > 1e-3);
+      tf.dispose([worst, means]);
+      disposeTree(params);
+    });
+  },
+  ["wasm"],
+);
 
 forEachBackend("a ControlNet folder comes back whole", async () => {
   const folder = await Deno.makeTempDir();

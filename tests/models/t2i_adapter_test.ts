@@ -159,10 +159,23 @@ Deno.test("T2I-Adapter specs have SD 1.5's names and shapes", () => {
   );
   assertThrows(
     () =>
-      parseT2IAdapterConfig({ adapter_type: "light_adapter", channels: [6] }),
+      parseT2IAdapterConfig({ adapter_type: "light_adapter", channels: [3] }),
     Error,
-    "multiples of 4",
+    "at least 4 channels",
   );
+  // Inside a light adapter: a quarter of the channels, rounded down.
+  const light = new Map(specLeaves(t2iAdapterSpec(parseT2IAdapterConfig({
+    adapter_type: "light_adapter",
+    channels: [6, 10],
+    num_res_blocks: 1,
+  }))));
+  assertEquals(light.get("adapter.body.1.in_conv.weight")?.shape, [1, 1, 6, 2]);
+  assertEquals(light.get("adapter.body.2.out_conv.weight")?.shape, [
+    1,
+    1,
+    2,
+    10,
+  ]);
 });
 
 Deno.test("a folder that is no T2I-Adapter is refused", async () => {
