@@ -8,17 +8,21 @@ import { finish } from "../core/finish.ts";
 import { parseArgs } from "@std/cli/parse-args";
 import { type BackendChoice, selectBackend } from "../core/backend.ts";
 import { cannot } from "../core/errors.ts";
+import { sha256 } from "../core/hash.ts";
 import { hardwareWorkers } from "../core/pool.ts";
 import {
   ablation,
   type AblationOptions,
   ablationPictures,
+  finishedSeeds,
   FUSIONS,
 } from "../experiments/ablation.ts";
 import { ablationTable } from "../experiments/ablation_figures.ts";
 import { ablationSchema } from "../experiments/ablation_schema.ts";
 import { store } from "../experiments/pieces.ts";
 import { EMBEDDINGS, presetOf } from "../experiments/presets.ts";
+import { canonicalJson, folderHash } from "../experiments/store.ts";
+import { MODEL_PARTS } from "../experiments/study.ts";
 import { pixelsOf } from "../experiments/workshop.ts";
 import {
   assertWritable,
@@ -30,7 +34,9 @@ import {
   writeJson,
 } from "../io/files.ts";
 import { decodePng, encodePng, type Pixels } from "../io/png.ts";
-import { conceptImage, identityOf, loadConceptArt } from "../micro/concepts.ts";
+import { conceptImage, loadConceptArt } from "../micro/concepts.ts";
+import { conceptOf } from "../micro/in_domain.ts";
+import { PROMPTS_SHA256 } from "../micro/prompts.ts";
 import { IDENTITIES } from "../micro/world.ts";
 import { createProgress } from "./progress.ts";
 import {
@@ -64,10 +70,16 @@ draws pictures before and after, scores them, and writes a report.
   --model FOLDER      base model (default: the embedded one)
   --clip FOLDER       evaluation CLIP (default: the embedded one)
   --out FOLDER        where results go (default: out/ablation…)
-  --fresh             forget what the output folder's cache holds
+  --cache FOLDER      finished pieces (default: cache in the output folder);
+                      share one to score the same pictures by another CLIP
+  --fresh             forget what the cache holds
+  --partial           run nothing: report on the seeds that are finished
+  --dry-run           run nothing: print prompts' hash, hashes and settings
 
 A run that is stopped continues where it was; what is in the cache is not done
-again.
+again. Every run is noted in runs.json of its output folder before it starts.
+Concepts that the base model can draw itself (niko, finn, ulla, zara) are asked
+for by name and never averaged with the others.
 `;
 
 /** The embedded model's folder. */
@@ -108,6 +120,10 @@ const ORDER = [
 export interface AblationCommand {
   readonly help: boolean;
   readonly fresh: boolean;
+  /** Reports on what is there. */
+  readonly partial: boolean;
+  /** Only says what would be run. */
+  readonly dryRun: boolean;
   readonly backend: BackendChoice;
   readonly out: string;
   readonly workers?: number;
@@ -168,11 +184,12 @@ export function parseAblation(args: readonly string[]): AblationCommand {
     "workers",
     "model",
     "clip",
+    "cache",
     "out",
   ] as const;
   const parsed = parseArgs([...args], {
     string: [...strings],
-    boolean: ["quick", "full", "fresh", "help"],
+    boolean: ["quick", "full", "fresh", "partial", "dry-run", "help"],
     unknown: (name: string) => {
       throw cannot("start the ablation", "a known option (--help)", name);
     },
@@ -187,7 +204,7 @@ export function parseAblation(args: readonly string[]): AblationCommand {
   const asked = text("concepts");
   const count = asked === undefined ? defaults.concepts : Number(asked);
   const concepts = Number.isNaN(count)
-    ? asked!.split(",").map((name) => identityOf(name).name)
+    ? asked!.split(",").map((name) => conceptOf(name).name)
     : ORDER.slice(
       0,
       number(
@@ -213,6 +230,8 @@ export function parseAblation(args: readonly string[]): AblationCommand {
   return {
     help: parsed.help,
     fresh: parsed.fresh,
+    partial: parsed.partial,
+    dryRun: parsed["dry-run"],
     backend: list(
       "backend",
       ["auto", "webgpu", "wasm", "cpu"] as const,
@@ -231,7 +250,7 @@ export function parseAblation(args: readonly string[]): AblationCommand {
     options: {
       model: text("model") ?? folder,
       clip: text("clip") ?? joinPath(folder, "clip_b"),
-      cache: joinPath(text("out") ?? defaults.out, "cache"),
+      cache: text("cache") ?? joinPath(text("out") ?? defaults.out, "cache"),
       concepts,
       prompts: number(
         "n",
@@ -294,6 +313,50 @@ async function libraryVersion(): Promise<string> {
   return (await readJson<{ version: string }>(file)).version;
 }
 
+/** What is finished of a run. */
+async function partOf(options: AblationOptions): Promise<AblationOptions> {
+  const seeds = await finishedSeeds(options);
+  if (seeds.length === 0) {
+    throw cannot("report on a part", "at least one finished seed", "none");
+  }
+  return seeds.length === options.seeds.length
+    ? options
+    : { ...options, seeds, planned: options.seeds };
+}
+
+/** A run as `runs.json` and `--dry-run` tell of it. */
+async function runRecord(
+  options: AblationOptions,
+): Promise<Record<string, unknown>> {
+  const { settings, concepts, prompts, seeds, scale, version } = options;
+  return {
+    started: new Date().toISOString(),
+    scale,
+    concepts,
+    prompts: { perConcept: prompts, sha256: PROMPTS_SHA256 },
+    seeds,
+    embeddings: options.embeddings,
+    fusions: options.fusions,
+    hashes: {
+      model: await folderHash(options.model, MODEL_PARTS),
+      clip: await folderHash(options.clip),
+      settings: await sha256(canonicalJson(settings)),
+    },
+    settings,
+    library: version,
+  };
+}
+
+/** Notes a run before it starts: what is judged later was fixed before. */
+async function noteRun(
+  out: string,
+  record: Record<string, unknown>,
+): Promise<void> {
+  const path = joinPath(out, "runs.json");
+  const runs = await exists(path) ? await readJson<unknown[]>(path) : [];
+  await writeJson(path, [...runs, record]);
+}
+
 /** Pictures of the store for the report, with a reference first. */
 async function pictureRows(
   options: AblationOptions,
@@ -302,14 +365,14 @@ async function pictureRows(
   const art = await loadConceptArt();
   const rows: PictureRow[] = [];
   for (const entry of await ablationPictures(options, perConcept)) {
-    const { image, scene } = conceptImage(entry.concept, "reference", 0, art);
-    const cells = new Map<string, Pixels>([
-      ["reference", pixelsOf(image, scene.side)],
-    ]);
-    for (const { arm, id } of entry.pictures) {
-      const bytes = await Deno.readFile(store.image(options.cache, id));
-      cells.set(arm, decodePng(bytes));
-    }
+    const stored = async (id: string) =>
+      decodePng(await Deno.readFile(store.image(options.cache, id)));
+    const cells = new Map<string, Pixels>();
+    if (entry.reference === undefined) {
+      const one = conceptImage(entry.concept, "reference", 0, art);
+      cells.set("reference", pixelsOf(one.image, one.scene.side));
+    } else cells.set("reference", await stored(entry.reference));
+    for (const { arm, id } of entry.pictures) cells.set(arm, await stored(id));
     rows.push({ label: `${entry.concept}: ${entry.text}`, cells });
   }
   return rows;
@@ -342,12 +405,17 @@ export async function main(args: readonly string[]): Promise<void> {
   // A graphics adapter is one: workers would only take turns on it.
   const workers = command.workers ??
     (backend.name === "webgpu" ? 0 : hardwareWorkers());
-  const options: AblationOptions = {
+  const planned: AblationOptions = {
     ...command.options,
     workers,
     backend: backend.name,
     version: await libraryVersion(),
   };
+  if (command.dryRun) {
+    return console.log(JSON.stringify(await runRecord(planned), null, 2));
+  }
+  const options = command.partial ? await partOf(planned) : planned;
+  if (!command.partial) await noteRun(out, await runRecord(options));
   const { concepts, prompts, seeds, settings } = options;
   console.log(
     `${backend.describe}, ${workers} workers; ${concepts.length} concepts (${
@@ -388,6 +456,7 @@ export async function main(args: readonly string[]): Promise<void> {
 
 /** What the stages are called. */
 const LABELS: Readonly<Record<string, string>> = {
+  imagine: "drawing concepts",
   train: "training concepts",
   fuse: "fusing",
   sample: "drawing",

@@ -15,7 +15,7 @@ import {
 import { attentionSites } from "../customize/lora.ts";
 import { method, startConcept } from "../customize/methods.ts";
 import type { ClipVector } from "../evaluation/clip.ts";
-import { cosine } from "../evaluation/clip_score.ts";
+import { cosine, textAlignment } from "../evaluation/clip_score.ts";
 import type { GalleryEntry } from "../evaluation/retrieval.ts";
 import {
   type Estimate,
@@ -57,10 +57,13 @@ import {
   chosenPrompts,
   type ConceptJob,
   conceptJobs,
+  isFinished,
+  oneDomain,
   openStudy,
   phraseOf,
   pictureId,
   rounded,
+  runPieces,
   runStudy,
   type SeenCell,
   type Study,
@@ -94,6 +97,8 @@ export interface AblationOptions extends StudyOptions {
   readonly prompts: number;
   /** Training seeds; each also draws its own pictures. */
   readonly seeds: readonly number[];
+  /** All seeds that were planned, if these are some of them: no conclusion. */
+  readonly planned?: readonly number[];
   /**
    * Which embeddings are compared.
    *
@@ -142,6 +147,7 @@ export async function ablationStudy(
       throw cannot("run the ablation", "whole seeds", seed);
     }
   }
+  oneDomain(options.concepts);
   const jobs = conceptJobs(
     options.concepts,
     options.prompts,
@@ -207,7 +213,39 @@ export async function* ablation(
   options: AblationOptions,
 ): AsyncGenerator<StageProgress, AblationReport, void> {
   const study = await ablationStudy(options);
-  return await report(options, study, yield* runStudy(study));
+  const { seeds } = options;
+  const timings: Record<string, number> = {};
+  const count = (own: Record<string, number>) => {
+    for (const [stage, seconds] of Object.entries(own)) {
+      timings[stage] = (timings[stage] ?? 0) + seconds;
+    }
+  };
+  // Seed by seed, so that a run that stops has something whole to report.
+  const before = performance.now();
+  for (const seed of seeds.length > 1 ? seeds : []) {
+    count(yield* runPieces(await ablationStudy({ ...options, seeds: [seed] })));
+  }
+  const result = yield* runStudy(study);
+  count(result.timings);
+  timings.total = (performance.now() - before) / 1000;
+  return await report(options, study, { ...result, timings });
+}
+
+/**
+ * The seeds whose pieces the store has, all of them: what a run that was
+ * stopped can be reported on, with {@linkcode AblationOptions.planned}.
+ *
+ * @param options What was run.
+ */
+export async function finishedSeeds(
+  options: AblationOptions,
+): Promise<number[]> {
+  const finished: number[] = [];
+  for (const seed of options.seeds) {
+    const study = await ablationStudy({ ...options, seeds: [seed] });
+    if (await isFinished(study)) finished.push(seed);
+  }
+  return finished;
 }
 
 async function report(
@@ -285,8 +323,13 @@ async function report(
     enough: gain >= REQUIRED_HEADROOM,
   };
   const conclusive = options.scale !== "quick" && study.jobs.length > 1 &&
-    headroom.enough;
-  const comparisons = compare(means, embeddings, fusions, conclusive);
+    headroom.enough && options.planned === undefined;
+  const nested = (arm: string, score: ScoreName): number[][][] =>
+    study.jobs.map(({ identity }) =>
+      rowsOf(arm).filter((row) => row.concept === identity.name)
+        .map((row) => row[score])
+    );
+  const comparisons = compare(nested, embeddings, fusions, conclusive);
   const { capacity, distinguishability } = await inspect(options, study);
   const training: AblationReport["training"] = [];
   for (const [name, { id }] of study.trains) {
@@ -310,6 +353,7 @@ async function report(
       class: identity.class,
     })),
     seeds: [...seeds],
+    ...(options.planned ? { planned: [...options.planned] } : {}),
     prompts: {
       perConcept: options.prompts,
       indices: chosenPrompts(options.prompts, all[0].prompts),
@@ -319,6 +363,7 @@ async function report(
     base: {
       lower: estimates(study.jobs, rowsOf("base"), "base"),
       ceiling: ceiling(study.jobs, evidence, entries),
+      unrelated: unrelated(study.jobs, result),
     },
     arms,
     comparisons,
@@ -326,6 +371,8 @@ async function report(
     verdict: verdict({
       scale: options.scale,
       concepts: study.jobs.length,
+      seeds,
+      ...(options.planned ? { planned: options.planned } : {}),
       headroom,
       comparisons,
       arms,
@@ -400,6 +447,27 @@ function ceiling(
   ])) as Scores;
 }
 
+/** Text alignment of the base's pictures with captions of other prompts. */
+function unrelated(
+  jobs: readonly ConceptJob[],
+  { seen, captions }: StudyResult,
+): ScoreEstimate {
+  const values = jobs.map(({ identity: { name } }) =>
+    seen.filter((cell) => cell.arm === "base" && cell.concept === name)
+      .map(({ pictures }) =>
+        pictures.map(({ whole }, i) =>
+          mean(
+            captions.get(name)!.filter((_, j) => j !== i)
+              .map((caption) => textAlignment(whole, caption)),
+          )
+        )
+      )
+  );
+  return jobs[0].prompts.length < 2
+    ? { mean: null, low: null, high: null }
+    : finite(hierarchicalBootstrap(values, fold(key(0), "unrelated")));
+}
+
 function driftTable(seen: readonly SeenCell[]): Record<string, number> {
   const cells = seen.filter(({ concept }) => concept === "");
   const values = new Map<string, number[]>();
@@ -440,9 +508,12 @@ function groupMeans(
   );
 }
 
+/** Scores by concept, seed and prompt. */
+type NestedScores = number[][][];
+
 /** The paper's claims as differences that should be positive. */
 function compare(
-  means: (arm: string, score: ScoreName) => number[],
+  values: (arm: string, score: ScoreName) => NestedScores,
   embeddings: readonly EmbeddingName[],
   fusions: readonly FusionName[],
   conclusive: boolean,
@@ -451,19 +522,31 @@ function compare(
   const has = (embedding: EmbeddingName, fusion?: FusionName) =>
     embeddings.includes(embedding) &&
     (fusion === undefined || fusions.includes(fusion));
+  const less = (a: NestedScores, b: NestedScores): NestedScores =>
+    a.map((seeds, i) =>
+      seeds.map((row, k) => row.map((value, j) => value - b[i][k][j]))
+    );
+  const overConcepts = (nested: NestedScores): number[] =>
+    nested.map((seeds) => mean(seeds.map(mean)));
   const add = (
     id: string,
     claim: string,
-    a: (score: ScoreName) => number[],
-    b: (score: ScoreName) => number[],
+    a: (score: ScoreName) => NestedScores,
+    b: (score: ScoreName) => NestedScores,
   ) => {
     for (const score of ["image", "masked", "retrieval"] as const) {
-      const d = pairedDifference(a(score), b(score));
+      const [first, second] = [a(score), b(score)];
+      const d = pairedDifference(overConcepts(first), overConcepts(second));
+      const { low, high } = hierarchicalBootstrap(
+        less(first, second),
+        fold(key(0), "comparison", id, score),
+      );
       all.push({
         id,
         claim,
         score,
         ...finite(d),
+        bootstrap: { low: orNull(low), high: orNull(high) },
         n: d.n,
         wins: d.wins,
         verdict: !conclusive
@@ -476,9 +559,9 @@ function compare(
       });
     }
   };
-  const of = (arm: string) => (score: ScoreName) => means(arm, score);
+  const of = (arm: string) => (score: ScoreName) => values(arm, score);
   const minus = (arm: string, other: string) => (score: ScoreName) =>
-    means(arm, score).map((value, i) => value - means(other, score)[i]);
+    less(values(arm, score), values(other, score));
   for (const embedding of embeddings) {
     const label = embedding === "lora" ? "LoRA" : "ED-LoRA";
     if (has(embedding, "weight")) {
@@ -617,7 +700,8 @@ function pairCosines(
  *
  * @param options What was run.
  * @param perConcept How many prompts of each concept, from different groups.
- * @returns Names of pictures in the store by concept, prompt and arm.
+ * @returns Names of pictures in the store by concept, prompt and arm; of an
+ * in-domain concept, that of a reference, too.
  */
 export async function ablationPictures(
   options: AblationOptions,
@@ -627,6 +711,7 @@ export async function ablationPictures(
     concept: string;
     text: string;
     pictures: { arm: string; id: string }[];
+    reference?: string;
   }[]
 > {
   const study = await ablationStudy(options);
@@ -635,9 +720,11 @@ export async function ablationPictures(
     concept: string;
     text: string;
     pictures: { arm: string; id: string }[];
+    reference?: string;
   }[] = [];
   for (const { identity, prompts } of study.jobs) {
     const step = Math.max(1, Math.floor(prompts.length / perConcept));
+    const reference = study.drawn.get(identity.name)?.reference[0].image;
     for (let i = 0; i < prompts.length && i / step < perConcept; i += step) {
       const pictures: { arm: string; id: string }[] = [];
       for (const cell of study.cells) {
@@ -648,6 +735,7 @@ export async function ablationPictures(
         concept: identity.name,
         text: promptText(prompts[i], identity.name),
         pictures,
+        ...(reference === undefined ? {} : { reference }),
       });
     }
   }

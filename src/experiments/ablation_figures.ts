@@ -163,14 +163,18 @@ export function ablationTable(report: AblationReport): TextTable {
         const label = arm.endsWith("best_lambda")
           ? `${armLabel(arm)} ${text(lambda, 2)}`
           : armLabel(arm);
-        const kept = retained.image.mean;
+        const { mean: kept, low, high } = retained.image;
+        const percent = (share: number) => Math.round(100 * share);
+        const range = low === null || high === null
+          ? ""
+          : ` (${text(percent(low), 0)} to ${text(percent(high), 0)})`;
         return [
           label,
           arrow(single.text, fused.text),
           arrow(single.image, fused.image),
           arrow(single.masked, fused.masked),
           arrow(single.retrieval, fused.retrieval),
-          kept === null ? "–" : `${Math.round(100 * kept)} %`,
+          kept === null ? "–" : `${text(percent(kept), 0)} %${range}`,
           paper(arm),
         ];
       }),
@@ -186,12 +190,23 @@ export function ablationTable(report: AblationReport): TextTable {
  */
 export function comparisonTable(report: AblationReport): TextTable {
   return {
-    head: ["claim", "score", "difference", "95 % interval", "wins", "verdict"],
+    head: [
+      "claim",
+      "score",
+      "difference",
+      "95 % interval (t)",
+      "bootstrap",
+      "wins",
+      "verdict",
+    ],
     rows: report.comparisons.map((c) => [
       c.claim,
       c.score,
       text(c.mean),
       `${text(c.low)} to ${text(c.high)}`,
+      c.bootstrap
+        ? `${text(c.bootstrap.low)} to ${text(c.bootstrap.high)}`
+        : "–",
       `${c.wins}/${c.n}`,
       c.verdict,
     ]),

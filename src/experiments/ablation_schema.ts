@@ -103,6 +103,8 @@ export interface Comparison {
   low: Maybe;
   /** Upper end. */
   high: Maybe;
+  /** Hierarchical bootstrap of the same mean: concepts, seeds, prompts. */
+  bootstrap?: { low: Maybe; high: Maybe };
   /** Concepts. */
   n: number;
   /** Concepts with a positive difference. */
@@ -149,12 +151,18 @@ export interface AblationReport {
   concepts: { name: string; class: string }[];
   /** Training seeds. */
   seeds: number[];
+  /** Seeds that were asked for, where the report is of some of them only. */
+  planned?: number[];
   /** Which prompts of each concept. */
   prompts: { perConcept: number; indices: number[]; sha256: string };
   /** The preset in full. */
   settings: Record<string, unknown>;
-  /** Bounds: class word on the untouched base; references among themselves. */
-  base: { lower: Scores; ceiling: Scores };
+  /**
+   * Bounds: class word on the untouched base (for text the upper bound);
+   * references among themselves; and for text the lower bound: the base's
+   * pictures against captions of other prompts of the same concept.
+   */
+  base: { lower: Scores; ceiling: Scores; unrelated?: ScoreEstimate };
   /** Fused arms by name, such as `edlora.gradient`. */
   arms: Record<string, Arm>;
   /** The paper's claims. */
@@ -224,13 +232,18 @@ export const ablationSchema: z.ZodType<AblationReport> = z.object({
   created: z.string(),
   concepts: z.array(z.object({ name: z.string(), class: z.string() })),
   seeds: z.array(z.number()),
+  planned: z.array(z.number()).optional(),
   prompts: z.object({
     perConcept: z.number(),
     indices: z.array(z.number()),
     sha256: z.string(),
   }),
   settings: z.record(z.string(), z.unknown()),
-  base: z.object({ lower: scores, ceiling: scores }),
+  base: z.object({
+    lower: scores,
+    ceiling: scores,
+    unrelated: estimate.optional(),
+  }),
   arms: z.record(
     z.string(),
     z.object({
@@ -261,6 +274,7 @@ export const ablationSchema: z.ZodType<AblationReport> = z.object({
     mean: maybe,
     low: maybe,
     high: maybe,
+    bootstrap: z.object({ low: maybe, high: maybe }).optional(),
     n: z.number(),
     wins: z.number(),
     verdict: z.enum(["reproduced", "not shown", "reversed", "no conclusion"]),

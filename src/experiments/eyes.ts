@@ -13,13 +13,11 @@ import {
   pairedDifference,
 } from "../evaluation/statistics.ts";
 import { decodePng } from "../io/png.ts";
-import { conceptImages, loadConceptArt } from "../micro/concepts.ts";
 import { type AblationOptions, ablationStudy } from "./ablation.ts";
 import type { AblationReport } from "./ablation_schema.ts";
 import type { StageProgress } from "./crew.ts";
 import { store } from "./pieces.ts";
-import { pictureId, rounded } from "./study.ts";
-import { pixelsOf } from "./workshop.ts";
+import { pictureId, referencePixels, rounded } from "./study.ts";
 
 /** What an eye sees. */
 export interface EyeReport {
@@ -82,12 +80,9 @@ export async function* lookAgain(
   eye: Eye,
 ): AsyncGenerator<StageProgress, EyeReport, void> {
   const study = await ablationStudy(options);
-  const art = await loadConceptArt();
   const references = new Map<string, ClipVector[]>();
   for (const { identity: { name } } of study.jobs) {
-    const images = conceptImages(name, "reference", art)
-      .map(({ image, scene }) => pixelsOf(image, scene.side));
-    references.set(name, await eye.embed(images));
+    references.set(name, await eye.embed(await referencePixels(study, name)));
   }
   const cells = study.cells.filter(({ concept }) => concept !== "");
   const total = cells.reduce((sum, cell) => sum + cell.regions.length, 0);

@@ -13,6 +13,16 @@ import { joinPath } from "../io/files.ts";
 import type { GradientSettings, SamplingSettings } from "./presets.ts";
 import type { ComposePiece, ViewsPiece } from "./compose.ts";
 
+/** A picture of the store that shows a concept, drawn by the base model. */
+export interface DrawnPicture {
+  /** Its name in the store. */
+  readonly image: string;
+  /** A caption with the placeholder in the concept's place. */
+  readonly caption: string;
+  /** Where the concept is, in pixels. */
+  readonly box: Box;
+}
+
 /** Trains one concept. */
 export interface TrainPiece {
   readonly kind: "train";
@@ -24,6 +34,8 @@ export interface TrainPiece {
   readonly classWord: string;
   /** Hash of pictures, masks and captions. */
   readonly data: string;
+  /** The pictures of an in-domain concept; absent: the identity's art. */
+  readonly pictures?: readonly DrawnPicture[];
   readonly method: MethodName;
   readonly preset: Preset;
   readonly rank: number;
@@ -47,7 +59,12 @@ export interface FusePiece {
 /** A model: the base, one with a concept, or a fused one. */
 export type ModelRef =
   | { readonly type: "base" }
-  | { readonly type: "concept"; readonly id: string }
+  | {
+    readonly type: "concept";
+    readonly id: string;
+    /** Strength α of its adapter; absent: 1. */
+    readonly alpha?: number;
+  }
   | { readonly type: "fused"; readonly id: string };
 
 /** One picture to draw. */
@@ -88,6 +105,8 @@ export interface ReferencePiece {
   readonly design?: string;
   /** Hash of pictures and masks. */
   readonly data: string;
+  /** The pictures of an in-domain concept; absent: the identity's art. */
+  readonly pictures?: readonly DrawnPicture[];
 }
 
 /** Any piece. */

@@ -7,7 +7,7 @@
  */
 import { sha256 } from "../core/hash.ts";
 import { cannot } from "../core/errors.ts";
-import { method } from "../customize/methods.ts";
+import { method, type MethodName } from "../customize/methods.ts";
 import type { TrainConfig } from "../customize/train.ts";
 import {
   type ClipVector,
@@ -17,12 +17,19 @@ import {
 } from "../evaluation/clip.ts";
 import { gallery, type GalleryEntry } from "../evaluation/retrieval.ts";
 import type { Art } from "../micro/art.ts";
+import type { Pixels } from "../io/png.ts";
 import {
   conceptImages,
-  identityOf,
   loadConceptArt,
   otherDesigns,
 } from "../micro/concepts.ts";
+import {
+  conceptOf,
+  type Drawing,
+  drawings,
+  inDomain,
+  promptsOf,
+} from "../micro/in_domain.ts";
 import {
   type ConceptPrompts,
   type Prompt,
@@ -31,7 +38,7 @@ import {
 } from "../micro/prompts.ts";
 import { IDENTITIES, type Identity } from "../micro/world.ts";
 import type { ScoreName, ScoreRow } from "./ablation_schema.ts";
-import { type Crew, gatherCrew, type StageProgress } from "./crew.ts";
+import { gatherCrew, type StageProgress } from "./crew.ts";
 import {
   type Evidence,
   promptRegion,
@@ -39,6 +46,7 @@ import {
   type Seen,
 } from "./measure.ts";
 import {
+  type DrawnPicture,
   type EmbedPiece,
   type FusePiece,
   type ModelRef,
@@ -55,7 +63,14 @@ import {
   METHOD_OF,
 } from "./presets.ts";
 import { canonicalJson, folderHash, pieceId } from "./store.ts";
-import { imageId, readEmbeddings, referenceImages } from "./workshop.ts";
+import {
+  drawnPixels,
+  imageId,
+  isDone,
+  pixelsOf,
+  readEmbeddings,
+  referenceImages,
+} from "./workshop.ts";
 
 /** Pictures that are drawn at once. */
 const CHUNK = 10;
@@ -87,8 +102,8 @@ export interface StudyOptions {
 
 /** A concept and those of its prompts that are used. */
 export interface ConceptJob {
-  /** Who or what it is. */
-  readonly identity: Identity;
+  /** Who or what it is: an identity, or an in-domain concept. */
+  readonly identity: Pick<Identity, "name" | "class">;
   /** Prompts it is drawn from. */
   readonly prompts: readonly Prompt[];
 }
@@ -115,6 +130,14 @@ export interface Named<P extends Piece> {
   readonly id: string;
 }
 
+/** An in-domain concept's pictures in the store, by set. */
+export interface DrawnConcept {
+  readonly train: readonly DrawnPicture[];
+  readonly reference: readonly DrawnPicture[];
+  /** By their words. */
+  readonly others: Readonly<Record<string, readonly DrawnPicture[]>>;
+}
+
 /** A written study. */
 export interface Study {
   readonly options: StudyOptions;
@@ -126,6 +149,10 @@ export interface Study {
   readonly clip: string;
   /** Hash of each concept's training data. */
   readonly data: Readonly<Record<string, string>>;
+  /** Pictures that in-domain concepts are made from. */
+  readonly drawings: readonly SamplePiece[];
+  /** Those of each in-domain concept by set; a look-alike by its words. */
+  readonly drawn: ReadonlyMap<string, DrawnConcept>;
   /** Training runs by `embedding/concept/seed`. */
   readonly trains: Map<string, Named<TrainPiece>>;
   /** Fusions by `arm/seed`. */
@@ -139,6 +166,8 @@ export interface StudyResult {
   /** Scores, a row for each arm, concept and seed. */
   readonly rows: ScoreRow[];
   readonly seen: readonly SeenCell[];
+  /** Captions of each concept's prompts, with the class word. */
+  readonly captions: ReadonlyMap<string, readonly ClipVector[]>;
   /** References by label of the gallery. */
   readonly evidence: ReadonlyMap<string, Evidence>;
   readonly entries: readonly GalleryEntry[];
@@ -173,7 +202,7 @@ export function chosenPrompts(
 /**
  * Checks names and finds their prompts.
  *
- * @param names Proper names.
+ * @param names Proper names of identities or in-domain concepts.
  * @param count Prompts of each.
  * @param all From `loadPrompts`.
  * @throws If a name is unknown or comes twice.
@@ -188,14 +217,80 @@ export function conceptJobs(
     throw cannot("run", "different concepts", names.join(", "));
   }
   return names.map((name) => {
-    const identity = identityOf(name);
-    const own = all.find((entry) => entry.concept === name);
-    if (!own) throw cannot("run", `prompts of ${name}`, "none");
+    const identity = conceptOf(name);
+    const { prompts } = promptsOf(name, all);
     return {
       identity,
-      prompts: chosenPrompts(count, own.prompts).map((i) => own.prompts[i]),
+      prompts: chosenPrompts(count, prompts).map((i) => prompts[i]),
     };
   });
+}
+
+/**
+ * Refuses concepts of both domains: a mean over both would be of neither.
+ *
+ * @param names Proper names.
+ * @throws If some are in-domain concepts and some are not.
+ */
+export function oneDomain(names: readonly string[]): void {
+  const inside = names.filter((name) => inDomain(name) !== undefined);
+  if (inside.length === 0 || inside.length === names.length) return;
+  throw cannot(
+    "average over concepts",
+    "identities only, or in-domain concepts only",
+    names.join(", "),
+  );
+}
+
+/** The pieces that draw pictures, and the pictures with what is known. */
+async function drawnPictures(
+  base: string,
+  sampling: SamplePiece["sampling"],
+  asked: readonly Drawing[],
+): Promise<{ pieces: SamplePiece[]; pictures: DrawnPicture[] }> {
+  const pieces: SamplePiece[] = [];
+  const pictures: DrawnPicture[] = [];
+  for (let from = 0; from < asked.length; from += CHUNK) {
+    const part = asked.slice(from, from + CHUNK);
+    const shots = part.map(({ text, noise }) => ({ text, noise }));
+    const model = { type: "base" } as const;
+    const piece: SamplePiece = { kind: "sample", base, model, shots, sampling };
+    pieces.push(piece);
+    for (const [i, { caption, box }] of part.entries()) {
+      const image = await imageId(piece, shots[i]);
+      pictures.push({ image, caption, box });
+    }
+  }
+  return { pieces, pictures };
+}
+
+/** Writes down what the base model draws of in-domain concepts. */
+async function drawConcepts(
+  base: string,
+  sampling: SamplePiece["sampling"],
+  names: readonly string[],
+): Promise<Pick<Study, "drawings" | "drawn">> {
+  const all: SamplePiece[] = [];
+  const drawn = new Map<string, DrawnConcept>();
+  const put = async (asked: readonly Drawing[]) => {
+    const { pieces, pictures } = await drawnPictures(base, sampling, asked);
+    all.push(...pieces);
+    return pictures;
+  };
+  for (const name of names) {
+    const found = inDomain(name);
+    if (!found) continue;
+    const others: Record<string, DrawnPicture[]> = {};
+    for (const look of found.others) {
+      others[look] = await put(drawings(name, "other", look));
+    }
+    drawn.set(name, {
+      train: await put(drawings(name, "train")),
+      reference: await put(drawings(name, "reference")),
+      others,
+    });
+  }
+  return { drawings: all, drawn };
 }
 
 async function jsonHash(value: unknown): Promise<string> {
@@ -227,8 +322,18 @@ export async function dataHash(art: Art, name: string): Promise<string> {
 async function referencePieces(
   art: Art,
   clip: string,
+  drawn: Study["drawn"],
 ): Promise<ReferencePiece[]> {
   const pieces: ReferencePiece[] = [];
+  for (const [concept, { reference, others }] of drawn) {
+    const own = { kind: "reference", clip, concept } as const;
+    const data = await jsonHash(reference);
+    pieces.push({ ...own, data, pictures: reference });
+    for (const [design, pictures] of Object.entries(others)) {
+      const data = await jsonHash(pictures);
+      pieces.push({ ...own, design, data, pictures });
+    }
+  }
   for (const { name } of IDENTITIES) {
     for (const design of [undefined, ...otherDesigns(name, art)]) {
       pieces.push({
@@ -275,9 +380,17 @@ export async function openStudy(
   const art = await loadConceptArt();
   const base = await folderHash(options.model, MODEL_PARTS);
   const clip = await folderHash(options.clip);
+  const { drawings, drawn } = await drawConcepts(
+    base,
+    sampling,
+    jobs.map(({ identity }) => identity.name),
+  );
   const data: Record<string, string> = {};
   for (const { identity: { name } } of jobs) {
-    data[name] = await dataHash(art, name);
+    const pictures = drawn.get(name)?.train;
+    data[name] = pictures
+      ? await jsonHash(pictures)
+      : await dataHash(art, name);
   }
   return {
     options,
@@ -286,10 +399,12 @@ export async function openStudy(
     base,
     clip,
     data,
+    drawings,
+    drawn,
     trains: new Map(),
     fuses: new Map(),
     cells: [],
-    references: await referencePieces(art, clip),
+    references: await referencePieces(art, clip, drawn),
   };
 }
 
@@ -297,15 +412,20 @@ export async function openStudy(
  * How a concept stands in prompts.
  *
  * @param settings The preset.
- * @param embedding Its embedding.
+ * @param embedding Its embedding, or the method.
  * @param identity The concept.
  */
 export function phraseOf(
   settings: ExperimentPreset,
-  embedding: EmbeddingName,
-  { name, class: word }: Identity,
+  embedding: EmbeddingName | MethodName,
+  { name, class: word }: ConceptJob["identity"],
 ): string {
-  return method(METHOD_OF[embedding], settings.preset).phrase(name, word);
+  return method(methodOf(embedding), settings.preset).phrase(name, word);
+}
+
+/** A method by its own name or by that of an embedding. */
+function methodOf(name: EmbeddingName | MethodName): MethodName {
+  return name === "lora" || name === "edlora" ? METHOD_OF[name] : name;
 }
 
 /**
@@ -313,29 +433,33 @@ export function phraseOf(
  *
  * @param study The study; gets the run.
  * @param job The concept.
- * @param embedding Its embedding.
+ * @param embedding Its embedding, or the method.
  * @param seed The seed.
  * @param train What is changed in the preset's training configuration.
+ * @param rank Rank of the adapter; by default the preset's.
  * @returns The model with the concept.
  */
 export async function addTraining(
   study: Study,
   { identity }: ConceptJob,
-  embedding: EmbeddingName,
+  embedding: EmbeddingName | MethodName,
   seed: number,
   train: Partial<TrainConfig> = {},
+  rank = study.options.settings.rank,
 ): Promise<ModelRef & { readonly id: string }> {
   const { settings } = study.options;
-  const name = METHOD_OF[embedding];
+  const name = methodOf(embedding);
+  const pictures = study.drawn.get(identity.name)?.train;
   const piece: TrainPiece = {
     kind: "train",
     base: study.base,
     concept: identity.name,
     classWord: identity.class,
     data: study.data[identity.name],
+    ...(pictures ? { pictures } : {}),
     method: name,
     preset: settings.preset,
-    rank: settings.rank,
+    rank,
     config: {
       ...method(name, settings.preset).train,
       ...settings.train,
@@ -479,25 +603,134 @@ async function embedPieces(cell: Cell, clip: string): Promise<EmbedPiece[]> {
   return pieces;
 }
 
-/** Yields progress of a stage and records its time; each piece is done once. */
-async function* staged<P extends Piece>(
-  crew: Crew,
-  timings: Record<string, number>,
+/**
+ * A concept's references as pictures; those of an in-domain concept must have
+ * been drawn.
+ *
+ * @param study The study.
+ * @param name Proper name.
+ */
+export async function referencePixels(
+  study: Pick<Study, "art" | "drawn" | "options">,
   name: string,
-  unit: string,
-  pieces: Iterable<P>,
-  size: (piece: P) => number,
-): AsyncGenerator<StageProgress, void, void> {
-  const before = performance.now();
-  const distinct = new Map<string, P>();
-  for (const piece of pieces) distinct.set(await pieceId(piece), piece);
-  yield* crew.run({
-    name,
-    unit,
-    pieces: [...distinct.values()],
-    size: (piece) => size(piece as P),
-  });
-  timings[name] = (performance.now() - before) / 1000;
+): Promise<Pixels[]> {
+  const drawn = study.drawn.get(name);
+  return drawn
+    ? await drawnPixels(study.options.cache, drawn.reference)
+    : conceptImages(name, "reference", study.art)
+      .map(({ image, scene }) => pixelsOf(image, scene.side));
+}
+
+/** A stage of a study. */
+interface StudyStage {
+  readonly name: string;
+  readonly unit: string;
+  /** Each once. */
+  readonly pieces: readonly Piece[];
+  readonly size: (piece: Piece) => number;
+}
+
+/** The pieces of a study in the order in which they need each other. */
+async function stagesOf(study: Study): Promise<StudyStage[]> {
+  const embeds: EmbedPiece[] = [];
+  for (const cell of study.cells) {
+    embeds.push(...await embedPieces(cell, study.clip));
+  }
+  const all = async <P extends Piece>(
+    name: string,
+    unit: string,
+    pieces: readonly P[],
+    size: (piece: P) => number,
+  ): Promise<StudyStage> => {
+    const distinct = new Map<string, P>();
+    for (const piece of pieces) distinct.set(await pieceId(piece), piece);
+    return {
+      name,
+      unit,
+      pieces: [...distinct.values()],
+      size: (piece) => size(piece as P),
+    };
+  };
+  const stages = [
+    await all("imagine", "image", study.drawings, (p) => p.shots.length),
+    await all(
+      "train",
+      "step",
+      [...study.trains.values()].map(({ piece }) => piece),
+      (p) => p.config.steps,
+    ),
+    await all(
+      "fuse",
+      "model",
+      [...study.fuses.values()].map(({ piece }) => piece),
+      () => 1,
+    ),
+    await all(
+      "sample",
+      "image",
+      study.cells.flatMap(({ samples }) => samples),
+      (p) => p.shots.length,
+    ),
+    await all<EmbedPiece | ReferencePiece>(
+      "score",
+      "image",
+      [...study.references, ...embeds],
+      (p) => p.kind === "embed" ? p.images.length : 10,
+    ),
+  ];
+  return stages.filter(({ pieces }) => pieces.length > 0);
+}
+
+/**
+ * Whether the store has every piece of a study.
+ *
+ * @param study The study.
+ */
+export async function isFinished(study: Study): Promise<boolean> {
+  for (const { pieces } of await stagesOf(study)) {
+    for (const piece of pieces) {
+      if (!await isDone(study.options.cache, piece)) return false;
+    }
+  }
+  return true;
+}
+
+/**
+ * Does the pieces of a study that the store lacks: trains, fuses, draws, embeds.
+ *
+ * @param study The study.
+ * @returns Yields progress; returns the seconds of each stage.
+ * @throws If the model or the CLIP changed while it ran.
+ */
+export async function* runPieces(
+  study: Study,
+): AsyncGenerator<StageProgress, Record<string, number>, void> {
+  const { options } = study;
+  const timings: Record<string, number> = {};
+  let before = performance.now();
+  const lap = (name: string) => {
+    timings[name] = (performance.now() - before) / 1000;
+    before = performance.now();
+  };
+  using crew = await gatherCrew(options, options.backend, options.workers);
+  const stages = await stagesOf(study);
+  lap("prepare");
+  for (const stage of stages) {
+    yield* crew.run(stage);
+    lap(stage.name);
+  }
+  // Customised models are judged by the CLIP that was there before them.
+  if (
+    await folderHash(options.model, MODEL_PARTS) !== study.base ||
+    await folderHash(options.clip) !== study.clip
+  ) {
+    throw cannot(
+      "finish an experiment",
+      "the model and the CLIP that it began with",
+      "changed files",
+    );
+  }
+  return timings;
 }
 
 /**
@@ -510,52 +743,12 @@ export async function* runStudy(
   study: Study,
 ): AsyncGenerator<StageProgress, StudyResult, void> {
   const { options } = study;
-  const timings: Record<string, number> = {};
   const before = performance.now();
-  const embeds = new Map<Cell, EmbedPiece[]>();
-  for (const cell of study.cells) {
-    embeds.set(cell, await embedPieces(cell, study.clip));
-  }
-  {
-    using crew = await gatherCrew(options, options.backend, options.workers);
-    timings.prepare = (performance.now() - before) / 1000;
-    yield* staged(
-      crew,
-      timings,
-      "train",
-      "step",
-      [...study.trains.values()].map(({ piece }) => piece),
-      (piece) => piece.config.steps,
-    );
-    yield* staged(
-      crew,
-      timings,
-      "fuse",
-      "model",
-      [...study.fuses.values()].map(({ piece }) => piece),
-      () => 1,
-    );
-    yield* staged(
-      crew,
-      timings,
-      "sample",
-      "image",
-      study.cells.flatMap(({ samples }) => samples),
-      (piece) => piece.shots.length,
-    );
-    yield* staged<EmbedPiece | ReferencePiece>(
-      crew,
-      timings,
-      "score",
-      "image",
-      [...study.references, ...[...embeds.values()].flat()],
-      (piece) => piece.kind === "embed" ? piece.images.length : 10,
-    );
-  }
+  const timings = yield* runPieces(study);
   const seen: SeenCell[] = [];
   for (const cell of study.cells) {
     const pictures: Seen[] = [];
-    for (const piece of embeds.get(cell)!) {
+    for (const piece of await embedPieces(cell, study.clip)) {
       const rows = await readEmbeddings(options.cache, piece);
       rows.get("whole")!.forEach((whole, i) =>
         pictures.push({ whole, views: rows.get(`views.${i}`)! })
@@ -564,9 +757,10 @@ export async function* runStudy(
     seen.push({ ...cell, pictures });
   }
   const { evidence, entries } = await readEvidence(study);
-  const rows = await scoreRows(study, seen, evidence, entries);
+  const captions = await embedCaptions(study);
+  const rows = scoreRows(seen, captions, evidence, entries);
   timings.total = (performance.now() - before) / 1000;
-  return { rows, seen, evidence, entries, timings };
+  return { rows, seen, captions, evidence, entries, timings };
 }
 
 async function readEvidence(
@@ -592,12 +786,10 @@ export function rounded(value: number): number {
   return Math.round(value * 1e5) / 1e5;
 }
 
-async function scoreRows(
+/** A concept's captions as the scores see them, with the class word. */
+async function embedCaptions(
   study: Study,
-  seen: readonly SeenCell[],
-  evidence: ReadonlyMap<string, Evidence>,
-  entries: readonly GalleryEntry[],
-): Promise<ScoreRow[]> {
+): Promise<Map<string, ClipVector[]>> {
   const { clip: folder, settings } = study.options;
   const clip = await loadClip(folder);
   try {
@@ -608,29 +800,38 @@ async function scoreRows(
       );
       captions.set(identity.name, await embedTexts(clip, texts));
     }
-    return seen.filter(({ concept }) => concept !== "").map((cell) => {
-      const scores = cell.pictures.map((picture, i) =>
-        scorePicture(
-          picture,
-          captions.get(cell.concept)![i],
-          evidence.get(cell.concept)!,
-          entries,
-          cell.concept,
-        )
-      );
-      const column = (score: ScoreName) =>
-        scores.map((one) => rounded(one[score]));
-      return {
-        arm: cell.arm,
-        concept: cell.concept,
-        seed: cell.seed,
-        text: column("text"),
-        image: column("image"),
-        masked: column("masked"),
-        retrieval: column("retrieval"),
-      };
-    });
+    return captions;
   } finally {
     disposeClip(clip);
   }
+}
+
+function scoreRows(
+  seen: readonly SeenCell[],
+  captions: ReadonlyMap<string, readonly ClipVector[]>,
+  evidence: ReadonlyMap<string, Evidence>,
+  entries: readonly GalleryEntry[],
+): ScoreRow[] {
+  return seen.filter(({ concept }) => concept !== "").map((cell) => {
+    const scores = cell.pictures.map((picture, i) =>
+      scorePicture(
+        picture,
+        captions.get(cell.concept)![i],
+        evidence.get(cell.concept)!,
+        entries,
+        cell.concept,
+      )
+    );
+    const column = (score: ScoreName) =>
+      scores.map((one) => rounded(one[score]));
+    return {
+      arm: cell.arm,
+      concept: cell.concept,
+      seed: cell.seed,
+      text: column("text"),
+      image: column("image"),
+      masked: column("masked"),
+      retrieval: column("retrieval"),
+    };
+  });
 }

@@ -8,7 +8,13 @@ import type { AblationReport, Arm } from "./ablation_schema.ts";
 /** What a verdict is made from. */
 export type VerdictFacts =
   & Pick<AblationReport, "scale" | "headroom" | "comparisons" | "arms">
-  & { readonly concepts: number };
+  & {
+    readonly concepts: number;
+    /** Seeds behind the numbers. */
+    readonly seeds?: readonly number[];
+    /** Seeds that were planned, if those are some of them. */
+    readonly planned?: readonly number[];
+  };
 
 /** Share of text alignment whose loss means that prompts are not followed. */
 export const TEXT_LOSS = 0.1;
@@ -66,10 +72,18 @@ export function verdict(facts: VerdictFacts): string {
     } image alignment over the class word, less than the ${headroom.required} ` +
       "that would have to be there to be lost.";
   }
+  const { seeds = [], planned } = facts;
   const arms = Object.values(facts.arms);
   const shares = (["weight", "weight_best_lambda", "gradient"] as const)
     .flatMap((fusion) => kept(arms, fusion) ?? []);
   const sentences = [
+    ...(planned
+      ? [
+        `Partial run, no conclusion: seeds ${seeds.join(", ")} of the planned ${
+          planned.join(", ")
+        }.`,
+      ]
+      : []),
     "Of the image alignment that single concepts gain over the class word, " +
     `fusion keeps: ${shares.join(", ")}.`,
   ];

@@ -51,9 +51,11 @@ import {
   PLACEHOLDER,
   REFERENCE_IMAGES,
 } from "../micro/concepts.ts";
+import { boxMask } from "../micro/in_domain.ts";
 import {
   conceptKey,
   type ConceptLog,
+  type DrawnPicture,
   type EmbedPiece,
   type FusedLayer,
   type FusedLog,
@@ -144,6 +146,44 @@ export function trainExamples(images: readonly ConceptImage[]): Example[] {
       data: Array.from(mask, (alpha) => alpha > 0.5 ? 1 : 0),
     },
   }));
+}
+
+/**
+ * Pictures of the store as training examples.
+ *
+ * @param cache Folder of the store.
+ * @param pictures Which.
+ */
+export async function drawnExamples(
+  cache: string,
+  pictures: readonly DrawnPicture[],
+): Promise<Example[]> {
+  const images = await drawnPixels(cache, pictures);
+  return pictures.map(({ caption, box }, i) => {
+    const { width: side } = images[i];
+    return {
+      pixels: images[i],
+      captions: [caption.replaceAll(PLACEHOLDER, "{}")],
+      mask: { width: side, height: side, data: [...boxMask(box, side)] },
+    };
+  });
+}
+
+/**
+ * Pictures of the store that show a concept.
+ *
+ * @param cache Folder of the store.
+ * @param pictures Which.
+ */
+export async function drawnPixels(
+  cache: string,
+  pictures: readonly DrawnPicture[],
+): Promise<Pixels[]> {
+  const images: Pixels[] = [];
+  for (const { image } of pictures) {
+    images.push(decodePng(await Deno.readFile(store.image(cache, image))));
+  }
+  return images;
 }
 
 /** RGB bytes of a square as a picture. */
@@ -257,8 +297,10 @@ async function runTrain(
   tell: Tell,
 ): Promise<void> {
   const id = await pieceId(piece);
-  const images = conceptImages(piece.concept, "train", art);
-  const data = await encodeData(base, trainExamples(images), { batch: 12 });
+  const examples = piece.pictures
+    ? await drawnExamples(cache, piece.pictures)
+    : trainExamples(conceptImages(piece.concept, "train", art));
+  const data = await encodeData(base, examples, { batch: 12 });
   const how = method(piece.method, piece.preset, piece.config);
   const started = await startConcept(base, how, {
     name: piece.concept,
@@ -445,7 +487,8 @@ export async function withModel<T>(
       return await fn(base);
     case "concept": {
       const concept = await loadConcept(store.concept(cache, ref.id), base);
-      const model = attachConcept(base, concept);
+      const { alpha = 1 } = ref;
+      const model = attachConcept(base, concept, { alpha });
       try {
         return await fn(model);
       } finally {
@@ -532,10 +575,20 @@ async function runReference(
   cache: string,
   piece: ReferencePiece,
 ): Promise<void> {
-  const images = referenceImages(art, piece.concept, piece.design);
-  const whole = images.map(({ image, scene }) => pixelsOf(image, scene.side));
-  const cut = images.map(({ mask, scene }, i) =>
-    crop(whole[i], squareAround(mask, scene.side))
+  const images = piece.pictures
+    ? (await drawnExamples(cache, piece.pictures)).map(({ pixels, mask }) => ({
+      pixels,
+      mask: Float32Array.from(mask!.data),
+    }))
+    : referenceImages(art, piece.concept, piece.design).map(
+      ({ image, scene, mask }) => ({
+        pixels: pixelsOf(image, scene.side),
+        mask,
+      }),
+    );
+  const whole = images.map(({ pixels }) => pixels);
+  const cut = images.map(({ pixels, mask }) =>
+    crop(pixels, squareAround(mask, pixels.width))
   );
   await writeSafetensors(
     store.embedding(cache, await pieceId(piece)),

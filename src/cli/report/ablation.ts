@@ -4,6 +4,7 @@
  * @module
  */
 import type { Pixels } from "../../io/png.ts";
+import { inDomain } from "../../micro/in_domain.ts";
 import {
   ablationFigures,
   ablationTable,
@@ -37,8 +38,9 @@ function facts(report: AblationReport): string[] {
   const { concepts, seeds, prompts, machine, timings, capacity } = report;
   const range = (values: readonly number[]) =>
     values.map((value) => decimal(value, 2)).join(" to ");
+  const inside = concepts.filter(({ name }) => inDomain(name)).length;
   const lines = [
-    `${concepts.length} concepts (${
+    `${concepts.length} ${inside > 0 ? "in-domain " : ""}concepts (${
       concepts.map(({ name, class: word }) => `${name}: ${word}`).join(", ")
     }), ${prompts.perConcept} prompts each, seed ${
       seeds.join(", ")
@@ -50,6 +52,12 @@ function facts(report: AblationReport): string[] {
     } in the UNet, ${
       range(capacity.textEncoder)
     } in the text encoder (SD 1.5 with 14 concepts of rank 4: at most 0.18).`,
+    `Bounds of text alignment: ${
+      decimal(report.base.unrelated?.mean ?? NaN)
+    } for captions of other prompts, ${
+      decimal(report.base.lower.text.mean ?? NaN)
+    } for the class word on the base model; of the other scores: the class ` +
+    "word on the base model, and the references among themselves.",
     `Retrieval among ${report.retrieval.gallery.length} identities and ` +
     `look-alikes: chance is ${decimal(report.retrieval.chance)}.`,
   ];
