@@ -25,6 +25,7 @@ import {
   mobileNetEye,
   type PackedModel,
 } from "../evaluation/outside_eye.ts";
+import { ranks, rankTable } from "../experiments/ranks.ts";
 import { bestLambdas, sweep, type SweepRow } from "../experiments/sweep.ts";
 import {
   assertWritable,
@@ -34,15 +35,19 @@ import {
   writeAtomic,
   writeJson,
 } from "../io/files.ts";
-import { identityOf } from "../micro/concepts.ts";
+import { loadConceptArt, loadFrameIndex } from "../micro/concepts.ts";
+import { frameDistances, LEAST_FRAME_DISTANCE } from "../micro/frames.ts";
+import { conceptOf } from "../micro/in_domain.ts";
 import { IDENTITIES } from "../micro/world.ts";
-import { runCommand } from "./command.ts";
+import { type Command, runCommand } from "./command.ts";
+import { domain } from "./domain.ts";
 import { createProgress } from "./progress.ts";
 import { regions } from "./regions.ts";
 import {
   decimal,
   markdownTable,
   signed,
+  type Table,
   textTable,
 } from "./report/markdown.ts";
 
@@ -53,18 +58,24 @@ const HELP = `deno task experiment NAME [options]
   count    scores against the number of fused concepts (test concepts)
   tune     single concepts under several training configurations
            (development concepts; --variants FILE: {"name": {"steps": 200}})
+  rank     single, weight- and gradient-fused concepts at several ranks, beside
+           n·r/d (test concepts)
+  frames   how different training, reference and evaluation frames are
   eyes     a finished ablation (--out) seen by other eyes: nsfwjs' MobileNetV2
            and the CLIPs of --clips FOLDERS
+  domain   concepts that the base model can draw itself, and ones that it cannot
+           (has options of its own: --help)
   regions  several concepts in one picture (has options of its own: --help)
 
   --concepts LIST   names
   --n N             prompts of each concept (20)
   --seeds LIST      seeds (0)
   --method LIST     lora, edlora
-  --values LIST     factors, ridges or counts
+  --values LIST     factors, ridges, counts or ranks
   --preset NAME     ablation or official
   --train-steps N   training steps of a concept
   --rank N          rank of the adapters
+  --cache FOLDER    finished pieces; that of an ablation has its concepts
   --backend, --workers, --model, --clip, --out   as for ablation
 `;
 
@@ -108,12 +119,13 @@ async function lookWithOthers(
   model: string,
   clip: string,
   clips: readonly string[],
+  cache?: string,
 ): Promise<void> {
   const report = await readJson(joinPath(out, "ablation.json"), ablationSchema);
   const options = optionsOf(report, {
     model,
     clip,
-    cache: joinPath(out, "cache"),
+    cache: cache ?? joinPath(out, "cache"),
   });
   const progress = createProgress();
   const seen: EyeReport[] = [];
@@ -151,50 +163,157 @@ async function lookWithOthers(
   console.log(joinPath(out, "eyes.json"));
 }
 
-/** The progress and result of a sweep. */
-type Run = AsyncGenerator<StageProgress, SweepRow[], void>;
+/** `experiment frames`. */
+async function measureFrames(out: string): Promise<void> {
+  await assertWritable(out);
+  const rows = frameDistances(await loadConceptArt(), await loadFrameIndex());
+  await writeJson(joinPath(out, "frames.json"), rows);
+  console.log(textTable({
+    head: [
+      "identity",
+      "frames (training, reference, CLIP B)",
+      "training – reference",
+      "training – CLIP B",
+      "reference – CLIP B",
+    ],
+    rows: rows.map((row) => [
+      row.name,
+      `${row.frames.train}, ${row.frames.reference}, ${row.frames.clip}`,
+      decimal(row.trainReference, 1),
+      decimal(row.trainClip, 1),
+      decimal(row.referenceClip, 1),
+    ]),
+  }));
+  const least = Math.min(
+    ...rows.flatMap((row) => [
+      row.trainReference,
+      row.trainClip,
+      row.referenceClip,
+    ]),
+  );
+  console.log(
+    `Smallest root mean square difference of two frames of different sets, ` +
+      `mirror images included, 0–255: ${decimal(least, 1)} (at least ${
+        decimal(LEAST_FRAME_DISTANCE, 0)
+      } is asked for; writing a frame to a file changes it by about 2).`,
+  );
+  console.log(joinPath(out, "frames.json"));
+}
+
+/** What comes out of an experiment. */
+interface Outcome {
+  readonly rows: readonly unknown[];
+  readonly table: Table;
+  /** A line below the table. */
+  readonly note?: string;
+}
+
+/** What an experiment is run with. */
+type Common = Parameters<typeof sweep>[0];
+
+/** An experiment's progress and outcome. */
+type Run = AsyncGenerator<StageProgress, Outcome, void>;
 
 interface Experiment {
   /** Concepts by default. */
   readonly split: "test" | "development";
   /** Values by default. */
   readonly values: readonly number[];
-  readonly run: (
-    common: Parameters<typeof sweep>[0],
-    values: readonly number[],
-  ) => Run;
+  readonly run: (common: Common, values: readonly number[]) => Run;
+}
+
+function sweepTable(
+  rows: readonly SweepRow[],
+  concepts: readonly string[],
+): Table {
+  return {
+    head: [
+      "embedding",
+      "training",
+      "fusion",
+      "n",
+      "λ or ridge",
+      "text",
+      "image",
+      "masked image",
+      "retrieval",
+      ...concepts,
+    ],
+    rows: rows.map((row) => [
+      row.embedding,
+      row.variant,
+      row.fusion,
+      String(row.n),
+      row.value === null ? "" : String(Number(row.value.toPrecision(3))),
+      decimal(row.text),
+      decimal(row.image),
+      decimal(row.masked),
+      decimal(row.retrieval),
+      ...concepts.map((one) => decimal(row.concepts[one] ?? NaN)),
+    ]),
+  };
+}
+
+async function* swept(
+  common: Common,
+  note: (rows: readonly SweepRow[]) => string | undefined = () => undefined,
+): Run {
+  const rows = yield* sweep(common);
+  const line = note(rows);
+  return {
+    rows,
+    table: sweepTable(rows, common.concepts),
+    ...(line ? { note: line } : {}),
+  };
+}
+
+/** The best λ of each embedding, in a line. */
+function bestLine(rows: readonly SweepRow[]): string | undefined {
+  const best = Object.entries(bestLambdas(rows));
+  return best.length === 0
+    ? undefined
+    : `best λ: ${best.map(([arm, value]) => `${arm} ${value}`).join(", ")}`;
 }
 
 const EXPERIMENTS: Readonly<Record<string, Experiment>> = {
   lambda: {
     split: "development",
     values: [0.15, 0.35, 0.5, 0.6, 0.7, 0.85, 1],
-    run: (common, lambdas) => sweep({ ...common, lambdas }),
+    run: (common, lambdas) => swept({ ...common, lambdas }, bestLine),
   },
   ridge: {
     split: "development",
     values: [1e-8, 1e-6, 1e-4, 1e-3, 1e-2, 1e-1],
-    run: (common, ridges) => sweep({ ...common, ridges }),
+    run: (common, ridges) => swept({ ...common, ridges }),
   },
   count: {
     split: "test",
     values: [2, 4, 6, 9, 12],
     run: (common, counts) =>
-      sweep({
+      swept({
         ...common,
         counts,
         lambdas: [...new Set(Object.values(common.settings.bestLambda))],
         ridges: [common.settings.gradient.ridge],
       }),
   },
+  rank: {
+    split: "test",
+    values: [1, 2, 4],
+    run: async function* (common, values) {
+      const rows = yield* ranks({ ...common, ranks: values });
+      return { rows, table: rankTable(rows) };
+    },
+  },
   tune: {
     split: "development",
     values: [],
-    run: (common) => sweep(common),
+    run: (common) => swept(common),
   },
 };
 
 const LABELS: Readonly<Record<string, string>> = {
+  imagine: "drawing concepts",
   train: "training concepts",
   fuse: "fusing",
   sample: "drawing",
@@ -219,8 +338,9 @@ function numbers(name: string, text: string): number[] {
  * backend is not as it should be.
  */
 export async function main(args: readonly string[]): Promise<void> {
-  if (args[0] === regions.name) {
-    Deno.exitCode = await runCommand(regions, args.slice(1));
+  for (const own of [regions, domain] as readonly Command<unknown>[]) {
+    if (args[0] !== own.name) continue;
+    Deno.exitCode = await runCommand(own, args.slice(1));
     return;
   }
   const parsed = parseArgs([...args], {
@@ -239,6 +359,7 @@ export async function main(args: readonly string[]): Promise<void> {
       "model",
       "clip",
       "clips",
+      "cache",
       "out",
     ],
     boolean: ["help"],
@@ -250,11 +371,13 @@ export async function main(args: readonly string[]): Promise<void> {
   const [name] = parsed._.map(String);
   if (parsed.help || name === undefined) return console.log(HELP);
   if (
-    parsed._.length > 1 || name !== "eyes" && !Object.hasOwn(EXPERIMENTS, name)
+    parsed._.length > 1 ||
+    !["eyes", "frames"].includes(name) && !Object.hasOwn(EXPERIMENTS, name)
   ) {
     throw cannot(
       "run an experiment",
-      [...Object.keys(EXPERIMENTS), "eyes"].join(", "),
+      [...Object.keys(EXPERIMENTS), "frames", "eyes", "domain", "regions"]
+        .join(", "),
       parsed._.join(" "),
     );
   }
@@ -270,11 +393,13 @@ export async function main(args: readonly string[]): Promise<void> {
       model,
       clip,
       clips,
+      parsed.cache,
     );
   }
+  if (name === "frames") return await measureFrames(parsed.out ?? "out/frames");
   const experiment = EXPERIMENTS[name];
   const concepts = parsed.concepts?.split(",")
-    .map((one) => identityOf(one).name) ??
+    .map((one) => conceptOf(one).name) ??
     IDENTITIES.filter(({ split }) => split === experiment.split)
       .map((identity) => identity.name);
   const embeddings = parsed.method?.split(",").map((one) => {
@@ -298,7 +423,7 @@ export async function main(args: readonly string[]): Promise<void> {
   const common: StudyOptions = {
     model,
     clip,
-    cache: joinPath(out, "cache"),
+    cache: parsed.cache ?? joinPath(out, "cache"),
     settings: {
       ...preset,
       rank: parsed.rank ? numbers("rank", parsed.rank)[0] : preset.rank,
@@ -331,38 +456,12 @@ export async function main(args: readonly string[]): Promise<void> {
     },
     parsed.values ? numbers("values", parsed.values) : experiment.values,
   );
-  const rows = await finish(
+  const { rows, table, note } = await finish(
     run,
     ({ stage, done, total, unit }) =>
       progress.update(LABELS[stage] ?? stage, done, total, unit),
   );
   progress.finish();
-  const table = {
-    head: [
-      "embedding",
-      "training",
-      "fusion",
-      "n",
-      "λ or ridge",
-      "text",
-      "image",
-      "masked image",
-      "retrieval",
-      ...concepts,
-    ],
-    rows: rows.map((row) => [
-      row.embedding,
-      row.variant,
-      row.fusion,
-      String(row.n),
-      row.value === null ? "" : String(Number(row.value.toPrecision(3))),
-      decimal(row.text),
-      decimal(row.image),
-      decimal(row.masked),
-      decimal(row.retrieval),
-      ...concepts.map((one) => decimal(row.concepts[one] ?? NaN)),
-    ]),
-  };
   await writeJson(joinPath(out, `${name}.json`), {
     settings: common.settings,
     rows,
@@ -372,12 +471,7 @@ export async function main(args: readonly string[]): Promise<void> {
     `# ${name}\n\n${markdownTable(table)}`,
   );
   console.log(`\n${textTable(table)}`);
-  const best = Object.entries(bestLambdas(rows));
-  if (name === "lambda" && best.length > 0) {
-    console.log(
-      `best λ: ${best.map(([arm, value]) => `${arm} ${value}`).join(", ")}`,
-    );
-  }
+  if (note) console.log(note);
   console.log(joinPath(out, `${name}.json`));
 }
 

@@ -12,7 +12,6 @@ import {
   disposeConcept,
   loadConcept,
 } from "../customize/concept.ts";
-import { attentionSites } from "../customize/lora.ts";
 import { method, startConcept } from "../customize/methods.ts";
 import type { ClipVector } from "../evaluation/clip.ts";
 import { cosine, textAlignment } from "../evaluation/clip_score.ts";
@@ -46,7 +45,12 @@ import {
   type Scores,
 } from "./ablation_schema.ts";
 import type { StageProgress } from "./crew.ts";
-import { drift, type Evidence, scoreReferences } from "./measure.ts";
+import {
+  capacityOf,
+  drift,
+  type Evidence,
+  scoreReferences,
+} from "./measure.ts";
 import { conceptKey, type ModelRef, store } from "./pieces.ts";
 import { type EmbeddingName, EMBEDDINGS } from "./presets.ts";
 import {
@@ -616,10 +620,6 @@ async function inspect(
   try {
     const n = study.jobs.length;
     const { rank } = options.settings;
-    const ratios = (tree: unknown): number[] => {
-      const all = attentionSites(tree).map(({ inputs }) => n * rank / inputs);
-      return [Math.min(...all), Math.max(...all)].map(rounded);
-    };
     const distinguishability: AblationReport["distinguishability"] = {};
     for (const embedding of options.embeddings ?? EMBEDDINGS) {
       const before: ClipVector[][] = [], after: ClipVector[][] = [];
@@ -652,8 +652,7 @@ async function inspect(
       capacity: {
         rank,
         n,
-        unet: ratios(model.unet.params),
-        textEncoder: ratios(model.textEncoder.params),
+        ...capacityOf(model, n, rank),
       },
       distinguishability,
     };

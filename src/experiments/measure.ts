@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { attentionSites } from "../customize/lora.ts";
 import type { ClipVector } from "../evaluation/clip.ts";
 import {
   cosine,
@@ -12,6 +13,7 @@ import {
 import type { Box } from "../evaluation/preprocess.ts";
 import { type GalleryEntry, retrieve } from "../evaluation/retrieval.ts";
 import type { Prompt } from "../micro/prompts.ts";
+import type { Model } from "../models/model.ts";
 import type { ScoreName } from "./ablation_schema.ts";
 
 /** Embedded references of a concept. */
@@ -108,6 +110,44 @@ export function scoreReferences(
         : 0,
     };
   });
+}
+
+/** n·r/d of all adapted layers: the smallest and the largest. */
+export interface Capacity {
+  /** Of the UNet. */
+  readonly unet: [number, number];
+  /** Of the text encoder. */
+  readonly textEncoder: [number, number];
+}
+
+/**
+ * What n·r/d is in Stable Diffusion 1.5 with the paper's 14 concepts of rank 4,
+ * at most: 14·4/320.
+ */
+export const SD_CAPACITY = 0.175;
+
+/**
+ * The capacity ratio: ΔW of n concepts of rank r span at most n·r of a layer's
+ * d inputs; above 1 they cannot all be kept apart.
+ *
+ * @param model The model.
+ * @param n Number of fused concepts.
+ * @param rank Rank of their adapters.
+ */
+export function capacityOf(
+  model: Pick<Model, "unet" | "textEncoder">,
+  n: number,
+  rank: number,
+): Capacity {
+  const of = (tree: unknown): [number, number] => {
+    const all = attentionSites(tree).map(({ inputs }) => n * rank / inputs);
+    const five = (value: number) => Math.round(value * 1e5) / 1e5;
+    return [five(Math.min(...all)), five(Math.max(...all))];
+  };
+  return {
+    unet: of(model.unet.params),
+    textEncoder: of(model.textEncoder.params),
+  };
 }
 
 /**

@@ -18,6 +18,7 @@ import {
   addPictures,
   addTraining,
   conceptJobs,
+  oneDomain,
   openStudy,
   phraseOf,
   rounded,
@@ -42,6 +43,8 @@ export interface SweepOptions extends StudyOptions {
   readonly lambdas?: readonly number[];
   /** Ridges of gradient fusion. */
   readonly ridges?: readonly number[];
+  /** Ranks of adapters. @default the preset's */
+  readonly ranks?: readonly number[];
   /** Training configurations by name. @default the preset's */
   readonly variants?: Readonly<Record<string, Partial<TrainConfig>>>;
 }
@@ -52,6 +55,8 @@ export interface SweepRow extends Readonly<Record<ScoreName, number>> {
   readonly embedding: EmbeddingName | "base";
   /** Training configuration. */
   readonly variant: string;
+  /** Rank of the adapters; absent for the base. */
+  readonly rank?: number;
   /** How concepts were put together. */
   readonly fusion: "none" | "sum" | "gradient";
   /** Fused concepts; 1 where nothing is fused. */
@@ -73,6 +78,7 @@ export async function* sweep(
   options: SweepOptions,
 ): AsyncGenerator<StageProgress, SweepRow[], void> {
   const { settings, seeds, embeddings } = options;
+  oneDomain(options.concepts);
   const jobs = conceptJobs(
     options.concepts,
     options.prompts,
@@ -84,11 +90,20 @@ export async function* sweep(
       throw cannot("sweep", `counts from 1 to ${jobs.length}`, n);
     }
   }
-  const variants = options.variants ?? { "": {} };
+  const variants = Object.entries(options.variants ?? { "": {} });
+  const ranks = options.ranks ?? [settings.rank];
+  for (const rank of ranks) {
+    if (!Number.isInteger(rank) || rank < 1) {
+      throw cannot("sweep", "ranks ≥ 1", rank);
+    }
+  }
+  const trainings = ranks.flatMap((rank) =>
+    variants.map(([variant, train]) => ({ rank, variant, train }))
+  );
   const study = await openStudy(options, jobs);
   type Arm = Pick<
     SweepRow,
-    "embedding" | "variant" | "fusion" | "n" | "value"
+    "embedding" | "variant" | "rank" | "fusion" | "n" | "value"
   >;
   const arms = new Map<string, Arm>();
   const arm = (what: Arm): string => {
@@ -109,17 +124,28 @@ export async function* sweep(
       addPictures(study, lower, job, seed, { type: "base" }, word);
     }
     for (const embedding of embeddings) {
-      for (const [variant, train] of Object.entries(variants)) {
+      for (const { rank, variant, train } of trainings) {
+        const trained = { embedding, variant, rank };
         const ids: string[] = [];
         for (const job of jobs) {
-          const model = await addTraining(study, job, embedding, seed, train);
+          const model = await addTraining(
+            study,
+            job,
+            embedding,
+            seed,
+            train,
+            rank,
+          );
           // The name of a run knows no variants; its hash does.
           const name = `${embedding}/${job.identity.name}/${seed}`;
-          study.trains.set(`${name}/${variant}`, study.trains.get(name)!);
+          study.trains.set(
+            `${name}/${rank}/${variant}`,
+            study.trains.get(name)!,
+          );
           ids.push(model.id);
           addPictures(
             study,
-            arm({ embedding, variant, fusion: "none", n: 1, value: null }),
+            arm({ ...trained, fusion: "none", n: 1, value: null }),
             job,
             seed,
             model,
@@ -132,7 +158,7 @@ export async function* sweep(
             value: number,
             how: FusePiece["how"],
           ) => {
-            const name = arm({ embedding, variant, fusion, n, value });
+            const name = arm({ ...trained, fusion, n, value });
             const chosen = ids.slice(0, n);
             const model = await addFusion(study, name, chosen, how, seed);
             for (const job of jobs.slice(0, n)) {

@@ -1,5 +1,7 @@
 import { assertAlmostEquals, assertEquals, assertRejects } from "@std/assert";
 import { selectBackend } from "../../src/core/backend.ts";
+import { ranks, rankTable } from "../../src/experiments/ranks.ts";
+import { finish } from "../../src/core/finish.ts";
 import { presetOf } from "../../src/experiments/presets.ts";
 import {
   bestLambdas,
@@ -66,6 +68,32 @@ Deno.test("a sweep has a row for the base, singles, factors and ridges", async (
     assertAlmostEquals(whole.concepts.jin, single.concepts.jin, 2.5e-5);
     assertEquals(Object.keys(rows[2].concepts), ["jin"]);
     assertEquals(Object.keys(rows[6].concepts), ["jin", "bobo"]);
+    const byRank = await finish(ranks({
+      ...options,
+      embeddings: ["edlora"],
+      ranks: [1, 2],
+    }));
+    assertEquals(
+      byRank.map(({ rank, fusion }) => [rank, fusion]),
+      [1, 2].flatMap((rank) =>
+        ["none", "weight", "gradient"].map((fusion) => [rank, fusion])
+      ),
+    );
+    // Two concepts in layers that are 16 or 8 wide.
+    assertEquals(byRank[0].capacity.textEncoder, [2 / 16, 2 / 16]);
+    assertEquals(byRank[3].capacity.unet[1], 4 / 16);
+    for (const { loss, image, fusion, rank } of byRank) {
+      const single = byRank.find((row) => row.rank === rank)!;
+      if (fusion === "none") assertEquals(loss.mean, null);
+      else assertAlmostEquals(loss.mean!, single.image - image, 2e-5);
+    }
+    const { head, rows: cells } = rankTable(byRank);
+    for (const row of cells) assertEquals(row.length, head.length);
+    await assertRejects(
+      () => finish(ranks({ ...options, ranks: [0] })),
+      Error,
+      "ranks ≥ 1",
+    );
     await assertRejects(
       () => run({ ...options, counts: [3] }),
       Error,
