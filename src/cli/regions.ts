@@ -18,11 +18,16 @@ import {
 import {
   REGION_ARMS,
   type RegionOptions,
+  regionPicture,
   regionPictures,
   type RegionReport,
+  type RegionRow,
   regionsExperiment,
+  RESOLUTION_ARMS,
+  scoreOf,
   sketchFolder,
 } from "../experiments/regions.ts";
+import { resize } from "../evaluation/preprocess.ts";
 import {
   assertWritable,
   joinPath,
@@ -49,6 +54,7 @@ import {
   type Html,
   page,
   paragraph,
+  picture,
   pictureGrid,
   table,
 } from "./report/html.ts";
@@ -61,9 +67,10 @@ and fuses concepts, draws them with a plain prompt, with regions, with adapters
 that are not fused, and scores every region by the evaluation CLIP.
 
   --quick            2 concepts, 1 picture: mechanics only
-  --concepts LIST    names (kuro,lila,momo,raja); all in one fused model
+  --concepts LIST    names (kuro,lila,momo,raja,zorp, as in the ablation); all
+                     are fused into one model
   --counts LIST      concepts in a picture (2,3,4)
-  --sets N           choices of concepts for each count (4)
+  --sets N           choices of concepts for each count (5)
   --backgrounds N    backgrounds of each choice (2)
   --pictures N       pictures of each layout (4)
   --arms LIST        ${REGION_ARMS.slice(0, 4).join(", ")} … (default: all)
@@ -81,6 +88,11 @@ that are not fused, and scores every region by the evaluation CLIP.
   --backend NAME     auto, webgpu, wasm or cpu
   --workers N        workers (default: processors; 0: in place)
   --out FOLDER       where results go (default out/regions)
+
+Writes regions.json, .md, .html, regions-N.png (every arm, N concepts),
+fig5.png (plain prompt and regions), fig10-leakage.png (where the plain prompt
+mixes concepts most, and negative prompts), fig10-resolution.png. A run that was
+stopped continues.
 
 ${EXIT_CODES}
 `;
@@ -156,10 +168,10 @@ function parse(args: readonly string[]): RegionRequest | undefined {
       clip: options.text("clip") ?? joinPath(model, "clip_b"),
       cache: options.text("cache") ?? joinPath(out, "cache"),
       concepts: (listOf(options, "concepts") ??
-        (quick ? ["kuro", "momo"] : ["kuro", "lila", "momo", "raja"]))
+        (quick ? ["kuro", "momo"] : ["kuro", "lila", "momo", "raja", "zorp"]))
         .map((name) => identityOf(name).name),
       counts: numbersOf(options, "counts", quick ? [2] : [2, 3, 4]),
-      sets: count("sets", quick ? 1 : 4),
+      sets: count("sets", quick ? 1 : 5),
       backgrounds: count("backgrounds", quick ? 1 : 2),
       pictures: count("pictures", quick ? 1 : 4),
       seed: options.number("seed", { whole: true }) ?? 0,
@@ -190,9 +202,12 @@ export function regionsMarkdown(report: RegionReport): string {
     report.verdict,
     "",
     markdownTable(regionTable(report)),
-    "Each region is 32 pixels wide; who is there says the evaluation CLIP, " +
+    "Each concept has a column 32 pixels wide; its region leaves a margin in " +
+    "it, where the prompt of the whole picture holds. Who is in a column says the evaluation CLIP, " +
     "among all identities and all empty backgrounds. Means over pictures with " +
-    "95 % intervals.",
+    "95 % intervals (hierarchical bootstrap over choices of concepts, " +
+    "backgrounds and noise; choices share concepts, so that intervals are " +
+    "rather too narrow than too wide).",
     "",
     "## Same scenes, same noise",
     "",
@@ -215,6 +230,14 @@ interface SceneRow {
   readonly label: string;
   readonly n: number;
   readonly cells: readonly (Pixels | undefined)[];
+  /** Who was found in each picture, from left to right. */
+  readonly captions: readonly string[];
+}
+
+/** Who is in each region, in a contact sheet: `kuro, -`. */
+function foundCaption(labels: readonly string[] | undefined): string {
+  return labels?.map((label) => label === "background" ? "-" : label)
+    .join(", ") ?? "";
 }
 
 async function sceneRows(
@@ -222,20 +245,163 @@ async function sceneRows(
   cache: string,
 ): Promise<SceneRow[]> {
   const rows: SceneRow[] = [];
-  for (const { n, concepts, pictures } of regionPictures(report, cache, 4)) {
+  for (const scene of regionPictures(report, cache, 4)) {
+    const { n, concepts, pictures, found } = scene;
     const cells: (Pixels | undefined)[] = [];
     for (const arm of report.arms) {
       const path = pictures.get(arm);
       cells.push(path ? decodePng(await Deno.readFile(path)) : undefined);
     }
-    rows.push({ label: concepts.join(" "), n, cells });
+    const captions = report.arms.map((arm) => foundCaption(found.get(arm)));
+    rows.push({ label: concepts.join(" "), n, cells, captions });
   }
   return rows;
 }
 
+/** A picture on white, in the middle. */
+function onCanvas(image: Pixels, width: number, height: number): Pixels {
+  const data = new Uint8Array(width * height * 3).fill(255);
+  const [x0, y0] = [
+    Math.floor((width - image.width) / 2),
+    Math.floor((height - image.height) / 2),
+  ];
+  for (let y = 0; y < image.height; y++) {
+    const from = y * image.width * 3;
+    data.set(
+      image.data.subarray(from, from + image.width * 3),
+      ((y0 + y) * width + x0) * 3,
+    );
+  }
+  return { width, height, channels: 3, data };
+}
+
+/** A sheet of pictures of any sizes, each with who was found in it. */
+async function sheetOf(
+  cache: string,
+  columns: readonly string[],
+  rows: readonly {
+    readonly label: string;
+    readonly cells: readonly (RegionRow | undefined)[];
+  }[],
+): Promise<Pixels> {
+  const pictures = await Promise.all(
+    rows.map(({ cells }) =>
+      Promise.all(cells.map(async (row) => {
+        if (!row) return undefined;
+        const bytes = await Deno.readFile(regionPicture(row, cache));
+        const image = decodePng(bytes);
+        // Other resolutions of one scene are shown at one size.
+        return row.scale === 1
+          ? image
+          : resize(image, image.width / row.scale, image.height / row.scale);
+      }))
+    ),
+  );
+  const all = pictures.flat().filter((image) => image !== undefined);
+  const width = Math.max(...all.map((image) => image.width));
+  const height = Math.max(...all.map((image) => image.height));
+  return contactSheet(
+    pictures.map((row) =>
+      row.map((image) => image && onCanvas(image, width, height))
+    ),
+    {
+      columnLabels: columns,
+      rowLabels: rows.map(({ label }) => label),
+      captions: rows.map(({ cells }) =>
+        cells.map((row) => foundCaption(row?.regions.map(({ label }) => label)))
+      ),
+      scale: 2,
+    },
+  );
+}
+
+/** An arm's name in a contact sheet. */
+function sheetLabel(arm: string): string {
+  return arm.replace(/[.+-]/g, " ");
+}
+
+/** The paper's Figs 5 and 10, as far as their arms were drawn. */
+async function paperSheets(
+  report: RegionReport,
+  cache: string,
+): Promise<[string, Pixels][]> {
+  const sceneOf = (row: RegionRow) =>
+    [...row.concepts, row.background, row.picture].join(" ");
+  const scenes = (
+    rows: readonly RegionRow[],
+  ) => [...Map.groupBy(rows, sceneOf).values()];
+  const sheet = async (
+    name: string,
+    arms: readonly string[],
+    chosen: readonly (readonly RegionRow[])[],
+  ): Promise<[string, Pixels][]> => {
+    const shown = arms.filter((arm) => report.arms.includes(arm));
+    if (shown.filter((arm) => arm !== "real").length < 2) return [];
+    if (chosen.length === 0) return [];
+    const rows = chosen.map((rows) => ({
+      label: `${rows[0].concepts.join(" ")}, ${rows[0].background}`,
+      cells: shown.map((arm) => rows.find((row) => row.arm === arm)),
+    }));
+    return [[name, await sheetOf(cache, shown.map(sheetLabel), rows)]];
+  };
+  const usual = scenes(report.rows.filter(({ scale }) => scale === 1));
+  const leaked = (rows: readonly RegionRow[]) => {
+    const plain = rows.find(({ arm }) => arm === "plain.gradient");
+    return plain ? scoreOf(plain, "leakage") + plain.n / 100 : 0;
+  };
+  const counts = [...new Set(report.rows.map(({ n }) => n))];
+  const figures = [
+    ...await sheet(
+      "fig5",
+      ["real", "plain.gradient", "regional.gradient"],
+      counts.flatMap((n) =>
+        usual.filter(([row]) => row.n === n && row.picture === 0).slice(0, 2)
+      ),
+    ),
+    ...await sheet(
+      "fig10-leakage",
+      [
+        "real",
+        "plain.gradient",
+        "regional.gradient",
+        "regional+negative.gradient",
+      ],
+      usual.toSorted((a, b) => leaked(b) - leaked(a)).slice(0, 4),
+    ),
+  ];
+  const scaled = new Set(
+    report.rows.filter(({ scale }) => scale !== 1).map(sceneOf),
+  );
+  const scales = [...new Set(report.rows.map(({ scale }) => scale))]
+    .sort((a, b) => a - b);
+  const rows = scenes(report.rows.filter((row) => scaled.has(sceneOf(row))))
+    .slice(0, 3)
+    .flatMap((rows) =>
+      RESOLUTION_ARMS.filter((arm) => report.arms.includes(arm)).map((arm) => ({
+        label: `${rows[0].concepts.join(" ")}, ${sheetLabel(arm)}`,
+        cells: scales.map((scale) =>
+          rows.find((row) => row.arm === arm && row.scale === scale)
+        ),
+      }))
+    );
+  if (rows.length > 0) {
+    const columns = scales.map((scale) => `${64 * scale} pixels high`);
+    figures.push(["fig10-resolution", await sheetOf(cache, columns, rows)]);
+  }
+  return figures;
+}
+
+/** What the sheets of the paper's figures show. */
+const SHEETS: Readonly<Record<string, string>> = {
+  fig5: "Plain prompt and regions (Fig 5)",
+  "fig10-leakage": "Where concepts mix, and negative prompts (Fig 10)",
+  "fig10-resolution": "The same scenes at other resolutions (Fig 10)",
+};
+
 async function regionsHtml(
   report: RegionReport,
   rows: readonly SceneRow[],
+  sheets: readonly (readonly [string, Pixels])[],
 ): Promise<string> {
   const parts: Html[] = [
     paragraph(report.verdict),
@@ -243,6 +409,10 @@ async function regionsHtml(
     ...regionFigures(report).map(([id, plot]) => figure(id, plot)),
     heading("Same noise in every column"),
     pictureGrid(report.arms.map(regionLabel), rows),
+    ...sheets.flatMap(([name, sheet]) => [
+      heading(SHEETS[name]),
+      picture(sheet, SHEETS[name]),
+    ]),
     heading("Same scenes, same noise"),
     table(regionComparisonTable(report)),
     ...(report.resolution.length === 0
@@ -295,23 +465,30 @@ export const regions: Command<RegionRequest> = {
     );
     progress.finish();
     const rows = await sceneRows(report, options.cache);
+    const sheets = await paperSheets(report, options.cache);
     await writeJson(joinPath(out, "regions.json"), report);
     await writeAtomic(joinPath(out, "regions.md"), regionsMarkdown(report));
     await writeAtomic(
       joinPath(out, "regions.html"),
-      await regionsHtml(report, rows),
+      await regionsHtml(report, rows, sheets),
     );
     for (const n of new Set(rows.map((row) => row.n))) {
       const own = rows.filter((row) => row.n === n);
       const sheet = contactSheet(own.map(({ cells }) => cells), {
-        columnLabels: report.arms.map((arm) => arm.replace(/[.+-]/g, " ")),
+        columnLabels: report.arms.map(sheetLabel),
         rowLabels: own.map(({ label }) => label),
+        captions: own.map(({ captions }) => captions),
         scale: 2,
       });
       await writeAtomic(joinPath(out, `regions-${n}.png`), encodePng(sheet));
     }
+    for (const [name, sheet] of sheets) {
+      await writeAtomic(joinPath(out, `${name}.png`), encodePng(sheet));
+    }
     console.log(`\n${textTable(regionTable(report))}`);
-    console.log(textTable(regionTimingTable(report)));
+    if (report.timing.length > 0) {
+      console.log(textTable(regionTimingTable(report)));
+    }
     console.log(report.verdict);
     console.log(`\n${joinPath(out, "regions.html")}  (also .json, .md, .png)`);
   },

@@ -44,6 +44,7 @@ const COLUMNS: readonly (readonly [RegionScore, string])[] = [
   ["identity", "identity per region ↑"],
   ["leakage", "leakage ↓"],
   ["missing", "nobody there ↓"],
+  ["count", "as many as asked ↑"],
   ["complete", "all in place ↑"],
   ["anyOrder", "found anywhere ↑"],
   ["own", "masked alignment ↑"],
@@ -172,41 +173,82 @@ function barsOf(
   };
 }
 
+/** Identity against the height of the pictures (the paper's Fig 10). */
+function resolutionFigure(cells: readonly RegionCell[]): PlotlyFigure {
+  return {
+    data: [...Map.groupBy(cells, ({ arm }) => arm)].map(([arm, own]) => {
+      const scores = own.map((cell) => cell.scores.identity);
+      const reach = (end: "low" | "high") =>
+        scores.map((e) =>
+          Number.isFinite(e[end]) ? Math.abs(e[end] - e.mean) : 0
+        );
+      return {
+        type: "scatter",
+        mode: "lines+markers",
+        name: regionLabel(arm),
+        x: own.map(({ scale }) => 64 * scale),
+        y: scores.map((e) => e.mean),
+        error_y: {
+          type: "data",
+          symmetric: false,
+          array: reach("high"),
+          arrayminus: reach("low"),
+        },
+      };
+    }),
+    layout: {
+      title: { text: "Right concept in its region, against resolution" },
+      xaxis: { title: { text: "pixels of height" } },
+      yaxis: { range: [0, 1] },
+    },
+  };
+}
+
 /**
- * Figures by id: identity, leakage, time against regions.
+ * Figures by id: identity, leakage, resolution, time against regions.
  *
  * @param report The report.
  */
 export function regionFigures(
   report: RegionReport,
 ): [string, PlotlyFigure][] {
-  return [
+  const figures: [string, PlotlyFigure][] = [
     ["identity", barsOf(report, "identity", "Right concept in its region")],
     ["leakage", barsOf(report, "leakage", "Another concept in its region")],
-    ...(report.timing.length > 0
-      ? [["time", {
-        data: [
-          {
-            type: "scatter",
-            mode: "lines+markers",
-            name: "measured",
-            x: report.timing.map(({ regions }) => regions),
-            y: report.timing.map(({ ratio }) => ratio),
-          },
-          {
-            type: "scatter",
-            mode: "lines",
-            name: "aim",
-            line: { dash: "dot" },
-            x: report.timing.map(({ regions }) => regions),
-            y: report.timing.map(({ regions }) => 1 + 0.15 * regions),
-          },
-        ],
-        layout: {
-          title: { text: "Time of a step against the number of regions" },
-          yaxis: { rangemode: "tozero" },
-        },
-      }] as [string, PlotlyFigure]]
-      : []),
   ];
+  if (report.resolution.length > 0) {
+    figures.push(["resolution", resolutionFigure(report.resolution)]);
+  }
+  if (report.timing.length > 0) {
+    figures.push(["time", timingFigure(report)]);
+  }
+  return figures;
+}
+
+/** Time of a step against the number of regions, and the aim. */
+function timingFigure({ timing }: Pick<RegionReport, "timing">): PlotlyFigure {
+  const x = timing.map(({ regions }) => regions);
+  return {
+    data: [
+      {
+        type: "scatter",
+        mode: "lines+markers",
+        name: "measured",
+        x,
+        y: timing.map(({ ratio }) => ratio),
+      },
+      {
+        type: "scatter",
+        mode: "lines",
+        name: "aim",
+        line: { dash: "dot" },
+        x,
+        y: x.map((regions) => 1 + 0.15 * regions),
+      },
+    ],
+    layout: {
+      title: { text: "Time of a step against the number of regions" },
+      yaxis: { rangemode: "tozero" },
+    },
+  };
 }

@@ -9,8 +9,11 @@
 import { cannot } from "../core/errors.ts";
 import { fold, key } from "../core/random.ts";
 import type { LayoutInput } from "../diffusion/layout.ts";
-import { pipeline } from "../diffusion/pipeline.ts";
-import { regionalSampling } from "../diffusion/regions.ts";
+import { pipeline, type PipelineRecord } from "../diffusion/pipeline.ts";
+import {
+  type RegionalSampling,
+  regionalSampling,
+} from "../diffusion/regions.ts";
 import {
   type ClipModel,
   type ClipVector,
@@ -43,7 +46,7 @@ import { withArticle } from "../micro/captions.ts";
 import { conceptImage, identityOf } from "../micro/concepts.ts";
 import { renderScene } from "../micro/scenes.ts";
 import { BACKGROUNDS, type Identity } from "../micro/world.ts";
-import { disposeModel, loadModel } from "../models/model.ts";
+import { disposeModel, loadModel, type Model } from "../models/model.ts";
 import {
   composedId,
   type ComposeHow,
@@ -109,6 +112,13 @@ const COLUMN = 32;
 
 /** Height of a picture in pixels, at scale 1. */
 const HEIGHT = 64;
+
+/**
+ * Edges of a concept's region, shares of its column and of the picture's
+ * height. Around it and between regions the whole picture's prompt holds: on
+ * ordinary words, regions that fill the columns lose one of two things.
+ */
+const REGION_EDGES = { left: 0.1, right: 0.9, top: 0.2, bottom: 0.8 } as const;
 
 /** Sides of the windows in which a concept is looked for. */
 const WINDOW_SIDES = [0.8, 1] as const;
@@ -187,6 +197,7 @@ export const REGION_SCORES = [
   "identity",
   "leakage",
   "missing",
+  "count",
   "complete",
   "anyOrder",
   "own",
@@ -195,10 +206,10 @@ export const REGION_SCORES = [
 
 /**
  * `identity`: share of regions with the right concept; `leakage`: with another
- * concept of the picture; `missing`: with nobody; `complete`: share of pictures
- * with everybody in place; `anyOrder`: share of concepts found if places did not
- * matter; `own`: masked alignment with the right concept; `text`: text
- * alignment.
+ * concept of the picture; `missing`: with nobody; `count`: share of pictures
+ * with somebody, whoever it is, in every region; `complete`: with everybody in
+ * place; `anyOrder`: share of concepts found if places did not matter; `own`:
+ * masked alignment with the right concept; `text`: text alignment.
  */
 export type RegionScore = typeof REGION_SCORES[number];
 
@@ -227,7 +238,10 @@ export interface RegionTiming {
   readonly regions: number;
   /** Median seconds of a sampling step. */
   readonly seconds: number;
-  /** Relative to no regions. */
+  /**
+   * Median of the ratios to the same step without regions, which runs right
+   * before: whatever else the machine does slows both.
+   */
   readonly ratio: number;
 }
 
@@ -247,6 +261,8 @@ export interface RegionReport {
   readonly gallery: readonly string[];
   /** What the numbers say about regions against the plain prompt. */
   readonly verdict: string;
+  /** Seconds of each stage of this run; pieces that were there cost nothing. */
+  readonly seconds: Readonly<Record<string, number>>;
   readonly settings: Readonly<Record<string, unknown>>;
   readonly hashes: Readonly<Record<string, string>>;
 }
@@ -354,8 +370,13 @@ export function sceneLayout(
     ...common,
     prompt: groupPrompt(concepts.map((c) => c.class), where),
     regions: concepts.map((concept, i) => ({
-      box: { top: 0, left: i / n, bottom: 1, right: (i + 1) / n },
-      prompt: `${withArticle(phrase(concept))} ${where}`,
+      box: {
+        top: REGION_EDGES.top,
+        left: (i + REGION_EDGES.left) / n,
+        bottom: REGION_EDGES.bottom,
+        right: (i + REGION_EDGES.right) / n,
+      },
+      prompt: withArticle(phrase(concept)),
       negative: way === "regional+negative"
         ? [
           negative,
@@ -520,7 +541,10 @@ async function makePlan(options: RegionOptions): Promise<Plan> {
     art: study.art,
     base: study.base,
     clip: study.clip,
-    trains: [...study.trains.values()].map(({ piece }) => piece),
+    // Rendered pictures need no concept.
+    trains: arms.some((arm) => arm !== "real")
+      ? [...study.trains.values()].map(({ piece }) => piece)
+      : [],
     fuses: [...study.fuses.values()].map(({ piece }) => piece),
     // Look-alikes stay out: who of those that were asked for is it?
     references: study.references.filter(({ design }) => design === undefined),
@@ -696,6 +720,13 @@ export async function* regionsExperiment(
   check(options);
   const plan = await makePlan(options);
   const { art } = plan;
+  const seconds: Record<string, number> = {};
+  let before = performance.now();
+  const lap = (stage: string) => {
+    const now = performance.now();
+    seconds[stage] = (now - before) / 1000;
+    before = now;
+  };
   const views = plan.jobs.map((job): ViewsPiece => ({
     kind: "views",
     clip: plan.clip,
@@ -727,7 +758,9 @@ export async function* regionsExperiment(
       plan.trains,
       (piece) => (piece as TrainPiece).config.steps,
     );
+    lap("train");
     yield* stage("fuse", "model", plan.fuses, () => 1);
+    lap("fuse");
     for (const job of plan.jobs) {
       if (job.piece) continue;
       for (const [i, id] of job.images.entries()) {
@@ -742,6 +775,7 @@ export async function* regionsExperiment(
       plan.jobs.flatMap(({ piece }) => piece ? [piece] : []),
       (piece) => (piece as ComposePiece).noise.length,
     );
+    lap("sample");
     yield* stage(
       "score",
       "image",
@@ -750,14 +784,16 @@ export async function* regionsExperiment(
     );
   }
   const { rows, labels } = await scoreRows(options, plan, views);
+  lap("score");
   const timing: RegionTiming[] = [];
   if (options.timing ?? true) {
     for await (const record of timeRegions(options)) {
       if ("stage" in record) yield record;
       else timing.push(record);
     }
+    lap("time");
   }
-  return report(options, plan, rows, labels, timing);
+  return report(options, plan, rows, labels, { timing, seconds });
 }
 
 async function scoreRows(
@@ -842,6 +878,8 @@ export function scoreOf(row: RegionRow, score: RegionScore): number {
       );
     case "missing":
       return share(({ label }) => label === "background");
+    case "count":
+      return share(({ label }) => label === "background") === 0 ? 1 : 0;
     case "complete":
       return row.regions.every(({ concept, label }) => label === concept)
         ? 1
@@ -927,7 +965,7 @@ function report(
   plan: Plan,
   rows: readonly RegionRow[],
   labels: readonly string[],
-  timing: readonly RegionTiming[],
+  measured: Pick<RegionReport, "timing" | "seconds">,
 ): RegionReport {
   const arms = REGION_ARMS.filter((arm) => rows.some((r) => r.arm === arm));
   const cells = [
@@ -963,15 +1001,16 @@ function report(
       cells.some((c) => c.n === n && c.scale !== 1)
     ),
     comparisons,
-    timing,
+    ...measured,
     rows,
     gallery: labels,
-    verdict: verdict(comparisons),
+    verdict: verdict(comparisons, rows),
     settings: {
       preset: options.settings.preset,
       sampling: options.settings.sampling,
       train: options.settings.train,
       seed: options.seed,
+      regions: REGION_EDGES,
       windows: { sides: WINDOW_SIDES, step: WINDOW_STEP },
       lambda: 1 / options.concepts.length,
     },
@@ -979,26 +1018,72 @@ function report(
   };
 }
 
-/** What the numbers say about regions against the plain prompt. */
-function verdict(comparisons: readonly RegionComparison[]): string {
+/** What is found in the regions of an arm, in words. */
+function foundIn(
+  rows: readonly RegionRow[],
+  arm: string,
+  n: number,
+): string | undefined {
+  const own = rows.filter((row) =>
+    row.arm === arm && row.n === n && row.scale === 1
+  );
+  if (own.length === 0) return undefined;
+  const percent = (score: RegionScore) =>
+    100 * own.reduce((sum, row) => sum + scoreOf(row, score), 0) / own.length;
+  const [right, leaked, nobody] = [
+    percent("identity"),
+    percent("leakage"),
+    percent("missing"),
+  ];
+  const strangers = 100 - right - leaked - nobody;
+  return `the right concept in ${right.toFixed(0)} % of the regions, another ` +
+    `of the picture in ${leaked.toFixed(0)} %, somebody else in ` +
+    `${strangers.toFixed(0)} %, nobody in ${nobody.toFixed(0)} %`;
+}
+
+/**
+ * What the numbers say about regions against the plain prompt; where regions do
+ * not surely win, what is in them instead.
+ */
+function verdict(
+  comparisons: readonly RegionComparison[],
+  rows: readonly RegionRow[],
+): string {
   const main = comparisons.filter(({ worse }) => worse.startsWith("plain."));
   if (main.length === 0) return "Regions and plain prompts were not compared.";
+  const signed = (value: number) =>
+    `${value >= 0 ? "+" : "−"}${Math.abs(value).toFixed(2)}`;
+  const said = ({ mean, low, high }: Estimate) =>
+    `${signed(mean)} [${signed(low)}, ${signed(high)}]` +
+    (low > 0 || high < 0 ? "" : ", which may be chance");
   return main.map(({ better, n, identity, leakage }) => {
-    const sure = ({ low, high }: Estimate) =>
-      low > 0 || high < 0 ? "" : ", which may be chance";
-    const signed = (value: number) =>
-      `${value >= 0 ? "+" : "−"}${Math.abs(value).toFixed(2)}`;
-    return `${n} concepts, ${better.split(".")[1]} fusion: regions change ` +
-      `identity per region by ${signed(identity.mean)}${sure(identity)}, ` +
-      `leakage by ${signed(leakage.mean)}${sure(leakage)}.`;
+    const wins = [
+      ...(identity.low > 0 ? ["identity per region"] : []),
+      ...(leakage.high < 0 ? ["leakage"] : []),
+    ];
+    const fusion = better.split(".")[1];
+    const numbers = `identity ${said(identity)}; leakage ${said(leakage)}`;
+    if (wins.length === 2) {
+      return `${n} concepts, ${fusion} fusion: regions beat the plain prompt ` +
+        `in ${wins.join(" and ")} (${numbers}).`;
+    }
+    const real = foundIn(rows, "real", n);
+    return `${n} concepts, ${fusion} fusion: regions ` +
+      (wins.length === 1
+        ? `beat the plain prompt in ${wins[0]} only`
+        : "do not surely beat the plain prompt") +
+      ` (${numbers}). Why not: with regions there is ` +
+      `${foundIn(rows, better, n)}; with the plain prompt, ` +
+      `${foundIn(rows, `plain.${fusion}`, n)}` +
+      (real ? `; in rendered pictures, ${real}` : "") + ".";
   }).join(" ");
 }
 
 /** Sampling steps that are timed, the first not counted. */
-const TIMED_STEPS = 6;
+const TIMED_STEPS = 25;
 
-/** How often each number of regions is timed, in turn. */
-const TIMED_ROUNDS = 3;
+/** Numbers of regions that are timed. */
+const TIMED_REGIONS = [0, 1, 2, 3, 4] as const;
 
 /**
  * Times sampling steps with no region to four, on one canvas that they fill.
@@ -1010,60 +1095,64 @@ export async function* timeRegions(
   options: Pick<RegionOptions, "model" | "settings">,
 ): AsyncGenerator<StageProgress | RegionTiming, void, void> {
   const model = await loadModel(options.model);
-  const { sampling } = options.settings;
-  const seconds = new Map<number, number[]>();
-  const counts = [0, 1, 2, 3, 4];
-  const total = TIMED_ROUNDS * counts.length;
+  const runs: {
+    steps: AsyncGenerator<PipelineRecord, void, void>;
+    end: () => void;
+  }[] = [];
+  const seconds = TIMED_REGIONS.map((): number[] => []);
   try {
-    for (let round = 0; round < TIMED_ROUNDS; round++) {
-      for (const n of counts) {
-        const regional = regionalSampling(
-          model,
-          columns(n).map(({ x, width }) => ({
-            shape: { box: { top: 0, left: x, bottom: 1, right: x + width } },
-            prompt: "a fox on grass",
-          })),
-        );
-        try {
-          const run = pipeline(model, {
-            prompts: ["a fox on grass"],
-            sampler: sampling.sampler,
-            steps: TIMED_STEPS,
-            guidance: sampling.guidance === 1 ? 2 : sampling.guidance,
-            decode: false,
-            unet: (call) => regional.unet(call),
-          });
-          let before = performance.now();
-          for await (const record of run) {
-            if (record.type !== "step") continue;
-            // The numbers have to be there, not only to be on their way.
-            await record.latent.data();
-            const now = performance.now();
-            if (record.index > 0) {
-              const list = seconds.get(n) ?? [];
-              seconds.set(n, [...list, (now - before) / 1000]);
-            }
-            before = now;
-          }
-        } finally {
-          regional.dispose();
-        }
-        yield {
-          stage: "time",
-          unit: "run",
-          done: round * counts.length + n + 1,
-          total,
-        };
+    for (const n of TIMED_REGIONS) {
+      const regional = regionalSampling(
+        model,
+        columns(n).map(({ x, width }) => ({
+          shape: { box: { top: 0, left: x, bottom: 1, right: x + width } },
+          prompt: "a fox on grass",
+        })),
+      );
+      runs.push({
+        steps: timedSteps(model, regional, options.settings),
+        end: () => regional.dispose(),
+      });
+    }
+    for (let step = 0; step < TIMED_STEPS; step++) {
+      for (const [i, { steps }] of runs.entries()) {
+        const before = performance.now();
+        const { value } = await steps.next();
+        // The numbers have to be there, not only to be on their way.
+        if (value?.type === "step") await value.latent.data();
+        if (step > 0) seconds[i].push((performance.now() - before) / 1000);
       }
+      yield { stage: "time", unit: "step", done: step + 1, total: TIMED_STEPS };
     }
   } finally {
+    for (const { steps, end } of runs) {
+      await steps.return();
+      end();
+    }
     disposeModel(model);
   }
-  const plain = median(seconds.get(0)!);
-  for (const n of counts) {
-    const own = median(seconds.get(n)!);
-    yield { regions: n, seconds: own, ratio: own / plain };
+  for (const [i, regions] of TIMED_REGIONS.entries()) {
+    yield {
+      regions,
+      seconds: median(seconds[i]),
+      ratio: median(seconds[i].map((own, step) => own / seconds[0][step])),
+    };
   }
+}
+
+function timedSteps(
+  model: Model,
+  regional: RegionalSampling,
+  { sampling }: Pick<ExperimentPreset, "sampling">,
+): AsyncGenerator<PipelineRecord, void, void> {
+  return pipeline(model, {
+    prompts: ["a fox on grass"],
+    sampler: sampling.sampler,
+    steps: TIMED_STEPS,
+    guidance: sampling.guidance === 1 ? 2 : sampling.guidance,
+    decode: false,
+    unet: (call) => regional.unet(call),
+  });
 }
 
 /**
@@ -1083,6 +1172,8 @@ export function regionPictures(
   readonly n: number;
   readonly concepts: readonly string[];
   readonly pictures: ReadonlyMap<string, string>;
+  /** Who is in each region, by arm. */
+  readonly found: ReadonlyMap<string, readonly string[]>;
 }[] {
   const first = report.rows.filter(({ picture, scale }) =>
     picture === 0 && scale === 1
@@ -1101,10 +1192,26 @@ export function regionPictures(
       n,
       concepts,
       pictures: new Map(
-        own.map(({ arm, image }) => [arm, store.image(cache, image)]),
+        own.map((row) => [row.arm, regionPicture(row, cache)]),
+      ),
+      found: new Map(
+        own.map(({ arm, regions }) => [arm, regions.map(({ label }) => label)]),
       ),
     }];
   });
+}
+
+/**
+ * Where the picture of a row is.
+ *
+ * @param row The row.
+ * @param cache Folder of the store.
+ */
+export function regionPicture(
+  { image }: Pick<RegionRow, "image">,
+  cache: string,
+): string {
+  return store.image(cache, image);
 }
 
 /** Folder of the sketch adapter in a model folder, if it is there. */

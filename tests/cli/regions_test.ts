@@ -25,6 +25,7 @@ Deno.test("regions: report, page and contact sheet of a tiny world", async () =>
   const folder = await Deno.makeTempDir();
   const { log } = console;
   const said: string[] = [];
+  const gradient = ["plain.gradient", "regional.gradient"];
   console.log = (text) => said.push(String(text));
   try {
     const { model, clip } = await writeTinyWorld(folder);
@@ -32,14 +33,15 @@ Deno.test("regions: report, page and contact sheet of a tiny world", async () =>
       ...["--quick", "--model", model, "--clip", clip],
       ...["--out", `${folder}/out`, "--backend", "wasm", "--workers", "0"],
       ...["--train-steps", "2", "--steps", "2", "--no-timing"],
-      ...["--arms", "real,plain.weight,regional.weight,switch"],
+      ...["--arms", `real,plain.weight,${gradient.join()},switch`],
+      ...["--scales", "1.5"],
     ]);
     assertEquals(code, 0);
     const read = (name: string) => Deno.readTextFile(`${folder}/out/${name}`);
     const report = JSON.parse(await read("regions.json"));
-    assertEquals(report.table.length, 4);
+    assertEquals(report.table.length, 5);
     const markdown = await read("regions.md");
-    assert(markdown.includes("| regions, weight fusion"), markdown);
+    assert(markdown.includes("| regions, gradient fusion"), markdown);
     assert(markdown.includes("LoRA Switch"));
     assert(!markdown.includes("## Time"));
     const html = await read("regions.html");
@@ -47,7 +49,18 @@ Deno.test("regions: report, page and contact sheet of a tiny world", async () =>
     const sheet = decodePng(
       await Deno.readFile(`${folder}/out/regions-2.png`),
     );
-    assert(sheet.width > 4 * 128 && sheet.height > 128);
+    assert(sheet.width > 5 * 128 && sheet.height > 128);
+    // The paper's figures: three arms; both arms at two resolutions.
+    const sizes = new Map<string, { width: number; height: number }>();
+    for (const name of ["fig5", "fig10-leakage", "fig10-resolution"]) {
+      sizes.set(
+        name,
+        decodePng(await Deno.readFile(`${folder}/out/${name}.png`)),
+      );
+    }
+    assert(sizes.get("fig5")!.width > 3 * 128);
+    assert(sizes.get("fig10-resolution")!.height > 2 * 128);
+    assert(html.includes("(Fig 5)") && html.includes("(Fig 10)"));
     assert(said.join("\n").includes("identity per region"));
   } finally {
     console.log = log;

@@ -81,7 +81,14 @@ Deno.test("layouts of every way are drawn as they stand", () => {
     "a person on the left and an animal in the center and a bird on the " +
       "right on grass",
   );
-  assertEquals(regional.regions[1].prompt, "a <momo1> <momo2> on grass");
+  assertEquals(regional.regions[1].prompt, "a <momo1> <momo2>");
+  // In the middle column, with a margin in which the whole's prompt holds.
+  assertEquals(
+    Object.entries(regional.regions[1].box!).map(([side, at]) =>
+      typeof at === "number" ? `${side} ${at.toFixed(3)}` : at
+    ),
+    ["top 0.200", "left 0.367", "bottom 0.800", "right 0.633", "fraction"],
+  );
   assertEquals(
     layout("regional+negative").regions[1].negative,
     "a <kuro1> <kuro2> and a <pogo1> <pogo2>",
@@ -129,9 +136,14 @@ Deno.test("scores of a picture", () => {
   assertEquals(scoreOf(row, "identity"), third);
   assertEquals(scoreOf(row, "leakage"), third);
   assertEquals(scoreOf(row, "missing"), third);
+  assertEquals(scoreOf(row, "count"), 0);
   assertEquals(scoreOf(row, "complete"), 0);
   assertEquals(scoreOf(row, "anyOrder"), 2 / 3);
   assertEquals(scoreOf(row, "own"), 0.5);
+  assertEquals(
+    scoreOf({ ...row, regions: row.regions.slice(0, 2) }, "count"),
+    1,
+  );
   assertEquals(scoreOf({ ...row, regions: [row.regions[0]] }, "complete"), 1);
   // Somebody who was not asked for is wrong, but not leaked.
   const stranger = { ...row.regions[0], label: "pip" };
@@ -243,6 +255,13 @@ Deno.test("the regions experiment on a tiny world", async (t) => {
         4,
       ]);
       assert(report.verdict.startsWith("2 concepts, weight fusion: regions"));
+      // Nothing is learned in two steps, so the report says why.
+      assert(
+        report.verdict.includes("in rendered pictures, the right concept"),
+      );
+      for (const stage of ["train", "fuse", "sample", "score", "time"]) {
+        assert(report.seconds[stage] >= 0, stage);
+      }
       assert(JSON.parse(JSON.stringify(report)).format.endsWith("regions 1"));
     });
     await t.step("pictures have their sizes and differ by arm", async () => {
