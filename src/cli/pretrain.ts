@@ -49,6 +49,8 @@ weights.
   --backend NAME   webgpu, wasm or cpu; webgpu runs in place
   --cache FOLDER   checkpoints and latents (default .cache/pretrain)
   --out FOLDER     where weights are written (default models/micro)
+  --base FOLDER    where networks that come before are read (default: --out)
+  --seed N         root seed of initialisation and data (default: the recipe's)
   --quick          a few steps of each network, into out/pretrain-quick
   --batch N        samples a step
   --lr X           peak learning rate
@@ -57,6 +59,8 @@ weights.
 Examples:
   deno task pretrain --quick
   deno task pretrain --only unet --steps 6000 --resume
+  deno task pretrain --only clip_b --seed 24 --base models/micro \\
+    --cache .cache/pretrain-b2 --out out/second      (a second pair of eyes)
 `;
 
 const NAMES: readonly NetworkName[] = [
@@ -78,6 +82,8 @@ interface Settings {
   readonly workers: number;
   readonly cache: string;
   readonly out: string;
+  /** Where networks that come before are read. */
+  readonly base: string;
   readonly resume: boolean;
   readonly fromWeights: boolean;
   readonly quick: boolean;
@@ -106,6 +112,8 @@ async function main(): Promise<void> {
       "out",
       "batch",
       "lr",
+      "base",
+      "seed",
     ],
     boolean: ["resume", "quick", "help", "from-weights", "export"],
     unknown: (name: string) => {
@@ -132,9 +140,14 @@ async function main(): Promise<void> {
     (args.backend ?? "wasm") as "wasm" | "webgpu" | "cpu",
   );
   console.log(backend.describe);
+  const seed = args.seed === undefined ? undefined : number(args.seed, 0);
+  if (seed !== undefined && !Number.isSafeInteger(seed)) {
+    throw cannot(WHAT, "a whole --seed", args.seed);
+  }
   const settings: Settings = {
     only,
     out,
+    base: args.base ?? out,
     cache,
     workers: backend.name === "wasm" ? number(args.workers, 2) : 0,
     resume: args.resume,
@@ -145,6 +158,7 @@ async function main(): Promise<void> {
       steps: number(args.steps, args.quick ? QUICK.steps : RECIPE[name].steps),
       batch: number(args.batch, RECIPE[name].batch),
       lr: number(args.lr, RECIPE[name].lr),
+      seed: seed ?? RECIPE[name].seed,
     }),
   };
   for (const name of only) {
@@ -270,17 +284,17 @@ async function gather(
   settings: Settings,
   onLatents: (done: number, total: number) => void,
 ): Promise<NonNullable<PretrainOptions["materials"]>> {
-  const { out } = settings;
+  const { base } = settings;
   if (name === "clip_a" || name === "vae") return {};
-  const autoencoder = await flatNetwork(out, "vae");
+  const autoencoder = await flatNetwork(base, "vae");
   if (name === "clip_b") return { autoencoder };
-  const clip = await loadNetwork(out, "clip_a");
+  const clip = await loadNetwork(base, "clip_a");
   const text = flattenTree(layoutOf(TEXT_SPEC), clip);
   disposeTree(clip);
   return {
     text,
     latents: await latentsOf(autoencoder, settings, onLatents),
-    ...(name === "adapter" ? { unet: await flatNetwork(out, "unet") } : {}),
+    ...(name === "adapter" ? { unet: await flatNetwork(base, "unet") } : {}),
   };
 }
 
