@@ -6,13 +6,14 @@
  * @module
  */
 import * as tf from "@tensorflow/tfjs";
+import { bindingLimit } from "../core/device.ts";
 import { cannot } from "../core/errors.ts";
 import { fold, type Key, key as rootKey, normal } from "../core/random.ts";
 import type { Pixels } from "../io/png.ts";
 import { decode, downsampleFactor } from "../models/autoencoder.ts";
 import { crossAttentionSites } from "../models/config.ts";
 import { type Model, promptStates } from "../models/model.ts";
-import { unet, type UNetOptions } from "../models/unet.ts";
+import { unet, type UNetOptions, widestFeatures } from "../models/unet.ts";
 import { classifierFree, type GuidanceBranch } from "./guidance.ts";
 import {
   plan,
@@ -94,7 +95,8 @@ export interface PipelineOptions extends PlanOptions {
   /** Width in pixels; see `height`. */
   readonly width?: number;
   /**
-   * How many pictures are drawn at once.
+   * How many pictures are drawn at once; fewer where a graphics card cannot
+   * take as many.
    *
    * @default 4
    */
@@ -218,6 +220,11 @@ function prepare(model: Model, options: PipelineOptions): Job {
     }
   }
   const isKey = (k: Key | readonly Key[]): k is Key => typeof k[0] === "number";
+  // Every picture has its own randomness, so that batches may be smaller.
+  const widest = widestFeatures(model.unet.config, shape[0], shape[1]);
+  const fitting = Math.floor(
+    bindingLimit() / (4 * widest * (guidance === 1 ? 1 : 2)),
+  );
   return {
     negative: typeof negative === "string"
       ? new Array(count).fill(negative)
@@ -226,7 +233,7 @@ function prepare(model: Model, options: PipelineOptions): Job {
     steps,
     sampler,
     guidance,
-    batch,
+    batch: Math.max(1, Math.min(batch, fitting)),
     shape,
   };
 }

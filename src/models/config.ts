@@ -6,6 +6,7 @@
  */
 import { z } from "zod";
 import { cannot } from "../core/errors.ts";
+import { ACTIVATIONS, isActivation } from "../nn/activation.ts";
 
 const oneOrMany = z.union([
   z.number().int().positive(),
@@ -15,6 +16,9 @@ const oneOrMany = z.union([
 /** Depths are bounded: a broken config must not make a million layers. */
 const depth = z.number().int().positive().max(256);
 const depths = z.union([depth, z.array(depth).nonempty()]);
+
+/** What keeps a division from dividing by nothing. */
+const epsilon = z.number().positive().max(1);
 
 const unetSchema = z.object({
   sample_size: z.union([z.number(), z.array(z.number())]).nullish(),
@@ -50,11 +54,11 @@ const unetSchema = z.object({
     1280,
   ]),
   layers_per_block: depths.default(2),
-  downsample_padding: z.number().int().min(0).default(1),
-  mid_block_scale_factor: z.number().default(1),
+  downsample_padding: z.number().int().min(0).max(8).default(1),
+  mid_block_scale_factor: z.number().positive().default(1),
   act_fn: z.string().default("silu"),
   norm_num_groups: z.number().int().positive().default(32),
-  norm_eps: z.number().default(1e-5),
+  norm_eps: epsilon.default(1e-5),
   cross_attention_dim: oneOrMany.default(1280),
   transformer_layers_per_block: depths.default(1),
   attention_head_dim: oneOrMany.default(8),
@@ -209,7 +213,7 @@ const textSchema = z.object({
   num_attention_heads: z.number().int().positive().default(8),
   max_position_embeddings: z.number().int().positive().default(77),
   hidden_act: z.string().default("quick_gelu"),
-  layer_norm_eps: z.number().default(1e-5),
+  layer_norm_eps: epsilon.default(1e-5),
   projection_dim: z.number().int().positive().default(512),
   eos_token_id: z.number().int().default(2),
 });
@@ -251,7 +255,7 @@ const visionSchema = z.object({
   image_size: z.number().int().positive().default(224),
   patch_size: z.number().int().positive().default(32),
   hidden_act: z.string().default("quick_gelu"),
-  layer_norm_eps: z.number().default(1e-5),
+  layer_norm_eps: epsilon.default(1e-5),
   projection_dim: z.number().int().positive().default(512),
 });
 
@@ -305,54 +309,146 @@ export function parseWith<T>(
   throw new Error(`Cannot read ${what}: ${problems.join("; ")}`);
 }
 
-/** Parses a UNet config; see {@linkcode UNetConfig}. */
-export function parseUNetConfig(json: unknown): UNetConfig {
-  const config = parseWith("a UNet config", unetSchema, json);
-  const levels = config.block_out_channels.length;
-  const perLevel: Record<string, unknown> = {
-    down_block_types: config.down_block_types,
-    up_block_types: config.up_block_types,
-    layers_per_block: config.layers_per_block,
-    attention_head_dim: config.attention_head_dim,
-    num_attention_heads: config.num_attention_heads,
-    cross_attention_dim: config.cross_attention_dim,
-    transformer_layers_per_block: config.transformer_layers_per_block,
-    only_cross_attention: config.only_cross_attention,
-  };
-  for (const [name, value] of Object.entries(perLevel)) {
+/** A broken config must not make a million blocks. */
+const MOST_BLOCKS = 4096;
+
+/** Throws where settings of one level each are not as many as the levels. */
+function checkLevels(
+  what: string,
+  levels: number,
+  settings: Readonly<Record<string, unknown>>,
+): void {
+  for (const [name, value] of Object.entries(settings)) {
     if (Array.isArray(value) && value.length !== levels) {
       throw cannot(
-        "read a UNet config",
+        what,
         `${levels} entries in ${name}, one a level of block_out_channels`,
         value.length,
       );
     }
   }
-  for (const channels of config.block_out_channels) {
-    if (channels % config.norm_num_groups !== 0) {
+}
+
+/** Throws where a config of so many blocks cannot be meant. */
+function checkBlocks(what: string, blocks: number): void {
+  if (blocks > MOST_BLOCKS) {
+    throw cannot(what, `at most ${MOST_BLOCKS} blocks`, blocks);
+  }
+}
+
+function checkGroups(
+  what: string,
+  channels: readonly number[],
+  groups: number,
+): void {
+  for (const count of channels) {
+    if (count % groups !== 0) {
       throw cannot(
-        "read a UNet config",
-        `block_out_channels divisible by norm_num_groups ${config.norm_num_groups}`,
-        channels,
+        what,
+        `block_out_channels divisible by norm_num_groups ${groups}`,
+        count,
       );
     }
+  }
+}
+
+function checkActivation(what: string, name: string, value: string): void {
+  if (!isActivation(value)) {
+    throw cannot(what, `${name} ${ACTIVATIONS.join(", ")}`, value);
+  }
+}
+
+/** Parses a UNet config; see {@linkcode UNetConfig}. */
+export function parseUNetConfig(json: unknown): UNetConfig {
+  const what = "read a UNet config";
+  const config = parseWith("a UNet config", unetSchema, json);
+  const levels = config.block_out_channels.length;
+  const {
+    down_block_types,
+    up_block_types,
+    layers_per_block,
+    attention_head_dim,
+    num_attention_heads,
+    cross_attention_dim,
+    transformer_layers_per_block,
+    only_cross_attention,
+  } = config;
+  checkLevels(what, levels, {
+    down_block_types,
+    up_block_types,
+    layers_per_block,
+    attention_head_dim,
+    num_attention_heads,
+    cross_attention_dim,
+    transformer_layers_per_block,
+    only_cross_attention,
+  });
+  checkBlocks(
+    what,
+    config.block_out_channels.reduce(
+      (sum, _, i) =>
+        sum +
+        (2 * perLevel<number>(layers_per_block, i) + 1) *
+          (1 + perLevel<number>(transformer_layers_per_block, i)),
+      0,
+    ),
+  );
+  checkGroups(what, config.block_out_channels, config.norm_num_groups);
+  checkActivation(what, "an act_fn", config.act_fn);
+  for (const name of ["time_embedding_act_fn", "timestep_post_act"] as const) {
+    const value = config[name];
+    if (typeof value === "string") checkActivation(what, `a ${name}`, value);
   }
   return config;
 }
 
 /** Parses an autoencoder config; see {@linkcode AutoencoderConfig}. */
 export function parseAutoencoderConfig(json: unknown): AutoencoderConfig {
-  return parseWith("an autoencoder config", autoencoderSchema, json);
+  const what = "read an autoencoder config";
+  const config = parseWith("an autoencoder config", autoencoderSchema, json);
+  const { block_out_channels, down_block_types, up_block_types } = config;
+  const levels = block_out_channels.length;
+  checkLevels(what, levels, { down_block_types, up_block_types });
+  checkBlocks(what, levels * (2 * config.layers_per_block + 1));
+  checkGroups(what, block_out_channels, config.norm_num_groups);
+  checkActivation(what, "an act_fn", config.act_fn);
+  return config;
+}
+
+/** What is wrong with the layers of one of CLIP's towers throws. */
+function checkTower(what: string, config: TowerConfig): void {
+  const { hidden_size, num_attention_heads: heads } = config;
+  if (hidden_size % heads !== 0) {
+    throw cannot(
+      what,
+      `a hidden_size divisible by num_attention_heads ${heads}`,
+      hidden_size,
+    );
+  }
+  checkActivation(what, "a hidden_act", config.hidden_act);
 }
 
 /** Parses a CLIP text config; see {@linkcode TextEncoderConfig}. */
 export function parseTextEncoderConfig(json: unknown): TextEncoderConfig {
-  return parseWith("a text encoder config", textSchema, json);
+  const config = parseWith("a text encoder config", textSchema, json);
+  checkTower("read a text encoder config", config);
+  return config;
 }
 
 /** Parses a CLIP config; see {@linkcode ClipConfig}. */
 export function parseClipConfig(json: unknown): ClipConfig {
-  return parseWith("a CLIP config", clipSchema, json);
+  const config = parseWith("a CLIP config", clipSchema, json);
+  checkTower("read a CLIP config (text)", config.text_config);
+  const { vision_config: vision } = config;
+  checkTower("read a CLIP config (vision)", vision);
+  if (vision.patch_size > vision.image_size) {
+    throw cannot(
+      "read a CLIP config (vision)",
+      `a patch_size of at most image_size ${vision.image_size}`,
+      vision.patch_size,
+    );
+  }
+  return config;
 }
 
 /**

@@ -296,6 +296,31 @@ export function unetSpec(config: UNetConfig): Spec<UNet> {
 }
 
 /**
+ * Size of the largest features of one sample between the layers of a UNet (what
+ * attention and feed-forward layers need inside is bounded by themselves).
+ *
+ * @param config The config.
+ * @param height Latent height.
+ * @param width Latent width.
+ * @returns Number of values.
+ */
+export function widestFeatures(
+  config: UNetConfig,
+  height: number,
+  width: number,
+): number {
+  const channels = config.block_out_channels;
+  return channels.reduce((most, own, level) => {
+    const scale = 2 ** level;
+    const pixels = Math.ceil(height / scale) * Math.ceil(width / scale);
+    // A resnet of the decoder sees the level below, or its own, and a skip.
+    const below = channels[Math.min(level + 1, channels.length - 1)];
+    const skip = Math.max(own, channels[Math.max(level - 1, 0)]);
+    return Math.max(most, pixels * (Math.max(own, below) + skip));
+  }, 0);
+}
+
+/**
  * Sinusoidal timestep features (diffusers `get_timestep_embedding`).
  *
  * @param timesteps One a sample.

@@ -3,15 +3,28 @@ import { cannot } from "../core/errors.ts";
 import { geluExact, quickGelu, silu } from "../core/kernels/ops.ts";
 
 /** Activation names as they stand in diffusers and transformers configs. */
-export type ActivationName =
-  | "silu"
-  | "swish"
-  | "gelu"
-  | "mish"
-  | "relu"
-  | "quick_gelu"
-  | "gelu_new"
-  | "gelu_pytorch_tanh";
+export const ACTIVATIONS = [
+  "silu",
+  "swish",
+  "gelu",
+  "mish",
+  "relu",
+  "quick_gelu",
+  "gelu_new",
+  "gelu_pytorch_tanh",
+] as const;
+
+/** One of {@linkcode ACTIVATIONS}. */
+export type ActivationName = typeof ACTIVATIONS[number];
+
+/**
+ * Whether there is an activation of a name.
+ *
+ * @param name The name.
+ */
+export function isActivation(name: string): name is ActivationName {
+  return (ACTIVATIONS as readonly string[]).includes(name);
+}
 
 /**
  * Applies an activation by its config name.
@@ -53,7 +66,7 @@ export function activate<T extends tf.Tensor>(name: string, x: T): T {
     default:
       throw cannot(
         "apply an activation",
-        "silu, swish, gelu, mish, relu, quick_gelu, gelu_new or gelu_pytorch_tanh",
+        ACTIVATIONS.join(", "),
         name,
       );
   }

@@ -1,0 +1,335 @@
+/**
+ * `deno task fullsize [--folder FOLDER] [--dtype F16|F32] [--backend webgpu]
+ * [--size 512] [--steps 1] [--outputs FILE]`: Stable Diffusion 1.5 at full size
+ * with random weights.
+ *
+ * Writes a model folder (2.1 GB in half precision, unless it is there), loads it
+ * as any model is loaded, and runs the text encoder, the UNet and the decoder
+ * once, with what each took in time and memory. It fails if a value is not
+ * finite, if the graphics card complains, or if a buffer is larger than what it
+ * lets an operation read. No graphics card is needed: Mesa's software adapter
+ * takes minutes.
+ *
+ * `--outputs` writes inputs and outputs in PyTorch's layout, to compare them
+ * with another implementation that reads the same folder.
+ *
+ * @module
+ */
+import * as tf from "@tensorflow/tfjs";
+import { parseArgs } from "@std/cli";
+import { type BackendChoice, selectBackend } from "../../src/core/backend.ts";
+import { bindingLimit } from "../../src/core/device.ts";
+import { cannot } from "../../src/core/errors.ts";
+import { fold, key, normal, uniform } from "../../src/core/random.ts";
+import { parameterCount } from "../../src/core/tree.ts";
+import { LORA_BASES } from "../../src/customize/formats/base.ts";
+import { decodeImages } from "../../src/diffusion/pipeline.ts";
+import { exists, joinPath, writeJson } from "../../src/io/files.ts";
+import {
+  encodeFloat,
+  type LazyTensor,
+  type RawTensor,
+  writeSafetensors,
+} from "../../src/io/safetensors.ts";
+import { autoencoderSpec } from "../../src/models/autoencoder.ts";
+import { diskShape } from "../../src/models/checkpoint.ts";
+import {
+  parseAutoencoderConfig,
+  parseTextEncoderConfig,
+  parseUNetConfig,
+} from "../../src/models/config.ts";
+import {
+  loadModel,
+  type Model,
+  modelIndex,
+  promptStates,
+} from "../../src/models/model.ts";
+import { textEncoderSpec } from "../../src/models/text_encoder.ts";
+import { byteAlphabet, createTokenizer } from "../../src/models/tokenizer.ts";
+import { unet, unetSpec } from "../../src/models/unet.ts";
+import {
+  type Init,
+  type ParamSpec,
+  specLeaves,
+  type SpecLike,
+} from "../../src/nn/spec.ts";
+
+const SEED = key(15);
+
+/** Stable Diffusion 1.5's autoencoder. */
+const VAE = {
+  block_out_channels: [128, 256, 512, 512],
+  down_block_types: new Array(4).fill("DownEncoderBlock2D"),
+  up_block_types: new Array(4).fill("UpDecoderBlock2D"),
+  layers_per_block: 2,
+  sample_size: 512,
+};
+
+/** Its scheduler. */
+const SCHEDULER = {
+  _class_name: "PNDMScheduler",
+  beta_start: 0.00085,
+  beta_end: 0.012,
+  beta_schedule: "scaled_linear",
+  num_train_timesteps: 1000,
+  set_alpha_to_one: false,
+  skip_prk_steps: true,
+  steps_offset: 1,
+  clip_sample: false,
+};
+
+/** Numbers as a parameter starts; a normal one's range is all that counts. */
+function start(init: Init, path: string, size: number): Float32Array {
+  switch (init.type) {
+    case "zeros":
+      return new Float32Array(size);
+    case "ones":
+      return new Float32Array(size).fill(1);
+    case "constant":
+      return new Float32Array(size).fill(init.value);
+    case "normal": {
+      const bound = init.std * Math.sqrt(3);
+      return uniform(fold(SEED, path), size, -bound, bound);
+    }
+    case "uniform":
+      return uniform(fold(SEED, path), size, -init.bound, init.bound);
+  }
+}
+
+async function writeWeights(
+  path: string,
+  spec: SpecLike,
+  dtype: "F16" | "F32",
+): Promise<void> {
+  const tensors = specLeaves(spec).map((
+    [name, { shape, kind, init }]: [string, ParamSpec],
+  ): [string, LazyTensor] => [name, {
+    dtype,
+    shape: diskShape(kind, shape),
+    load: () => {
+      const size = shape.reduce((a, b) => a * b, 1);
+      return encodeFloat(start(init, name, size), dtype);
+    },
+  }]);
+  await writeSafetensors(path, tensors, { format: "pt" });
+}
+
+/** A tokenizer of CLIP's size whose words are pairs of characters. */
+function pairTokenizer(size: number) {
+  const letters = byteAlphabet().map(([, letter]) => letter);
+  const words = [...letters, ...letters.map((letter) => `${letter}</w>`)];
+  const merges: string[] = [];
+  const count = size - words.length - 2;
+  for (let i = 0; merges.length < count; i++) {
+    merges.push(
+      `${letters[Math.floor(i / words.length)]} ${words[i % words.length]}`,
+    );
+  }
+  const all = [
+    ...words,
+    ...merges.map((merge) => merge.replace(" ", "")),
+    "<|startoftext|>",
+    "<|endoftext|>",
+  ];
+  return createTokenizer({
+    vocab: Object.fromEntries(all.map((token, id) => [token, id])),
+    merges,
+  });
+}
+
+/** Writes the whole model in diffusers' layout. */
+async function writeModel(
+  folder: string,
+  dtype: "F16" | "F32",
+): Promise<void> {
+  const [text, denoiser] = LORA_BASES.sd15;
+  const configs = {
+    text_encoder: parseTextEncoderConfig(text),
+    unet: parseUNetConfig(denoiser),
+    vae: parseAutoencoderConfig(VAE),
+  };
+  await pairTokenizer(configs.text_encoder.vocab_size)
+    .save(joinPath(folder, "tokenizer"));
+  const at = (...names: string[]) => joinPath(folder, ...names);
+  await writeJson(at("scheduler", "scheduler_config.json"), SCHEDULER);
+  const specs = {
+    text_encoder: textEncoderSpec(configs.text_encoder),
+    unet: unetSpec(configs.unet),
+    vae: autoencoderSpec(configs.vae),
+  };
+  for (const name of ["text_encoder", "unet", "vae"] as const) {
+    const file = name === "text_encoder" ? "model" : "diffusion_pytorch_model";
+    await writeJson(at(name, "config.json"), configs[name]);
+    await writeWeights(at(name, `${file}.safetensors`), specs[name], dtype);
+  }
+  await writeJson(at("model_index.json"), modelIndex(SCHEDULER));
+}
+
+/** What the graphics card was asked for, from the start of the watch. */
+class Watch {
+  /** Bytes of the largest buffer that programs read or write. */
+  largest = 0;
+  readonly complaints: string[] = [];
+
+  constructor() {
+    const { device } = tf.backend() as unknown as { device?: GPUDevice };
+    if (!device) return;
+    device.addEventListener("uncapturederror", (event) => {
+      this.complaints.push((event as GPUUncapturedErrorEvent).error.message);
+    });
+    const create = device.createBuffer.bind(device);
+    device.createBuffer = (wanted) => {
+      if (wanted.usage & GPUBufferUsage.STORAGE) {
+        this.largest = Math.max(this.largest, wanted.size);
+      }
+      return create(wanted);
+    };
+  }
+}
+
+/** Most memory of this process since the last call, in bytes; Linux only. */
+async function peak(): Promise<number> {
+  try {
+    const text = await Deno.readTextFile("/proc/self/status");
+    await Deno.writeTextFile("/proc/self/clear_refs", "5");
+    return 1024 * Number(text.match(/VmHWM:\s+(\d+)/)![1]);
+  } catch {
+    return NaN;
+  }
+}
+
+const gigabytes = (bytes: number) => `${(bytes / 1e9).toFixed(2)} GB`;
+
+/** Runs a stage and reports time, memory of the process and of the card. */
+async function stage<T>(name: string, run: () => Promise<T>): Promise<T> {
+  await peak();
+  const started = performance.now();
+  const result = await run();
+  const seconds = (performance.now() - started) / 1000;
+  const { numBytesInGPU, numBytesAllocatedInGPU } = tf.memory() as unknown as
+    & tf.MemoryInfo
+    & { numBytesInGPU?: number; numBytesAllocatedInGPU?: number };
+  console.log(
+    `${name.padEnd(30)} ${seconds.toFixed(1).padStart(7)} s   peak RSS ${
+      gigabytes(await peak())
+    }` +
+      (numBytesInGPU === undefined
+        ? ""
+        : `   tensors on the card ${gigabytes(numBytesInGPU)}, buffers ${
+          gigabytes(numBytesAllocatedInGPU!)
+        }`),
+  );
+  return result;
+}
+
+/** A tensor's finite values in PyTorch's order. */
+async function values(
+  name: string,
+  tensor: tf.Tensor,
+): Promise<[string, RawTensor]> {
+  const there = tensor.rank === 4
+    ? tf.tidy(() => tf.transpose(tensor, [0, 3, 1, 2]))
+    : tensor.clone();
+  const data = await there.data() as Float32Array;
+  there.dispose();
+  if (!data.every(Number.isFinite)) {
+    throw cannot(`run ${name}`, "finite values", "NaN");
+  }
+  const mean = data.reduce((a, b) => a + b, 0) / data.length;
+  const square = data.reduce((a, b) => a + (b - mean) ** 2, 0) / data.length;
+  console.log(
+    `  ${name} [${tensor.shape}], mean ${mean.toExponential(3)}, deviation ` +
+      Math.sqrt(square).toExponential(3),
+  );
+  return [name, {
+    dtype: "F32",
+    shape: there.shape,
+    data: encodeFloat(data, "F32"),
+  }];
+}
+
+/** Runs each network once and gives back inputs and outputs. */
+async function forward(
+  model: Model,
+  side: number,
+  steps: number,
+): Promise<[string, RawTensor][]> {
+  const prompt = "a photo of a red fox on grass";
+  const { ids } = model.tokenizer.encode(prompt);
+  const kept: [string, RawTensor][] = [["input_ids", {
+    dtype: "I32",
+    shape: [1, ids.length],
+    data: new Uint8Array(Int32Array.from(ids).buffer),
+  }]];
+  const states = await stage("text encoder, 77 tokens", async () => {
+    const made = tf.tidy(() => promptStates(model, [prompt])) as tf.Tensor3D;
+    await made.data();
+    return made;
+  });
+  kept.push(await values("states", states));
+  const size = side / 8;
+  const latent = tf.tensor4d(
+    normal(fold(SEED, "latent"), size * size * 4),
+    [1, size, size, 4],
+  );
+  kept.push(await values("sample", latent));
+  const { params, config } = model.unet;
+  for (let step = 0; step < steps; step++) {
+    const noise = await stage(`UNet, ${size} × ${size} latents`, async () => {
+      const made = tf.tidy(() => unet(params, config, latent, [500], states));
+      await made.data();
+      return made;
+    });
+    if (step === 0) kept.push(await values("noise", noise));
+    noise.dispose();
+  }
+  const picture = await stage(`decoder, ${side} × ${side}`, async () => {
+    const made = decodeImages(model, latent);
+    await made.data();
+    return made;
+  });
+  kept.push(await values("picture", picture));
+  tf.dispose([states, latent, picture]);
+  return kept;
+}
+
+if (import.meta.main) {
+  const args = parseArgs(Deno.args, {
+    string: ["folder", "dtype", "backend", "size", "steps", "outputs"],
+    default: {
+      folder: "out/fullsize",
+      dtype: "F16",
+      backend: "webgpu",
+      size: "512",
+      steps: "1",
+    },
+  });
+  const { folder, dtype, outputs } = args;
+  if (dtype !== "F16" && dtype !== "F32") {
+    throw cannot("run at full size", "--dtype F16 or F32", dtype);
+  }
+  const info = await selectBackend(args.backend as BackendChoice);
+  console.log(`${info.describe}, binding limit ${gigabytes(bindingLimit())}`);
+  if (!await exists(joinPath(folder, "model_index.json"))) {
+    await stage(`write ${folder}, ${dtype}`, () => writeModel(folder, dtype));
+  }
+  const watch = new Watch();
+  const model = await stage("load", () => loadModel(folder));
+  const counts = [model.textEncoder, model.unet, model.autoencoder].map((n) =>
+    parameterCount(n.params)
+  );
+  console.log(
+    `  parameters ${counts.map((n) => n.toLocaleString("en")).join(" + ")}, ` +
+      `${gigabytes(4 * counts.reduce((a, b) => a + b))} in 32 bits, largest ` +
+      `component ${gigabytes(4 * Math.max(...counts))}`,
+  );
+  const kept = await forward(model, Number(args.size), Number(args.steps));
+  if (outputs) await writeSafetensors(outputs, kept);
+  const limit = bindingLimit();
+  console.log(
+    `largest buffer ${watch.largest} bytes of ${limit}, ` +
+      `${watch.complaints.length} complaints`,
+  );
+  for (const complaint of watch.complaints.slice(0, 3)) console.log(complaint);
+  if (watch.complaints.length > 0 || watch.largest > limit) Deno.exit(1);
+}
