@@ -249,6 +249,8 @@ export {
   type LayoutBox,
   type LayoutCondition,
   type LayoutImage,
+  type LayoutImageInput,
+  type LayoutInput,
   layoutJsonSchema,
   type LayoutMask,
   type LayoutRegion,
@@ -657,6 +659,27 @@ export {
   PRESETS,
   type SamplingSettings,
 } from "./src/experiments/presets.ts";
+export {
+  regionComparisonTable,
+  regionFigures,
+  regionLabel,
+  regionTable,
+  regionTimingTable,
+  resolutionTable,
+} from "./src/experiments/region_figures.ts";
+export {
+  REGION_ARMS,
+  REGION_SCORES,
+  type RegionCell,
+  type RegionComparison,
+  type RegionFinding,
+  type RegionOptions,
+  type RegionReport,
+  type RegionRow,
+  type RegionScore,
+  regionsExperiment,
+  type RegionTiming,
+} from "./src/experiments/regions.ts";
 export type { ConceptJob, StudyOptions } from "./src/experiments/study.ts";
 export {
   bestLambdas,

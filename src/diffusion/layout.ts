@@ -289,7 +289,9 @@ export interface Layout {
 export interface LayoutInput
   extends
     Partial<Omit<Layout, "regions" | "regional" | "conditions" | "limits">> {
+  /** What the whole picture shows. */
   readonly prompt: string;
+  /** Places with prompts of their own. */
   readonly regions?:
     | readonly (
       & Omit<LayoutRegion, "box" | "priority" | "concepts">
@@ -297,7 +299,9 @@ export interface LayoutInput
       & { readonly box?: Partial<LayoutBox> | undefined }
     )[]
     | undefined;
+  /** How regions are blended and when they count. */
   readonly regional?: Partial<Layout["regional"]> | undefined;
+  /** Images that guide the picture. */
   readonly conditions?:
     | readonly (
       & Omit<LayoutCondition, "image" | "scale" | "start" | "end" | "guess">
@@ -305,6 +309,7 @@ export interface LayoutInput
       & { readonly image: LayoutImageInput }
     )[]
     | undefined;
+  /** Most regions, and the largest overlap of two. */
   readonly limits?: Partial<Layout["limits"]> | undefined;
 }
 

@@ -145,7 +145,11 @@ export interface RegionOptions extends StudyOptions {
   readonly pictures: number;
   /** Seed of training and of noise. */
   readonly seed: number;
-  /** @default all */
+  /**
+   * Which of {@linkcode REGION_ARMS} are drawn.
+   *
+   * @default all
+   */
   readonly arms?: readonly string[];
   /** Resolutions of the resolution study, factors of 64 pixels; 1 is implied. */
   readonly scales?: readonly number[];
@@ -155,7 +159,11 @@ export interface RegionOptions extends StudyOptions {
    * @default {true}
    */
   readonly timing?: boolean;
-  /** For the record. @default now */
+  /**
+   * When the run was made, for the record.
+   *
+   * @default now
+   */
   readonly created?: string;
 }
 
@@ -173,11 +181,13 @@ export interface RegionFinding {
 
 /** Scores of one picture. */
 export interface RegionRow {
+  /** How it was drawn, one of {@linkcode REGION_ARMS}. */
   readonly arm: string;
   /** Number of concepts. */
   readonly n: number;
   /** Concepts from left to right. */
   readonly concepts: readonly string[];
+  /** Where the concepts are. */
   readonly background: string;
   /** Which picture of its layout. */
   readonly picture: number;
@@ -187,6 +197,7 @@ export interface RegionRow {
   readonly image: string;
   /** Text alignment of the whole, class words in the caption. */
   readonly text: number;
+  /** What was found, from left to right. */
   readonly regions: readonly RegionFinding[];
   /** Largest share of concepts found if places did not matter. */
   readonly anyOrder: number;
@@ -215,8 +226,11 @@ export type RegionScore = typeof REGION_SCORES[number];
 
 /** One line of the table. */
 export interface RegionCell {
+  /** How pictures were drawn. */
   readonly arm: string;
+  /** Number of concepts. */
   readonly n: number;
+  /** Resolution, a factor of 64 pixels. */
   readonly scale: number;
   /** Pictures behind it. */
   readonly pictures: number;
@@ -226,15 +240,21 @@ export interface RegionCell {
 
 /** A difference that should be positive (identity) or negative (leakage). */
 export interface RegionComparison {
+  /** The arm that is expected to be better. */
   readonly better: string;
+  /** The arm it is compared with. */
   readonly worse: string;
+  /** Number of concepts. */
   readonly n: number;
+  /** Difference of identity per region, with its 95 % interval. */
   readonly identity: Estimate;
+  /** Difference of leakage, with its 95 % interval. */
   readonly leakage: Estimate;
 }
 
 /** Time of a picture with a number of regions. */
 export interface RegionTiming {
+  /** Number of regions. */
   readonly regions: number;
   /** Median seconds of a sampling step. */
   readonly seconds: number;
@@ -247,15 +267,23 @@ export interface RegionTiming {
 
 /** What the experiment gives. */
 export interface RegionReport {
+  /** What this document is. */
   readonly format: "mix-of-show regions 1";
+  /** When it was made. */
   readonly created: string;
+  /** Proper names of all fused concepts. */
   readonly concepts: readonly string[];
+  /** Arms that were drawn, in the order of the table. */
   readonly arms: readonly string[];
+  /** Scores at the usual resolution, a line for each number of concepts and arm. */
   readonly table: readonly RegionCell[];
   /** The same at other resolutions. */
   readonly resolution: readonly RegionCell[];
+  /** Differences on the same scenes and noise. */
   readonly comparisons: readonly RegionComparison[];
+  /** Time of a step against the number of regions. */
   readonly timing: readonly RegionTiming[];
+  /** Every picture. */
   readonly rows: readonly RegionRow[];
   /** Labels of the gallery. */
   readonly gallery: readonly string[];
@@ -263,7 +291,9 @@ export interface RegionReport {
   readonly verdict: string;
   /** Seconds of each stage of this run; pieces that were there cost nothing. */
   readonly seconds: Readonly<Record<string, number>>;
+  /** What the run was made with. */
   readonly settings: Readonly<Record<string, unknown>>;
+  /** SHA-256 of the model's and the networks' folders. */
   readonly hashes: Readonly<Record<string, string>>;
 }
 
