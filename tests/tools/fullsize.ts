@@ -1,14 +1,17 @@
 /**
  * `deno task fullsize [--folder FOLDER] [--dtype F16|F32] [--backend webgpu]
- * [--size 512] [--steps 1] [--outputs FILE]`: Stable Diffusion 1.5 at full size
- * with random weights.
+ * [--size 512] [--steps 1] [--parts unet,decoder] [--outputs FILE] [--dry]`:
+ * Stable Diffusion 1.5 at full size with random weights.
  *
  * Writes a model folder (2.1 GB in half precision, unless it is there), loads it
  * as any model is loaded, and runs the text encoder, the UNet and the decoder
  * once, with what each took in time and memory. It fails if a value is not
  * finite, if the graphics card complains, or if a buffer is larger than what it
  * lets an operation read. No graphics card is needed: Mesa's software adapter
- * takes minutes.
+ * takes ten minutes for the UNet and twenty for the decoder.
+ *
+ * `--dry` gives every command to the card except the one to compute: seconds
+ * for all buffers and checks, and no numbers.
  *
  * `--outputs` writes inputs and outputs in PyTorch's layout, to compare them
  * with another implementation that reads the same folder.
@@ -185,6 +188,24 @@ class Watch {
       return create(wanted);
     };
   }
+
+  /** From here on nothing is computed; commands are still checked. */
+  holdBack(): void {
+    const { device } = tf.backend() as unknown as { device?: GPUDevice };
+    if (device) device.queue.submit = () => undefined;
+  }
+}
+
+/** Seconds this process has computed, on all cores; Linux only. */
+async function computed(): Promise<number> {
+  try {
+    const text = await Deno.readTextFile("/proc/self/stat");
+    // The second field is a name in parentheses.
+    const fields = text.slice(text.lastIndexOf(")") + 2).split(" ");
+    return (Number(fields[11]) + Number(fields[12])) / 100;
+  } catch {
+    return NaN;
+  }
 }
 
 /** Most memory of this process since the last call, in bytes; Linux only. */
@@ -203,16 +224,17 @@ const gigabytes = (bytes: number) => `${(bytes / 1e9).toFixed(2)} GB`;
 /** Runs a stage and reports time, memory of the process and of the card. */
 async function stage<T>(name: string, run: () => Promise<T>): Promise<T> {
   await peak();
-  const started = performance.now();
+  const [started, before] = [performance.now(), await computed()];
   const result = await run();
   const seconds = (performance.now() - started) / 1000;
+  const processor = await computed() - before;
   const { numBytesInGPU, numBytesAllocatedInGPU } = tf.memory() as unknown as
     & tf.MemoryInfo
     & { numBytesInGPU?: number; numBytesAllocatedInGPU?: number };
   console.log(
-    `${name.padEnd(30)} ${seconds.toFixed(1).padStart(7)} s   peak RSS ${
-      gigabytes(await peak())
-    }` +
+    `${name.padEnd(28)} ${seconds.toFixed(1).padStart(7)} s (processor ${
+      processor.toFixed(0)
+    } s), peak RSS ${gigabytes(await peak())}` +
       (numBytesInGPU === undefined
         ? ""
         : `   tensors on the card ${gigabytes(numBytesInGPU)}, buffers ${
@@ -253,6 +275,7 @@ async function forward(
   model: Model,
   side: number,
   steps: number,
+  parts: ReadonlySet<string>,
 ): Promise<[string, RawTensor][]> {
   const prompt = "a photo of a red fox on grass";
   const { ids } = model.tokenizer.encode(prompt);
@@ -274,7 +297,7 @@ async function forward(
   );
   kept.push(await values("sample", latent));
   const { params, config } = model.unet;
-  for (let step = 0; step < steps; step++) {
+  for (let step = 0; parts.has("unet") && step < steps; step++) {
     const noise = await stage(`UNet, ${size} × ${size} latents`, async () => {
       const made = tf.tidy(() => unet(params, config, latent, [500], states));
       await made.data();
@@ -283,25 +306,38 @@ async function forward(
     if (step === 0) kept.push(await values("noise", noise));
     noise.dispose();
   }
-  const picture = await stage(`decoder, ${side} × ${side}`, async () => {
-    const made = decodeImages(model, latent);
-    await made.data();
-    return made;
-  });
-  kept.push(await values("picture", picture));
-  tf.dispose([states, latent, picture]);
+  if (parts.has("decoder")) {
+    const picture = await stage(`decoder, ${side} × ${side}`, async () => {
+      const made = decodeImages(model, latent);
+      await made.data();
+      return made;
+    });
+    kept.push(await values("picture", picture));
+    picture.dispose();
+  }
+  tf.dispose([states, latent]);
   return kept;
 }
 
 if (import.meta.main) {
   const args = parseArgs(Deno.args, {
-    string: ["folder", "dtype", "backend", "size", "steps", "outputs"],
+    string: [
+      "folder",
+      "dtype",
+      "backend",
+      "size",
+      "steps",
+      "parts",
+      "outputs",
+    ],
+    boolean: ["dry"],
     default: {
       folder: "out/fullsize",
       dtype: "F16",
       backend: "webgpu",
       size: "512",
       steps: "1",
+      parts: "unet,decoder",
     },
   });
   const { folder, dtype, outputs } = args;
@@ -323,7 +359,13 @@ if (import.meta.main) {
       `${gigabytes(4 * counts.reduce((a, b) => a + b))} in 32 bits, largest ` +
       `component ${gigabytes(4 * Math.max(...counts))}`,
   );
-  const kept = await forward(model, Number(args.size), Number(args.steps));
+  if (args.dry) watch.holdBack();
+  const kept = await forward(
+    model,
+    Number(args.size),
+    Number(args.steps),
+    new Set(args.parts.split(",")),
+  );
   if (outputs) await writeSafetensors(outputs, kept);
   const limit = bindingLimit();
   console.log(
