@@ -584,6 +584,14 @@ function compare(
         of(`${embedding}.weight`),
       );
     }
+    if (has(embedding, "weight") && has(embedding, "weight_best_lambda")) {
+      add(
+        `${embedding}.weight_best_lambda > ${embedding}.weight`,
+        `a sum of ${label} with tuned λ keeps more identity than 1/n`,
+        of(`${embedding}.weight_best_lambda`),
+        of(`${embedding}.weight`),
+      );
+    }
     if (has(embedding, "weight_best_lambda") && has(embedding, "gradient")) {
       add(
         `${embedding}.gradient > ${embedding}.weight_best_lambda`,
@@ -606,6 +614,14 @@ function compare(
       `after ${fusion} fusion ED-LoRA has more identity than LoRA`,
       of(`edlora.${fusion}`),
       of(`lora.${fusion}`),
+    );
+  }
+  if (EMBEDDINGS.every((e) => has(e, "weight") && has(e, "gradient"))) {
+    add(
+      "edlora (gradient − weight) > lora (gradient − weight)",
+      "gradient fusion adds more to ED-LoRA than to LoRA",
+      minus("edlora.gradient", "edlora.weight"),
+      minus("lora.gradient", "lora.weight"),
     );
   }
   return all;
