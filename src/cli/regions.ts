@@ -91,8 +91,9 @@ that are not fused, and scores every region by the evaluation CLIP.
 
 Writes regions.json, .md, .html, regions-N.png (every arm, N concepts),
 fig5.png (plain prompt and regions), fig10-leakage.png (where the plain prompt
-mixes concepts most, and negative prompts), fig10-resolution.png. A run that was
-stopped continues.
+mixes concepts most, and negative prompts), fig10-resolution.png. On two cores
+the default takes about 20 minutes, 7 of them training; a run that was stopped
+continues.
 
 ${EXIT_CODES}
 `;

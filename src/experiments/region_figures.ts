@@ -104,13 +104,21 @@ export function regionComparisonTable(
 ): TextTable {
   const sign = (e: Estimate) => e.mean >= 0 ? `+${shown(e)}` : shown(e);
   return {
-    head: ["concepts", "arm", "against", "identity", "leakage"],
-    rows: report.comparisons.map(({ n, better, worse, identity, leakage }) => [
+    head: [
+      "concepts",
+      "arm",
+      "against",
+      "identity",
+      "leakage",
+      "masked alignment",
+    ],
+    rows: report.comparisons.map(({ n, better, worse, ...differences }) => [
       String(n),
       regionLabel(better),
       regionLabel(worse),
-      sign(identity),
-      sign(leakage),
+      sign(differences.identity),
+      sign(differences.leakage),
+      sign(differences.own),
     ]),
   };
 }

@@ -238,7 +238,7 @@ export interface RegionCell {
   readonly scores: Readonly<Record<RegionScore, Estimate>>;
 }
 
-/** A difference that should be positive (identity) or negative (leakage). */
+/** Differences that should be positive; that of leakage negative. */
 export interface RegionComparison {
   /** The arm that is expected to be better. */
   readonly better: string;
@@ -250,6 +250,8 @@ export interface RegionComparison {
   readonly identity: Estimate;
   /** Difference of leakage, with its 95 % interval. */
   readonly leakage: Estimate;
+  /** Difference of masked alignment with the right concept: a finer scale. */
+  readonly own: Estimate;
 }
 
 /** Time of a picture with a number of regions. */
@@ -987,6 +989,7 @@ function paired(
     n,
     identity: difference("identity"),
     leakage: difference("leakage"),
+    own: difference("own"),
   };
 }
 
@@ -1086,13 +1089,15 @@ function verdict(
   const said = ({ mean, low, high }: Estimate) =>
     `${signed(mean)} [${signed(low)}, ${signed(high)}]` +
     (low > 0 || high < 0 ? "" : ", which may be chance");
-  return main.map(({ better, n, identity, leakage }) => {
+  return main.map(({ better, n, identity, leakage, own }) => {
     const wins = [
       ...(identity.low > 0 ? ["identity per region"] : []),
       ...(leakage.high < 0 ? ["leakage"] : []),
     ];
     const fusion = better.split(".")[1];
-    const numbers = `identity ${said(identity)}; leakage ${said(leakage)}`;
+    const numbers =
+      `identity ${said(identity)}; leakage ${said(leakage)}; masked ` +
+      `alignment ${said(own)}`;
     if (wins.length === 2) {
       return `${n} concepts, ${fusion} fusion: regions beat the plain prompt ` +
         `in ${wins.join(" and ")} (${numbers}).`;

@@ -43,6 +43,7 @@ Deno.test("regions: report, page and contact sheet of a tiny world", async () =>
     const markdown = await read("regions.md");
     assert(markdown.includes("| regions, gradient fusion"), markdown);
     assert(markdown.includes("LoRA Switch"));
+    assert(markdown.includes("masked alignment |"), markdown);
     assert(!markdown.includes("## Time"));
     const html = await read("regions.html");
     assert(html.includes("plotly") && html.includes("data:image/png"));
