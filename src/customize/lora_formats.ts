@@ -409,8 +409,13 @@ function checkLayer(
       `${keys[part]} (expected [${expected}], got [${shapeOf(part)}])`,
     );
   const rank = shapeOf("down")?.[0] ?? 0;
-  const expected = diskShapes(site, rank);
-  for (const part of ["down", "up"] as const) {
+  const expected = keys.mid === undefined
+    ? { mid: [], ...diskShapes(site, rank) }
+    : {
+      ...diskShapes({ ...site, kernel: [1, 1] }, rank),
+      mid: [rank, rank, ...site.kernel],
+    };
+  for (const part of ["down", "mid", "up"] as const) {
     const shape = shapeOf(part);
     if (
       shape && keys.down && (rank < 1 || !sameDiskShape(shape, expected[part]))
@@ -545,11 +550,13 @@ export async function readLora(
     for (const { component, site, keys, magnitudeOf } of planned.layers) {
       const rank = file.entries.get(keys.down!)!.shape[0];
       const own = ownShapes(site, rank);
-      const factor = async (part: "down" | "up") =>
-        tensor(
-          fromDisk(site.kind, own[part], await values(keys[part]!)),
-          own[part],
-        );
+      const factor = async (part: "down" | "up") => {
+        const read = await values(keys[part]!);
+        const whole = part === "down" && keys.mid !== undefined
+          ? throughMid(read, await values(keys.mid), rank)
+          : read;
+        return tensor(fromDisk(site.kind, own[part], whole), own[part]);
+      };
       const alpha = keys.alpha ? (await values(keys.alpha))[0] : undefined;
       result[component].set(site.path, {
         down: await factor("down"),
@@ -601,6 +608,32 @@ export async function readLora(
     embeddings,
     metadata: file.metadata ?? {},
   };
+}
+
+/**
+ * `down` of a layer whose filter is a part of its own: what a 1×1 convolution
+ * [r, in] and then a filter [r, r, h, w] do, as one [r, in, h, w].
+ */
+function throughMid(
+  down: Float32Array,
+  mid: Float32Array,
+  rank: number,
+): Float32Array {
+  const inputs = down.length / rank;
+  const area = mid.length / (rank * rank);
+  const result = new Float32Array(rank * inputs * area);
+  for (let r = 0; r < rank; r++) {
+    for (let i = 0; i < inputs; i++) {
+      for (let k = 0; k < area; k++) {
+        let sum = 0;
+        for (let p = 0; p < rank; p++) {
+          sum += mid[(r * rank + p) * area + k] * down[p * inputs + i];
+        }
+        result[(r * inputs + i) * area + k] = sum;
+      }
+    }
+  }
+  return result;
 }
 
 const ADAPTER_MODEL = "adapter_model.safetensors";

@@ -352,8 +352,9 @@ function runSolo({ model, rows }: Solo, call: UNetCall): tf.Tensor4D {
  *
  * @param base The model without the concepts; not changed.
  * @param concepts In the order of their turns.
- * @param options The prompt; `every`: steps a turn (default 1, so that all have
- * equal shares of a short run; the paper has 5 of 100).
+ * @param options The prompt; `every`: model calls a turn, which are steps but
+ * for samplers of several calls a step (default 1, so that all have equal
+ * shares of a short run; the paper has 5 of 100).
  * @returns A model and pipeline options; dispose them afterwards.
  * @throws If there is no concept or one does not fit.
  *

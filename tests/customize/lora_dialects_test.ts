@@ -1060,3 +1060,74 @@ Deno.test("the dialect of names alone", () => {
     "learned_embeds",
   );
 });
+
+forEachBackend(
+  "LyCORIS's filter between two 1×1 convolutions is joined",
+  async () => {
+    await noLeak(async () => {
+      const stem = "lora_unet_down_blocks_0_resnets_0_conv1";
+      const path = "down_blocks.0.resnets.0.conv1";
+      const site = layersOf(tiny).sites.unet.get(path)!;
+      const [rank, alpha] = [3, 1.5];
+      const parts = {
+        down: normal(key(1), rank * site.inputs),
+        mid: normal(key(2), rank * rank * 9),
+        up: normal(key(3), site.outputs * rank),
+      };
+      const file = (mid: number[]) =>
+        encodeSafetensors([
+          [
+            `${stem}.lora_down.weight`,
+            raw([rank, site.inputs, 1, 1], parts.down),
+          ],
+          [`${stem}.lora_mid.weight`, raw(mid)],
+          [`${stem}.lora_up.weight`, raw([site.outputs, rank, 1, 1], parts.up)],
+          [`${stem}.alpha`, raw([], Float32Array.of(alpha))],
+        ].map(([name, tensor]) =>
+          (name as string).includes("mid") &&
+            mid.join() === `${rank},${rank},3,3`
+            ? [name, raw(mid, parts.mid)]
+            : [name, tensor]
+        ) as [string, RawTensor][]);
+      const read = await loadLora(file([rank, rank, 3, 3]), tiny);
+      const low = read.adapter.unet.get(path)!;
+      assertEquals(low.scale, alpha / rank);
+      // The three convolutions one after the other, as LyCORIS runs them.
+      const filter = (values: Float32Array, out: number, size: number) =>
+        tf.transpose(
+          tf.tensor4d(values, [
+            out,
+            values.length / out / size ** 2,
+            size,
+            size,
+          ]),
+          [2, 3, 1, 0],
+        );
+      const [joined, chain] = tf.tidy(() => {
+        const x = tf.tensor4d(
+          normal(key(4), 5 * 6 * site.inputs),
+          [1, 5, 6, site.inputs],
+        );
+        const one = tf.conv2d(x, filter(parts.down, rank, 1), 1, "valid");
+        const two = tf.conv2d(one, filter(parts.mid, rank, 3), 1, "same");
+        return [
+          tf.conv2d(
+            tf.conv2d(x, low.down as tf.Tensor4D, 1, "same"),
+            low.up as tf.Tensor4D,
+            1,
+            "valid",
+          ),
+          tf.conv2d(two, filter(parts.up, site.outputs, 1), 1, "valid"),
+        ];
+      });
+      close(await joined.data(), await chain.data(), 2e-3);
+      tf.dispose([joined, chain]);
+      disposeLora(read);
+      await assertRejects(
+        () => loadLora(file([rank, 1, 3, 3]), tiny),
+        Error,
+        `1 misshapen: ${stem}.lora_mid.weight (expected [3,3,3,3], got [3,1,3,3])`,
+      );
+    });
+  },
+);

@@ -217,7 +217,7 @@ async function sameAs(
   for (const [name, tensor] of tensors) {
     if (name.endsWith(".alpha")) alphas.set(name, toFloat32(tensor)[0]);
   }
-  if (!d.parts.alpha || d.readOnly) return;
+  if (!d.parts.alpha || d.readOnly?.includes("alpha")) return;
   let found = 0;
   const names = d.names(layersOf(base), { entries: new Map() });
   for (const component of COMPONENTS) {

@@ -19,8 +19,11 @@ export type DialectId =
   | "learned_embeds"
   | "a1111";
 
-/** The parts a layer may have in a file. */
-export type Part = "down" | "up" | "alpha" | "magnitude";
+/**
+ * The parts a layer may have in a file. With `mid`, the filter of a convolution
+ * between two 1×1 ones (LyCORIS's Tucker form), `down` is 1×1.
+ */
+export type Part = "down" | "mid" | "up" | "alpha" | "magnitude";
 
 /** What can be known of a file before its tensors are read. */
 export interface LoraHeader {

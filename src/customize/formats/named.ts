@@ -111,10 +111,13 @@ const kohya: Dialect = {
   },
   parts: {
     down: [".lora_down.weight"],
+    mid: [".lora_mid.weight"],
     up: [".lora_up.weight"],
     alpha: [".alpha"],
     magnitude: [".dora_scale"],
   },
+  // Joined with `down` when it is read.
+  readOnly: ["mid"],
   scaleRule: "alpha/rank",
   tokens: {
     rows: "vectors",
