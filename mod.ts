@@ -122,6 +122,7 @@ export {
   type Autoencoder,
   type AutoencoderAttention,
   type AutoencoderMid,
+  type AutoencoderOptions,
   autoencoderSpec,
   decode,
   downsampleFactor,
@@ -610,6 +611,7 @@ export {
   ablation,
   type AblationOptions,
   ablationPictures,
+  finishedSeeds,
   type FusionName,
   FUSIONS,
 } from "./src/experiments/ablation.ts";
@@ -643,6 +645,19 @@ export {
   type Verdict,
 } from "./src/experiments/ablation_schema.ts";
 export type { StageProgress } from "./src/experiments/crew.ts";
+export {
+  type Domain,
+  type DomainMethod,
+  type DomainOptions,
+  type DomainPictures,
+  domainPictures,
+  type DomainReport,
+  type DomainRow,
+  domains,
+  domainTable,
+  type EmbeddingShare,
+  shareTable,
+} from "./src/experiments/domain.ts";
 export {
   type MicroNumbers,
   type MicroPictures,
@@ -681,6 +696,13 @@ export {
   type RegionTiming,
 } from "./src/experiments/regions.ts";
 export type { ConceptJob, StudyOptions } from "./src/experiments/study.ts";
+export type { Capacity } from "./src/experiments/measure.ts";
+export {
+  type RankOptions,
+  type RankRow,
+  ranks,
+  rankTable,
+} from "./src/experiments/ranks.ts";
 export {
   bestLambdas,
   sweep,

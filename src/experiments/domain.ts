@@ -90,6 +90,7 @@ export interface DomainOptions extends StudyOptions {
 
 /** One arm in one domain: means over concepts, seeds and prompts. */
 export interface DomainRow extends Readonly<Record<ScoreName, number | null>> {
+  /** Which of the two. */
   readonly domain: Domain;
   /**
    * A method; `class` is the untouched base with the class word, `words` the
@@ -99,6 +100,7 @@ export interface DomainRow extends Readonly<Record<ScoreName, number | null>> {
   readonly method: DomainMethod | "class" | "words" | "references";
   /** Strength of the adapter; null where there is none. */
   readonly alpha: number | null;
+  /** How the domain's concepts were put into one model, if they were. */
   readonly fusion: "none" | "weight" | "gradient";
   /** Image alignment above the class word's, paired by concept, t interval. */
   readonly gain: ScoreEstimate;
@@ -108,7 +110,9 @@ export interface DomainRow extends Readonly<Record<ScoreName, number | null>> {
 
 /** How much of a whole concept's gain its embedding alone has. */
 export interface EmbeddingShare {
+  /** Which of the two. */
   readonly domain: Domain;
+  /** How the concepts were trained. */
   readonly method: DomainMethod;
   /** (α = 0 − lower) / (α = 1 − lower) of image alignment. */
   readonly share: ScoreEstimate;
@@ -116,10 +120,15 @@ export interface EmbeddingShare {
 
 /** What comes out. */
 export interface DomainReport {
+  /** A row an arm and domain. */
   readonly rows: readonly DomainRow[];
+  /** What embeddings hold. */
   readonly shares: readonly EmbeddingShare[];
+  /** Training seeds. */
   readonly seeds: readonly number[];
+  /** How many prompts of each concept, and the hash of all. */
   readonly prompts: { readonly perConcept: number; readonly sha256: string };
+  /** SHA-256 of base model and evaluation CLIP. */
   readonly hashes: { readonly model: string; readonly clip: string };
 }
 
@@ -461,12 +470,15 @@ export function shareTable(report: DomainReport): TextTable {
 
 /** Pictures of one concept and prompt, the same noise in every arm. */
 export interface DomainPictures {
+  /** Proper name. */
   readonly concept: string;
+  /** Which of the two. */
   readonly domain: Domain;
+  /** The prompt, with the name. */
   readonly text: string;
   /** Name in the store of a reference; absent: an identity's is rendered. */
   readonly reference?: string;
-  /** Names in the store by {@linkcode domainLabel}. */
+  /** Names in the store by `domainLabel`. */
   readonly pictures: ReadonlyMap<string, string>;
 }
 

@@ -28,8 +28,11 @@ export type RankOptions =
 
 /** One embedding at one rank, single or fused. */
 export interface RankRow extends Readonly<Record<ScoreName, number>> {
+  /** Which embedding. */
   readonly embedding: EmbeddingName;
+  /** Rank of the adapters. */
   readonly rank: number;
+  /** How all concepts were put into one model, if they were. */
   readonly fusion: "none" | "weight" | "gradient";
   /** n·r/d with all concepts fused. */
   readonly capacity: Capacity;

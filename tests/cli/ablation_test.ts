@@ -50,6 +50,18 @@ Deno.test("options reach the settings and make the scale custom", () => {
   assertEquals(options.fusions, ["gradient"]);
   assertEquals(options.cache, "/tmp/x/cache");
   assertEquals([options.scale, out, workers], ["custom", "/tmp/x", 0]);
+  const shared = parseAblation([
+    "--full",
+    "--cache=/tmp/c",
+    "--partial",
+    "--concepts=ulla,finn",
+  ]);
+  assertEquals([shared.options.cache, shared.partial, shared.dryRun], [
+    "/tmp/c",
+    true,
+    false,
+  ]);
+  assertEquals(shared.options.concepts, ["ulla", "finn"]);
   // A quick run stays one that allows no conclusion, whatever is changed.
   assertEquals(parseAblation(["--quick", "--n=5"]).options.scale, "quick");
 });

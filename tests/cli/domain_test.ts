@@ -1,0 +1,42 @@
+import { assertEquals, assertThrows } from "@std/assert";
+import { domain } from "../../src/cli/domain.ts";
+
+Deno.test("the domain experiment: defaults and options", () => {
+  const plain = domain.parse([])!;
+  assertEquals([plain.out, plain.options.prompts, plain.options.seeds], [
+    "out/domain",
+    20,
+    [0],
+  ]);
+  assertEquals(plain.options.inDomain, undefined);
+  assertEquals(plain.options.fuse, true);
+  const { options } = domain.parse([
+    "--concepts=ulla",
+    "--out-domain=kiki,pogo",
+    "--method=p+,ed-lora",
+    "--alphas=0,0.5",
+    "--lr-beside=1e-3",
+    "--no-fusion",
+    "--cache=/tmp/cache",
+  ])!;
+  assertEquals(options.inDomain, ["ulla"]);
+  assertEquals(options.outDomain, ["kiki", "pogo"]);
+  assertEquals(options.methods, ["p+", "ed-lora"]);
+  assertEquals(options.alphas, [0, 0.5]);
+  assertEquals(options.adapterEmbeddingRate, 1e-3);
+  assertEquals([options.fuse, options.cache], [false, "/tmp/cache"]);
+  assertEquals(domain.parse(["--help"]), undefined);
+});
+
+for (
+  const [args, message] of [
+    [["--method=dreambooth"], "ed-lora"],
+    [["--alphas=0,x"], "--alphas numbers"],
+    [["--n=21"], "1 to 20"],
+    [["--what=1"], "known option"],
+  ] as const
+) {
+  Deno.test(`refused: domain ${args.join(" ")}`, () => {
+    assertThrows(() => domain.parse([...args]), Error, message);
+  });
+}
