@@ -23,7 +23,7 @@ import {
 } from "../../src/customize/region_adapters.ts";
 import { disposeModel, type Model } from "../../src/models/model.ts";
 import type { LowRank } from "../../src/nn/linear.ts";
-import { forEachBackend, noLeak } from "../helpers.ts";
+import { close, forEachBackend, noLeak } from "../helpers.ts";
 import { tinySd } from "./tiny_sd.ts";
 
 const left = { box: { top: 0, left: 0, bottom: 1, right: 0.5 } };
@@ -232,6 +232,53 @@ forEachBackend("Switch and Composite of one adapter are plain", async () => {
       await draw(loraComposite(base, [owl, fox], options), prompt),
       composed,
     );
+    [fox, owl].forEach(disposeConcept);
+    disposeModel(base);
+  });
+}, ["wasm"]);
+
+forEachBackend("Switch takes turns, Composite is the mean", async () => {
+  await noLeak(async () => {
+    const base = await tinySd();
+    const fox = await concept(base, "fox");
+    const owl = await concept(base, "owl");
+    const options = { prompt: `${fox.phrase} and ${owl.phrase}` };
+    const sample = tf.tensor4d(normal(key(7), 2 * 8 * 8 * 4), [2, 8, 8, 4]);
+    const states = tf.zeros([2, 77, 32]) as tf.Tensor3D;
+    const outputs = async (sampling: AdapterSampling, calls: number) => {
+      const list: Float32Array[] = [];
+      for (let index = 0; index < calls; index++) {
+        const call: UNetCall = {
+          index,
+          total: calls,
+          timestep: 261,
+          branch: "both",
+          first: 0,
+          count: 1,
+          sample,
+          states,
+        };
+        const out = tf.tidy(() =>
+          sampling.pipeline.denoise!(() => sample.clone(), call)
+        );
+        list.push(Float32Array.from(await out.data()));
+        out.dispose();
+      }
+      sampling.dispose();
+      return list;
+    };
+    const turns = await outputs(
+      loraSwitch(base, [fox, owl], { ...options, every: 2 }),
+      6,
+    );
+    const [a, , b] = turns;
+    assert(a.some((v, i) => Math.abs(v - b[i]) > 1e-3));
+    // Two calls each, then from the start again.
+    assertEquals(turns, [a, a, b, b, a, a]);
+    // Both branches are averaged, and guidance is linear in them.
+    const [mean] = await outputs(loraComposite(base, [fox, owl], options), 1);
+    close(mean, a.map((v, i) => (v + b[i]) / 2), 1e-6);
+    tf.dispose([sample, states]);
     [fox, owl].forEach(disposeConcept);
     disposeModel(base);
   });

@@ -1,9 +1,11 @@
 import * as tf from "@tensorflow/tfjs";
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { attention } from "../../src/core/kernels/ops.ts";
-import { key } from "../../src/core/random.ts";
+import { fold, key, normal } from "../../src/core/random.ts";
+import { disposeTree } from "../../src/core/tree.ts";
 import { generate, type UNetCall } from "../../src/diffusion/pipeline.ts";
 import {
+  atSite,
   boxCells,
   regionalAttention,
   regionalSampling,
@@ -11,8 +13,18 @@ import {
   shapeMap,
   shareOut,
 } from "../../src/diffusion/regions.ts";
+import {
+  crossAttentionSites,
+  parseUNetConfig,
+} from "../../src/models/config.ts";
 import { disposeModel } from "../../src/models/model.ts";
-import { unet } from "../../src/models/unet.ts";
+import {
+  type UNet,
+  unet,
+  type UNetOptions,
+  unetSpec,
+} from "../../src/models/unet.ts";
+import { initialise } from "../../src/nn/spec.ts";
 import { golden, nchw, tinySd } from "../customize/tiny_sd.ts";
 import {
   close,
@@ -118,6 +130,97 @@ forEachBackend("a UNet with two regions matches Mix-of-Show", async (b) => {
     disposeModel(model);
   });
 });
+
+forEachBackend(
+  "other depths, odd latents: each region by itself",
+  async (b) => {
+    await noLeak(async () => {
+      // Four levels, two of them with text, sides that halve to odd numbers; the
+      // official rule is tried against a second, plain implementation of it.
+      const config = parseUNetConfig({
+        block_out_channels: [8, 8, 16, 16],
+        down_block_types: [
+          "CrossAttnDownBlock2D",
+          "DownBlock2D",
+          "CrossAttnDownBlock2D",
+          "DownBlock2D",
+        ],
+        up_block_types: [
+          "UpBlock2D",
+          "CrossAttnUpBlock2D",
+          "UpBlock2D",
+          "CrossAttnUpBlock2D",
+        ],
+        layers_per_block: 1,
+        norm_num_groups: 4,
+        attention_head_dim: [2, 2, 4, 4],
+        cross_attention_dim: 12,
+      });
+      const params = initialise<UNet>(unetSpec(config), key(1));
+      const random = (shape: number[], name: string) =>
+        tf.tensor(
+          normal(fold(key(2), name), shape.reduce((x, y) => x * y)),
+          shape,
+        );
+      const sites = crossAttentionSites(config).length;
+      const sample = random([2, 13, 22, 4], "sample") as tf.Tensor4D;
+      const global = random([2, 6, 12], "global") as tf.Tensor3D;
+      // One region layer-wise, one not, of another number of tokens.
+      const states = [
+        random([2, sites, 6, 12], "a"),
+        random([2, 9, 12], "b"),
+      ];
+      const boxes: Case["boxes"] = [[0.1, 0, 0.95, 0.6], [0.3, 0.4, 0.7, 1]];
+      const maps = regionMaps(shapes(boxes));
+      const run = (options: UNetOptions) =>
+        tf.tidy(() => unet(params, config, sample, [41], global, options));
+      const plainly: UNetOptions["crossAttend"] = (
+        { index, height, width },
+      ) => ({
+        replace(query, text, attend) {
+          const outputs = states.map((s) =>
+            attend(query, atSite(s, index, 2)).arraySync()
+          );
+          const context = attend(query, text).arraySync();
+          const inside =
+            ([top, left, bottom, right]: Case["boxes"][number]) =>
+            (cell: number) => {
+              const [y, x] = [Math.floor(cell / width), cell % width];
+              return y >= Math.ceil(top * height) &&
+                y < Math.floor(bottom * height) &&
+                x >= Math.ceil(left * width) &&
+                x < Math.floor(right * width);
+            };
+          return tf.tensor3d(context.map((row, item) =>
+            row.map((own, cell) => {
+              const here = outputs.filter((_, i) => inside(boxes[i])(cell));
+              return here.length === 0
+                ? own
+                : own.map((_, c) =>
+                  here.reduce((sum, o) => sum + o[item][cell][c], 0) /
+                  here.length
+                );
+            })
+          ));
+        },
+      });
+      const [out, expected, plain] = [
+        run({ crossAttend: regionalAttention(maps, states) }),
+        run({ crossAttend: plainly }),
+        run({}),
+      ];
+      const values = await expected.data();
+      close(await out.data(), values, tolerance(b, 2e-6));
+      assert(
+        (await plain.data()).some((v, i) => Math.abs(v - values[i]) > 0.01),
+      );
+      maps.dispose();
+      tf.dispose([sample, global, ...states, out, expected, plain]);
+      disposeTree(params);
+    });
+  },
+  ["wasm"],
+);
 
 forEachBackend("invariants of regional sampling", async () => {
   await noLeak(async () => {
