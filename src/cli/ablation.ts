@@ -22,7 +22,7 @@ import { ablationSchema } from "../experiments/ablation_schema.ts";
 import { store } from "../experiments/pieces.ts";
 import { EMBEDDINGS, presetOf } from "../experiments/presets.ts";
 import { canonicalJson, folderHash } from "../experiments/store.ts";
-import { MODEL_PARTS } from "../experiments/study.ts";
+import { MODEL_PARTS, oneDomain } from "../experiments/study.ts";
 import { pixelsOf } from "../experiments/workshop.ts";
 import {
   assertWritable,
@@ -389,6 +389,7 @@ export async function main(args: readonly string[]): Promise<void> {
   const command = parseAblation(args);
   if (command.help) return console.log(HELP);
   const { out } = command;
+  oneDomain(command.options.concepts);
   for (const folder of [command.options.model, command.options.clip]) {
     if (!await exists(folder)) {
       throw cannot("start the ablation", "a model folder", `none: ${folder}`);

@@ -58,6 +58,16 @@ function kept(
  * @param facts The numbers.
  */
 export function verdict(facts: VerdictFacts): string {
+  const { seeds = [], planned } = facts;
+  const words = judge(facts);
+  return planned
+    ? `Partial run, no conclusion: seeds ${seeds.join(", ")} of the planned ${
+      planned.join(", ")
+    }. ${words}`
+    : words;
+}
+
+function judge(facts: VerdictFacts): string {
   const { scale, concepts, headroom, comparisons } = facts;
   if (scale === "quick") {
     return "Mechanics only, no conclusion: two concepts and four prompts each " +
@@ -72,18 +82,10 @@ export function verdict(facts: VerdictFacts): string {
     } image alignment over the class word, less than the ${headroom.required} ` +
       "that would have to be there to be lost.";
   }
-  const { seeds = [], planned } = facts;
   const arms = Object.values(facts.arms);
   const shares = (["weight", "weight_best_lambda", "gradient"] as const)
     .flatMap((fusion) => kept(arms, fusion) ?? []);
   const sentences = [
-    ...(planned
-      ? [
-        `Partial run, no conclusion: seeds ${seeds.join(", ")} of the planned ${
-          planned.join(", ")
-        }.`,
-      ]
-      : []),
     "Of the image alignment that single concepts gain over the class word, " +
     `fusion keeps: ${shares.join(", ")}.`,
   ];

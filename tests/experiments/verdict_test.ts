@@ -104,3 +104,11 @@ Deno.test("no headroom, one concept or a quick run: no conclusion", () => {
     "Mechanics only, no conclusion:",
   );
 });
+
+Deno.test("a part of a run says first that it is one", () => {
+  const part = { seeds: [0], planned: [0, 1, 2] };
+  const first = "Partial run, no conclusion: seeds 0 of the planned 0, 1, 2. ";
+  assertEquals(verdict(facts(part)), first + verdict(facts()));
+  const headroom = { median: 0.05, required: 0.1, enough: false };
+  assert(verdict(facts({ ...part, headroom })).startsWith(first));
+});
