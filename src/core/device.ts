@@ -17,6 +17,11 @@ interface GraphicsBackend extends tf.KernelBackend {
       resource?: unknown;
     };
   };
+  readonly bufferManager: {
+    readonly freeBuffers: Map<string, GPUBuffer[]>;
+    numFreeBuffers: number;
+    numBytesAllocated: number;
+  };
   uploadToGPU(id: object): void;
 }
 
@@ -80,6 +85,23 @@ export async function settle(): Promise<void> {
   if (!device) return;
   device.queue.submit([]);
   await device.queue.onSubmittedWorkDone();
+}
+
+/**
+ * Gives buffers back to the graphics card that tfjs keeps in case a tensor of
+ * exactly their size is made again. Between parts of a model whose tensors have
+ * other sizes that would be all the memory there is.
+ */
+export function trimCard(): void {
+  const manager = graphics()?.bufferManager;
+  if (!manager) return;
+  for (const buffers of manager.freeBuffers.values()) {
+    for (const buffer of buffers.splice(0)) {
+      manager.numFreeBuffers--;
+      manager.numBytesAllocated -= buffer.size;
+      buffer.destroy();
+    }
+  }
 }
 
 /** Buffers that a WebGPU program may read besides the one it writes. */

@@ -6,7 +6,7 @@
  * @module
  */
 import * as tf from "@tensorflow/tfjs";
-import { bindingLimit } from "../core/device.ts";
+import { bindingLimit, trimCard } from "../core/device.ts";
 import { cannot } from "../core/errors.ts";
 import { fold, type Key, key as rootKey, normal } from "../core/random.ts";
 import type { Pixels } from "../io/png.ts";
@@ -448,6 +448,8 @@ export function decodeImages(
   latents: tf.Tensor4D,
 ): tf.Tensor4D {
   const { config, params } = model.autoencoder;
+  // The UNet's buffers are of no use here.
+  trimCard();
   return tf.tidy(() =>
     tf.clipByValue(
       decode(params, config, latents.div(config.scaling_factor))

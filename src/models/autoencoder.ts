@@ -1,5 +1,5 @@
 import * as tf from "@tensorflow/tfjs";
-import { bindingLimit } from "../core/device.ts";
+import { bindingLimit, trimCard } from "../core/device.ts";
 import { cannot } from "../core/errors.ts";
 import { attend, type Attention, attentionSpec } from "../nn/attention.ts";
 import { type Context, type Conv, conv2d, convSpec } from "../nn/linear.ts";
@@ -201,6 +201,8 @@ function next(bands: Bands, make: (bands: Bands) => Bands): Bands {
   const made = make(bands);
   const kept = new Set(made.map(({ id }) => id));
   for (const band of bands) if (!kept.has(band.id)) band.dispose();
+  // Large tensors of ever other sizes follow.
+  if (made.length > 1) trimCard();
   return made;
 }
 

@@ -10,8 +10,8 @@
  * lets an operation read. No graphics card is needed: Mesa's software adapter
  * takes ten minutes for the UNet and twenty for the decoder.
  *
- * `--dry` gives every command to the card except the one to compute: seconds
- * for all buffers and checks, and no numbers.
+ * `--dry` needs no weights and gives every command to the card except the one to
+ * compute: half a minute for all buffers and checks, and no numbers.
  *
  * `--outputs` writes inputs and outputs in PyTorch's layout, to compare them
  * with another implementation that reads the same folder.
@@ -34,7 +34,10 @@ import {
   type RawTensor,
   writeSafetensors,
 } from "../../src/io/safetensors.ts";
-import { autoencoderSpec } from "../../src/models/autoencoder.ts";
+import {
+  type Autoencoder,
+  autoencoderSpec,
+} from "../../src/models/autoencoder.ts";
 import { diskShape } from "../../src/models/checkpoint.ts";
 import {
   parseAutoencoderConfig,
@@ -47,12 +50,17 @@ import {
   modelIndex,
   promptStates,
 } from "../../src/models/model.ts";
-import { textEncoderSpec } from "../../src/models/text_encoder.ts";
-import { byteAlphabet, createTokenizer } from "../../src/models/tokenizer.ts";
-import { unet, unetSpec } from "../../src/models/unet.ts";
 import {
+  type TextEncoder as ClipText,
+  textEncoderSpec,
+} from "../../src/models/text_encoder.ts";
+import { byteAlphabet, createTokenizer } from "../../src/models/tokenizer.ts";
+import { type UNet, unet, unetSpec } from "../../src/models/unet.ts";
+import {
+  buildTree,
   type Init,
   type ParamSpec,
+  type Spec,
   specLeaves,
   type SpecLike,
 } from "../../src/nn/spec.ts";
@@ -140,26 +148,32 @@ function pairTokenizer(size: number) {
   });
 }
 
-/** Writes the whole model in diffusers' layout. */
-async function writeModel(
-  folder: string,
-  dtype: "F16" | "F32",
-): Promise<void> {
+/** Stable Diffusion 1.5's configs and what they describe. */
+function described() {
   const [text, denoiser] = LORA_BASES.sd15;
   const configs = {
     text_encoder: parseTextEncoderConfig(text),
     unet: parseUNetConfig(denoiser),
     vae: parseAutoencoderConfig(VAE),
   };
-  await pairTokenizer(configs.text_encoder.vocab_size)
-    .save(joinPath(folder, "tokenizer"));
-  const at = (...names: string[]) => joinPath(folder, ...names);
-  await writeJson(at("scheduler", "scheduler_config.json"), SCHEDULER);
   const specs = {
     text_encoder: textEncoderSpec(configs.text_encoder),
     unet: unetSpec(configs.unet),
     vae: autoencoderSpec(configs.vae),
   };
+  return { configs, specs };
+}
+
+/** Writes the whole model in diffusers' layout. */
+async function writeModel(
+  folder: string,
+  dtype: "F16" | "F32",
+): Promise<void> {
+  const { configs, specs } = described();
+  await pairTokenizer(configs.text_encoder.vocab_size)
+    .save(joinPath(folder, "tokenizer"));
+  const at = (...names: string[]) => joinPath(folder, ...names);
+  await writeJson(at("scheduler", "scheduler_config.json"), SCHEDULER);
   for (const name of ["text_encoder", "unet", "vae"] as const) {
     const file = name === "text_encoder" ? "model" : "diffusion_pytorch_model";
     await writeJson(at(name, "config.json"), configs[name]);
@@ -168,10 +182,34 @@ async function writeModel(
   await writeJson(at("model_index.json"), modelIndex(SCHEDULER));
 }
 
+/** The same model without numbers, its tensors where loading puts them. */
+function emptyModel(): Model {
+  const { configs, specs } = described();
+  const empty = <T>(spec: Spec<T>): T =>
+    buildTree<T>(spec, ({ shape, kind }) => {
+      const size = shape.reduce((a, b) => a * b, 1);
+      return kind === "plain" && shape.length === 2
+        ? tf.tensor(new Float32Array(size), shape)
+        : tf.zeros(shape);
+    });
+  return {
+    tokenizer: pairTokenizer(configs.text_encoder.vocab_size),
+    textEncoder: {
+      config: configs.text_encoder,
+      params: empty<ClipText>(specs.text_encoder),
+    },
+    unet: { config: configs.unet, params: empty<UNet>(specs.unet) },
+    autoencoder: { config: configs.vae, params: empty<Autoencoder>(specs.vae) },
+    scheduler: SCHEDULER,
+  };
+}
+
 /** What the graphics card was asked for, from the start of the watch. */
 class Watch {
   /** Bytes of the largest buffer that programs read or write. */
   largest = 0;
+  /** The most bytes of all buffers at a time, since it was last asked for. */
+  allocated = 0;
   readonly complaints: string[] = [];
 
   constructor() {
@@ -185,6 +223,13 @@ class Watch {
       if (wanted.usage & GPUBufferUsage.STORAGE) {
         this.largest = Math.max(this.largest, wanted.size);
       }
+      const { numBytesAllocatedInGPU } = tf.memory() as unknown as {
+        numBytesAllocatedInGPU: number;
+      };
+      this.allocated = Math.max(
+        this.allocated,
+        numBytesAllocatedInGPU + wanted.size,
+      );
       return create(wanted);
     };
   }
@@ -222,8 +267,13 @@ async function peak(): Promise<number> {
 const gigabytes = (bytes: number) => `${(bytes / 1e9).toFixed(2)} GB`;
 
 /** Runs a stage and reports time, memory of the process and of the card. */
-async function stage<T>(name: string, run: () => Promise<T>): Promise<T> {
+async function stage<T>(
+  name: string,
+  run: () => Promise<T>,
+  watch?: Watch,
+): Promise<T> {
   await peak();
+  if (watch) watch.allocated = 0;
   const [started, before] = [performance.now(), await computed()];
   const result = await run();
   const seconds = (performance.now() - started) / 1000;
@@ -276,6 +326,7 @@ async function forward(
   side: number,
   steps: number,
   parts: ReadonlySet<string>,
+  watch: Watch,
 ): Promise<[string, RawTensor][]> {
   const prompt = "a photo of a red fox on grass";
   const { ids } = model.tokenizer.encode(prompt);
@@ -288,7 +339,7 @@ async function forward(
     const made = tf.tidy(() => promptStates(model, [prompt])) as tf.Tensor3D;
     await made.data();
     return made;
-  });
+  }, watch);
   kept.push(await values("states", states));
   const size = side / 8;
   const latent = tf.tensor4d(
@@ -302,7 +353,7 @@ async function forward(
       const made = tf.tidy(() => unet(params, config, latent, [500], states));
       await made.data();
       return made;
-    });
+    }, watch);
     if (step === 0) kept.push(await values("noise", noise));
     noise.dispose();
   }
@@ -311,7 +362,7 @@ async function forward(
       const made = decodeImages(model, latent);
       await made.data();
       return made;
-    });
+    }, watch);
     kept.push(await values("picture", picture));
     picture.dispose();
   }
@@ -346,11 +397,14 @@ if (import.meta.main) {
   }
   const info = await selectBackend(args.backend as BackendChoice);
   console.log(`${info.describe}, binding limit ${gigabytes(bindingLimit())}`);
-  if (!await exists(joinPath(folder, "model_index.json"))) {
+  if (!args.dry && !await exists(joinPath(folder, "model_index.json"))) {
     await stage(`write ${folder}, ${dtype}`, () => writeModel(folder, dtype));
   }
   const watch = new Watch();
-  const model = await stage("load", () => loadModel(folder));
+  if (args.dry) watch.holdBack();
+  const model = args.dry
+    ? await stage("make room", () => Promise.resolve(emptyModel()))
+    : await stage("load", () => loadModel(folder));
   const counts = [model.textEncoder, model.unet, model.autoencoder].map((n) =>
     parameterCount(n.params)
   );
@@ -359,12 +413,12 @@ if (import.meta.main) {
       `${gigabytes(4 * counts.reduce((a, b) => a + b))} in 32 bits, largest ` +
       `component ${gigabytes(4 * Math.max(...counts))}`,
   );
-  if (args.dry) watch.holdBack();
   const kept = await forward(
     model,
     Number(args.size),
     Number(args.steps),
     new Set(args.parts.split(",")),
+    watch,
   );
   if (outputs) await writeSafetensors(outputs, kept);
   const limit = bindingLimit();
