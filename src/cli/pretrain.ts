@@ -212,6 +212,8 @@ async function trainNetwork(
     : undefined;
   const metrics = joinPath(out, name, "metrics.csv");
   await Deno.mkdir(joinPath(out, name), { recursive: true });
+  // A new run's rows must not follow another's.
+  if (!settings.resume && await exists(metrics)) await Deno.remove(metrics);
   const began = performance.now();
   const run = pretrain(name, { recipe, workers, checkpoint, start, materials });
   const rows: Record<string, number>[] = [];

@@ -160,6 +160,7 @@ function conceptScene(
   set: FrameSet,
   i: number,
   art: Art,
+  ground?: string,
 ): Scene {
   const root = fold(key(WORLD.seed), "concept", identity.name, set);
   const draw = stream(fold(root, "image", i));
@@ -170,7 +171,7 @@ function conceptScene(
     fold(root, "backgrounds", round),
     backgrounds.length,
   );
-  const background = backgrounds[order[i % backgrounds.length]].word;
+  const background = ground ?? backgrounds[order[i % backgrounds.length]].word;
   const frameOrder = permutation(
     fold(root, "frames", Math.floor(i / frames)),
     frames,
@@ -236,6 +237,7 @@ function conceptScene(
  * @param set Which block of its animation.
  * @param i Index.
  * @param art From {@linkcode loadConceptArt}.
+ * @param background Instead of the one whose turn it is.
  * @throws If the name is unknown, or `i` is beyond the set.
  */
 export function conceptImage(
@@ -243,6 +245,7 @@ export function conceptImage(
   set: FrameSet,
   i: number,
   art: Art,
+  background?: string,
 ): ConceptImage {
   const identity = identityOf(name);
   const count = set === "train"
@@ -253,7 +256,7 @@ export function conceptImage(
   if (!Number.isInteger(i) || i < 0 || i >= count) {
     throw cannot(`draw ${name}`, `an index below ${count} in ${set}`, i);
   }
-  const scene = conceptScene(identity, set, i, art);
+  const scene = conceptScene(identity, set, i, art, background);
   return describe(scene, name, identity.class, i, art);
 }
 

@@ -207,7 +207,7 @@ export const WORLD: World = {
   colors: COLORS,
   pairs: 0.3,
   tinted: 0.35,
-  sizes: { small: [23, 27], "": [31, 37], big: [41, 46], pair: [25, 31] },
+  sizes: { small: [27, 31], "": [36, 42], big: [46, 52], pair: [28, 32] },
 };
 
 /** The wider world of the evaluation CLIP: more nouns, every design. */

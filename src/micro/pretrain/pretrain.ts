@@ -23,7 +23,16 @@ import {
   type NetworkRecipe,
   VAE_CONFIG,
 } from "./recipe.ts";
-import { type Autoencoder, autoencoderSpec } from "../../models/autoencoder.ts";
+import * as tf from "@tensorflow/tfjs";
+import {
+  type Autoencoder,
+  autoencoderSpec,
+  encode,
+} from "../../models/autoencoder.ts";
+import { loadArt } from "../art.ts";
+import { renderScene, trainScene } from "../scenes.ts";
+import { WORLD } from "../world.ts";
+import { symmetricEigen } from "../../optim/least_squares.ts";
 import { rescaleLatents } from "./weights.ts";
 import type { ServerInit, ShardAnswer, ShardRequest } from "./shards.ts";
 import { createShardServer } from "./shards.ts";
@@ -35,6 +44,7 @@ import {
   LATENT_SIDE,
   networkLayout,
   networkSpec,
+  pixels,
   type ShardResult,
   unflatten,
 } from "./tasks.ts";
@@ -327,36 +337,70 @@ export async function* encodeLatents(
   }
 }
 
+/** An affine change of latents: z ↦ (z − mean)·forward; `backward` undoes it. */
+export interface LatentBasis {
+  /** What becomes zero, [channels]. */
+  readonly mean: readonly number[];
+  /** [channels, channels]: old axes by new. */
+  readonly forward: readonly (readonly number[])[];
+  /** [channels, channels]: new axes by old. */
+  readonly backward: readonly (readonly number[])[];
+}
+
 /**
- * Scales of latent channels for diffusion: zero mean, std^0.6 of each divided
- * out, and a mean square of one over all of them. Fully whitened, the channels
- * that hold little of the picture would cost as much of the loss as the others.
+ * A basis of latents for diffusion: principal axes, largest first, zero mean,
+ * std^0.6 of each axis divided out, and a mean square of one over all of them.
+ * Fully whitened, axes that hold little of the picture would cost as much of
+ * the loss as the others; left alone, an autoencoder puts nine tenths of the
+ * variance on two axes, and what lies on the rest drowns in the noise.
  *
  * @param latents Latents end to end, channels last.
  * @param channels Number of channels.
  */
-export function latentScales(
+export function latentBasis(
   latents: Float32Array,
   channels: number,
-): { mean: number[]; std: number[] } {
+): LatentBasis {
   const n = latents.length / channels;
-  const sum = new Array(channels).fill(0);
-  const squares = new Array(channels).fill(0);
-  for (let i = 0; i < latents.length; i++) {
-    sum[i % channels] += latents[i];
-    squares[i % channels] += latents[i] ** 2;
+  const mean = new Array<number>(channels).fill(0);
+  for (let i = 0; i < latents.length; i++) mean[i % channels] += latents[i] / n;
+  const covariance = new Float64Array(channels * channels);
+  for (let i = 0; i < n; i++) {
+    for (let a = 0; a < channels; a++) {
+      const x = latents[i * channels + a] - mean[a];
+      for (let b = 0; b < channels; b++) {
+        covariance[a * channels + b] += x *
+          (latents[i * channels + b] - mean[b]) / n;
+      }
+    }
   }
-  const mean = sum.map((s) => s / n);
-  const spread = squares.map((s, c) => Math.sqrt(s / n - mean[c] ** 2));
-  const after = spread.map((s) => s ** 0.4);
-  const rms = Math.sqrt(
-    after.reduce((total, a) => total + a * a, 0) / channels,
+  const { values, vectors } = symmetricEigen({
+    rows: channels,
+    columns: channels,
+    data: covariance,
+  });
+  const order = Array.from(values.keys()).sort((a, b) => values[b] - values[a]);
+  // A dead axis must not be blown up to the size of the others.
+  const least = 1e-3 * Math.sqrt(values[order[0]]);
+  const spread = order.map((j) =>
+    Math.max(least, Math.sqrt(Math.max(0, values[j])))
   );
-  return { mean, std: spread.map((s) => s ** 0.6 * rms) };
+  const rms = Math.sqrt(
+    spread.reduce((total, s) => total + s ** 0.8, 0) / channels,
+  );
+  const scale = spread.map((s) => s ** 0.6 * rms);
+  const axis = (j: number, c: number): number =>
+    vectors.data[order[j] * channels + c];
+  const each = Array.from({ length: channels }, (_, i) => i);
+  return {
+    mean,
+    forward: each.map((c) => each.map((j) => axis(j, c) / scale[j])),
+    backward: each.map((j) => each.map((c) => axis(j, c) * scale[j])),
+  };
 }
 
 /**
- * Rescales a trained autoencoder's latents for diffusion.
+ * Gives a trained autoencoder's latents the {@linkcode latentBasis}.
  *
  * @param values Flat parameters.
  * @param workers Deno Workers; 0 runs in place.
@@ -369,15 +413,30 @@ export async function normaliseLatents(
   scenes = 512,
 ): Promise<Float32Array> {
   const latents = await finish(encodeLatents(values, workers, scenes));
-  const { mean, std } = latentScales(latents, VAE_CONFIG.latent_channels);
-  const layout = networkLayout("vae");
+  const basis = latentBasis(latents, VAE_CONFIG.latent_channels);
   const tree = unflatten<Autoencoder>(
     autoencoderSpec(VAE_CONFIG),
-    layout,
+    networkLayout("vae"),
     values,
   );
-  const scaled = rescaleLatents(tree, mean, std);
-  const flat = flatten("vae", scaled);
-  disposeTree([tree, scaled]);
+  const changed = rescaleLatents(tree, basis, await averageVariance(tree));
+  const flat = flatten("vae", changed);
+  disposeTree([tree, changed]);
   return flat;
+}
+
+/** Posterior variance of each latent channel, averaged over some scenes. */
+async function averageVariance(tree: Autoencoder): Promise<number[]> {
+  const art = await loadArt();
+  const images = Array.from(
+    { length: 16 },
+    (_, i) => renderScene(trainScene(i, WORLD, {}, art), art),
+  );
+  const variance = tf.tidy(() =>
+    encode(tree, VAE_CONFIG, pixels(images, WORLD.side)).logvar.exp()
+      .mean([0, 1, 2])
+  );
+  const values = Array.from(await variance.data());
+  variance.dispose();
+  return values;
 }

@@ -85,7 +85,7 @@ export const UNET_CONFIG: UNetConfig = parseUNetConfig({
   sample_size: 16,
   in_channels: 8,
   out_channels: 8,
-  block_out_channels: [32, 96, 96],
+  block_out_channels: [56, 96, 96],
   down_block_types: [
     "DownBlock2D",
     "CrossAttnDownBlock2D",

@@ -41,7 +41,7 @@ import { flatLayout } from "../../optim/flat.ts";
 import type { Art } from "../art.ts";
 import { captionOf } from "../captions.ts";
 import { conceptImage } from "../concepts.ts";
-import { renderScene, trainScene } from "../scenes.ts";
+import { renderScene, type SampleSceneOptions, trainScene } from "../scenes.ts";
 import { sketchOf } from "../sketch.ts";
 import { tokenizerOfWorld } from "./vocabulary.ts";
 import { IDENTITIES, WIDE_WORLD, WORLD, type World } from "../world.ts";
@@ -291,6 +291,21 @@ function sceneImage(
   );
 }
 
+/**
+ * What is fixed in a contrastive step: in every other one nothing, in the rest
+ * the background, the same for all, and one object each. Where captions differ
+ * in their background a CLIP tells them apart by it and learns nouns slowly.
+ */
+function clipScenes({ seed, step }: Shard): SampleSceneOptions {
+  if (step % 2 === 0) return {};
+  const { backgrounds } = WORLD;
+  const draw = stream(fold(key(seed), "background", step));
+  return {
+    objects: 1,
+    background: backgrounds[draw.integer(backgrounds.length)].word,
+  };
+}
+
 /** Image and caption of a CLIP's training sample. */
 function clipSample(
   name: NetworkName,
@@ -299,10 +314,17 @@ function clipSample(
   materials: Materials,
 ): { image: Uint8Array; text: string } {
   const n = i + shard.seed * 1e6;
+  const fixed = clipScenes(shard);
   // The evaluation CLIP also knows the identities, by their proper names.
   if (name === "clip_b" && n % 4 === 0) {
     const identity = IDENTITIES[(n / 4) % IDENTITIES.length];
-    const shown = conceptImage(identity.name, "clip", n, materials.frames);
+    const shown = conceptImage(
+      identity.name,
+      "clip",
+      n,
+      materials.frames,
+      fixed.background,
+    );
     const byName = stream(fold(key(n), "name")).uniform() < 0.8;
     return {
       image: shown.image,
@@ -310,7 +332,7 @@ function clipSample(
     };
   }
   const world: World = name === "clip_b" ? WIDE_WORLD : WORLD;
-  const scene = trainScene(n, world, {}, materials.art);
+  const scene = trainScene(n, world, fixed, materials.art);
   return {
     image: renderScene(scene, materials.art, world),
     text: captionOf(scene, n, 0, { exclude: materials.exclude }),
@@ -564,7 +586,7 @@ function denoisingBatch(
   const noisy = timesteps.map((t) => Math.sqrt(1 - SCHEDULE.alphasCumprod[t]));
   const weights = timesteps.map((_, i) => {
     const snr = (signal[i] / noisy[i]) ** 2;
-    return Math.min(snr, MIN_SNR_GAMMA) / (snr + 1);
+    return (Math.min(snr, MIN_SNR_GAMMA) + 1) / (snr + 1);
   });
   const inputs = tf.tidy(() => {
     const x0 = tf.tensor4d(latents, [batch.length, side, side, c]);
@@ -589,6 +611,10 @@ function denoisingBatch(
 /**
  * Loss of the UNet: v-prediction with min-SNR weighting, timesteps stratified
  * over the batch.
+ *
+ * The weight of the error of x₀ is min(SNR, γ) + 1: v's own weight SNR + 1,
+ * capped. Without the one the noisiest third of the steps, where small latents
+ * take their shapes, would weigh next to nothing.
  */
 export async function unetShard(
   params: UNet,

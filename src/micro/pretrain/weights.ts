@@ -6,6 +6,7 @@ import { load, save } from "../../models/checkpoint.ts";
 import type { Autoencoder } from "../../models/autoencoder.ts";
 import type { Clip } from "../../models/image_encoder.ts";
 import { modelIndex } from "../../models/model.ts";
+import type { LatentBasis } from "./pretrain.ts";
 import {
   ADAPTER_CONFIG,
   type NetworkName,
@@ -41,46 +42,60 @@ export async function loadNetwork(
 }
 
 /**
- * Shifts and scales an autoencoder's latent channels by folding the affine map
- * into `quant_conv` and `post_quant_conv`; images decode to the same pixels.
+ * Changes the basis of an autoencoder's latents by folding the affine map into
+ * `quant_conv` and `post_quant_conv`; images decode to the same pixels. No
+ * linear map of a logarithm follows a rotation: the posterior's variance becomes
+ * one number an axis, what it was on average.
  *
  * @param p The autoencoder; it is not changed.
- * @param mean What becomes zero, a latent channel.
- * @param std What becomes one, a latent channel.
+ * @param basis The new basis.
+ * @param variance Average posterior variance of each old channel.
  * @returns An autoencoder that shares all other parameters.
  */
 export function rescaleLatents(
   p: Autoencoder,
-  mean: readonly number[],
-  std: readonly number[],
+  basis: LatentBasis,
+  variance: readonly number[],
 ): Autoencoder {
+  const n = basis.mean.length;
+  const matrix = (rows: readonly (readonly number[])[]): tf.Tensor2D =>
+    tf.tensor2d(rows.map((row) => [...row]));
+  const logvar = basis.mean.map((_, j) =>
+    Math.log(
+      variance.reduce((sum, v, c) => sum + v * basis.forward[c][j] ** 2, 0),
+    )
+  );
   return ownedByCaller(() => {
-    const m = tf.tensor1d([...mean]);
-    const s = tf.tensor1d([...std]);
-    const one = tf.onesLike(s);
-    const factor = tf.concat([tf.div(1, s), one]);
-    const shift = tf.concat([
-      m.div(s),
-      // log variance shrinks by 2·log s
-      s.log().mul(2),
-    ]);
-    const quant = {
-      weight: tf.keep(p.quant_conv.weight.mul(factor)) as tf.Tensor4D,
-      bias: tf.keep(p.quant_conv.bias!.mul(factor).sub(shift)) as tf.Tensor1D,
+    const mean = matrix([basis.mean]);
+    const forward = matrix(basis.forward), backward = matrix(basis.backward);
+    const into = p.quant_conv.weight.reshape([-1, 2 * n]) as tf.Tensor2D;
+    const width = into.shape[0];
+    const toMean = tf.matMul(tf.slice(into, [0, 0], [width, n]), forward);
+    const bias = tf.slice(p.quant_conv.bias!, 0, n).reshape([1, n]).sub(mean);
+    const out = p.post_quant_conv.weight.reshape([n, -1]) as tf.Tensor2D;
+    return {
+      ...p,
+      quant_conv: {
+        weight: tf.keep(
+          tf.concat([toMean, tf.zerosLike(toMean)], 1)
+            .reshape(p.quant_conv.weight.shape),
+        ) as tf.Tensor4D,
+        bias: tf.keep(
+          tf.concat([
+            tf.matMul(bias as tf.Tensor2D, forward).reshape([n]),
+            tf.tensor1d(logvar),
+          ]),
+        ) as tf.Tensor1D,
+      },
+      post_quant_conv: {
+        weight: tf.keep(
+          tf.matMul(backward, out).reshape(p.post_quant_conv.weight.shape),
+        ) as tf.Tensor4D,
+        bias: tf.keep(
+          p.post_quant_conv.bias!.add(tf.matMul(mean, out).reshape([-1])),
+        ) as tf.Tensor1D,
+      },
     };
-    const w = p.post_quant_conv.weight;
-    const back = {
-      weight: tf.keep(w.mul(s.reshape([1, 1, s.size, 1]))) as tf.Tensor4D,
-      bias: tf.keep(
-        p.post_quant_conv.bias!.add(
-          tf.matMul(
-            m.reshape([1, m.size]),
-            w.reshape([w.shape[2], w.shape[3]]),
-          ).reshape([w.shape[3]]),
-        ),
-      ) as tf.Tensor1D,
-    };
-    return { ...p, quant_conv: quant, post_quant_conv: back };
   });
 }
 
