@@ -160,7 +160,7 @@ export const RECIPE: Readonly<Record<NetworkName, NetworkRecipe>> = {
   unet: {
     steps: 6000,
     batch: 32,
-    shards: 4,
+    shards: 2,
     lr: 1.5e-3,
     warmup: 100,
     weightDecay: 0.01,
