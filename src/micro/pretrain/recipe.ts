@@ -101,7 +101,7 @@ export const UNET_CONFIG: UNetConfig = parseUNetConfig({
 /** Config of the sketch T2I-Adapter: outlines of objects in, a light adapter. */
 export const ADAPTER_CONFIG: T2IAdapterConfig = parseT2IAdapterConfig({
   adapter_type: "light_adapter",
-  channels: [32, 96],
+  channels: UNET_CONFIG.block_out_channels.slice(0, 2),
   downscale_factor: 4,
   in_channels: 1,
   num_res_blocks: 2,
