@@ -38,6 +38,7 @@ import { conceptImage, loadConceptArt } from "../micro/concepts.ts";
 import { conceptOf } from "../micro/in_domain.ts";
 import { PROMPTS_SHA256 } from "../micro/prompts.ts";
 import { IDENTITIES } from "../micro/world.ts";
+import { stageLabel } from "./stages.ts";
 import { createProgress } from "./progress.ts";
 import {
   ablationHtml,
@@ -428,7 +429,7 @@ export async function main(args: readonly string[]): Promise<void> {
   const found = await finish(
     ablation(options),
     ({ stage, done, total, unit }) =>
-      progress.update(LABELS[stage] ?? stage, done, total, unit),
+      progress.update(stageLabel(stage), done, total, unit),
   );
   progress.finish();
   const report = ablationSchema.parse(JSON.parse(JSON.stringify(found)));
@@ -454,14 +455,5 @@ export async function main(args: readonly string[]): Promise<void> {
     `\n${joinPath(out, "ablation.html")}  (also ablation.json, .md, .png)`,
   );
 }
-
-/** What the stages are called. */
-const LABELS: Readonly<Record<string, string>> = {
-  imagine: "drawing concepts",
-  train: "training concepts",
-  fuse: "fusing",
-  sample: "drawing",
-  score: "scoring",
-};
 
 if (import.meta.main) await runScript(() => main(Deno.args));

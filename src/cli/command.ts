@@ -57,6 +57,14 @@ export interface Options {
    * @throws If it is none, or out of bounds.
    */
   number(name: string, bounds?: NumberBounds): number | undefined;
+  /** The value of an option as words between commas. */
+  list(name: string): string[] | undefined;
+  /**
+   * The value of an option as numbers between commas.
+   *
+   * @throws If one of them is none.
+   */
+  numbers(name: string): number[] | undefined;
   /**
    * The value of an option as one of several words.
    *
@@ -127,6 +135,7 @@ export function readOptions(
     throw cannot(what, rest.what, free.join(" ") || "nothing");
   }
   const value = (name: string): string | undefined => values(name)[0];
+  const list = (name: string) => value(name)?.split(",");
   return {
     help,
     rest: free,
@@ -158,6 +167,15 @@ export function readOptions(
       }
       return number;
     },
+    list,
+    numbers: (name) =>
+      list(name)?.map((part) => {
+        const number = part.trim() === "" ? NaN : Number(part);
+        if (!Number.isFinite(number)) {
+          throw cannot(what, `--${name} numbers separated by commas`, part);
+        }
+        return number;
+      }),
     oneOf<T extends string>(name: string, words: readonly T[]) {
       const found = value(name);
       if (found === undefined || words.includes(found as T)) {

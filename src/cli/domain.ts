@@ -30,11 +30,11 @@ import {
   backendOf,
   type Command,
   EXIT_CODES,
-  type Options,
   readOptions,
   runCommand,
 } from "./command.ts";
 import { EMBEDDED, mustExist } from "./models.ts";
+import { stageLabel } from "./stages.ts";
 import { createProgress } from "./progress.ts";
 import { contactSheet } from "./report/grid.ts";
 import { markdownTable, textTable } from "./report/markdown.ts";
@@ -80,23 +80,6 @@ export interface DomainRequest {
 
 const WHAT = "run the domain experiment";
 
-function listOf(options: Options, name: string): string[] | undefined {
-  return options.text(name)?.split(",");
-}
-
-function numbersOf(
-  options: Options,
-  name: string,
-): number[] | undefined {
-  return listOf(options, name)?.map((part) => {
-    const value = part.trim() === "" ? NaN : Number(part);
-    if (!Number.isFinite(value)) {
-      throw cannot(WHAT, `--${name} numbers separated by commas`, part);
-    }
-    return value;
-  });
-}
-
 function parse(args: readonly string[]): DomainRequest | undefined {
   const options = readOptions(WHAT, args, {
     text: [
@@ -132,15 +115,15 @@ function parse(args: readonly string[]): DomainRequest | undefined {
     (quick ? "out/domain-quick" : "out/domain");
   const workers = options.number("workers", { whole: true, least: 0 });
   const trainSteps = options.number("train-steps", { whole: true, least: 1 });
-  const inDomain = listOf(options, "concepts") ??
+  const inDomain = options.list("concepts") ??
     (quick ? ["ulla", "finn"] : undefined);
-  const outDomain = listOf(options, "out-domain");
-  const methods = listOf(options, "method")?.map((name) => {
+  const outDomain = options.list("out-domain");
+  const methods = options.list("method")?.map((name) => {
     const found = DOMAIN_METHODS.find((one) => one === name);
     if (!found) throw cannot(WHAT, DOMAIN_METHODS.join(", "), name);
     return found;
   });
-  const alphas = numbersOf(options, "alphas");
+  const alphas = options.numbers("alphas");
   const embeddingRate = options.number("lr-embedding", { least: 0 });
   const adapterEmbeddingRate = options.number("lr-beside", { least: 0 });
   return {
@@ -154,7 +137,7 @@ function parse(args: readonly string[]): DomainRequest | undefined {
       ...(inDomain ? { inDomain } : {}),
       ...(outDomain ? { outDomain } : {}),
       prompts: count("n", quick ? 4 : 20, 20),
-      seeds: numbersOf(options, "seeds") ?? [0],
+      seeds: options.numbers("seeds") ?? [0],
       ...(methods ? { methods } : {}),
       ...(alphas ? { alphas } : {}),
       ...(embeddingRate === undefined ? {} : { embeddingRate }),
@@ -209,14 +192,6 @@ async function sheetOf(options: DomainOptions): Promise<Pixels> {
   });
 }
 
-const LABELS: Readonly<Record<string, string>> = {
-  imagine: "drawing concepts",
-  train: "training concepts",
-  fuse: "fusing",
-  sample: "drawing",
-  score: "scoring",
-};
-
 /** In-domain against out-domain concepts. */
 export const domain: Command<DomainRequest> = {
   name: "domain",
@@ -238,7 +213,7 @@ export const domain: Command<DomainRequest> = {
     const report = await finish(
       domains(options),
       ({ stage, done, total, unit }) =>
-        progress.update(LABELS[stage] ?? stage, done, total, unit),
+        progress.update(stageLabel(stage), done, total, unit),
     );
     progress.finish();
     const { settings } = options;

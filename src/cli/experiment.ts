@@ -41,6 +41,7 @@ import { conceptOf } from "../micro/in_domain.ts";
 import { IDENTITIES } from "../micro/world.ts";
 import { type Command, runCommand } from "./command.ts";
 import { domain } from "./domain.ts";
+import { stageLabel } from "./stages.ts";
 import { createProgress } from "./progress.ts";
 import { regions } from "./regions.ts";
 import {
@@ -312,14 +313,6 @@ const EXPERIMENTS: Readonly<Record<string, Experiment>> = {
   },
 };
 
-const LABELS: Readonly<Record<string, string>> = {
-  imagine: "drawing concepts",
-  train: "training concepts",
-  fuse: "fusing",
-  sample: "drawing",
-  score: "scoring",
-};
-
 function numbers(name: string, text: string): number[] {
   return text.split(",").map((part) => {
     const value = part.trim() === "" ? NaN : Number(part);
@@ -459,7 +452,7 @@ export async function main(args: readonly string[]): Promise<void> {
   const { rows, table, note } = await finish(
     run,
     ({ stage, done, total, unit }) =>
-      progress.update(LABELS[stage] ?? stage, done, total, unit),
+      progress.update(stageLabel(stage), done, total, unit),
   );
   progress.finish();
   await writeJson(joinPath(out, `${name}.json`), {

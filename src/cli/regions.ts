@@ -40,11 +40,11 @@ import {
   backendOf,
   type Command,
   EXIT_CODES,
-  type Options,
   readOptions,
   runCommand,
 } from "./command.ts";
 import { EMBEDDED, mustExist } from "./models.ts";
+import { stageLabel } from "./stages.ts";
 import { createProgress } from "./progress.ts";
 import { contactSheet } from "./report/grid.ts";
 import {
@@ -109,18 +109,6 @@ export interface RegionRequest {
 
 const WHAT = "run the regions experiment";
 
-function listOf(options: Options, name: string): string[] | undefined {
-  return options.text(name)?.split(",");
-}
-
-function numbersOf(
-  options: Options,
-  name: string,
-  fallback: readonly number[],
-): readonly number[] {
-  return listOf(options, name)?.map(Number) ?? fallback;
-}
-
 /** Reads the command line; nothing if it is help. */
 function parse(args: readonly string[]): RegionRequest | undefined {
   const options = readOptions(WHAT, args, {
@@ -153,7 +141,7 @@ function parse(args: readonly string[]): RegionRequest | undefined {
     options.number(name, { whole: true, least: 1 }) ?? fallback;
   const preset = presetOf(options.text("preset") ?? "ablation");
   const trainSteps = options.number("train-steps", { whole: true, least: 1 });
-  const arms = listOf(options, "arms");
+  const arms = options.list("arms");
   const model = options.text("model") ?? EMBEDDED;
   const out = options.text("out") ??
     joinPath("out", quick ? "regions-quick" : "regions");
@@ -168,16 +156,16 @@ function parse(args: readonly string[]): RegionRequest | undefined {
       model,
       clip: options.text("clip") ?? joinPath(model, "clip_b"),
       cache: options.text("cache") ?? joinPath(out, "cache"),
-      concepts: (listOf(options, "concepts") ??
+      concepts: (options.list("concepts") ??
         (quick ? ["kuro", "momo"] : ["kuro", "lila", "momo", "raja", "zorp"]))
         .map((name) => identityOf(name).name),
-      counts: numbersOf(options, "counts", quick ? [2] : [2, 3, 4]),
+      counts: options.numbers("counts") ?? (quick ? [2] : [2, 3, 4]),
       sets: count("sets", quick ? 1 : 5),
       backgrounds: count("backgrounds", quick ? 1 : 2),
       pictures: count("pictures", quick ? 1 : 4),
       seed: options.number("seed", { whole: true }) ?? 0,
       ...(arms ? { arms } : {}),
-      scales: numbersOf(options, "scales", quick ? [] : [1.5, 2]),
+      scales: options.numbers("scales") ?? (quick ? [] : [1.5, 2]),
       timing: !options.flag("no-timing"),
       settings: {
         ...preset,
@@ -427,14 +415,6 @@ async function regionsHtml(
   return await page("Mix-of-Show: several concepts in one picture", parts);
 }
 
-const LABELS: Readonly<Record<string, string>> = {
-  train: "training concepts",
-  fuse: "fusing",
-  sample: "drawing",
-  score: "scoring",
-  time: "timing",
-};
-
 /** Several concepts in one picture, measured. */
 export const regions: Command<RegionRequest> = {
   name: "regions",
@@ -462,7 +442,7 @@ export const regions: Command<RegionRequest> = {
     const report = await finish(
       run,
       ({ stage, done, total, unit }) =>
-        progress.update(LABELS[stage] ?? stage, done, total, unit),
+        progress.update(stageLabel(stage), done, total, unit),
     );
     progress.finish();
     const rows = await sceneRows(report, options.cache);

@@ -3,9 +3,11 @@ import * as tf from "@tensorflow/tfjs";
 import { selectBackend } from "../../src/core/backend.ts";
 import { key, normal } from "../../src/core/random.ts";
 import { disposeTree } from "../../src/core/tree.ts";
-import { latentBasis } from "../../src/micro/pretrain/pretrain.ts";
+import {
+  latentBasis,
+  rescaleLatents,
+} from "../../src/micro/pretrain/latent_basis.ts";
 import { VAE_CONFIG } from "../../src/micro/pretrain/recipe.ts";
-import { rescaleLatents } from "../../src/micro/pretrain/weights.ts";
 import {
   type Autoencoder,
   autoencoderSpec,

@@ -8,7 +8,7 @@
  * once, with what each took in time and memory. It fails if a value is not
  * finite, if the graphics card complains, or if a buffer is larger than what it
  * lets an operation read. No graphics card is needed: Mesa's software adapter
- * takes ten minutes for the UNet and twenty for the decoder.
+ * takes five minutes for the UNet and eleven for the decoder.
  *
  * `--dry` needs no weights and gives every command to the card except the one to
  * compute: half a minute for all buffers and checks, and no numbers.

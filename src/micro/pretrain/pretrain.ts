@@ -1,3 +1,4 @@
+import * as tf from "@tensorflow/tfjs";
 import { finish } from "../../core/finish.ts";
 import { fold, key } from "../../core/random.ts";
 import { createPool } from "../../core/pool.ts";
@@ -23,7 +24,6 @@ import {
   type NetworkRecipe,
   VAE_CONFIG,
 } from "./recipe.ts";
-import * as tf from "@tensorflow/tfjs";
 import {
   type Autoencoder,
   autoencoderSpec,
@@ -32,8 +32,7 @@ import {
 import { loadArt } from "../art.ts";
 import { renderScene, trainScene } from "../scenes.ts";
 import { WORLD } from "../world.ts";
-import { symmetricEigen } from "../../optim/least_squares.ts";
-import { rescaleLatents } from "./weights.ts";
+import { latentBasis, rescaleLatents } from "./latent_basis.ts";
 import type { ServerInit, ShardAnswer, ShardRequest } from "./shards.ts";
 import { createShardServer } from "./shards.ts";
 import type { ShardHandlers } from "./worker.ts";
@@ -335,68 +334,6 @@ export async function* encodeLatents(
   } finally {
     runner.close();
   }
-}
-
-/** An affine change of latents: z ↦ (z − mean)·forward; `backward` undoes it. */
-export interface LatentBasis {
-  /** What becomes zero, [channels]. */
-  readonly mean: readonly number[];
-  /** [channels, channels]: old axes by new. */
-  readonly forward: readonly (readonly number[])[];
-  /** [channels, channels]: new axes by old. */
-  readonly backward: readonly (readonly number[])[];
-}
-
-/**
- * A basis of latents for diffusion: principal axes, largest first, zero mean,
- * std^0.6 of each axis divided out, and a mean square of one over all of them.
- * Fully whitened, axes that hold little of the picture would cost as much of
- * the loss as the others; left alone, an autoencoder puts nine tenths of the
- * variance on two axes, and what lies on the rest drowns in the noise.
- *
- * @param latents Latents end to end, channels last.
- * @param channels Number of channels.
- */
-export function latentBasis(
-  latents: Float32Array,
-  channels: number,
-): LatentBasis {
-  const n = latents.length / channels;
-  const mean = new Array<number>(channels).fill(0);
-  for (let i = 0; i < latents.length; i++) mean[i % channels] += latents[i] / n;
-  const covariance = new Float64Array(channels * channels);
-  for (let i = 0; i < n; i++) {
-    for (let a = 0; a < channels; a++) {
-      const x = latents[i * channels + a] - mean[a];
-      for (let b = 0; b < channels; b++) {
-        covariance[a * channels + b] += x *
-          (latents[i * channels + b] - mean[b]) / n;
-      }
-    }
-  }
-  const { values, vectors } = symmetricEigen({
-    rows: channels,
-    columns: channels,
-    data: covariance,
-  });
-  const order = Array.from(values.keys()).sort((a, b) => values[b] - values[a]);
-  // A dead axis must not be blown up to the size of the others.
-  const least = 1e-3 * Math.sqrt(values[order[0]]);
-  const spread = order.map((j) =>
-    Math.max(least, Math.sqrt(Math.max(0, values[j])))
-  );
-  const rms = Math.sqrt(
-    spread.reduce((total, s) => total + s ** 0.8, 0) / channels,
-  );
-  const scale = spread.map((s) => s ** 0.6 * rms);
-  const axis = (j: number, c: number): number =>
-    vectors.data[order[j] * channels + c];
-  const each = Array.from({ length: channels }, (_, i) => i);
-  return {
-    mean,
-    forward: each.map((c) => each.map((j) => axis(j, c) / scale[j])),
-    backward: each.map((j) => each.map((c) => axis(j, c) * scale[j])),
-  };
 }
 
 /**

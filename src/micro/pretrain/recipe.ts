@@ -133,7 +133,10 @@ export const DROP_CAPTION = 0.1;
 /** Scenes whose latents are encoded once and trained on. */
 export const LATENT_SCENES = 16384;
 
-/** The recipe behind the committed weights. */
+/**
+ * How a fresh run trains each network. The committed weights came about in
+ * pieces; `models/micro/README.md` lists them.
+ */
 export const RECIPE: Readonly<Record<NetworkName, NetworkRecipe>> = {
   clip_a: {
     steps: 750,

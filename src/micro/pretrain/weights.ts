@@ -1,12 +1,9 @@
-import * as tf from "@tensorflow/tfjs";
-import { disposeTree, ownedByCaller } from "../../core/tree.ts";
+import { disposeTree } from "../../core/tree.ts";
 import { joinPath, pathOf, writeJson } from "../../io/files.ts";
 import { openComponent } from "../../io/folder.ts";
 import { load, save } from "../../models/checkpoint.ts";
-import type { Autoencoder } from "../../models/autoencoder.ts";
 import type { Clip } from "../../models/image_encoder.ts";
 import { modelIndex } from "../../models/model.ts";
-import type { LatentBasis } from "./pretrain.ts";
 import {
   ADAPTER_CONFIG,
   type NetworkName,
@@ -39,64 +36,6 @@ export async function loadNetwork(
   } finally {
     file.close();
   }
-}
-
-/**
- * Changes the basis of an autoencoder's latents by folding the affine map into
- * `quant_conv` and `post_quant_conv`; images decode to the same pixels. No
- * linear map of a logarithm follows a rotation: the posterior's variance becomes
- * one number an axis, what it was on average.
- *
- * @param p The autoencoder; it is not changed.
- * @param basis The new basis.
- * @param variance Average posterior variance of each old channel.
- * @returns An autoencoder that shares all other parameters.
- */
-export function rescaleLatents(
-  p: Autoencoder,
-  basis: LatentBasis,
-  variance: readonly number[],
-): Autoencoder {
-  const n = basis.mean.length;
-  const matrix = (rows: readonly (readonly number[])[]): tf.Tensor2D =>
-    tf.tensor2d(rows.map((row) => [...row]));
-  const logvar = basis.mean.map((_, j) =>
-    Math.log(
-      variance.reduce((sum, v, c) => sum + v * basis.forward[c][j] ** 2, 0),
-    )
-  );
-  return ownedByCaller(() => {
-    const mean = matrix([basis.mean]);
-    const forward = matrix(basis.forward), backward = matrix(basis.backward);
-    const into = p.quant_conv.weight.reshape([-1, 2 * n]) as tf.Tensor2D;
-    const width = into.shape[0];
-    const toMean = tf.matMul(tf.slice(into, [0, 0], [width, n]), forward);
-    const bias = tf.slice(p.quant_conv.bias!, 0, n).reshape([1, n]).sub(mean);
-    const out = p.post_quant_conv.weight.reshape([n, -1]) as tf.Tensor2D;
-    return {
-      ...p,
-      quant_conv: {
-        weight: tf.keep(
-          tf.concat([toMean, tf.zerosLike(toMean)], 1)
-            .reshape(p.quant_conv.weight.shape),
-        ) as tf.Tensor4D,
-        bias: tf.keep(
-          tf.concat([
-            tf.matMul(bias as tf.Tensor2D, forward).reshape([n]),
-            tf.tensor1d(logvar),
-          ]),
-        ) as tf.Tensor1D,
-      },
-      post_quant_conv: {
-        weight: tf.keep(
-          tf.matMul(backward, out).reshape(p.post_quant_conv.weight.shape),
-        ) as tf.Tensor4D,
-        bias: tf.keep(
-          p.post_quant_conv.bias!.add(tf.matMul(mean, out).reshape([-1])),
-        ) as tf.Tensor1D,
-      },
-    };
-  });
 }
 
 /**
