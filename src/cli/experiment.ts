@@ -69,6 +69,8 @@ const HELP = `deno task experiment NAME [options]
   regions  several concepts in one picture (has options of its own: --help)
 
   --concepts LIST   names
+  --crowd LIST      concepts that are fused with them and not scored; in-domain
+                    ones (niko, finn, ulla, zara) may be among them
   --n N             prompts of each concept (20)
   --seeds LIST      seeds (0)
   --method LIST     lora, edlora
@@ -339,6 +341,7 @@ export async function main(args: readonly string[]): Promise<void> {
   const parsed = parseArgs([...args], {
     string: [
       "concepts",
+      "crowd",
       "n",
       "seeds",
       "method",
@@ -395,6 +398,7 @@ export async function main(args: readonly string[]): Promise<void> {
     .map((one) => conceptOf(one).name) ??
     IDENTITIES.filter(({ split }) => split === experiment.split)
       .map((identity) => identity.name);
+  const crowd = parsed.crowd?.split(",").map((one) => conceptOf(one).name);
   const embeddings = parsed.method?.split(",").map((one) => {
     if (!EMBEDDINGS.includes(one as EmbeddingName)) {
       throw cannot("read --method", EMBEDDINGS.join(", "), one);
@@ -446,6 +450,7 @@ export async function main(args: readonly string[]): Promise<void> {
       seeds: numbers("seeds", parsed.seeds ?? "0"),
       embeddings,
       ...(variants ? { variants } : {}),
+      ...(crowd ? { crowd } : {}),
     },
     parsed.values ? numbers("values", parsed.values) : experiment.values,
   );

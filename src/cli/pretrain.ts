@@ -49,7 +49,9 @@ weights.
   --backend NAME   webgpu, wasm or cpu; webgpu runs in place
   --cache FOLDER   checkpoints and latents (default .cache/pretrain)
   --out FOLDER     where weights are written (default models/micro)
-  --base FOLDER    where networks that come before are read (default: --out)
+  --base FOLDER    where networks that come before are read (default: --out;
+                   the adapter of --quick: models/micro, since a UNet of a few
+                   steps has no use for outlines)
   --seed N         root seed of initialisation and data (default: the recipe's)
   --quick          a few steps of each network, into out/pretrain-quick
   --batch N        samples a step
@@ -83,7 +85,7 @@ interface Settings {
   readonly cache: string;
   readonly out: string;
   /** Where networks that come before are read. */
-  readonly base: string;
+  readonly base: (name: NetworkName) => string;
   readonly resume: boolean;
   readonly fromWeights: boolean;
   readonly quick: boolean;
@@ -126,6 +128,7 @@ async function main(): Promise<void> {
     if (!known) throw cannot(WHAT, NAMES.join(", "), name);
     return known;
   });
+  const embedded = pathOf(new URL("../../models/micro", import.meta.url));
   const out = args.out ??
     (args.quick
       ? "out/pretrain-quick"
@@ -147,7 +150,8 @@ async function main(): Promise<void> {
   const settings: Settings = {
     only,
     out,
-    base: args.base ?? out,
+    base: (name) =>
+      args.base ?? (args.quick && name === "adapter" ? embedded : out),
     cache,
     workers: backend.name === "wasm" ? number(args.workers, 2) : 0,
     resume: args.resume,
@@ -286,7 +290,7 @@ async function gather(
   settings: Settings,
   onLatents: (done: number, total: number) => void,
 ): Promise<NonNullable<PretrainOptions["materials"]>> {
-  const { base } = settings;
+  const base = settings.base(name);
   if (name === "clip_a" || name === "vae") return {};
   const autoencoder = await flatNetwork(base, "vae");
   if (name === "clip_b") return { autoencoder };

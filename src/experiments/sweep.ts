@@ -31,15 +31,26 @@ import { TEXT_LOSS } from "./verdict.ts";
 export interface SweepOptions extends StudyOptions {
   /** Proper names; the first n are fused where a count is n. */
   readonly concepts: readonly string[];
+  /**
+   * Concepts of either domain that are fused with them, always all, and are
+   * neither drawn nor scored: neighbours, where the concepts are too few to be
+   * in each other's way.
+   *
+   * @default none
+   */
+  readonly crowd?: readonly string[];
   /** Prompts of each. */
   readonly prompts: number;
   /** Training seeds. */
   readonly seeds: readonly number[];
   /** Which embeddings are compared. */
   readonly embeddings: readonly EmbeddingName[];
-  /** Numbers of fused concepts. @default all */
+  /** Numbers of fused concepts without the crowd. @default all */
   readonly counts?: readonly number[];
-  /** Factors λ of the sum; 1/n is always there where anything is fused. */
+  /**
+   * Factors λ of the sum; one over the number of fused concepts, the crowd
+   * among them, is always there where anything is fused.
+   */
   readonly lambdas?: readonly number[];
   /** Ridges of gradient fusion. */
   readonly ridges?: readonly number[];
@@ -59,7 +70,7 @@ export interface SweepRow extends Readonly<Record<ScoreName, number>> {
   readonly rank?: number;
   /** How concepts were put together. */
   readonly fusion: "none" | "sum" | "gradient";
-  /** Fused concepts; 1 where nothing is fused. */
+  /** Fused concepts, the crowd among them; 1 where nothing is fused. */
   readonly n: number;
   /** λ or ridge. */
   readonly value: number | null;
@@ -78,12 +89,14 @@ export async function* sweep(
   options: SweepOptions,
 ): AsyncGenerator<StageProgress, SweepRow[], void> {
   const { settings, seeds, embeddings } = options;
+  const { crowd = [] } = options;
   oneDomain(options.concepts);
-  const jobs = conceptJobs(
-    options.concepts,
+  const all = conceptJobs(
+    [...options.concepts, ...crowd],
     options.prompts,
     await loadPrompts(),
   );
+  const jobs = all.slice(0, options.concepts.length);
   const counts = options.counts ?? [jobs.length];
   for (const n of counts) {
     if (!Number.isInteger(n) || n < 1 || n > jobs.length) {
@@ -100,7 +113,7 @@ export async function* sweep(
   const trainings = ranks.flatMap((rank) =>
     variants.map(([variant, train]) => ({ rank, variant, train }))
   );
-  const study = await openStudy(options, jobs);
+  const study = await openStudy(options, all);
   type Arm = Pick<
     SweepRow,
     "embedding" | "variant" | "rank" | "fusion" | "n" | "value"
@@ -127,7 +140,7 @@ export async function* sweep(
       for (const { rank, variant, train } of trainings) {
         const trained = { embedding, variant, rank };
         const ids: string[] = [];
-        for (const job of jobs) {
+        for (const [i, job] of all.entries()) {
           const model = await addTraining(
             study,
             job,
@@ -143,6 +156,7 @@ export async function* sweep(
             study.trains.get(name)!,
           );
           ids.push(model.id);
+          if (i >= jobs.length) continue;
           addPictures(
             study,
             arm({ ...trained, fusion: "none", n: 1, value: null }),
@@ -152,16 +166,17 @@ export async function* sweep(
             phraseOf(settings, embedding, job.identity),
           );
         }
-        for (const n of counts) {
+        for (const count of counts) {
+          const n = count + crowd.length;
           const fuse = async (
             fusion: "sum" | "gradient",
             value: number,
             how: FusePiece["how"],
           ) => {
             const name = arm({ ...trained, fusion, n, value });
-            const chosen = ids.slice(0, n);
+            const chosen = [...ids.slice(0, count), ...ids.slice(jobs.length)];
             const model = await addFusion(study, name, chosen, how, seed);
-            for (const job of jobs.slice(0, n)) {
+            for (const job of jobs.slice(0, count)) {
               const phrase = phraseOf(settings, embedding, job.identity);
               addPictures(study, name, job, seed, model, phrase);
             }

@@ -51,7 +51,7 @@ function kept(
 }
 
 /**
- * One honest paragraph: how much identity each fusion keeps, which of the
+ * Short paragraphs with empty lines between: how much identity each fusion keeps, which of the
  * paper's claims are reproduced, not shown or reversed, and what speaks against
  * reading the numbers so.
  *
@@ -100,12 +100,15 @@ function judge(facts: VerdictFacts): string {
       c.score === "image" && c.verdict === kind
     );
     if (own.length === 0) continue;
+    // Numbers of what is not shown are in the table: they would bury the rest.
     sentences.push(
       `${head}: ${
         own.map((c) =>
-          `${c.claim} (${signed(c.mean)}, ${signed(c.low)} to ${
-            signed(c.high)
-          }, ${c.wins} of ${c.n})`
+          kind === "not shown"
+            ? c.claim
+            : `${c.claim} (${signed(c.mean)}, ${signed(c.low)} to ${
+              signed(c.high)
+            }, ${c.wins} of ${c.n})`
         ).join("; ")
       }.`,
     );
@@ -128,5 +131,5 @@ function judge(facts: VerdictFacts): string {
       `intervals over ${concepts} concepts` +
       (concepts < 12 ? ", which are few." : "."),
   );
-  return sentences.join(" ");
+  return sentences.join("\n\n");
 }

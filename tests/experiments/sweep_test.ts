@@ -68,6 +68,38 @@ Deno.test("a sweep has a row for the base, singles, factors and ridges", async (
     assertAlmostEquals(whole.concepts.jin, single.concepts.jin, 2.5e-5);
     assertEquals(Object.keys(rows[2].concepts), ["jin"]);
     assertEquals(Object.keys(rows[6].concepts), ["jin", "bobo"]);
+    // A crowd is fused and not scored.
+    const crowded = await run({
+      ...options,
+      concepts: ["jin"],
+      crowd: ["bobo"],
+      counts: [1],
+    });
+    assertEquals(
+      crowded.filter(({ fusion }) => fusion !== "none")
+        .map(({ fusion, n, value }) => [fusion, n, value]),
+      [["sum", 2, 0.5], ["sum", 2, 0], ["gradient", 2, 1e-3]],
+    );
+    assertEquals(crowded.map(({ concepts }) => Object.keys(concepts)), [
+      ["jin"],
+      ["jin"],
+      ["jin"],
+      ["jin"],
+      ["jin"],
+    ]);
+    // The same two, fused in the same order, draw the same pictures of jin.
+    for (const [i, k] of [[2, 6], [3, 7], [4, 8]]) {
+      assertAlmostEquals(
+        crowded[i].concepts.jin,
+        rows[k].concepts.jin,
+        2.5e-5,
+      );
+    }
+    await assertRejects(
+      () => run({ ...options, crowd: ["jin"] }),
+      Error,
+      "different concepts",
+    );
     const byRank = await finish(ranks({
       ...options,
       embeddings: ["edlora"],

@@ -128,9 +128,9 @@ export async function ablationHtml(
   const arms = [...new Set(pictures.flatMap(({ cells }) => [...cells.keys()]))];
   const parts: Html[] = [
     {
-      html: `<p class="verdict">${
-        paragraph(report.verdict).html.slice(3, -4)
-      }</p>`,
+      html: `<div class="verdict">${
+        report.verdict.split("\n\n").map((one) => paragraph(one).html).join("")
+      }</div>`,
     },
     table(ablationTable(report)),
     heading("Same noise in every column"),

@@ -137,13 +137,13 @@ const STYLE = `
 :root { color-scheme: light dark; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
 h1, h2 { line-height: 1.2; }
-table { border-collapse: collapse; margin: 1rem 0; }
+table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto; }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid #8884; text-align: left; font-variant-numeric: tabular-nums; }
 table.grid td, table.grid th { border: 0; padding: .1rem .25rem; font-weight: normal; font-size: .85rem; }
 img.pixels { image-rendering: pixelated; display: block; }
 .figure { margin: 1rem 0; background: #fff; }
 pre { overflow-x: auto; font-size: .8rem; }
-p.verdict { font-size: 1.1rem; border-left: 4px solid #36c; padding-left: 1rem; }
+.verdict { margin-bottom: 1rem; font-size: 1.1rem; border-left: 4px solid #36c; padding-left: 1rem; }
 `;
 
 /** The minified plotly of the pinned npm package. */
