@@ -6,6 +6,7 @@
 import { runScript } from "./command.ts";
 import { finish } from "../core/finish.ts";
 import { parseArgs } from "@std/cli/parse-args";
+import { z } from "zod";
 import { type BackendChoice, selectBackend } from "../core/backend.ts";
 import { cannot } from "../core/errors.ts";
 import { hardwareWorkers } from "../core/pool.ts";
@@ -78,9 +79,33 @@ const HELP = `deno task experiment NAME [options]
   --preset NAME     ablation or official
   --train-steps N   training steps of a concept
   --rank N          rank of the adapters
+  --templates FILE  prompts that gradient fusion's features come from, as a JSON
+                    list: ["photo of a {}", "{}"]
   --cache FOLDER    finished pieces; that of an ablation has its concepts
   --backend, --workers, --model, --clip, --out   as for ablation
 `;
+
+const rate = z.number().nonnegative();
+
+/** What a file of --variants may change of a training configuration. */
+const VARIANTS = z.record(
+  z.string(),
+  z.strictObject({
+    steps: z.int().positive(),
+    batch: z.int().positive(),
+    lr: z.strictObject({ embedding: rate, textEncoder: rate, unet: rate }),
+    schedule: z.enum(["linear", "constant"]),
+    warmup: z.int().nonnegative(),
+    weightDecay: rate,
+    clipNorm: rate,
+    noiseOffset: rate,
+    masked: z.boolean(),
+    freezeDown: z.boolean(),
+  }).partial(),
+);
+
+/** A file of --templates. */
+const PROMPTS = z.array(z.string().includes("{}")).min(1);
 
 /** What nsfwjs exports of a model. */
 interface PackedModule {
@@ -347,6 +372,7 @@ export async function main(args: readonly string[]): Promise<void> {
       "method",
       "values",
       "variants",
+      "templates",
       "preset",
       "train-steps",
       "rank",
@@ -409,7 +435,13 @@ export async function main(args: readonly string[]): Promise<void> {
   const out = parsed.out ?? `out/${name}`;
   const variants = parsed.variants === undefined
     ? undefined
-    : await readJson<Record<string, Partial<TrainConfig>>>(parsed.variants);
+    : await readJson(parsed.variants, VARIANTS) as Record<
+      string,
+      Partial<TrainConfig>
+    >;
+  const templates = parsed.templates === undefined
+    ? preset.gradient.templates
+    : await readJson(parsed.templates, PROMPTS);
   if (name === "tune" && !variants) {
     throw cannot("tune", "--variants FILE", "none");
   }
@@ -423,6 +455,7 @@ export async function main(args: readonly string[]): Promise<void> {
     cache: parsed.cache ?? joinPath(out, "cache"),
     settings: {
       ...preset,
+      gradient: { ...preset.gradient, templates },
       rank: parsed.rank ? numbers("rank", parsed.rank)[0] : preset.rank,
       train: {
         ...preset.train,
