@@ -3,9 +3,7 @@
  *
  * @module
  */
-import { runScript } from "./command.ts";
 import { finish } from "../core/finish.ts";
-import { parseArgs } from "@std/cli/parse-args";
 import { type BackendChoice, selectBackend } from "../core/backend.ts";
 import { cannot } from "../core/errors.ts";
 import { sha256 } from "../core/hash.ts";
@@ -28,7 +26,6 @@ import {
   assertWritable,
   exists,
   joinPath,
-  pathOf,
   readJson,
   writeAtomic,
   writeJson,
@@ -37,7 +34,8 @@ import { decodePng, encodePng, type Pixels } from "../io/png.ts";
 import { conceptImage, loadConceptArt } from "../micro/concepts.ts";
 import { conceptOf } from "../micro/in_domain.ts";
 import { PROMPTS_SHA256 } from "../micro/prompts.ts";
-import { IDENTITIES } from "../micro/world.ts";
+import { backendOf, readOptions, runScript } from "./command.ts";
+import { EMBEDDED, mustExist } from "./models.ts";
 import { stageLabel } from "./stages.ts";
 import { createProgress } from "./progress.ts";
 import {
@@ -82,9 +80,6 @@ again. Every run is noted in runs.json of its output folder before it starts.
 Concepts that the base model can draw itself (niko, finn, ulla, zara) are asked
 for by name and never averaged with the others.
 `;
-
-/** The embedded model's folder. */
-const EMBEDDED = new URL("../../models/micro", import.meta.url);
 
 /** The scales: what the flags `--quick` and `--full` stand for. */
 const SCALES = {
@@ -131,37 +126,7 @@ export interface AblationCommand {
   readonly options: Omit<AblationOptions, "workers" | "backend" | "version">;
 }
 
-/** A list of known names. */
-function list<T extends string>(
-  what: string,
-  known: readonly T[],
-  text: string | undefined,
-): readonly T[] {
-  if (text === undefined) return known;
-  return text.split(",").map((name) => {
-    if (!known.includes(name as T)) {
-      throw cannot(`read --${what}`, known.join(", "), name || "nothing");
-    }
-    return name as T;
-  });
-}
-
-/** A number of the command line. */
-function number(
-  name: string,
-  text: string | undefined,
-  fallback: number,
-  check: (value: number) => boolean,
-  expected: string,
-): number {
-  if (text === undefined) return fallback;
-  const value = text.trim() === "" ? NaN : Number(text);
-  if (!check(value)) throw cannot(`read --${name}`, expected, text);
-  return value;
-}
-
-const whole = (least: number, most = Infinity) => (value: number): boolean =>
-  Number.isInteger(value) && value >= least && value <= most;
+const WHAT = "start the ablation";
 
 /**
  * Reads the command line; every mistake is an error.
@@ -170,139 +135,74 @@ const whole = (least: number, most = Infinity) => (value: number): boolean =>
  * @throws If an option is unknown or a value does not fit.
  */
 export function parseAblation(args: readonly string[]): AblationCommand {
-  const strings = [
+  const changing = [
     "concepts",
-    "n",
     "seeds",
+    "n",
     "method",
     "fusion",
-    "preset",
     "steps",
     "train-steps",
     "guidance",
     "rank",
-    "backend",
-    "workers",
-    "model",
-    "clip",
-    "cache",
-    "out",
-  ] as const;
-  const parsed = parseArgs([...args], {
-    string: [...strings],
-    boolean: ["quick", "full", "fresh", "partial", "dry-run", "help"],
-    unknown: (name: string) => {
-      throw cannot("start the ablation", "a known option (--help)", name);
-    },
-  });
-  if (parsed.quick && parsed.full) {
-    throw cannot("start the ablation", "--quick or --full", "both");
-  }
-  const scale = parsed.quick ? "quick" : parsed.full ? "full" : "default";
-  const defaults = SCALES[scale];
-  const text = (name: typeof strings[number]) =>
-    parsed[name] as string | undefined;
-  const asked = text("concepts");
-  const count = asked === undefined ? defaults.concepts : Number(asked);
-  const concepts = Number.isNaN(count)
-    ? asked!.split(",").map((name) => conceptOf(name).name)
-    : ORDER.slice(
-      0,
-      number(
-        "concepts",
-        String(count),
-        0,
-        whole(1, ORDER.length),
-        `names of ${
-          IDENTITIES.map(({ name }) => name).join(", ")
-        }, or 1 to ${ORDER.length}`,
-      ),
-    );
-  const preset = presetOf(text("preset") ?? "ablation");
-  const seeds = text("seeds")?.split(",").map((seed) =>
-    number("seeds", seed, 0, Number.isSafeInteger, "whole numbers")
-  );
-  const trainSteps = text("train-steps");
-  const folder = pathOf(EMBEDDED);
-  const changed = asked !== undefined || seeds !== undefined ||
-    ["n", "method", "fusion", "steps", "train-steps", "guidance", "rank"].some(
-      (name) => parsed[name] !== undefined,
-    );
-  return {
-    help: parsed.help,
-    fresh: parsed.fresh,
-    partial: parsed.partial,
-    dryRun: parsed["dry-run"],
-    backend: list(
+  ];
+  const options = readOptions(WHAT, args, {
+    text: [
+      ...changing,
+      "preset",
       "backend",
-      ["auto", "webgpu", "wasm", "cpu"] as const,
-      text("backend") ?? "auto",
-    )[0],
-    out: text("out") ?? defaults.out,
-    ...(text("workers") === undefined ? {} : {
-      workers: number(
-        "workers",
-        text("workers"),
-        0,
-        whole(0),
-        "a whole number ≥ 0",
-      ),
-    }),
+      "workers",
+      "model",
+      "clip",
+      "cache",
+      "out",
+    ],
+    flags: ["quick", "full", "fresh", "partial", "dry-run"],
+  });
+  const quick = options.flag("quick"), full = options.flag("full");
+  if (quick && full) throw cannot(WHAT, "--quick or --full", "both");
+  const scale = quick ? "quick" : full ? "full" : "default";
+  const defaults = SCALES[scale];
+  const whole = (name: string, least: number, most = Infinity) =>
+    options.number(name, { whole: true, least, most });
+  const isCount = !Number.isNaN(Number(options.text("concepts") ?? 0));
+  const concepts = isCount
+    ? ORDER.slice(0, whole("concepts", 1, ORDER.length) ?? defaults.concepts)
+    : options.list("concepts")!.map((name) => conceptOf(name).name);
+  const preset = presetOf(options.text("preset") ?? "ablation");
+  const steps = whole("train-steps", 1);
+  const workers = whole("workers", 0);
+  const model = options.text("model") ?? EMBEDDED;
+  const out = options.text("out") ?? defaults.out;
+  const changed = changing.some((name) => options.text(name) !== undefined);
+  return {
+    help: options.help,
+    fresh: options.flag("fresh"),
+    partial: options.flag("partial"),
+    dryRun: options.flag("dry-run"),
+    backend: backendOf(options),
+    out,
+    ...(workers === undefined ? {} : { workers }),
     options: {
-      model: text("model") ?? folder,
-      clip: text("clip") ?? joinPath(folder, "clip_b"),
-      cache: text("cache") ?? joinPath(text("out") ?? defaults.out, "cache"),
+      model,
+      clip: options.text("clip") ?? joinPath(model, "clip_b"),
+      cache: options.text("cache") ?? joinPath(out, "cache"),
       concepts,
-      prompts: number(
-        "n",
-        text("n"),
-        defaults.prompts,
-        whole(1, 20),
-        "1 to 20 prompts",
-      ),
-      seeds: seeds ?? defaults.seeds,
-      embeddings: list("method", EMBEDDINGS, text("method")),
-      fusions: list("fusion", FUSIONS, text("fusion")),
+      prompts: whole("n", 1, 20) ?? defaults.prompts,
+      seeds: options.numbers("seeds", { whole: true }) ?? defaults.seeds,
+      embeddings: options.someOf("method", EMBEDDINGS) ?? EMBEDDINGS,
+      fusions: options.someOf("fusion", FUSIONS) ?? FUSIONS,
       settings: {
         ...preset,
-        rank: number(
-          "rank",
-          text("rank"),
-          preset.rank,
-          whole(1),
-          "a whole number ≥ 1",
-        ),
-        train: {
-          ...preset.train,
-          ...(trainSteps === undefined ? {} : {
-            steps: number(
-              "train-steps",
-              trainSteps,
-              0,
-              whole(1),
-              "a whole number ≥ 1",
-            ),
-          }),
-        },
+        rank: whole("rank", 1) ?? preset.rank,
+        train: { ...preset.train, ...(steps === undefined ? {} : { steps }) },
         sampling: {
           ...preset.sampling,
-          steps: number(
-            "steps",
-            text("steps"),
-            preset.sampling.steps,
-            whole(1, 1000),
-            "1 to 1000 steps",
-          ),
-          guidance: number(
-            "guidance",
-            text("guidance"),
-            preset.sampling.guidance,
-            Number.isFinite,
-            "a number",
-          ),
+          steps: whole("steps", 1, 1000) ?? preset.sampling.steps,
+          guidance: options.number("guidance") ?? preset.sampling.guidance,
         },
       },
-      scale: scale === "quick" ? "quick" : changed ? "custom" : scale,
+      scale: quick ? "quick" : changed ? "custom" : scale,
     },
   };
 }
@@ -391,11 +291,7 @@ export async function main(args: readonly string[]): Promise<void> {
   if (command.help) return console.log(HELP);
   const { out } = command;
   oneDomain(command.options.concepts);
-  for (const folder of [command.options.model, command.options.clip]) {
-    if (!await exists(folder)) {
-      throw cannot("start the ablation", "a model folder", `none: ${folder}`);
-    }
-  }
+  await mustExist(WHAT, command.options.model, command.options.clip);
   await assertWritable(out);
   const backend = await selectBackend(command.backend);
   if (command.fresh) {

@@ -60,11 +60,20 @@ export interface Options {
   /** The value of an option as words between commas. */
   list(name: string): string[] | undefined;
   /**
+   * The value of an option as some of several words, between commas.
+   *
+   * @throws If one is another.
+   */
+  someOf<T extends string>(
+    name: string,
+    words: readonly T[],
+  ): T[] | undefined;
+  /**
    * The value of an option as numbers between commas.
    *
-   * @throws If one of them is none.
+   * @throws If one of them is none, or out of bounds.
    */
-  numbers(name: string): number[] | undefined;
+  numbers(name: string, bounds?: NumberBounds): number[] | undefined;
   /**
    * The value of an option as one of several words.
    *
@@ -136,6 +145,32 @@ export function readOptions(
   }
   const value = (name: string): string | undefined => values(name)[0];
   const list = (name: string) => value(name)?.split(",");
+  const wordOf = <T extends string>(
+    name: string,
+    words: readonly T[],
+    found: string,
+  ): T => {
+    const known = words.find((word) => word === found);
+    if (known !== undefined) return known;
+    throw cannot(what, `--${name} ${words.join(", ")}`, found || "nothing");
+  };
+  const numberOf = (
+    name: string,
+    found: string,
+    { whole = false, least = -Infinity, most = Infinity }: NumberBounds = {},
+    kind = whole ? "a whole number" : "a number",
+  ): number => {
+    const number = found.trim() === "" ? NaN : Number(found);
+    if (
+      Number.isFinite(number) && number >= least && number <= most &&
+      (!whole || Number.isInteger(number))
+    ) return number;
+    const bounds = [
+      Number.isFinite(least) ? ` from ${least}` : "",
+      Number.isFinite(most) ? ` to ${most}` : "",
+    ].join("");
+    throw cannot(what, `--${name} ${kind}${bounds}`, found || "nothing");
+  };
   return {
     help,
     rest: free,
@@ -147,41 +182,25 @@ export function readOptions(
     },
     many: values,
     flag: (name) => parsed[name] === true,
-    number(name, { whole = false, least = -Infinity, most = Infinity } = {}) {
+    number(name, bounds) {
       const found = value(name);
-      if (found === undefined) return undefined;
-      const number = found.trim() === "" ? NaN : Number(found);
-      if (
-        !Number.isFinite(number) || number < least || number > most ||
-        (whole && !Number.isInteger(number))
-      ) {
-        const bounds = [
-          Number.isFinite(least) ? ` from ${least}` : "",
-          Number.isFinite(most) ? ` to ${most}` : "",
-        ].join("");
-        throw cannot(
-          what,
-          `--${name} ${whole ? "a whole number" : "a number"}${bounds}`,
-          found,
-        );
-      }
-      return number;
+      return found === undefined ? undefined : numberOf(name, found, bounds);
     },
     list,
-    numbers: (name) =>
-      list(name)?.map((part) => {
-        const number = part.trim() === "" ? NaN : Number(part);
-        if (!Number.isFinite(number)) {
-          throw cannot(what, `--${name} numbers separated by commas`, part);
-        }
-        return number;
-      }),
-    oneOf<T extends string>(name: string, words: readonly T[]) {
+    someOf: (name, words) =>
+      list(name)?.map((found) => wordOf(name, words, found)),
+    numbers: (name, bounds) =>
+      list(name)?.map((part) =>
+        numberOf(
+          name,
+          part,
+          bounds,
+          `${bounds?.whole ? "whole numbers" : "numbers"} separated by commas`,
+        )
+      ),
+    oneOf(name, words) {
       const found = value(name);
-      if (found === undefined || words.includes(found as T)) {
-        return found as T | undefined;
-      }
-      throw cannot(what, `--${name} ${words.join(", ")}`, found);
+      return found === undefined ? undefined : wordOf(name, words, found);
     },
   };
 }

@@ -5,7 +5,6 @@
  */
 import { finish } from "../core/finish.ts";
 import { selectBackend } from "../core/backend.ts";
-import { cannot } from "../core/errors.ts";
 import { hardwareWorkers } from "../core/pool.ts";
 import {
   DOMAIN_METHODS,
@@ -118,11 +117,7 @@ function parse(args: readonly string[]): DomainRequest | undefined {
   const inDomain = options.list("concepts") ??
     (quick ? ["ulla", "finn"] : undefined);
   const outDomain = options.list("out-domain");
-  const methods = options.list("method")?.map((name) => {
-    const found = DOMAIN_METHODS.find((one) => one === name);
-    if (!found) throw cannot(WHAT, DOMAIN_METHODS.join(", "), name);
-    return found;
-  });
+  const methods = options.someOf("method", DOMAIN_METHODS);
   const alphas = options.numbers("alphas");
   const embeddingRate = options.number("lr-embedding", { least: 0 });
   const adapterEmbeddingRate = options.number("lr-beside", { least: 0 });
@@ -137,7 +132,7 @@ function parse(args: readonly string[]): DomainRequest | undefined {
       ...(inDomain ? { inDomain } : {}),
       ...(outDomain ? { outDomain } : {}),
       prompts: count("n", quick ? 4 : 20, 20),
-      seeds: options.numbers("seeds") ?? [0],
+      seeds: options.numbers("seeds", { whole: true }) ?? [0],
       ...(methods ? { methods } : {}),
       ...(alphas ? { alphas } : {}),
       ...(embeddingRate === undefined ? {} : { embeddingRate }),

@@ -71,7 +71,7 @@ for (
     [["--concepts=nobody"], "kuro, lila"],
     [["--concepts=0"], "1 to 12"],
     [["--n=21"], "1 to 20"],
-    [["--n="], "1 to 20"],
+    [["--n="], "a value for --n"],
     [["--seeds=a"], "whole numbers"],
     [["--method=dora"], "lora, edlora"],
     [["--fusion=sum"], "weight, gradient"],

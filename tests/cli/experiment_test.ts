@@ -1,26 +1,93 @@
-import { assertRejects } from "@std/assert";
+import { assertEquals, assertRejects, assertThrows } from "@std/assert";
 import { main } from "../../src/cli/experiment.ts";
+import { eyes } from "../../src/cli/eyes.ts";
+import { frames } from "../../src/cli/frames.ts";
+import { sweeps } from "../../src/cli/sweeps.ts";
 
-Deno.test("files of an experiment are checked before work starts", async () => {
+const sweep = (name: string) => sweeps.find((one) => one.name === name)!;
+
+Deno.test("sweeps: defaults and options", () => {
+  const plain = sweep("ridge").parse([])!;
+  assertEquals(plain.options.concepts, ["jin", "bobo", "fifi", "dash"]);
+  assertEquals([plain.out, plain.options.prompts, plain.options.seeds], [
+    "out/ridge",
+    20,
+    [0],
+  ]);
+  assertEquals(sweep("rank").parse([])!.options.concepts.length, 12);
+  const { values, options, workers, variants } = sweep("lambda").parse([
+    "--values=0.1,1",
+    "--concepts=jin",
+    "--crowd=niko,kuro",
+    "--method=edlora",
+    "--train-steps=7",
+    "--rank=2",
+    "--workers=0",
+    "--variants=v.json",
+    "--out=o",
+  ])!;
+  assertEquals(values, [0.1, 1]);
+  assertEquals([options.concepts, options.crowd], [["jin"], ["niko", "kuro"]]);
+  assertEquals(options.embeddings, ["edlora"]);
+  assertEquals([options.settings.train.steps, options.settings.rank], [7, 2]);
+  assertEquals([workers, variants, options.cache], [0, "v.json", "o/cache"]);
+  for (const { parse, help, name } of sweeps) {
+    assertEquals(parse(["--help"]), undefined);
+    assertEquals(help.startsWith(`deno task experiment ${name} `), true);
+  }
+});
+
+for (
+  const [name, args, message] of [
+    ["lambda", ["--values=0.1,x"], "--values numbers"],
+    ["lambda", ["--concepts=nobody"], "Cannot find a concept"],
+    ["lambda", ["--crowd=nobody"], "Cannot find a concept"],
+    ["ridge", ["--method=dreambooth"], "lora, edlora"],
+    ["ridge", ["--n=21"], "1 to 20"],
+    ["tune", [], "--variants"],
+    ["tune", ["--values=1"], "known option"],
+    ["rank", ["--crowd=niko"], "known option"],
+    ["rank", ["--rank=3"], "known option"],
+    ["rank", ["--train-steps=0"], "--train-steps a whole number from 1"],
+  ] as const
+) {
+  Deno.test(`refused: experiment ${name} ${args.join(" ")}`, () => {
+    assertThrows(() => sweep(name).parse([...args]), Error, message);
+  });
+}
+
+Deno.test("files of a sweep are checked before work starts", async () => {
   const file = await Deno.makeTempFile({ suffix: ".json" });
   try {
     for (
-      const [args, content, message] of [
-        [["tune", "--variants"], { A: { stpes: 3 } }, "A: Unrecognized key"],
-        [["tune", "--variants"], { A: { steps: 0.5 } }, "A.steps"],
-        [["ridge", "--templates"], ["photo of a"], "{}"],
-        [["lambda", "--templates"], [], "fits its schema"],
+      const [name, option, content, message] of [
+        ["tune", "variants", { A: { stpes: 3 } }, "A: Unrecognized key"],
+        ["tune", "variants", { A: { steps: 0.5 } }, "A.steps"],
+        ["ridge", "templates", ["photo of a"], "{}"],
+        ["lambda", "templates", [], "fits its schema"],
       ] as const
     ) {
       await Deno.writeTextFile(file, JSON.stringify(content));
-      await assertRejects(() => main([...args, file]), Error, message);
+      const { parse, run } = sweep(name);
+      await assertRejects(
+        () => run(parse([`--${option}=${file}`])!),
+        Error,
+        message,
+      );
     }
-    await assertRejects(
-      () => main(["ridge", "--crowd", "nobody"]),
-      Error,
-      "Cannot find a concept",
-    );
   } finally {
     await Deno.remove(file);
   }
+});
+
+Deno.test("frames and eyes read their options", () => {
+  assertEquals(frames.parse(["--out=o"]), { out: "o" });
+  const { clips, cache } = eyes.parse(["--out=o", "--clips=a,b"])!;
+  assertEquals([clips, cache], [["a", "b"], "o/cache"]);
+  assertThrows(() => eyes.parse(["--n=1"]), Error, "known option");
+});
+
+Deno.test("an experiment that does not exist is bad usage", async () => {
+  assertEquals(await main(["nothing"]), 2);
+  assertEquals(await main(["ridge", "--rank=0"]), 2);
 });

@@ -1,0 +1,149 @@
+/**
+ * `deno task experiment eyes`: a finished ablation seen by other eyes.
+ *
+ * @module
+ */
+import { type BackendChoice, selectBackend } from "../core/backend.ts";
+import { finish } from "../core/finish.ts";
+import { disposeClip, embedImages, loadClip } from "../evaluation/clip.ts";
+import {
+  type Eye,
+  mobileNetEye,
+  type PackedModel,
+} from "../evaluation/outside_eye.ts";
+import { ablationSchema } from "../experiments/ablation_schema.ts";
+import { type EyeReport, lookAgain, optionsOf } from "../experiments/eyes.ts";
+import { joinPath, readJson, writeJson } from "../io/files.ts";
+import { backendOf, type Command, EXIT_CODES, readOptions } from "./command.ts";
+import { EMBEDDED, mustExist } from "./models.ts";
+import { createProgress } from "./progress.ts";
+import { decimal, signed, textTable } from "./report/markdown.ts";
+
+const HELP = `deno task experiment eyes [options]
+
+Image alignment of a finished ablation's pictures by nsfwjs' MobileNetV2 (npm,
+25 MB, downloaded when this is run) and by other CLIPs.
+
+  --out FOLDER    the ablation's (default out/ablation); eyes.json goes there
+  --clips LIST    folders of CLIPs that look, too
+  --cache FOLDER  finished pieces (default: cache in the output folder)
+  --model FOLDER  base model (default: the embedded one)
+  --clip FOLDER   the ablation's evaluation CLIP (default: the embedded one)
+  --backend NAME  auto, webgpu, wasm or cpu
+
+${EXIT_CODES}
+`;
+
+/** What the command line asks for. */
+export interface EyesRequest {
+  readonly out: string;
+  readonly clips: readonly string[];
+  readonly cache: string;
+  readonly model: string;
+  readonly clip: string;
+  readonly backend: BackendChoice;
+}
+
+const WHAT = "look at an ablation again";
+
+function parse(args: readonly string[]): EyesRequest | undefined {
+  const options = readOptions(WHAT, args, {
+    text: ["out", "clips", "cache", "model", "clip", "backend"],
+  });
+  if (options.help) return undefined;
+  const out = options.text("out") ?? "out/ablation";
+  const model = options.text("model") ?? EMBEDDED;
+  return {
+    out,
+    clips: options.list("clips") ?? [],
+    cache: options.text("cache") ?? joinPath(out, "cache"),
+    model,
+    clip: options.text("clip") ?? joinPath(model, "clip_b"),
+    backend: backendOf(options),
+  };
+}
+
+/** What nsfwjs exports of a model. */
+interface PackedModule {
+  readonly MobileNetV2Model: {
+    readonly modelJson: () => Promise<unknown>;
+    readonly weightBundles: readonly (() => Promise<unknown>)[];
+  };
+}
+
+/** nsfwjs' MobileNetV2. */
+async function outsideEye(): Promise<Eye> {
+  // Not a literal: 25 MB are downloaded when they are asked for, not by every
+  // clone that checks or tests this file.
+  const specifier: string = "npm:nsfwjs@4.3.0/models/mobilenet_v2";
+  const { MobileNetV2Model: packed }: PackedModule = await import(specifier);
+  const unwrap = (module: unknown): unknown =>
+    (module as { default?: unknown }).default ?? module;
+  return await mobileNetEye({
+    json: unwrap(await packed.modelJson()) as PackedModel["json"],
+    weights: await Promise.all(
+      packed.weightBundles.map(async (load) => unwrap(await load()) as string),
+    ),
+  });
+}
+
+/** A CLIP as an eye. */
+async function clipEye(folder: string): Promise<Eye> {
+  const clip = await loadClip(folder);
+  return {
+    name: folder,
+    embed: (images) => embedImages(clip, images),
+    [Symbol.dispose]: () => disposeClip(clip),
+  };
+}
+
+/** A finished ablation seen by other eyes. */
+export const eyes: Command<EyesRequest> = {
+  name: "eyes",
+  summary: "A finished ablation seen by MobileNetV2 and by other CLIPs",
+  help: HELP,
+  parse,
+  async run({ out, clips, cache, model, clip, backend }) {
+    await mustExist(WHAT, model, clip, ...clips);
+    const report = await readJson(
+      joinPath(out, "ablation.json"),
+      ablationSchema,
+    );
+    const options = optionsOf(report, { model, clip, cache });
+    const progress = createProgress();
+    progress.line((await selectBackend(backend)).describe);
+    const seen: EyeReport[] = [];
+    for (const open of [outsideEye, ...clips.map((f) => () => clipEye(f))]) {
+      using eye = await open();
+      seen.push(
+        await finish(
+          lookAgain(options, eye),
+          ({ stage, done, total, unit }) =>
+            progress.update(stage, done, total, unit),
+        ),
+      );
+    }
+    progress.finish();
+    await writeJson(joinPath(out, "eyes.json"), seen);
+    for (const { eye, image, ceiling, comparisons } of seen) {
+      console.log(`\n${eye}`);
+      console.log(textTable({
+        head: ["arm", "image"],
+        rows: [
+          ...Object.entries(image).map(([arm, value]) => [arm, decimal(value)]),
+          ["references themselves", decimal(ceiling)],
+        ],
+      }));
+      console.log(textTable({
+        head: ["difference", "mean", "95 % interval", "wins"],
+        rows: comparisons.map((c) => [
+          c.id,
+          signed(c.mean),
+          `${decimal(c.low)} to ${decimal(c.high)}`,
+          `${c.wins}/${c.n}`,
+        ]),
+      }));
+    }
+    console.log(joinPath(out, "eyes.json"));
+  },
+};
