@@ -23,6 +23,12 @@ import {
   type Shape,
 } from "../mod.ts";
 
+const files = Deno.args;
+if (files.length !== 0 && files.length !== 2) {
+  throw new Error(
+    `Cannot draw two regions: expected no concept file or two, got ${files.length}`,
+  );
+}
 await selectBackend("auto");
 const model = await loadModel(new URL("../models/micro", import.meta.url));
 
@@ -47,7 +53,7 @@ const save = async (
   console.log(`out/examples/${name}.png`);
 };
 
-if (Deno.args.length === 0) {
+if (files.length === 0) {
   const prompt = "a fox on the left and a car on the right on snow";
   await save("plain", await generate(model, { ...common, prompts: [prompt] }));
   const words = ["a fox on snow", "a car on snow"];
@@ -75,7 +81,7 @@ if (Deno.args.length === 0) {
   const sampling = regionAdapters(
     model,
     await Promise.all(places.map(async (shape, i) => {
-      const concept = await loadConcept(Deno.args[i], model);
+      const concept = await loadConcept(files[i], model);
       return { shape, prompt: `a ${concept.phrase}`, concepts: [concept] };
     })),
   );

@@ -24,7 +24,7 @@ import {
 } from "../evaluation/clip_score.ts";
 import { squareAround } from "../evaluation/crops.ts";
 import { crop } from "../evaluation/preprocess.ts";
-import { type Estimate, tInterval } from "../evaluation/statistics.ts";
+import { type Estimate, mean, tInterval } from "../evaluation/statistics.ts";
 import {
   assertWritable,
   exists,
@@ -37,6 +37,7 @@ import {
 import { listPictures, readPicture } from "../io/picture.ts";
 import type { Pixels } from "../io/png.ts";
 import { type Command, EXIT_CODES, readOptions } from "./command.ts";
+import { pictureNumber } from "./drawn.ts";
 import { backendStarter, EMBEDDED, localModel, mustExist } from "./models.ts";
 import { decimal, textTable } from "./report/markdown.ts";
 
@@ -46,7 +47,8 @@ Scores pictures with a CLIP: text alignment, 2.5·max(cos, 0) between picture an
 prompt, and image alignment, the mean of max(cos, 0) over reference pictures.
 
   --images FOLDER      PNG or JPEG pictures; their prompts are in a.txt beside
-                       a.png, else in layout.json (written by sample)
+                       a.png, else in layout.json (written by sample); beside
+                       it, pictures 000.png … beyond its count are left out
   --prompt TEXT        prompt of pictures that have none there
   --references FOLDER  pictures of the concept, for image alignment
   --say OLD=NEW        what prompts say instead of learned tokens, such as
@@ -115,7 +117,10 @@ export interface EvaluateReport {
   readonly text?: Estimate;
   /** Mean image alignment with its 95 % interval over pictures. */
   readonly image?: Estimate;
-  /** Mean text alignment of regions, with its 95 % interval. */
+  /**
+   * Mean text alignment of regions with its 95 % interval over pictures: the
+   * regions of one picture are not independent.
+   */
   readonly regions?: Estimate;
 }
 
@@ -169,9 +174,17 @@ export function parseEvaluate(
   };
 }
 
-/** Pictures of a folder, in the order of their names. */
-async function pictures(folder: string): Promise<Map<string, Pixels>> {
-  const names = await listPictures(folder);
+/**
+ * Pictures of a folder, in the order of their names; of those that `sample`
+ * numbers, only the first `count`.
+ */
+async function pictures(
+  folder: string,
+  count = Infinity,
+): Promise<Map<string, Pixels>> {
+  const names = (await listPictures(folder)).filter((name) =>
+    (pictureNumber(name) ?? 0) < count
+  );
   if (names.length === 0) {
     throw cannot(`evaluate ${folder}`, "PNG or JPEG pictures in it", "none");
   }
@@ -270,11 +283,12 @@ export async function scorePictures(
   clip: ClipModel,
 ): Promise<EvaluateReport> {
   const what = `evaluate ${request.images}`;
-  const images = await pictures(request.images);
   const layoutFile = joinPath(request.images, "layout.json");
   const layout = await exists(layoutFile)
     ? parseLayout(await readJson(layoutFile), layoutFile)
     : undefined;
+  // What lies there beyond the layout's count was drawn from another one.
+  const images = await pictures(request.images, layout?.count);
   if (request.regions && !layout?.regions.length) {
     throw cannot(what, "a layout.json with regions in it", "none");
   }
@@ -318,7 +332,7 @@ export async function scorePictures(
   const text = estimate(scored.map((s) => s.text));
   const image = estimate(scored.map((s) => s.image));
   const region = estimate(
-    scored.flatMap((s) => s.regions ?? []).map((r) => r.text),
+    scored.map((s) => s.regions && mean(s.regions.map((r) => r.text))),
   );
   return {
     pictures: scored,

@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { z } from "zod";
 import { cannot } from "../core/errors.ts";
 import { disposeTree } from "../core/tree.ts";
 import {
@@ -24,13 +25,14 @@ import {
   modelSize,
   parseLayout,
   prepareLayout,
-  readLayout,
   type ResolvedLayout,
   resolveLayout,
+  type ResolveOptions,
 } from "../diffusion/layout.ts";
 import {
   pipeline,
   type PipelineOptions,
+  type StepRecord,
   toPixels,
 } from "../diffusion/pipeline.ts";
 import { SAMPLERS } from "../diffusion/samplers.ts";
@@ -38,10 +40,11 @@ import {
   assertWritable,
   joinPath,
   parentOf,
+  readJson,
   writeAtomic,
   writeJson,
 } from "../io/files.ts";
-import { encodePng } from "../io/png.ts";
+import { decodePng, encodePng } from "../io/png.ts";
 import { loadControlNet } from "../models/controlnet.ts";
 import { disposeModel, type Model } from "../models/model.ts";
 import { loadT2IAdapter } from "../models/t2i_adapter.ts";
@@ -57,6 +60,7 @@ import {
   openConcepts,
   parseConcept,
 } from "./concepts.ts";
+import { pictureName, pictureNumber } from "./drawn.ts";
 import {
   backendStarter,
   MODEL_HELP,
@@ -78,7 +82,8 @@ Draws pictures and writes them as PNG, with layout.json, which draws them again.
   --schema             print the JSON schema of layouts, for editors, and stop
 ${MODEL_HELP}
 ${CONCEPT_HELP}
-  --adapters HOW       how several concepts act without fusing (default sum):
+  --adapters HOW       how several concepts act without fusing (default region
+                       if regions of the layout name concepts, else sum):
                          sum        all everywhere
                          region     each inside the regions that name it in
                                     "concepts", and in their prompts
@@ -97,7 +102,8 @@ These replace what the layout says, --prompt too:
   --size WxH           pixels (default: the model's own size)
 
   --batch N            pictures drawn at once (4)
-  --out FOLDER         where pictures go (default out/sample)
+  --out FOLDER         where pictures go (default out/sample); of pictures that
+                       an earlier sample drew there, none beyond --count stays
   --backend NAME       auto, webgpu, wasm or cpu
   --help               this text
 
@@ -113,13 +119,16 @@ Examples:
 /** How several concepts act without being fused. */
 export const COMPOSITIONS = ["sum", "region", "switch", "composite"] as const;
 
+type Composition = typeof COMPOSITIONS[number];
+
 /** What the command line asks for. */
 export interface SampleRequest {
   readonly model: ModelRequest;
   /** Path of a layout file. */
   readonly layout?: string;
   readonly concepts: readonly ConceptRequest[];
-  readonly adapters: typeof COMPOSITIONS[number];
+  /** Where it is left out, the layout decides. */
+  readonly adapters?: Composition;
   /** Folder by name. */
   readonly networks: Readonly<Record<string, string>>;
   /** Fields of the layout that the command line gives. */
@@ -168,7 +177,19 @@ function parse(args: readonly string[]): SampleRequest | undefined {
     if (name === "" || folder.length === 0) {
       throw cannot(WHAT, "--network NAME=FOLDER", entry);
     }
+    if (Object.hasOwn(networks, name)) {
+      throw cannot(
+        WHAT,
+        `one --network ${name}`,
+        `${networks[name]} and ${folder.join("=")}`,
+      );
+    }
     networks[name] = folder.join("=");
+  }
+  const adapters = options.oneOf("adapters", COMPOSITIONS);
+  const concepts = options.many("concept");
+  if (adapters && concepts.length === 0) {
+    throw cannot(WHAT, `--concept with --adapters ${adapters}`, "none");
   }
   const changes = Object.fromEntries(
     Object.entries({
@@ -185,8 +206,8 @@ function parse(args: readonly string[]): SampleRequest | undefined {
   return {
     model: modelOf(options),
     ...(layout === undefined ? {} : { layout }),
-    concepts: options.many("concept").map((text) => parseConcept(WHAT, text)),
-    adapters: options.oneOf("adapters", COMPOSITIONS) ?? "sum",
+    concepts: concepts.map((text) => parseConcept(WHAT, text)),
+    ...(adapters === undefined ? {} : { adapters }),
     networks,
     changes,
     batch: options.number("batch", { whole: true, least: 1 }) ?? 4,
@@ -203,18 +224,87 @@ function sizeOf(text: string | undefined): unknown {
   return { width: Number(match[1]), height: Number(match[2]) };
 }
 
-/** The layout that is asked for, its pictures loaded. */
-async function layoutOf(
-  command: SampleRequest,
-  model: Model,
-): Promise<ResolvedLayout> {
-  const { changes } = command;
-  if (command.layout === undefined) {
-    return await resolveLayout(parseLayout(changes, "the command line"), {
-      size: modelSize(model),
-    });
+/** What is asked for, as far as it can be known without a model. */
+interface Scene {
+  readonly layout: Layout;
+  /** How the layout's pictures are read, and its name. */
+  readonly files: ResolveOptions;
+  readonly adapters: Composition;
+}
+
+/**
+ * Reads the layout and refuses what cannot be drawn with any model: loading one
+ * takes long.
+ */
+async function sceneOf(command: SampleRequest): Promise<Scene> {
+  const { layout: path, changes } = command;
+  const name = path ?? "the command line";
+  const fields = path === undefined
+    ? {}
+    : await readJson(path, z.record(z.string(), z.unknown()));
+  const layout = parseLayout({ ...fields, ...changes }, name);
+  const folder = parentOf(name);
+  const files: ResolveOptions = {
+    name,
+    read: async (file) =>
+      decodePng(
+        await Deno.readFile(
+          file.startsWith("/") ? file : joinPath(folder, file),
+        ),
+      ),
+  };
+  // Conditions may need the model's size to be drawn, regions do not.
+  await resolveLayout({ ...layout, conditions: [] }, files);
+  checkNetworks(command, layout);
+  return { layout, files, adapters: adaptersOf(command, layout) };
+}
+
+/** Refuses condition networks that would not be used. */
+function checkNetworks(
+  { networks }: SampleRequest,
+  { conditions }: Layout,
+): void {
+  const known = new Set(conditions.map(({ network }) => network));
+  const unused = Object.keys(networks).filter((name) => !known.has(name));
+  if (unused.length === 0) return;
+  throw cannot(
+    "sample with --network",
+    `names that conditions of the layout have (${
+      [...known].join(", ") || "none"
+    })`,
+    unused.join(", "),
+  );
+}
+
+/** How concepts act: as is asked for, if the layout can be drawn so. */
+function adaptersOf(
+  { adapters }: SampleRequest,
+  { regions, conditions }: Layout,
+): Composition {
+  const named = regions.flatMap(({ concepts }) => concepts);
+  const how = adapters ?? (named.length > 0 ? "region" : "sum");
+  const what = `sample with --adapters ${how}`;
+  if (how === "region" && named.length === 0) {
+    throw cannot(what, 'regions with "concepts"', "none");
   }
-  return await readLayout(command.layout, { size: modelSize(model), changes });
+  if (how === "sum" && named.length > 0) {
+    throw cannot(
+      what,
+      'regions without "concepts" (--adapters region)',
+      named.join(", "),
+    );
+  }
+  if (
+    (how === "switch" || how === "composite") &&
+    regions.length + conditions.length > 0
+  ) {
+    throw cannot(
+      what,
+      "a layout without regions and conditions",
+      `${regions.length} and ${conditions.length}`,
+    );
+  }
+  return how;
 }
 
 /** Loads the condition networks that the layout names. */
@@ -247,11 +337,11 @@ interface Cast {
 
 function castOf(
   command: SampleRequest,
+  adapters: Composition,
   base: Model,
   concepts: readonly Concept[],
   { layout, regions }: ResolvedLayout,
 ): Cast {
-  const { adapters } = command;
   const alphas = new Map(
     concepts.map(({ name }, i) => [name, command.concepts[i].alpha ?? 1]),
   );
@@ -266,33 +356,35 @@ function castOf(
   switch (adapters) {
     case "switch":
     case "composite": {
-      if (layout.regions.length + layout.conditions.length > 0) {
-        throw cannot(
-          `sample with --adapters ${adapters}`,
-          "a layout without regions and conditions",
-          `${layout.regions.length} and ${layout.conditions.length}`,
-        );
-      }
       const compose = adapters === "switch" ? loraSwitch : loraComposite;
       return wrap(compose(base, concepts, { prompt, negative, weights }));
     }
-    case "region":
+    case "region": {
+      const cast = layout.regions.map((region, i) =>
+        region.concepts.map((name) => {
+          const found = concepts.find((concept) => concept.name === name);
+          if (found) return found;
+          throw cannot(
+            `read regions.${i}.concepts`,
+            concepts.map((concept) => concept.name).join(", "),
+            name,
+          );
+        })
+      );
+      const idle = concepts.filter((concept) => !cast.flat().includes(concept));
+      if (idle.length > 0) {
+        throw cannot(
+          "sample with --adapters region",
+          "a region for each --concept that names it",
+          `none for ${idle.map(({ name }) => name).join(", ")}`,
+        );
+      }
       return wrap(regionAdapters(
         base,
-        regions.map((region, i) => ({
-          ...region,
-          concepts: layout.regions[i].concepts.map((name) => {
-            const found = concepts.find((concept) => concept.name === name);
-            if (found) return found;
-            throw cannot(
-              `read regions.${i}.concepts`,
-              concepts.map((concept) => concept.name).join(", "),
-              name,
-            );
-          }),
-        })),
+        regions.map((region, i) => ({ ...region, concepts: cast[i] })),
         { ...regional, weights },
       ));
+    }
     case "sum": {
       const model = attachConcept(base, concepts, { weights });
       return { model, dispose: () => releaseTokens(model, base) };
@@ -316,14 +408,38 @@ export const sampleCommand: Command<SampleRequest> = {
       ...request.concepts.map(({ path }) => path),
       ...Object.values(request.networks),
     );
+    const scene = await sceneOf(request);
     await assertWritable(request.out);
     await request.start();
-    for (const file of await draw(request)) console.log(file);
+    for (const file of await draw(request, scene)) console.log(file);
   },
 };
 
+/**
+ * How far drawing is, in steps of single pictures: how many the pipeline draws
+ * at once is its own affair.
+ *
+ * @param step The step that has ended.
+ * @param pictures Pictures in all.
+ */
+export function stepsDrawn(
+  { first, count, index, total }: Pick<
+    StepRecord,
+    "first" | "count" | "index" | "total"
+  >,
+  pictures: number,
+): { done: number; total: number } {
+  return {
+    done: first * total + count * (index + 1),
+    total: pictures * total,
+  };
+}
+
 /** Draws what is asked for and returns the files. */
-async function draw(command: SampleRequest): Promise<string[]> {
+async function draw(
+  command: SampleRequest,
+  { layout, files: source, adapters }: Scene,
+): Promise<string[]> {
   const { out } = command;
   const base = await openModel(command.model);
   let concepts: Concept[] = [];
@@ -331,9 +447,12 @@ async function draw(command: SampleRequest): Promise<string[]> {
   let cast: Cast | undefined;
   try {
     concepts = await openConcepts(command.concepts, base);
-    const resolved = await layoutOf(command, base);
-    networks = await networksOf(command, resolved.layout);
-    cast = castOf(command, base, concepts, resolved);
+    const resolved = await resolveLayout(layout, {
+      ...source,
+      size: modelSize(base),
+    });
+    networks = await networksOf(command, layout);
+    cast = castOf(command, adapters, base, concepts, resolved);
     const { model, sampling } = cast;
     const unet = sampling?.pipeline.unet;
     const prepared = prepareLayout(model, resolved, {
@@ -351,32 +470,24 @@ async function draw(command: SampleRequest): Promise<string[]> {
           ? { denoise: sampling.pipeline.denoise }
           : {}),
       };
-      const total = options.prompts.length;
       for await (const record of pipeline(model, options)) {
         if (record.type === "step") {
-          const batches = Math.ceil(total / command.batch);
-          const before = Math.floor(record.first / command.batch);
-          progress.update(
-            "drawing",
-            before * record.total + record.index + 1,
-            batches * record.total,
-            "step",
-          );
+          const { done, total } = stepsDrawn(record, options.prompts.length);
+          progress.update("drawing", done, total, "step");
           continue;
         }
         const pictures = await toPixels(record.images);
         record.images.dispose();
         for (const [i, picture] of pictures.entries()) {
-          const name = `${String(record.first + i).padStart(3, "0")}.png`;
+          const name = pictureName(record.first + i);
           await writeAtomic(joinPath(out, name), encodePng(picture));
           files.push(joinPath(out, name));
         }
       }
       progress.finish();
-      await writeJson(
-        joinPath(out, "layout.json"),
-        await movable(resolved.layout, command.layout),
-      );
+      const written = await movable(layout, command.layout);
+      await removeStale(out, layout.count, JSON.stringify(written));
+      await writeJson(joinPath(out, "layout.json"), written);
       return files;
     } finally {
       prepared.dispose();
@@ -389,11 +500,42 @@ async function draw(command: SampleRequest): Promise<string[]> {
   }
 }
 
+/**
+ * Removes what an earlier sample drew into a folder beyond the new count, which
+ * would pass for pictures of the new layout.
+ *
+ * @param out The folder.
+ * @param count How many pictures are new.
+ * @param layout The new layout as text; pictures it refers to stay.
+ */
+async function removeStale(
+  out: string,
+  count: number,
+  layout: string,
+): Promise<void> {
+  const earlier = await readJson(
+    joinPath(out, "layout.json"),
+    z.object({ count: z.number() }),
+  ).catch(() => undefined);
+  // Without a layout nobody knows whose the pictures are.
+  if (!earlier) return;
+  for await (const { name, isFile } of Deno.readDir(out)) {
+    const number = pictureNumber(name) ?? -1;
+    if (!isFile || number < count || number >= earlier.count) continue;
+    if (!layout.includes(`/${name}"`)) await Deno.remove(joinPath(out, name));
+  }
+}
+
 /** A layout that finds its pictures from any folder. */
 async function movable(layout: Layout, path = "."): Promise<unknown> {
   const folder = await Deno.realPath(parentOf(path));
+  const { $schema, ...rest } = layout;
   return JSON.parse(
-    JSON.stringify(layout),
+    JSON.stringify({
+      // A path would lead from the new folder to nothing.
+      ...($schema && URL.canParse($schema) ? { $schema } : {}),
+      ...rest,
+    }),
     (key, value) =>
       key === "file" && typeof value === "string" && !value.startsWith("/")
         ? joinPath(folder, value)

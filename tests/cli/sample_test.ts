@@ -1,6 +1,6 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { runCommand } from "../../src/cli/command.ts";
-import { sampleCommand } from "../../src/cli/sample.ts";
+import { sampleCommand, stepsDrawn } from "../../src/cli/sample.ts";
 import { key } from "../../src/core/random.ts";
 import {
   disposeConcept,
@@ -61,6 +61,16 @@ const bad: [string, string[], string][] = [
   ],
   ["network", ["--prompt", "x", "--network", "sketch"], "NAME=FOLDER"],
   ["adapters", ["--prompt", "x", "--adapters", "mix"], "sum, region, switch"],
+  [
+    "adapters of no concept",
+    ["--prompt", "x", "--adapters", "switch"],
+    "expected --concept with --adapters switch, got none",
+  ],
+  [
+    "a network twice",
+    ["--prompt", "x", "--network", "sketch=a", "--network", "sketch=b"],
+    "expected one --network sketch, got a and b",
+  ],
 ];
 
 for (const [name, args, message] of bad) {
@@ -68,6 +78,148 @@ for (const [name, args, message] of bad) {
     assertThrows(() => sampleCommand.parse(args), Error, message);
   });
 }
+
+const left = { top: 0, left: 0, bottom: 1, right: 0.5 };
+const region = { box: left, prompt: "a fox", concepts: ["fox"] };
+const sketch = {
+  type: "t2i_adapter",
+  network: "sketch",
+  image: { regions: "outline" },
+};
+const undrawable: [string, Record<string, unknown>, string[], string][] = [
+  [
+    "a box off the canvas",
+    { regions: [{ ...region, box: { ...left, right: 2 } }] },
+    [],
+    "regions.0.box.right: 2 is off the canvas",
+  ],
+  [
+    "a change that does not fit",
+    {},
+    ["--guidance", "5", "--size", "0x0"],
+    "size.width: Too small",
+  ],
+  [
+    "a mask that is not there",
+    { regions: [{ mask: { file: "none.png" }, prompt: "a fox" }] },
+    [],
+    "regions.0.mask.file: ",
+  ],
+  [
+    "a network that no condition names",
+    { regions: [region], conditions: [sketch] },
+    ["--network", "sketch=.", "--network", "edges=."],
+    "names that conditions of the layout have (sketch), got edges",
+  ],
+  [
+    "a network without conditions",
+    {},
+    ["--network", "edges=."],
+    "names that conditions of the layout have (none), got edges",
+  ],
+  [
+    "adapters per region that no region names",
+    { regions: [{ ...region, concepts: [] }] },
+    ["--concept", "fox", "--adapters", "region"],
+    'expected regions with "concepts", got none',
+  ],
+  [
+    "everywhere what belongs to a region",
+    { regions: [region] },
+    ["--concept", "fox", "--adapters", "sum"],
+    'expected regions without "concepts" (--adapters region), got fox',
+  ],
+];
+
+for (const [name, fields, args, message] of undrawable) {
+  Deno.test(`refused before a model is loaded: ${name}`, async () => {
+    const folder = await Deno.makeTempDir();
+    try {
+      const layout = `${folder}/scene.json`;
+      await Deno.writeTextFile(
+        layout,
+        JSON.stringify({ prompt: "x", ...fields }),
+      );
+      await Deno.writeTextFile(`${folder}/fox`, "");
+      const { code, wrong } = await run([
+        ...["--model", `${folder}/no/model/here`, "--backend", "wasm"],
+        ...["--layout", layout, "--out", `${folder}/out`],
+        ...args.map((arg) => arg === "fox" ? `${folder}/fox` : arg),
+      ]);
+      assertEquals(code, 1);
+      assert(wrong.includes(message), wrong);
+    } finally {
+      await Deno.remove(folder, { recursive: true });
+    }
+  });
+}
+
+Deno.test("progress never goes back, however few are drawn at once", () => {
+  const done = [[0, 2], [2, 2], [4, 1]].flatMap(([first, count]) =>
+    Array.from({ length: 3 }, (_, index) => {
+      const step = stepsDrawn({ first, count, index, total: 3 }, 5);
+      assertEquals(step.total, 15);
+      return step.done;
+    })
+  );
+  assertEquals(done, [2, 4, 6, 8, 10, 12, 13, 14, 15]);
+});
+
+Deno.test("pictures of an earlier sample do not stay beside a new layout", async () => {
+  const folder = await Deno.makeTempDir();
+  try {
+    const out = `${folder}/out`;
+    const draw = async (layout: Record<string, unknown>) => {
+      await Deno.writeTextFile(
+        `${folder}/scene.json`,
+        JSON.stringify({ prompt: "a cat", steps: 1, ...layout }),
+      );
+      const { code, wrong } = await run([
+        ...["--model", fixturePath("tiny-sd"), "--backend", "wasm"],
+        ...["--layout", `${folder}/scene.json`, "--out", out],
+      ]);
+      assertEquals(code, 0, wrong);
+      return [...Deno.readDirSync(out)].map(({ name }) => name).sort();
+    };
+    await Deno.mkdir(out);
+    const others = ["005.png", "0002.png", "2.png", "002.jpg"];
+    for (const name of others) await Deno.writeTextFile(`${out}/${name}`, "");
+    assertEquals(
+      await draw({ count: 5 }),
+      [
+        ...["000.png", "001.png", "002.png", "003.png", "004.png"],
+        ...others,
+        "layout.json",
+      ].sort(),
+    );
+    // One that the new layout looks at has to stay.
+    const mask = { file: "out/003.png" };
+    const dark = new Uint8Array(64 * 64).fill(255, 0, 64 * 32);
+    await Deno.writeFile(
+      `${out}/003.png`,
+      encodePng({ width: 64, height: 64, channels: 1, data: dark }),
+    );
+    assertEquals(
+      await draw({
+        $schema: "./layout.schema.json",
+        regions: [{ mask, prompt: "a dog" }],
+      }),
+      ["000.png", "003.png", ...others, "layout.json"].sort(),
+    );
+    const written = JSON.parse(await Deno.readTextFile(`${out}/layout.json`));
+    assertEquals(written.count, 1);
+    // There is no such schema beside what was written.
+    assertEquals(written.$schema, undefined);
+    const $schema = "https://example.org/layout.schema.json";
+    await draw({ $schema });
+    assertEquals(
+      JSON.parse(await Deno.readTextFile(`${out}/layout.json`)).$schema,
+      $schema,
+    );
+  } finally {
+    await Deno.remove(folder, { recursive: true });
+  }
+});
 
 Deno.test("the published schema is the library's, the example fits", async () => {
   const { code, said } = await run(["--schema"]);
@@ -141,7 +293,8 @@ Deno.test("sample draws a layout with adapters per region", async () => {
     "--network",
     `sketch=${fixturePath("t2i_adapter/adapter1")}`,
   ];
-  const first = await run([...common, ...sketch, "--adapters", "region"]);
+  // Regions name concepts, so that adapters act per region unasked.
+  const first = await run([...common, ...sketch]);
   assertEquals(first.code, 0, first.wrong);
   assertEquals(first.said, [`${folder}/out/000.png`]);
   const bytes = await Deno.readFile(`${folder}/out/000.png`);
@@ -177,6 +330,12 @@ Deno.test("sample draws a layout with adapters per region", async () => {
   );
   await write({ ...scene, conditions: [], prompt: "<dog1>" });
   await refuse([], 1, "prompt: unknown concept <dog1> (known: <fox1>");
+  await write({ ...scene, conditions: [], regions: [scene.regions[0]] });
+  await refuse(
+    [],
+    1,
+    "a region for each --concept that names it, got none for owl",
+  );
   await write({
     ...scene,
     regions: [{ ...scene.regions[0], concepts: ["x"] }],
