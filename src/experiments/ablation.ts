@@ -147,6 +147,15 @@ export async function ablationStudy(
   const embeddings = options.embeddings ?? EMBEDDINGS;
   const fusions = options.fusions ?? FUSIONS;
   if (seeds.length === 0) throw cannot("run the ablation", "a seed", "none");
+  for (const list of [seeds, embeddings, fusions]) {
+    if (new Set<unknown>(list).size !== list.length) {
+      throw cannot(
+        "run the ablation",
+        "each seed, embedding and fusion once",
+        list,
+      );
+    }
+  }
   for (const seed of seeds) {
     if (!Number.isSafeInteger(seed)) {
       throw cannot("run the ablation", "whole seeds", seed);

@@ -1,7 +1,7 @@
 /**
  * The central comparison at several ranks. The embedded model's layers are
  * narrow, so n concepts of rank 4 fill far more of them than they would fill of
- * Stable Diffusion's; at rank 1 or 2 the share n·r/d is that of the paper.
+ * Stable Diffusion's; at rank 1 or 2 the share n·r/d is near that of the paper.
  *
  * @module
  */
