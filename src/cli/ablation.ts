@@ -18,7 +18,7 @@ import {
 import { ablationTable } from "../experiments/ablation_figures.ts";
 import { ablationSchema } from "../experiments/ablation_schema.ts";
 import { store } from "../experiments/pieces.ts";
-import { EMBEDDINGS, presetOf } from "../experiments/presets.ts";
+import { EMBEDDINGS, presetOf, TEST_CONCEPTS } from "../experiments/presets.ts";
 import { canonicalJson, folderHash } from "../experiments/store.ts";
 import { MODEL_PARTS, oneDomain } from "../experiments/study.ts";
 import { pixelsOf } from "../experiments/workshop.ts";
@@ -93,25 +93,6 @@ const SCALES = {
   },
 } as const;
 
-/**
- * The default concepts: two people, two animals and a bird first, since
- * look-alikes are where fusion conflicts.
- */
-const ORDER = [
-  "kuro",
-  "lila",
-  "momo",
-  "raja",
-  "zorp",
-  "bram",
-  "pogo",
-  "aero",
-  "zeno",
-  "pip",
-  "kiki",
-  "whir",
-];
-
 /** What the command line asks for. */
 export interface AblationCommand {
   readonly help: boolean;
@@ -161,20 +142,30 @@ export function parseAblation(args: readonly string[]): AblationCommand {
   });
   const quick = options.flag("quick"), full = options.flag("full");
   if (quick && full) throw cannot(WHAT, "--quick or --full", "both");
+  // What runs nothing must not cost what is there.
+  for (const name of ["partial", "dry-run"]) {
+    if (options.flag("fresh") && options.flag(name)) {
+      throw cannot(WHAT, `--fresh or --${name}`, "both");
+    }
+  }
   const scale = quick ? "quick" : full ? "full" : "default";
   const defaults = SCALES[scale];
   const whole = (name: string, least: number, most = Infinity) =>
     options.number(name, { whole: true, least, most });
   const isCount = !Number.isNaN(Number(options.text("concepts") ?? 0));
   const concepts = isCount
-    ? ORDER.slice(0, whole("concepts", 1, ORDER.length) ?? defaults.concepts)
+    ? TEST_CONCEPTS.slice(
+      0,
+      whole("concepts", 1, TEST_CONCEPTS.length) ?? defaults.concepts,
+    )
     : options.list("concepts")!.map((name) => conceptOf(name).name);
   const preset = presetOf(options.text("preset") ?? "ablation");
   const steps = whole("train-steps", 1);
   const workers = whole("workers", 0);
   const model = options.text("model") ?? EMBEDDED;
   const out = options.text("out") ?? defaults.out;
-  const changed = changing.some((name) => options.text(name) !== undefined);
+  const changed = [...changing, "preset", "model"]
+    .some((name) => options.text(name) !== undefined);
   return {
     help: options.help,
     fresh: options.flag("fresh"),

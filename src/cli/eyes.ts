@@ -11,13 +11,14 @@ import {
   mobileNetEye,
   type PackedModel,
 } from "../evaluation/outside_eye.ts";
+import { comparisonTable } from "../experiments/ablation_figures.ts";
 import { ablationSchema } from "../experiments/ablation_schema.ts";
 import { type EyeReport, lookAgain, optionsOf } from "../experiments/eyes.ts";
 import { joinPath, readJson, writeJson } from "../io/files.ts";
 import { backendOf, type Command, EXIT_CODES, readOptions } from "./command.ts";
 import { EMBEDDED, mustExist } from "./models.ts";
 import { createProgress } from "./progress.ts";
-import { decimal, signed, textTable } from "./report/markdown.ts";
+import { decimal, textTable } from "./report/markdown.ts";
 
 const HELP = `deno task experiment eyes [options]
 
@@ -125,7 +126,8 @@ export const eyes: Command<EyesRequest> = {
     }
     progress.finish();
     await writeJson(joinPath(out, "eyes.json"), seen);
-    for (const { eye, image, ceiling, comparisons } of seen) {
+    for (const { eye, image, ceiling, comparisons: found } of seen) {
+      const comparisons = [...found];
       console.log(`\n${eye}`);
       console.log(textTable({
         head: ["arm", "image"],
@@ -134,15 +136,11 @@ export const eyes: Command<EyesRequest> = {
           ["references themselves", decimal(ceiling)],
         ],
       }));
-      console.log(textTable({
-        head: ["difference", "mean", "95 % interval", "wins"],
-        rows: comparisons.map((c) => [
-          c.id,
-          signed(c.mean),
-          `${decimal(c.low)} to ${decimal(c.high)}`,
-          `${c.wins}/${c.n}`,
-        ]),
-      }));
+      for (const paper of [true, false]) {
+        const { rows, head } = comparisonTable({ comparisons }, paper);
+        console.log(paper ? "The paper's claims" : "Beyond the paper");
+        console.log(textTable({ head, rows }));
+      }
     }
     console.log(joinPath(out, "eyes.json"));
   },

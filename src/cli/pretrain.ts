@@ -14,6 +14,7 @@ import { assertWritable, exists, joinPath, pathOf } from "../io/files.ts";
 import {
   encodeFloat,
   openSafetensors,
+  type RawTensor,
   toFloat32,
   writeSafetensors,
 } from "../io/safetensors.ts";
@@ -244,8 +245,9 @@ async function trainNetwork(
     );
   }
   progress.finish();
+  if (!first) return console.log(`${name}: nothing left to train`);
   console.log(
-    `${name}: loss ${first?.loss?.toFixed(4)} → ${last.loss?.toFixed(4)} in ${
+    `${name}: loss ${first.loss.toFixed(4)} → ${last.loss?.toFixed(4)} in ${
       duration((performance.now() - began) / 1000)
     }`,
   );
@@ -331,11 +333,14 @@ async function latentsOf(
     encodeLatents(autoencoder, workers, scenes),
     ({ done, total }) => onProgress(done, total),
   );
-  await writeSafetensors(path, [["latents", {
+  const tensor: RawTensor = {
     dtype: "F16",
     shape: [scenes, latents.length / scenes],
     data: encodeFloat(latents, "F16"),
-  }]], { autoencoder: hash });
+  };
+  await writeSafetensors(path, [["latents", tensor]], { autoencoder: hash });
+  // As a run that resumes will read them.
+  latents.set(toFloat32(tensor));
   return latents;
 }
 

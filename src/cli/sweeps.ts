@@ -10,8 +10,11 @@ import { finish } from "../core/finish.ts";
 import { hardwareWorkers } from "../core/pool.ts";
 import type { TrainConfig } from "../customize/train.ts";
 import type { StageProgress } from "../experiments/crew.ts";
-import { EMBEDDINGS, presetOf } from "../experiments/presets.ts";
+import { EMBEDDINGS, presetOf, TEST_CONCEPTS } from "../experiments/presets.ts";
+import { mean } from "../evaluation/statistics.ts";
 import { ranks, rankTable } from "../experiments/ranks.ts";
+import { folderHash } from "../experiments/store.ts";
+import { MODEL_PARTS } from "../experiments/study.ts";
 import {
   bestLambdas,
   sweep,
@@ -37,6 +40,12 @@ import {
   textTable,
 } from "./report/markdown.ts";
 import { stageLabel } from "./stages.ts";
+
+/** Where settings are chosen. */
+const DEVELOPMENT: readonly string[] = IDENTITIES.filter(({ split }) =>
+  split === "development"
+)
+  .map(({ name }) => name);
 
 const rate = z.number().nonnegative();
 
@@ -87,6 +96,22 @@ interface Sweep {
   readonly run: (options: SweepOptions, values: readonly number[]) => Run;
 }
 
+/** Share of the single concepts' gain in image alignment that fusion keeps. */
+function keptBy(row: SweepRow, rows: readonly SweepRow[]): string {
+  const single = rows.find((other) =>
+    other.fusion === "none" && other.embedding === row.embedding &&
+    other.variant === row.variant && other.rank === row.rank
+  );
+  if (row.fusion === "none" || !single) return "";
+  // Of the fused concepts only: how hard one is differs from one to the next.
+  const names = Object.keys(row.concepts);
+  const over = ({ concepts }: SweepRow) =>
+    mean(names.map((name) => concepts[name]));
+  const lower = over(rows[0]);
+  const share = (over(row) - lower) / (over(single) - lower);
+  return Number.isFinite(share) ? `${decimal(100 * share, 0)} %` : "";
+}
+
 function sweepTable(
   rows: readonly SweepRow[],
   concepts: readonly string[],
@@ -102,6 +127,7 @@ function sweepTable(
       "image",
       "masked image",
       "retrieval",
+      "image kept",
       ...concepts,
     ],
     rows: rows.map((row) => [
@@ -114,6 +140,7 @@ function sweepTable(
       decimal(row.image),
       decimal(row.masked),
       decimal(row.retrieval),
+      keptBy(row, rows),
       ...concepts.map((one) => decimal(row.concepts[one] ?? NaN)),
     ]),
   };
@@ -301,8 +328,7 @@ function parse(
         train: { ...preset.train, ...(steps === undefined ? {} : { steps }) },
       },
       concepts: names("concepts") ??
-        IDENTITIES.filter(({ split }) => split === what.split)
-          .map(({ name }) => name),
+        (what.split === "test" ? TEST_CONCEPTS : DEVELOPMENT),
       ...(crowd ? { crowd } : {}),
       prompts: options.number("n", { ...positive, most: 20 }) ?? 20,
       seeds: options.numbers("seeds", { whole: true }) ?? [0],
@@ -345,8 +371,18 @@ async function run(what: Sweep, request: SweepRequest): Promise<void> {
       progress.update(stageLabel(stage), done, total, unit),
   );
   progress.finish();
+  const { concepts, crowd = [], prompts, seeds, variants: trained } = options;
   await writeJson(joinPath(out, `${what.name}.json`), {
     settings: options.settings,
+    concepts,
+    crowd,
+    prompts,
+    seeds,
+    ...(trained ? { variants: trained } : {}),
+    hashes: {
+      model: await folderHash(model, MODEL_PARTS),
+      clip: await folderHash(clip),
+    },
     rows,
   });
   await writeAtomic(

@@ -17,7 +17,6 @@ import type { ClipVector } from "../evaluation/clip.ts";
 import { cosine, textAlignment } from "../evaluation/clip_score.ts";
 import type { GalleryEntry } from "../evaluation/retrieval.ts";
 import {
-  type Estimate,
   hierarchicalBootstrap,
   mean,
   median,
@@ -37,13 +36,15 @@ import { disposeModel, loadModel } from "../models/model.ts";
 import {
   type AblationReport,
   type Arm,
-  type Comparison,
+  finite,
+  orNull,
   type ScoreEstimate,
   type ScoreName,
   type ScoreRow,
   SCORES,
   type Scores,
 } from "./ablation_schema.ts";
+import { compareArms } from "./claims.ts";
 import type { StageProgress } from "./crew.ts";
 import {
   capacityOf,
@@ -146,6 +147,15 @@ export async function ablationStudy(
   const embeddings = options.embeddings ?? EMBEDDINGS;
   const fusions = options.fusions ?? FUSIONS;
   if (seeds.length === 0) throw cannot("run the ablation", "a seed", "none");
+  for (const list of [seeds, embeddings, fusions]) {
+    if (new Set<unknown>(list).size !== list.length) {
+      throw cannot(
+        "run the ablation",
+        "each seed, embedding and fusion once",
+        list,
+      );
+    }
+  }
   for (const seed of seeds) {
     if (!Number.isSafeInteger(seed)) {
       throw cannot("run the ablation", "whole seeds", seed);
@@ -279,7 +289,7 @@ async function report(
       const log = await readFusedLog(options.cache, id);
       const single = `${embedding}.single`;
       const each = (
-        fn: (score: ScoreName) => Estimate,
+        fn: (score: ScoreName) => Parameters<typeof finite>[0],
       ): Scores =>
         Object.fromEntries(
           SCORES.map((score) => [score, finite(fn(score))]),
@@ -319,8 +329,8 @@ async function report(
       ),
     )
   );
-  // ED-LoRA's where it was run: the last.
-  const gain = gains[gains.length - 1];
+  // ED-LoRA's where it was run.
+  const gain = gains[Math.max(0, embeddings.indexOf("edlora"))];
   const headroom = {
     median: orNull(gain),
     required: REQUIRED_HEADROOM,
@@ -333,7 +343,7 @@ async function report(
       rowsOf(arm).filter((row) => row.concept === identity.name)
         .map((row) => row[score])
     );
-  const comparisons = compare(nested, embeddings, fusions, conclusive);
+  const comparisons = compareArms(nested, { embeddings, fusions, conclusive });
   const { capacity, distinguishability } = await inspect(options, study);
   const training: AblationReport["training"] = [];
   for (const [name, { id }] of study.trains) {
@@ -404,15 +414,6 @@ async function report(
   };
 }
 
-/** JSON has no NaN and no infinity. */
-function orNull(value: number): number | null {
-  return Number.isFinite(value) ? value : null;
-}
-
-function finite({ mean, low, high }: Estimate): ScoreEstimate {
-  return { mean: orNull(mean), low: orNull(low), high: orNull(high) };
-}
-
 /** Means with hierarchical bootstrap: prompts in seeds in concepts. */
 function estimates(
   jobs: readonly ConceptJob[],
@@ -431,7 +432,7 @@ function estimates(
   ])) as Scores;
 }
 
-/** What the references score among themselves: no picture can do better. */
+/** What the references score among themselves: as good as the real thing. */
 function ceiling(
   jobs: readonly ConceptJob[],
   evidence: ReadonlyMap<string, Evidence>,
@@ -510,121 +511,6 @@ function groupMeans(
       return [{ arm, group, text: of("text"), image: of("image") }];
     })
   );
-}
-
-/** Scores by concept, seed and prompt. */
-type NestedScores = number[][][];
-
-/** The paper's claims as differences that should be positive. */
-function compare(
-  values: (arm: string, score: ScoreName) => NestedScores,
-  embeddings: readonly EmbeddingName[],
-  fusions: readonly FusionName[],
-  conclusive: boolean,
-): Comparison[] {
-  const all: Comparison[] = [];
-  const has = (embedding: EmbeddingName, fusion?: FusionName) =>
-    embeddings.includes(embedding) &&
-    (fusion === undefined || fusions.includes(fusion));
-  const less = (a: NestedScores, b: NestedScores): NestedScores =>
-    a.map((seeds, i) =>
-      seeds.map((row, k) => row.map((value, j) => value - b[i][k][j]))
-    );
-  const overConcepts = (nested: NestedScores): number[] =>
-    nested.map((seeds) => mean(seeds.map(mean)));
-  const add = (
-    id: string,
-    claim: string,
-    a: (score: ScoreName) => NestedScores,
-    b: (score: ScoreName) => NestedScores,
-  ) => {
-    for (const score of ["image", "masked", "retrieval"] as const) {
-      const [first, second] = [a(score), b(score)];
-      const d = pairedDifference(overConcepts(first), overConcepts(second));
-      const { low, high } = hierarchicalBootstrap(
-        less(first, second),
-        fold(key(0), "comparison", id, score),
-      );
-      all.push({
-        id,
-        claim,
-        score,
-        ...finite(d),
-        bootstrap: { low: orNull(low), high: orNull(high) },
-        n: d.n,
-        wins: d.wins,
-        verdict: !conclusive
-          ? "no conclusion"
-          : d.low > 0
-          ? "reproduced"
-          : d.high < 0
-          ? "reversed"
-          : "not shown",
-      });
-    }
-  };
-  const of = (arm: string) => (score: ScoreName) => values(arm, score);
-  const minus = (arm: string, other: string) => (score: ScoreName) =>
-    less(values(arm, score), values(other, score));
-  for (const embedding of embeddings) {
-    const label = embedding === "lora" ? "LoRA" : "ED-LoRA";
-    if (has(embedding, "weight")) {
-      add(
-        `${embedding}.single > ${embedding}.weight`,
-        `weight fusion (1/n) of ${label} loses identity`,
-        of(`${embedding}.single`),
-        of(`${embedding}.weight`),
-      );
-    }
-    if (has(embedding, "weight") && has(embedding, "gradient")) {
-      add(
-        `${embedding}.gradient > ${embedding}.weight`,
-        `gradient fusion of ${label} keeps more identity than weight fusion`,
-        of(`${embedding}.gradient`),
-        of(`${embedding}.weight`),
-      );
-    }
-    if (has(embedding, "weight") && has(embedding, "weight_best_lambda")) {
-      add(
-        `${embedding}.weight_best_lambda > ${embedding}.weight`,
-        `a sum of ${label} with tuned λ keeps more identity than 1/n`,
-        of(`${embedding}.weight_best_lambda`),
-        of(`${embedding}.weight`),
-      );
-    }
-    if (has(embedding, "weight_best_lambda") && has(embedding, "gradient")) {
-      add(
-        `${embedding}.gradient > ${embedding}.weight_best_lambda`,
-        `gradient fusion of ${label} keeps more identity than a sum with tuned λ`,
-        of(`${embedding}.gradient`),
-        of(`${embedding}.weight_best_lambda`),
-      );
-    }
-  }
-  for (const fusion of ["weight", "gradient"] as const) {
-    if (!has("lora", fusion) || !has("edlora", fusion)) continue;
-    add(
-      `lora loss > edlora loss (${fusion})`,
-      `LoRA loses more identity in ${fusion} fusion than ED-LoRA`,
-      minus("lora.single", `lora.${fusion}`),
-      minus("edlora.single", `edlora.${fusion}`),
-    );
-    add(
-      `edlora.${fusion} > lora.${fusion}`,
-      `after ${fusion} fusion ED-LoRA has more identity than LoRA`,
-      of(`edlora.${fusion}`),
-      of(`lora.${fusion}`),
-    );
-  }
-  if (EMBEDDINGS.every((e) => has(e, "weight") && has(e, "gradient"))) {
-    add(
-      "edlora (gradient − weight) > lora (gradient − weight)",
-      "gradient fusion adds more to ED-LoRA than to LoRA",
-      minus("edlora.gradient", "edlora.weight"),
-      minus("lora.gradient", "lora.weight"),
-    );
-  }
-  return all;
 }
 
 /** What can be read off the trained concepts. */

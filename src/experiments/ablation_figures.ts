@@ -86,7 +86,7 @@ export function armLabel(arm: string): string {
     case "gradient":
       return `${head} + gradient fusion`;
     case "weight_best_lambda":
-      return `${head} + best λ`;
+      return `${head} + tuned λ`;
     default:
       return arm;
   }
@@ -160,7 +160,7 @@ export function ablationTable(report: AblationReport): TextTable {
       bound("class word, base model", lower, paper("base")),
       ...armsOf(report).map((arm) => {
         const { single, fused, retained, lambda } = report.arms[arm];
-        const label = arm.endsWith("best_lambda")
+        const label = arm.endsWith("weight_best_lambda")
           ? `${armLabel(arm)} ${text(lambda, 2)}`
           : armLabel(arm);
         const { mean: kept, low, high } = retained.image;
@@ -184,11 +184,15 @@ export function ablationTable(report: AblationReport): TextTable {
 }
 
 /**
- * The comparisons: the paper's claims, differences with intervals, verdicts.
+ * The comparisons: differences with intervals, verdicts.
  *
  * @param report The report.
+ * @param paper Whether those that are the paper's claims or the others.
  */
-export function comparisonTable(report: AblationReport): TextTable {
+export function comparisonTable(
+  report: Pick<AblationReport, "comparisons">,
+  paper: boolean,
+): TextTable {
   return {
     head: [
       "claim",
@@ -199,7 +203,7 @@ export function comparisonTable(report: AblationReport): TextTable {
       "wins",
       "verdict",
     ],
-    rows: report.comparisons.map((c) => [
+    rows: report.comparisons.filter((c) => c.paper === paper).map((c) => [
       c.claim,
       c.score,
       text(c.mean),

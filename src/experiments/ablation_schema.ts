@@ -27,6 +27,18 @@ export type ScoreName = "text" | "image" | "masked" | "retrieval";
 /** A number, or null where there is none. */
 export type Maybe = number | null;
 
+/** The number, or null where it is none: JSON has no NaN and no infinity. */
+export function orNull(value: number): Maybe {
+  return Number.isFinite(value) ? value : null;
+}
+
+/** An estimate as JSON holds it. */
+export function finite(
+  { mean, low, high }: Readonly<Record<"mean" | "low" | "high", number>>,
+): ScoreEstimate {
+  return { mean: orNull(mean), low: orNull(low), high: orNull(high) };
+}
+
 /** A mean with its 95 % interval. */
 export interface ScoreEstimate {
   /** Mean over concepts, seeds and prompts. */
@@ -82,19 +94,22 @@ export interface Arm {
   layers: LayerFit[];
 }
 
-/** What became of a claim. */
+/** What became of a claim; what the paper does not claim is shown at best. */
 export type Verdict =
   | "reproduced"
+  | "shown"
   | "not shown"
   | "reversed"
   | "no conclusion";
 
-/** A claim of the paper as a difference that should be positive. */
+/** A claim as a difference that should be positive. */
 export interface Comparison {
   /** The arms. */
   id: string;
   /** The claim in words. */
   claim: string;
+  /** Whether it is the paper's; the others go beyond it. */
+  paper: boolean;
   /** By which score. */
   score: ScoreName;
   /** Mean difference over concepts. */
@@ -165,7 +180,7 @@ export interface AblationReport {
   base: { lower: Scores; ceiling: Scores; unrelated?: ScoreEstimate };
   /** Fused arms by name, such as `edlora.gradient`. */
   arms: Record<string, Arm>;
-  /** The paper's claims. */
+  /** The paper's claims, and what goes beyond them. */
   comparisons: Comparison[];
   /** Median over concepts of single − lower image alignment. */
   headroom: { median: Maybe; required: number; enough: boolean };
@@ -270,6 +285,7 @@ export const ablationSchema: z.ZodType<AblationReport> = z.object({
   comparisons: z.array(z.object({
     id: z.string(),
     claim: z.string(),
+    paper: z.boolean(),
     score: scoreName,
     mean: maybe,
     low: maybe,
@@ -277,7 +293,13 @@ export const ablationSchema: z.ZodType<AblationReport> = z.object({
     bootstrap: z.object({ low: maybe, high: maybe }).optional(),
     n: z.number(),
     wins: z.number(),
-    verdict: z.enum(["reproduced", "not shown", "reversed", "no conclusion"]),
+    verdict: z.enum([
+      "reproduced",
+      "shown",
+      "not shown",
+      "reversed",
+      "no conclusion",
+    ]),
   })),
   headroom: z.object({
     median: maybe,

@@ -23,6 +23,7 @@ import {
 import { IN_DOMAIN, inDomain } from "../micro/in_domain.ts";
 import { loadPrompts, PROMPTS_SHA256, promptText } from "../micro/prompts.ts";
 import {
+  finite,
   type ScoreEstimate,
   type ScoreName,
   type ScoreRow,
@@ -381,13 +382,6 @@ function byName(
   values: readonly number[],
 ): Record<string, number> {
   return Object.fromEntries(names.map((name, i) => [name, rounded(values[i])]));
-}
-
-function finite(
-  { mean, low, high }: Readonly<Record<"mean" | "low" | "high", number>>,
-): ScoreEstimate {
-  const orNull = (value: number) => Number.isFinite(value) ? value : null;
-  return { mean: orNull(mean), low: orNull(low), high: orNull(high) };
 }
 
 const LABELS: Readonly<Record<DomainRow["method"], string>> = {

@@ -7,16 +7,14 @@
 import type { ClipVector } from "../evaluation/clip.ts";
 import { imageAlignment } from "../evaluation/clip_score.ts";
 import type { Eye } from "../evaluation/outside_eye.ts";
-import {
-  mean,
-  type PairedDifference,
-  pairedDifference,
-} from "../evaluation/statistics.ts";
+import { mean } from "../evaluation/statistics.ts";
 import { decodePng } from "../io/png.ts";
-import { type AblationOptions, ablationStudy } from "./ablation.ts";
-import type { AblationReport } from "./ablation_schema.ts";
+import { type AblationOptions, ablationStudy, FUSIONS } from "./ablation.ts";
+import type { AblationReport, Comparison } from "./ablation_schema.ts";
+import { compareArms } from "./claims.ts";
 import type { StageProgress } from "./crew.ts";
 import { store } from "./pieces.ts";
+import { EMBEDDINGS } from "./presets.ts";
 import { pictureId, referencePixels, rounded } from "./study.ts";
 
 /** What an eye sees. */
@@ -27,8 +25,8 @@ export interface EyeReport {
   readonly image: Readonly<Record<string, number>>;
   /** References among themselves. */
   readonly ceiling: number;
-  /** Differences that the paper says are positive, paired by concept. */
-  readonly comparisons: readonly (PairedDifference & { readonly id: string })[];
+  /** The ablation's claims, all of them, by this eye's image alignment. */
+  readonly comparisons: readonly Comparison[];
 }
 
 /**
@@ -57,16 +55,6 @@ export function optionsOf(
   };
 }
 
-/** Which arm should have more identity than which, by the paper. */
-const PAIRS: readonly (readonly [string, string])[] = [
-  ["lora.single", "lora.weight"],
-  ["edlora.single", "edlora.weight"],
-  ["edlora.gradient", "edlora.weight"],
-  ["lora.gradient", "lora.weight"],
-  ["edlora.weight", "lora.weight"],
-  ["edlora.gradient", "lora.gradient"],
-];
-
 /**
  * Scores a finished ablation's pictures with another eye.
  *
@@ -86,7 +74,8 @@ export async function* lookAgain(
   }
   const cells = study.cells.filter(({ concept }) => concept !== "");
   const total = cells.reduce((sum, cell) => sum + cell.regions.length, 0);
-  const scores = new Map<string, Map<string, number[]>>();
+  // By arm and concept: a list of its prompts' scores for each seed.
+  const scores = new Map<string, Map<string, number[][]>>();
   let done = 0;
   for (const cell of cells) {
     const images = [];
@@ -96,23 +85,23 @@ export async function* lookAgain(
     }
     const rows = await eye.embed(images);
     const own = references.get(cell.concept)!;
-    const byConcept = scores.get(cell.arm) ?? new Map<string, number[]>();
+    const byConcept = scores.get(cell.arm) ?? new Map<string, number[][]>();
     byConcept.set(cell.concept, [
       ...byConcept.get(cell.concept) ?? [],
-      mean(rows.map((row) => imageAlignment(row, own))),
+      rows.map((row) => imageAlignment(row, own)),
     ]);
     scores.set(cell.arm, byConcept);
     done += images.length;
     yield { stage: eye.name, done, total, unit: "image" };
   }
-  const means = (arm: string): number[] =>
-    study.jobs.map(({ identity }) =>
-      mean(scores.get(arm)!.get(identity.name)!)
-    );
+  const nested = (arm: string): number[][][] =>
+    study.jobs.map(({ identity }) => scores.get(arm)!.get(identity.name)!);
+  const average = (arm: string): number =>
+    mean(nested(arm).map((seeds) => mean(seeds.map((row) => mean(row)))));
   return {
     eye: eye.name,
     image: Object.fromEntries(
-      [...scores.keys()].map((arm) => [arm, rounded(mean(means(arm)))]),
+      [...scores.keys()].map((arm) => [arm, rounded(average(arm))]),
     ),
     ceiling: rounded(
       mean(
@@ -123,10 +112,11 @@ export async function* lookAgain(
         ),
       ),
     ),
-    comparisons: PAIRS.filter(([a, b]) => scores.has(a) && scores.has(b))
-      .map(([a, b]) => ({
-        id: `${a} > ${b}`,
-        ...pairedDifference(means(a), means(b)),
-      })),
+    comparisons: compareArms(nested, {
+      embeddings: options.embeddings ?? EMBEDDINGS,
+      fusions: options.fusions ?? FUSIONS,
+      conclusive: options.scale !== "quick" && study.jobs.length > 1,
+      scores: ["image"],
+    }),
   };
 }

@@ -87,7 +87,8 @@ export function scorePicture(
 }
 
 /**
- * What the references themselves score, each against the others.
+ * What the references themselves score: alignment each with the others,
+ * retrieval in a gallery whose entry for the concept they are part of.
  *
  * @param evidence References of a concept.
  * @param entries Gallery of cut references.

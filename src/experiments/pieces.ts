@@ -173,9 +173,9 @@ export interface ConceptLog {
   readonly concept: string;
   readonly method: MethodName;
   readonly steps: number;
-  /** Mean loss of each tenth of the run. */
+  /** Mean loss of each tenth of the steps that the last attempt did. */
   readonly losses: readonly number[];
-  /** Seconds of training, over all attempts. */
+  /** Seconds of training in the last attempt. */
   readonly seconds: number;
   /** How it stands in prompts. */
   readonly phrase: string;

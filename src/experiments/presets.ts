@@ -24,6 +24,25 @@ export const METHOD_OF: Readonly<Record<EmbeddingName, MethodName>> = {
   edlora: "ed-lora",
 };
 
+/**
+ * The test concepts in the order in which few of them are taken: two people,
+ * two animals and a vehicle first, since look-alikes are where fusion conflicts.
+ */
+export const TEST_CONCEPTS: readonly string[] = [
+  "kuro",
+  "lila",
+  "momo",
+  "raja",
+  "zorp",
+  "bram",
+  "pogo",
+  "aero",
+  "zeno",
+  "pip",
+  "kiki",
+  "whir",
+];
+
 /** How pictures are drawn for scores. */
 export interface SamplingSettings {
   /** How the noise is removed. */

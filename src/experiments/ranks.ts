@@ -1,14 +1,18 @@
 /**
  * The central comparison at several ranks. The embedded model's layers are
  * narrow, so n concepts of rank 4 fill far more of them than they would fill of
- * Stable Diffusion's; at rank 1 or 2 the share n·r/d is that of the paper.
+ * Stable Diffusion's; at rank 1 or 2 the share n·r/d is near that of the paper.
  *
  * @module
  */
 import { fold, key } from "../core/random.ts";
 import { pairedDifference, retainedShare } from "../evaluation/statistics.ts";
 import { disposeModel, loadModel } from "../models/model.ts";
-import type { ScoreEstimate, ScoreName } from "./ablation_schema.ts";
+import {
+  finite,
+  type ScoreEstimate,
+  type ScoreName,
+} from "./ablation_schema.ts";
 import type { TextTable } from "./ablation_figures.ts";
 import type { StageProgress } from "./crew.ts";
 import { type Capacity, capacityOf, SD_CAPACITY } from "./measure.ts";
@@ -105,13 +109,6 @@ export async function* ranks(
       concepts,
     };
   });
-}
-
-function finite(
-  { mean, low, high }: Readonly<Record<"mean" | "low" | "high", number>>,
-): ScoreEstimate {
-  const orNull = (value: number) => Number.isFinite(value) ? value : null;
-  return { mean: orNull(mean), low: orNull(low), high: orNull(high) };
 }
 
 function decimal(value: number | null, digits = 3): string {

@@ -60,6 +60,8 @@ export async function folderHash(
   folder: string,
   parts?: readonly string[],
 ): Promise<string> {
+  // `models/micro/` is the same folder as `models/micro`.
+  const root = folder.replace(/(?<=.)\/+$/, "");
   const files: string[] = [];
   const visit = async (path: string) => {
     const { isDirectory } = await Deno.stat(path);
@@ -68,11 +70,11 @@ export async function folderHash(
       if (!name.startsWith(".")) await visit(joinPath(path, name));
     }
   };
-  for (const part of parts ?? [""]) await visit(joinPath(folder, part));
+  for (const part of parts ?? [""]) await visit(joinPath(root, part));
   const hashes: [string, string][] = [];
   for (const file of files.sort()) {
     hashes.push([
-      file.slice(folder.length),
+      file.slice(root.length),
       await sha256(await Deno.readFile(file)),
     ]);
   }

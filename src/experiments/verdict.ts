@@ -3,7 +3,7 @@
  *
  * @module
  */
-import type { AblationReport, Arm } from "./ablation_schema.ts";
+import type { AblationReport, Arm, Comparison } from "./ablation_schema.ts";
 
 /** What a verdict is made from. */
 export type VerdictFacts =
@@ -67,11 +67,23 @@ export function verdict(facts: VerdictFacts): string {
     : words;
 }
 
+/** A note where the bootstrap's interval does not agree about zero. */
+function disagreement({ low, high, bootstrap }: Comparison): string {
+  const excludes = (from: number | null, to: number | null) =>
+    from !== null && to !== null && (from > 0 || to < 0);
+  return !bootstrap ||
+      excludes(low, high) === excludes(bootstrap.low, bootstrap.high)
+    ? ""
+    : ` [the bootstrap's interval, ${signed(bootstrap.low)} to ${
+      signed(bootstrap.high)
+    }, says otherwise]`;
+}
+
 function judge(facts: VerdictFacts): string {
   const { scale, concepts, headroom, comparisons } = facts;
   if (scale === "quick") {
-    return "Mechanics only, no conclusion: two concepts and four prompts each " +
-      "show that everything runs, not who wins.";
+    return "Mechanics only, no conclusion: a few concepts and prompts show that " +
+      "everything runs, not who wins.";
   }
   if (concepts < 2) {
     return "No conclusion: with one concept there is nothing to fuse.";
@@ -90,14 +102,17 @@ function judge(facts: VerdictFacts): string {
     `fusion keeps: ${shares.join(", ")}.`,
   ];
   for (
-    const [kind, head] of [
-      ["reproduced", "Reproduced"],
-      ["reversed", "Reversed"],
-      ["not shown", "Not shown"],
+    const [kind, paper, head] of [
+      ["reproduced", true, "Of the paper's claims, reproduced"],
+      ["reversed", true, "Of the paper's claims, reversed"],
+      ["not shown", true, "Of the paper's claims, not shown"],
+      ["shown", false, "Beyond the paper, shown"],
+      ["reversed", false, "Beyond the paper, the reverse shown"],
+      ["not shown", false, "Beyond the paper, not shown"],
     ] as const
   ) {
     const own = comparisons.filter((c) =>
-      c.score === "image" && c.verdict === kind
+      c.score === "image" && c.verdict === kind && c.paper === paper
     );
     if (own.length === 0) continue;
     // Numbers of what is not shown are in the table: they would bury the rest.
@@ -105,10 +120,10 @@ function judge(facts: VerdictFacts): string {
       `${head}: ${
         own.map((c) =>
           kind === "not shown"
-            ? c.claim
+            ? c.claim + disagreement(c)
             : `${c.claim} (${signed(c.mean)}, ${signed(c.low)} to ${
               signed(c.high)
-            }, ${c.wins} of ${c.n})`
+            }, ${c.wins} of ${c.n}${disagreement(c)})`
         ).join("; ")
       }.`,
     );
@@ -122,8 +137,8 @@ function judge(facts: VerdictFacts): string {
         after.toFixed(2)
       } in ${FUSION[fusion]} of ${
         NAMES[embedding]
-      }: it no longer follows its ` +
-        "prompts, so what it keeps of the identity is worth less.",
+      }: it follows its prompts less, so that what it keeps of the identity ` +
+        "is worth less.",
     );
   }
   sentences.push(

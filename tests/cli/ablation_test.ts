@@ -62,6 +62,9 @@ Deno.test("options reach the settings and make the scale custom", () => {
     false,
   ]);
   assertEquals(shared.options.concepts, ["ulla", "finn"]);
+  for (const changed of ["--preset=official", "--model=m"]) {
+    assertEquals(parseAblation(["--full", changed]).options.scale, "custom");
+  }
   // A quick run stays one that allows no conclusion, whatever is changed.
   assertEquals(parseAblation(["--quick", "--n=5"]).options.scale, "quick");
 });
@@ -80,6 +83,8 @@ for (
     [["--backend=cuda"], "webgpu, wasm, cpu"],
     [["--what"], "known option"],
     [["--quick", "--full"], "both"],
+    [["--fresh", "--dry-run"], "--fresh or --dry-run"],
+    [["--fresh", "--partial"], "--fresh or --partial"],
   ] as const
 ) {
   Deno.test(`refused: ${args.join(" ")}`, () => {

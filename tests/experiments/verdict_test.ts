@@ -33,6 +33,7 @@ const arm = (change: Partial<Arm> = {}): Arm => ({
 const comparison = (change: Partial<Comparison> = {}): Comparison => ({
   id: "a > b",
   claim: "a keeps more than b",
+  paper: true,
   score: "image",
   mean: 0.05,
   low: 0.01,
@@ -56,11 +57,11 @@ Deno.test("a verdict follows from the numbers", () => {
   assert(text.includes("fusion keeps: gradient fusion 90 % (ED-LoRA)."), text);
   assert(
     text.includes(
-      "Reproduced: a keeps more than b (+0.050, +0.010 to +0.090, 4 of 5).",
+      "Of the paper's claims, reproduced: a keeps more than b (+0.050, +0.010 to +0.090, 4 of 5).",
     ),
     text,
   );
-  assert(!text.includes("Reversed") && !text.includes("But"), text);
+  assert(!text.includes("reversed") && !text.includes("But"), text);
   assert(text.endsWith("5 concepts, which are few."));
 });
 
@@ -73,9 +74,30 @@ Deno.test("claims change sides with their verdicts", () => {
       comparison({ score: "masked", claim: "masked claim" }),
     ],
   }));
-  assert(text.includes("Reversed: a keeps more than b (−0.050"), text);
-  assert(text.includes("Not shown: c"), text);
-  assert(!text.includes("Reproduced") && !text.includes("masked claim"), text);
+  assert(text.includes("claims, reversed: a keeps more than b (−0.050"), text);
+  assert(text.includes("claims, not shown: c"), text);
+  assert(!text.includes("reproduced") && !text.includes("masked claim"), text);
+});
+
+Deno.test("what goes beyond the paper is shown, not reproduced", () => {
+  const text = verdict(facts({
+    comparisons: [
+      comparison({ paper: false, verdict: "shown", claim: "a" }),
+      comparison({ paper: false, verdict: "reversed", claim: "b" }),
+      comparison({ paper: false, verdict: "not shown", claim: "c" }),
+    ],
+  }));
+  assert(text.includes("Beyond the paper, shown: a (+0.050"), text);
+  assert(text.includes("Beyond the paper, the reverse shown: b"), text);
+  assert(text.includes("Beyond the paper, not shown: c."), text);
+  assert(!text.includes("the paper's claims"), text);
+});
+
+Deno.test("a bootstrap that disagrees about zero is told of", () => {
+  const says = (low: number, high: number) =>
+    verdict(facts({ comparisons: [comparison({ bootstrap: { low, high } })] }))
+      .includes("says otherwise");
+  assertEquals([says(0.02, 0.08), says(-0.01, 0.08)], [false, true]);
 });
 
 Deno.test("a fused model that ignores its prompts is called that", () => {

@@ -58,17 +58,18 @@ function facts(report: AblationReport): string[] {
       decimal(report.base.lower.text.mean ?? NaN)
     } for the class word on the base model; of the other scores: the class ` +
     "word on the base model, and the references among themselves.",
+    `Evaluation CLIP: SHA-256 ${report.hashes.clip}.`,
     `Retrieval among ${report.retrieval.gallery.length} identities and ` +
     `look-alikes: chance is ${decimal(report.retrieval.chance)}.`,
   ];
   for (const [embedding, d] of Object.entries(report.distinguishability)) {
     if (d.after.mean === null) continue;
     lines.push(
-      `Cosine between two concepts' learned V (${armLabel(embedding)}): mean ${
-        decimal(d.before.mean ?? NaN)
-      } before, ${decimal(d.after.mean)} after training, largest ${
-        decimal(d.after.max ?? NaN)
-      }.`,
+      `Cosine between two concepts' learned V (${
+        armLabel(embedding)
+      }, first seed): mean ${decimal(d.before.mean ?? NaN)} before, ${
+        decimal(d.after.mean)
+      } after training, largest ${decimal(d.after.max ?? NaN)}.`,
     );
   }
   const drifts = Object.entries(report.drift)
@@ -106,7 +107,10 @@ export function ablationMarkdown(report: AblationReport): string {
     markdownTable(ablationTable(report)),
     "## The paper's claims",
     "",
-    markdownTable(comparisonTable(report)),
+    markdownTable(comparisonTable(report, true)),
+    "## Beyond the paper",
+    "",
+    markdownTable(comparisonTable(report, false)),
     "## What was run",
     "",
     ...facts(report).map((line) => `- ${line}`),
@@ -151,7 +155,9 @@ export async function ablationHtml(
     heading("Scores"),
     ...ablationFigures(report).map(([id, plot]) => figure(id, plot)),
     heading("The paper's claims"),
-    table(comparisonTable(report)),
+    table(comparisonTable(report, true)),
+    heading("Beyond the paper"),
+    table(comparisonTable(report, false)),
     heading("What was run"),
     ...facts(report).map(paragraph),
     paragraph(fusionTimes(report)),

@@ -1,4 +1,5 @@
 import * as tf from "@tensorflow/tfjs";
+import { cannot } from "../../core/errors.ts";
 import { finish } from "../../core/finish.ts";
 import { fold, key } from "../../core/random.ts";
 import { createPool } from "../../core/pool.ts";
@@ -150,7 +151,7 @@ export async function* pretrain(
   const shared = sharedFloats(layout.size);
   let state: FlatState;
   const saved = await exists(checkpoint)
-    ? await loadState(checkpoint, layout.size)
+    ? await loadState(checkpoint, layout.size, recipe)
     : undefined;
   if (saved) {
     shared.set(saved.params);
@@ -222,11 +223,11 @@ export async function* pretrain(
         seconds: (performance.now() - began) / 1000,
       };
       if (performance.now() - lastSave > saveEvery * 1000) {
-        await saveState(checkpoint, state);
+        await saveState(checkpoint, state, recipe);
         lastSave = performance.now();
       }
     }
-    await saveState(checkpoint, state);
+    await saveState(checkpoint, state, recipe);
     return state;
   } finally {
     runner.close();
@@ -262,27 +263,54 @@ export function flatten(name: NetworkName, tree: unknown): Float32Array {
 
 const STATE = ["params", "m", "v", "ema"] as const;
 
-/** Writes the whole state of a run, atomically. */
+/** What a run that goes on must have in common with the one that stopped. */
+type Origin = Pick<NetworkRecipe, "seed" | "batch" | "shards">;
+
+/**
+ * Writes the whole state of a run, atomically.
+ *
+ * @param path Where.
+ * @param state The state.
+ * @param origin What a run that goes on from it must have in common with it.
+ */
 export async function saveState(
   path: string,
   state: FlatState,
+  origin: Origin,
 ): Promise<void> {
   const tensors = STATE.map((part): [string, RawTensor] => [part, {
     dtype: "F32",
     shape: [state[part].length],
     data: encodeFloat(state[part], "F32"),
   }]);
-  await writeSafetensors(path, tensors, { step: String(state.step) });
+  const { seed, batch, shards } = origin;
+  await writeSafetensors(path, tensors, {
+    step: String(state.step),
+    seed: String(seed),
+    batch: String(batch),
+    shards: String(shards),
+  });
 }
 
-async function loadState(path: string, size: number): Promise<FlatState> {
+async function loadState(
+  path: string,
+  size: number,
+  origin: Origin,
+): Promise<FlatState> {
   const file = await openSafetensors(path);
   try {
+    for (const name of ["seed", "batch", "shards"] as const) {
+      const saved = file.metadata[name];
+      if (saved === undefined || Number(saved) === origin[name]) continue;
+      throw cannot(`resume from ${path}`, `${name} ${origin[name]}`, saved);
+    }
     const part = async (name: string) => {
       const values = toFloat32(await file.read(name));
       if (values.length !== size) {
-        throw new Error(
-          `Cannot resume from ${path}: expected ${size} parameters, got ${values.length} (another recipe's checkpoint?)`,
+        throw cannot(
+          `resume from ${path}`,
+          `${size} parameters`,
+          values.length,
         );
       }
       return values;

@@ -328,7 +328,9 @@ function clipSample(
     const byName = stream(fold(key(n), "name")).uniform() < 0.8;
     return {
       image: shown.image,
-      text: byName ? shown.nameCaption : shown.classCaption,
+      text: byName || materials.exclude.has(shown.classCaption)
+        ? shown.nameCaption
+        : shown.classCaption,
     };
   }
   const world: World = name === "clip_b" ? WIDE_WORLD : WORLD;
