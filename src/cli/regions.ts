@@ -16,6 +16,7 @@ import {
   resolutionTable,
 } from "../experiments/region_figures.ts";
 import {
+  knowsPlaces,
   REGION_ARMS,
   type RegionOptions,
   regionPicture,
@@ -23,6 +24,7 @@ import {
   type RegionReport,
   type RegionRow,
   regionsExperiment,
+  type RegionSites,
   RESOLUTION_ARMS,
   scoreOf,
   sketchFolder,
@@ -81,7 +83,7 @@ that are not fused, and scores every region by the evaluation CLIP.
   --steps N          sampling steps
   --guidance X       guidance scale
   --sketch FOLDER    sketch T2I-Adapter (default: the model's, if it has one)
-  --no-timing        do not time regions
+  --no-timing        do not time pictures with regions
   --cache FOLDER     finished pieces; that of an ablation has its concepts
   --model FOLDER     base model (default: the embedded one)
   --clip FOLDER      evaluation CLIP (default: the embedded one)
@@ -91,7 +93,7 @@ that are not fused, and scores every region by the evaluation CLIP.
 
 Writes regions.json, .md, .html, regions-N.png (every arm, N concepts),
 fig5.png (plain prompt and regions), fig10-leakage.png (where the plain prompt
-mixes concepts most, and negative prompts), fig10-resolution.png. On two cores
+mixes two or three concepts most, and negative prompts), fig10-resolution.png. On two cores
 the default takes about 20 minutes, 7 of them training; a run that was stopped
 continues.
 
@@ -183,6 +185,15 @@ function parse(args: readonly string[]): RegionRequest | undefined {
   };
 }
 
+/** At how many cross-attention sites regions act, as a list's line. */
+function sitesLine({ settings }: RegionReport): string[] {
+  const { sites } = settings.regions as { sites: readonly RegionSites[] };
+  const acting = sites.map(({ n, scale, acting, all }) =>
+    `${acting} of ${all} (${n} concepts, ${64 * scale} pixels high)`
+  );
+  return [`- Regions act at cross-attention sites: ${acting.join(", ")}.`];
+}
+
 /** The report as Markdown. */
 export function regionsMarkdown(report: RegionReport): string {
   return [
@@ -192,13 +203,33 @@ export function regionsMarkdown(report: RegionReport): string {
     "",
     markdownTable(regionTable(report)),
     "Each concept has a column 32 pixels wide; its region leaves a margin in " +
-    "it, where the prompt of the whole picture holds. Who is in a column says the evaluation CLIP, " +
-    "among all identities and all empty backgrounds. Means over pictures with " +
-    "95 % intervals (hierarchical bootstrap over choices of concepts, " +
-    "backgrounds and noise; choices share concepts, so that intervals are " +
-    "rather too narrow than too wide).",
+    "it, where the prompt of the whole picture holds. Who is in a column says " +
+    "the evaluation CLIP, among all identities and all empty backgrounds. " +
+    "Means over pictures with 95 % intervals (hierarchical bootstrap over " +
+    "choices of concepts, backgrounds and noise: rather too narrow, for " +
+    "choices are few and share concepts).",
+    "",
+    "- *Replaced by another*: of all windows of the column, the one that " +
+    "stands out most shows another concept of the picture. *Another seen " +
+    "there*: some window does, whatever the others show.",
+    "- *Somebody in every region* says whether nobody is missing, whoever it " +
+    "is; it is no count of objects.",
+    "- *Any order*: concepts are dealt to the columns as suits the picture " +
+    "best. From four concepts on, prompts have no words for their places, so " +
+    "that plain prompts, LoRA Switch and LoRA Composite can only be judged in " +
+    "any order.",
+    "- *Rendered* pictures show training frames of the concepts: the gallery " +
+    "is made of the reference frames, and the evaluation CLIP has seen the " +
+    "rest. *Empty backgrounds* are what it says of pictures without anybody.",
+    ...sitesLine(report),
     "",
     "## Same scenes, same noise",
+    "",
+    "First Student's t interval over the means of the choices of concepts: it " +
+    "has no bounds where there is one choice, and what contains 0 may be " +
+    "chance. Then the hierarchical bootstrap, which is too narrow for few " +
+    "choices. Choices share concepts: both are rather too narrow than too " +
+    "wide.",
     "",
     markdownTable(regionComparisonTable(report)),
     ...(report.resolution.length === 0 ? [] : [
@@ -208,6 +239,10 @@ export function regionsMarkdown(report: RegionReport): string {
     ]),
     ...(report.timing.length === 0 ? [] : [
       "## Time",
+      "",
+      "The experiment's own layouts, one picture at a time, against the plain " +
+      "picture of the same size: a sampling step, and all of it (prompts and " +
+      "regions prepared, every step, decoded).",
       "",
       markdownTable(regionTimingTable(report)),
     ]),
@@ -338,6 +373,8 @@ async function paperSheets(
     const plain = rows.find(({ arm }) => arm === "plain.gradient");
     return plain ? scoreOf(plain, "leakage") + plain.n / 100 : 0;
   };
+  // Where the plain prompt says no places, concepts elsewhere are no leakage.
+  const told = usual.filter(([{ n }]) => knowsPlaces("plain.gradient", n));
   const counts = [...new Set(report.rows.map(({ n }) => n))];
   const figures = [
     ...await sheet(
@@ -355,7 +392,7 @@ async function paperSheets(
         "regional.gradient",
         "regional+negative.gradient",
       ],
-      usual.toSorted((a, b) => leaked(b) - leaked(a)).slice(0, 4),
+      told.toSorted((a, b) => leaked(b) - leaked(a)).slice(0, 4),
     ),
   ];
   const scaled = new Set(

@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { sha256 } from "../core/hash.ts";
 import { disposeTree } from "../core/tree.ts";
 import {
   type Concept,
@@ -41,7 +42,7 @@ import { loadControlNet } from "../models/controlnet.ts";
 import type { Model } from "../models/model.ts";
 import { loadT2IAdapter } from "../models/t2i_adapter.ts";
 import { type ModelRef, shotKey, store } from "./pieces.ts";
-import { embeddingsTensor, pieceId } from "./store.ts";
+import { canonicalJson, embeddingsTensor, pieceId } from "./store.ts";
 import type { Tell } from "./workshop.ts";
 
 /** How the concepts of a layout come into the picture. */
@@ -80,6 +81,8 @@ export interface ComposePiece {
   readonly layout: LayoutInput;
   /** What the condition image "sketch" shows. */
   readonly sketch?: readonly SketchObject[];
+  /** Hash of the art that the sketch shows; see {@linkcode artHash}. */
+  readonly art?: string;
   /** Hashes of condition networks, by name. */
   readonly networks: Readonly<Record<string, string>>;
   /** What noise is drawn for, a picture each: the same in every arm. */
@@ -99,6 +102,19 @@ export interface ViewsPiece {
   readonly sides: readonly number[];
   /** Steps between windows, as a share of their side. */
   readonly step: number;
+}
+
+/**
+ * SHA-256 of all sprites and their names: part of the name of what is rendered.
+ *
+ * @param art Loaded art.
+ */
+export async function artHash(art: Pick<Art, "sprites">): Promise<string> {
+  const hashes: [string, string][] = [];
+  for (const [name, { data }] of art.sprites) {
+    hashes.push([name, await sha256(Uint8Array.from(data))]);
+  }
+  return await sha256(canonicalJson(hashes.sort(([a], [b]) => a < b ? -1 : 1)));
 }
 
 /**

@@ -6,11 +6,19 @@
  */
 import type { Estimate } from "../evaluation/statistics.ts";
 import type { PlotlyFigure, TextTable } from "./ablation_figures.ts";
-import type { RegionCell, RegionReport, RegionScore } from "./regions.ts";
+import {
+  type ComparedScore,
+  knowsPlaces,
+  type RegionCell,
+  type RegionDifference,
+  type RegionReport,
+  type RegionScore,
+} from "./regions.ts";
 
 /** How arms are called in tables. */
 export const REGION_LABELS: Readonly<Record<string, string>> = {
   real: "rendered (ceiling)",
+  empty: "empty backgrounds (floor)",
   plain: "plain prompt",
   regional: "regions",
   "regional+negative": "regions + negative prompts",
@@ -32,21 +40,42 @@ export function regionLabel(arm: string): string {
 }
 
 /** `0.75 [0.61, 0.88]`, or the mean alone where there is no interval. */
-function shown({ mean, low, high }: Estimate): string {
-  if (!Number.isFinite(mean)) return "–";
+function shown(estimate: Estimate | undefined): string {
+  if (!estimate || !Number.isFinite(estimate.mean)) return "–";
+  const { mean, low, high } = estimate;
   const interval = Number.isFinite(low) && Number.isFinite(high)
     ? ` [${low.toFixed(2)}, ${high.toFixed(2)}]`
     : "";
   return mean.toFixed(2) + interval;
 }
 
+/** Scores that judge by place. */
+const BY_PLACE: readonly RegionScore[] = [
+  "identity",
+  "replaced",
+  "leakage",
+  "complete",
+  "own",
+];
+
+/** A score of a line, unless it judges places that the arm was not told. */
+function fairScore(
+  { arm, n, scores }: RegionCell,
+  score: RegionScore,
+): Estimate | undefined {
+  const unfair = BY_PLACE.includes(score) && !knowsPlaces(arm, n);
+  return unfair ? undefined : scores[score];
+}
+
 const COLUMNS: readonly (readonly [RegionScore, string])[] = [
   ["identity", "identity per region ↑"],
-  ["leakage", "leakage ↓"],
+  ["replaced", "replaced by another ↓"],
+  ["leakage", "another seen there ↓"],
   ["missing", "nobody there ↓"],
-  ["count", "as many as asked ↑"],
+  ["occupied", "somebody in every region ↑"],
   ["complete", "all in place ↑"],
-  ["anyOrder", "found anywhere ↑"],
+  ["anyOrder", "identity, any order ↑"],
+  ["anyOrderLeakage", "another seen, any order ↓"],
   ["own", "masked alignment ↑"],
   ["text", "text ↑"],
 ];
@@ -60,7 +89,7 @@ function tableOf(
     head: [...first, ...COLUMNS.map(([, title]) => title), "pictures"],
     rows: cells.map((cell) => [
       ...lead(cell),
-      ...COLUMNS.map(([score]) => shown(cell.scores[score])),
+      ...COLUMNS.map(([score]) => shown(fairScore(cell, score))),
       String(cell.pictures),
     ]),
   };
@@ -94,37 +123,57 @@ export function resolutionTable(
   );
 }
 
+/** Columns of the comparisons. */
+const COMPARED: readonly (readonly [ComparedScore, string])[] = [
+  ["identity", "identity ↑"],
+  ["replaced", "replaced by another ↓"],
+  ["leakage", "another seen there ↓"],
+  ["own", "masked alignment ↑"],
+  ["anyOrder", "identity, any order ↑"],
+  ["anyOrderLeakage", "another seen, any order ↓"],
+];
+
 /**
- * Differences between arms on the same scenes and noise.
+ * Differences between arms on the same scenes and noise: Student's t interval
+ * over choices of concepts, then that of the bootstrap. Where an arm was not
+ * told who is where, scores by place are left out.
  *
  * @param report The report.
  */
 export function regionComparisonTable(
   report: Pick<RegionReport, "comparisons">,
 ): TextTable {
-  const sign = (e: Estimate) => e.mean >= 0 ? `+${shown(e)}` : shown(e);
+  const signed = (e: Estimate) => e.mean >= 0 ? `+${shown(e)}` : shown(e);
+  const both = (difference: RegionDifference) => {
+    const { low, high } = difference.bootstrap;
+    return `${signed(difference)}; bootstrap [${low.toFixed(2)}, ${
+      high.toFixed(2)
+    }]`;
+  };
   return {
     head: [
       "concepts",
+      "choices",
       "arm",
       "against",
-      "identity",
-      "leakage",
-      "masked alignment",
+      ...COMPARED.map(([, title]) => title),
     ],
-    rows: report.comparisons.map(({ n, better, worse, ...differences }) => [
-      String(n),
-      regionLabel(better),
-      regionLabel(worse),
-      sign(differences.identity),
-      sign(differences.leakage),
-      sign(differences.own),
-    ]),
+    rows: report.comparisons.map(
+      ({ n, sets, better, worse, placed, differences }) => [
+        String(n),
+        String(sets),
+        regionLabel(better),
+        regionLabel(worse),
+        ...COMPARED.map(([score]) =>
+          BY_PLACE.includes(score) && !placed ? "–" : both(differences[score])
+        ),
+      ],
+    ),
   };
 }
 
 /**
- * Time of a sampling step against the number of regions.
+ * Time against the number of regions: of a step, and of a whole picture.
  *
  * @param report The report.
  */
@@ -132,11 +181,20 @@ export function regionTimingTable(
   report: Pick<RegionReport, "timing">,
 ): TextTable {
   return {
-    head: ["regions", "ms a step", "relative", "aim"],
-    rows: report.timing.map(({ regions, seconds, ratio }) => [
+    head: [
+      "regions",
+      "ms a step",
+      "against plain",
+      "ms a picture",
+      "against plain",
+      "aim",
+    ],
+    rows: report.timing.map(({ regions, step, picture }) => [
       String(regions),
-      (1000 * seconds).toFixed(1),
-      ratio.toFixed(2),
+      (1000 * step.seconds).toFixed(1),
+      step.ratio.toFixed(2),
+      (1000 * picture.seconds).toFixed(0),
+      picture.ratio.toFixed(2),
       `≤ ${(1 + 0.15 * regions).toFixed(2)}`,
     ]),
   };
@@ -151,19 +209,19 @@ function barsOf(
   const counts = [...new Set(table.map(({ n }) => n))];
   return {
     data: counts.map((n) => {
-      const cells = arms.map((arm) =>
-        table.find((cell) => cell.arm === arm && cell.n === n)
-      );
+      const scores = arms.map((arm) => {
+        const cell = table.find((one) => one.arm === arm && one.n === n);
+        return cell && fairScore(cell, score);
+      });
       const at = (end: "low" | "high") =>
-        cells.map((cell) => {
-          const e = cell?.scores[score];
-          return e && Number.isFinite(e[end]) ? Math.abs(e[end] - e.mean) : 0;
-        });
+        scores.map((e) =>
+          e && Number.isFinite(e[end]) ? Math.abs(e[end] - e.mean) : 0
+        );
       return {
         type: "bar",
         name: `${n} concepts`,
         x: arms.map(regionLabel),
-        y: cells.map((cell) => cell?.scores[score].mean ?? null),
+        y: scores.map((e) => e?.mean ?? null),
         error_y: {
           type: "data",
           symmetric: false,
@@ -222,7 +280,10 @@ export function regionFigures(
 ): [string, PlotlyFigure][] {
   const figures: [string, PlotlyFigure][] = [
     ["identity", barsOf(report, "identity", "Right concept in its region")],
-    ["leakage", barsOf(report, "leakage", "Another concept in its region")],
+    [
+      "leakage",
+      barsOf(report, "leakage", "Another concept seen in its region"),
+    ],
   ];
   if (report.resolution.length > 0) {
     figures.push(["resolution", resolutionFigure(report.resolution)]);
@@ -233,18 +294,20 @@ export function regionFigures(
   return figures;
 }
 
-/** Time of a step against the number of regions, and the aim. */
+/** Time against that of a plain picture, and the aim. */
 function timingFigure({ timing }: Pick<RegionReport, "timing">): PlotlyFigure {
   const x = timing.map(({ regions }) => regions);
+  const measured = (part: "step" | "picture", name: string) => ({
+    type: "scatter",
+    mode: "lines+markers",
+    name,
+    x,
+    y: timing.map((one) => one[part].ratio),
+  });
   return {
     data: [
-      {
-        type: "scatter",
-        mode: "lines+markers",
-        name: "measured",
-        x,
-        y: timing.map(({ ratio }) => ratio),
-      },
+      measured("picture", "whole picture"),
+      measured("step", "sampling step"),
       {
         type: "scatter",
         mode: "lines",
@@ -255,7 +318,8 @@ function timingFigure({ timing }: Pick<RegionReport, "timing">): PlotlyFigure {
       },
     ],
     layout: {
-      title: { text: "Time of a step against the number of regions" },
+      title: { text: "Time with regions, against a plain picture" },
+      xaxis: { title: { text: "regions" } },
       yaxis: { rangemode: "tozero" },
     },
   };

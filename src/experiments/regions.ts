@@ -8,12 +8,14 @@
  */
 import { cannot } from "../core/errors.ts";
 import { fold, key } from "../core/random.ts";
-import type { LayoutInput } from "../diffusion/layout.ts";
-import { pipeline, type PipelineRecord } from "../diffusion/pipeline.ts";
 import {
-  type RegionalSampling,
-  regionalSampling,
-} from "../diffusion/regions.ts";
+  drawLayout,
+  type LayoutInput,
+  parseLayout,
+  type ResolvedLayout,
+  resolveLayout,
+} from "../diffusion/layout.ts";
+import { shapeMap } from "../diffusion/regions.ts";
 import {
   type ClipModel,
   type ClipVector,
@@ -38,16 +40,27 @@ import {
   hierarchicalBootstrap,
   median,
   type Nested,
+  nestedMean,
+  tInterval,
 } from "../evaluation/statistics.ts";
-import { exists, joinPath, writeAtomic } from "../io/files.ts";
+import { exists, joinPath, readJson, writeAtomic } from "../io/files.ts";
 import { encodePng, type Pixels } from "../io/png.ts";
 import type { Art } from "../micro/art.ts";
 import { withArticle } from "../micro/captions.ts";
-import { conceptImage, identityOf } from "../micro/concepts.ts";
+import { conceptImage, identityOf, TRAIN_IMAGES } from "../micro/concepts.ts";
 import { renderScene } from "../micro/scenes.ts";
 import { BACKGROUNDS, type Identity } from "../micro/world.ts";
-import { disposeModel, loadModel, type Model } from "../models/model.ts";
+import { downsampleFactor } from "../models/autoencoder.ts";
 import {
+  crossAttentionSites,
+  parseAutoencoderConfig,
+  parseUNetConfig,
+  type UNetConfig,
+} from "../models/config.ts";
+import { disposeModel, loadModel, type Model } from "../models/model.ts";
+import { loadTokenizer, type Tokenizer } from "../models/tokenizer.ts";
+import {
+  artHash,
   composedId,
   type ComposeHow,
   type ComposePiece,
@@ -73,7 +86,7 @@ import {
   rounded,
   type StudyOptions,
 } from "./study.ts";
-import { pixelsOf, readEmbeddings } from "./workshop.ts";
+import { pixelsOf, readEmbeddings, withModel } from "./workshop.ts";
 
 /** Ways to fuse that are compared. */
 export const REGION_FUSIONS = ["weight", "gradient"] as const;
@@ -94,9 +107,12 @@ type FusedWay = typeof FUSED_WAYS[number];
 /** Ways to use adapters that are not fused. */
 const UNFUSED_WAYS = ["region-adapters", "switch", "composite"] as const;
 
-/** Every arm, in the order of the table; `real` is rendered, the ceiling. */
+/** Arms that are rendered: with everybody, the ceiling; without, the floor. */
+const RENDERED_ARMS: readonly string[] = ["real", "empty"];
+
+/** Every arm, in the order of the table. */
 export const REGION_ARMS: readonly string[] = [
-  "real",
+  ...RENDERED_ARMS,
   ...FUSED_WAYS.flatMap((way) => REGION_FUSIONS.map((f) => `${way}.${f}`)),
   ...UNFUSED_WAYS,
 ];
@@ -118,13 +134,29 @@ const HEIGHT = 64;
  * height. Around it and between regions the whole picture's prompt holds: on
  * ordinary words, regions that fill the columns lose one of two things.
  */
-const REGION_EDGES = { left: 0.1, right: 0.9, top: 0.2, bottom: 0.8 } as const;
+const REGION_EDGES = {
+  left: 0.15,
+  right: 0.85,
+  top: 0.2,
+  bottom: 0.8,
+} as const;
+
+/** Cells of a mask along a column's width and along the picture's height. */
+const MASK_CELLS = 20;
 
 /** Sides of the windows in which a concept is looked for. */
 const WINDOW_SIDES = [0.8, 1] as const;
 
 /** Step between windows. */
 const WINDOW_STEP = 0.25;
+
+/**
+ * Backgrounds of the scenes: those of two words. With "in a forest" three
+ * concepts and their places are more than the embedded text encoder reads.
+ */
+export const SCENE_BACKGROUNDS = BACKGROUNDS.filter(({ phrases }) =>
+  phrases[0].split(" ").length <= 2
+);
 
 /** Crops that stand for each background in the gallery. */
 const BACKGROUND_VIEWS = 12;
@@ -154,7 +186,7 @@ export interface RegionOptions extends StudyOptions {
   /** Resolutions of the resolution study, factors of 64 pixels; 1 is implied. */
   readonly scales?: readonly number[];
   /**
-   * Whether steps are timed with none to four regions.
+   * Whether pictures with regions are timed against plain ones.
    *
    * @default {true}
    */
@@ -173,6 +205,8 @@ export interface RegionFinding {
   readonly concept: string;
   /** Who is: an identity's name, or `background`. */
   readonly label: string;
+  /** Identities seen in some window, each name once: the label is one of them. */
+  readonly seen: readonly string[];
   /** Masked alignment with who should be there. */
   readonly own: number;
   /** The largest with another concept of the picture. */
@@ -199,30 +233,47 @@ export interface RegionRow {
   readonly text: number;
   /** What was found, from left to right. */
   readonly regions: readonly RegionFinding[];
-  /** Largest share of concepts found if places did not matter. */
-  readonly anyOrder: number;
+  /** Concepts from left to right in the order that suits the picture best. */
+  readonly order: readonly string[];
 }
 
 /** What a row of the table says of its pictures. */
 export const REGION_SCORES = [
   "identity",
+  "replaced",
   "leakage",
   "missing",
-  "count",
+  "occupied",
   "complete",
   "anyOrder",
+  "anyOrderLeakage",
   "own",
   "text",
 ] as const;
 
 /**
- * `identity`: share of regions with the right concept; `leakage`: with another
- * concept of the picture; `missing`: with nobody; `count`: share of pictures
- * with somebody, whoever it is, in every region; `complete`: with everybody in
- * place; `anyOrder`: share of concepts found if places did not matter; `own`:
- * masked alignment with the right concept; `text`: text alignment.
+ * `identity`: share of regions with the right concept; `replaced`: where
+ * another concept of the picture stands out most; `leakage`: where another
+ * concept of the picture is seen in some window, whoever stands out most;
+ * `missing`: with nobody; `occupied`: share of pictures with somebody, whoever
+ * it is, in every region; `complete`: with everybody in place; `anyOrder` and
+ * `anyOrderLeakage`: identity and leakage in the order that suits the picture
+ * best; `own`: masked alignment with the right concept; `text`: text alignment.
  */
 export type RegionScore = typeof REGION_SCORES[number];
+
+/** Scores that are compared between arms. */
+export const COMPARED_SCORES = [
+  "identity",
+  "replaced",
+  "leakage",
+  "anyOrder",
+  "anyOrderLeakage",
+  "own",
+] as const satisfies readonly RegionScore[];
+
+/** A score that is compared. */
+export type ComparedScore = typeof COMPARED_SCORES[number];
 
 /** One line of the table. */
 export interface RegionCell {
@@ -238,7 +289,22 @@ export interface RegionCell {
   readonly scores: Readonly<Record<RegionScore, Estimate>>;
 }
 
-/** Differences that should be positive; that of leakage negative. */
+/** A difference between two arms, with two 95 % intervals. */
+export interface RegionDifference extends Estimate {
+  /**
+   * Student's t over the means of choices: infinite, in JSON null, if there is
+   * one choice.
+   */
+  readonly low: number;
+  /** Upper end of the same interval. */
+  readonly high: number;
+  /** Hierarchical bootstrap: too narrow where there are few choices. */
+  readonly bootstrap: Estimate;
+}
+
+/**
+ * Differences that should be positive; of `replaced` and of leakage, negative.
+ */
 export interface RegionComparison {
   /** The arm that is expected to be better. */
   readonly better: string;
@@ -246,31 +312,51 @@ export interface RegionComparison {
   readonly worse: string;
   /** Number of concepts. */
   readonly n: number;
-  /** Difference of identity per region, with its 95 % interval. */
-  readonly identity: Estimate;
-  /** Difference of leakage, with its 95 % interval. */
-  readonly leakage: Estimate;
-  /** Difference of masked alignment with the right concept: a finer scale. */
-  readonly own: Estimate;
+  /** Choices of concepts behind the intervals. */
+  readonly sets: number;
+  /** Whether both arms were told who is where; else only any order counts. */
+  readonly placed: boolean;
+  /** The differences. */
+  readonly differences: Readonly<Record<ComparedScore, RegionDifference>>;
 }
 
-/** Time of a picture with a number of regions. */
+/** A time with regions, and against the same without. */
+export interface TimedPart {
+  /** Median seconds with regions. */
+  readonly seconds: number;
+  /**
+   * Median of the ratios to the same part of a plain picture of the same size,
+   * drawn in turns: whatever else the machine does slows both.
+   */
+  readonly ratio: number;
+}
+
+/** Times of the experiment's layout with a number of regions. */
 export interface RegionTiming {
   /** Number of regions. */
   readonly regions: number;
-  /** Median seconds of a sampling step. */
-  readonly seconds: number;
-  /**
-   * Median of the ratios to the same step without regions, which runs right
-   * before: whatever else the machine does slows both.
-   */
-  readonly ratio: number;
+  /** One sampling step. */
+  readonly step: TimedPart;
+  /** A whole picture: prompts and regions prepared, all steps, decoded. */
+  readonly picture: TimedPart;
+}
+
+/** At how many cross-attention sites of the UNet regions act. */
+export interface RegionSites {
+  /** Number of concepts. */
+  readonly n: number;
+  /** Resolution, a factor of 64 pixels. */
+  readonly scale: number;
+  /** Sites at which every region has a cell. */
+  readonly acting: number;
+  /** All cross-attention sites. */
+  readonly all: number;
 }
 
 /** What the experiment gives. */
 export interface RegionReport {
   /** What this document is. */
-  readonly format: "mix-of-show regions 1";
+  readonly format: "mix-of-show regions 2";
   /** When it was made. */
   readonly created: string;
   /** Proper names of all fused concepts. */
@@ -283,7 +369,7 @@ export interface RegionReport {
   readonly resolution: readonly RegionCell[];
   /** Differences on the same scenes and noise. */
   readonly comparisons: readonly RegionComparison[];
-  /** Time of a step against the number of regions. */
+  /** Time against the number of regions. */
   readonly timing: readonly RegionTiming[];
   /** Every picture. */
   readonly rows: readonly RegionRow[];
@@ -339,6 +425,18 @@ function placeWords(n: number): readonly string[] {
 }
 
 /**
+ * Whether an arm is told who is where: regions tell, and the places in the
+ * prompt for two and three concepts; for four there are no words.
+ *
+ * @param arm One of {@linkcode REGION_ARMS}.
+ * @param n Number of concepts.
+ */
+export function knowsPlaces(arm: string, n: number): boolean {
+  const [way] = arm.split(".");
+  return !["plain", "switch", "composite"].includes(way) || n <= 3;
+}
+
+/**
  * A prompt with everybody in it: `a fox on the left and an owl on the right on
  * grass`.
  *
@@ -361,11 +459,19 @@ interface Scene {
   readonly scale: number;
 }
 
-function sizeOf({ concepts, scale }: Scene): { width: number; height: number } {
+/** Pixels of a picture of n concepts. */
+function pixelSize(
+  n: number,
+  scale: number,
+): { width: number; height: number } {
   return {
-    width: Math.round(concepts.length * COLUMN * scale),
+    width: Math.round(n * COLUMN * scale),
     height: Math.round(HEIGHT * scale),
   };
+}
+
+function sizeOf({ concepts, scale }: Scene): { width: number; height: number } {
+  return pixelSize(concepts.length, scale);
 }
 
 /** Columns of a picture as shares of it. */
@@ -376,8 +482,36 @@ export function columns(n: number): Box[] {
   );
 }
 
+/**
+ * The mask of a concept's region: a mask's rule (at least half of a cell) has
+ * cells left on the UNet's coarsest grid, where that of boxes (all of a cell)
+ * has none.
+ *
+ * @param column The concept's column, from the left.
+ * @param n Number of columns.
+ * @returns {@linkcode MASK_CELLS} rows of a layout's mask over the picture.
+ */
+function regionRows(column: number, n: number): [string, ...string[]] {
+  const inside = (at: number, from: number, to: number) =>
+    at >= Math.round(from * MASK_CELLS) && at < Math.round(to * MASK_CELLS);
+  const { left, right, top, bottom } = REGION_EDGES;
+  const row = (y: number) =>
+    Array.from(
+      { length: n * MASK_CELLS },
+      (_, x) =>
+        inside(y, top, bottom) && inside(x - column * MASK_CELLS, left, right)
+          ? "#"
+          : ".",
+    ).join("");
+  const [first, ...rest] = Array.from({ length: MASK_CELLS }, (_, y) => row(y));
+  return [first, ...rest];
+}
+
 /** How a concept stands in prompts. */
 type PhraseOf = (identity: Identity) => string;
+
+/** How it stands in prompts that a model without it is asked. */
+const classOf: PhraseOf = (identity) => identity.class;
 
 /** The layout document of a scene in one arm. */
 export function sceneLayout(
@@ -400,14 +534,9 @@ export function sceneLayout(
   const n = concepts.length;
   return {
     ...common,
-    prompt: groupPrompt(concepts.map((c) => c.class), where),
+    prompt: groupPrompt(concepts.map(classOf), where),
     regions: concepts.map((concept, i) => ({
-      box: {
-        top: REGION_EDGES.top,
-        left: (i + REGION_EDGES.left) / n,
-        bottom: REGION_EDGES.bottom,
-        right: (i + REGION_EDGES.right) / n,
-      },
+      mask: { rows: regionRows(i, n) },
       prompt: withArticle(phrase(concept)),
       negative: way === "regional+negative"
         ? [
@@ -428,6 +557,49 @@ export function sceneLayout(
       }
       : {}),
   };
+}
+
+/**
+ * The grids on which a UNet attends to text, one a cross-attention site.
+ *
+ * @param config The UNet's config.
+ * @param size The latent's height and width.
+ */
+export function attentionGrids(
+  config: UNetConfig,
+  size: { readonly height: number; readonly width: number },
+): { height: number; width: number }[] {
+  const halved = (length: number, times: number): number =>
+    times === 0 ? length : halved(Math.ceil(length / 2), times - 1);
+  return crossAttentionSites(config).map(({ level }) => ({
+    height: halved(size.height, level),
+    width: halved(size.width, level),
+  }));
+}
+
+/**
+ * At how many cross-attention sites every region of a layout has a cell.
+ *
+ * @param config The UNet's config.
+ * @param layout The layout, with a size.
+ * @param factor Pixels of a latent cell's side.
+ */
+export async function actingSites(
+  config: UNetConfig,
+  layout: LayoutInput,
+  factor: number,
+): Promise<Pick<RegionSites, "acting" | "all">> {
+  const { layout: { size }, regions } = await resolveLayout(
+    parseLayout(layout),
+  );
+  const grids = attentionGrids(config, {
+    height: size!.height / factor,
+    width: size!.width / factor,
+  });
+  const acting = grids.filter(({ height, width }) =>
+    regions.every(({ shape }) => shapeMap(shape, height, width).some((v) => v))
+  );
+  return { acting: acting.length, all: grids.length };
 }
 
 /** Outlines of a scene's concepts, each in the middle of its column. */
@@ -462,6 +634,9 @@ interface Plan {
   readonly references: readonly ReferencePiece[];
   readonly jobs: readonly Job[];
   readonly networks: Readonly<Record<string, string>>;
+  readonly sites: readonly RegionSites[];
+  /** Model whose pictures are timed. */
+  readonly timed: ModelRef;
 }
 
 function check(options: RegionOptions): void {
@@ -484,9 +659,13 @@ function check(options: RegionOptions): void {
   }
   if (
     !Number.isInteger(backgrounds) || backgrounds < 1 ||
-    backgrounds > BACKGROUNDS.length
+    backgrounds > SCENE_BACKGROUNDS.length
   ) {
-    throw cannot(what, `1 to ${BACKGROUNDS.length} backgrounds`, backgrounds);
+    throw cannot(
+      what,
+      `1 to ${SCENE_BACKGROUNDS.length} backgrounds`,
+      backgrounds,
+    );
   }
   if (!Number.isSafeInteger(seed)) throw cannot(what, "a whole seed", seed);
   for (const arm of options.arms ?? []) {
@@ -533,13 +712,14 @@ async function makePlan(options: RegionOptions): Promise<Plan> {
     );
     fused.set(fusion, id);
   }
+  const art = await artHash(study.art);
   const jobs: Job[] = [];
   for (const n of options.counts) {
     const sets = choices(options.concepts, n, options.sets);
     for (const [set, names] of sets.entries()) {
       for (let b = 0; b < options.backgrounds; b++) {
-        const at = (set * options.backgrounds + b) % BACKGROUNDS.length;
-        const background = BACKGROUNDS[at];
+        const at = (set * options.backgrounds + b) % SCENE_BACKGROUNDS.length;
+        const background = SCENE_BACKGROUNDS[at];
         const more = n === Math.min(...options.counts)
           ? options.scales ?? []
           : [];
@@ -555,6 +735,7 @@ async function makePlan(options: RegionOptions): Promise<Plan> {
             jobs.push(
               await makeJob(arm, scene, set, {
                 base: study.base,
+                art,
                 ids,
                 fused,
                 networks,
@@ -569,12 +750,14 @@ async function makePlan(options: RegionOptions): Promise<Plan> {
       }
     }
   }
+  await checkPrompts(options, jobs);
+  const [id] = [...fused.values()].reverse();
   return {
     art: study.art,
     base: study.base,
     clip: study.clip,
     // Rendered pictures need no concept.
-    trains: arms.some((arm) => arm !== "real")
+    trains: arms.some((arm) => !RENDERED_ARMS.includes(arm))
       ? [...study.trains.values()].map(({ piece }) => piece)
       : [],
     fuses: [...study.fuses.values()].map(({ piece }) => piece),
@@ -582,7 +765,71 @@ async function makePlan(options: RegionOptions): Promise<Plan> {
     references: study.references.filter(({ design }) => design === undefined),
     jobs,
     networks,
+    sites: await sitesOf(options, jobs),
+    timed: id === undefined ? { type: "base" } : { type: "fused", id },
   };
+}
+
+/** At how many sites regions act, for every size of picture. */
+async function sitesOf(
+  { model, settings }: RegionOptions,
+  jobs: readonly Job[],
+): Promise<RegionSites[]> {
+  const read = (part: string) => readJson(joinPath(model, part, "config.json"));
+  const config = parseUNetConfig(await read("unet"));
+  const factor = downsampleFactor(parseAutoencoderConfig(await read("vae")));
+  const sizes = Map.groupBy(
+    jobs,
+    ({ scene: { concepts, scale } }) => `${concepts.length} ${scale}`,
+  );
+  const sites: RegionSites[] = [];
+  for (const [{ scene }] of sizes.values()) {
+    const layout = sceneLayout(scene, "regional", classOf, settings);
+    sites.push({
+      n: scene.concepts.length,
+      scale: scene.scale,
+      ...await actingSites(config, layout, factor),
+    });
+  }
+  return sites;
+}
+
+/** The text of a scene without names, for text alignment. */
+function captionOf({ concepts, where }: Scene, prefix: string): string {
+  return prefix + groupPrompt(concepts.map(classOf), where);
+}
+
+/** Throws if a prompt is longer than what reads it: its end would be cut. */
+async function checkPrompts(
+  { model, clip, settings }: RegionOptions,
+  jobs: readonly Job[],
+): Promise<void> {
+  const refuse = (tokenizer: Tokenizer, texts: Iterable<string>) => {
+    for (const text of new Set(texts)) {
+      const { truncated } = tokenizer.encode(text);
+      if (truncated === 0) continue;
+      const most = tokenizer.modelMaxLength;
+      throw cannot(
+        "run the regions experiment",
+        `prompts of at most ${most} tokens, start and end included`,
+        `${most + truncated}: "${text}"`,
+      );
+    }
+  };
+  const prompts = jobs.flatMap(({ piece }) => piece ? [piece.layout] : [])
+    .flatMap(({ prompt, negative = "", regions = [] }) => [
+      prompt,
+      negative,
+      ...regions.flatMap((own) => [own.prompt, own.negative ?? ""]),
+    ]);
+  // Each learned word is one token once concepts are loaded.
+  const words = prompts.flatMap((text) => text.match(/<[^<>\s]+>/g) ?? []);
+  const plain = await loadTokenizer(joinPath(model, "tokenizer"));
+  refuse(plain.withAddedTokens([...new Set(words)]), prompts);
+  refuse(
+    await loadTokenizer(clip),
+    jobs.map(({ scene }) => captionOf(scene, settings.textPrefix)),
+  );
 }
 
 async function makeJob(
@@ -591,6 +838,7 @@ async function makeJob(
   set: number,
   from: {
     readonly base: string;
+    readonly art: string;
     readonly ids: ReadonlyMap<string, string>;
     readonly fused: ReadonlyMap<string, string>;
     readonly networks: Readonly<Record<string, string>>;
@@ -605,9 +853,11 @@ async function makeJob(
     { length: from.pictures },
     (_, i) => [from.seed, "regions", ...names, scene.background, i],
   );
-  if (arm === "real") {
+  if (RENDERED_ARMS.includes(arm)) {
     const images = await Promise.all(
-      noise.map((purpose) => pieceId({ kind: "rendered", purpose })),
+      noise.map((purpose) =>
+        pieceId({ kind: "rendered", arm, art: from.art, purpose })
+      ),
     );
     return { arm, scene, set, images };
   }
@@ -623,7 +873,9 @@ async function makeJob(
     how: unfused ? way as unknown as ComposeHow : "model",
     concepts: unfused ? names.map((name) => from.ids.get(name)!) : [],
     layout: sceneLayout(scene, way, from.phrase, from.settings),
-    ...(way === "regional+sketch" ? { sketch: sketchOfScene(scene) } : {}),
+    ...(way === "regional+sketch"
+      ? { sketch: sketchOfScene(scene), art: from.art }
+      : {}),
     networks: way === "regional+sketch" ? from.networks : {},
     noise,
   };
@@ -633,18 +885,32 @@ async function makeJob(
   return { arm, scene, set, piece, images };
 }
 
-/** What real pictures would look like: reference frames, side by side. */
-function renderReal(scene: Scene, index: number, art: Art): Pixels {
+/**
+ * What pictures would look like: columns side by side, each with its concept or
+ * with nobody. Concepts show training frames: the gallery has the reference
+ * frames, the evaluation CLIP has seen the third block.
+ */
+function renderColumns(
+  scene: Scene,
+  index: number,
+  art: Art,
+  arm: string,
+): Pixels {
   const { width, height } = sizeOf(scene);
   const data = new Uint8Array(width * height * 3);
   scene.concepts.forEach(({ name, class: word }, i) => {
-    const reference = conceptImage(name, "reference", index % 20, art);
-    const own = reference.scene.objects.find(({ noun }) => noun === name)!;
+    const { scene: { objects } } = conceptImage(
+      name,
+      "train",
+      index % TRAIN_IMAGES,
+      art,
+    );
+    const own = objects.find(({ noun }) => noun === name)!;
     const image = renderScene({
       side: HEIGHT,
       background: scene.background,
-      texture: fold(key(index), "real", scene.background)[0] >>> 1,
-      objects: [{
+      texture: fold(key(index), "rendered", arm, scene.background)[0] >>> 1,
+      objects: arm === "empty" ? [] : [{
         ...own,
         class: word,
         place: "center",
@@ -694,45 +960,69 @@ async function backgroundEntries(
 }
 
 /**
- * Who is in a region: of all windows the one in which an identity stands out
- * most from every background, and whose it is.
+ * Who is in a region: in each window the nearest identity, if it is nearer than
+ * every background; of all windows the one in which an identity stands out most.
  *
  * @param views Windows of the region.
  * @param identities Gallery of identities.
  * @param backgrounds Gallery of empty backgrounds.
- * @returns An identity's label, or `background` if no window is nearer to an
- * identity than to all backgrounds.
+ * @returns `label`: who stands out most, or `background` if nobody does in any
+ * window; `seen`: who does in some window, each once.
  */
 export function whoIsThere(
   views: readonly ClipVector[],
   identities: readonly GalleryEntry[],
   backgrounds: readonly GalleryEntry[],
-): string {
-  let best = { margin: 0, label: "background" };
-  for (const view of views) {
-    const empty = Math.max(
-      ...backgrounds.map(({ center }) => cosine(view, center)),
-    );
-    for (const { label, center } of identities) {
-      const margin = cosine(view, center) - empty;
-      if (margin > best.margin) best = { margin, label };
-    }
-  }
-  return best.label;
+): Pick<RegionFinding, "label" | "seen"> {
+  const most = (view: ClipVector, entries: readonly GalleryEntry[]) =>
+    entries.map(({ label, center }) => ({ label, near: cosine(view, center) }))
+      .reduce((a, b) => b.near > a.near ? b : a);
+  const found = views.map((view) => {
+    const { label, near } = most(view, identities);
+    return { label, margin: near - most(view, backgrounds).near };
+  }).filter(({ margin }) => margin > 0).sort((a, b) => b.margin - a.margin);
+  return {
+    label: found[0]?.label ?? "background",
+    seen: [...new Set(found.map(({ label }) => label))],
+  };
 }
 
 /**
- * The largest share of wanted labels that can be given a region each.
+ * The order of concepts that suits a picture best: the most right concepts, and
+ * of such orders one with the least leakage.
  *
- * @param wanted Labels, all different.
- * @param found What is in each region.
+ * @param concepts Concepts in any order, all different.
+ * @param regions What is in each region.
+ * @returns A concept a region.
  */
-export function anyOrderShare(
-  wanted: readonly string[],
-  found: readonly string[],
-): number {
-  return wanted.filter((label) => found.includes(label)).length /
-    wanted.length;
+export function bestOrder(
+  concepts: readonly string[],
+  regions: readonly Pick<RegionFinding, "label" | "seen">[],
+): readonly string[] {
+  const worth = ({ label, seen }: typeof regions[number], concept: string) =>
+    // One right concept outweighs leakage everywhere.
+    (label === concept ? regions.length + 1 : 0) -
+    (seen.some((name) => name !== concept && concepts.includes(name)) ? 1 : 0);
+  // Best orders of the last regions, by the concepts that are left for them.
+  const known = new Map<string, { total: number; order: string[] }>();
+  const best = (
+    left: readonly string[],
+  ): { total: number; order: string[] } => {
+    if (left.length === 0) return { total: 0, order: [] };
+    const name = left.join();
+    const found = known.get(name) ??
+      left.map((concept) => {
+        const rest = best(left.filter((other) => other !== concept));
+        const region = regions[regions.length - left.length];
+        return {
+          total: rest.total + worth(region, concept),
+          order: [concept, ...rest.order],
+        };
+      }).reduce((a, b) => b.total > a.total ? b : a);
+    known.set(name, found);
+    return found;
+  };
+  return best(concepts).order;
 }
 
 /**
@@ -798,7 +1088,10 @@ export async function* regionsExperiment(
       for (const [i, id] of job.images.entries()) {
         const path = store.image(options.cache, id);
         if (await exists(path)) continue;
-        await writeAtomic(path, encodePng(renderReal(job.scene, i, art)));
+        await writeAtomic(
+          path,
+          encodePng(renderColumns(job.scene, i, art, job.arm)),
+        );
       }
     }
     yield* stage(
@@ -819,7 +1112,7 @@ export async function* regionsExperiment(
   lap("score");
   const timing: RegionTiming[] = [];
   if (options.timing ?? true) {
-    for await (const record of timeRegions(options)) {
+    for await (const record of timeRegions(options, plan.timed)) {
       if ("stage" in record) yield record;
       else timing.push(record);
     }
@@ -845,12 +1138,8 @@ async function scoreRows(
     const rows: RegionRow[] = [];
     for (const [j, { arm, scene, images }] of plan.jobs.entries()) {
       const names = scene.concepts.map(({ name }) => name);
-      const caption = groupPrompt(
-        scene.concepts.map((concept) => concept.class),
-        scene.where,
-      );
       const [text] = await embedTexts(clip, [
-        options.settings.textPrefix + caption,
+        captionOf(scene, options.settings.textPrefix),
       ]);
       const seen = await readEmbeddings(options.cache, views[j]);
       for (const [i, image] of images.entries()) {
@@ -862,7 +1151,7 @@ async function scoreRows(
             );
           return {
             concept,
-            label: whoIsThere(own, identities, backgrounds),
+            ...whoIsThere(own, identities, backgrounds),
             own: rounded(alignment(concept)),
             other: rounded(Math.max(
               ...names.filter((name) => name !== concept).map(alignment),
@@ -879,7 +1168,7 @@ async function scoreRows(
           image,
           text: rounded(textAlignment(seen.get(`whole.${i}`)![0], text)),
           regions,
-          anyOrder: anyOrderShare(names, regions.map(({ label }) => label)),
+          order: bestOrder(names, regions),
         });
       }
     }
@@ -899,28 +1188,30 @@ async function scoreRows(
  * @param score Which.
  */
 export function scoreOf(row: RegionRow, score: RegionScore): number {
-  const share = (test: (finding: RegionFinding) => boolean) =>
-    row.regions.filter(test).length / row.regions.length;
+  const { regions, concepts, order } = row;
+  const share = (test: (finding: RegionFinding, at: number) => boolean) =>
+    regions.filter(test).length / regions.length;
+  const among = (names: readonly string[], but: string) =>
+    names.some((name) => name !== but && concepts.includes(name));
   switch (score) {
     case "identity":
       return share(({ concept, label }) => label === concept);
+    case "replaced":
+      return share(({ concept, label }) => among([label], concept));
     case "leakage":
-      return share(({ concept, label }) =>
-        label !== concept && row.concepts.includes(label)
-      );
+      return share(({ concept, seen }) => among(seen, concept));
     case "missing":
       return share(({ label }) => label === "background");
-    case "count":
-      return share(({ label }) => label === "background") === 0 ? 1 : 0;
+    case "occupied":
+      return regions.every(({ label }) => label !== "background") ? 1 : 0;
     case "complete":
-      return row.regions.every(({ concept, label }) => label === concept)
-        ? 1
-        : 0;
+      return regions.every(({ concept, label }) => label === concept) ? 1 : 0;
     case "anyOrder":
-      return row.anyOrder;
+      return share(({ label }, at) => label === order[at]);
+    case "anyOrderLeakage":
+      return share(({ seen }, at) => among(seen, order[at]));
     case "own":
-      return row.regions.reduce((sum, { own }) => sum + own, 0) /
-        row.regions.length;
+      return regions.reduce((sum, { own }) => sum + own, 0) / regions.length;
     case "text":
       return row.text;
   }
@@ -975,21 +1266,28 @@ function paired(
   const other = new Map(own(worse).map((row) => [nameOf(row), row]));
   const both = own(better).filter((row) => other.has(nameOf(row)));
   if (both.length === 0) return undefined;
-  const difference = (score: RegionScore) =>
-    hierarchicalBootstrap(
-      nested(
-        both,
-        (row) => scoreOf(row, score) - scoreOf(other.get(nameOf(row))!, score),
-      ),
-      fold(key(0), "regions", better, worse, n, score),
+  const difference = (score: ComparedScore): RegionDifference => {
+    const values = nested(
+      both,
+      (row) => scoreOf(row, score) - scoreOf(other.get(nameOf(row))!, score),
     );
+    return {
+      ...tInterval(values.map(nestedMean)),
+      bootstrap: hierarchicalBootstrap(
+        values,
+        fold(key(0), "regions", better, worse, n, score),
+      ),
+    };
+  };
   return {
     better,
     worse,
     n,
-    identity: difference("identity"),
-    leakage: difference("leakage"),
-    own: difference("own"),
+    sets: new Set(both.map(({ concepts }) => concepts.join())).size,
+    placed: knowsPlaces(better, n) && knowsPlaces(worse, n),
+    differences: Object.fromEntries(
+      COMPARED_SCORES.map((score) => [score, difference(score)]),
+    ) as Record<ComparedScore, RegionDifference>,
   };
 }
 
@@ -1024,7 +1322,7 @@ function report(
     pairs.flatMap(([better, worse]) => paired(rows, better, worse, n) ?? [])
   );
   return {
-    format: "mix-of-show regions 1",
+    format: "mix-of-show regions 2",
     created: options.created ?? new Date().toISOString(),
     concepts: options.concepts,
     arms,
@@ -1037,13 +1335,13 @@ function report(
     ...measured,
     rows,
     gallery: labels,
-    verdict: verdict(comparisons, rows),
+    verdict: regionVerdict(comparisons, rows),
     settings: {
       preset: options.settings.preset,
       sampling: options.settings.sampling,
       train: options.settings.train,
       seed: options.seed,
-      regions: REGION_EDGES,
+      regions: { ...REGION_EDGES, sites: plan.sites },
       windows: { sides: WINDOW_SIDES, step: WINDOW_STEP },
       lambda: 1 / options.concepts.length,
     },
@@ -1051,11 +1349,12 @@ function report(
   };
 }
 
-/** What is found in the regions of an arm, in words. */
+/** What is found in the pictures of an arm, in words. */
 function foundIn(
   rows: readonly RegionRow[],
   arm: string,
   n: number,
+  placed: boolean,
 ): string | undefined {
   const own = rows.filter((row) =>
     row.arm === arm && row.n === n && row.scale === 1
@@ -1063,131 +1362,204 @@ function foundIn(
   if (own.length === 0) return undefined;
   const percent = (score: RegionScore) =>
     100 * own.reduce((sum, row) => sum + scoreOf(row, score), 0) / own.length;
-  const [right, leaked, nobody] = [
-    percent("identity"),
-    percent("leakage"),
-    percent("missing"),
-  ];
-  const strangers = 100 - right - leaked - nobody;
+  const nobody = percent("missing");
+  if (!placed) {
+    return `${percent("anyOrder").toFixed(0)} % of the concepts somewhere, ` +
+      `nobody in ${nobody.toFixed(0)} % of the regions`;
+  }
+  const [right, replaced] = [percent("identity"), percent("replaced")];
+  const strangers = 100 - right - replaced - nobody;
   return `the right concept in ${right.toFixed(0)} % of the regions, another ` +
-    `of the picture in ${leaked.toFixed(0)} %, somebody else in ` +
+    `of the picture in ${replaced.toFixed(0)} %, somebody else in ` +
     `${strangers.toFixed(0)} %, nobody in ${nobody.toFixed(0)} %`;
 }
+
+/** Compared scores in words, and the sign of a difference that is better. */
+const COMPARED_WORDS: Readonly<Record<ComparedScore, [string, 1 | -1]>> = {
+  identity: ["identity per region", 1],
+  replaced: ["replacement by another", -1],
+  leakage: ["leakage (another is seen)", -1],
+  anyOrder: ["identity in any order", 1],
+  anyOrderLeakage: ["leakage in any order", -1],
+  own: ["masked alignment", 1],
+};
 
 /**
  * What the numbers say about regions against the plain prompt; where regions do
  * not surely win, what is in them instead.
+ *
+ * @param comparisons Arms on the same scenes.
+ * @param rows Every picture.
  */
-function verdict(
+export function regionVerdict(
   comparisons: readonly RegionComparison[],
   rows: readonly RegionRow[],
 ): string {
   const main = comparisons.filter(({ worse }) => worse.startsWith("plain."));
   if (main.length === 0) return "Regions and plain prompts were not compared.";
   const signed = (value: number) =>
-    `${value >= 0 ? "+" : "−"}${Math.abs(value).toFixed(2)}`;
+    (value >= 0 ? "+" : "−") +
+    (Number.isFinite(value) ? Math.abs(value).toFixed(2) : "∞");
   const said = ({ mean, low, high }: Estimate) =>
     `${signed(mean)} [${signed(low)}, ${signed(high)}]` +
     (low > 0 || high < 0 ? "" : ", which may be chance");
-  return main.map(({ better, n, identity, leakage, own }) => {
-    const wins = [
-      ...(identity.low > 0 ? ["identity per region"] : []),
-      ...(leakage.high < 0 ? ["leakage"] : []),
-    ];
+  return main.map(({ better, n, placed, differences }) => {
+    const judged: readonly ComparedScore[] = placed
+      ? ["identity", "replaced", "leakage"]
+      : ["anyOrder", "anyOrderLeakage"];
+    const wins = judged.filter((score) => {
+      const { low, high } = differences[score];
+      return COMPARED_WORDS[score][1] === 1 ? low > 0 : high < 0;
+    }).map((score) => COMPARED_WORDS[score][0]);
     const fusion = better.split(".")[1];
-    const numbers =
-      `identity ${said(identity)}; leakage ${said(leakage)}; masked ` +
-      `alignment ${said(own)}`;
-    if (wins.length === 2) {
-      return `${n} concepts, ${fusion} fusion: regions beat the plain prompt ` +
-        `in ${wins.join(" and ")} (${numbers}).`;
+    const shown: readonly ComparedScore[] = placed
+      ? [...judged, "own"]
+      : judged;
+    const numbers = shown.map((score) =>
+      `${COMPARED_WORDS[score][0]} ${said(differences[score])}`
+    ).join("; ");
+    const head = `${n} concepts, ${fusion} fusion: ` +
+      (placed
+        ? ""
+        : "the plain prompt has no words for so many places, so only any " +
+          "order is judged; ");
+    if (wins.length === judged.length) {
+      return `${head}regions beat the plain prompt in ${wins.join(", ")} ` +
+        `(${numbers}).`;
     }
-    const real = foundIn(rows, "real", n);
-    return `${n} concepts, ${fusion} fusion: regions ` +
-      (wins.length === 1
-        ? `beat the plain prompt in ${wins[0]} only`
-        : "do not surely beat the plain prompt") +
+    const bounds = [
+      ["in rendered pictures", foundIn(rows, "real", n, placed)],
+      ["in empty backgrounds", foundIn(rows, "empty", n, placed)],
+    ].flatMap(([where, found]) => found ? [`; ${where}, ${found}`] : []);
+    return head +
+      (wins.length > 0
+        ? `regions beat the plain prompt in ${wins.join(", ")} only`
+        : "regions do not surely beat the plain prompt") +
       ` (${numbers}). Why not: with regions there is ` +
-      `${foundIn(rows, better, n)}; with the plain prompt, ` +
-      `${foundIn(rows, `plain.${fusion}`, n)}` +
-      (real ? `; in rendered pictures, ${real}` : "") + ".";
+      `${foundIn(rows, better, n, placed)}; with the plain prompt, ` +
+      `${foundIn(rows, `plain.${fusion}`, n, placed)}${bounds.join("")}.`;
   }).join(" ");
 }
 
-/** Sampling steps that are timed, the first not counted. */
-const TIMED_STEPS = 25;
+/** Pairs of pictures that are timed, the first not counted. */
+const TIMED_PAIRS = 4;
 
 /** Numbers of regions that are timed. */
-const TIMED_REGIONS = [0, 1, 2, 3, 4] as const;
+const TIMED_REGIONS = [1, 2, 3, 4] as const;
 
 /**
- * Times sampling steps with no region to four, on one canvas that they fill.
+ * Times whole pictures of the experiment's layouts, one to four regions, each
+ * against the plain picture of the same size; the two are drawn in turns, step
+ * by step.
  *
- * @param options Model and settings.
- * @returns Yields progress and, at the end, one record a number of regions.
+ * @param options Model, settings and whose words stand in the prompts.
+ * @param ref The model: a fused one, or the base, which knows class words only.
+ * @returns Yields progress and, after each layout, its record.
  */
-export async function* timeRegions(
-  options: Pick<RegionOptions, "model" | "settings">,
+async function* timeRegions(
+  { model, cache, settings, concepts }: RegionOptions,
+  ref: ModelRef,
 ): AsyncGenerator<StageProgress | RegionTiming, void, void> {
-  const model = await loadModel(options.model);
-  const runs: {
-    steps: AsyncGenerator<PipelineRecord, void, void>;
-    end: () => void;
-  }[] = [];
-  const seconds = TIMED_REGIONS.map((): number[] => []);
+  const phrase: PhraseOf = ref.type === "base"
+    ? classOf
+    : (identity) => phraseOf(settings, "edlora", identity);
+  const base = await loadModel(model);
   try {
-    for (const n of TIMED_REGIONS) {
-      const regional = regionalSampling(
-        model,
-        columns(n).map(({ x, width }) => ({
-          shape: { box: { top: 0, left: x, bottom: 1, right: x + width } },
-          prompt: "a fox on grass",
-        })),
-      );
-      runs.push({
-        steps: timedSteps(model, regional, options.settings),
-        end: () => regional.dispose(),
+    for (const [i, regions] of TIMED_REGIONS.entries()) {
+      const scene: Scene = {
+        // Who it is costs nothing: with few concepts they come twice.
+        concepts: Array.from(
+          { length: regions },
+          (_, at) => identityOf(concepts[at % concepts.length]),
+        ),
+        background: SCENE_BACKGROUNDS[0].word,
+        where: SCENE_BACKGROUNDS[0].phrases[0],
+        scale: 1,
+      };
+      const resolve = (way: "plain" | "regional") =>
+        resolveLayout(parseLayout(sceneLayout(scene, way, phrase, settings)));
+      const layouts = [await resolve("plain"), await resolve("regional")];
+      const pairs = await withModel(base, cache, ref, async (model) => {
+        const pairs: PictureTime[][] = [];
+        for (let pair = 0; pair < TIMED_PAIRS; pair++) {
+          pairs.push(await timeInTurns(model, layouts));
+        }
+        return pairs.slice(1);
       });
-    }
-    for (let step = 0; step < TIMED_STEPS; step++) {
-      for (const [i, { steps }] of runs.entries()) {
-        const before = performance.now();
-        const { value } = await steps.next();
-        // The numbers have to be there, not only to be on their way.
-        if (value?.type === "step") await value.latent.data();
-        if (step > 0) seconds[i].push((performance.now() - before) / 1000);
-      }
-      yield { stage: "time", unit: "step", done: step + 1, total: TIMED_STEPS };
+      yield {
+        stage: "time",
+        unit: "layout",
+        done: i + 1,
+        total: TIMED_REGIONS.length,
+      };
+      const part = (
+        times: (picture: PictureTime) => readonly number[],
+      ): TimedPart => ({
+        seconds: median(pairs.flatMap(([, regional]) => times(regional))),
+        ratio: median(
+          pairs.flatMap(([plain, regional]) =>
+            times(regional).map((own, at) => own / times(plain)[at])
+          ),
+        ),
+      });
+      yield {
+        regions,
+        step: part(({ steps }) => steps),
+        picture: part(({ whole }) => [whole]),
+      };
     }
   } finally {
-    for (const { steps, end } of runs) {
-      await steps.return();
-      end();
-    }
-    disposeModel(model);
-  }
-  for (const [i, regions] of TIMED_REGIONS.entries()) {
-    yield {
-      regions,
-      seconds: median(seconds[i]),
-      ratio: median(seconds[i].map((own, step) => own / seconds[0][step])),
-    };
+    disposeModel(base);
   }
 }
 
-function timedSteps(
+/** Seconds of one picture. */
+interface PictureTime {
+  /** Its sampling steps; not the first, in which prompts are read. */
+  readonly steps: readonly number[];
+  /** All of it. */
+  readonly whole: number;
+}
+
+/** Draws one picture of each layout, all step by step in turns. */
+async function timeInTurns(
   model: Model,
-  regional: RegionalSampling,
-  { sampling }: Pick<ExperimentPreset, "sampling">,
-): AsyncGenerator<PipelineRecord, void, void> {
-  return pipeline(model, {
-    prompts: ["a fox on grass"],
-    sampler: sampling.sampler,
-    steps: TIMED_STEPS,
-    guidance: sampling.guidance === 1 ? 2 : sampling.guidance,
-    decode: false,
-    unet: (call) => regional.unet(call),
-  });
+  layouts: readonly ResolvedLayout[],
+): Promise<PictureTime[]> {
+  const runs = layouts.map((layout) => timedPicture(model, layout));
+  const times: PictureTime[] = [];
+  try {
+    while (times.length < runs.length) {
+      for (const run of runs) {
+        const next = await run.next();
+        if (next.done) times.push(next.value);
+      }
+    }
+  } finally {
+    for (const run of runs) await run.return({ steps: [], whole: 0 });
+  }
+  return times;
+}
+
+/** Draws one picture and stops after each step; only its own time counts. */
+async function* timedPicture(
+  model: Model,
+  layout: ResolvedLayout,
+): AsyncGenerator<void, PictureTime, void> {
+  const parts: number[] = [];
+  let before = performance.now();
+  for await (const record of drawLayout(model, layout)) {
+    // The numbers have to be there, not only to be on their way.
+    await (record.type === "step" ? record.latent : record.images).data();
+    parts.push((performance.now() - before) / 1000);
+    if (record.type === "images") record.images.dispose();
+    yield;
+    before = performance.now();
+  }
+  const whole = parts.reduce((sum, part) => sum + part, 0);
+  // The last part is decoding. A single step has to stand for itself.
+  const steps = parts.slice(parts.length > 2 ? 1 : 0, -1);
+  return { steps, whole };
 }
 
 /**

@@ -43,7 +43,12 @@ Deno.test("regions: report, page and contact sheet of a tiny world", async () =>
     const markdown = await read("regions.md");
     assert(markdown.includes("| regions, gradient fusion"), markdown);
     assert(markdown.includes("LoRA Switch"));
-    assert(markdown.includes("masked alignment |"), markdown);
+    assert(markdown.includes("masked alignment ↑ |"), markdown);
+    assert(markdown.includes("replaced by another ↓ | another seen there ↓"));
+    assert(markdown.includes("somebody in every region ↑"));
+    assert(markdown.includes("Student's t interval"));
+    assert(markdown.includes("Regions act at cross-attention sites: 4 of 4"));
+    assertEquals(report.comparisons[0].differences.identity.low, null);
     assert(!markdown.includes("## Time"));
     const html = await read("regions.html");
     assert(html.includes("plotly") && html.includes("data:image/png"));

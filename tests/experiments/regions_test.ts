@@ -3,32 +3,48 @@ import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
 import { selectBackend } from "../../src/core/backend.ts";
 import { key } from "../../src/core/random.ts";
 import { disposeTree } from "../../src/core/tree.ts";
-import { parseLayout } from "../../src/diffusion/layout.ts";
-import { sketchImage } from "../../src/experiments/compose.ts";
+import { parseLayout, resolveLayout } from "../../src/diffusion/layout.ts";
+import { shapeMap } from "../../src/diffusion/regions.ts";
+import { artHash, sketchImage } from "../../src/experiments/compose.ts";
 import { presetOf } from "../../src/experiments/presets.ts";
 import {
-  anyOrderShare,
+  regionComparisonTable,
+  regionFigures,
+  regionTable,
+} from "../../src/experiments/region_figures.ts";
+import {
+  actingSites,
+  attentionGrids,
+  bestOrder,
   choices,
   columns,
   groupPrompt,
+  knowsPlaces,
   REGION_ARMS,
+  type RegionComparison,
+  type RegionDifference,
+  type RegionFinding,
   type RegionOptions,
   regionPictures,
   type RegionRow,
   regionsExperiment,
+  regionVerdict,
+  SCENE_BACKGROUNDS,
   sceneLayout,
   scoreOf,
   whoIsThere,
 } from "../../src/experiments/regions.ts";
-import { exists, writeJson } from "../../src/io/files.ts";
+import { exists, readJson, writeJson } from "../../src/io/files.ts";
 import { decodePng } from "../../src/io/png.ts";
 import { identityOf, loadConceptArt } from "../../src/micro/concepts.ts";
 import { save } from "../../src/models/checkpoint.ts";
+import { parseUNetConfig } from "../../src/models/config.ts";
 import {
   parseT2IAdapterConfig,
   type T2IAdapter,
   t2iAdapterSpec,
 } from "../../src/models/t2i_adapter.ts";
+import { type UNet, unet, unetSpec } from "../../src/models/unet.ts";
 import { initialise } from "../../src/nn/spec.ts";
 import { writeTinyWorld } from "./tiny_world.ts";
 
@@ -83,18 +99,97 @@ Deno.test("layouts of every way are drawn as they stand", () => {
   );
   assertEquals(regional.regions[1].prompt, "a <momo1> <momo2>");
   // In the middle column, with a margin in which the whole's prompt holds.
-  assertEquals(
-    Object.entries(regional.regions[1].box!).map(([side, at]) =>
-      typeof at === "number" ? `${side} ${at.toFixed(3)}` : at
-    ),
-    ["top 0.200", "left 0.367", "bottom 0.800", "right 0.633", "fraction"],
-  );
+  const { rows } = regional.regions[1].mask as { rows: readonly string[] };
+  assertEquals(rows.length, 20);
+  assertEquals(rows.map((row) => row.includes("#")).indexOf(true), 4);
+  assertEquals(rows.map((row) => row.includes("#")).lastIndexOf(true), 15);
+  assertEquals(rows[4], ".".repeat(23) + "#".repeat(14) + ".".repeat(23));
   assertEquals(
     layout("regional+negative").regions[1].negative,
     "a <kuro1> <kuro2> and a <pogo1> <pogo2>",
   );
   assertEquals(layout("regional+sketch").conditions.length, 1);
   assertEquals(layout("region-adapters").regions[2].concepts, ["pogo"]);
+});
+
+async function embeddedUNet() {
+  return parseUNetConfig(await readJson("models/micro/unet/config.json"));
+}
+
+function embeddedScene(n: number, scale: number) {
+  const concepts = ["kuro", "momo", "pogo", "zorp"].slice(0, n).map(identityOf);
+  return sceneLayout(
+    { concepts, background: "grass", where: "on grass", scale },
+    "regional",
+    ({ name }) => name,
+    preset,
+  );
+}
+
+Deno.test("regions act at every cross-attention site of the embedded UNet", async () => {
+  const config = await embeddedUNet();
+  for (const n of [2, 3, 4]) {
+    for (const scale of [1, 1.25, 1.5, 2]) {
+      assertEquals(
+        await actingSites(config, embeddedScene(n, scale), 4),
+        { acting: 7, all: 7 },
+        `${n} concepts, scale ${scale}`,
+      );
+    }
+    const { regions } = await resolveLayout(parseLayout(embeddedScene(n, 1)));
+    regions.forEach(({ shape }, i) => {
+      const grid = (height: number, side: string) => {
+        const map = shapeMap(shape, height, n * height / 2);
+        return Array.from(
+          { length: height },
+          (_, y) =>
+            [...map.subarray(y * n * height / 2, (y + 1) * n * height / 2)]
+              .map((v) => v ? side : ".").join(""),
+        );
+      };
+      const [before, after] = [i, n - 1 - i];
+      // At 8×8 a cell's margin on each side; at 4×4 neighbours touch.
+      const wide = "....".repeat(before) + ".##." + "....".repeat(after);
+      const none = "....".repeat(n);
+      assertEquals(
+        grid(8, "#"),
+        [none, none, wide, wide, wide, wide, none, none],
+      );
+      const small = "..".repeat(before) + "##" + "..".repeat(after);
+      assertEquals(
+        grid(4, "#"),
+        ["..".repeat(n), small, small, "..".repeat(n)],
+      );
+    });
+  }
+});
+
+Deno.test("attention grids are those of the UNet's own calls", async () => {
+  await selectBackend("wasm");
+  const config = await embeddedUNet();
+  const params = initialise<UNet>(unetSpec(config), key(1));
+  try {
+    // Three columns at scale 1.25: a width that does not halve evenly.
+    const seen: { height: number; width: number }[] = [];
+    tf.tidy(() => {
+      unet(
+        params,
+        config,
+        tf.zeros([1, 20, 30, config.in_channels]),
+        [0],
+        tf.zeros<tf.Rank.R3>([1, 4, 96]),
+        {
+          crossAttend({ height, width }) {
+            seen.push({ height, width });
+            return undefined;
+          },
+        },
+      );
+    });
+    assertEquals(attentionGrids(config, { height: 20, width: 30 }), seen);
+  } finally {
+    disposeTree(params);
+  }
 });
 
 Deno.test("who is there: the window that stands out from backgrounds", () => {
@@ -108,47 +203,170 @@ Deno.test("who is there: the window that stands out from backgrounds", () => {
   }];
   const see = (...views: Float32Array[]) =>
     whoIsThere(views, identities, backgrounds);
-  assertEquals(see(vector(0, 0, 1)), "background");
-  assertEquals(see(vector(0.2, 0, 1), vector(0, 1, 0.2)), "momo");
+  assertEquals(see(vector(0, 0, 1)), { label: "background", seen: [] });
+  assertEquals(see(vector(0.2, 0, 1), vector(0, 1, 0.2)).label, "momo");
   // Near to kuro, but nearer to nothing: not somebody.
-  assertEquals(see(vector(0.9, 0, 1)), "background");
-  assertEquals(see(vector(1, 0.9, 0)), "kuro");
+  assertEquals(see(vector(0.9, 0, 1)), { label: "background", seen: [] });
+  assertEquals(see(vector(1, 0.9, 0)), { label: "kuro", seen: ["kuro"] });
+  // Momo stands out most; kuro is in another window all the same.
+  assertEquals(
+    see(vector(0.8, 0, 0.6), vector(0, 1, 0), vector(1, 0, 0.9)),
+    { label: "momo", seen: ["momo", "kuro"] },
+  );
 });
 
-Deno.test("scores of a picture", () => {
-  const row: RegionRow = {
+/** A region in which somebody stands out most, and others are seen. */
+function finding(
+  concept: string,
+  label: string,
+  ...others: string[]
+): RegionFinding {
+  const seen = label === "background" ? [] : [label, ...others];
+  return { concept, label, seen, own: concept === label ? 0.9 : 0.3, other: 0 };
+}
+
+function picture(
+  regions: readonly RegionFinding[],
+  change: Partial<RegionRow> = {},
+): RegionRow {
+  const concepts = regions.map(({ concept }) => concept);
+  return {
     arm: "x",
-    n: 3,
-    concepts: ["a", "b", "c"],
+    n: concepts.length,
+    concepts,
     background: "grass",
     picture: 0,
     scale: 1,
     image: "",
     text: 0.5,
-    regions: [
-      { concept: "a", label: "a", own: 0.9, other: 0.1 },
-      { concept: "b", label: "c", own: 0.3, other: 0.1 },
-      { concept: "c", label: "background", own: 0.3, other: 0.1 },
-    ],
-    anyOrder: anyOrderShare(["a", "b", "c"], ["a", "c", "background"]),
+    regions,
+    order: bestOrder(concepts, regions),
+    ...change,
   };
+}
+
+Deno.test("scores of a picture", () => {
   const third = 1 / 3;
+  const row = picture([
+    finding("a", "a", "b"),
+    finding("b", "c"),
+    finding("c", "background"),
+  ]);
   assertEquals(scoreOf(row, "identity"), third);
-  assertEquals(scoreOf(row, "leakage"), third);
+  assertEquals(scoreOf(row, "replaced"), third);
+  // In the first region b is seen beside a.
+  assertEquals(scoreOf(row, "leakage"), 2 / 3);
   assertEquals(scoreOf(row, "missing"), third);
-  assertEquals(scoreOf(row, "count"), 0);
+  assertEquals(scoreOf(row, "occupied"), 0);
   assertEquals(scoreOf(row, "complete"), 0);
+  assertEquals(row.order, ["a", "c", "b"]);
   assertEquals(scoreOf(row, "anyOrder"), 2 / 3);
+  assertEquals(scoreOf(row, "anyOrderLeakage"), third);
   assertEquals(scoreOf(row, "own"), 0.5);
-  assertEquals(
-    scoreOf({ ...row, regions: row.regions.slice(0, 2) }, "count"),
-    1,
-  );
-  assertEquals(scoreOf({ ...row, regions: [row.regions[0]] }, "complete"), 1);
+  const both = picture(row.regions.slice(0, 2));
+  assertEquals(scoreOf(both, "occupied"), 1);
+  assertEquals(scoreOf(picture([finding("a", "a")]), "complete"), 1);
   // Somebody who was not asked for is wrong, but not leaked.
-  const stranger = { ...row.regions[0], label: "pip" };
-  assertEquals(scoreOf({ ...row, regions: [stranger] }, "leakage"), 0);
-  assertEquals(scoreOf({ ...row, regions: [stranger] }, "identity"), 0);
+  const stranger = picture([finding("a", "pip", "kiki")]);
+  assertEquals(scoreOf(stranger, "replaced"), 0);
+  assertEquals(scoreOf(stranger, "leakage"), 0);
+  assertEquals(scoreOf(stranger, "identity"), 0);
+});
+
+Deno.test("the order that suits a picture best", () => {
+  const order = (...regions: RegionFinding[]) => picture(regions).order;
+  assertEquals(
+    order(finding("a", "b"), finding("b", "c"), finding("c", "a")),
+    ["b", "c", "a"],
+  );
+  // One concept twice: one of the two regions is somebody else's.
+  const twice = picture([finding("a", "b"), finding("b", "b")]);
+  assertEquals(scoreOf(twice, "anyOrder"), 0.5);
+  assertEquals(scoreOf(twice, "anyOrderLeakage"), 0.5);
+  assertEquals(
+    scoreOf(picture([finding("a", "b"), finding("b", "a")]), "anyOrderLeakage"),
+    0,
+  );
+});
+
+Deno.test("scenes have backgrounds with which no prompt is cut", () => {
+  const words = SCENE_BACKGROUNDS.map(({ word }) => word);
+  assert(!words.includes("forest") && !words.includes("city"));
+  assertEquals(words.length, 8);
+});
+
+Deno.test("the verdict judges what the arms were told", () => {
+  const certain = (mean: number): RegionDifference => ({
+    mean,
+    low: mean - 0.05,
+    high: mean + 0.05,
+    bootstrap: { mean, low: mean - 0.01, high: mean + 0.01 },
+  });
+  const comparison = (n: number): RegionComparison => ({
+    better: "regional.gradient",
+    worse: "plain.gradient",
+    n,
+    sets: 5,
+    placed: knowsPlaces("plain.gradient", n),
+    differences: {
+      identity: certain(0.3),
+      replaced: certain(-0.3),
+      leakage: certain(-0.2),
+      anyOrder: certain(0),
+      anyOrderLeakage: certain(-0.1),
+      own: certain(0.1),
+    },
+  });
+  const rows = ["plain.gradient", "regional.gradient", "empty"].map((arm) =>
+    picture([
+      finding("a", "b"),
+      finding("b", "a"),
+      finding("c", "background"),
+      finding("d", "d"),
+    ], { arm })
+  );
+  const placed = regionVerdict([comparison(3)], rows);
+  assert(placed.includes("beat the plain prompt in identity per"), placed);
+  const unplaced = regionVerdict([comparison(4)], rows);
+  assert(unplaced.includes("no words for so many places"), unplaced);
+  assert(unplaced.includes("in leakage in any order only"), unplaced);
+  assert(unplaced.includes("any order +0.00 [−0.05, +0.05], which"), unplaced);
+  assert(unplaced.includes("75 % of the concepts somewhere"), unplaced);
+  assert(unplaced.includes("in empty backgrounds, "), unplaced);
+  assert(!unplaced.includes("identity per region"), unplaced);
+  const one = { ...certain(0.9), low: -Infinity, high: Infinity };
+  const single = comparison(2);
+  const differences = { ...single.differences, identity: one };
+  const alone = regionVerdict([{ ...single, sets: 1, differences }], rows);
+  assert(alone.includes("+0.90 [−∞, +∞], which may be chance"), alone);
+  // The table leaves out what would be unfair, and shows both intervals.
+  const table = regionComparisonTable({
+    comparisons: [comparison(3), comparison(4)],
+  });
+  assertEquals(
+    table.rows[0][4],
+    "+0.30 [0.25, 0.35]; bootstrap [0.29, 0.31]",
+  );
+  assertEquals(table.rows[1][4], "–");
+  assert(table.rows[1][8].startsWith("+0.00"));
+});
+
+Deno.test("which arms know who is where", () => {
+  assert(knowsPlaces("plain.weight", 3) && knowsPlaces("switch", 2));
+  assert(!knowsPlaces("plain.weight", 4) && !knowsPlaces("composite", 4));
+  assert(knowsPlaces("regional.weight", 4) && knowsPlaces("real", 4));
+});
+
+Deno.test("the hash of the art is that of its sprites", async () => {
+  const art = (...names: string[]) => ({
+    sprites: new Map(
+      names.map((name, i) => [name, { side: 1, data: Uint8Array.of(i) }]),
+    ),
+  });
+  const hash = await artHash(art("a", "b"));
+  assertEquals(await artHash(art("a", "b")), hash);
+  assert(await artHash(art("b", "a")) !== hash);
+  assert(await artHash(art("a")) !== hash);
 });
 
 Deno.test("a sketch has each outline in its square", async () => {
@@ -247,13 +465,25 @@ Deno.test("the regions experiment on a tiny world", async (t) => {
         assertEquals(row.regions.length, row.n);
         assert(row.text >= 0);
       }
-      assertEquals(report.timing.map(({ regions }) => regions), [
-        0,
-        1,
-        2,
-        3,
-        4,
-      ]);
+      assertEquals(report.timing.map(({ regions }) => regions), [1, 2, 3, 4]);
+      for (const { step, picture } of report.timing) {
+        assert(step.ratio > 0 && picture.ratio > 0);
+        assert(picture.seconds > step.seconds);
+      }
+      // One choice of concepts proves nothing.
+      for (const { sets, differences } of report.comparisons) {
+        assertEquals(sets, 1);
+        assertEquals(differences.identity.high, Infinity);
+        assert(Number.isFinite(differences.identity.bootstrap.high));
+      }
+      const { sites } = report.settings.regions as { sites: unknown[] };
+      assertEquals(sites.length, 3);
+      assertEquals(sites[0], { n: 2, scale: 1, acting: 4, all: 4 });
+      assertEquals(regionTable(report).rows.length, report.table.length);
+      assertEquals(
+        regionFigures(report).map(([id]) => id),
+        ["identity", "leakage", "resolution", "time"],
+      );
       assert(report.verdict.startsWith("2 concepts, weight fusion: regions"));
       // Nothing is learned in two steps, so the report says why.
       assert(
@@ -262,7 +492,7 @@ Deno.test("the regions experiment on a tiny world", async (t) => {
       for (const stage of ["train", "fuse", "sample", "score", "time"]) {
         assert(report.seconds[stage] >= 0, stage);
       }
-      assert(JSON.parse(JSON.stringify(report)).format.endsWith("regions 1"));
+      assert(JSON.parse(JSON.stringify(report)).format.endsWith("regions 2"));
     });
     await t.step("pictures have their sizes and differ by arm", async () => {
       const scenes = regionPictures(report, options.cache);
@@ -319,6 +549,12 @@ Deno.test("the regions experiment on a tiny world", async (t) => {
       await refuse({ arms: ["magic"] }, "arms real");
       await refuse({ scales: [1.1] }, "scales");
       await refuse({ pictures: 0 }, "pictures ≥ 1");
+      await refuse({ backgrounds: 9 }, "1 to 8 backgrounds");
+      const settings = {
+        ...options.settings,
+        textPrefix: "a photo of a photo of a photo of ",
+      };
+      await refuse({ settings }, "prompts of at most 24 tokens");
     });
   } finally {
     await Deno.remove(folder, { recursive: true });
