@@ -683,17 +683,21 @@ export {
   resolutionTable,
 } from "./src/experiments/region_figures.ts";
 export {
+  type ComparedScore,
   REGION_ARMS,
   REGION_SCORES,
   type RegionCell,
   type RegionComparison,
+  type RegionDifference,
   type RegionFinding,
   type RegionOptions,
   type RegionReport,
   type RegionRow,
   type RegionScore,
   regionsExperiment,
+  type RegionSites,
   type RegionTiming,
+  type TimedPart,
 } from "./src/experiments/regions.ts";
 export type { ConceptJob, StudyOptions } from "./src/experiments/study.ts";
 export type { Capacity } from "./src/experiments/measure.ts";
