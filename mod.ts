@@ -685,6 +685,7 @@ export {
 export {
   type ComparedScore,
   REGION_ARMS,
+  COMPARED_SCORES,
   REGION_SCORES,
   type RegionCell,
   type RegionComparison,

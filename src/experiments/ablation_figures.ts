@@ -187,11 +187,11 @@ export function ablationTable(report: AblationReport): TextTable {
  * The comparisons: differences with intervals, verdicts.
  *
  * @param report The report.
- * @param paper Whether those that are the paper's claims or the others.
+ * @param paper The paper's claims only, or only the others. @default all
  */
 export function comparisonTable(
   report: Pick<AblationReport, "comparisons">,
-  paper: boolean,
+  paper?: boolean,
 ): TextTable {
   return {
     head: [
@@ -203,7 +203,9 @@ export function comparisonTable(
       "wins",
       "verdict",
     ],
-    rows: report.comparisons.filter((c) => c.paper === paper).map((c) => [
+    rows: report.comparisons.filter((c) =>
+      paper === undefined || c.paper === paper
+    ).map((c) => [
       c.claim,
       c.score,
       text(c.mean),
