@@ -683,9 +683,9 @@ export {
   resolutionTable,
 } from "./src/experiments/region_figures.ts";
 export {
+  COMPARED_SCORES,
   type ComparedScore,
   REGION_ARMS,
-  COMPARED_SCORES,
   REGION_SCORES,
   type RegionCell,
   type RegionComparison,
