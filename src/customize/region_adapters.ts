@@ -10,11 +10,11 @@
 import * as tf from "@tensorflow/tfjs";
 import { cannot } from "../core/errors.ts";
 import type { LowRank } from "../nn/linear.ts";
-import type { UNetConfig } from "../models/config.ts";
 import type { Model } from "../models/model.ts";
-import { unet, type UNetOptions } from "../models/unet.ts";
+import { levelSizes, unet, type UNetOptions } from "../models/unet.ts";
 import type { PipelineOptions, UNetCall } from "../diffusion/pipeline.ts";
 import {
+  isWithin,
   type PromptRows,
   promptRows,
   type RegionalOptions,
@@ -55,9 +55,10 @@ export interface AdapterSampling {
  * Adapters per region without fusing: a LoRA changes the UNet only at its
  * region's pixels, and the text encoder only for its region's prompt.
  *
- * Where regions overlap, adapters share as the regions' prompts do. Layers
- * without a place (time embeddings) stay the base model's. Prompts outside of
- * regions are read without any LoRA.
+ * Adapters act when and as much as the regions' prompts do (`start`, `end`,
+ * `replaceRatio`) and share as they do where regions overlap. Layers without a
+ * place (time embeddings) stay the base model's. Prompts outside of regions are
+ * read without any LoRA.
  *
  * @param base The model without the concepts; not changed.
  * @param regions Places, prompts and concepts.
@@ -122,7 +123,7 @@ export function regionAdapters(
       pipeline: {
         unet: (call) => ({
           ...sampling.unet(call),
-          gate: gate.at(call.sample.shape[1], call.sample.shape[2]),
+          gate: gate.at(call),
         }),
       },
       dispose() {
@@ -189,23 +190,6 @@ function reachOf(path: string, levels: number): Reach {
   return { kind: "pixels", level };
 }
 
-/** Latent sizes of every level, 0 = highest resolution. */
-function levelSizes(
-  config: UNetConfig,
-  height: number,
-  width: number,
-): [number, number][] {
-  const half = config.downsample_padding === 0
-    ? (n: number) => Math.floor(n / 2)
-    : (n: number) => Math.ceil(n / 2);
-  const sizes: [number, number][] = [[height, width]];
-  while (sizes.length < config.block_out_channels.length) {
-    const [h, w] = sizes[sizes.length - 1];
-    sizes.push([half(h), half(w)]);
-  }
-  return sizes;
-}
-
 /** A gate that keeps every adapter inside its regions; owns tensors. */
 function regionGate(
   model: Model,
@@ -213,10 +197,11 @@ function regionGate(
   options: RegionalOptions,
   active: () => number | undefined,
 ): {
-  at(height: number, width: number): NonNullable<UNetOptions["gate"]>;
+  at(call: UNetCall): NonNullable<UNetOptions["gate"]>;
   dispose(): void;
 } {
   const { config, params } = model.unet;
+  const { replaceRatio = 1 } = options;
   const levels = config.block_out_channels.length;
   const reach = new Map<LowRank, Reach>();
   for (const { path } of sites(params)) {
@@ -238,21 +223,25 @@ function regionGate(
       regions.map(({ priority = 0 }) => priority),
     );
     const sum = new Float32Array(height * width);
-    for (const i of members(name)) shares[i].forEach((v, k) => sum[k] += v);
+    for (const i of members(name)) {
+      shares[i].forEach((v, k) => sum[k] += v * replaceRatio);
+    }
     const made = tf.keep(tf.tensor4d(sum, [1, height, width, 1]));
     masks.set(id, made);
     return made;
   };
   return {
-    at(height, width) {
+    at(call) {
+      const [, height, width] = call.sample.shape;
       const sizes = levelSizes(config, height, width);
+      const on = isWithin(call, options);
       return (low, contribution) => {
         const name = low.adapter ?? "";
         const own = members(name);
         const where = reach.get(low);
         // An adapter of no region (merged into the base by someone else).
         if (own.length === 0 || !where) return contribution;
-        if (where.kind === "nowhere") return tf.zerosLike(contribution);
+        if (!on || where.kind === "nowhere") return tf.zerosLike(contribution);
         if (where.kind === "text") {
           const region = active();
           return region !== undefined && own.includes(region)

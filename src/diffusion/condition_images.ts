@@ -15,6 +15,11 @@ export interface Grey extends Mask {
   readonly values: Float32Array;
 }
 
+/** How opaque a pixel is, 0 to 1. */
+function alphaOf({ channels, data }: Pixels, pixel: number): number {
+  return channels % 2 === 0 ? data[(pixel + 1) * channels - 1] / 255 : 1;
+}
+
 /**
  * The luminance of a picture (Rec. 601), transparent pixels on black.
  *
@@ -28,8 +33,7 @@ export function greyOf(image: Pixels): Grey {
     const light = colored
       ? 0.299 * data[at] + 0.587 * data[at + 1] + 0.114 * data[at + 2]
       : data[at];
-    const alpha = channels % 2 === 0 ? data[at + channels - 1] / 255 : 1;
-    return Math.min(1, light * alpha / 255);
+    return Math.min(1, light * alphaOf(image, i) / 255);
   });
   return { width, height, values };
 }
@@ -268,7 +272,7 @@ export function keyPointImage(
 }
 
 /**
- * A condition image as the networks take it.
+ * A condition image as the networks take it, transparent pixels on black.
  *
  * @param image One channel in [0, 1], or 8-bit pixels.
  * @param channels Channels of the network: 1 or 3; grey is repeated.
@@ -285,10 +289,10 @@ export function conditionTensor(
   }
   if ("data" in image && image.channels >= 3 && channels === 3) {
     const { data, channels: own } = image;
-    const values = Float32Array.from(
-      { length: width * height * 3 },
-      (_, i) => data[Math.floor(i / 3) * own + i % 3] / 255,
-    );
+    const values = Float32Array.from({ length: width * height * 3 }, (_, i) => {
+      const pixel = Math.floor(i / 3);
+      return data[pixel * own + i % 3] * alphaOf(image, pixel) / 255;
+    });
     return tf.tensor4d(values, [1, height, width, 3]);
   }
   const grey = "data" in image ? greyOf(image) : image;

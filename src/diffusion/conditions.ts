@@ -9,22 +9,26 @@ import * as tf from "@tensorflow/tfjs";
 import { cannot } from "../core/errors.ts";
 import {
   combineControlNets,
+  conditionFactor,
   type ControlNet,
   controlNet,
   type ControlNetConfig,
   type ControlNetResiduals,
+  skipChannels,
 } from "../models/controlnet.ts";
+import type { UNetConfig } from "../models/config.ts";
 import type { Network } from "../models/model.ts";
 import {
   combineAdapters,
   type CombineOptions,
+  featureChannels,
   type T2IAdapter,
   t2iAdapter,
   type T2IAdapterConfig,
 } from "../models/t2i_adapter.ts";
 import type { UNetOptions } from "../models/unet.ts";
 import type { UNetCall } from "./pipeline.ts";
-import { type Place, shapeMap, shareOut } from "./regions.ts";
+import { isWithin, type Place, shapeMap, shareOut } from "./regions.ts";
 
 /** A network that reads a condition image. */
 export type ConditionNetwork =
@@ -63,7 +67,10 @@ export interface Condition {
    * diffusers' pipeline; else false}
    */
   readonly guess?: boolean;
-  /** Further factor inside each place; outside of all of them it is 1. */
+  /**
+   * Further factor inside each place; outside of all of them it is 1. Not for a
+   * network that {@linkcode isPooled}.
+   */
   readonly places?: readonly (Place & { readonly scale: number })[];
 }
 
@@ -80,6 +87,59 @@ export function conditionChannels(network: ConditionNetwork): number {
   return network.type === "t2i_adapter"
     ? network.config.in_channels
     : network.config.conditioning_channels;
+}
+
+/**
+ * Whether a network says the same to every pixel (`global_pool_conditions`), so
+ * that it has no strength per place.
+ */
+export function isPooled(network: ConditionNetwork): boolean {
+  return network.type === "controlnet" &&
+    network.config.global_pool_conditions;
+}
+
+/**
+ * In what a network does not fit a UNet.
+ *
+ * @param network The network.
+ * @param unet Config of the UNet.
+ * @param factor How much smaller the latent is than the picture.
+ * @returns "expected …, got …" for everything that differs.
+ */
+export function misfits(
+  network: ConditionNetwork,
+  unet: UNetConfig,
+  factor: number,
+): string[] {
+  const states = (
+    config: UNetConfig,
+  ) => [...new Set([config.cross_attention_dim].flat())];
+  const pairs: [string, number | number[], number | number[]][] =
+    network.type === "t2i_adapter"
+      ? [
+        [
+          "channels",
+          [...unet.block_out_channels],
+          featureChannels(network.config),
+        ],
+        ["downscale_factor", factor, network.config.downscale_factor],
+      ]
+      : [
+        ["in_channels", unet.in_channels, network.config.encoder.in_channels],
+        [
+          "cross_attention_dim",
+          states(unet),
+          states(network.config.encoder),
+        ],
+        [
+          "channels of skips",
+          skipChannels(unet),
+          skipChannels(network.config.encoder),
+        ],
+        ["a condition embedding by", factor, conditionFactor(network.config)],
+      ];
+  return pairs.filter(([, expected, got]) => `${expected}` !== `${got}`)
+    .map(([name, expected, got]) => `expected ${name} ${expected}, got ${got}`);
 }
 
 /**
@@ -107,7 +167,8 @@ export function conditionedSampling(
   options: CombineOptions = {},
 ): ConditionedSampling {
   const what = "sample with conditions";
-  conditions.forEach(({ scale = 1, start = 0, end = 1, guess, network }, i) => {
+  conditions.forEach((condition, i) => {
+    const { scale = 1, start = 0, end = 1, guess, network, places } = condition;
     if (!Number.isFinite(scale)) {
       throw cannot(what, `a finite scale of condition ${i}`, scale);
     }
@@ -120,6 +181,14 @@ export function conditionedSampling(
     }
     if (guess && network.type !== "controlnet") {
       throw cannot(what, `a ControlNet for guess mode`, network.type);
+    }
+    if (places && isPooled(network)) {
+      throw cannot(
+        what,
+        `no places of condition ${i}, whose ControlNet averages over the ` +
+          "picture (global_pool_conditions)",
+        places.length,
+      );
     }
   });
   const features: (readonly tf.Tensor4D[])[] = [];
@@ -152,11 +221,9 @@ export function conditionedSampling(
   };
   return {
     unet(call): UNetOptions {
-      const at = call.index / call.total;
-      const active = conditions.map((_, i) => i).filter((i) => {
-        const { start = 0, end = 1 } = conditions[i];
-        return at >= start && at < end;
-      });
+      const active = conditions.map((_, i) => i).filter((i) =>
+        isWithin(call, conditions[i])
+      );
       const adapters = active.filter((i) =>
         conditions[i].network.type === "t2i_adapter"
       );

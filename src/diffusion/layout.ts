@@ -14,8 +14,9 @@ import { key } from "../core/random.ts";
 import { parentOf, pathOf, readJson } from "../io/files.ts";
 import { decodePng, type Pixels } from "../io/png.ts";
 import { downsampleFactor } from "../models/autoencoder.ts";
+import { crossAttentionSites } from "../models/config.ts";
 import type { Model } from "../models/model.ts";
-import type { UNetOptions } from "../models/unet.ts";
+import { levelSizes, type UNetOptions } from "../models/unet.ts";
 import {
   canny,
   conditionTensor,
@@ -29,6 +30,8 @@ import {
   conditionChannels,
   conditionedSampling,
   type ConditionNetwork,
+  isPooled,
+  misfits,
 } from "./conditions.ts";
 import {
   pipeline,
@@ -42,6 +45,7 @@ import {
   type RegionPrompt,
   type Shape,
   shapeMap,
+  shareOut,
 } from "./regions.ts";
 import { type SamplerName, SAMPLERS } from "./samplers.ts";
 
@@ -411,6 +415,10 @@ export function parseLayout(json: unknown, name = "the layout"): Layout {
         `has ${condition.regions.length} factors for ${regions.length} regions`,
       );
     }
+    if ("edges" in condition.image) {
+      const { low, high } = condition.image.edges;
+      if (low > high) report(`${path}.image.edges.low`, "is above high");
+    }
     if ("regions" in condition.image && regions.length === 0) {
       report(`${path}.image.regions`, "there are no regions");
     }
@@ -694,14 +702,16 @@ export interface CheckOptions {
  * @param model The model that would draw it.
  * @param options Networks and concepts there are.
  * @throws One error with the path of every field that does not fit: unknown
- * concepts, sizes the autoencoder cannot do, regions smaller than a latent
- * pixel, condition images of another size, unknown networks.
+ * concepts, sizes the autoencoder cannot do, regions that are too small for the
+ * model's cross-attention or hidden behind others, condition images of another
+ * size, networks that are unknown or do not fit the UNet.
  */
 export function checkLayout(
-  { layout, name, regions, conditions }: ResolvedLayout,
+  resolved: ResolvedLayout,
   model: Model,
   options: CheckOptions = {},
 ): void {
+  const { layout, name, conditions } = resolved;
   const { networks = {}, concepts } = options;
   const problems: Problem[] = [];
   const report = (path: string, message: string) =>
@@ -739,13 +749,7 @@ export function checkLayout(
     }
   }
   const [h, w] = [Math.floor(height / factor), Math.floor(width / factor)];
-  regions.forEach(({ shape }, i) => {
-    if (shapeMap(shape, h, w).some((v) => v > 0)) return;
-    report(
-      `regions.${i}.${"box" in shape ? "box" : "mask"}`,
-      `is empty: it covers no cell of the ${h}×${w} latent`,
-    );
-  });
+  checkSeen(resolved, attentionGrids(model, h, w), report);
   conditions.forEach(({ spec, image }, i) => {
     const network = networks[spec.network];
     const path = `conditions.${i}`;
@@ -758,6 +762,16 @@ export function checkLayout(
       );
     } else if (network.type !== spec.type) {
       report(`${path}.type`, `the network is a ${network.type}`);
+    } else {
+      for (const misfit of misfits(network, model.unet.config, factor)) {
+        report(`${path}.network`, `does not fit the UNet: ${misfit}`);
+      }
+      if (spec.regions && isPooled(network)) {
+        report(
+          `${path}.regions`,
+          "the network averages over the picture (global_pool_conditions)",
+        );
+      }
     }
     if (image.width !== width || image.height !== height) {
       report(
@@ -767,6 +781,49 @@ export function checkLayout(
     }
   });
   refuse(problems, name);
+}
+
+/** Grids on which a UNet attends to text, [height, width], each once. */
+function attentionGrids(
+  { unet: { config } }: Model,
+  height: number,
+  width: number,
+): [number, number][] {
+  const levels = new Set(crossAttentionSites(config).map(({ level }) => level));
+  return levelSizes(config, height, width).filter((_, i) => levels.has(i));
+}
+
+/** A smaller share is of no use to a region; rounding leaves some. */
+const SEEN = 1e-3;
+
+/** Reports regions that no layer would see. */
+function checkSeen(
+  { layout, regions }: ResolvedLayout,
+  grids: readonly (readonly [number, number])[],
+  report: (path: string, message: string) => void,
+): void {
+  const on = grids.map(([h, w]) => {
+    const maps = regions.map(({ shape }) =>
+      // As soft as regional sampling has them.
+      shapeMap(shape, h, w, { feather: layout.regional.feather })
+    );
+    const priorities = regions.map(({ priority = 0 }) => priority);
+    return { maps, shares: shareOut(maps, priorities) };
+  });
+  const names = grids.map(([h, w]) => `${h}×${w}`).join(", ");
+  regions.forEach(({ shape }, i) => {
+    if (on.every(({ maps }) => maps[i].every((v) => v === 0))) {
+      report(
+        `regions.${i}.${"box" in shape ? "box" : "mask"}`,
+        `is empty: it covers no cell of the cross-attention's grids (${names})`,
+      );
+    } else if (on.every(({ shares }) => shares[i].every((v) => v < SEEN))) {
+      report(
+        `regions.${i}.priority`,
+        "is hidden: regions of higher priority cover it",
+      );
+    }
+  });
 }
 
 /** Pixels of the picture a layout makes of a model. */
@@ -808,8 +865,13 @@ export interface DrawOptions extends CheckOptions {
     regions: readonly RegionPrompt[],
     options: RegionalOptions,
   ) => RegionSampler;
-  /** Changes the pipeline's options, such as `batch`. */
-  readonly pipeline?: Partial<PipelineOptions>;
+  /**
+   * Changes the pipeline's options, such as `batch`; all but `unet`, which
+   * regions and conditions make.
+   */
+  readonly pipeline?: Partial<Omit<PipelineOptions, "unet">> & {
+    readonly unet?: never;
+  };
 }
 
 /** A layout ready for the pipeline; owns tensors. */
@@ -840,7 +902,11 @@ export function prepareLayout(
   const owned: { dispose(): void }[] = [];
   const dispose = () => owned.forEach((part) => part.dispose());
   try {
-    const regional = sampler(model, regions, layout.regional);
+    const skipLast = options.pipeline?.skipLast;
+    const regional = sampler(model, regions, {
+      ...layout.regional,
+      ...(skipLast === undefined ? {} : { skipLast }),
+    });
     owned.push(regional);
     const prepared = conditions.map(({ spec, image }): Condition => {
       const network = networks[spec.network];

@@ -643,6 +643,22 @@ export interface RegionalOptions extends RegionMapOptions {
   readonly scope?: RegionScope;
 }
 
+/**
+ * Whether a call lies in a part of the sampling: call i of n is at i/n, and a
+ * part is [start, end), so that parts that meet share no call. The only call of
+ * a run is at 0; a part that starts later misses it.
+ *
+ * @param call The call.
+ * @param part From `start` (0) to `end` (1).
+ */
+export function isWithin(
+  { index, total }: Pick<UNetCall, "index" | "total">,
+  { start = 0, end = 1 }: Pick<RegionalOptions, "start" | "end">,
+): boolean {
+  const at = index / total;
+  return at >= start && at < end;
+}
+
 /** Regions ready for sampling; owns tensors. */
 export interface RegionalSampling {
   /** `unet` of the pipeline: cross-attention for one call. */
@@ -708,10 +724,9 @@ export function regionalSampling(
   }
   return {
     maps,
-    unet({ index, total, branch, count }): UNetOptions {
-      const at = index / total;
-      // A single step is at 0: it belongs to any range that is not empty.
-      if (regions.length === 0 || at < start || at >= end) return {};
+    unet(call): UNetOptions {
+      if (regions.length === 0 || !isWithin(call, { start, end })) return {};
+      const { branch, count } = call;
       return {
         crossAttend: regionalAttention(
           maps,

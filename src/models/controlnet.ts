@@ -86,8 +86,12 @@ export interface ControlNet
   readonly controlnet_mid_block: Conv;
 }
 
-/** Channels of the UNet's skips, conv_in's first. */
-function skipChannels(config: UNetConfig): number[] {
+/**
+ * Channels of a UNet's skips, conv_in's first.
+ *
+ * @param config The UNet's config, or that of a ControlNet's encoder.
+ */
+export function skipChannels(config: UNetConfig): number[] {
   const channels = config.block_out_channels;
   return [
     channels[0],
@@ -179,6 +183,15 @@ export function controlNetFrom(
   );
 }
 
+/**
+ * How much smaller the latent is than the condition image.
+ *
+ * @param config The ControlNet's config.
+ */
+export function conditionFactor(config: ControlNetConfig): number {
+  return 2 ** (config.conditioning_embedding_out_channels.length - 1);
+}
+
 /** Residuals for a UNet; see `downResiduals` and `midResidual` there. */
 export interface ControlNetResiduals {
   /** One a skip, conv_in's first [b, h, w, c]. */
@@ -259,8 +272,7 @@ export function controlNet(
   const what = "run a ControlNet";
   const { scale = 1, guess = false, ...rest } = options;
   const channels = config.conditioning_channels;
-  const halvings = config.conditioning_embedding_out_channels.length - 1;
-  const factor = 2 ** halvings;
+  const factor = conditionFactor(config);
   const [, h, w] = sample.shape;
   if (
     condition.rank !== 4 || condition.shape[3] !== channels ||

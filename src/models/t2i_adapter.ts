@@ -103,6 +103,15 @@ function blockChannels(config: T2IAdapterConfig): [number, number][] {
   return outputs.map((c, i) => [i === 0 ? first : outputs[i - 1], c]);
 }
 
+/**
+ * Channels of the features, one number a down block of the UNet.
+ *
+ * @param config The adapter's config.
+ */
+export function featureChannels(config: T2IAdapterConfig): number[] {
+  return blockChannels(config).map(([, outputs]) => outputs);
+}
+
 /** Channels of the condition image after pixel-unshuffle. */
 function unshuffled(config: T2IAdapterConfig): number {
   return config.in_channels * config.downscale_factor ** 2;

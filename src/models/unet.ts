@@ -296,6 +296,30 @@ export function unetSpec(config: UNetConfig): Spec<UNet> {
 }
 
 /**
+ * Latent sizes of every level, 0 = highest resolution.
+ *
+ * @param config The config.
+ * @param height Latent height.
+ * @param width Latent width.
+ * @returns [height, width] a level.
+ */
+export function levelSizes(
+  config: UNetConfig,
+  height: number,
+  width: number,
+): [number, number][] {
+  const half = config.downsample_padding === 0
+    ? (n: number) => Math.floor(n / 2)
+    : (n: number) => Math.ceil(n / 2);
+  const sizes: [number, number][] = [[height, width]];
+  while (sizes.length < config.block_out_channels.length) {
+    const [h, w] = sizes[sizes.length - 1];
+    sizes.push([half(h), half(w)]);
+  }
+  return sizes;
+}
+
+/**
  * Size of the largest features of one sample between the layers of a UNet (what
  * attention and feed-forward layers need inside is bounded by themselves).
  *
@@ -381,6 +405,15 @@ export interface UNetOptions extends Context {
   readonly downResiduals?: readonly tf.Tensor4D[];
   /** ControlNet residual of the mid block. */
   readonly midResidual?: tf.Tensor4D;
+  /**
+   * Bytes of the largest activations within a feed-forward layer; more tokens
+   * go through it in turns, with the same result. A turn is at least one
+   * picture where a `gate` acts on the layer, else at least one token.
+   *
+   * @default 64 MiB on a graphics card (less if it cannot take as much), no
+   * limit elsewhere
+   */
+  readonly maxBytes?: number;
 }
 
 /**
@@ -457,7 +490,7 @@ function projectTokens(
     : conv2d(p as Conv, x, { pad: 0 }, context);
 }
 
-/** Activations within a feed-forward layer are not larger, in bytes. */
+/** What `maxBytes` is on a graphics card that can take as much. */
 const FEED_FORWARD_BYTES = 64 * 2 ** 20;
 
 /**
@@ -467,30 +500,38 @@ const FEED_FORWARD_BYTES = 64 * 2 ** 20;
 function feedForward(
   block: TransformerBlock,
   h: tf.Tensor3D,
-  context: Context,
+  options: UNetOptions,
 ): tf.Tensor3D {
   const { norm3, ff } = block;
   const run = (x: tf.Tensor3D): tf.Tensor3D =>
     tf.tidy(() => {
-      const up = linear(ff.net[0].proj, layerNorm(norm3, x), context);
-      return linear(ff.net[2], geglu(up), context);
+      const up = linear(ff.net[0].proj, layerNorm(norm3, x), options);
+      return linear(ff.net[2], geglu(up), options);
     });
-  const [batch, tokens, width] = h.shape;
-  const inner = ff.net[0].proj.weight.shape[1];
-  const most = Math.floor(FEED_FORWARD_BYTES / (4 * batch * inner));
+  const { proj } = ff.net[0];
+  const bytes = h.size / h.shape[2] * proj.weight.shape[1] * 4;
+  const limit = bindingLimit();
+  const maxBytes = options.maxBytes ??
+    (limit === Infinity ? limit : Math.min(limit, FEED_FORWARD_BYTES));
   // Observers see all inputs of a layer at once.
-  if (tokens <= most || bindingLimit() === Infinity || context.tap) {
-    return run(h);
-  }
-  const parts = Math.ceil(tokens / Math.max(most, 1));
-  const rows = Math.ceil(tokens / parts);
+  if (bytes <= maxBytes || options.tap) return run(h);
+  // A gate tells a token's place from its row: it gets whole pictures.
+  const gated = options.gate && (proj.low || ff.net[2].low);
+  const axis = gated ? 0 : 1;
+  const length = h.shape[axis];
+  const most = Math.max(1, Math.floor(maxBytes * length / bytes));
+  // Equal turns.
+  const rows = Math.ceil(length / Math.ceil(length / most));
   return tf.tidy(() => {
     const done: tf.Tensor3D[] = [];
-    for (let from = 0; from < tokens; from += rows) {
-      const size = [batch, Math.min(rows, tokens - from), width];
-      done.push(tf.tidy(() => run(tf.slice(h, [0, from, 0], size))));
+    for (let from = 0; from < length; from += rows) {
+      const begin: [number, number, number] = [0, 0, 0];
+      const size: [number, number, number] = [...h.shape];
+      begin[axis] = from;
+      size[axis] = Math.min(rows, length - from);
+      done.push(tf.tidy(() => run(tf.slice(h, begin, size))));
     }
-    return tf.concat(done, 1);
+    return tf.concat(done, axis);
   });
 }
 

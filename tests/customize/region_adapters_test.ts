@@ -19,6 +19,7 @@ import {
   type AdapterSampling,
   loraComposite,
   loraSwitch,
+  type RegionAdapterOptions,
   regionAdapters,
 } from "../../src/customize/region_adapters.ts";
 import { disposeModel, type Model } from "../../src/models/model.ts";
@@ -127,6 +128,69 @@ forEachBackend("one region everywhere is the adapted model", async () => {
     );
     assert(differ(half, adapted));
     assert(differ(half, await drawPlain(base, [fox], prompt, "blurry", 0)));
+    disposeConcept(fox);
+    disposeModel(base);
+  });
+}, ["wasm"]);
+
+forEachBackend("an adapter that is off leaves the base", async () => {
+  await noLeak(async () => {
+    const base = await tinySd();
+    const fox = await concept(base, "fox");
+    const prompt = "a cat on a table";
+    const plain = await drawPlain(base, [fox], prompt, "blurry", 0);
+    const off = (options: RegionAdapterOptions) =>
+      draw(
+        regionAdapters(base, [
+          { shape: left, prompt: `a ${fox.phrase}`, concepts: [fox] },
+        ], options),
+        prompt,
+        "blurry",
+      );
+    assertEquals(await off({ start: 1, end: 1 }), plain, "at no step");
+    assertEquals(await off({ replaceRatio: 0 }), plain, "nothing replaced");
+    const whole = await off({});
+    for (const part of [{ end: 0.5 }, { start: 0.5 }, { replaceRatio: 0.5 }]) {
+      const picture = await off(part);
+      assert(differ(picture, plain) && differ(picture, whole));
+    }
+    disposeConcept(fox);
+    disposeModel(base);
+  });
+}, ["wasm"]);
+
+forEachBackend("a gate follows the regions' part and ratio", async () => {
+  await noLeak(async () => {
+    const base = await tinySd();
+    const fox = await concept(base, "fox");
+    const sampling = regionAdapters(base, [
+      { shape: left, prompt: "a <fox1>", concepts: [fox] },
+    ], { start: 0.25, end: 0.75, replaceRatio: 0.5 });
+    const sample = tf.zeros([1, 2, 2, 4]) as tf.Tensor4D;
+    const states = tf.zeros([1, 77, 32]) as tf.Tensor3D;
+    const { params } = sampling.model.unet;
+    const path = sites(params).find(({ path }) =>
+      path.startsWith("down_blocks.0") && path.endsWith("attn1.to_q")
+    )!.path;
+    for (const [index, inside] of [[0, 0], [1, 0.5], [2, 0.5], [3, 0]]) {
+      const { gate } = sampling.pipeline.unet!({
+        index,
+        total: 4,
+        timestep: 1,
+        branch: "conditional",
+        first: 0,
+        count: 1,
+        sample,
+        states,
+      });
+      const out = tf.tidy(() =>
+        gate!(at(params, path).low[0], tf.ones([4, 1]))
+      );
+      assertEquals([...await out.data()], [inside, 0, inside, 0]);
+      out.dispose();
+    }
+    tf.dispose([sample, states]);
+    sampling.dispose();
     disposeConcept(fox);
     disposeModel(base);
   });

@@ -214,6 +214,26 @@ forEachBackend("bad conditions are refused", async () => {
     refuse({ image: odd }, "multiples of 4");
     odd.dispose();
   });
+  const net = await controlNet();
+  await noLeak(() => {
+    const { network } = net;
+    const config = { ...network.config, global_pool_conditions: true };
+    const shape = { box: { top: 0, left: 0, bottom: 1, right: 1 } };
+    assertThrows(
+      () =>
+        conditionedSampling([
+          condition,
+          {
+            ...net,
+            network: { ...network, config },
+            places: [{ shape, scale: 0.5 }],
+          },
+        ]),
+      Error,
+      "expected no places of condition 1, whose ControlNet averages over",
+    );
+  });
+  release([net]);
   assertEquals(conditionChannels(condition.network), 3);
   release([condition]);
 }, ["wasm"]);

@@ -1,5 +1,6 @@
 import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
 import { disposeTree } from "../../src/core/tree.ts";
+import type { ConditionNetwork } from "../../src/diffusion/conditions.ts";
 import {
   checkLayout,
   drawLayout,
@@ -18,13 +19,27 @@ import {
 } from "../../src/diffusion/pipeline.ts";
 import { key } from "../../src/core/random.ts";
 import { encodePng, type Pixels } from "../../src/io/png.ts";
+import {
+  type ControlNet,
+  parseControlNetConfig,
+} from "../../src/models/controlnet.ts";
 import { disposeModel, type Model } from "../../src/models/model.ts";
-import { loadT2IAdapter } from "../../src/models/t2i_adapter.ts";
+import {
+  loadT2IAdapter,
+  parseT2IAdapterConfig,
+  type T2IAdapter,
+} from "../../src/models/t2i_adapter.ts";
 import { tinySd } from "../customize/tiny_sd.ts";
-import { fixturePath, forEachBackend, noLeak } from "../helpers.ts";
+import {
+  fixtureJson,
+  fixturePath,
+  forEachBackend,
+  noLeak,
+} from "../helpers.ts";
 
 const left = { top: 0, left: 0, bottom: 1, right: 0.5 };
 const right = { top: 0, left: 0.5, bottom: 1, right: 1 };
+const everything = { top: 0, left: 0, bottom: 1, right: 1 };
 
 /** The message a document is refused with. */
 function refused(document: unknown): string {
@@ -131,6 +146,17 @@ const bad: [string, Record<string, unknown>, string][] = [
       }],
     },
     "conditions.0.regions: has 1 factors for 0 regions",
+  ],
+  [
+    "thresholds of edges",
+    {
+      conditions: [{
+        type: "t2i_adapter",
+        network: "sketch",
+        image: { edges: { file: "x.png", low: 0.3 } },
+      }],
+    },
+    "conditions.0.image.edges.low: is above high",
   ],
   [
     "guess mode",
@@ -279,7 +305,8 @@ forEachBackend("a layout is held against a model", async () => {
           prompt: "a",
         }],
       },
-      "regions.0.box: is empty: it covers no cell of the 16×16 latent",
+      "regions.0.box: is empty: it covers no cell of the cross-attention's " +
+        "grids (16×16, 8×8, 4×4)",
     );
     await refuse(
       {
@@ -293,6 +320,134 @@ forEachBackend("a layout is held against a model", async () => {
       'conditions.0.network: unknown network "sketch" (known: none)',
     );
   });
+  disposeModel(model);
+}, ["wasm"]);
+
+forEachBackend("a region that no layer sees is refused", async () => {
+  const model = await tinySd();
+  // As the embedded model: no cross-attention at the highest resolution.
+  const coarse: Model = {
+    ...model,
+    unet: {
+      ...model.unet,
+      config: {
+        ...model.unet.config,
+        down_block_types: [
+          "DownBlock2D",
+          "CrossAttnDownBlock2D",
+          "DownBlock2D",
+        ],
+        up_block_types: ["UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+      },
+    },
+  };
+  const narrow = { top: 0, left: 0.0625, bottom: 1, right: 0.125 };
+  const one = await resolved(
+    { prompt: "x", regions: [{ box: narrow, prompt: "a" }] },
+    model,
+  );
+  checkLayout(one, model);
+  assertThrows(
+    () => checkLayout(one, coarse),
+    Error,
+    "regions.0.box: is empty: it covers no cell of the cross-attention's " +
+      "grids (8×8, 4×4)",
+  );
+  // Soft edges reach into cells that a box does not fill.
+  checkLayout(
+    await resolved({ ...one.layout, regional: { feather: 0.1 } }, model),
+    coarse,
+  );
+  const behind = (front: typeof left, feather = 0) =>
+    resolved({
+      prompt: "x",
+      regions: [
+        { box: narrow, prompt: "a" },
+        { box: front, prompt: "b", priority: 1 },
+      ],
+      regional: { feather },
+    }, model);
+  checkLayout(await behind(right), model);
+  for (const feather of [0, 0.05]) {
+    const hidden = await behind(everything, feather);
+    assertThrows(
+      () => checkLayout(hidden, model),
+      Error,
+      "regions.0.priority: is hidden: regions of higher priority cover it",
+    );
+  }
+  disposeModel(model);
+}, ["wasm"]);
+
+forEachBackend("networks that do not fit are refused", async () => {
+  const model = await tinySd();
+  const json = await fixtureJson<Record<string, unknown>>(
+    "controlnet/config.json",
+  );
+  const t2i = (config: unknown): ConditionNetwork => ({
+    type: "t2i_adapter",
+    config: parseT2IAdapterConfig(config),
+    params: {} as T2IAdapter,
+  });
+  const net = (change: Record<string, unknown>): ConditionNetwork => ({
+    type: "controlnet",
+    config: parseControlNetConfig({ ...json, ...change }),
+    params: {} as ControlNet,
+  });
+  const check = async (
+    network: ConditionNetwork,
+    more: { regions?: number[] } = {},
+  ) =>
+    checkLayout(
+      await resolved({
+        prompt: "x",
+        regions: [{ box: left, prompt: "a" }],
+        conditions: [{
+          type: network.type,
+          network: "own",
+          image: { regions: "fill" },
+          ...more,
+        }],
+      }, model),
+      model,
+      { networks: { own: network } },
+    );
+  const fitting = { channels: [32, 64, 64], downscale_factor: 4 };
+  await check(t2i(fitting), { regions: [0.5] });
+  await check(net({}), { regions: [0.5] });
+  const at = "conditions.0.network: does not fit the UNet: expected ";
+  const cases: [ConditionNetwork, string, { regions: number[] }?][] = [
+    [
+      t2i({ ...fitting, channels: [32, 64, 32] }),
+      `${at}channels 32,64,64, got 32,64,32`,
+    ],
+    [
+      t2i({ ...fitting, channels: [32, 64] }),
+      `${at}channels 32,64,64, got 32,64`,
+    ],
+    [
+      t2i({ ...fitting, downscale_factor: 8 }),
+      `${at}downscale_factor 4, got 8`,
+    ],
+    [net({ in_channels: 8 }), `${at}in_channels 4, got 8`],
+    [net({ cross_attention_dim: 48 }), `${at}cross_attention_dim 32, got 48`],
+    [
+      net({ layers_per_block: 1 }),
+      `${at}channels of skips 32,32,32,32,64,64,64,64,64, got 32,32,32,64,64,64`,
+    ],
+    [
+      net({ conditioning_embedding_out_channels: [8, 16] }),
+      `${at}a condition embedding by 4, got 2`,
+    ],
+    [
+      net({ global_pool_conditions: true }),
+      "conditions.0.regions: the network averages over the picture",
+      { regions: [0.5] },
+    ],
+  ];
+  for (const [network, message, more] of cases) {
+    await assertRejects(() => check(network, more), Error, message);
+  }
   disposeModel(model);
 }, ["wasm"]);
 
@@ -319,7 +474,7 @@ forEachBackend("a layout draws what the API draws", async () => {
       }
       return pictures;
     };
-    const plain = await generate(model, {
+    const asked: PipelineOptions = {
       prompts: ["a cat", "a cat"],
       negative: "blurry",
       key: key(7),
@@ -328,7 +483,8 @@ forEachBackend("a layout draws what the API draws", async () => {
       guidance: 3,
       width: 48,
       height: 32,
-    });
+    };
+    const plain = await generate(model, asked);
     assertEquals(await draw({}), plain);
     assertEquals([plain[0].width, plain[0].height], [48, 32]);
     // Together the regions are the whole picture, and say what it says.
@@ -340,6 +496,15 @@ forEachBackend("a layout draws what the API draws", async () => {
         ],
       }).then(difference(plain)),
       0,
+    );
+    // Regions read their prompts as the whole picture's is read.
+    const skipped = await generate(model, { ...asked, skipLast: 1 });
+    assert(difference(plain)(skipped) > 0);
+    assertEquals(
+      await draw({ regions: [{ box: everything, prompt: "a cat" }] }, {
+        pipeline: { skipLast: 1 },
+      }),
+      skipped,
     );
     const dog = { regions: [{ box: left, prompt: "a dog" }] };
     assert((await draw(dog).then(difference(plain))) > 0);
@@ -394,7 +559,7 @@ forEachBackend("a layout file finds pictures beside it", async () => {
     );
     const layout = await readLayout(`${folder}/scene.json`);
     const prepared = prepareLayout(model, layout, {
-      pipeline: { batch: 3 } satisfies Partial<PipelineOptions>,
+      pipeline: { batch: 3 },
     });
     assertEquals(prepared.options.batch, 3);
     assertEquals([prepared.options.width, prepared.options.height], [64, 64]);

@@ -7,6 +7,7 @@ import { generate, type UNetCall } from "../../src/diffusion/pipeline.ts";
 import {
   atSite,
   boxCells,
+  isWithin,
   regionalAttention,
   regionalSampling,
   regionMaps,
@@ -385,6 +386,18 @@ forEachBackend(
   },
   ["wasm"],
 );
+
+Deno.test("parts of the sampling meet and do not overlap", () => {
+  const calls = (total: number, start: number, end: number) =>
+    Array.from({ length: total }, (_, index) => index)
+      .filter((index) => isWithin({ index, total }, { start, end }));
+  assertEquals(calls(4, 0, 0.5), [0, 1]);
+  assertEquals(calls(4, 0.5, 1), [2, 3]);
+  assertEquals(calls(4, 1, 1), []);
+  // The only call is at the very start.
+  assertEquals(calls(1, 0, 0.1), [0]);
+  assertEquals(calls(1, 0.1, 1), []);
+});
 
 Deno.test("shares: average by count, priority, never more than one", () => {
   const maps = [[1, 1, 0, 0], [0, 1, 1, 0], [0, 1, 1, 0.5]].map((m) =>

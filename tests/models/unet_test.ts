@@ -1,7 +1,7 @@
 import * as tf from "@tensorflow/tfjs";
 import { assert, assertEquals } from "@std/assert";
-import { key } from "../../src/core/random.ts";
-import { disposeTree, valueAndGrads } from "../../src/core/tree.ts";
+import { fold, key, normal } from "../../src/core/random.ts";
+import { disposeTree, updateAt, valueAndGrads } from "../../src/core/tree.ts";
 import {
   crossAttentionSites,
   headsOf,
@@ -13,6 +13,7 @@ import {
   unet,
   unetSpec,
 } from "../../src/models/unet.ts";
+import type { Context, Linear } from "../../src/nn/linear.ts";
 import { initialise, specLeaves } from "../../src/nn/spec.ts";
 import { close, forEachBackend, noLeak, tolerance } from "../helpers.ts";
 
@@ -78,6 +79,75 @@ for (const padding of [0, 1]) {
     });
   }, ["wasm"]);
 }
+
+forEachBackend("feed-forward in turns gives the same", async () => {
+  await noLeak(async () => {
+    const config = parseUNetConfig(tiny);
+    const base = initialise<UNet>(unetSpec(config), key(1));
+    const random = (shape: number[], name: string) =>
+      tf.tensor(
+        normal(fold(key(2), name), shape.reduce((a, b) => a * b)),
+        shape,
+      );
+    const block = "down_blocks.0.attentions.0.transformer_blocks.0";
+    const paths = [`${block}.ff.net.0.proj`, `${block}.ff.net.2`];
+    const params = updateAt(base, paths, (node, path) => {
+      const { weight: { shape: [inputs, outputs] } } = node as Linear;
+      const down = random([inputs, 2], `${path} down`);
+      const up = random([2, outputs], `${path} up`);
+      return { ...node as Linear, low: [{ down, up, scale: 1 }] };
+    });
+    const [height, width] = [6, 5];
+    const sample = random([3, height, width, 4], "sample") as tf.Tensor4D;
+    const states = random([3, 4, 6], "states") as tf.Tensor3D;
+    const mask = tf.tensor4d(
+      Array.from({ length: height * width }, (_, i) => i % width < 2 ? 1 : 0),
+      [1, height, width, 1],
+    );
+    const rows: number[] = [];
+    // As adapters per region do: the place is told from the row.
+    const gate: Context["gate"] = (_, x) => {
+      rows.push(x.shape[0]);
+      return x.reshape([-1, height, width, x.shape[1]!]).mul(mask)
+        .reshape(x.shape);
+    };
+    const run = async (options: Parameters<typeof unet>[5]) => {
+      const out = tf.tidy(() =>
+        unet(params, config, sample, [3], states, options)
+      );
+      const values = await out.data();
+      out.dispose();
+      return values;
+    };
+    const whole = await run({ gate, maxBytes: Infinity });
+    assertEquals(rows.splice(0), [90, 90]);
+    // One picture's activations are 30 tokens of 8 · 4 values.
+    const turns: [number, number[]][] = [
+      [2 * 30 * 32 * 4, [60, 60, 30, 30]],
+      [1, [30, 30, 30, 30, 30, 30]],
+    ];
+    for (const [maxBytes, expected] of turns) {
+      close(
+        await run({ gate, maxBytes }),
+        whole,
+        1e-6,
+        `${maxBytes} bytes`,
+      );
+      assertEquals(rows.splice(0), expected);
+    }
+    const open = await run({ maxBytes: Infinity });
+    assert(open.some((v, i) => Math.abs(v - whole[i]) > 1e-3));
+    // Without a gate a picture may be cut: 7 of its 30 tokens a turn.
+    close(
+      await run({ maxBytes: 3 * 7 * 32 * 4 }),
+      open,
+      1e-6,
+      "parts of pictures",
+    );
+    tf.dispose([sample, states, mask]);
+    disposeTree(params);
+  });
+}, ["wasm"]);
 
 Deno.test("flags that the peers do not read change nothing", () => {
   const shapes = (extra: object) =>
