@@ -7,7 +7,6 @@ import { finish } from "../core/finish.ts";
 import { type BackendChoice, selectBackend } from "../core/backend.ts";
 import { cannot } from "../core/errors.ts";
 import { sha256 } from "../core/hash.ts";
-import { hardwareWorkers } from "../core/pool.ts";
 import {
   ablation,
   type AblationOptions,
@@ -18,7 +17,7 @@ import {
 import { ablationTable } from "../experiments/ablation_figures.ts";
 import { ablationSchema } from "../experiments/ablation_schema.ts";
 import { store } from "../experiments/pieces.ts";
-import { EMBEDDINGS, presetOf, TEST_CONCEPTS } from "../experiments/presets.ts";
+import { EMBEDDINGS, TEST_CONCEPTS } from "../experiments/presets.ts";
 import { canonicalJson, folderHash } from "../experiments/store.ts";
 import { MODEL_PARTS, oneDomain } from "../experiments/study.ts";
 import { pixelsOf } from "../experiments/workshop.ts";
@@ -37,6 +36,7 @@ import { PROMPTS_SHA256 } from "../micro/prompts.ts";
 import { backendOf, readOptions, runScript } from "./command.ts";
 import { EMBEDDED, mustExist } from "./models.ts";
 import { stageLabel } from "./stages.ts";
+import { settingsOf, workersFor } from "./study_options.ts";
 import { createProgress } from "./progress.ts";
 import {
   ablationHtml,
@@ -159,8 +159,6 @@ export function parseAblation(args: readonly string[]): AblationCommand {
       whole("concepts", 1, TEST_CONCEPTS.length) ?? defaults.concepts,
     )
     : options.list("concepts")!.map((name) => conceptOf(name).name);
-  const preset = presetOf(options.text("preset") ?? "ablation");
-  const steps = whole("train-steps", 1);
   const workers = whole("workers", 0);
   const model = options.text("model") ?? EMBEDDED;
   const out = options.text("out") ?? defaults.out;
@@ -183,16 +181,7 @@ export function parseAblation(args: readonly string[]): AblationCommand {
       seeds: options.numbers("seeds", { whole: true }) ?? defaults.seeds,
       embeddings: options.someOf("method", EMBEDDINGS) ?? EMBEDDINGS,
       fusions: options.someOf("fusion", FUSIONS) ?? FUSIONS,
-      settings: {
-        ...preset,
-        rank: whole("rank", 1) ?? preset.rank,
-        train: { ...preset.train, ...(steps === undefined ? {} : { steps }) },
-        sampling: {
-          ...preset.sampling,
-          steps: whole("steps", 1, 1000) ?? preset.sampling.steps,
-          guidance: options.number("guidance") ?? preset.sampling.guidance,
-        },
-      },
+      settings: settingsOf(options),
       scale: quick ? "quick" : changed ? "custom" : scale,
     },
   };
@@ -291,9 +280,7 @@ export async function main(args: readonly string[]): Promise<void> {
         if (!(error instanceof Deno.errors.NotFound)) throw error;
       });
   }
-  // A graphics adapter is one: workers would only take turns on it.
-  const workers = command.workers ??
-    (backend.name === "webgpu" ? 0 : hardwareWorkers());
+  const workers = workersFor(command.workers, backend.name);
   const planned: AblationOptions = {
     ...command.options,
     workers,

@@ -128,7 +128,8 @@ export function readOptions(
     },
   }) as unknown as Record<string, unknown> & { _: (string | number)[] };
   const help = parsed.help === true;
-  const values = (name: string) => parsed[name] as readonly string[];
+  // An option that the command does not know has no value.
+  const values = (name: string) => (parsed[name] ?? []) as readonly string[];
   for (const name of [...text, ...many]) {
     if (!help && values(name).some((value) => value === "")) {
       throw cannot(what, `a value for --${name}`, "none");

@@ -5,7 +5,6 @@
  */
 import { finish } from "../core/finish.ts";
 import { selectBackend } from "../core/backend.ts";
-import { hardwareWorkers } from "../core/pool.ts";
 import {
   DOMAIN_METHODS,
   type DomainOptions,
@@ -15,7 +14,6 @@ import {
   shareTable,
 } from "../experiments/domain.ts";
 import { store } from "../experiments/pieces.ts";
-import { presetOf } from "../experiments/presets.ts";
 import { pixelsOf } from "../experiments/workshop.ts";
 import {
   assertWritable,
@@ -34,6 +32,7 @@ import {
 } from "./command.ts";
 import { EMBEDDED, mustExist } from "./models.ts";
 import { stageLabel } from "./stages.ts";
+import { settingsOf, workersFor } from "./study_options.ts";
 import { createProgress } from "./progress.ts";
 import { contactSheet } from "./report/grid.ts";
 import { markdownTable, textTable } from "./report/markdown.ts";
@@ -108,12 +107,10 @@ function parse(args: readonly string[]): DomainRequest | undefined {
   const quick = options.flag("quick");
   const count = (name: string, fallback: number, most = Infinity) =>
     options.number(name, { whole: true, least: 1, most }) ?? fallback;
-  const preset = presetOf(options.text("preset") ?? "ablation");
   const model = options.text("model") ?? EMBEDDED;
   const out = options.text("out") ??
     (quick ? "out/domain-quick" : "out/domain");
   const workers = options.number("workers", { whole: true, least: 0 });
-  const trainSteps = options.number("train-steps", { whole: true, least: 1 });
   const inDomain = options.list("concepts") ??
     (quick ? ["ulla", "finn"] : undefined);
   const outDomain = options.list("out-domain");
@@ -138,19 +135,7 @@ function parse(args: readonly string[]): DomainRequest | undefined {
       ...(embeddingRate === undefined ? {} : { embeddingRate }),
       ...(adapterEmbeddingRate === undefined ? {} : { adapterEmbeddingRate }),
       fuse: !options.flag("no-fusion"),
-      settings: {
-        ...preset,
-        rank: count("rank", preset.rank),
-        train: {
-          ...preset.train,
-          ...(trainSteps === undefined ? {} : { steps: trainSteps }),
-        },
-        sampling: {
-          ...preset.sampling,
-          steps: count("steps", preset.sampling.steps),
-          guidance: options.number("guidance") ?? preset.sampling.guidance,
-        },
-      },
+      settings: settingsOf(options),
     },
   };
 }
@@ -199,8 +184,7 @@ export const domain: Command<DomainRequest> = {
     const backend = await selectBackend(request.backend);
     const options: DomainOptions = {
       ...request.options,
-      workers: request.workers ??
-        (backend.name === "webgpu" ? 0 : hardwareWorkers()),
+      workers: workersFor(request.workers, backend.name),
       backend: backend.name,
     };
     const progress = createProgress();

@@ -8,7 +8,7 @@ import { finish } from "../core/finish.ts";
 import { parseArgs } from "@std/cli/parse-args";
 import { type BackendChoice, selectBackend } from "../core/backend.ts";
 import { cannot } from "../core/errors.ts";
-import { hardwareWorkers } from "../core/pool.ts";
+import { workersFor } from "./study_options.ts";
 import {
   type MicroPictures,
   microReport,
@@ -150,7 +150,7 @@ export async function main(args: readonly string[]): Promise<void> {
   const { numbers, pictures } = await finish(
     microReport({
       ...options,
-      workers: asked ?? (backend.name === "webgpu" ? 0 : hardwareWorkers()),
+      workers: workersFor(asked, backend.name),
       backend: backend.name,
     }),
     ({ stage, done, total, unit }) =>

@@ -5,8 +5,6 @@
  */
 import { finish } from "../core/finish.ts";
 import { selectBackend } from "../core/backend.ts";
-import { hardwareWorkers } from "../core/pool.ts";
-import { presetOf } from "../experiments/presets.ts";
 import {
   regionComparisonTable,
   regionFigures,
@@ -47,6 +45,7 @@ import {
 } from "./command.ts";
 import { EMBEDDED, mustExist } from "./models.ts";
 import { stageLabel } from "./stages.ts";
+import { settingsOf, workersFor } from "./study_options.ts";
 import { createProgress } from "./progress.ts";
 import { contactSheet } from "./report/grid.ts";
 import {
@@ -141,8 +140,6 @@ function parse(args: readonly string[]): RegionRequest | undefined {
   const quick = options.flag("quick");
   const count = (name: string, fallback: number) =>
     options.number(name, { whole: true, least: 1 }) ?? fallback;
-  const preset = presetOf(options.text("preset") ?? "ablation");
-  const trainSteps = options.number("train-steps", { whole: true, least: 1 });
   const arms = options.list("arms");
   const model = options.text("model") ?? EMBEDDED;
   const out = options.text("out") ??
@@ -169,18 +166,7 @@ function parse(args: readonly string[]): RegionRequest | undefined {
       ...(arms ? { arms } : {}),
       scales: options.numbers("scales") ?? (quick ? [] : [1.5, 2]),
       timing: !options.flag("no-timing"),
-      settings: {
-        ...preset,
-        train: {
-          ...preset.train,
-          ...(trainSteps === undefined ? {} : { steps: trainSteps }),
-        },
-        sampling: {
-          ...preset.sampling,
-          steps: count("steps", preset.sampling.steps),
-          guidance: options.number("guidance") ?? preset.sampling.guidance,
-        },
-      },
+      settings: settingsOf(options),
     },
   };
 }
@@ -472,8 +458,7 @@ export const regions: Command<RegionRequest> = {
     const run = regionsExperiment({
       ...options,
       ...(sketch === undefined ? {} : { sketch }),
-      workers: request.workers ??
-        (backend.name === "webgpu" ? 0 : hardwareWorkers()),
+      workers: workersFor(request.workers, backend.name),
       backend: backend.name,
     });
     const report = await finish(

@@ -7,10 +7,9 @@
 import { z } from "zod";
 import { type BackendChoice, selectBackend } from "../core/backend.ts";
 import { finish } from "../core/finish.ts";
-import { hardwareWorkers } from "../core/pool.ts";
 import type { TrainConfig } from "../customize/train.ts";
 import type { StageProgress } from "../experiments/crew.ts";
-import { EMBEDDINGS, presetOf, TEST_CONCEPTS } from "../experiments/presets.ts";
+import { EMBEDDINGS, TEST_CONCEPTS } from "../experiments/presets.ts";
 import { mean } from "../evaluation/statistics.ts";
 import { ranks, rankTable } from "../experiments/ranks.ts";
 import { folderHash } from "../experiments/store.ts";
@@ -40,6 +39,7 @@ import {
   textTable,
 } from "./report/markdown.ts";
 import { stageLabel } from "./stages.ts";
+import { settingsOf, workersFor } from "./study_options.ts";
 
 /** Where settings are chosen. */
 const DEVELOPMENT: readonly string[] = IDENTITIES.filter(({ split }) =>
@@ -91,7 +91,11 @@ interface Sweep {
     readonly what: string;
     readonly default: readonly number[];
   };
-  /** Whether it has neighbours and training configurations, too. @default true */
+  /**
+   * Whether it takes neighbours, training configurations and a rank.
+   *
+   * @default true
+   */
   readonly varied?: boolean;
   readonly run: (options: SweepOptions, values: readonly number[]) => Run;
 }
@@ -241,7 +245,7 @@ ${crowd}  --n N             prompts of each concept (20)
                     list: ["photo of a {}", "{}"]
   --preset NAME     ablation or official
   --train-steps N   training steps of a concept
-${name === "rank" ? "" : "  --rank N          rank of the adapters\n"}\
+${varied ? "  --rank N          rank of the adapters\n" : ""}\
   --cache FOLDER    finished pieces; that of an ablation has its concepts
   --model FOLDER    base model (default: the embedded one)
   --clip FOLDER     evaluation CLIP (default: the embedded one)
@@ -274,8 +278,7 @@ function parse(
   const options = readOptions(what.name, args, {
     text: [
       ...(what.values ? ["values"] : []),
-      ...(varied ? ["crowd", "variants"] : []),
-      ...(what.name === "rank" ? [] : ["rank"]),
+      ...(varied ? ["crowd", "variants", "rank"] : []),
       "concepts",
       "n",
       "seeds",
@@ -292,28 +295,20 @@ function parse(
     ],
   });
   if (options.help) return undefined;
-  const preset = presetOf(options.text("preset") ?? "ablation");
   const positive = { whole: true, least: 1 };
-  const steps = options.number("train-steps", positive);
-  const rank = what.name === "rank"
-    ? undefined
-    : options.number("rank", positive);
   const out = options.text("out") ?? `out/${what.name}`;
   const model = options.text("model") ?? EMBEDDED;
   const names = (option: string) =>
     options.list(option)?.map((one) => conceptOf(one).name);
-  const crowd = varied ? names("crowd") : undefined;
+  const crowd = names("crowd");
   const variants = what.name === "tune"
     ? options.needed("variants")
-    : varied
-    ? options.text("variants")
-    : undefined;
+    : options.text("variants");
   const templates = options.text("templates");
   const workers = options.number("workers", { whole: true, least: 0 });
   return {
     out,
-    values: (what.values ? options.numbers("values") : undefined) ??
-      what.values?.default ?? [],
+    values: options.numbers("values") ?? what.values?.default ?? [],
     ...(variants === undefined ? {} : { variants }),
     ...(templates === undefined ? {} : { templates }),
     ...(workers === undefined ? {} : { workers }),
@@ -322,11 +317,7 @@ function parse(
       model,
       clip: options.text("clip") ?? joinPath(model, "clip_b"),
       cache: options.text("cache") ?? joinPath(out, "cache"),
-      settings: {
-        ...preset,
-        rank: rank ?? preset.rank,
-        train: { ...preset.train, ...(steps === undefined ? {} : { steps }) },
-      },
+      settings: settingsOf(options),
       concepts: names("concepts") ??
         (what.split === "test" ? TEST_CONCEPTS : DEVELOPMENT),
       ...(crowd ? { crowd } : {}),
@@ -357,8 +348,7 @@ async function run(what: Sweep, request: SweepRequest): Promise<void> {
     ...request.options,
     settings: { ...settings, gradient },
     ...(changed ? { variants: changed } : {}),
-    workers: request.workers ??
-      (backend.name === "webgpu" ? 0 : hardwareWorkers()),
+    workers: workersFor(request.workers, backend.name),
     backend: backend.name,
   };
   const progress = createProgress();

@@ -51,9 +51,9 @@ function kept(
 }
 
 /**
- * Short paragraphs with empty lines between: how much identity each fusion keeps, which of the
- * paper's claims are reproduced, not shown or reversed, and what speaks against
- * reading the numbers so.
+ * Short paragraphs with empty lines between: how much identity each fusion
+ * keeps, which of the paper's claims are reproduced, not shown or reversed, and
+ * what speaks against reading the numbers so.
  *
  * @param facts The numbers.
  */
