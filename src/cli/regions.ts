@@ -74,6 +74,7 @@ that are not fused, and scores every region by the evaluation CLIP.
   --sets N           choices of concepts for each count (5)
   --backgrounds N    backgrounds of each choice (2)
   --pictures N       pictures of each layout (4)
+  --column PIXELS    width of a concept's column: 32, 48 or 64 (64)
   --arms LIST        ${REGION_ARMS.slice(0, 4).join(", ")} … (default: all)
   --scales LIST      resolutions of the resolution study (1.5,2)
   --seed N           (0)
@@ -93,7 +94,7 @@ that are not fused, and scores every region by the evaluation CLIP.
 Writes regions.json, .md, .html, regions-N.png (every arm, N concepts),
 fig5.png (plain prompt and regions), fig10-leakage.png (where the plain prompt
 mixes two or three concepts most, and negative prompts), fig10-resolution.png. On two cores
-the default takes about 20 minutes, 7 of them training; a run that was stopped
+the default takes about half an hour, 7 minutes of it training; a run that was stopped
 continues.
 
 ${EXIT_CODES}
@@ -116,6 +117,7 @@ function parse(args: readonly string[]): RegionRequest | undefined {
     text: [
       "concepts",
       "counts",
+      "column",
       "sets",
       "backgrounds",
       "pictures",
@@ -159,6 +161,7 @@ function parse(args: readonly string[]): RegionRequest | undefined {
         (quick ? ["kuro", "momo"] : ["kuro", "lila", "momo", "raja", "zorp"]))
         .map((name) => identityOf(name).name),
       counts: options.numbers("counts") ?? (quick ? [2] : [2, 3, 4]),
+      column: count("column", 64),
       sets: count("sets", quick ? 1 : 5),
       backgrounds: count("backgrounds", quick ? 1 : 2),
       pictures: count("pictures", quick ? 1 : 4),
@@ -188,13 +191,18 @@ export function regionsMarkdown(report: RegionReport): string {
     report.verdict,
     "",
     markdownTable(regionTable(report)),
-    "Each concept has a column 32 pixels wide; its region leaves a margin in " +
+    `Each concept has a column ${report.settings.column} pixels wide; its region leaves a margin in ` +
     "it, where the prompt of the whole picture holds. Who is in a column says " +
     "the evaluation CLIP, among all identities and all empty backgrounds. " +
     "Means over pictures with 95 % intervals (hierarchical bootstrap over " +
     "choices of concepts, backgrounds and noise: rather too narrow, for " +
     "choices are few and share concepts).",
     "",
+    "- *Identity per region*: of all identities and backgrounds the right one " +
+    "stands out most. *Own nearest of the picture's*: whoever stands out, the " +
+    "region is nearer to its own concept than to the others of the picture; " +
+    "chance is one in their number. It says whether regions keep concepts " +
+    "apart even where all of them are drawn badly.",
     "- *Replaced by another*: of all windows of the column, the one that " +
     "stands out most shows another concept of the picture. *Another seen " +
     "there*: some window does, whatever the others show.",
@@ -416,7 +424,7 @@ async function regionsHtml(
   sheets: readonly (readonly [string, Pixels])[],
 ): Promise<string> {
   const parts: Html[] = [
-    paragraph(report.verdict),
+    ...report.verdict.split("\n\n").map(paragraph),
     table(regionTable(report)),
     ...regionFigures(report).map(([id, plot]) => figure(id, plot)),
     heading("Same noise in every column"),

@@ -709,7 +709,7 @@ function start(
   if (resume.fingerprint !== id) {
     throw cannot(
       "resume training",
-      `a state of this run (${id})`,
+      `a state of this run (the same pictures, settings and backend: ${id})`,
       resume.fingerprint,
     );
   }

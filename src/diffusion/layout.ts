@@ -866,13 +866,18 @@ export interface DrawOptions extends CheckOptions {
     options: RegionalOptions,
   ) => RegionSampler;
   /**
-   * Changes the pipeline's options, such as `batch`; all but `unet`, which
-   * regions and conditions make.
+   * Changes the pipeline's options, such as `batch`; all but those that the
+   * layout says, to its regions as well, and `unet`, which they make.
    */
-  readonly pipeline?: Partial<Omit<PipelineOptions, "unet">> & {
-    readonly unet?: never;
-  };
+  readonly pipeline?:
+    & Partial<Omit<PipelineOptions, LayoutsOwn>>
+    & { readonly [option in LayoutsOwn]?: never };
 }
+
+/** Options of the pipeline that a layout decides alone. */
+const LAYOUTS_OWN = ["prompts", "negative", "width", "height", "unet"] as const;
+
+type LayoutsOwn = typeof LAYOUTS_OWN[number];
 
 /** A layout ready for the pipeline; owns tensors. */
 export interface PreparedLayout {
@@ -889,13 +894,21 @@ export interface PreparedLayout {
  * @param resolved The layout.
  * @param options Networks and concepts there are.
  * @returns Options; dispose them after sampling.
- * @throws As {@linkcode checkLayout}.
+ * @throws As {@linkcode checkLayout}; if `pipeline` has what the layout says.
  */
 export function prepareLayout(
   model: Model,
   resolved: ResolvedLayout,
   options: DrawOptions = {},
 ): PreparedLayout {
+  for (const own of LAYOUTS_OWN) {
+    if (options.pipeline?.[own] === undefined) continue;
+    throw cannot(
+      "draw a layout",
+      `"${own}" from the layout`,
+      "one in the pipeline's options",
+    );
+  }
   checkLayout(resolved, model, options);
   const { layout, regions, conditions } = resolved;
   const { networks = {}, regions: sampler = regionalSampling } = options;

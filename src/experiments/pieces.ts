@@ -125,8 +125,9 @@ export const store = {
     joinPath(cache, "concepts", `${id}.safetensors`),
   conceptLog: (cache: string, id: string): string =>
     joinPath(cache, "concepts", `${id}.json`),
-  trainState: (cache: string, id: string): string =>
-    joinPath(cache, "concepts", `${id}.state`),
+  // One a backend: their rounding differs, and a run continues only its own.
+  trainState: (cache: string, id: string, backend: string): string =>
+    joinPath(cache, "concepts", `${id}.${backend}.state`),
   fused: (cache: string, id: string): string =>
     joinPath(cache, "fused", `${id}.safetensors`),
   fusedLog: (cache: string, id: string): string =>

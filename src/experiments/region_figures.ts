@@ -52,6 +52,7 @@ function shown(estimate: Estimate | undefined): string {
 /** Scores that judge by place. */
 const BY_PLACE: readonly RegionScore[] = [
   "identity",
+  "nearest",
   "replaced",
   "leakage",
   "complete",
@@ -69,6 +70,7 @@ function fairScore(
 
 const COLUMNS: readonly (readonly [RegionScore, string])[] = [
   ["identity", "identity per region ↑"],
+  ["nearest", "own nearest of the picture's ↑"],
   ["replaced", "replaced by another ↓"],
   ["leakage", "another seen there ↓"],
   ["missing", "nobody there ↓"],
@@ -126,6 +128,7 @@ export function resolutionTable(
 /** Columns of the comparisons. */
 const COMPARED: readonly (readonly [ComparedScore, string])[] = [
   ["identity", "identity ↑"],
+  ["nearest", "own nearest of the picture's ↑"],
   ["replaced", "replaced by another ↓"],
   ["leakage", "another seen there ↓"],
   ["own", "masked alignment ↑"],
@@ -239,11 +242,11 @@ function barsOf(
   };
 }
 
-/** Identity against the height of the pictures (the paper's Fig 10). */
+/** Own concept nearest, against height of the pictures (the paper's Fig 10). */
 function resolutionFigure(cells: readonly RegionCell[]): PlotlyFigure {
   return {
     data: [...Map.groupBy(cells, ({ arm }) => arm)].map(([arm, own]) => {
-      const scores = own.map((cell) => cell.scores.identity);
+      const scores = own.map((cell) => cell.scores.nearest);
       const reach = (end: "low" | "high") =>
         scores.map((e) =>
           Number.isFinite(e[end]) ? Math.abs(e[end] - e.mean) : 0
@@ -263,7 +266,9 @@ function resolutionFigure(cells: readonly RegionCell[]): PlotlyFigure {
       };
     }),
     layout: {
-      title: { text: "Right concept in its region, against resolution" },
+      title: {
+        text: "Own concept nearest of the picture's, against resolution",
+      },
       xaxis: { title: { text: "pixels of height" } },
       yaxis: { range: [0, 1] },
     },
@@ -271,7 +276,7 @@ function resolutionFigure(cells: readonly RegionCell[]): PlotlyFigure {
 }
 
 /**
- * Figures by id: identity, leakage, resolution, time against regions.
+ * Figures by id: identity, nearest, leakage, resolution, time against regions.
  *
  * @param report The report.
  */
@@ -280,6 +285,10 @@ export function regionFigures(
 ): [string, PlotlyFigure][] {
   const figures: [string, PlotlyFigure][] = [
     ["identity", barsOf(report, "identity", "Right concept in its region")],
+    [
+      "nearest",
+      barsOf(report, "nearest", "Own concept nearest of the picture's"),
+    ],
     [
       "leakage",
       barsOf(report, "leakage", "Another concept seen in its region"),

@@ -123,8 +123,8 @@ export const RESOLUTION_ARMS: readonly string[] = [
   "regional.gradient",
 ];
 
-/** Width of one concept's region in pixels, at scale 1. */
-const COLUMN = 32;
+/** Widths a concept's column may have, pixels at scale 1. */
+const COLUMN_WIDTHS = [32, 48, 64] as const;
 
 /** Height of a picture in pixels, at scale 1. */
 const HEIGHT = 64;
@@ -147,6 +147,15 @@ const MASK_CELLS = 20;
 /** Sides of the windows in which a concept is looked for. */
 const WINDOW_SIDES = [0.8, 1] as const;
 
+/** Side, at most, of which these are shares; pixels at scale 1. */
+const WINDOW_MOST = 48;
+
+/** Sides of windows as shares of a column's shorter side. */
+function windowShares(column: number): number[] {
+  const most = Math.min(column, WINDOW_MOST) / Math.min(column, HEIGHT);
+  return WINDOW_SIDES.map((side) => side * most);
+}
+
 /** Step between windows. */
 const WINDOW_STEP = 0.25;
 
@@ -161,6 +170,17 @@ export const SCENE_BACKGROUNDS = BACKGROUNDS.filter(({ phrases }) =>
 /** Crops that stand for each background in the gallery. */
 const BACKGROUND_VIEWS = 12;
 
+/** Side of a rendered concept, as in its training frames, if it fits; pixels. */
+const RENDERED_SIDE = 36;
+
+/** Side of a concept in a rendered scene, pixels. */
+function renderedSide({ column }: Pick<Scene, "column">): number {
+  return Math.min(RENDERED_SIDE, column - 4);
+}
+
+/** Side of a background's crop, pixels. */
+const BACKGROUND_SIDE = 32;
+
 /** What is run. */
 export interface RegionOptions extends StudyOptions {
   /** Folder of a sketch T2I-Adapter; without one the sketch arms are left out. */
@@ -169,6 +189,8 @@ export interface RegionOptions extends StudyOptions {
   readonly concepts: readonly string[];
   /** How many concepts are in a picture. */
   readonly counts: readonly number[];
+  /** Width of a concept's column, pixels at scale 1: 32, 48 or 64. */
+  readonly column: number;
   /** Choices of concepts, at most, for each count. */
   readonly sets: number;
   /** Backgrounds of each choice. */
@@ -240,6 +262,7 @@ export interface RegionRow {
 /** What a row of the table says of its pictures. */
 export const REGION_SCORES = [
   "identity",
+  "nearest",
   "replaced",
   "leakage",
   "missing",
@@ -252,7 +275,9 @@ export const REGION_SCORES = [
 ] as const;
 
 /**
- * `identity`: share of regions with the right concept; `replaced`: where
+ * `identity`: share of regions with the right concept, of all identities;
+ * `nearest`: share of regions that are nearer to their own concept than to the
+ * others of the picture (chance: 1 / n); `replaced`: where
  * another concept of the picture stands out most; `leakage`: where another
  * concept of the picture is seen in some window, whoever stands out most;
  * `missing`: with nobody; `occupied`: share of pictures with somebody, whoever
@@ -265,6 +290,7 @@ export type RegionScore = typeof REGION_SCORES[number];
 /** Scores that are compared between arms. */
 export const COMPARED_SCORES = [
   "identity",
+  "nearest",
   "replaced",
   "leakage",
   "anyOrder",
@@ -356,7 +382,7 @@ export interface RegionSites {
 /** What the experiment gives. */
 export interface RegionReport {
   /** What this document is. */
-  readonly format: "mix-of-show regions 2";
+  readonly format: "mix-of-show regions 3";
   /** When it was made. */
   readonly created: string;
   /** Proper names of all fused concepts. */
@@ -457,21 +483,18 @@ interface Scene {
   /** The background in words. */
   readonly where: string;
   readonly scale: number;
+  /** Width of a column in pixels, at scale 1. */
+  readonly column: number;
 }
 
-/** Pixels of a picture of n concepts. */
-function pixelSize(
-  n: number,
-  scale: number,
+/** Pixels of a scene's picture. */
+function sizeOf(
+  { concepts, scale, column }: Pick<Scene, "concepts" | "scale" | "column">,
 ): { width: number; height: number } {
   return {
-    width: Math.round(n * COLUMN * scale),
+    width: Math.round(concepts.length * column * scale),
     height: Math.round(HEIGHT * scale),
   };
-}
-
-function sizeOf({ concepts, scale }: Scene): { width: number; height: number } {
-  return pixelSize(concepts.length, scale);
 }
 
 /** Columns of a picture as shares of it. */
@@ -519,6 +542,7 @@ export function sceneLayout(
     readonly concepts: readonly Identity[];
     readonly where: string;
     readonly scale: number;
+    readonly column: number;
     readonly background: string;
   },
   way: FusedWay | typeof UNFUSED_WAYS[number],
@@ -602,16 +626,17 @@ export async function actingSites(
   return { acting: acting.length, all: grids.length };
 }
 
-/** Outlines of a scene's concepts, each in the middle of its column. */
+/** Outlines of a scene's concepts, each as wide as its region, in its middle. */
 function sketchOfScene(scene: Scene): SketchObject[] {
-  const column = Math.round(COLUMN * scene.scale);
+  const column = scene.column * scene.scale;
+  const side = Math.round(column * (REGION_EDGES.right - REGION_EDGES.left));
   const { height } = sizeOf(scene);
   return scene.concepts.map(({ name }, i) => ({
     concept: name,
     frame: 0,
-    x: i * column,
-    y: Math.round((height - column) / 2),
-    side: column,
+    x: Math.round((i + 0.5) * column - side / 2),
+    y: Math.round((height - side) / 2),
+    side,
   }));
 }
 
@@ -641,7 +666,8 @@ interface Plan {
 
 function check(options: RegionOptions): void {
   const what = "run the regions experiment";
-  const { concepts, counts, sets, backgrounds, pictures, seed } = options;
+  const { concepts, counts, column, sets, backgrounds, pictures, seed } =
+    options;
   concepts.forEach(identityOf);
   if (new Set(concepts).size !== concepts.length) {
     throw cannot(what, "different concepts", concepts.join(", "));
@@ -673,15 +699,18 @@ function check(options: RegionOptions): void {
       throw cannot(what, `arms ${REGION_ARMS.join(", ")}`, arm);
     }
   }
+  if (!COLUMN_WIDTHS.some((width) => width === column)) {
+    throw cannot(what, `columns of ${COLUMN_WIDTHS.join(", ")} pixels`, column);
+  }
   for (const scale of options.scales ?? []) {
-    if (!(scale >= 1) || (COLUMN * scale) % 8 !== 0) {
+    if (!(scale >= 1) || (COLUMN_WIDTHS[0] * scale) % 8 !== 0) {
       throw cannot(what, "scales ≥ 1 in steps of 0.25", scale);
     }
   }
 }
 
 async function makePlan(options: RegionOptions): Promise<Plan> {
-  const { settings, seed, pictures } = options;
+  const { settings, seed, pictures, column } = options;
   const networks: Record<string, string> = options.sketch
     ? { sketch: await folderHash(options.sketch) }
     : {};
@@ -729,6 +758,7 @@ async function makePlan(options: RegionOptions): Promise<Plan> {
             background: background.word,
             where: background.phrases[0],
             scale,
+            column,
           };
           for (const arm of arms) {
             if (scale !== 1 && !RESOLUTION_ARMS.includes(arm)) continue;
@@ -856,7 +886,14 @@ async function makeJob(
   if (RENDERED_ARMS.includes(arm)) {
     const images = await Promise.all(
       noise.map((purpose) =>
-        pieceId({ kind: "rendered", arm, art: from.art, purpose })
+        pieceId({
+          kind: "rendered",
+          arm,
+          art: from.art,
+          purpose,
+          size: sizeOf(scene),
+          side: renderedSide(scene),
+        })
       ),
     );
     return { arm, scene, set, images };
@@ -916,14 +953,14 @@ function renderColumns(
         place: "center",
         x: HEIGHT / 2,
         y: HEIGHT / 2,
-        scale: 28,
+        scale: renderedSide(scene),
       }],
     }, art);
     for (let y = 0; y < height; y++) {
-      const from = (y * HEIGHT + (HEIGHT - COLUMN) / 2) * 3;
+      const from = (y * HEIGHT + (HEIGHT - scene.column) / 2) * 3;
       data.set(
-        image.subarray(from, from + COLUMN * 3),
-        (y * width + i * COLUMN) * 3,
+        image.subarray(from, from + scene.column * 3),
+        (y * width + i * scene.column) * 3,
       );
     }
   });
@@ -945,10 +982,10 @@ async function backgroundEntries(
         objects: [],
       }, art);
       return crop(pixelsOf(image, HEIGHT), {
-        x: i % 2 * COLUMN,
-        y: Math.floor(i / 2) % 3 * COLUMN / 2,
-        width: COLUMN,
-        height: COLUMN,
+        x: i % 2 * BACKGROUND_SIDE,
+        y: Math.floor(i / 2) % 3 * BACKGROUND_SIDE / 2,
+        width: BACKGROUND_SIDE,
+        height: BACKGROUND_SIDE,
       });
     });
     entries.push({
@@ -1054,7 +1091,7 @@ export async function* regionsExperiment(
     clip: plan.clip,
     images: job.images,
     regions: columns(job.scene.concepts.length),
-    sides: WINDOW_SIDES,
+    sides: windowShares(options.column),
     step: WINDOW_STEP,
   }));
   {
@@ -1196,6 +1233,8 @@ export function scoreOf(row: RegionRow, score: RegionScore): number {
   switch (score) {
     case "identity":
       return share(({ concept, label }) => label === concept);
+    case "nearest":
+      return share(({ own, other }) => own > other);
     case "replaced":
       return share(({ concept, label }) => among([label], concept));
     case "leakage":
@@ -1322,7 +1361,7 @@ function report(
     pairs.flatMap(([better, worse]) => paired(rows, better, worse, n) ?? [])
   );
   return {
-    format: "mix-of-show regions 2",
+    format: "mix-of-show regions 3",
     created: options.created ?? new Date().toISOString(),
     concepts: options.concepts,
     arms,
@@ -1342,7 +1381,11 @@ function report(
       train: options.settings.train,
       seed: options.seed,
       regions: { ...REGION_EDGES, sites: plan.sites },
-      windows: { sides: WINDOW_SIDES, step: WINDOW_STEP },
+      column: options.column,
+      windows: {
+        sides: windowShares(options.column),
+        step: WINDOW_STEP,
+      },
       lambda: 1 / options.concepts.length,
     },
     hashes: { model: plan.base, clip: plan.clip, ...plan.networks },
@@ -1377,6 +1420,7 @@ function foundIn(
 /** Compared scores in words, and the sign of a difference that is better. */
 const COMPARED_WORDS: Readonly<Record<ComparedScore, [string, 1 | -1]>> = {
   identity: ["identity per region", 1],
+  nearest: ["own concept nearest of the picture's", 1],
   replaced: ["replacement by another", -1],
   leakage: ["leakage (another is seen)", -1],
   anyOrder: ["identity in any order", 1],
@@ -1386,7 +1430,8 @@ const COMPARED_WORDS: Readonly<Record<ComparedScore, [string, 1 | -1]>> = {
 
 /**
  * What the numbers say about regions against the plain prompt; where regions do
- * not surely win, what is in them instead.
+ * not surely win, what is in them instead. A paragraph for every number of
+ * concepts and fusion.
  *
  * @param comparisons Arms on the same scenes.
  * @param rows Every picture.
@@ -1405,7 +1450,7 @@ export function regionVerdict(
     (low > 0 || high < 0 ? "" : ", which may be chance");
   return main.map(({ better, n, placed, differences }) => {
     const judged: readonly ComparedScore[] = placed
-      ? ["identity", "replaced", "leakage"]
+      ? ["identity", "nearest", "replaced", "leakage"]
       : ["anyOrder", "anyOrderLeakage"];
     const wins = judged.filter((score) => {
       const { low, high } = differences[score];
@@ -1438,7 +1483,7 @@ export function regionVerdict(
       ` (${numbers}). Why not: with regions there is ` +
       `${foundIn(rows, better, n, placed)}; with the plain prompt, ` +
       `${foundIn(rows, `plain.${fusion}`, n, placed)}${bounds.join("")}.`;
-  }).join(" ");
+  }).join("\n\n");
 }
 
 /** Pairs of pictures that are timed, the first not counted. */
@@ -1457,7 +1502,7 @@ const TIMED_REGIONS = [1, 2, 3, 4] as const;
  * @returns Yields progress and, after each layout, its record.
  */
 async function* timeRegions(
-  { model, cache, settings, concepts }: RegionOptions,
+  { model, cache, settings, concepts, column }: RegionOptions,
   ref: ModelRef,
 ): AsyncGenerator<StageProgress | RegionTiming, void, void> {
   const phrase: PhraseOf = ref.type === "base"
@@ -1475,6 +1520,7 @@ async function* timeRegions(
         background: SCENE_BACKGROUNDS[0].word,
         where: SCENE_BACKGROUNDS[0].phrases[0],
         scale: 1,
+        column,
       };
       const resolve = (way: "plain" | "regional") =>
         resolveLayout(parseLayout(sceneLayout(scene, way, phrase, settings)));

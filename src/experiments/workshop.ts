@@ -311,7 +311,7 @@ async function runTrain(
   const losses: number[] = [];
   const before = performance.now();
   let trained: Concept | undefined;
-  const state = store.trainState(cache, id);
+  const state = store.trainState(cache, id, tf.getBackend());
   await Deno.mkdir(state.slice(0, state.lastIndexOf("/")), {
     recursive: true,
   });

@@ -564,6 +564,13 @@ forEachBackend("a layout file finds pictures beside it", async () => {
     assertEquals(prepared.options.batch, 3);
     assertEquals([prepared.options.width, prepared.options.height], [64, 64]);
     prepared.dispose();
+    // Regions would not know of another size.
+    const wider: object = { width: 128 };
+    assertThrows(
+      () => prepareLayout(model, layout, { pipeline: wider }),
+      Error,
+      'Cannot draw a layout: expected "width" from the layout',
+    );
     await Deno.writeTextFile(`${folder}/scene.json`, '{"prompt": 3}');
     await assertRejects(
       () => readLayout(`${folder}/scene.json`),

@@ -80,6 +80,7 @@ Deno.test("layouts of every way are drawn as they stand", () => {
     background: "grass",
     where: "on grass",
     scale: 1,
+    column: 32,
   };
   const phrase = ({ name }: { name: string }) => `<${name}1> <${name}2>`;
   const layout = (way: Parameters<typeof sceneLayout>[1]) =>
@@ -116,10 +117,10 @@ async function embeddedUNet() {
   return parseUNetConfig(await readJson("models/micro/unet/config.json"));
 }
 
-function embeddedScene(n: number, scale: number) {
+function embeddedScene(n: number, scale: number, column = 64) {
   const concepts = ["kuro", "momo", "pogo", "zorp"].slice(0, n).map(identityOf);
   return sceneLayout(
-    { concepts, background: "grass", where: "on grass", scale },
+    { concepts, background: "grass", where: "on grass", scale, column },
     "regional",
     ({ name }) => name,
     preset,
@@ -129,37 +130,39 @@ function embeddedScene(n: number, scale: number) {
 Deno.test("regions act at every cross-attention site of the embedded UNet", async () => {
   const config = await embeddedUNet();
   for (const n of [2, 3, 4]) {
-    for (const scale of [1, 1.25, 1.5, 2]) {
-      assertEquals(
-        await actingSites(config, embeddedScene(n, scale), 4),
-        { acting: 7, all: 7 },
-        `${n} concepts, scale ${scale}`,
-      );
+    for (const column of [32, 48, 64]) {
+      for (const scale of [1, 1.25, 1.5, 2]) {
+        assertEquals(
+          await actingSites(config, embeddedScene(n, scale, column), 4),
+          { acting: 7, all: 7 },
+          `${n} concepts, columns of ${column}, scale ${scale}`,
+        );
+      }
     }
     const { regions } = await resolveLayout(parseLayout(embeddedScene(n, 1)));
     regions.forEach(({ shape }, i) => {
-      const grid = (height: number, side: string) => {
-        const map = shapeMap(shape, height, n * height / 2);
+      const grid = (height: number) => {
+        const width = n * height;
+        const map = shapeMap(shape, height, width);
         return Array.from(
           { length: height },
           (_, y) =>
-            [...map.subarray(y * n * height / 2, (y + 1) * n * height / 2)]
-              .map((v) => v ? side : ".").join(""),
+            [...map.subarray(y * width, (y + 1) * width)]
+              .map((v) => v ? "#" : ".").join(""),
         );
       };
-      const [before, after] = [i, n - 1 - i];
-      // At 8×8 a cell's margin on each side; at 4×4 neighbours touch.
-      const wide = "....".repeat(before) + ".##." + "....".repeat(after);
-      const none = "....".repeat(n);
+      const row = (inside: string) => {
+        const outside = ".".repeat(inside.length);
+        return outside.repeat(i) + inside + outside.repeat(n - 1 - i);
+      };
+      // A cell's margin on each side, so that neighbours never touch.
+      const [none, wide] = [row("........"), row(".######.")];
       assertEquals(
-        grid(8, "#"),
+        grid(8),
         [none, none, wide, wide, wide, wide, none, none],
       );
-      const small = "..".repeat(before) + "##" + "..".repeat(after);
-      assertEquals(
-        grid(4, "#"),
-        ["..".repeat(n), small, small, "..".repeat(n)],
-      );
+      const [empty, small] = [row("...."), row(".##.")];
+      assertEquals(grid(4), [empty, small, small, empty]);
     });
   }
 });
@@ -263,6 +266,10 @@ Deno.test("scores of a picture", () => {
   assertEquals(scoreOf(row, "anyOrder"), 2 / 3);
   assertEquals(scoreOf(row, "anyOrderLeakage"), third);
   assertEquals(scoreOf(row, "own"), 0.5);
+  // Whoever stands out, "own" is nearer than the other two or it is not.
+  assertEquals(scoreOf(row, "nearest"), 1);
+  const [near, far] = [finding("a", "c"), { ...finding("b", "b"), other: 1 }];
+  assertEquals(scoreOf(picture([near, far]), "nearest"), 0.5);
   const both = picture(row.regions.slice(0, 2));
   assertEquals(scoreOf(both, "occupied"), 1);
   assertEquals(scoreOf(picture([finding("a", "a")]), "complete"), 1);
@@ -310,6 +317,7 @@ Deno.test("the verdict judges what the arms were told", () => {
     placed: knowsPlaces("plain.gradient", n),
     differences: {
       identity: certain(0.3),
+      nearest: certain(0.2),
       replaced: certain(-0.3),
       leakage: certain(-0.2),
       anyOrder: certain(0),
@@ -348,7 +356,7 @@ Deno.test("the verdict judges what the arms were told", () => {
     "+0.30 [0.25, 0.35]; bootstrap [0.29, 0.31]",
   );
   assertEquals(table.rows[1][4], "–");
-  assert(table.rows[1][8].startsWith("+0.00"));
+  assert(table.rows[1][9].startsWith("+0.00"));
 });
 
 Deno.test("which arms know who is where", () => {
@@ -416,6 +424,7 @@ Deno.test("the regions experiment on a tiny world", async (t) => {
       cache: `${folder}/cache`,
       concepts: ["kuro", "momo", "pogo"],
       counts: [2, 3],
+      column: 32,
       sets: 1,
       backgrounds: 1,
       pictures: 2,
@@ -482,7 +491,7 @@ Deno.test("the regions experiment on a tiny world", async (t) => {
       assertEquals(regionTable(report).rows.length, report.table.length);
       assertEquals(
         regionFigures(report).map(([id]) => id),
-        ["identity", "leakage", "resolution", "time"],
+        ["identity", "nearest", "leakage", "resolution", "time"],
       );
       assert(report.verdict.startsWith("2 concepts, weight fusion: regions"));
       // Nothing is learned in two steps, so the report says why.
@@ -492,7 +501,7 @@ Deno.test("the regions experiment on a tiny world", async (t) => {
       for (const stage of ["train", "fuse", "sample", "score", "time"]) {
         assert(report.seconds[stage] >= 0, stage);
       }
-      assert(JSON.parse(JSON.stringify(report)).format.endsWith("regions 2"));
+      assert(JSON.parse(JSON.stringify(report)).format.endsWith("regions 3"));
     });
     await t.step("pictures have their sizes and differ by arm", async () => {
       const scenes = regionPictures(report, options.cache);
