@@ -254,6 +254,7 @@ export {
   type LayoutInput,
   layoutJsonSchema,
   type LayoutMask,
+  type LayoutOption,
   type LayoutRegion,
   modelSize,
   parseLayout,

@@ -870,14 +870,25 @@ export interface DrawOptions extends CheckOptions {
    * layout says, to its regions as well, and `unet`, which they make.
    */
   readonly pipeline?:
-    & Partial<Omit<PipelineOptions, LayoutsOwn>>
-    & { readonly [option in LayoutsOwn]?: never };
+    & Partial<Omit<PipelineOptions, LayoutOption>>
+    & { readonly [option in LayoutOption]?: never };
 }
 
-/** Options of the pipeline that a layout decides alone. */
-const LAYOUTS_OWN = ["prompts", "negative", "width", "height", "unet"] as const;
+/** An option of the pipeline that a layout decides alone. */
+export type LayoutOption =
+  | "prompts"
+  | "negative"
+  | "width"
+  | "height"
+  | "unet";
 
-type LayoutsOwn = typeof LAYOUTS_OWN[number];
+const LAYOUT_OPTIONS: readonly LayoutOption[] = [
+  "prompts",
+  "negative",
+  "width",
+  "height",
+  "unet",
+];
 
 /** A layout ready for the pipeline; owns tensors. */
 export interface PreparedLayout {
@@ -901,7 +912,7 @@ export function prepareLayout(
   resolved: ResolvedLayout,
   options: DrawOptions = {},
 ): PreparedLayout {
-  for (const own of LAYOUTS_OWN) {
+  for (const own of LAYOUT_OPTIONS) {
     if (options.pipeline?.[own] === undefined) continue;
     throw cannot(
       "draw a layout",
