@@ -44,6 +44,11 @@ export interface RankRow extends Readonly<Record<ScoreName, number>> {
   readonly loss: ScoreEstimate;
   /** (fused − lower) / (single − lower) of image alignment. */
   readonly retained: ScoreEstimate;
+  /**
+   * Gradient − weight fusion's image alignment, paired by concept; null for all
+   * but gradient fusion.
+   */
+  readonly overWeight: ScoreEstimate;
   /** Image alignment of each concept. */
   readonly concepts: Readonly<Record<string, number>>;
 }
@@ -86,6 +91,10 @@ export async function* ranks(
       other.rank === rank
     )!;
     const isFused = fusion !== "none";
+    const weight = rows.find((other) =>
+      other.fusion === "sum" && other.embedding === embedding &&
+      other.rank === rank
+    );
     return {
       embedding,
       rank,
@@ -105,6 +114,9 @@ export async function* ranks(
           valuesOf(lower),
           fold(key(0), "rank", rank, embedding, fusion),
         ))
+        : NONE,
+      overWeight: fusion === "gradient" && weight
+        ? finite(pairedDifference(valuesOf(row), valuesOf(weight)))
         : NONE,
       concepts,
     };
@@ -141,6 +153,7 @@ export function rankTable(rows: readonly RankRow[]): TextTable {
       "retrieval",
       "image lost",
       "image kept",
+      "gradient − weight",
     ],
     rows: rows.map((row) => [
       String(row.rank),
@@ -153,6 +166,7 @@ export function rankTable(rows: readonly RankRow[]): TextTable {
       decimal(row.retrieval),
       interval(row.loss),
       interval(row.retained, 2),
+      interval(row.overWeight),
     ]),
   };
 }

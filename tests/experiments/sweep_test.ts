@@ -114,8 +114,10 @@ Deno.test("a sweep has a row for the base, singles, factors and ridges", async (
     // Two concepts in layers that are 16 or 8 wide.
     assertEquals(byRank[0].capacity.textEncoder, [2 / 16, 2 / 16]);
     assertEquals(byRank[3].capacity.unet[1], 4 / 16);
-    for (const { loss, image, fusion, rank } of byRank) {
-      const single = byRank.find((row) => row.rank === rank)!;
+    for (const { loss, image, fusion, rank, overWeight } of byRank) {
+      const [single, weight] = byRank.filter((row) => row.rank === rank);
+      if (fusion !== "gradient") assertEquals(overWeight.mean, null);
+      else assertAlmostEquals(overWeight.mean!, image - weight.image, 2e-5);
       if (fusion === "none") assertEquals(loss.mean, null);
       else assertAlmostEquals(loss.mean!, single.image - image, 2e-5);
     }
