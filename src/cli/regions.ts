@@ -485,12 +485,18 @@ export const regions: Command<RegionRequest> = {
     );
     for (const n of new Set(rows.map((row) => row.n))) {
       const own = rows.filter((row) => row.n === n);
-      const sheet = contactSheet(own.map(({ cells }) => cells), {
-        columnLabels: report.arms.map(sheetLabel),
-        rowLabels: own.map(({ label }) => label),
-        captions: own.map(({ captions }) => captions),
-        scale: 2,
-      });
+      // An arm a row: pictures are wide.
+      const sheet = contactSheet(
+        report.arms.map((_, i) => own.map(({ cells }) => cells[i])),
+        {
+          columnLabels: own.map(({ label }) => label),
+          rowLabels: report.arms.map(sheetLabel),
+          captions: report.arms.map((_, i) =>
+            own.map(({ captions }) => captions[i])
+          ),
+          scale: 2,
+        },
+      );
       await writeAtomic(joinPath(out, `regions-${n}.png`), encodePng(sheet));
     }
     for (const [name, sheet] of sheets) {
