@@ -53,6 +53,8 @@ const layout = parseLayout({
     concepts.map(({ phrase }) => `a ${phrase}`).join(" and ")
   } on grass`,
   guidance: 5,
+  // Room for each as wide as the pictures it was learned from.
+  size: { width: 64 * concepts.length, height: 64 },
   // What is in no region follows the prompt of the whole picture.
   regions: concepts.map(({ phrase }, i) => ({
     box: {

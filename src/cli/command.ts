@@ -4,7 +4,7 @@
  * @module
  */
 import { parseArgs } from "@std/cli/parse-args";
-import type { BackendChoice } from "../core/backend.ts";
+import { BACKEND_CHOICES, type BackendChoice } from "../core/backend.ts";
 import { cannot } from "../core/errors.ts";
 
 /** Which options a command knows. */
@@ -82,12 +82,9 @@ export interface Options {
   oneOf<T extends string>(name: string, words: readonly T[]): T | undefined;
 }
 
-/** What may be computed on. */
-const BACKENDS: readonly BackendChoice[] = ["auto", "webgpu", "wasm", "cpu"];
-
 /** The option `--backend`. */
 export function backendOf(options: Options): BackendChoice {
-  return options.oneOf("backend", BACKENDS) ?? "auto";
+  return options.oneOf("backend", BACKEND_CHOICES) ?? "auto";
 }
 
 /** Types of numbers in files. */

@@ -91,11 +91,11 @@ that are not fused, and scores every region by the evaluation CLIP.
   --workers N        workers (default: processors; 0: in place)
   --out FOLDER       where results go (default out/regions)
 
-Writes regions.json, .md, .html, regions-N.png (every arm, N concepts),
-fig5.png (plain prompt and regions), fig10-leakage.png (where the plain prompt
-mixes two or three concepts most, and negative prompts), fig10-resolution.png. On two cores
-the default takes about half an hour, 7 minutes of it training; a run that was stopped
-continues.
+Writes regions.json, .md, .html, regions-N.png (every arm, the first scenes of N
+concepts), fig5.png (rendered, plain prompt, regions), fig10-leakage.png (where
+the plain prompt mixes two or three concepts most, and negative prompts) and
+fig10-resolution.png. Below a picture is who stands out in each column. On two
+cores the default takes about half an hour; a run that was stopped continues.
 
 ${EXIT_CODES}
 `;

@@ -4,7 +4,11 @@
  * @module
  */
 import { parseArgs } from "@std/cli/parse-args";
-import { type BackendChoice, selectBackend } from "../core/backend.ts";
+import {
+  BACKEND_CHOICES,
+  type BackendChoice,
+  selectBackend,
+} from "../core/backend.ts";
 import { cannot } from "../core/errors.ts";
 import { exists, pathOf } from "../io/files.ts";
 import { type Line, verify } from "./verify/mod.ts";
@@ -39,8 +43,6 @@ interface Request {
   readonly help: boolean;
 }
 
-const BACKENDS: readonly BackendChoice[] = ["auto", "webgpu", "wasm", "cpu"];
-
 /**
  * Reads the command line.
  *
@@ -63,8 +65,8 @@ export function parseRequest(args: readonly string[]): Request {
     throw cannot(what, "one folder", folders.join(" "));
   }
   const backend = (parsed.backend ?? "auto") as BackendChoice;
-  if (!BACKENDS.includes(backend)) {
-    throw cannot(what, BACKENDS.join(", "), `--backend ${backend}`);
+  if (!BACKEND_CHOICES.includes(backend)) {
+    throw cannot(what, BACKEND_CHOICES.join(", "), `--backend ${backend}`);
   }
   return {
     folder: folders[0] ??

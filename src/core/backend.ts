@@ -11,8 +11,14 @@ import { registerKernels } from "./kernels/register.ts";
 /** A backend tfjs can compute on. */
 export type BackendName = "webgpu" | "wasm" | "cpu";
 
-/** What a user may ask for. */
+/** All of them, the fastest first. */
+export const BACKENDS: readonly BackendName[] = ["webgpu", "wasm", "cpu"];
+
+/** What a user may ask for; `auto` is the fastest there is. */
 export type BackendChoice = "auto" | BackendName;
+
+/** All of that. */
+export const BACKEND_CHOICES: readonly BackendChoice[] = ["auto", ...BACKENDS];
 
 /** The backend in use; plain data, may be posted between workers. */
 export interface BackendInfo {

@@ -709,7 +709,8 @@ function start(
   if (resume.fingerprint !== id) {
     throw cannot(
       "resume training",
-      `a state of this run (the same pictures, settings and backend: ${id})`,
+      `a state of this run (the same pictures, as the same backend encodes ` +
+        `them, and settings: ${id})`,
       resume.fingerprint,
     );
   }

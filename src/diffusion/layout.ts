@@ -866,8 +866,9 @@ export interface DrawOptions extends CheckOptions {
     options: RegionalOptions,
   ) => RegionSampler;
   /**
-   * Changes the pipeline's options, such as `batch`; all but those that the
-   * layout says, to its regions as well, and `unet`, which they make.
+   * Changes the pipeline's options, such as `batch`; all but prompts, negative
+   * prompt and size, which regions know from the layout, and `unet`, which they
+   * make.
    */
   readonly pipeline?:
     & Partial<Omit<PipelineOptions, LayoutOption>>
@@ -882,13 +883,15 @@ export type LayoutOption =
   | "height"
   | "unet";
 
-const LAYOUT_OPTIONS: readonly LayoutOption[] = [
-  "prompts",
-  "negative",
-  "width",
-  "height",
-  "unet",
-];
+const LAYOUT_OPTIONS = Object.keys(
+  {
+    prompts: true,
+    negative: true,
+    width: true,
+    height: true,
+    unet: true,
+  } satisfies Record<LayoutOption, true>,
+) as readonly LayoutOption[];
 
 /** A layout ready for the pipeline; owns tensors. */
 export interface PreparedLayout {
@@ -987,7 +990,7 @@ export function prepareLayout(
  * @param resolved The layout.
  * @param options Networks and concepts there are.
  * @returns Steps of each batch, then its images in [0, 1].
- * @throws Before the first model call: as {@linkcode checkLayout}.
+ * @throws Before the first model call: as {@linkcode prepareLayout}.
  *
  * @example
  * ```ts

@@ -203,7 +203,7 @@ export function regionTimingTable(
   };
 }
 
-/** Identity and leakage per arm, grouped by number of concepts. */
+/** A score per arm, grouped by number of concepts. */
 function barsOf(
   { table, arms }: Pick<RegionReport, "table" | "arms">,
   score: RegionScore,
@@ -246,17 +246,17 @@ function barsOf(
 function resolutionFigure(cells: readonly RegionCell[]): PlotlyFigure {
   return {
     data: [...Map.groupBy(cells, ({ arm }) => arm)].map(([arm, own]) => {
-      const scores = own.map((cell) => cell.scores.nearest);
+      const scores = own.map((cell) => fairScore(cell, "nearest"));
       const reach = (end: "low" | "high") =>
         scores.map((e) =>
-          Number.isFinite(e[end]) ? Math.abs(e[end] - e.mean) : 0
+          e && Number.isFinite(e[end]) ? Math.abs(e[end] - e.mean) : 0
         );
       return {
         type: "scatter",
         mode: "lines+markers",
         name: regionLabel(arm),
         x: own.map(({ scale }) => 64 * scale),
-        y: scores.map((e) => e.mean),
+        y: scores.map((e) => e?.mean ?? null),
         error_y: {
           type: "data",
           symmetric: false,

@@ -150,8 +150,12 @@ const WINDOW_SIDES = [0.8, 1] as const;
 /** Side, at most, of which these are shares; pixels at scale 1. */
 const WINDOW_MOST = 48;
 
-/** Sides of windows as shares of a column's shorter side. */
-function windowShares(column: number): number[] {
+/**
+ * Sides of windows as shares of a column's shorter side.
+ *
+ * @param column Width of a column, pixels at scale 1.
+ */
+export function windowShares(column: number): number[] {
   const most = Math.min(column, WINDOW_MOST) / Math.min(column, HEIGHT);
   return WINDOW_SIDES.map((side) => side * most);
 }
@@ -626,8 +630,14 @@ export async function actingSites(
   return { acting: acting.length, all: grids.length };
 }
 
-/** Outlines of a scene's concepts, each as wide as its region, in its middle. */
-function sketchOfScene(scene: Scene): SketchObject[] {
+/**
+ * Outlines of a scene's concepts, each as wide as its region, in its middle.
+ *
+ * @param scene Who is in it, and its size.
+ */
+export function sketchOfScene(
+  scene: Pick<Scene, "concepts" | "scale" | "column">,
+): SketchObject[] {
   const column = scene.column * scene.scale;
   const side = Math.round(column * (REGION_EDGES.right - REGION_EDGES.left));
   const { height } = sizeOf(scene);
@@ -1376,10 +1386,12 @@ function report(
     gallery: labels,
     verdict: regionVerdict(comparisons, rows),
     settings: {
-      preset: options.settings.preset,
-      sampling: options.settings.sampling,
-      train: options.settings.train,
+      ...options.settings,
       seed: options.seed,
+      counts: options.counts,
+      sets: options.sets,
+      backgrounds: options.backgrounds,
+      pictures: options.pictures,
       regions: { ...REGION_EDGES, sites: plan.sites },
       column: options.column,
       windows: {
@@ -1387,6 +1399,8 @@ function report(
         step: WINDOW_STEP,
       },
       lambda: 1 / options.concepts.length,
+      backend: options.backend,
+      workers: options.workers,
     },
     hashes: { model: plan.base, clip: plan.clip, ...plan.networks },
   };

@@ -5,6 +5,7 @@
  *
  * @module
  */
+import { BACKENDS } from "../core/backend.ts";
 import { finish } from "../core/finish.ts";
 import * as tf from "@tensorflow/tfjs";
 import { cannot } from "../core/errors.ts";
@@ -334,7 +335,10 @@ async function runTrain(
     };
     await writeJson(store.conceptLog(cache, id), log);
     await saveConcept(store.concept(cache, id), trained, base);
-    await Deno.remove(state).catch(() => {});
+    // Also what a run on another backend has left of it.
+    for (const backend of BACKENDS) {
+      await Deno.remove(store.trainState(cache, id, backend)).catch(() => {});
+    }
   } finally {
     disposeConcept(started);
     if (trained) disposeConcept(trained);

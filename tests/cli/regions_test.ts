@@ -18,6 +18,8 @@ Deno.test("regions: the command line", () => {
     "nobody",
   );
   assertThrows(() => regions.parse(["--sets", "0"]), Error, "--sets");
+  assertEquals(request.options.column, 64);
+  assertEquals(regions.parse(["--column", "48"])!.options.column, 48);
   assertEquals(regions.parse(["--help"]), undefined);
 });
 

@@ -32,7 +32,9 @@ import {
   SCENE_BACKGROUNDS,
   sceneLayout,
   scoreOf,
+  sketchOfScene,
   whoIsThere,
+  windowShares,
 } from "../../src/experiments/regions.ts";
 import { exists, readJson, writeJson } from "../../src/io/files.ts";
 import { decodePng } from "../../src/io/png.ts";
@@ -126,6 +128,18 @@ function embeddedScene(n: number, scale: number, column = 64) {
     preset,
   );
 }
+
+Deno.test("columns: windows as large as concepts, outlines as wide as regions", () => {
+  assertEquals(windowShares(32), [0.8, 1]);
+  assertEquals(windowShares(64).map((share) => Math.round(64 * share)), [
+    38,
+    48,
+  ]);
+  const concepts = ["kuro", "momo"].map(identityOf);
+  const [left, right] = sketchOfScene({ concepts, scale: 1.5, column: 64 });
+  assertEquals(left, { concept: "kuro", frame: 0, x: 15, y: 15, side: 67 });
+  assertEquals([right.concept, right.x], ["momo", 15 + 96]);
+});
 
 Deno.test("regions act at every cross-attention site of the embedded UNet", async () => {
   const config = await embeddedUNet();
@@ -557,6 +571,7 @@ Deno.test("the regions experiment on a tiny world", async (t) => {
       await refuse({ concepts: ["nobody"] }, "nobody");
       await refuse({ arms: ["magic"] }, "arms real");
       await refuse({ scales: [1.1] }, "scales");
+      await refuse({ column: 40 }, "columns of 32, 48, 64 pixels");
       await refuse({ pictures: 0 }, "pictures ≥ 1");
       await refuse({ backgrounds: 9 }, "1 to 8 backgrounds");
       const settings = {
