@@ -29,6 +29,8 @@ const EXAMPLES: Readonly<
   "examples/fuse_concepts.ts": {
     args: [],
     pictures: ["out/examples/fused.png"],
+    // Two concepts, each with the width of a training picture.
+    size: [128, 64],
   },
 };
 

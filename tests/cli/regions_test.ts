@@ -57,7 +57,9 @@ Deno.test("regions: report, page and contact sheet of a tiny world", async () =>
     const sheet = decodePng(
       await Deno.readFile(`${folder}/out/regions-2.png`),
     );
-    assert(sheet.width > 5 * 128 && sheet.height > 128);
+    // An arm a row, one scene of two columns, at twice its size.
+    assert(sheet.height > 5 * 128 && sheet.height < 5 * 192);
+    assert(sheet.width > 256 && sheet.width < 512);
     // The paper's figures: three arms; both arms at two resolutions.
     const sizes = new Map<string, { width: number; height: number }>();
     for (const name of ["fig5", "fig10-leakage", "fig10-resolution"]) {
