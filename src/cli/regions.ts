@@ -191,10 +191,10 @@ export function regionsMarkdown(report: RegionReport): string {
     report.verdict,
     "",
     markdownTable(regionTable(report)),
-    `Each concept has a column ${report.settings.column} pixels wide; its region leaves a margin in ` +
-    "it, where the prompt of the whole picture holds. Who is in a column says " +
-    "the evaluation CLIP, among all identities and all empty backgrounds. " +
-    "Means over pictures with 95 % intervals (hierarchical bootstrap over " +
+    `Each concept has a column ${report.settings.column} pixels wide; its ` +
+    "region leaves a margin in it, where the prompt of the whole picture " +
+    "holds. Who is in a column says the evaluation CLIP, among all " +
+    "identities and all empty backgrounds. Means over pictures with 95 % intervals (hierarchical bootstrap over " +
     "choices of concepts, backgrounds and noise: rather too narrow, for " +
     "choices are few and share concepts).",
     "",

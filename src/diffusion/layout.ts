@@ -14,9 +14,8 @@ import { key } from "../core/random.ts";
 import { parentOf, pathOf, readJson } from "../io/files.ts";
 import { decodePng, type Pixels } from "../io/png.ts";
 import { downsampleFactor } from "../models/autoencoder.ts";
-import { crossAttentionSites } from "../models/config.ts";
 import type { Model } from "../models/model.ts";
-import { levelSizes, type UNetOptions } from "../models/unet.ts";
+import { attentionGrids, type UNetOptions } from "../models/unet.ts";
 import {
   canny,
   conditionTensor,
@@ -748,8 +747,11 @@ export function checkLayout(
       report(`size.${side}`, `${value} is not a multiple of ${factor}`);
     }
   }
-  const [h, w] = [Math.floor(height / factor), Math.floor(width / factor)];
-  checkSeen(resolved, attentionGrids(model, h, w), report);
+  const grids = attentionGrids(model.unet.config, {
+    height: Math.floor(height / factor),
+    width: Math.floor(width / factor),
+  });
+  checkSeen(resolved, grids, report);
   conditions.forEach(({ spec, image }, i) => {
     const network = networks[spec.network];
     const path = `conditions.${i}`;
@@ -783,34 +785,28 @@ export function checkLayout(
   refuse(problems, name);
 }
 
-/** Grids on which a UNet attends to text, [height, width], each once. */
-function attentionGrids(
-  { unet: { config } }: Model,
-  height: number,
-  width: number,
-): [number, number][] {
-  const levels = new Set(crossAttentionSites(config).map(({ level }) => level));
-  return levelSizes(config, height, width).filter((_, i) => levels.has(i));
-}
-
 /** A smaller share is of no use to a region; rounding leaves some. */
 const SEEN = 1e-3;
 
 /** Reports regions that no layer would see. */
 function checkSeen(
   { layout, regions }: ResolvedLayout,
-  grids: readonly (readonly [number, number])[],
+  grids: readonly { readonly height: number; readonly width: number }[],
   report: (path: string, message: string) => void,
 ): void {
-  const on = grids.map(([h, w]) => {
+  // Sites of one level have the same grid.
+  const distinct = new Map(
+    grids.map((grid) => [`${grid.height}×${grid.width}`, grid]),
+  );
+  const on = [...distinct.values()].map(({ height, width }) => {
     const maps = regions.map(({ shape }) =>
       // As soft as regional sampling has them.
-      shapeMap(shape, h, w, { feather: layout.regional.feather })
+      shapeMap(shape, height, width, { feather: layout.regional.feather })
     );
     const priorities = regions.map(({ priority = 0 }) => priority);
     return { maps, shares: shareOut(maps, priorities) };
   });
-  const names = grids.map(([h, w]) => `${h}×${w}`).join(", ");
+  const names = [...distinct.keys()].join(", ");
   regions.forEach(({ shape }, i) => {
     if (on.every(({ maps }) => maps[i].every((v) => v === 0))) {
       report(

@@ -6,6 +6,7 @@
  */
 import type {
   AblationReport,
+  Maybe,
   ScoreEstimate,
   ScoreName,
 } from "./ablation_schema.ts";
@@ -225,13 +226,25 @@ const COLORS: Readonly<Record<string, string>> = {
   edlora: "#2e86ab",
 };
 
-function errorBar(scores: readonly ScoreEstimate[]): Record<string, unknown> {
-  const at = (value: number | null) => value ?? 0;
+/**
+ * Intervals as plotly draws error bars; no bar where there is no number.
+ *
+ * @param scores Estimates, one a bar or point.
+ */
+export function errorBars(
+  scores:
+    readonly (Readonly<Record<"mean" | "low" | "high", Maybe>> | undefined)[],
+): Record<string, unknown> {
+  const reach = (end: "low" | "high") =>
+    scores.map((score) => {
+      const length = Math.abs((score?.[end] ?? NaN) - (score?.mean ?? NaN));
+      return Number.isFinite(length) ? length : 0;
+    });
   return {
     type: "data",
     symmetric: false,
-    array: scores.map((s) => at(s.high) - at(s.mean)),
-    arrayminus: scores.map((s) => at(s.mean) - at(s.low)),
+    array: reach("high"),
+    arrayminus: reach("low"),
   };
 }
 
@@ -274,7 +287,7 @@ export function scoreFigure(
         name: "single concept",
         x,
         y: of("single").map((s) => s.mean),
-        error_y: errorBar(of("single")),
+        error_y: errorBars(of("single")),
         marker: { color: COLORS.single },
       },
       {
@@ -282,7 +295,7 @@ export function scoreFigure(
         name: "fused",
         x,
         y: of("fused").map((s) => s.mean),
-        error_y: errorBar(of("fused")),
+        error_y: errorBars(of("fused")),
         marker: {
           color: arms.map((arm) => COLORS[report.arms[arm].embedding]),
         },

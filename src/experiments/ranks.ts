@@ -86,15 +86,13 @@ export async function* ranks(
     const embedding = row.embedding as EmbeddingName;
     const rank = row.rank!;
     const fusion = row.fusion === "sum" ? "weight" : row.fusion;
-    const single = rows.find((other) =>
-      other.fusion === "none" && other.embedding === embedding &&
-      other.rank === rank
-    )!;
+    const other = (fusion: SweepRow["fusion"]) =>
+      rows.find((one) =>
+        one.fusion === fusion && one.embedding === embedding &&
+        one.rank === rank
+      )!;
+    const single = other("none");
     const isFused = fusion !== "none";
-    const weight = rows.find((other) =>
-      other.fusion === "sum" && other.embedding === embedding &&
-      other.rank === rank
-    );
     return {
       embedding,
       rank,
@@ -115,8 +113,8 @@ export async function* ranks(
           fold(key(0), "rank", rank, embedding, fusion),
         ))
         : NONE,
-      overWeight: fusion === "gradient" && weight
-        ? finite(pairedDifference(valuesOf(row), valuesOf(weight)))
+      overWeight: fusion === "gradient"
+        ? finite(pairedDifference(valuesOf(row), valuesOf(other("sum"))))
         : NONE,
       concepts,
     };

@@ -5,7 +5,11 @@
  * @module
  */
 import type { Estimate } from "../evaluation/statistics.ts";
-import type { PlotlyFigure, TextTable } from "./ablation_figures.ts";
+import {
+  errorBars,
+  type PlotlyFigure,
+  type TextTable,
+} from "./ablation_figures.ts";
 import {
   type ComparedScore,
   knowsPlaces,
@@ -216,21 +220,12 @@ function barsOf(
         const cell = table.find((one) => one.arm === arm && one.n === n);
         return cell && fairScore(cell, score);
       });
-      const at = (end: "low" | "high") =>
-        scores.map((e) =>
-          e && Number.isFinite(e[end]) ? Math.abs(e[end] - e.mean) : 0
-        );
       return {
         type: "bar",
         name: `${n} concepts`,
         x: arms.map(regionLabel),
         y: scores.map((e) => e?.mean ?? null),
-        error_y: {
-          type: "data",
-          symmetric: false,
-          array: at("high"),
-          arrayminus: at("low"),
-        },
+        error_y: errorBars(scores),
       };
     }),
     layout: {
@@ -247,22 +242,13 @@ function resolutionFigure(cells: readonly RegionCell[]): PlotlyFigure {
   return {
     data: [...Map.groupBy(cells, ({ arm }) => arm)].map(([arm, own]) => {
       const scores = own.map((cell) => fairScore(cell, "nearest"));
-      const reach = (end: "low" | "high") =>
-        scores.map((e) =>
-          e && Number.isFinite(e[end]) ? Math.abs(e[end] - e.mean) : 0
-        );
       return {
         type: "scatter",
         mode: "lines+markers",
         name: regionLabel(arm),
         x: own.map(({ scale }) => 64 * scale),
         y: scores.map((e) => e?.mean ?? null),
-        error_y: {
-          type: "data",
-          symmetric: false,
-          array: reach("high"),
-          arrayminus: reach("low"),
-        },
+        error_y: errorBars(scores),
       };
     }),
     layout: {

@@ -52,13 +52,13 @@ import { renderScene } from "../micro/scenes.ts";
 import { BACKGROUNDS, type Identity } from "../micro/world.ts";
 import { downsampleFactor } from "../models/autoencoder.ts";
 import {
-  crossAttentionSites,
   parseAutoencoderConfig,
   parseUNetConfig,
   type UNetConfig,
 } from "../models/config.ts";
 import { disposeModel, loadModel, type Model } from "../models/model.ts";
 import { loadTokenizer, type Tokenizer } from "../models/tokenizer.ts";
+import { attentionGrids } from "../models/unet.ts";
 import {
   artHash,
   composedId,
@@ -585,24 +585,6 @@ export function sceneLayout(
       }
       : {}),
   };
-}
-
-/**
- * The grids on which a UNet attends to text, one a cross-attention site.
- *
- * @param config The UNet's config.
- * @param size The latent's height and width.
- */
-export function attentionGrids(
-  config: UNetConfig,
-  size: { readonly height: number; readonly width: number },
-): { height: number; width: number }[] {
-  const halved = (length: number, times: number): number =>
-    times === 0 ? length : halved(Math.ceil(length / 2), times - 1);
-  return crossAttentionSites(config).map(({ level }) => ({
-    height: halved(size.height, level),
-    width: halved(size.width, level),
-  }));
 }
 
 /**

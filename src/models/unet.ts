@@ -320,6 +320,23 @@ export function levelSizes(
 }
 
 /**
+ * The grids on which a UNet attends to text, one a cross-attention site.
+ *
+ * @param config The config.
+ * @param size The latent's height and width.
+ */
+export function attentionGrids(
+  config: UNetConfig,
+  size: { readonly height: number; readonly width: number },
+): { height: number; width: number }[] {
+  const sizes = levelSizes(config, size.height, size.width);
+  return crossAttentionSites(config).map(({ level }) => {
+    const [height, width] = sizes[level];
+    return { height, width };
+  });
+}
+
+/**
  * Size of the largest features of one sample between the layers of a UNet (what
  * attention and feed-forward layers need inside is bounded by themselves).
  *

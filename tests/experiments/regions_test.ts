@@ -14,7 +14,6 @@ import {
 } from "../../src/experiments/region_figures.ts";
 import {
   actingSites,
-  attentionGrids,
   bestOrder,
   choices,
   columns,
@@ -46,7 +45,12 @@ import {
   type T2IAdapter,
   t2iAdapterSpec,
 } from "../../src/models/t2i_adapter.ts";
-import { type UNet, unet, unetSpec } from "../../src/models/unet.ts";
+import {
+  attentionGrids,
+  type UNet,
+  unet,
+  unetSpec,
+} from "../../src/models/unet.ts";
 import { initialise } from "../../src/nn/spec.ts";
 import { writeTinyWorld } from "./tiny_world.ts";
 
