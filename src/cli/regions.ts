@@ -243,13 +243,16 @@ export function regionsMarkdown(report: RegionReport): string {
   ].join("\n");
 }
 
-/** A scene's pictures, one an arm. */
-interface SceneRow {
-  readonly label: string;
+/** Scenes of a number of concepts side by side, an arm a row: they are wide. */
+interface Scenes {
   readonly n: number;
-  readonly cells: readonly (Pixels | undefined)[];
-  /** Who was found in each picture, from left to right. */
-  readonly captions: readonly string[];
+  readonly labels: readonly string[];
+  readonly rows: readonly {
+    readonly arm: string;
+    readonly cells: readonly (Pixels | undefined)[];
+    /** Who was found in each picture, from left to right. */
+    readonly captions: readonly string[];
+  }[];
 }
 
 /** Who is in each region, in a contact sheet: `kuro, -`. */
@@ -258,22 +261,24 @@ function foundCaption(labels: readonly string[] | undefined): string {
     .join(", ") ?? "";
 }
 
-async function sceneRows(
+async function scenesOf(
   report: RegionReport,
   cache: string,
-): Promise<SceneRow[]> {
-  const rows: SceneRow[] = [];
-  for (const scene of regionPictures(report, cache, 4)) {
-    const { n, concepts, pictures, found } = scene;
-    const cells: (Pixels | undefined)[] = [];
-    for (const arm of report.arms) {
-      const path = pictures.get(arm);
-      cells.push(path ? decodePng(await Deno.readFile(path)) : undefined);
-    }
-    const captions = report.arms.map((arm) => foundCaption(found.get(arm)));
-    rows.push({ label: concepts.join(" "), n, cells, captions });
-  }
-  return rows;
+): Promise<Scenes[]> {
+  const read = async (path: string | undefined) =>
+    path === undefined ? undefined : decodePng(await Deno.readFile(path));
+  const counts = Map.groupBy(regionPictures(report, cache, 4), ({ n }) => n);
+  return await Promise.all([...counts].map(async ([n, scenes]) => ({
+    n,
+    labels: scenes.map(({ concepts }) => concepts.join(" ")),
+    rows: await Promise.all(report.arms.map(async (arm) => ({
+      arm,
+      cells: await Promise.all(
+        scenes.map(({ pictures }) => read(pictures.get(arm))),
+      ),
+      captions: scenes.map(({ found }) => foundCaption(found.get(arm))),
+    }))),
+  })));
 }
 
 /** A picture on white, in the middle. */
@@ -420,15 +425,22 @@ const SHEETS: Readonly<Record<string, string>> = {
 
 async function regionsHtml(
   report: RegionReport,
-  rows: readonly SceneRow[],
+  scenes: readonly Scenes[],
   sheets: readonly (readonly [string, Pixels])[],
 ): Promise<string> {
   const parts: Html[] = [
     ...report.verdict.split("\n\n").map(paragraph),
     table(regionTable(report)),
     ...regionFigures(report).map(([id, plot]) => figure(id, plot)),
-    heading("Same noise in every column"),
-    pictureGrid(report.arms.map(regionLabel), rows),
+    ...scenes.flatMap(({ n, labels, rows }) => [
+      heading(`${n} concepts, the same noise along a column`),
+      pictureGrid(
+        labels,
+        rows.map(({ arm, cells }) => ({ label: regionLabel(arm), cells })),
+        // As large as fits on a page.
+        n > 2 ? 1 : 2,
+      ),
+    ]),
     ...sheets.flatMap(([name, sheet]) => [
       heading(SHEETS[name]),
       picture(sheet, SHEETS[name]),
@@ -475,28 +487,21 @@ export const regions: Command<RegionRequest> = {
         progress.update(stageLabel(stage), done, total, unit),
     );
     progress.finish();
-    const rows = await sceneRows(report, options.cache);
+    const scenes = await scenesOf(report, options.cache);
     const sheets = await paperSheets(report, options.cache);
     await writeJson(joinPath(out, "regions.json"), report);
     await writeAtomic(joinPath(out, "regions.md"), regionsMarkdown(report));
     await writeAtomic(
       joinPath(out, "regions.html"),
-      await regionsHtml(report, rows, sheets),
+      await regionsHtml(report, scenes, sheets),
     );
-    for (const n of new Set(rows.map((row) => row.n))) {
-      const own = rows.filter((row) => row.n === n);
-      // An arm a row: pictures are wide.
-      const sheet = contactSheet(
-        report.arms.map((_, i) => own.map(({ cells }) => cells[i])),
-        {
-          columnLabels: own.map(({ label }) => label),
-          rowLabels: report.arms.map(sheetLabel),
-          captions: report.arms.map((_, i) =>
-            own.map(({ captions }) => captions[i])
-          ),
-          scale: 2,
-        },
-      );
+    for (const { n, labels, rows } of scenes) {
+      const sheet = contactSheet(rows.map(({ cells }) => cells), {
+        columnLabels: labels,
+        rowLabels: rows.map(({ arm }) => sheetLabel(arm)),
+        captions: rows.map(({ captions }) => captions),
+        scale: 2,
+      });
       await writeAtomic(joinPath(out, `regions-${n}.png`), encodePng(sheet));
     }
     for (const [name, sheet] of sheets) {
