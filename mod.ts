@@ -88,7 +88,7 @@ export {
   type PickleFile,
   type PickleTensor,
   type PickleValue,
-} from "./src/io/pickle.ts";
+} from "./src/formats/pickle.ts";
 export { decodePicture, listPictures, readPicture } from "./src/io/picture.ts";
 export { decodePng, encodePng, type Pixels } from "./src/io/png.ts";
 export {
@@ -171,7 +171,7 @@ export {
   type LoadSingleFileOptions,
   saveSingleFile,
   type SaveSingleFileOptions,
-} from "./src/models/ldm.ts";
+} from "./src/formats/ldm.ts";
 export {
   type AddedTokens,
   bindPrompt,
@@ -330,11 +330,10 @@ export {
   disposeConcept,
   initConcept,
   type InitConceptOptions,
-  loadConcept,
   releaseTokens,
-  saveConcept,
   type TokenInit,
 } from "./src/customize/concept.ts";
+export { loadConcept, saveConcept } from "./src/formats/concept_file.ts";
 export {
   type ConvertedLora,
   convertLora,
@@ -342,7 +341,7 @@ export {
   type FindLoraOptions,
   inspectLora,
   type LoraSummary,
-} from "./src/customize/convert.ts";
+} from "./src/formats/convert.ts";
 export {
   encodeData,
   type EncodeOptions,
@@ -359,7 +358,7 @@ export {
   loraBase,
   type LoraBaseName,
   type LoraLayers,
-} from "./src/customize/formats/base.ts";
+} from "./src/formats/dialects/base.ts";
 export type {
   LayerNames,
   LoraFaults,
@@ -368,8 +367,8 @@ export type {
   Present,
   TokenNames,
   TokenRows,
-} from "./src/customize/formats/dialect.ts";
-export type { PeftConfigs } from "./src/customize/formats/peft_config.ts";
+} from "./src/formats/dialects/dialect.ts";
+export type { PeftConfigs } from "./src/formats/dialects/peft_config.ts";
 export {
   type Adaptable,
   type Adapter,
@@ -402,7 +401,7 @@ export {
 export {
   loraConcept,
   type LoraConceptOptions,
-} from "./src/customize/lora_concept.ts";
+} from "./src/formats/lora_concept.ts";
 export {
   detectDialect,
   type Dialect,
@@ -423,14 +422,14 @@ export {
   savePeftFolder,
   type ScaleSource,
   type WriteLoraOptions,
-} from "./src/customize/lora_formats.ts";
+} from "./src/formats/lora.ts";
 export {
   type ExtractedLayer,
   type ExtractedLora,
   extractLora,
   type ExtractLoraOptions,
   type LostChange,
-} from "./src/customize/lora_svd.ts";
+} from "./src/formats/extract.ts";
 export {
   type Method,
   method,

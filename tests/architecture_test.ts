@@ -1,5 +1,5 @@
 import { assert, assertEquals } from "@std/assert";
-import { readImports, violations } from "./tools/layers.ts";
+import { circles, readImports, violations } from "./tools/layers.ts";
 import { root } from "./tools/repository.ts";
 
 Deno.test("imports in src only go down, and users see only mod.ts", async () => {
@@ -12,6 +12,23 @@ Deno.test("imports in src only go down, and users see only mod.ts", async () => 
     "the module graph was not read",
   );
   assertEquals(violations(imports), []);
+  assertEquals(circles(imports), []);
+});
+
+Deno.test("a circle of imports is found and named", () => {
+  const imports = (text: string) =>
+    text.split(" ").map((pair) => {
+      const [from, to] = pair.split(">");
+      return { from, to };
+    });
+  // Two ways to one module are no circle.
+  assertEquals(circles(imports("a>b a>c b>d c>d")), []);
+  assertEquals(circles(imports("a>b b>c c>a x>c")), ["a → b → c → a"]);
+  assertEquals(circles(imports("c>a a>b b>c b>a a>a")), [
+    "a → a",
+    "a → b → a",
+    "a → b → c → a",
+  ]);
 });
 
 const cases: [from: string, to: string, reason: string | undefined][] = [
@@ -28,6 +45,18 @@ const cases: [from: string, to: string, reason: string | undefined][] = [
     "src/evaluation/score.ts",
     "micro and evaluation are on the same floor",
   ],
+  ["src/formats/lora.ts", "src/customize/lora.ts", undefined],
+  [
+    "src/customize/lora.ts",
+    "src/formats/lora.ts",
+    "formats is above customize",
+  ],
+  [
+    "src/formats/lora.ts",
+    "src/fusion/layer.ts",
+    "formats and fusion are on the same floor",
+  ],
+  ["src/report/table.ts", "src/lab/store.ts", "lab is above report"],
   ["src/nn/linear.ts", "mod.ts", "src may import only src"],
   ["src/nn/linear.ts", "tests/helpers.ts", "src may import only src"],
   ["src/util/x.ts", "src/core/tree.ts", "src/util is no room of the house"],

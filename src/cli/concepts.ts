@@ -4,18 +4,11 @@
  * @module
  */
 import { cannot } from "../core/errors.ts";
-import {
-  type Concept,
-  disposeConcept,
-  loadConcept,
-} from "../customize/concept.ts";
-import { loraConcept } from "../customize/lora_concept.ts";
-import {
-  detectDialect,
-  disposeLora,
-  loadLora,
-} from "../customize/lora_formats.ts";
-import { openTensors } from "../io/pickle.ts";
+import { type Concept, disposeConcept } from "../customize/concept.ts";
+import { loadConcept } from "../formats/concept_file.ts";
+import { loraConcept } from "../formats/lora_concept.ts";
+import { detectDialect, disposeLora, loadLora } from "../formats/lora.ts";
+import { openTensors } from "../formats/pickle.ts";
 import type { Model } from "../models/model.ts";
 
 /** A concept file and what it does not say. */

@@ -5,17 +5,13 @@
  */
 import * as tf from "@tensorflow/tfjs";
 import { cannot } from "../core/errors.ts";
-import { convertLora } from "../customize/convert.ts";
-import {
-  type DialectId,
-  DIALECTS,
-  saveLora,
-} from "../customize/lora_formats.ts";
-import { extractLora } from "../customize/lora_svd.ts";
+import { convertLora } from "../formats/convert.ts";
+import { type DialectId, DIALECTS, saveLora } from "../formats/lora.ts";
+import { extractLora } from "../formats/extract.ts";
 import { disposeAdapter, sites } from "../customize/lora.ts";
 import { assertWritable, exists, joinPath, parentOf } from "../io/files.ts";
-import { openTensors } from "../io/pickle.ts";
-import { isLdm, saveSingleFile } from "../models/ldm.ts";
+import { openTensors } from "../formats/pickle.ts";
+import { isLdm, saveSingleFile } from "../formats/ldm.ts";
 import { disposeModel, type Model, saveModel } from "../models/model.ts";
 import { createTokenizer } from "../models/tokenizer.ts";
 import { type Command, dtypeOf, EXIT_CODES, readOptions } from "./command.ts";

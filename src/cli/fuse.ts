@@ -10,7 +10,7 @@ import { type Concept, disposeConcept } from "../customize/concept.ts";
 import { fuse, type FuseOptions } from "../fusion/gradient.ts";
 import { weightFusion } from "../fusion/weight.ts";
 import { assertWritable, joinPath, parentOf } from "../io/files.ts";
-import { saveSingleFile } from "../models/ldm.ts";
+import { saveSingleFile } from "../formats/ldm.ts";
 import { disposeModel, type Model, saveModel } from "../models/model.ts";
 import { type Command, dtypeOf, EXIT_CODES, readOptions } from "./command.ts";
 import {

@@ -4,13 +4,13 @@
  * @module
  */
 import { cannot } from "../core/errors.ts";
-import { inspectLora, type LoraSummary } from "../customize/convert.ts";
-import { detectDialect } from "../customize/lora_formats.ts";
+import { inspectLora, type LoraSummary } from "../formats/convert.ts";
+import { detectDialect } from "../formats/lora.ts";
 import { exists, joinPath, readJson } from "../io/files.ts";
 import { componentFile } from "../io/folder.ts";
-import { openTensors } from "../io/pickle.ts";
+import { openTensors } from "../formats/pickle.ts";
 import type { SafetensorsFile } from "../io/safetensors.ts";
-import { describeLdm, isLdm } from "../models/ldm.ts";
+import { describeLdm, isLdm } from "../formats/ldm.ts";
 import { type Command, EXIT_CODES, readOptions } from "./command.ts";
 import { baseFor, KNOWN_BASES } from "./loras.ts";
 import { hostBackend, localModel } from "./models.ts";

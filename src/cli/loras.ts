@@ -8,12 +8,12 @@ import {
   type LoraBase,
   loraBase,
   type LoraBaseName,
-} from "../customize/formats/base.ts";
-import { disposeLora, loadLora } from "../customize/lora_formats.ts";
+} from "../formats/dialects/base.ts";
+import { disposeLora, loadLora } from "../formats/lora.ts";
 import { joinPath, readJson } from "../io/files.ts";
 import { openSafetensors } from "../io/safetensors.ts";
 import { parseTextEncoderConfig, parseUNetConfig } from "../models/config.ts";
-import { describeLdm } from "../models/ldm.ts";
+import { describeLdm } from "../formats/ldm.ts";
 import { EMBEDDED, localModel } from "./models.ts";
 
 /** Models that need no file, and what they are. */

@@ -12,7 +12,7 @@ import {
   type LdmPrediction,
   loadSingleFile,
   type LoadSingleFileOptions,
-} from "../models/ldm.ts";
+} from "../formats/ldm.ts";
 import { loadModel, type Model } from "../models/model.ts";
 import { backendOf, type Options } from "./command.ts";
 import { createProgress, type Progress } from "./progress.ts";

@@ -5,7 +5,8 @@
  */
 import { cannot } from "../core/errors.ts";
 import { key } from "../core/random.ts";
-import { disposeConcept, saveConcept } from "../customize/concept.ts";
+import { disposeConcept } from "../customize/concept.ts";
+import { saveConcept } from "../formats/concept_file.ts";
 import {
   encodeData,
   type Example,

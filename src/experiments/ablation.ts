@@ -7,11 +7,8 @@
  */
 import { cannot } from "../core/errors.ts";
 import { fold, key } from "../core/random.ts";
-import {
-  type Concept,
-  disposeConcept,
-  loadConcept,
-} from "../customize/concept.ts";
+import { type Concept, disposeConcept } from "../customize/concept.ts";
+import { loadConcept } from "../formats/concept_file.ts";
 import { method, startConcept } from "../customize/methods.ts";
 import type { ClipVector } from "../evaluation/clip.ts";
 import { cosine, textAlignment } from "../evaluation/clip_score.ts";

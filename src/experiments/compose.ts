@@ -6,11 +6,8 @@
  */
 import { sha256 } from "../core/hash.ts";
 import { disposeTree } from "../core/tree.ts";
-import {
-  type Concept,
-  disposeConcept,
-  loadConcept,
-} from "../customize/concept.ts";
+import { type Concept, disposeConcept } from "../customize/concept.ts";
+import { loadConcept } from "../formats/concept_file.ts";
 import {
   type AdapterSampling,
   loraComposite,
@@ -22,7 +19,6 @@ import { greyPixels } from "../diffusion/condition_images.ts";
 import type { ConditionNetwork } from "../diffusion/conditions.ts";
 import {
   type Layout,
-  type LayoutInput,
   parseLayout,
   prepareLayout,
   type ResolvedLayout,
@@ -41,68 +37,17 @@ import { outlineOf } from "../micro/sketch.ts";
 import { loadControlNet } from "../models/controlnet.ts";
 import type { Model } from "../models/model.ts";
 import { loadT2IAdapter } from "../models/t2i_adapter.ts";
-import { type ModelRef, shotKey, store } from "./pieces.ts";
+import {
+  type ComposeHow,
+  type ComposePiece,
+  type ModelRef,
+  shotKey,
+  type SketchObject,
+  store,
+  type Tell,
+  type ViewsPiece,
+} from "./pieces.ts";
 import { canonicalJson, embeddingsTensor, pieceId } from "./store.ts";
-import type { Tell } from "./workshop.ts";
-
-/** How the concepts of a layout come into the picture. */
-export type ComposeHow =
-  /** The model has them: the layout is drawn as it stands. */
-  | "model"
-  /** Adapters inside their regions, not fused. */
-  | "region-adapters"
-  | "switch"
-  | "composite";
-
-/** An outline in a sketch: a frame of an identity, put somewhere. */
-export interface SketchObject {
-  /** Proper name. */
-  readonly concept: string;
-  /** Which of its training frames. */
-  readonly frame: number;
-  /** Left edge of the square it is drawn in, pixels. */
-  readonly x: number;
-  /** Top edge, pixels. */
-  readonly y: number;
-  /** Side of the square, pixels. */
-  readonly side: number;
-}
-
-/** Draws one layout with several noises. */
-export interface ComposePiece {
-  readonly kind: "compose";
-  /** Hash of the base model. */
-  readonly base: string;
-  /** The model, for `how: "model"`; else the base. */
-  readonly model: ModelRef;
-  readonly how: ComposeHow;
-  /** Names of trained concepts in the store, where the model lacks them. */
-  readonly concepts: readonly string[];
-  readonly layout: LayoutInput;
-  /** What the condition image "sketch" shows. */
-  readonly sketch?: readonly SketchObject[];
-  /** Hash of the art that the sketch shows; see {@linkcode artHash}. */
-  readonly art?: string;
-  /** Hashes of condition networks, by name. */
-  readonly networks: Readonly<Record<string, string>>;
-  /** What noise is drawn for, a picture each: the same in every arm. */
-  readonly noise: readonly (readonly (string | number)[])[];
-}
-
-/** Embeds pictures: whole, and windows in regions of them. */
-export interface ViewsPiece {
-  readonly kind: "views";
-  /** Hash of the evaluation CLIP. */
-  readonly clip: string;
-  /** Names of pictures in the store. */
-  readonly images: readonly string[];
-  /** Where objects may be in each of them, as shares of the picture. */
-  readonly regions: readonly Box[];
-  /** Sides of windows, as shares of the region's shorter side. */
-  readonly sides: readonly number[];
-  /** Steps between windows, as a share of their side. */
-  readonly step: number;
-}
 
 /**
  * SHA-256 of all sprites and their names: part of the name of what is rendered.

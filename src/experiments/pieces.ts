@@ -9,9 +9,9 @@ import { fold, type Key, key } from "../core/random.ts";
 import type { MethodName, Preset } from "../customize/methods.ts";
 import type { TrainConfig } from "../customize/train.ts";
 import type { Box } from "../evaluation/preprocess.ts";
+import type { LayoutInput } from "../diffusion/layout.ts";
 import { joinPath } from "../io/files.ts";
 import type { GradientSettings, SamplingSettings } from "./presets.ts";
-import type { ComposePiece, ViewsPiece } from "./compose.ts";
 
 /** A picture of the store that shows a concept, drawn by the base model. */
 export interface DrawnPicture {
@@ -108,6 +108,68 @@ export interface ReferencePiece {
   /** The pictures of an in-domain concept; absent: the identity's art. */
   readonly pictures?: readonly DrawnPicture[];
 }
+
+/** How the concepts of a layout come into the picture. */
+export type ComposeHow =
+  /** The model has them: the layout is drawn as it stands. */
+  | "model"
+  /** Adapters inside their regions, not fused. */
+  | "region-adapters"
+  | "switch"
+  | "composite";
+
+/** An outline in a sketch: a frame of an identity, put somewhere. */
+export interface SketchObject {
+  /** Proper name. */
+  readonly concept: string;
+  /** Which of its training frames. */
+  readonly frame: number;
+  /** Left edge of the square it is drawn in, pixels. */
+  readonly x: number;
+  /** Top edge, pixels. */
+  readonly y: number;
+  /** Side of the square, pixels. */
+  readonly side: number;
+}
+
+/** Draws one layout with several noises. */
+export interface ComposePiece {
+  readonly kind: "compose";
+  /** Hash of the base model. */
+  readonly base: string;
+  /** The model, for `how: "model"`; else the base. */
+  readonly model: ModelRef;
+  readonly how: ComposeHow;
+  /** Names of trained concepts in the store, where the model lacks them. */
+  readonly concepts: readonly string[];
+  readonly layout: LayoutInput;
+  /** What the condition image "sketch" shows. */
+  readonly sketch?: readonly SketchObject[];
+  /** Hash of the art that the sketch shows; see `artHash`. */
+  readonly art?: string;
+  /** Hashes of condition networks, by name. */
+  readonly networks: Readonly<Record<string, string>>;
+  /** What noise is drawn for, a picture each: the same in every arm. */
+  readonly noise: readonly (readonly (string | number)[])[];
+}
+
+/** Embeds pictures: whole, and windows in regions of them. */
+export interface ViewsPiece {
+  readonly kind: "views";
+  /** Hash of the evaluation CLIP. */
+  readonly clip: string;
+  /** Names of pictures in the store. */
+  readonly images: readonly string[];
+  /** Where objects may be in each of them, as shares of the picture. */
+  readonly regions: readonly Box[];
+  /** Sides of windows, as shares of the region's shorter side. */
+  readonly sides: readonly number[];
+  /** Steps between windows, as a share of their side. */
+  readonly step: number;
+}
+
+/** Tells how far a piece is. */
+export type Tell = (done: number, total: number) => void;
 
 /** Any piece. */
 export type Piece =

@@ -59,22 +59,19 @@ import {
 import { disposeModel, loadModel, type Model } from "../models/model.ts";
 import { loadTokenizer, type Tokenizer } from "../models/tokenizer.ts";
 import { attentionGrids } from "../models/unet.ts";
-import {
-  artHash,
-  composedId,
-  type ComposeHow,
-  type ComposePiece,
-  type SketchObject,
-  type ViewsPiece,
-} from "./compose.ts";
+import { artHash, composedId } from "./compose.ts";
 import { type Crew, gatherCrew, type StageProgress } from "./crew.ts";
 import {
+  type ComposeHow,
+  type ComposePiece,
   type FusePiece,
   type ModelRef,
   type Piece,
   type ReferencePiece,
+  type SketchObject,
   store,
   type TrainPiece,
+  type ViewsPiece,
 } from "./pieces.ts";
 import type { ExperimentPreset } from "./presets.ts";
 import { folderHash, pieceId } from "./store.ts";

@@ -14,10 +14,9 @@ import {
   attachConcept,
   type Concept,
   disposeConcept,
-  loadConcept,
   releaseTokens,
-  saveConcept,
 } from "../customize/concept.ts";
+import { loadConcept, saveConcept } from "../formats/concept_file.ts";
 import { encodeData, type Example } from "../customize/dataset.ts";
 import { method, startConcept } from "../customize/methods.ts";
 import { customize } from "../customize/train.ts";
@@ -68,14 +67,11 @@ import {
   type Shot,
   shotKey,
   store,
+  type Tell,
   type TrainPiece,
-} from "./pieces.ts";
-import {
-  isComposed,
-  runCompose,
-  runViews,
   type ViewsPiece,
-} from "./compose.ts";
+} from "./pieces.ts";
+import { isComposed, runCompose, runViews } from "./compose.ts";
 import { embeddingsTensor, pieceId } from "./store.ts";
 
 /** What a workshop is opened with; plain data. */
@@ -96,9 +92,6 @@ export interface PieceProgress {
   readonly done: number;
   readonly total: number;
 }
-
-/** Tells how far a piece is. */
-export type Tell = (done: number, total: number) => void;
 
 /** An opened workshop. */
 export interface Workshop extends Disposable {

@@ -2,11 +2,8 @@ import { assert, assertEquals, assertThrows } from "@std/assert";
 import { runCommand } from "../../src/cli/command.ts";
 import { sampleCommand, stepsDrawn } from "../../src/cli/sample.ts";
 import { key } from "../../src/core/random.ts";
-import {
-  disposeConcept,
-  initConcept,
-  saveConcept,
-} from "../../src/customize/concept.ts";
+import { disposeConcept, initConcept } from "../../src/customize/concept.ts";
+import { saveConcept } from "../../src/formats/concept_file.ts";
 import { selectBackend } from "../../src/core/backend.ts";
 import { parseLayout } from "../../src/diffusion/layout.ts";
 import { decodePng, encodePng } from "../../src/io/png.ts";

@@ -22,7 +22,7 @@ import {
   targets,
   withTensors,
 } from "../../src/customize/lora.ts";
-import { loadLora } from "../../src/customize/lora_formats.ts";
+import { loadLora } from "../../src/formats/lora.ts";
 import {
   parseTextEncoderConfig,
   parseUNetConfig,

@@ -6,8 +6,8 @@ import {
   conceptTensors,
   disposeConcept,
   initConcept,
-  loadConcept,
 } from "../../src/customize/concept.ts";
+import { loadConcept } from "../../src/formats/concept_file.ts";
 import { encodeData, type TrainData } from "../../src/customize/dataset.ts";
 import { withTensors } from "../../src/customize/lora.ts";
 import { offsetNoise } from "../../src/customize/losses.ts";

@@ -11,7 +11,7 @@ import {
 } from "../../src/diffusion/pipeline.ts";
 import { attach, disposeAdapter } from "../../src/customize/lora.ts";
 import { addTokens } from "../../src/customize/concept.ts";
-import { loadLora } from "../../src/customize/lora_formats.ts";
+import { loadLora } from "../../src/formats/lora.ts";
 import { decode } from "../../src/models/autoencoder.ts";
 import { disposeModel, type Model } from "../../src/models/model.ts";
 import {
@@ -57,7 +57,7 @@ async function compare(
         g.rows(`${name}.timesteps`)[0][record.index],
       );
     } else {
-      // The decoder has golden values of its own (tests/cli/verify_test.ts).
+      // The decoder has golden values of its own (tests/verify/verify_test.ts).
       const { params, config } = model.autoencoder;
       const latent = tf.tensor4d(expected.slice(9 * size), [1, 4, 16, 16]);
       const image = tf.tidy(() =>

@@ -5,7 +5,8 @@
  */
 import * as tf from "@tensorflow/tfjs";
 import { at, updateAt } from "../../src/core/tree.ts";
-import { type Concept, loadConcept } from "../../src/customize/concept.ts";
+import type { Concept } from "../../src/customize/concept.ts";
+import { loadConcept } from "../../src/formats/concept_file.ts";
 import { denseDelta, type LayerSolution } from "../../src/fusion/layer.ts";
 import type { Strength } from "../../src/fusion/weight.ts";
 import type { Model } from "../../src/models/model.ts";

@@ -12,12 +12,8 @@ import {
   COMPONENTS,
   delta,
 } from "../../src/customize/lora.ts";
-import { loraConcept } from "../../src/customize/lora_concept.ts";
-import {
-  type DialectId,
-  loadLora,
-  loraBytes,
-} from "../../src/customize/lora_formats.ts";
+import { loraConcept } from "../../src/formats/lora_concept.ts";
+import { type DialectId, loadLora, loraBytes } from "../../src/formats/lora.ts";
 import { pipeline } from "../../src/diffusion/pipeline.ts";
 import {
   fuse,
@@ -28,7 +24,7 @@ import {
 import { disposeModel, type Model } from "../../src/models/model.ts";
 import { textEncoder } from "../../src/models/text_encoder.ts";
 import { close, forEachBackend, noLeak } from "../helpers.ts";
-import { randomAdapter } from "../customize/random_adapter.ts";
+import { randomAdapter } from "../formats/random_adapter.ts";
 import { tinySd } from "../customize/tiny_sd.ts";
 
 const BLOCK = "down_blocks.0.attentions.0.transformer_blocks.0";

@@ -15,7 +15,7 @@ import { disposeTree } from "../../src/core/tree.ts";
 import {
   parsePeftConfig,
   peftConfig,
-} from "../../src/customize/formats/peft_config.ts";
+} from "../../src/formats/dialects/peft_config.ts";
 import {
   parseSchedulerConfig,
   schedule,

@@ -22,7 +22,7 @@ import {
 } from "../helpers.ts";
 
 // fixtures/clip, from transformers' CLIPModel: the picture's half of it. The
-// text tower is that of tests/cli/verify_test.ts (text_encoder, variants/sd2).
+// text tower is that of tests/verify/verify_test.ts (text_encoder, variants/sd2).
 forEachBackend("CLIP's picture tower matches transformers", async (backend) => {
   await noLeak(async () => {
     const config = parseClipConfig(await fixtureJson("clip/config.json"));

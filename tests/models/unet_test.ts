@@ -17,7 +17,7 @@ import type { Context, Linear } from "../../src/nn/linear.ts";
 import { initialise, specLeaves } from "../../src/nn/spec.ts";
 import { close, forEachBackend, noLeak, tolerance } from "../helpers.ts";
 
-// Every branch of the config is compared with PyTorch in tests/cli/verify_test.ts
+// Every branch of the config is compared with PyTorch in tests/verify/verify_test.ts
 // (fixtures/variants); here is what that cannot show.
 
 const tiny = {

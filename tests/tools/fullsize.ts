@@ -25,7 +25,7 @@ import { bindingLimit } from "../../src/core/device.ts";
 import { cannot } from "../../src/core/errors.ts";
 import { fold, key, normal, uniform } from "../../src/core/random.ts";
 import { parameterCount } from "../../src/core/tree.ts";
-import { LORA_BASES } from "../../src/customize/formats/base.ts";
+import { LORA_BASES } from "../../src/formats/dialects/base.ts";
 import { decodeImages } from "../../src/diffusion/pipeline.ts";
 import { exists, joinPath, writeJson } from "../../src/io/files.ts";
 import {

@@ -30,7 +30,7 @@ const notebooks = await listFiles("notebooks", ".ipynb");
  * The art tool's packages are big and nobody else's: they have a lock file of
  * their own, because `deno task` fetches all that stands in the common one.
  */
-const art = "src/cli/art";
+const art = "tests/tools/art";
 const modules = (await listFiles(".", ".ts"))
   .filter((file) => file !== `${art}.ts`);
 

@@ -10,8 +10,8 @@ import {
   layersOf,
   type LoraBase,
   loraBase,
-} from "../../src/customize/formats/base.ts";
-import { inspectLora } from "../../src/customize/convert.ts";
+} from "../../src/formats/dialects/base.ts";
+import { inspectLora } from "../../src/formats/convert.ts";
 import { COMPONENTS } from "../../src/customize/lora.ts";
 import {
   DIALECTS,
@@ -19,8 +19,8 @@ import {
   loadLora,
   loraBytes,
   type LoraFile,
-} from "../../src/customize/lora_formats.ts";
-import { openTensors } from "../../src/io/pickle.ts";
+} from "../../src/formats/lora.ts";
+import { openTensors } from "../../src/formats/pickle.ts";
 
 /** Largest relative difference of a number: factors, scales, tokens. */
 async function difference(a: LoraFile, b: LoraFile): Promise<number> {

@@ -1,0 +1,1050 @@
+/**
+ * Reading and writing LoRA files in every dialect, strictly.
+ *
+ * A dialect is data (see dialects/): it says what every layer of the model at
+ * hand is called. All names are generated from that, so a key is either exactly
+ * one part of exactly one layer or it is unknown; there is no guessing from
+ * underscores, and reading is the inverse of writing by construction.
+ *
+ * @module
+ */
+import * as tf from "@tensorflow/tfjs";
+import { cannot } from "../core/errors.ts";
+import {
+  exists,
+  joinPath,
+  parentOf,
+  pathOf,
+  readJson,
+  writeJson,
+} from "../io/files.ts";
+import { openTensors } from "./pickle.ts";
+import {
+  encodeFloat,
+  encodeSafetensors,
+  type RawTensor,
+  toFloat32,
+  writeSafetensors,
+} from "../io/safetensors.ts";
+import type { LowRank } from "../nn/linear.ts";
+import {
+  fromDisk,
+  sameDiskShape,
+  type TensorSource,
+  toDisk,
+} from "../models/checkpoint.ts";
+import {
+  diskShapes,
+  layersOf,
+  type LoraBase,
+  type LoraLayers,
+  ownShapes,
+} from "./dialects/base.ts";
+import { CLONEOFSIMO } from "./dialects/cloneofsimo.ts";
+import type {
+  Dialect,
+  DialectId,
+  LoraFaults,
+  LoraHeader,
+  Part,
+} from "./dialects/dialect.ts";
+import { PREFIX } from "./dialects/dialect.ts";
+import { EMBEDDING_DIALECTS } from "./dialects/embeddings.ts";
+import { attentionPaths, NAMED_DIALECTS } from "./dialects/named.ts";
+import {
+  configuredRank,
+  configuredScale,
+  parsePeftConfig,
+  type PeftConfig,
+  peftConfig,
+  type PeftConfigs,
+} from "./dialects/peft_config.ts";
+import {
+  encodeTokens,
+  type TokenKey,
+  tokenKeys,
+  tokenMisfit,
+} from "./dialects/tokens.ts";
+import {
+  type Adapter,
+  type Component,
+  COMPONENTS,
+  disposeAdapter,
+  rankOf,
+  type ScaleRule,
+  type Site,
+} from "../customize/lora.ts";
+
+export type {
+  Dialect,
+  DialectId,
+  LoraBase,
+  LoraHeader,
+  PeftConfig,
+  PeftConfigs,
+};
+
+const [kohya, official, peft, diffusers] = NAMED_DIALECTS;
+
+/** Every dialect, in the order in which they are tried. */
+export const DIALECTS: readonly Dialect[] = [
+  kohya,
+  official,
+  CLONEOFSIMO,
+  peft,
+  diffusers,
+  ...EMBEDDING_DIALECTS,
+];
+
+/**
+ * The dialect of an id.
+ *
+ * @param id The id.
+ * @throws If there is none.
+ */
+export function dialect(id: string): Dialect {
+  const found = DIALECTS.find((d) => d.id === id);
+  if (!found) {
+    throw cannot(
+      "choose a LoRA dialect",
+      DIALECTS.map((d) => d.id).join(", "),
+      `"${id}"`,
+    );
+  }
+  return found;
+}
+
+/**
+ * Recognises the dialect of a file by its keys.
+ *
+ * @param file Names (and shapes) of the tensors; metadata where there is any.
+ * @param width Width of a token's vector, where it is known.
+ * @throws If no dialect names things like this.
+ */
+export function detectDialect(
+  file: LoraHeader | Iterable<string>,
+  width?: number,
+): Dialect {
+  const header: LoraHeader = Symbol.iterator in file
+    ? { entries: new Map([...file].map((key) => [key, { shape: [] }])) }
+    : file;
+  const found = DIALECTS.find((d) => d.detect(header, width));
+  if (!found) {
+    const all = [...header.entries.keys()];
+    throw cannot(
+      "recognise a LoRA file",
+      `keys of ${DIALECTS.map((d) => d.id).join(", ")}`,
+      all.length === 0
+        ? "no tensors"
+        : `${all.slice(0, 3).join(", ")}${all.length > 3 ? ", …" : ""}`,
+    );
+  }
+  return found;
+}
+
+/**
+ * Where the scales of a file come from: α tensors, an adapter_config.json (or
+ * the same in the header), the caller, or nothing: then the dialect's rule with
+ * α = rank (or 1) holds. `mixed` if layers differ.
+ */
+export type ScaleSource =
+  | "alpha tensors"
+  | "adapter config"
+  | "caller"
+  | "convention"
+  | "mixed";
+
+/** What is in a LoRA file. */
+export interface LoraFile {
+  /** The dialect the file is written in. */
+  readonly dialect: DialectId;
+  /** Its layers; the tensors are the caller's. */
+  readonly adapter: Adapter;
+  /** Where the layers' scales come from. */
+  readonly scales: ScaleSource;
+  /**
+   * Learned tokens and their vectors [n, width], one a cross-attention layer or
+   * one for all; the caller's. A token of several vectors is several tokens,
+   * `<cat>`, `<cat>_1`, … in that order.
+   */
+  readonly embeddings: ReadonlyMap<string, tf.Tensor2D>;
+  /** The file's metadata, as it stands. */
+  readonly metadata: Readonly<Record<string, string>>;
+}
+
+/** Settings of {@linkcode readLora}. */
+export interface ReadLoraOptions {
+  /** Taken from the keys if it is left out. */
+  readonly dialect?: DialectId;
+  /** PEFT's adapter_config.json. */
+  readonly config?: PeftConfig;
+  /**
+   * α of all layers for which nothing in the file or config says one.
+   *
+   * @default the dialect's convention: α = rank, or a scale of 1
+   */
+  readonly alpha?: number;
+  /**
+   * Name of the adapter.
+   *
+   * @default "lora"
+   */
+  readonly name?: string;
+  /**
+   * What a token is called that is named by its file (A1111).
+   *
+   * @default the name
+   */
+  readonly token?: string;
+  /**
+   * What is being read, for messages.
+   *
+   * @default "a LoRA"
+   */
+  readonly what?: string;
+  /**
+   * Whether each component in the file must have all its attention layers.
+   *
+   * @default what the dialect says (only `official` does)
+   */
+  readonly complete?: boolean;
+}
+
+/** A LoRA file: named tensors and metadata. */
+export type LoraSource = TensorSource & {
+  readonly metadata?: Readonly<Record<string, string>>;
+};
+
+interface Slot {
+  readonly component: Component;
+  readonly site: Site;
+  readonly part: Part;
+}
+
+/** Every key a dialect has for the layers of a model. */
+function slots(
+  d: Dialect,
+  layers: LoraLayers,
+  header: LoraHeader,
+): Map<string, Slot> {
+  const found = new Map<string, Slot>();
+  const names = d.names(layers, header);
+  for (const component of COMPONENTS) {
+    for (const site of layers.sites[component].values()) {
+      for (const stem of new Set(names(component, site.path))) {
+        for (const [part, ends] of Object.entries(d.parts)) {
+          for (const end of ends) {
+            const slot = { component, site, part: part as Part };
+            const other = found.get(stem + end);
+            if (other) {
+              throw cannot(
+                `name layers as ${d.id}`,
+                "a name for every layer",
+                `${stem}${end} for ${other.site.path} and ${site.path}`,
+              );
+            }
+            found.set(stem + end, slot);
+          }
+        }
+      }
+    }
+  }
+  return found;
+}
+
+/** A layer of a file and the keys of its parts. */
+interface PlannedLayer {
+  readonly component: Component;
+  readonly site: Site;
+  readonly keys: Partial<Record<Part, string>>;
+  stem: string;
+  magnitudeOf?: "output" | "input";
+}
+
+/** What is to be read from a file that has been found to be whole. */
+interface LoraPlan {
+  readonly dialect: Dialect;
+  readonly layers: readonly PlannedLayer[];
+  readonly tokens: ReadonlyMap<string, TokenKey>;
+  readonly configs: PeftConfigs;
+}
+
+type Faults = { [K in keyof LoraFaults]-?: string[] };
+
+const FLOATS = new Set(["F64", "F32", "F16", "BF16"]);
+
+/** Checks names, shapes and types of everything; nothing is read yet. */
+function plan(
+  file: LoraHeader,
+  layers: LoraLayers,
+  options: ReadLoraOptions,
+): LoraPlan {
+  const { what = "a LoRA", name = "lora", token = name } = options;
+  const d = options.dialect
+    ? dialect(options.dialect)
+    : detectDialect(file, layers.width);
+  const faults: Faults = {
+    missing: [],
+    unexpected: [],
+    misshapen: [],
+    mistyped: [],
+  };
+  const known = slots(d, layers, file);
+  const tokens = tokenKeys(d, file, token);
+  const claimed = new Set<string>();
+  const found = new Map<string, PlannedLayer>();
+  for (const [key, { shape, dtype }] of file.entries) {
+    const held = tokens.get(key);
+    const slot = known.get(key);
+    if (dtype !== undefined && !FLOATS.has(dtype) && (held || slot)) {
+      faults.mistyped.push(`${key} (expected floats, got ${dtype})`);
+    }
+    if (held) {
+      const problem = tokenMisfit(d.tokens!, shape, layers);
+      if (problem) faults.misshapen.push(`${key} (${problem})`);
+      const twice = held.tokens.find((t) => claimed.has(t));
+      if (twice !== undefined) {
+        faults.unexpected.push(`${key} (a second "${twice}")`);
+      }
+      for (const t of held.tokens) claimed.add(t);
+      continue;
+    }
+    if (!slot) {
+      faults.unexpected.push(key);
+      continue;
+    }
+    const id = `${slot.component} ${slot.site.path}`;
+    const layer = found.get(id) ??
+      { component: slot.component, site: slot.site, keys: {}, stem: "" };
+    found.set(id, layer);
+    if (layer.keys[slot.part] !== undefined) {
+      faults.unexpected.push(`${key} (beside ${layer.keys[slot.part]})`);
+      continue;
+    }
+    layer.keys[slot.part] = key;
+    layer.stem = key.slice(
+      0,
+      key.length - d.parts[slot.part]!.find((end) => key.endsWith(end))!.length,
+    );
+  }
+  const configs = configsOf(d, file, options);
+  for (const layer of found.values()) {
+    checkLayer(d, layer, file, configs[layer.component], faults);
+  }
+  const required = options.complete === false && d.id !== CLONEOFSIMO.id
+    ? undefined
+    : d.required ??
+      (options.complete
+        ? (_: LoraLayers, __: LoraHeader, c: Component) =>
+          attentionPaths(layers, c)
+        : undefined);
+  const names = d.names(layers, file);
+  for (const component of COMPONENTS) {
+    const present = [...found.values()].some((l) => l.component === component);
+    if (!required || !present) continue;
+    for (const path of required(layers, file, component)) {
+      if (found.has(`${component} ${path}`)) continue;
+      const [stem] = names(component, path);
+      faults.missing.push(
+        ...(["down", "up"] as const).map((p) => stem + d.parts[p]![0]),
+      );
+    }
+  }
+  for (const [kind, list] of Object.entries(d.faults?.(file, layers) ?? {})) {
+    faults[kind as keyof Faults].push(...list);
+  }
+  report(what, d, faults);
+  if (found.size + tokens.size === 0) {
+    throw cannot(`read ${what}`, "at least one layer or token", "none");
+  }
+  // Canonical order, whatever the file's is.
+  const ordered = COMPONENTS.flatMap((component) =>
+    [...layers.sites[component].keys()].flatMap((path) =>
+      found.get(`${component} ${path}`) ?? []
+    )
+  );
+  const bare = ordered.find((l) =>
+    l.stem.startsWith("base_model.") && !l.keys.alpha &&
+    configuredScale(configs[l.component], l.site.path, 1) === undefined
+  );
+  if (bare && options.alpha === undefined) {
+    throw cannot(
+      `read ${what}`,
+      "the adapter_config.json that PEFT writes beside it, or an alpha",
+      "neither, so the scale is unknown",
+    );
+  }
+  return { dialect: d, layers: ordered, tokens, configs };
+}
+
+/** The PEFT config of each component: the caller's, or the header's. */
+function configsOf(
+  d: Dialect,
+  file: LoraHeader,
+  { config }: ReadLoraOptions,
+): PeftConfigs {
+  if (config) {
+    const checked = parsePeftConfig(config);
+    return { textEncoder: checked, unet: checked };
+  }
+  return d.configs?.(file) ?? {};
+}
+
+/** Adds what is wrong with one layer. */
+function checkLayer(
+  d: Dialect,
+  layer: PlannedLayer,
+  file: LoraHeader,
+  config: PeftConfig | undefined,
+  faults: Faults,
+): void {
+  const { site, keys, stem } = layer;
+  for (const part of ["down", "up"] as const) {
+    if (keys[part] === undefined) faults.missing.push(stem + d.parts[part]![0]);
+  }
+  const shapeOf = (part: Part) =>
+    keys[part] === undefined ? undefined : file.entries.get(keys[part])!.shape;
+  const misshapen = (part: Part, expected: readonly number[]) =>
+    faults.misshapen.push(
+      `${keys[part]} (expected [${expected}], got [${shapeOf(part)}])`,
+    );
+  const rank = shapeOf("down")?.[0] ?? 0;
+  const expected = keys.mid === undefined
+    ? { mid: [], ...diskShapes(site, rank) }
+    : {
+      ...diskShapes({ ...site, kernel: [1, 1] }, rank),
+      mid: [rank, rank, ...site.kernel],
+    };
+  for (const part of ["down", "mid", "up"] as const) {
+    const shape = shapeOf(part);
+    if (
+      shape && keys.down && (rank < 1 || !sameDiskShape(shape, expected[part]))
+    ) misshapen(part, expected[part]);
+  }
+  const alpha = shapeOf("alpha");
+  if (alpha && alpha.reduce((a, b) => a * b, 1) !== 1) misshapen("alpha", []);
+  const magnitude = shapeOf("magnitude");
+  if (magnitude) {
+    layer.magnitudeOf = d.magnitudeOf?.(magnitude, site);
+    if (!layer.magnitudeOf) {
+      misshapen("magnitude", d.magnitudeShape?.(site, "output") ?? []);
+    }
+  }
+  if (!config) return;
+  const configured = configuredRank(config, site.path);
+  if (configured !== undefined && keys.down && configured !== rank) {
+    faults.misshapen.push(
+      `${keys.down} (rank ${rank}, the adapter config says ${configured})`,
+    );
+  }
+  if (config.use_dora && keys.magnitude === undefined) {
+    faults.missing.push(stem + d.parts.magnitude?.[0]);
+  }
+}
+
+function report(what: string, d: Dialect, faults: Faults): void {
+  const parts = Object.entries(faults).filter(([, list]) => list.length > 0)
+    .map(([kind, list]) => `${list.length} ${kind}: ${list.join(", ")}`);
+  if (parts.length > 0) {
+    throw new Error(
+      `Cannot read ${what} (${d.id} naming): ${parts.join("; ")}`,
+    );
+  }
+}
+
+/** Where files of ours say by which rule their scales are made. */
+const SCALE_RULE = "mix_of_show.scale_rule";
+
+/** The rule of a file's scales, and that it says nothing else itself. */
+function ruleOf(
+  { dialect: d, configs }: LoraPlan,
+  file: LoraHeader,
+  { what = "a LoRA", config }: ReadLoraOptions,
+): ScaleRule {
+  const rslora = COMPONENTS.some((c) => configs[c]?.use_rslora);
+  const rule = rslora ? "alpha/sqrt(rank)" : d.scaleRule;
+  const told = file.metadata?.[SCALE_RULE];
+  if (told !== undefined && told !== rule && !config) {
+    throw cannot(
+      `read ${what}`,
+      `${SCALE_RULE} ${rule}, as ${d.id} files have it`,
+      JSON.stringify(told.slice(0, 40)),
+    );
+  }
+  return rule;
+}
+
+/**
+ * Reads a LoRA strictly: every key of the file is one part of one layer of the
+ * model (or a learned token), all parts are there and fit, all values are
+ * finite — or nothing is read.
+ *
+ * @param file The file, already open.
+ * @param base The model it is for, or only its configs.
+ * @param options Dialect, PEFT config, name.
+ * @returns Adapter and learned tokens.
+ * @throws One error that lists all missing, unexpected, misshapen and mistyped
+ * keys; if a scale is unknown.
+ *
+ * @example
+ * ```ts
+ * const file = await openSafetensors("cat.safetensors");
+ * const { adapter, embeddings } = await readLora(file, model);
+ * ```
+ */
+export async function readLora(
+  file: LoraSource,
+  base: LoraBase,
+  options: ReadLoraOptions = {},
+): Promise<LoraFile> {
+  const { name = "lora", what = "a LoRA", alpha: given } = options;
+  if (given !== undefined && !Number.isFinite(given)) {
+    throw cannot(`read ${what}`, "a finite alpha", given);
+  }
+  const planned = plan(file, layersOf(base), options);
+  const { dialect: d, configs } = planned;
+  const scaleRule = ruleOf(planned, file, options);
+  const made: tf.Tensor[] = [];
+  const broken: string[] = [];
+  const values = async (key: string) => {
+    const data = toFloat32(await file.read(key));
+    if (!data.every(Number.isFinite)) broken.push(key);
+    return data;
+  };
+  const tensor = <T extends tf.Tensor>(
+    data: Float32Array,
+    shape: number[],
+  ): T => {
+    const t = tf.tensor(data, shape) as T;
+    made.push(t);
+    return t;
+  };
+  const sources = new Set<ScaleSource>();
+  const scaleOf = (
+    rank: number,
+    path: string,
+    own?: number,
+    c?: PeftConfig,
+  ) => {
+    if (own !== undefined) {
+      sources.add("alpha tensors");
+      return own / (c?.use_rslora ? Math.sqrt(rank) : rank);
+    }
+    const configured = configuredScale(c, path, rank);
+    if (configured !== undefined) {
+      sources.add("adapter config");
+      return configured;
+    }
+    sources.add(given === undefined ? "convention" : "caller");
+    if (given === undefined) return 1;
+    return scaleRule === "alpha"
+      ? given
+      : given / (scaleRule === "alpha/rank" ? rank : Math.sqrt(rank));
+  };
+  const result: Record<Component, Map<string, LowRank>> = {
+    textEncoder: new Map(),
+    unet: new Map(),
+  };
+  const embeddings = new Map<string, tf.Tensor2D>();
+  try {
+    for (const { component, site, keys, magnitudeOf } of planned.layers) {
+      const rank = file.entries.get(keys.down!)!.shape[0];
+      const own = ownShapes(site, rank);
+      const factor = async (part: "down" | "up") => {
+        const read = await values(keys[part]!);
+        const whole = part === "down" && keys.mid !== undefined
+          ? throughMid(read, await values(keys.mid), rank)
+          : read;
+        return tensor(fromDisk(site.kind, own[part], whole), own[part]);
+      };
+      const alpha = keys.alpha ? (await values(keys.alpha))[0] : undefined;
+      result[component].set(site.path, {
+        down: await factor("down"),
+        up: await factor("up"),
+        scale: scaleOf(rank, site.path, alpha, configs[component]),
+        adapter: name,
+        ...(keys.magnitude
+          ? {
+            magnitude: tensor<tf.Tensor1D>(
+              await values(keys.magnitude),
+              [magnitudeOf === "input" ? site.inputs : site.outputs],
+            ),
+            ...(magnitudeOf === "input" ? { dora: { of: magnitudeOf } } : {}),
+          }
+          : {}),
+      });
+    }
+    for (const { key, tokens } of planned.tokens.values()) {
+      const { shape } = file.entries.get(key)!;
+      const width = shape[shape.length - 1];
+      const data = await values(key);
+      const size = data.length / tokens.length;
+      tokens.forEach((token, k) =>
+        embeddings.set(
+          token,
+          tensor<tf.Tensor2D>(
+            data.slice(k * size, (k + 1) * size),
+            [size / width, width],
+          ),
+        )
+      );
+    }
+    if (broken.length > 0) {
+      throw cannot(
+        `read ${what}`,
+        "finite values",
+        `NaN in ${broken.join(", ")}`,
+      );
+    }
+  } catch (error) {
+    for (const t of made) t.dispose();
+    throw error;
+  }
+  const [source = "convention"] = sources;
+  return {
+    dialect: d.id,
+    adapter: { name, scaleRule, ...result },
+    scales: sources.size > 1 ? "mixed" : source,
+    embeddings,
+    metadata: file.metadata ?? {},
+  };
+}
+
+/**
+ * `down` of a layer whose filter is a part of its own: what a 1×1 convolution
+ * [r, in] and then a filter [r, r, h, w] do, as one [r, in, h, w].
+ */
+function throughMid(
+  down: Float32Array,
+  mid: Float32Array,
+  rank: number,
+): Float32Array {
+  const inputs = down.length / rank;
+  const area = mid.length / (rank * rank);
+  const result = new Float32Array(rank * inputs * area);
+  for (let r = 0; r < rank; r++) {
+    for (let i = 0; i < inputs; i++) {
+      for (let k = 0; k < area; k++) {
+        let sum = 0;
+        for (let p = 0; p < rank; p++) {
+          sum += mid[(r * rank + p) * area + k] * down[p * inputs + i];
+        }
+        result[(r * inputs + i) * area + k] = sum;
+      }
+    }
+  }
+  return result;
+}
+
+const ADAPTER_MODEL = "adapter_model.safetensors";
+const ADAPTER_CONFIG = "adapter_config.json";
+
+/** The name of a file without folder and ending. */
+function baseName(path: string): string {
+  return path.replace(/^.*[\\/]/, "").replace(/\.[^.]*$/, "");
+}
+
+/**
+ * Opens and reads a LoRA; see {@linkcode readLora}.
+ *
+ * @param path A safetensors file or an official `.pth`, its bytes, or a folder
+ * of PEFT's (`adapter_config.json` and `adapter_model.safetensors`, or two such
+ * folders `unet` and `text_encoder`). The config beside a file is found, too.
+ * @param base The model it is for, or only its configs.
+ * @param options Dialect, PEFT config, name.
+ */
+export async function loadLora(
+  path: string | URL | Uint8Array,
+  base: LoraBase,
+  options: ReadLoraOptions = {},
+): Promise<LoraFile> {
+  if (!(path instanceof Uint8Array)) {
+    const local = typeof path === "string" || path.protocol === "file:"
+      ? pathOf(path)
+      : undefined;
+    if (local !== undefined && await isFolder(local)) {
+      return await loadPeftFolder(local, base, options);
+    }
+    if (local !== undefined && !options.config) {
+      const config = joinPath(parentOf(local), ADAPTER_CONFIG);
+      if (/adapter_model\.[^/\\]*$/.test(local) && await exists(config)) {
+        options = {
+          ...options,
+          config: parsePeftConfig(await readJson(config)),
+        };
+      }
+    }
+  }
+  const file = await openTensors(path);
+  try {
+    const what = path instanceof Uint8Array ? "a LoRA" : String(path);
+    const token = path instanceof Uint8Array ? {} : { token: baseName(what) };
+    return await readLora(file, base, { what, ...token, ...options });
+  } finally {
+    file.close();
+  }
+}
+
+async function isFolder(path: string): Promise<boolean> {
+  try {
+    return (await Deno.stat(path)).isDirectory;
+  } catch {
+    return false;
+  }
+}
+
+async function loadPeftFolder(
+  folder: string,
+  base: LoraBase,
+  options: ReadLoraOptions,
+): Promise<LoraFile> {
+  const folders = [
+    folder,
+    ...Object.values(PREFIX).map((p) => `${folder}/${p}`),
+  ];
+  const found: string[] = [];
+  for (const one of folders) {
+    if (await exists(joinPath(one, ADAPTER_CONFIG))) found.push(one);
+  }
+  if (found.length === 0) {
+    throw cannot(`read ${folder}`, `a folder with ${ADAPTER_CONFIG}`, "none");
+  }
+  const files: LoraFile[] = [];
+  try {
+    for (const one of found) {
+      files.push(
+        await loadLora(joinPath(one, ADAPTER_MODEL), base, {
+          dialect: "peft",
+          ...options,
+        }),
+      );
+    }
+    return files.reduce((a, b) => merged(a, b, folder));
+  } catch (error) {
+    files.forEach(disposeLora);
+    throw error;
+  }
+}
+
+/** Two halves of one LoRA. */
+function merged(a: LoraFile, b: LoraFile, what: string): LoraFile {
+  const join = (component: Component) => {
+    const [x, y] = [a.adapter[component], b.adapter[component]];
+    const twice = [...y.keys()].filter((path) => x.has(path));
+    if (twice.length > 0) {
+      throw cannot(`read ${what}`, "every layer once", twice.join(", "));
+    }
+    return new Map([...x, ...y]);
+  };
+  if (a.adapter.scaleRule !== b.adapter.scaleRule) {
+    throw cannot(
+      `read ${what}`,
+      "one rule of scales",
+      `${a.adapter.scaleRule} and ${b.adapter.scaleRule}`,
+    );
+  }
+  return {
+    ...a,
+    scales: a.scales === b.scales ? a.scales : "mixed",
+    adapter: {
+      ...a.adapter,
+      textEncoder: join("textEncoder"),
+      unet: join("unet"),
+    },
+    metadata: { ...b.metadata, ...a.metadata },
+  };
+}
+
+/**
+ * Disposes what was read from a file.
+ *
+ * @param file The file's content.
+ */
+export function disposeLora(
+  file: Pick<LoraFile, "adapter" | "embeddings">,
+): void {
+  disposeAdapter(file.adapter);
+  for (const vectors of file.embeddings.values()) {
+    if (!vectors.isDisposed) vectors.dispose();
+  }
+}
+
+/** What goes into a LoRA file. */
+export interface LoraContent {
+  /** The layers. */
+  readonly adapter: Adapter;
+  /** Learned tokens, for dialects that hold them. */
+  readonly embeddings?: ReadonlyMap<string, tf.Tensor2D>;
+}
+
+/** A LoRA as named tensors and metadata. */
+export interface EncodedLora {
+  /** By name, in the order they are written. */
+  readonly tensors: [string, RawTensor][];
+  /** What goes into the header. */
+  readonly metadata: Record<string, string>;
+}
+
+/** How a LoRA is written. */
+export interface WriteLoraOptions {
+  /**
+   * Type on disk.
+   *
+   * @default "F32"
+   */
+  readonly dtype?: "F32" | "F16" | "BF16";
+  /** Further metadata; it takes precedence. */
+  readonly metadata?: Readonly<Record<string, string>>;
+}
+
+/**
+ * Names the tensors of a LoRA as a dialect does. Where the dialect has no α,
+ * the scale is multiplied into `up`, so that a reader who adds `up·down` gets
+ * the same change of weights.
+ *
+ * @param content Adapter and learned tokens.
+ * @param base The model it is for, or only its configs.
+ * @param to The dialect.
+ * @param options Type on disk, further metadata.
+ * @throws If the dialect cannot hold something: learned tokens, DoRA, a layer;
+ * if a number is not finite or too large for the type.
+ */
+export async function encodeLora(
+  content: LoraContent,
+  base: LoraBase,
+  to: DialectId,
+  options: WriteLoraOptions = {},
+): Promise<EncodedLora> {
+  const d = dialect(to);
+  const layers = layersOf(base);
+  const { adapter, embeddings = new Map() } = content;
+  const tokens = await encodeTokens(d, embeddings);
+  checkLayers(d, adapter, layers);
+  const metadata: Record<string, string> = {
+    ...d.metadata?.(adapter, [...embeddings.keys()], layers),
+    ...(adapter.textEncoder.size + adapter.unet.size > 0
+      ? { [SCALE_RULE]: d.scaleRule }
+      : {}),
+    ...options.metadata,
+  };
+  const names = d.names(layers, { entries: new Map(), metadata });
+  const tensors = await encodeLayers(
+    d,
+    adapter,
+    layers,
+    (component, path) => names(component, path)[0],
+    options.dtype,
+    d.parts.alpha && !d.readOnly?.includes("alpha") ? "tensors" : "folded",
+  );
+  const put = writer(d, options.dtype);
+  return {
+    tensors: [
+      ...tokens.map(({ key, shape, values }) => put(key, shape, values)),
+      ...tensors,
+    ],
+    metadata,
+  };
+}
+
+/** Makes a tensor of a file, and sure that the type can hold its values. */
+function writer(d: Dialect, dtype: WriteLoraOptions["dtype"] = "F32") {
+  // Half of the step above 65504 rounds to infinity.
+  const limit = dtype === "F16" ? 65520 : Infinity;
+  return (
+    key: string,
+    shape: number[],
+    values: Float32Array,
+  ): [string, RawTensor] => {
+    if (!values.every((v) => Math.abs(v) < limit)) {
+      throw cannot(
+        `write a LoRA as ${d.id}`,
+        dtype === "F16" ? "finite values below 65520 (F16)" : "finite values",
+        `others in ${key}`,
+      );
+    }
+    return [key, { dtype, shape, data: encodeFloat(values, dtype) }];
+  };
+}
+
+/** Makes sure that a dialect has names and places for everything. */
+function checkLayers(d: Dialect, adapter: Adapter, layers: LoraLayers): void {
+  const what = `write a LoRA as ${d.id}`;
+  const problems: [string, string][] = [];
+  for (const component of COMPONENTS) {
+    for (const [path, low] of adapter[component]) {
+      const site = layers.sites[component].get(path);
+      const name = `${component} ${path}`;
+      if (!site) {
+        problems.push(["layers of the model", name]);
+      } else if (!d.parts.down) {
+        problems.push(["no layers", name]);
+      } else if (low.magnitude && !d.parts.magnitude) {
+        problems.push(["no DoRA", `a magnitude at ${path}`]);
+      } else if (
+        low.magnitude &&
+        !d.magnitudeShape?.(site, low.dora?.of ?? "output")
+      ) {
+        problems.push(["magnitudes of outputs", `of inputs at ${path}`]);
+      } else if (
+        (low.dora?.share ?? 1) !== 1 || (low.dora?.strength ?? 1) !== 1
+      ) {
+        problems.push(["DoRA at weight 1", `another at ${path}`]);
+      }
+    }
+  }
+  if (problems.length > 0) {
+    const [expected] = problems[0];
+    const all = problems.filter(([e]) => e === expected).map(([, got]) => got);
+    throw cannot(what, expected, all.join(", "));
+  }
+}
+
+/** The tensors of layers. */
+async function encodeLayers(
+  d: Dialect,
+  adapter: Pick<Adapter, Component>,
+  layers: LoraLayers,
+  stemOf: (component: Component, path: string) => string | undefined,
+  dtype: WriteLoraOptions["dtype"],
+  scales: "tensors" | "folded" | "elsewhere",
+): Promise<[string, RawTensor][]> {
+  const put = writer(d, dtype);
+  const raw: [string, RawTensor][] = [];
+  for (const component of COMPONENTS) {
+    for (const [path, low] of adapter[component]) {
+      const site = layers.sites[component].get(path)!;
+      const stem = stemOf(component, path);
+      if (stem === undefined) {
+        throw cannot(
+          `write a LoRA as ${d.id}`,
+          "layers the dialect can name",
+          `${component} ${path}`,
+        );
+      }
+      const rank = rankOf(low);
+      const disk = diskShapes(site, rank);
+      const own = ownShapes(site, rank);
+      for (const part of ["down", "up"] as const) {
+        if (!tf.util.arraysEqual(low[part].shape, own[part])) {
+          throw cannot(
+            `write a LoRA as ${d.id}`,
+            `${part} [${own[part]}] of ${path}`,
+            `[${low[part].shape}]`,
+          );
+        }
+        const values = await low[part].data() as Float32Array;
+        const scale = part === "up" && scales === "folded" ? low.scale : 1;
+        raw.push(put(
+          stem + d.parts[part]![0],
+          disk[part],
+          toDisk(
+            site.kind,
+            own[part],
+            scale === 1 ? values : values.map((v) => v * scale),
+          ),
+        ));
+      }
+      if (scales === "tensors") {
+        raw.push(
+          put(stem + d.parts.alpha![0], [], Float32Array.of(low.scale * rank)),
+        );
+      }
+      if (low.magnitude) {
+        raw.push(put(
+          stem + d.parts.magnitude![0],
+          d.magnitudeShape!(site, low.dora?.of ?? "output")!,
+          await low.magnitude.data() as Float32Array,
+        ));
+      }
+    }
+  }
+  return raw;
+}
+
+/**
+ * A LoRA as the bytes of a safetensors file; see {@linkcode encodeLora}.
+ *
+ * @param content Adapter and learned tokens.
+ * @param base The model it is for, or only its configs.
+ * @param to The dialect.
+ * @param options Type on disk, further metadata.
+ */
+export async function loraBytes(
+  content: LoraContent,
+  base: LoraBase,
+  to: DialectId,
+  options: WriteLoraOptions = {},
+): Promise<Uint8Array> {
+  const { tensors, metadata } = await encodeLora(content, base, to, options);
+  return encodeSafetensors(tensors, { format: "pt", ...metadata });
+}
+
+/**
+ * Writes a LoRA file, atomically; see {@linkcode encodeLora}.
+ *
+ * @param path The safetensors file.
+ * @param content Adapter and learned tokens.
+ * @param base The model it is for, or only its configs.
+ * @param to The dialect.
+ * @param options Type on disk, further metadata.
+ */
+export async function saveLora(
+  path: string | URL,
+  content: LoraContent,
+  base: LoraBase,
+  to: DialectId,
+  options: WriteLoraOptions = {},
+): Promise<void> {
+  const { tensors, metadata } = await encodeLora(content, base, to, options);
+  await writeSafetensors(path, tensors, { format: "pt", ...metadata });
+}
+
+/**
+ * Writes a LoRA as PEFT's own folders, atomically file by file: unlike in a
+ * single file, scales stay apart from the weights, exactly, by the adapter's
+ * own rule (rsLoRA included).
+ *
+ * @param folder The folder; `unet` and `text_encoder` below it where both have
+ * layers.
+ * @param content The adapter; learned tokens cannot be held.
+ * @param base The model it is for, or only its configs.
+ * @param options Type on disk, further metadata.
+ * @throws As {@linkcode encodeLora}.
+ */
+export async function savePeftFolder(
+  folder: string,
+  content: LoraContent,
+  base: LoraBase,
+  options: WriteLoraOptions = {},
+): Promise<void> {
+  const { adapter } = content;
+  const layers = layersOf(base);
+  await encodeTokens(peft, content.embeddings ?? new Map());
+  checkLayers(peft, adapter, layers);
+  const used = COMPONENTS.filter((c) => adapter[c].size > 0);
+  if (used.length === 0) throw cannot(`write ${folder}`, "layers", "none");
+  const names = peft.names(layers, { entries: new Map() });
+  const parts = await Promise.all(used.map(async (component) => ({
+    at: used.length === 1 ? folder : joinPath(folder, PREFIX[component]),
+    config: peftConfig(adapter[component], adapter.scaleRule),
+    tensors: await encodeLayers(
+      peft,
+      {
+        textEncoder: new Map(),
+        unet: new Map(),
+        [component]: adapter[component],
+      },
+      layers,
+      (c, path) => names(c, path).find((n) => n.startsWith("base_model.")),
+      options.dtype,
+      "elsewhere",
+    ),
+  })));
+  for (const { at, config, tensors } of parts) {
+    await writeSafetensors(joinPath(at, ADAPTER_MODEL), tensors, {
+      format: "pt",
+      ...options.metadata,
+    });
+    await writeJson(joinPath(at, ADAPTER_CONFIG), config);
+  }
+}
