@@ -3,41 +3,47 @@
  *
  * @module
  */
-import { finish } from "../core/finish.ts";
-import { type BackendChoice, selectBackend } from "../core/backend.ts";
-import { cannot } from "../core/errors.ts";
 import { sha256 } from "../core/hash.ts";
+import { cannot } from "../core/errors.ts";
 import {
   ablation,
-  type AblationOptions,
-  ablationPictures,
+  type AblationPlan,
   finishedSeeds,
   FUSIONS,
+  pictureRows,
 } from "../experiments/ablation.ts";
 import { ablationTable } from "../experiments/ablation_figures.ts";
-import { ablationSchema } from "../experiments/ablation_schema.ts";
-import { store } from "../experiments/pieces.ts";
-import { EMBEDDINGS, TEST_CONCEPTS } from "../experiments/presets.ts";
-import { canonicalJson, folderHash } from "../experiments/store.ts";
-import { MODEL_PARTS, oneDomain } from "../experiments/study.ts";
-import { pixelsOf } from "../experiments/workshop.ts";
 import {
-  assertWritable,
+  type AblationReport,
+  ablationSchema,
+} from "../experiments/ablation_schema.ts";
+import { EMBEDDINGS, TEST_CONCEPTS } from "../experiments/presets.ts";
+import { oneDomain, referencePictures } from "../experiments/subjects.ts";
+import {
   exists,
   joinPath,
   readJson,
   writeAtomic,
   writeJson,
 } from "../io/files.ts";
-import { decodePng, encodePng, type Pixels } from "../io/png.ts";
-import { conceptImage, loadConceptArt } from "../micro/concepts.ts";
+import { encodePng, type Pixels } from "../io/png.ts";
+import type { Lab } from "../lab/lab.ts";
+import { nowhere } from "../lab/runner.ts";
+import { canonicalJson } from "../lab/store.ts";
 import { conceptOf } from "../micro/in_domain.ts";
 import { PROMPTS_SHA256 } from "../micro/prompts.ts";
-import { backendOf, readOptions, runScript } from "./command.ts";
-import { EMBEDDED, mustExist } from "./models.ts";
-import { stageLabel } from "./stages.ts";
-import { settingsOf, workersFor } from "./study_options.ts";
-import { createProgress } from "./progress.ts";
+import { readOptions, runScript } from "./command.ts";
+import {
+  inLab,
+  LAB_HELP,
+  LAB_OPTIONS,
+  type LabRequest,
+  labRequest,
+  type Machine,
+  SETTING_HELP,
+  SETTING_OPTIONS,
+  settingsOf,
+} from "./lab_options.ts";
 import {
   ablationHtml,
   ablationMarkdown,
@@ -59,18 +65,9 @@ draws pictures before and after, scores them, and writes a report.
   --seeds LIST        training seeds, such as 0,1,2
   --method LIST       lora, edlora (default: both)
   --fusion LIST       weight, gradient, weight_best_lambda (default: all)
-  --preset NAME       ablation (default) or official
-  --steps N           sampling steps (20)
-  --train-steps N     training steps of a concept
-  --guidance X        guidance scale
-  --rank N            rank of the adapters (4)
-  --backend NAME      auto, webgpu, wasm or cpu
-  --workers N         workers (default: processors; 0: in place)
-  --model FOLDER      base model (default: the embedded one)
-  --clip FOLDER       evaluation CLIP (default: the embedded one)
+${SETTING_HELP}
   --out FOLDER        where results go (default: out/ablation…)
-  --cache FOLDER      finished pieces (default: cache in the output folder);
-                      share one to score the same pictures by another CLIP
+${LAB_HELP}
   --fresh             forget what the cache holds
   --partial           run nothing: report on the seeds that are finished
   --dry-run           run nothing: print prompts' hash, hashes and settings
@@ -101,10 +98,8 @@ export interface AblationCommand {
   readonly partial: boolean;
   /** Only says what would be run. */
   readonly dryRun: boolean;
-  readonly backend: BackendChoice;
-  readonly out: string;
-  readonly workers?: number;
-  readonly options: Omit<AblationOptions, "workers" | "backend" | "version">;
+  readonly lab: LabRequest;
+  readonly plan: AblationPlan;
 }
 
 const WHAT = "start the ablation";
@@ -117,37 +112,21 @@ const WHAT = "start the ablation";
  */
 export function parseAblation(args: readonly string[]): AblationCommand {
   const changing = [
-    "concepts",
-    "seeds",
-    "n",
-    "method",
-    "fusion",
-    "steps",
-    "train-steps",
-    "guidance",
-    "rank",
+    ...["concepts", "seeds", "n", "method", "fusion"],
+    ...SETTING_OPTIONS,
+    "model",
   ];
   const options = readOptions(WHAT, args, {
-    text: [
-      ...changing,
-      "preset",
-      "backend",
-      "workers",
-      "model",
-      "clip",
-      "cache",
-      "out",
-    ],
+    text: [...new Set([...changing, ...LAB_OPTIONS])],
     flags: ["quick", "full", "fresh", "partial", "dry-run"],
   });
-  const quick = options.flag("quick"), full = options.flag("full");
+  const [quick, full, fresh, partial, dryRun] = [
+    ...["quick", "full", "fresh", "partial", "dry-run"],
+  ].map(options.flag);
   if (quick && full) throw cannot(WHAT, "--quick or --full", "both");
   // What runs nothing must not cost what is there.
-  for (const name of ["partial", "dry-run"]) {
-    if (options.flag("fresh") && options.flag(name)) {
-      throw cannot(WHAT, `--fresh or --${name}`, "both");
-    }
-  }
+  if (fresh && partial) throw cannot(WHAT, "--fresh or --partial", "both");
+  if (fresh && dryRun) throw cannot(WHAT, "--fresh or --dry-run", "both");
   const scale = quick ? "quick" : full ? "full" : "default";
   const defaults = SCALES[scale];
   const whole = (name: string, least: number, most = Infinity) =>
@@ -159,23 +138,11 @@ export function parseAblation(args: readonly string[]): AblationCommand {
       whole("concepts", 1, TEST_CONCEPTS.length) ?? defaults.concepts,
     )
     : options.list("concepts")!.map((name) => conceptOf(name).name);
-  const workers = whole("workers", 0);
-  const model = options.text("model") ?? EMBEDDED;
-  const out = options.text("out") ?? defaults.out;
-  const changed = [...changing, "preset", "model"]
-    .some((name) => options.text(name) !== undefined);
+  const changed = changing.some((name) => options.text(name) !== undefined);
   return {
-    help: options.help,
-    fresh: options.flag("fresh"),
-    partial: options.flag("partial"),
-    dryRun: options.flag("dry-run"),
-    backend: backendOf(options),
-    out,
-    ...(workers === undefined ? {} : { workers }),
-    options: {
-      model,
-      clip: options.text("clip") ?? joinPath(model, "clip_b"),
-      cache: options.text("cache") ?? joinPath(out, "cache"),
+    ...{ help: options.help, fresh, partial, dryRun },
+    lab: labRequest(options, defaults.out),
+    plan: {
       concepts,
       prompts: whole("n", 1, 20) ?? defaults.prompts,
       seeds: options.numbers("seeds", { whole: true }) ?? defaults.seeds,
@@ -194,120 +161,62 @@ async function libraryVersion(): Promise<string> {
   return (await readJson<{ version: string }>(file)).version;
 }
 
-/** What is finished of a run. */
-async function partOf(options: AblationOptions): Promise<AblationOptions> {
-  const seeds = await finishedSeeds(options);
-  if (seeds.length === 0) {
-    throw cannot("report on a part", "at least one finished seed", "none");
-  }
-  return seeds.length === options.seeds.length
-    ? options
-    : { ...options, seeds, planned: options.seeds };
-}
-
 /** A run as `runs.json` and `--dry-run` tell of it. */
-async function runRecord(
-  options: AblationOptions,
-): Promise<Record<string, unknown>> {
-  const { settings, concepts, prompts, seeds, scale, version } = options;
+async function runRecord(lab: Lab, plan: AblationPlan): Promise<unknown> {
+  const { settings, prompts, ...rest } = plan;
+  const { model, clip } = lab.hashes;
   return {
     started: new Date().toISOString(),
-    scale,
-    concepts,
+    ...rest,
     prompts: { perConcept: prompts, sha256: PROMPTS_SHA256 },
-    seeds,
-    embeddings: options.embeddings,
-    fusions: options.fusions,
-    hashes: {
-      model: await folderHash(options.model, MODEL_PARTS),
-      clip: await folderHash(options.clip),
-      settings: await sha256(canonicalJson(settings)),
-    },
+    hashes: { model, clip, settings: await sha256(canonicalJson(settings)) },
     settings,
-    library: version,
+    library: await libraryVersion(),
   };
 }
 
 /** Notes a run before it starts: what is judged later was fixed before. */
-async function noteRun(
-  out: string,
-  record: Record<string, unknown>,
-): Promise<void> {
+async function noteRun(out: string, record: unknown): Promise<void> {
   const path = joinPath(out, "runs.json");
   const runs = await exists(path) ? await readJson<unknown[]>(path) : [];
   await writeJson(path, [...runs, record]);
 }
 
-/** Pictures of the store for the report, with a reference first. */
-async function pictureRows(
-  options: AblationOptions,
-  perConcept: number,
-): Promise<PictureRow[]> {
-  const art = await loadConceptArt();
-  const rows: PictureRow[] = [];
-  for (const entry of await ablationPictures(options, perConcept)) {
-    const stored = async (id: string) =>
-      decodePng(await Deno.readFile(store.image(options.cache, id)));
-    const cells = new Map<string, Pixels>();
-    if (entry.reference === undefined) {
-      const one = conceptImage(entry.concept, "reference", 0, art);
-      cells.set("reference", pixelsOf(one.image, one.scene.side));
-    } else cells.set("reference", await stored(entry.reference));
-    for (const { arm, id } of entry.pictures) cells.set(arm, await stored(id));
-    rows.push({ label: `${entry.concept}: ${entry.text}`, cells });
-  }
-  return rows;
-}
-
-/**
- * Runs the command.
- *
- * @param args Arguments.
- * @throws Before work starts, if an argument, a file, the output folder or the
- * backend is not as it should be.
- */
-export async function main(args: readonly string[]): Promise<void> {
-  const command = parseAblation(args);
-  if (command.help) return console.log(HELP);
-  const { out } = command;
-  oneDomain(command.options.concepts);
-  await mustExist(WHAT, command.options.model, command.options.clip);
-  await assertWritable(out);
-  const backend = await selectBackend(command.backend);
-  if (command.fresh) {
-    await Deno.remove(command.options.cache, { recursive: true })
-      .catch((error) => {
-        if (!(error instanceof Deno.errors.NotFound)) throw error;
-      });
-  }
-  const workers = workersFor(command.workers, backend.name);
-  const planned: AblationOptions = {
-    ...command.options,
-    workers,
-    backend: backend.name,
-    version: await libraryVersion(),
-  };
-  if (command.dryRun) {
-    return console.log(JSON.stringify(await runRecord(planned), null, 2));
-  }
-  const options = command.partial ? await partOf(planned) : planned;
-  if (!command.partial) await noteRun(out, await runRecord(options));
-  const { concepts, prompts, seeds, settings } = options;
-  console.log(
+/** Runs, or reads what is there, and writes the report. */
+async function run(
+  { lab: { out }, plan, partial }: AblationCommand,
+  lab: Lab,
+  { backend, workers, progress }: Machine,
+): Promise<void> {
+  const { scale, concepts, prompts, seeds, settings } = plan;
+  progress.line(
     `${backend.describe}, ${workers} workers; ${concepts.length} concepts (${
       concepts.join(", ")
     }), ${prompts} prompts, seeds ${seeds.join(", ")}, rank ${settings.rank}`,
   );
-  if (options.scale === "quick") console.log("mechanics only, no conclusion");
-  const progress = createProgress();
-  const found = await finish(
-    ablation(options),
-    ({ stage, done, total, unit }) =>
-      progress.update(stageLabel(stage), done, total, unit),
-  );
-  progress.finish();
-  const report = ablationSchema.parse(JSON.parse(JSON.stringify(found)));
-  const rows = await pictureRows(options, options.scale === "quick" ? 4 : 2);
+  if (scale === "quick") progress.line("mechanics only, no conclusion");
+  if (!partial) await noteRun(out, await runRecord(lab, plan));
+  const { report: numbers, pictures } = await ablation(lab, plan);
+  const report: AblationReport = ablationSchema.parse({
+    ...numbers,
+    created: new Date().toISOString(),
+    machine: {
+      backend: backend.name,
+      workers,
+      processors: navigator.hardwareConcurrency,
+      deno: Deno.version.deno,
+      library: await libraryVersion(),
+      tfjs: "4.22.0",
+    },
+  });
+  const rows: PictureRow[] = [];
+  const shown = pictureRows(pictures, scale === "quick" ? 4 : 2);
+  for (const { subject, text, images } of shown) {
+    const [reference] = await referencePictures(lab, subject, 1);
+    const cells = new Map<string, Pixels>([["reference", reference]]);
+    for (const [arm, id] of images) cells.set(arm, await lab.picture(id));
+    rows.push({ label: `${subject.name}: ${text}`, cells });
+  }
   await writeJson(joinPath(out, "ablation.json"), report);
   await writeAtomic(joinPath(out, "ablation.md"), ablationMarkdown(report));
   await writeAtomic(
@@ -323,11 +232,44 @@ export async function main(args: readonly string[]): Promise<void> {
     },
   );
   await writeAtomic(joinPath(out, "ablation.png"), encodePng(sheet));
+  progress.finish();
   console.log(`\n${textTable(ablationTable(report))}`);
-  console.log(report.verdict);
   console.log(
     `\n${joinPath(out, "ablation.html")}  (also ablation.json, .md, .png)`,
   );
+}
+
+/**
+ * Runs the command.
+ *
+ * @param args Arguments.
+ * @throws Before work starts, if an argument, a file, the output folder or the
+ * backend is not as it should be.
+ */
+export async function main(args: readonly string[]): Promise<void> {
+  const command = parseAblation(args);
+  if (command.help) return console.log(HELP);
+  const { lab: request, plan, partial, dryRun } = command;
+  oneDomain(plan.concepts);
+  await inLab(WHAT, request, async (lab, machine) => {
+    if (dryRun) {
+      return console.log(JSON.stringify(await runRecord(lab, plan), null, 2));
+    }
+    if (command.fresh) {
+      await Deno.remove(request.store, { recursive: true }).catch((error) => {
+        if (!(error instanceof Deno.errors.NotFound)) throw error;
+      });
+    }
+    if (!partial) return await run(command, lab, machine);
+    const seeds = await finishedSeeds(lab, plan);
+    if (seeds.length === 0) {
+      throw cannot("report on a part", "at least one finished seed", "none");
+    }
+    const part = seeds.length === plan.seeds.length
+      ? plan
+      : { ...plan, seeds, planned: plan.seeds };
+    await run({ ...command, plan: part }, lab, machine);
+  }, partial || dryRun ? { runner: nowhere } : {});
 }
 
 if (import.meta.main) await runScript(() => main(Deno.args));

@@ -106,6 +106,15 @@ function arrow(single: ScoreEstimate, fused: ScoreEstimate): string {
   return `${text(single.mean)} → ${text(fused.mean)} (${sign}${text(d)})`;
 }
 
+/** `88 % (70 to 95)`. */
+function percent({ mean, low, high }: ScoreEstimate): string {
+  if (mean === null) return "–";
+  const whole = (share: number) => text(Math.round(100 * share), 0);
+  return low === null || high === null
+    ? `${whole(mean)} %`
+    : `${whole(mean)} % (${whole(low)} to ${whole(high)})`;
+}
+
 /** Fused arms in the order of the table. */
 const ORDER = [
   "lora.weight",
@@ -138,12 +147,19 @@ export function ablationTable(report: AblationReport): TextTable {
     })`;
   };
   const { lower, ceiling } = report.base;
-  const bound = (label: string, scores: typeof lower, last: string) => [
+  const bound = (
+    label: string,
+    scores: typeof lower,
+    last: string,
+    error?: ScoreEstimate,
+  ) => [
     label,
     text(scores.text.mean),
     text(scores.image.mean),
     text(scores.masked.mean),
     text(scores.retrieval.mean),
+    "",
+    error ? text(error.mean) : "–",
     "",
     last,
   ];
@@ -155,27 +171,31 @@ export function ablationTable(report: AblationReport): TextTable {
       "masked image",
       "retrieval",
       "image kept",
+      "held-out error",
+      "held-out kept",
       "paper: image",
     ],
     rows: [
-      bound("class word, base model", lower, paper("base")),
+      bound(
+        "class word, base model",
+        lower,
+        paper("base"),
+        report.base.heldout,
+      ),
       ...armsOf(report).map((arm) => {
-        const { single, fused, retained, lambda } = report.arms[arm];
+        const { single, fused, retained, lambda, heldout } = report.arms[arm];
         const label = arm.endsWith("weight_best_lambda")
           ? `${armLabel(arm)} ${text(lambda, 2)}`
           : armLabel(arm);
-        const { mean: kept, low, high } = retained.image;
-        const percent = (share: number) => Math.round(100 * share);
-        const range = low === null || high === null
-          ? ""
-          : ` (${text(percent(low), 0)} to ${text(percent(high), 0)})`;
         return [
           label,
           arrow(single.text, fused.text),
           arrow(single.image, fused.image),
           arrow(single.masked, fused.masked),
           arrow(single.retrieval, fused.retrieval),
-          kept === null ? "–" : `${text(percent(kept), 0)} %${range}`,
+          percent(retained.image),
+          heldout ? arrow(heldout.single, heldout.fused) : "–",
+          heldout ? percent(heldout.kept) : "–",
           paper(arm),
         ];
       }),
