@@ -8,7 +8,7 @@ import { cannot } from "../core/errors.ts";
 import type { HeldOutError } from "../evaluation/heldout.ts";
 import type { Fused, Lab, Trained } from "../lab/lab.ts";
 import { NotInStore } from "../lab/runner.ts";
-import type { FuseSpec, ModelRef, Sample } from "../lab/specs.ts";
+import type { FuseSpec } from "../lab/specs.ts";
 import { captionOf } from "../micro/captions.ts";
 import { conceptOf } from "../micro/in_domain.ts";
 import { promptText } from "../micro/prompts.ts";
@@ -20,12 +20,10 @@ import {
   EMBEDDINGS,
   type ExperimentPreset,
 } from "./presets.ts";
-import type { Drawn } from "./scorer.ts";
+import { type Cell, drawCells, type Drawn } from "./scorer.ts";
 import {
   checkSettings,
   oneDomain,
-  phraseOf,
-  promptSamples,
   type Subject,
   subjects,
   training,
@@ -104,12 +102,20 @@ export async function* table2(
 ): AsyncGenerator<AblationRecord, void, void> {
   const { settings, embeddings = EMBEDDINGS, fusions = FUSIONS } = plan;
   for (const seed of plan.seeds) {
-    const base = all.map((): ModelRef => ({ type: "base" }));
-    const words = all.map((subject) => subject.class);
-    yield* draw(lab, plan, all, seed, words, [["base", base]]);
+    yield* draw(
+      lab,
+      plan,
+      all.map((subject) => ({
+        arm: "base",
+        seed,
+        subject,
+        model: { type: "base" },
+        words: subject.class,
+      })),
+    );
     for (const embedding of embeddings) {
       const singles = await lab.train(
-        all.map((one) => training(settings, one, embedding, seed)),
+        all.map((subject) => training(settings, subject, embedding, seed)),
       );
       yield { type: "trained", embedding, seed, singles };
       const concepts = singles.map(({ model }) => model.id);
@@ -121,14 +127,20 @@ export async function* table2(
       for (const [i, model] of fused.entries()) {
         yield { type: "fused", arm: `${embedding}.${fusions[i]}`, seed, model };
       }
-      const phrases = all.map((one) => phraseOf(settings, embedding, one));
-      yield* draw(lab, plan, all, seed, phrases, [
-        [`${embedding}.single`, singles.map(({ model }) => model)],
-        ...fused.map(({ model }, i): [string, ModelRef[]] => [
-          `${embedding}.${fusions[i]}`,
-          all.map(() => model),
-        ]),
-      ]);
+      const arms = ["single", ...fusions];
+      yield* draw(
+        lab,
+        plan,
+        arms.flatMap((arm, i) =>
+          all.map((subject, k): Cell => ({
+            arm: `${embedding}.${arm}`,
+            seed,
+            subject,
+            model: i === 0 ? singles[k].model : fused[i - 1].model,
+            words: singles[k].phrase,
+          }))
+        ),
+      );
     }
   }
 }
@@ -150,39 +162,30 @@ function howOf(
   }
 }
 
-/** Draws every concept in some arms, each from a model of its own. */
+/** Draws cells, concept-free pictures beside them, and measures the models. */
 async function* draw(
   lab: Lab,
-  { settings, prompts }: AblationPlan,
-  all: readonly Subject[],
-  seed: number,
-  words: readonly string[],
-  arms: readonly (readonly [arm: string, models: readonly ModelRef[]])[],
+  { settings: { sampling }, prompts }: AblationPlan,
+  cells: readonly Cell[],
 ): AsyncGenerator<AblationRecord, void, void> {
-  const free = driftTexts(Math.min(DRIFT_PROMPTS, prompts))
-    .map((text): Sample => ({ text, noise: [seed, "free", text] }));
-  const cells = arms.flatMap(([arm, models]) =>
-    all.map((subject, i) => ({ arm, subject, i, model: models[i] }))
-  );
-  const asks = (samplesOf: (subject: Subject, i: number) => Sample[]) =>
-    cells.map(({ subject, i, model }) => ({
-      model,
-      samples: samplesOf(subject, i),
-      sampling: settings.sampling,
-    }));
-  const images = await lab.draw(
-    asks((subject, i) => promptSamples(subject, seed, words[i])),
-  );
-  const frees = await lab.draw(asks(() => free));
-  const errors = await lab.heldout(cells.map(({ subject, i, model }) => ({
+  const drawn = await drawCells(lab, sampling, cells);
+  const texts = driftTexts(Math.min(DRIFT_PROMPTS, prompts));
+  const free = await lab.draw(cells.map(({ model, seed }) => ({
     model,
-    pictures: subject.references,
-    phrase: words[i],
-    noise: [seed, "heldout", subject.name],
+    samples: texts.map((text) => ({ text, noise: [seed, "free", text] })),
+    sampling,
   })));
-  for (const [k, { arm, subject }] of cells.entries()) {
-    const pictures = { images: images[k], free: frees[k], heldout: errors[k] };
-    yield { type: "drawn", pictures: { arm, seed, subject, ...pictures } };
+  const heldout = await lab.heldout(
+    cells.map(({ model, subject, seed, words }) => ({
+      model,
+      pictures: subject.references,
+      phrase: words,
+      noise: [seed, "heldout", subject.name],
+    })),
+  );
+  for (const [i, cell] of drawn.entries()) {
+    const pictures = { ...cell, free: free[i], heldout: heldout[i] };
+    yield { type: "drawn", pictures };
   }
 }
 

@@ -13,12 +13,12 @@ import {
 } from "../evaluation/retrieval.ts";
 import { mean } from "../evaluation/statistics.ts";
 import type { Embedded, Lab, References } from "../lab/lab.ts";
-import type { PictureSet } from "../lab/specs.ts";
+import type { ModelRef, PictureSet, SamplingSettings } from "../lab/specs.ts";
 import { otherDesigns } from "../micro/concepts.ts";
 import { type Prompt, promptText } from "../micro/prompts.ts";
 import { IDENTITIES } from "../micro/world.ts";
 import { type ScoreName, type ScoreRow, SCORES } from "./ablation_schema.ts";
-import type { Subject } from "./subjects.ts";
+import { promptSamples, type Subject } from "./subjects.ts";
 
 /** Five decimals: more than a score of some pictures can say. */
 export function rounded(value: number): number {
@@ -48,16 +48,46 @@ export function promptRegion({ facts }: Pick<Prompt, "facts">): Box {
   return { x: facts.side === "left" ? 0 : 0.4, y: 0, width: 0.6, height: 1 };
 }
 
-/** Pictures of one concept: one per prompt, from one arm and seed. */
-export interface Drawn {
+/** A concept to draw from its prompts. */
+export interface Cell {
   /** Name of the arm. */
   readonly arm: string;
   /** Training seed. */
   readonly seed: number;
   /** The concept. */
   readonly subject: Subject;
+  /** The model that draws. */
+  readonly model: ModelRef;
+  /** What stands for the concept in prompts. */
+  readonly words: string;
+}
+
+/** Pictures of a cell: one per prompt. */
+export interface Drawn extends Cell {
   /** Names of the pictures in the store. */
   readonly images: readonly string[];
+}
+
+/**
+ * Draws cells; all of one concept and seed start from the same noise.
+ *
+ * @param lab The lab.
+ * @param sampling How pictures are drawn.
+ * @param cells What is drawn.
+ */
+export async function drawCells<C extends Cell>(
+  lab: Lab,
+  sampling: SamplingSettings,
+  cells: readonly C[],
+): Promise<(C & Drawn)[]> {
+  const images = await lab.draw(cells.map((
+    { model, subject, seed, words },
+  ) => ({
+    model,
+    samples: promptSamples(subject, seed, words),
+    sampling,
+  })));
+  return cells.map((cell, i) => ({ ...cell, images: images[i] }));
 }
 
 /** Scores pictures of some concepts. */

@@ -1,0 +1,149 @@
+/**
+ * `deno task experiment evaluators`: a finished ablation by other evaluators.
+ *
+ * @module
+ */
+import { disposeClip, embedImages, loadClip } from "../evaluation/clip.ts";
+import { mobileNetEye, type PackedModel } from "../evaluation/outside_eye.ts";
+import { comparisonTable } from "../experiments/ablation_figures.ts";
+import { ablationSchema } from "../experiments/ablation_schema.ts";
+import {
+  evaluate,
+  type Evaluation,
+  type Evaluator,
+  planOf,
+} from "../experiments/evaluators.ts";
+import { joinPath, readJson, writeJson } from "../io/files.ts";
+import { nowhere } from "../lab/runner.ts";
+import { type Command, EXIT_CODES, readOptions } from "./command.ts";
+import {
+  inLab,
+  LAB_HELP,
+  LAB_OPTIONS,
+  type LabRequest,
+  labRequest,
+} from "./lab_options.ts";
+import { mustExist } from "./models.ts";
+import { decimal, textTable } from "./report/markdown.ts";
+
+const HELP = `deno task experiment evaluators [options]
+
+Image alignment of a finished ablation's pictures by nsfwjs' MobileNetV2 (npm,
+25 MB, downloaded when this is run) and by other CLIPs.
+
+  --out FOLDER        the ablation's (default out/ablation); evaluators.json goes
+                      there
+  --clips LIST        folders of other CLIPs
+${LAB_HELP}
+
+${EXIT_CODES}
+`;
+
+/** What the command line asks for. */
+export interface EvaluatorsRequest {
+  readonly lab: LabRequest;
+  readonly clips: readonly string[];
+}
+
+const WHAT = "evaluate an ablation again";
+
+function parse(args: readonly string[]): EvaluatorsRequest | undefined {
+  const options = readOptions(WHAT, args, {
+    text: ["clips", ...LAB_OPTIONS.filter((name) => name !== "workers")],
+  });
+  if (options.help) return undefined;
+  return {
+    lab: labRequest(options, "out/ablation"),
+    clips: options.list("clips") ?? [],
+  };
+}
+
+/** What nsfwjs exports of a model. */
+interface PackedModule {
+  readonly MobileNetV2Model: {
+    readonly modelJson: () => Promise<unknown>;
+    readonly weightBundles: readonly (() => Promise<unknown>)[];
+  };
+}
+
+/** nsfwjs' MobileNetV2. */
+async function mobileNet(): Promise<Evaluator> {
+  // Not a literal: 25 MB are downloaded when they are asked for, not by every
+  // clone that checks or tests this file.
+  const specifier: string = "npm:nsfwjs@4.3.0/models/mobilenet_v2";
+  const { MobileNetV2Model: packed }: PackedModule = await import(specifier);
+  const unwrap = (module: unknown): unknown =>
+    (module as { default?: unknown }).default ?? module;
+  return await mobileNetEye({
+    json: unwrap(await packed.modelJson()) as PackedModel["json"],
+    weights: await Promise.all(
+      packed.weightBundles.map(async (load) => unwrap(await load()) as string),
+    ),
+  });
+}
+
+/** A CLIP as an evaluator. */
+async function clipEvaluator(folder: string): Promise<Evaluator> {
+  const clip = await loadClip(folder);
+  return {
+    name: folder,
+    embed: (images) => embedImages(clip, images),
+    [Symbol.dispose]: () => disposeClip(clip),
+  };
+}
+
+/** A finished ablation by other evaluators. */
+export const evaluators: Command<EvaluatorsRequest> = {
+  name: "evaluators",
+  summary: "A finished ablation by MobileNetV2 and by other CLIPs",
+  help: HELP,
+  parse,
+  async run({ lab: request, clips }) {
+    const { out } = request;
+    await mustExist(WHAT, ...clips);
+    const report = await readJson(
+      joinPath(out, "ablation.json"),
+      ablationSchema,
+    );
+    await inLab(WHAT, request, async (lab, { backend, progress }) => {
+      progress.line(backend.describe);
+      const found: Evaluation[] = [];
+      const total = report.rows.reduce((sum, { text }) => sum + text.length, 0);
+      for (
+        const open of [mobileNet, ...clips.map((f) => () => clipEvaluator(f))]
+      ) {
+        using evaluator = await open();
+        found.push(
+          await evaluate(
+            lab,
+            planOf(report),
+            evaluator,
+            (done) => progress.update(evaluator.name, done, total, "image"),
+          ),
+        );
+      }
+      await writeJson(joinPath(out, "evaluators.json"), found);
+      progress.finish();
+      for (const { evaluator, image, ceiling, comparisons } of found) {
+        console.log(`\n${evaluator}`);
+        console.log(textTable({
+          head: ["arm", "image"],
+          rows: [
+            ...Object.entries(image)
+              .map(([arm, value]) => [arm, decimal(value)]),
+            ["references themselves", decimal(ceiling)],
+          ],
+        }));
+        for (const paper of [true, false]) {
+          console.log(paper ? "The paper's claims" : "Beyond the paper");
+          console.log(
+            textTable(
+              comparisonTable({ comparisons: [...comparisons] }, paper),
+            ),
+          );
+        }
+      }
+      console.log(joinPath(out, "evaluators.json"));
+    }, { runner: nowhere });
+  },
+};
