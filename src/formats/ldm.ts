@@ -15,7 +15,7 @@ import { z } from "zod";
 import { cannot } from "../core/errors.ts";
 import { forgetHostCopy } from "../core/device.ts";
 import { disposeTree, leaves, type TreeLike } from "../core/tree.ts";
-import { pathOf } from "../io/files.ts";
+import { parseJson, pathOf, pythonJson } from "../io/files.ts";
 import {
   encodeFloat,
   type LazyTensor,
@@ -515,13 +515,8 @@ function storedConfigs(
   text: string | undefined,
 ): z.infer<typeof metadataSchema> | undefined {
   if (text === undefined) return undefined;
-  let value: unknown;
-  try {
-    value = JSON.parse(text);
-  } catch {
-    throw cannot(`read the metadata ${METADATA}`, "JSON", text.slice(0, 80));
-  }
-  return parseWith(`the metadata ${METADATA}`, metadataSchema, value);
+  const from = `the metadata ${METADATA}`;
+  return parseWith(from, metadataSchema, parseJson(text, from));
 }
 
 function predictionOf(
@@ -1072,7 +1067,7 @@ export async function saveSingleFile(
   }
   await writeSafetensors(path, raw, {
     format: "pt",
-    [METADATA]: JSON.stringify({ ...configs, scheduler: model.scheduler }),
+    [METADATA]: pythonJson({ ...configs, scheduler: model.scheduler }),
     ...metadata,
   });
 }

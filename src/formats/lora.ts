@@ -16,7 +16,7 @@ import {
   parentOf,
   pathOf,
   readJson,
-  writeJson,
+  writePythonJson,
 } from "../io/files.ts";
 import { openTensors } from "./pickle.ts";
 import {
@@ -1045,6 +1045,6 @@ export async function savePeftFolder(
       format: "pt",
       ...options.metadata,
     });
-    await writeJson(joinPath(at, ADAPTER_CONFIG), config);
+    await writePythonJson(joinPath(at, ADAPTER_CONFIG), config);
   }
 }

@@ -6,6 +6,7 @@
  */
 import { z } from "zod";
 import { cannot } from "../../core/errors.ts";
+import { parseJson } from "../../io/files.ts";
 import { parseAutoencoderConfig } from "../../models/config.ts";
 import { ldmEntries } from "../ldm.ts";
 import type { LowRank } from "../../nn/linear.ts";
@@ -184,12 +185,7 @@ function headerConfigs(header: LoraHeader): PeftConfigs | undefined {
   const text = header.metadata?.[ADAPTER_METADATA];
   if (text === undefined) return undefined;
   const what = `read ${ADAPTER_METADATA}`;
-  let json: unknown;
-  try {
-    json = JSON.parse(text);
-  } catch {
-    throw cannot(what, "JSON", text.slice(0, 80));
-  }
+  const json = parseJson(text, ADAPTER_METADATA);
   const fields = z.record(z.string(), z.unknown()).safeParse(json);
   if (!fields.success) throw cannot(what, "an object", text.slice(0, 80));
   const configs: Partial<Record<Component, PeftConfigs[Component]>> = {};
