@@ -12,7 +12,7 @@
  */
 import type * as tf from "@tensorflow/tfjs";
 import { z } from "zod";
-import { cannot } from "../core/errors.ts";
+import { cannot, keyFaults } from "../core/errors.ts";
 import { forgetHostCopy } from "../core/device.ts";
 import { disposeTree, leaves, type TreeLike } from "../core/tree.ts";
 import { parseJson, pathOf, pythonJson } from "../io/files.ts";
@@ -818,15 +818,8 @@ function matchKeys(
     const layer = layout === "sd2" ? key.match(LAST_LAYER)?.[1] : undefined;
     return layer === undefined || Number(layer) < layers;
   });
-  const problems = [
-    ["missing", missing],
-    ["unexpected", unexpected],
-    ["misshapen", misshapen],
-  ] as const;
-  const parts = problems.filter(([, list]) => list.length > 0).map((
-    [kind, list],
-  ) => `${list.length} ${kind}: ${list.join(", ")}`);
-  if (parts.length > 0) throw new Error(`Cannot ${what}: ${parts.join("; ")}`);
+  const faults = keyFaults(what, { missing, unexpected, misshapen });
+  if (faults) throw faults;
   return found;
 }
 

@@ -253,24 +253,34 @@ function openSource(source: ByteSource): SafetensorsFile {
   };
 }
 
-/** Beginnings of other formats, and what a person does about them. */
-const FOREIGN: readonly (readonly [RegExp, string])[] = [
-  [/^GGUF/, "a GGUF file"],
-  [/^PK\x03\x04/, "a zip archive (of PyTorch's, as .pth, .pt, .bin or .ckpt?)"],
-  [/^\x80[\x02-\x05]/, "a pickle (.pth, .pt, .bin or .ckpt)"],
-  [/^\x1f\x8b/, "a gzip archive"],
-  [/^7z\xbc\xaf/, "a 7z archive"],
-  [/^Rar!/, "a RAR archive"],
-  [/^\x89HDF/, "an HDF5 file"],
-  [/^\x89PNG|^\xff\xd8\xff|^RIFF/, "a picture"],
-  [/^\0+$/, "nothing but zeros: the download did not finish"],
-  [/^\s*[{[]/, "a JSON text, not the file: the download failed"],
+/** Beginnings of other formats. */
+const FOREIGN: readonly (readonly [name: string, ...starts: string[]])[] = [
+  ["a GGUF file", "GGUF"],
+  [
+    "a zip archive (of PyTorch's, as .pth, .pt, .bin or .ckpt?)",
+    "PK\x03\x04",
+  ],
+  [
+    "a pickle (.pth, .pt, .bin or .ckpt)",
+    ...["\x80\x02", "\x80\x03", "\x80\x04", "\x80\x05"],
+  ],
+  ["a gzip archive", "\x1f\x8b"],
+  ["a 7z archive", "7z\xbc\xaf"],
+  ["a RAR archive", "Rar!"],
+  ["an HDF5 file", "\x89HDF"],
+  ["a picture", "\x89PNG", "\xff\xd8\xff", "RIFF"],
+  ["a JSON text, not the file: the download failed", "{", "["],
 ];
 
 /** What a file is that is not safetensors, where its beginning tells. */
 function foreignFormat(head: Uint8Array): string | undefined {
-  const text = String.fromCharCode(...head);
-  return FOREIGN.find(([pattern]) => pattern.test(text))?.[1];
+  if (head.every((byte) => byte === 0)) {
+    return "nothing but zeros: the download did not finish";
+  }
+  const text = String.fromCharCode(...head).trimStart();
+  return FOREIGN.find(([, ...starts]) =>
+    starts.some((start) => text.startsWith(start))
+  )?.[0];
 }
 
 interface Header {
