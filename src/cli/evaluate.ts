@@ -39,7 +39,7 @@ import type { Pixels } from "../io/png.ts";
 import { type Command, EXIT_CODES, readOptions } from "./command.ts";
 import { pictureNumber } from "./drawn.ts";
 import { backendStarter, EMBEDDED, localModel, mustExist } from "./models.ts";
-import { decimal, textTable } from "./report/markdown.ts";
+import { decimal, textTable } from "../report/markdown.ts";
 
 const HELP = `deno task evaluate --images FOLDER [options]
 
