@@ -5,7 +5,7 @@
  */
 import { parseArgs } from "@std/cli/parse-args";
 import { BACKEND_CHOICES, type BackendChoice } from "../core/backend.ts";
-import { cannot } from "../core/errors.ts";
+import { cannot, KEYS_VARIABLE, KeysError } from "../core/errors.ts";
 import {
   type OptionTable,
   readTable,
@@ -308,9 +308,21 @@ export function command<const T extends OptionTable, R>(
 export const EXIT_CODES =
   "Exit code: 0 if all went well, 1 if something failed, 2 for bad arguments.";
 
-/** The message of an error; all of it where the environment has DEBUG. */
+/**
+ * The message of an error; all of it where the environment has DEBUG. All keys
+ * that it is about go to the file that {@linkcode KEYS_VARIABLE} names.
+ */
 function complain(error: unknown): void {
   console.error(error instanceof Error ? error.message : error);
+  const list = Deno.env.get(KEYS_VARIABLE);
+  if (list && error instanceof KeysError) {
+    try {
+      Deno.writeTextFileSync(list, error.keys.join("\n") + "\n");
+      console.error(`${list}: all ${error.keys.length} keys`);
+    } catch (problem) {
+      console.error(`Cannot write ${list}: ${(problem as Error).message}`);
+    }
+  }
   if (Deno.env.get("DEBUG")) console.error(error);
 }
 
