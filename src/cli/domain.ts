@@ -25,8 +25,8 @@ import {
   SETTING_OPTIONS,
   settingsOf,
 } from "./lab_options.ts";
-import { contactSheet } from "./report/grid.ts";
-import { markdownTable, textTable } from "./report/markdown.ts";
+import { contactSheet } from "../report/grid.ts";
+import { markdownTable, textTable } from "../report/markdown.ts";
 
 const HELP = `deno task experiment domain [options]
 

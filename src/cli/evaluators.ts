@@ -24,7 +24,7 @@ import {
   labRequest,
 } from "./lab_options.ts";
 import { mustExist } from "./models.ts";
-import { decimal, textTable } from "./report/markdown.ts";
+import { decimal, textTable } from "../report/markdown.ts";
 
 const HELP = `deno task experiment evaluators [options]
 
@@ -34,7 +34,7 @@ Image alignment of a finished ablation's pictures by nsfwjs' MobileNetV2 (npm,
   --out FOLDER        the ablation's (default out/ablation); evaluators.json goes
                       there
   --clips LIST        folders of other CLIPs
-${LAB_HELP}
+${LAB_HELP.replace(/\n.*--workers.*$/, "")}
 
 ${EXIT_CODES}
 `;

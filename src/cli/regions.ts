@@ -38,7 +38,7 @@ import {
   SETTING_OPTIONS,
   settingsOf,
 } from "./lab_options.ts";
-import { contactSheet } from "./report/grid.ts";
+import { contactSheet } from "../report/grid.ts";
 import {
   details,
   figure,
@@ -46,8 +46,8 @@ import {
   page,
   picture,
   table,
-} from "./report/html.ts";
-import { markdownTable, textTable } from "./report/markdown.ts";
+} from "../report/html.ts";
+import { markdownTable, textTable } from "../report/markdown.ts";
 
 const HELP = `deno task experiment regions [options]
 

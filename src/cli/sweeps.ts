@@ -38,7 +38,7 @@ import {
   markdownTable,
   type Table,
   textTable,
-} from "./report/markdown.ts";
+} from "../report/markdown.ts";
 
 /** Where settings are chosen. */
 const DEVELOPMENT: readonly string[] = IDENTITIES.filter(({ split }) =>

@@ -7,7 +7,7 @@
  *
  * @module
  */
-import { parsePythonJson } from "../io/files.ts";
+import { parseJson } from "../io/files.ts";
 import * as tf from "@tensorflow/tfjs";
 import { z } from "zod";
 import { cannot } from "../core/errors.ts";
@@ -186,9 +186,9 @@ const CONFIG = z.looseObject({
  */
 export function parseSchedulerConfig(source: unknown): SchedulerConfig {
   const value = typeof source === "string"
-    ? parsePythonJson(source, "a scheduler config")
+    ? parseJson(source, "a scheduler config")
     : source;
-  const result = CONFIG.safeParse(value);
+  const result = CONFIG.safeParse(withoutNan(value));
   if (!result.success) {
     const issues = result.error.issues.map((issue) =>
       `${issue.path.join(".") || "the whole"}: ${issue.message}`
@@ -200,6 +200,15 @@ export function parseSchedulerConfig(source: unknown): SchedulerConfig {
     );
   }
   return result.data;
+}
+
+/** Python's NaN says nothing: as null, it stands for the default. */
+function withoutNan(value: unknown): unknown {
+  if (typeof value !== "object" || value === null) return value;
+  if (Array.isArray(value)) return value;
+  return Object.fromEntries(
+    Object.entries(value).map(([key, v]) => [key, Number.isNaN(v) ? null : v]),
+  );
 }
 
 /** The forward process of a model. */

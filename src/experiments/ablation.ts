@@ -226,7 +226,14 @@ export async function ablation(
   oneDomain(concepts);
   const all = await subjects(lab, concepts, plan.prompts, settings.sampling);
   const records: AblationRecord[] = [];
-  for await (const record of table2(lab, plan, all)) records.push(record);
+  for (const seed of seeds) {
+    const one = { ...plan, seeds: [seed] };
+    const own: AblationRecord[] = [];
+    for await (const record of table2(lab, one, all)) own.push(record);
+    records.push(...own);
+    // Scored at once, so that a run that stops has something whole to report.
+    if (seeds.length > 1) await report(lab, one, all, own);
+  }
   return {
     report: await report(lab, plan, all, records),
     pictures: records.flatMap((record) =>

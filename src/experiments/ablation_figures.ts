@@ -10,22 +10,8 @@ import type {
   ScoreEstimate,
   ScoreName,
 } from "./ablation_schema.ts";
-
-/** A plotly figure as plain data. */
-export interface PlotlyFigure {
-  /** Traces. */
-  readonly data: readonly Readonly<Record<string, unknown>>[];
-  /** Layout. */
-  readonly layout: Readonly<Record<string, unknown>>;
-}
-
-/** A table as plain text cells. */
-export interface TextTable {
-  /** Column heads. */
-  readonly head: readonly string[];
-  /** Rows of cells. */
-  readonly rows: readonly (readonly string[])[];
-}
+import type { Figure } from "../report/html.ts";
+import type { Table } from "../report/markdown.ts";
 
 /** Table 2 of the paper, means over 14 concepts, image alignment. */
 export const PAPER_TABLE_2: readonly {
@@ -136,7 +122,7 @@ export function armsOf(report: AblationReport): string[] {
  *
  * @param report The report.
  */
-export function ablationTable(report: AblationReport): TextTable {
+export function ablationTable(report: AblationReport): Table {
   const paper = (arm: string): string => {
     const row = PAPER_TABLE_2.find((entry) => entry.arm === arm);
     if (!row) return "–";
@@ -213,7 +199,7 @@ export function ablationTable(report: AblationReport): TextTable {
 export function comparisonTable(
   report: Pick<AblationReport, "comparisons">,
   paper?: boolean,
-): TextTable {
+): Table {
   return {
     head: [
       "claim",
@@ -285,7 +271,7 @@ const SCORE_LABEL: Readonly<Record<ScoreName, string>> = {
 export function scoreFigure(
   report: AblationReport,
   score: ScoreName,
-): PlotlyFigure {
+): Figure {
   const arms = armsOf(report);
   const x = arms.map(armLabel);
   const of = (kind: "single" | "fused") =>
@@ -344,7 +330,7 @@ export function scoreFigure(
  *
  * @param report The report.
  */
-export function tradeFigure(report: AblationReport): PlotlyFigure {
+export function tradeFigure(report: AblationReport): Figure {
   const arms = armsOf(report);
   return {
     data: [
@@ -395,7 +381,7 @@ export function tradeFigure(report: AblationReport): PlotlyFigure {
 export function fusionLossFigure(
   report: AblationReport,
   arm: string,
-): PlotlyFigure {
+): Figure {
   const layers = report.arms[arm].layers.filter(({ before }) =>
     before !== null && before > 0
   );
@@ -434,7 +420,7 @@ export function fusionLossFigure(
  *
  * @param report The report.
  */
-export function conceptFigure(report: AblationReport): PlotlyFigure {
+export function conceptFigure(report: AblationReport): Figure {
   const names = report.concepts.map(({ name }) => name);
   const arms = ["base", "lora.single", "edlora.single", ...armsOf(report)]
     .filter((arm) => report.rows.some((row) => row.arm === arm));
@@ -474,7 +460,7 @@ export function conceptFigure(report: AblationReport): PlotlyFigure {
  *
  * @param report The report.
  */
-export function trainingFigure(report: AblationReport): PlotlyFigure {
+export function trainingFigure(report: AblationReport): Figure {
   return {
     data: report.training.map(({ embedding, concept, seed, losses }) => ({
       type: "scatter",
@@ -500,7 +486,7 @@ export function trainingFigure(report: AblationReport): PlotlyFigure {
  */
 export function ablationFigures(
   report: AblationReport,
-): [string, PlotlyFigure][] {
+): [string, Figure][] {
   const gradient = armsOf(report).filter((arm) => arm.endsWith("gradient"));
   return [
     ["image", scoreFigure(report, "image")],
@@ -509,7 +495,7 @@ export function ablationFigures(
     ["retrieval", scoreFigure(report, "retrieval")],
     ["text", scoreFigure(report, "text")],
     ["concepts", conceptFigure(report)],
-    ...gradient.map((arm): [string, PlotlyFigure] => [
+    ...gradient.map((arm): [string, Figure] => [
       `loss-${arm.replace(".", "-")}`,
       fusionLossFigure(report, arm),
     ]),

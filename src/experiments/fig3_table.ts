@@ -4,7 +4,7 @@
  * @module
  */
 import type { ScoreEstimate } from "./ablation_schema.ts";
-import type { TextTable } from "./ablation_figures.ts";
+import type { Table } from "../report/markdown.ts";
 import { domainLabel, type DomainReport } from "./fig3.ts";
 
 function text(value: number | null): string {
@@ -24,7 +24,7 @@ function interval({ mean, low, high }: ScoreEstimate): string {
  *
  * @param report The report.
  */
-export function domainTable(report: DomainReport): TextTable {
+export function domainTable(report: DomainReport): Table {
   return {
     head: [
       "domain",
@@ -52,7 +52,7 @@ export function domainTable(report: DomainReport): TextTable {
  *
  * @param report The report.
  */
-export function shareTable(report: DomainReport): TextTable {
+export function shareTable(report: DomainReport): Table {
   return {
     head: ["domain", "method", "share of the gain at α = 0"],
     rows: report.shares.map(({ domain, method, share }) => [

@@ -379,7 +379,10 @@ export async function* microReport(
         two_nouns_real: real.both,
       },
       pictures: {
-        single: alone.map((_, i) => ({ text: samples[i].text, image: drawn[i] })),
+        single: alone.map((_, i) => ({
+          text: samples[i].text,
+          image: drawn[i],
+        })),
         pairs: two.map((_, i) => ({
           text: samples[single + i].text,
           image: drawn[single + i],

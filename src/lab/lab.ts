@@ -23,9 +23,9 @@ import type {
   FuseLog,
   FuseSpec,
   HeldOutSpec,
+  LabSpec,
   ModelRef,
   PictureSet,
-  Spec,
   TrainLog,
   TrainSpec,
 } from "./specs.ts";
@@ -185,8 +185,8 @@ export async function openLab(options: LabOptions): Promise<Lab> {
   const work = async (
     stage: Stage,
     unit: string,
-    specs: readonly Spec[],
-    size: (spec: Spec) => number,
+    specs: readonly LabSpec[],
+    size: (spec: LabSpec) => number,
   ): Promise<void> => {
     const before = performance.now();
     const total = specs.reduce((sum, spec) => sum + size(spec), 0);
@@ -259,7 +259,7 @@ export async function openLab(options: LabOptions): Promise<Lab> {
           samples,
         }))
       );
-      const size = (spec: Spec) => (spec as DrawSpec).samples.length;
+      const size = (spec: LabSpec) => (spec as DrawSpec).samples.length;
       await work("draw", "image", specs.flat(), size);
       return await Promise.all(
         specs.map(async (own) => (await Promise.all(own.map(imageIds))).flat()),
@@ -274,7 +274,7 @@ export async function openLab(options: LabOptions): Promise<Lab> {
         networks: ask.layout.conditions?.length ? hashes.networks : {},
         ...ask,
       }));
-      const size = (spec: Spec) => (spec as ComposeSpec).noise.length;
+      const size = (spec: LabSpec) => (spec as ComposeSpec).noise.length;
       await work("compose", "image", specs, size);
       return await Promise.all(specs.map(imageIds));
     },
@@ -288,7 +288,7 @@ export async function openLab(options: LabOptions): Promise<Lab> {
           regions: ask.regions.slice(i * BATCH, i * BATCH + images.length),
         }))
       );
-      const size = (spec: Spec) => (spec as EmbedSpec).images.length;
+      const size = (spec: LabSpec) => (spec as EmbedSpec).images.length;
       await work("embed", "image", specs.flat(), size);
       return await Promise.all(specs.map(async (own) => {
         const parts = await Promise.all(own.map(async (spec) => {
@@ -302,7 +302,7 @@ export async function openLab(options: LabOptions): Promise<Lab> {
       }));
     },
     async references(sets) {
-      const specs = sets.map((pictures): Spec => ({
+      const specs = sets.map((pictures): LabSpec => ({
         kind: "references",
         clip: clipHash,
         art: artId,
@@ -315,7 +315,7 @@ export async function openLab(options: LabOptions): Promise<Lab> {
       }));
     },
     async texts(lists) {
-      const specs = lists.map((texts): Spec => ({
+      const specs = lists.map((texts): LabSpec => ({
         kind: "texts",
         clip: clipHash,
         texts,
@@ -362,7 +362,7 @@ function batches<T>(list: readonly T[]): T[][] {
 
 async function vectorsOf(
   store: string,
-  spec: Spec,
+  spec: LabSpec,
 ): Promise<Map<string, ClipVector[]>> {
   return await readVectors(pathOf.embedding(store, await specId(spec)));
 }

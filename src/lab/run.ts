@@ -52,10 +52,10 @@ import {
   type FuseLog,
   type FuseSpec,
   type HeldOutSpec,
+  type LabSpec,
   noiseKey,
   type PictureSet,
   type ReferenceSpec,
-  type Spec,
   type TrainLog,
   type TrainSpec,
 } from "./specs.ts";
@@ -92,7 +92,7 @@ export interface Bench extends Disposable {
    * @param spec The spec.
    * @param tell Called as it goes.
    */
-  run(spec: Spec, tell?: Tell): Promise<void>;
+  run(spec: LabSpec, tell?: Tell): Promise<void>;
 }
 
 /** What a spec is worked on with. */
@@ -149,7 +149,7 @@ export async function openBench(folders: Folders): Promise<Bench> {
   };
 }
 
-async function work(open: Open, spec: Spec, tell: Tell): Promise<void> {
+async function work(open: Open, spec: LabSpec, tell: Tell): Promise<void> {
   switch (spec.kind) {
     case "train":
       return await train(open, spec, tell);
@@ -207,7 +207,7 @@ async function saveImages(
 
 async function saveVectors(
   { store }: Open,
-  spec: Spec,
+  spec: LabSpec,
   lists: readonly (readonly [string, readonly ClipVector[]])[],
 ): Promise<void> {
   await writeVectors(pathOf.embedding(store, await specId(spec)), lists);

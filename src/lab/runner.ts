@@ -7,7 +7,7 @@ import type { BackendChoice } from "../core/backend.ts";
 import { cannot } from "../core/errors.ts";
 import { createPool } from "../core/pool.ts";
 import { type Folders, openBench, type Tell } from "./run.ts";
-import type { Spec } from "./specs.ts";
+import type { LabSpec } from "./specs.ts";
 import type { LabHandlers, SpecProgress, WorkerInit } from "./worker.ts";
 
 /** Where specs are worked on. */
@@ -21,7 +21,7 @@ export interface Runner extends Disposable {
    * @param spec The spec.
    * @param tell Called as it goes.
    */
-  run(spec: Spec, tell: Tell): Promise<void>;
+  run(spec: LabSpec, tell: Tell): Promise<void>;
 }
 
 /**
@@ -80,7 +80,7 @@ export async function localPool(
 /** What {@linkcode nowhere} throws. */
 export class NotInStore extends Error {
   /** Says which kind of spec is not done. */
-  constructor({ kind }: Spec) {
+  constructor({ kind }: LabSpec) {
     super(cannot("read results", "all of them in the store", kind).message);
     this.name = "NotInStore";
   }

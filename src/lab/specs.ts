@@ -227,7 +227,7 @@ export interface HeldOutSpec {
 }
 
 /** Anything the lab can be asked for. */
-export type Spec =
+export type LabSpec =
   | TrainSpec
   | FuseSpec
   | DrawSpec
@@ -238,7 +238,7 @@ export type Spec =
   | HeldOutSpec;
 
 /** A spec as an experiment writes it: hashes are added by the lab. */
-export type Ask<S extends Spec> = Omit<
+export type Ask<S extends LabSpec> = Omit<
   S,
   "kind" | "base" | "art" | "clip" | "networks"
 >;

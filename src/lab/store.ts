@@ -16,7 +16,7 @@ import {
   writeSafetensors,
 } from "../io/safetensors.ts";
 import type { Art } from "../micro/art.ts";
-import type { ComposeSpec, DrawSpec, Spec } from "./specs.ts";
+import type { ComposeSpec, DrawSpec, LabSpec } from "./specs.ts";
 
 /** Raised whenever a change of code changes numbers: old results are left. */
 export const CODE_VERSION = 2;
@@ -134,7 +134,7 @@ export const pathOf = {
 } as const;
 
 /** The files of a spec's result; the last one written is among them. */
-async function filesOf(store: string, spec: Spec): Promise<string[]> {
+async function filesOf(store: string, spec: LabSpec): Promise<string[]> {
   if (spec.kind === "draw" || spec.kind === "compose") {
     return (await imageIds(spec)).map((id) => pathOf.image(store, id));
   }
@@ -157,7 +157,7 @@ async function filesOf(store: string, spec: Spec): Promise<string[]> {
  * @param store Its folder.
  * @param spec The spec.
  */
-export async function isDone(store: string, spec: Spec): Promise<boolean> {
+export async function isDone(store: string, spec: LabSpec): Promise<boolean> {
   for (const file of await filesOf(store, spec)) {
     if (!await exists(file)) return false;
   }

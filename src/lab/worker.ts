@@ -6,7 +6,7 @@
 import { type BackendChoice, selectBackend } from "../core/backend.ts";
 import { type JobContext, serve } from "../core/pool.ts";
 import { type Bench, type Folders, openBench } from "./run.ts";
-import type { Spec } from "./specs.ts";
+import type { LabSpec } from "./specs.ts";
 
 let bench: Bench | undefined;
 
@@ -18,7 +18,7 @@ export interface WorkerInit extends Folders {
 /** A spec and the number under which its progress is told. */
 export interface WorkerJob {
   readonly job: number;
-  readonly spec: Spec;
+  readonly spec: LabSpec;
 }
 
 /** How far a job is: from 0 to `total`. */

@@ -2,13 +2,13 @@ import { assertEquals, assertRejects, assertThrows } from "@std/assert";
 import { main, parseAblation } from "../../src/cli/ablation.ts";
 
 Deno.test("the scales", () => {
-  const quick = parseAblation(["--quick"]).options;
+  const quick = parseAblation(["--quick"]).plan;
   assertEquals([quick.concepts.length, quick.prompts, quick.scale], [
     2,
     4,
     "quick",
   ]);
-  const plain = parseAblation([]).options;
+  const plain = parseAblation([]).plan;
   assertEquals(
     [plain.concepts.length, plain.prompts, plain.seeds, plain.scale],
     [
@@ -18,7 +18,7 @@ Deno.test("the scales", () => {
       "default",
     ],
   );
-  const full = parseAblation(["--full"]).options;
+  const full = parseAblation(["--full"]).plan;
   assertEquals([full.concepts.length, full.seeds, full.scale], [
     12,
     [0, 1, 2],
@@ -28,7 +28,7 @@ Deno.test("the scales", () => {
 });
 
 Deno.test("options reach the settings and make the scale custom", () => {
-  const { options, out, workers } = parseAblation([
+  const { plan: options, lab: { out, workers, store } } = parseAblation([
     "--concepts=momo,kuro",
     "--n=6",
     "--seeds=3,4",
@@ -48,7 +48,7 @@ Deno.test("options reach the settings and make the scale custom", () => {
   assertEquals(options.settings.rank, 2);
   assertEquals(options.embeddings, ["edlora"]);
   assertEquals(options.fusions, ["gradient"]);
-  assertEquals(options.cache, "/tmp/x/cache");
+  assertEquals(store, "/tmp/x/cache");
   assertEquals([options.scale, out, workers], ["custom", "/tmp/x", 0]);
   const shared = parseAblation([
     "--full",
@@ -56,17 +56,17 @@ Deno.test("options reach the settings and make the scale custom", () => {
     "--partial",
     "--concepts=ulla,finn",
   ]);
-  assertEquals([shared.options.cache, shared.partial, shared.dryRun], [
+  assertEquals([shared.lab.store, shared.partial, shared.dryRun], [
     "/tmp/c",
     true,
     false,
   ]);
-  assertEquals(shared.options.concepts, ["ulla", "finn"]);
+  assertEquals(shared.plan.concepts, ["ulla", "finn"]);
   for (const changed of ["--preset=official", "--model=m"]) {
-    assertEquals(parseAblation(["--full", changed]).options.scale, "custom");
+    assertEquals(parseAblation(["--full", changed]).plan.scale, "custom");
   }
   // A quick run stays one that allows no conclusion, whatever is changed.
-  assertEquals(parseAblation(["--quick", "--n=5"]).options.scale, "quick");
+  assertEquals(parseAblation(["--quick", "--n=5"]).plan.scale, "quick");
 });
 
 for (

@@ -119,9 +119,11 @@ Deno.test("a missing beta range is that of the config's own class", () => {
 Deno.test("configs: Python's infinities, nulls and unknown keys are read", () => {
   const config = parseSchedulerConfig(
     '{"lambda_min_clipped": -Infinity, "trained_betas": null, ' +
-      '"future_key": "-Infinity stays text", "solver_order": 3}',
+      '"future_key": "-Infinity stays text", "solver_order": 3, ' +
+      '"sigma_min": NaN, "other_key": Infinity}',
   );
   assertEquals(config.lambda_min_clipped, -Infinity);
+  assertEquals([config.sigma_min, config.other_key], [null, Infinity]);
   assertEquals(config.trained_betas, null);
   assertEquals(config.future_key, "-Infinity stays text");
   assertEquals(config.solver_order, 3);

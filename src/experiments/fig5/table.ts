@@ -11,11 +11,9 @@ import {
   nestedMean,
   tInterval,
 } from "../../evaluation/statistics.ts";
-import {
-  errorBars,
-  type PlotlyFigure,
-  type TextTable,
-} from "../ablation_figures.ts";
+import type { Figure } from "../../report/html.ts";
+import type { Table } from "../../report/markdown.ts";
+import { errorBars } from "../ablation_figures.ts";
 import {
   COMPARED_SCORES,
   type ComparedScore,
@@ -269,7 +267,7 @@ function tableOf(
   cells: readonly RegionCell[],
   first: readonly string[],
   lead: (cell: RegionCell) => readonly string[],
-): TextTable {
+): Table {
   return {
     head: [...first, ...COLUMNS.map(([, title]) => title), "pictures"],
     rows: cells.map((cell) => [
@@ -285,7 +283,7 @@ function tableOf(
  *
  * @param report The report.
  */
-export function regionTable(report: Pick<RegionReport, "table">): TextTable {
+export function regionTable(report: Pick<RegionReport, "table">): Table {
   return tableOf(
     report.table,
     ["concepts", "arm"],
@@ -300,7 +298,7 @@ export function regionTable(report: Pick<RegionReport, "table">): TextTable {
  */
 export function resolutionTable(
   report: Pick<RegionReport, "resolution">,
-): TextTable {
+): Table {
   return tableOf(
     report.resolution,
     ["pixels of height", "arm"],
@@ -328,7 +326,7 @@ const COMPARED: readonly (readonly [ComparedScore, string])[] = [
  */
 export function regionComparisonTable(
   report: Pick<RegionReport, "comparisons">,
-): TextTable {
+): Table {
   const signed = (e: Estimate) => e.mean >= 0 ? `+${shown(e)}` : shown(e);
   const both = (difference: RegionDifference) => {
     const { low, high } = difference.bootstrap;
@@ -365,7 +363,7 @@ export function regionComparisonTable(
  */
 export function regionTimingTable(
   report: Pick<RegionReport, "timing">,
-): TextTable {
+): Table {
   return {
     head: [
       "regions",
@@ -391,7 +389,7 @@ function barsOf(
   { table, arms }: Pick<RegionReport, "table" | "arms">,
   score: RegionScore,
   title: string,
-): PlotlyFigure {
+): Figure {
   const counts = [...new Set(table.map(({ n }) => n))];
   return {
     data: counts.map((n) => {
@@ -417,7 +415,7 @@ function barsOf(
 }
 
 /** Own concept nearest, against height of the pictures (the paper's Fig 10). */
-function resolutionFigure(cells: readonly RegionCell[]): PlotlyFigure {
+function resolutionFigure(cells: readonly RegionCell[]): Figure {
   return {
     data: [...Map.groupBy(cells, ({ arm }) => arm)].map(([arm, own]) => {
       const scores = own.map((cell) => fairScore(cell, "nearest"));
@@ -446,9 +444,9 @@ function resolutionFigure(cells: readonly RegionCell[]): PlotlyFigure {
  * @param report The report.
  */
 export function regionFigures(
-  report: RegionReport,
-): [string, PlotlyFigure][] {
-  const figures: [string, PlotlyFigure][] = [
+  report: Omit<RegionReport, "created">,
+): [string, Figure][] {
+  const figures: [string, Figure][] = [
     ["identity", barsOf(report, "identity", "Right concept in its region")],
     [
       "nearest",
@@ -469,7 +467,7 @@ export function regionFigures(
 }
 
 /** Time against that of a plain picture, and the aim. */
-function timingFigure({ timing }: Pick<RegionReport, "timing">): PlotlyFigure {
+function timingFigure({ timing }: Pick<RegionReport, "timing">): Figure {
   const x = timing.map(({ regions }) => regions);
   const measured = (part: "step" | "picture", name: string) => ({
     type: "scatter",
