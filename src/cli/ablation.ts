@@ -32,18 +32,26 @@ import { nowhere } from "../lab/runner.ts";
 import { canonicalJson } from "../lab/store.ts";
 import { conceptOf } from "../micro/in_domain.ts";
 import { PROMPTS_SHA256 } from "../micro/prompts.ts";
-import { readOptions, runScript } from "./command.ts";
+import { type Command, command, runCommand } from "./command.ts";
 import {
   inLab,
-  LAB_HELP,
   LAB_OPTIONS,
   type LabRequest,
   labRequest,
   type Machine,
-  SETTING_HELP,
+  RUN_OPTIONS,
   SETTING_OPTIONS,
   settingsOf,
 } from "./lab_options.ts";
+import {
+  flag,
+  folder,
+  listOf,
+  oneOf,
+  optionTable,
+  parsed,
+  whole,
+} from "./options.ts";
 import {
   ablationHtml,
   ablationMarkdown,
@@ -51,32 +59,6 @@ import {
 } from "./ablation_page.ts";
 import { contactSheet } from "../report/grid.ts";
 import { textTable } from "../report/markdown.ts";
-
-const HELP = `deno task ablation [options]
-
-Trains concepts as LoRA and as ED-LoRA, fuses them by weight and by gradient,
-draws pictures before and after, scores them, and writes a report.
-
-  (default)           5 concepts, 20 prompts each, one seed
-  --quick             2 concepts, 4 prompts: mechanics only, no conclusion
-  --full              12 concepts, 20 prompts, 3 seeds
-  --concepts LIST     names, or how many of the test concepts
-  --n N               prompts of each concept (1 to 20)
-  --seeds LIST        training seeds, such as 0,1,2
-  --method LIST       lora, edlora (default: both)
-  --fusion LIST       weight, gradient, weight_best_lambda (default: all)
-${SETTING_HELP}
-  --out FOLDER        where results go (default: out/ablation…)
-${LAB_HELP}
-  --fresh             forget what the cache holds
-  --partial           run nothing: report on the seeds that are finished
-  --dry-run           run nothing: print prompts' hash, hashes and settings
-
-A run that is stopped continues where it was; what is in the cache is not done
-again. Every run is noted in runs.json of its output folder before it starts.
-Concepts that the base model can draw itself (niko, finn, ulla, zara) are asked
-for by name and never averaged with the others.
-`;
 
 /** The scales: what the flags `--quick` and `--full` stand for. */
 const SCALES = {
@@ -90,9 +72,51 @@ const SCALES = {
   },
 } as const;
 
+const OPTIONS = optionTable({
+  quick: {
+    type: flag,
+    help: "2 concepts, 4 prompts: mechanics only, no conclusion",
+  },
+  full: { type: flag, help: "12 concepts, 20 prompts, 3 seeds" },
+  concepts: {
+    type: parsed("LIST", (what, option, found) => {
+      if (!/^[-\d.]+$/.test(found)) {
+        return found.split(",").map((name) => conceptOf(name).name);
+      }
+      const most = TEST_CONCEPTS.length;
+      const count = whole({ least: 1, most }).read(what, option, found);
+      return TEST_CONCEPTS.slice(0, count);
+    }),
+    otherwise: "5",
+    help: "names, or how many of the test concepts",
+  },
+  ...RUN_OPTIONS,
+  method: {
+    type: listOf(oneOf(EMBEDDINGS)),
+    otherwise: "both",
+    help: "lora, edlora",
+  },
+  fusion: {
+    type: listOf(oneOf(FUSIONS)),
+    otherwise: "all",
+    help: FUSIONS.join(", "),
+  },
+  ...SETTING_OPTIONS,
+  ...LAB_OPTIONS,
+  out: { type: folder, otherwise: "out/ablation", help: "where results go" },
+  fresh: { type: flag, help: "forget what the cache holds" },
+  partial: {
+    type: flag,
+    help: "run nothing: report on the seeds that are finished",
+  },
+  dryRun: {
+    type: flag,
+    help: "run nothing: print prompts' hash, hashes and settings",
+  },
+});
+
 /** What the command line asks for. */
-export interface AblationCommand {
-  readonly help: boolean;
+export interface AblationRequest {
   readonly fresh: boolean;
   /** Reports on what is there. */
   readonly partial: boolean;
@@ -103,56 +127,6 @@ export interface AblationCommand {
 }
 
 const WHAT = "start the ablation";
-
-/**
- * Reads the command line; every mistake is an error.
- *
- * @param args Arguments.
- * @throws If an option is unknown or a value does not fit.
- */
-export function parseAblation(args: readonly string[]): AblationCommand {
-  const changing = [
-    ...["concepts", "seeds", "n", "method", "fusion"],
-    ...SETTING_OPTIONS,
-    "model",
-  ];
-  const options = readOptions(WHAT, args, {
-    text: [...new Set([...changing, ...LAB_OPTIONS])],
-    flags: ["quick", "full", "fresh", "partial", "dry-run"],
-  });
-  const [quick, full, fresh, partial, dryRun] = [
-    ...["quick", "full", "fresh", "partial", "dry-run"],
-  ].map(options.flag);
-  if (quick && full) throw cannot(WHAT, "--quick or --full", "both");
-  // What runs nothing must not cost what is there.
-  if (fresh && partial) throw cannot(WHAT, "--fresh or --partial", "both");
-  if (fresh && dryRun) throw cannot(WHAT, "--fresh or --dry-run", "both");
-  const scale = quick ? "quick" : full ? "full" : "default";
-  const defaults = SCALES[scale];
-  const whole = (name: string, least: number, most = Infinity) =>
-    options.number(name, { whole: true, least, most });
-  const isCount = !Number.isNaN(Number(options.text("concepts") ?? 0));
-  const concepts = isCount
-    ? TEST_CONCEPTS.slice(
-      0,
-      whole("concepts", 1, TEST_CONCEPTS.length) ?? defaults.concepts,
-    )
-    : options.list("concepts")!.map((name) => conceptOf(name).name);
-  const changed = changing.some((name) => options.text(name) !== undefined);
-  return {
-    ...{ help: options.help, fresh, partial, dryRun },
-    lab: labRequest(options, defaults.out),
-    plan: {
-      concepts,
-      prompts: whole("n", 1, 20) ?? defaults.prompts,
-      seeds: options.numbers("seeds", { whole: true }) ?? defaults.seeds,
-      embeddings: options.someOf("method", EMBEDDINGS) ?? EMBEDDINGS,
-      fusions: options.someOf("fusion", FUSIONS) ?? FUSIONS,
-      settings: settingsOf(options),
-      scale: quick ? "quick" : changed ? "custom" : scale,
-    },
-  };
-}
 
 /** The version in deno.json; unknown where the package is not on a disk. */
 async function libraryVersion(): Promise<string> {
@@ -184,7 +158,7 @@ async function noteRun(out: string, record: unknown): Promise<void> {
 
 /** Runs, or reads what is there, and writes the report. */
 async function run(
-  { lab: { out }, plan, partial }: AblationCommand,
+  { lab: { out }, plan, partial }: AblationRequest,
   lab: Lab,
   { backend, workers, progress }: Machine,
 ): Promise<void> {
@@ -239,37 +213,71 @@ async function run(
   );
 }
 
-/**
- * Runs the command.
- *
- * @param args Arguments.
- * @throws Before work starts, if an argument, a file, the output folder or the
- * backend is not as it should be.
- */
-export async function main(args: readonly string[]): Promise<void> {
-  const command = parseAblation(args);
-  if (command.help) return console.log(HELP);
-  const { lab: request, plan, partial, dryRun } = command;
-  oneDomain(plan.concepts);
-  await inLab(WHAT, request, async (lab, machine) => {
-    if (dryRun) {
-      return console.log(JSON.stringify(await runRecord(lab, plan), null, 2));
-    }
-    if (command.fresh) {
-      await Deno.remove(request.store, { recursive: true }).catch((error) => {
-        if (!(error instanceof Deno.errors.NotFound)) throw error;
-      });
-    }
-    if (!partial) return await run(command, lab, machine);
-    const seeds = await finishedSeeds(lab, plan);
-    if (seeds.length === 0) {
-      throw cannot("report on a part", "at least one finished seed", "none");
-    }
-    const part = seeds.length === plan.seeds.length
-      ? plan
-      : { ...plan, seeds, planned: plan.seeds };
-    await run({ ...command, plan: part }, lab, machine);
-  }, partial || dryRun ? { runner: nowhere } : {});
-}
+/** The paper's Table 2. */
+export const table2Command: Command<AblationRequest> = command({
+  name: "ablation",
+  summary: "The paper's Table 2: LoRA and ED-LoRA, weight and gradient fusion",
+  usage: "deno task ablation [options]",
+  about: `Trains concepts as LoRA and as ED-LoRA, fuses them by weight and by
+gradient, draws pictures before and after, scores them, and writes a report. The
+default is 5 concepts, 20 prompts each, one seed.`,
+  notes: `A run that is stopped continues where it was. Every run is noted in
+runs.json of its output folder before it starts. Concepts that the base model can
+draw itself (niko, finn, ulla, zara) are asked for by name and never averaged with
+the others.`,
+  options: OPTIONS,
+  request({ quick, full, fresh, partial, dryRun, ...values }) {
+    if (quick && full) throw cannot(WHAT, "--quick or --full", "both");
+    // What runs nothing must not cost what is there.
+    if (fresh && partial) throw cannot(WHAT, "--fresh or --partial", "both");
+    if (fresh && dryRun) throw cannot(WHAT, "--fresh or --dry-run", "both");
+    const { concepts, n, seeds, method, fusion, model } = values;
+    const scale = quick ? "quick" : full ? "full" : "default";
+    const defaults = SCALES[scale];
+    const settings = { ...SETTING_OPTIONS };
+    const changed = [concepts, n, seeds, method, fusion, model].concat(
+      Object.keys(settings).map((name) =>
+        values[name as keyof typeof settings]
+      ),
+    ).some((value) => value !== undefined);
+    return {
+      ...{ fresh, partial, dryRun },
+      lab: labRequest(values, values.out ?? defaults.out),
+      plan: {
+        concepts: concepts ?? TEST_CONCEPTS.slice(0, defaults.concepts),
+        prompts: n ?? defaults.prompts,
+        seeds: seeds ?? defaults.seeds,
+        embeddings: method ?? EMBEDDINGS,
+        fusions: fusion ?? FUSIONS,
+        settings: settingsOf(values),
+        scale: quick ? "quick" : changed ? "custom" : scale,
+      },
+    };
+  },
+  async run(request) {
+    const { lab: { store }, plan, partial, dryRun, fresh } = request;
+    oneDomain(plan.concepts);
+    await inLab(WHAT, request.lab, async (lab, machine) => {
+      if (dryRun) {
+        const record = await runRecord(lab, plan);
+        return console.log(JSON.stringify(record, null, 2));
+      }
+      if (fresh) {
+        await Deno.remove(store, { recursive: true }).catch((error) => {
+          if (!(error instanceof Deno.errors.NotFound)) throw error;
+        });
+      }
+      if (!partial) return await run(request, lab, machine);
+      const seeds = await finishedSeeds(lab, plan);
+      if (seeds.length === 0) {
+        throw cannot("report on a part", "at least one finished seed", "none");
+      }
+      const part = seeds.length === plan.seeds.length
+        ? plan
+        : { ...plan, seeds, planned: plan.seeds };
+      await run({ ...request, plan: part }, lab, machine);
+    }, partial || dryRun ? { runner: nowhere } : {});
+  },
+});
 
-if (import.meta.main) await runScript(() => main(Deno.args));
+if (import.meta.main) Deno.exit(await runCommand(table2Command, Deno.args));

@@ -14,80 +14,74 @@ import { referencePictures } from "../experiments/subjects.ts";
 import { joinPath, writeAtomic, writeJson } from "../io/files.ts";
 import { encodePng, type Pixels } from "../io/png.ts";
 import type { Lab } from "../lab/lab.ts";
-import { type Command, EXIT_CODES, readOptions } from "./command.ts";
+import { type Command, command } from "./command.ts";
 import {
   inLab,
-  LAB_HELP,
   LAB_OPTIONS,
   type LabRequest,
   labRequest,
-  SETTING_HELP,
+  RUN_OPTIONS,
   SETTING_OPTIONS,
   settingsOf,
 } from "./lab_options.ts";
+import {
+  flag,
+  folder,
+  listOf,
+  number,
+  oneOf,
+  optionTable,
+  text,
+} from "./options.ts";
 import { contactSheet } from "../report/grid.ts";
 import { markdownTable, textTable } from "../report/markdown.ts";
 
-const HELP = `deno task experiment domain [options]
-
-Figure 3 of the paper: concepts that the base model can draw itself (in-domain;
-it draws their pictures first) and the identities, which it cannot. What does
-the embedding alone hold, and what do the weights add?
-
-  --quick              2 concepts of each domain, 4 prompts: mechanics only
-  --concepts LIST      in-domain concepts (default: niko, finn, ulla, zara)
-  --out-domain LIST    identities (default: the twins of those)
-  --n N                prompts of each concept (20)
-  --seeds LIST         training seeds (0)
-  --method LIST        ${DOMAIN_METHODS.join(", ")}
-  --alphas LIST        strengths of adapters (0,0.7,1)
-  --lr-embedding X     rate of methods that have embeddings only (5e-3)
-  --lr-beside X        rate of the embedding beside an adapter (the preset's)
-  --no-fusion          leave out the fused models
-${SETTING_HELP}
-${LAB_HELP}
-  --out FOLDER        where results go (default out/domain)
-
-${EXIT_CODES}
-`;
+const OPTIONS = optionTable({
+  quick: {
+    type: flag,
+    help: "2 concepts of each domain, 4 prompts: mechanics only",
+  },
+  concepts: {
+    type: listOf(text),
+    otherwise: "niko,finn,ulla,zara",
+    help: "in-domain concepts",
+  },
+  outDomain: {
+    type: listOf(text),
+    otherwise: "the twins of those",
+    help: "identities",
+  },
+  ...RUN_OPTIONS,
+  method: {
+    type: listOf(oneOf(DOMAIN_METHODS)),
+    otherwise: "all",
+    help: DOMAIN_METHODS.join(", "),
+  },
+  alphas: {
+    type: listOf(number()),
+    otherwise: "0,0.7,1",
+    help: "strengths of adapters",
+  },
+  lrEmbedding: {
+    type: number({ least: 0 }),
+    otherwise: "5e-3",
+    help: "rate of methods that have embeddings only",
+  },
+  lrBeside: {
+    type: number({ least: 0 }),
+    otherwise: "the preset's",
+    help: "rate of the embedding beside an adapter",
+  },
+  noFusion: { type: flag, help: "leave out the fused models" },
+  ...SETTING_OPTIONS,
+  ...LAB_OPTIONS,
+  out: { type: folder, otherwise: "out/domain", help: "where results go" },
+});
 
 /** What the command line asks for. */
 export interface DomainRequest {
   readonly lab: LabRequest;
   readonly plan: DomainPlan;
-}
-
-const WHAT = "run the domain experiment";
-
-function parse(args: readonly string[]): DomainRequest | undefined {
-  const options = readOptions(WHAT, args, {
-    text: [
-      ...["concepts", "out-domain", "n", "seeds", "method", "alphas"],
-      ...["lr-embedding", "lr-beside"],
-      ...SETTING_OPTIONS,
-      ...LAB_OPTIONS,
-    ],
-    flags: ["quick", "no-fusion"],
-  });
-  if (options.help) return undefined;
-  const quick = options.flag("quick");
-  return {
-    lab: labRequest(options, quick ? "out/domain-quick" : "out/domain"),
-    plan: {
-      inDomain: options.list("concepts") ??
-        (quick ? ["ulla", "finn"] : undefined),
-      outDomain: options.list("out-domain"),
-      prompts: options.number("n", { whole: true, least: 1, most: 20 }) ??
-        (quick ? 4 : 20),
-      seeds: options.numbers("seeds", { whole: true }) ?? [0],
-      methods: options.someOf("method", DOMAIN_METHODS),
-      alphas: options.numbers("alphas"),
-      embeddingRate: options.number("lr-embedding", { least: 0 }),
-      adapterEmbeddingRate: options.number("lr-beside", { least: 0 }),
-      fuse: !options.flag("no-fusion"),
-      settings: settingsOf(options),
-    },
-  };
 }
 
 /** The grid: a concept a row, an arm a column. */
@@ -117,36 +111,58 @@ async function sheetOf(
 }
 
 /** In-domain against out-domain concepts. */
-export const domain: Command<DomainRequest> = {
+export const domain: Command<DomainRequest> = command({
   name: "domain",
   summary: "Concepts that the base model can draw, and ones that it cannot",
-  help: HELP,
-  parse,
+  usage: "deno task experiment domain [options]",
+  about: `Figure 3 of the paper: concepts that the base model can draw itself
+(in-domain; it draws their pictures first) and identities, which it cannot. What
+does the embedding alone hold, and what do the weights add?`,
+  options: OPTIONS,
+  request: ({ quick, out, ...values }) => ({
+    lab: labRequest(values, out ?? (quick ? "out/domain-quick" : "out/domain")),
+    plan: {
+      inDomain: values.concepts ?? (quick ? ["ulla", "finn"] : undefined),
+      outDomain: values.outDomain,
+      prompts: values.n ?? (quick ? 4 : 20),
+      seeds: values.seeds ?? [0],
+      methods: values.method,
+      alphas: values.alphas,
+      embeddingRate: values.lrEmbedding,
+      adapterEmbeddingRate: values.lrBeside,
+      fuse: !values.noFusion,
+      settings: settingsOf(values),
+    },
+  }),
   async run({ lab: request, plan }) {
     const { out } = request;
-    await inLab(WHAT, request, async (lab, { backend, progress }) => {
-      progress.line(backend.describe);
-      const { report, pictures } = await fig3(lab, plan);
-      const { settings } = plan;
-      await writeJson(joinPath(out, "domain.json"), { ...report, settings });
-      await writeAtomic(
-        joinPath(out, "domain.md"),
-        [
-          "# In-domain and out-domain concepts",
-          "",
-          markdownTable(domainTable(report)),
-          "Share of a concept's gain over the class word that its embedding " +
-          "alone has (95 % bootstrap over concepts):",
-          "",
-          markdownTable(shareTable(report)),
-        ].join("\n"),
-      );
-      const sheet = await sheetOf(lab, pictures);
-      await writeAtomic(joinPath(out, "domain.png"), encodePng(sheet));
-      progress.finish();
-      console.log(`\n${textTable(domainTable(report))}`);
-      console.log(textTable(shareTable(report)));
-      console.log(`${joinPath(out, "domain.md")}  (also domain.json, .png)`);
-    });
+    await inLab(
+      "run the domain experiment",
+      request,
+      async (lab, { backend, progress }) => {
+        progress.line(backend.describe);
+        const { report, pictures } = await fig3(lab, plan);
+        const { settings } = plan;
+        await writeJson(joinPath(out, "domain.json"), { ...report, settings });
+        await writeAtomic(
+          joinPath(out, "domain.md"),
+          [
+            "# In-domain and out-domain concepts",
+            "",
+            markdownTable(domainTable(report)),
+            "Share of a concept's gain over the class word that its embedding " +
+            "alone has (95 % bootstrap over concepts):",
+            "",
+            markdownTable(shareTable(report)),
+          ].join("\n"),
+        );
+        const sheet = await sheetOf(lab, pictures);
+        await writeAtomic(joinPath(out, "domain.png"), encodePng(sheet));
+        progress.finish();
+        console.log(`\n${textTable(domainTable(report))}`);
+        console.log(textTable(shareTable(report)));
+        console.log(`${joinPath(out, "domain.md")}  (also domain.json, .png)`);
+      },
+    );
   },
-};
+});

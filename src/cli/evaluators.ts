@@ -15,29 +15,32 @@ import {
 } from "../experiments/evaluators.ts";
 import { joinPath, readJson, writeJson } from "../io/files.ts";
 import { nowhere } from "../lab/runner.ts";
-import { type Command, EXIT_CODES, readOptions } from "./command.ts";
+import { type Command, command } from "./command.ts";
 import {
   inLab,
-  LAB_HELP,
   LAB_OPTIONS,
   type LabRequest,
   labRequest,
 } from "./lab_options.ts";
 import { mustExist } from "./models.ts";
+import { folder, listOf, optionTable } from "./options.ts";
 import { decimal, textTable } from "../report/markdown.ts";
 
-const HELP = `deno task experiment evaluators [options]
+const { workers: _, ...ONE_WORKER } = LAB_OPTIONS;
 
-Image alignment of a finished ablation's pictures by nsfwjs' MobileNetV2 (npm,
-25 MB, downloaded when this is run) and by other CLIPs.
-
-  --out FOLDER        the ablation's (default out/ablation); evaluators.json goes
-                      there
-  --clips LIST        folders of other CLIPs
-${LAB_HELP.replace(/\n.*--workers.*$/, "")}
-
-${EXIT_CODES}
-`;
+const OPTIONS = optionTable({
+  clips: {
+    type: listOf(folder),
+    default: [],
+    help: "folders of other CLIPs",
+  },
+  ...ONE_WORKER,
+  out: {
+    type: folder,
+    default: "out/ablation",
+    help: "the ablation's; evaluators.json goes there",
+  },
+});
 
 /** What the command line asks for. */
 export interface EvaluatorsRequest {
@@ -46,17 +49,6 @@ export interface EvaluatorsRequest {
 }
 
 const WHAT = "evaluate an ablation again";
-
-function parse(args: readonly string[]): EvaluatorsRequest | undefined {
-  const options = readOptions(WHAT, args, {
-    text: ["clips", ...LAB_OPTIONS.filter((name) => name !== "workers")],
-  });
-  if (options.help) return undefined;
-  return {
-    lab: labRequest(options, "out/ablation"),
-    clips: options.list("clips") ?? [],
-  };
-}
 
 /** What nsfwjs exports of a model. */
 interface PackedModule {
@@ -93,11 +85,17 @@ async function clipEvaluator(folder: string): Promise<Evaluator> {
 }
 
 /** A finished ablation by other evaluators. */
-export const evaluators: Command<EvaluatorsRequest> = {
+export const evaluators: Command<EvaluatorsRequest> = command({
   name: "evaluators",
   summary: "A finished ablation by MobileNetV2 and by other CLIPs",
-  help: HELP,
-  parse,
+  usage: "deno task experiment evaluators [options]",
+  about: `Image alignment of a finished ablation's pictures by nsfwjs'
+MobileNetV2 (npm, 25 MB, downloaded when this is run) and by other CLIPs.`,
+  options: OPTIONS,
+  request: ({ clips, out, ...values }): EvaluatorsRequest => ({
+    lab: labRequest(values, out),
+    clips,
+  }),
   async run({ lab: request, clips }) {
     const { out } = request;
     await mustExist(WHAT, ...clips);
@@ -146,4 +144,4 @@ export const evaluators: Command<EvaluatorsRequest> = {
       console.log(joinPath(out, "evaluators.json"));
     }, { runner: nowhere });
   },
-};
+});

@@ -15,8 +15,20 @@ import { type ExperimentPreset, presetOf } from "../experiments/presets.ts";
 import { assertWritable, joinPath } from "../io/files.ts";
 import { type Lab, type LabRecord, type Stage, withLab } from "../lab/lab.ts";
 import type { Runner } from "../lab/runner.ts";
-import { backendOf, type Options } from "./command.ts";
+import { conceptOf } from "../micro/in_domain.ts";
 import { EMBEDDED, mustExist } from "./models.ts";
+import {
+  BACKEND_OPTION,
+  folder,
+  listOf,
+  number,
+  oneOf,
+  optionTable,
+  type OptionType,
+  parsed,
+  type Values,
+  whole,
+} from "./options.ts";
 import { createProgress, type Progress } from "./progress.ts";
 
 /** Where an experiment's models, results and work are. */
@@ -32,83 +44,105 @@ export interface LabRequest {
   readonly workers?: number;
 }
 
-/** Names of the options that {@linkcode labRequest} reads. */
-export const LAB_OPTIONS: readonly string[] = [
-  "model",
-  "clip",
-  "cache",
-  "out",
-  "backend",
-  "workers",
-];
-
-/** Their help, but for `--out`. */
-export const LAB_HELP: string = `\
-  --cache FOLDER      finished results (default: cache in the output folder);
-                      what is in it is not done again
-  --model FOLDER      base model (default: the embedded one)
-  --clip FOLDER       evaluation CLIP (default: the embedded one)
-  --backend NAME      auto, webgpu, wasm or cpu
-  --workers N         workers (default: processors; 0: in place)`;
+/** Options of the lab. */
+export const LAB_OPTIONS = optionTable({
+  cache: {
+    type: folder,
+    otherwise: "cache in the output folder",
+    help: "finished results; what is in it is not done again",
+  },
+  model: {
+    type: folder,
+    otherwise: "the embedded one",
+    help: "base model",
+  },
+  clip: {
+    type: folder,
+    otherwise: "clip_b of the model",
+    help: "evaluation CLIP",
+  },
+  ...BACKEND_OPTION,
+  workers: {
+    type: whole({ least: 0 }),
+    otherwise: "processors",
+    help: "workers; 0: in place",
+  },
+});
 
 /**
- * Reads {@linkcode LAB_OPTIONS}.
+ * Where a lab is opened.
  *
- * @param options The command line.
- * @param defaultOut Folder of reports by default.
- * @throws If a value does not fit.
+ * @param values Of {@linkcode LAB_OPTIONS}.
+ * @param out Folder of reports.
  */
-export function labRequest(options: Options, defaultOut: string): LabRequest {
-  const model = options.text("model") ?? EMBEDDED;
-  const out = options.text("out") ?? defaultOut;
+export function labRequest(
+  values: Partial<Values<typeof LAB_OPTIONS>>,
+  out: string,
+): LabRequest {
+  const { model = EMBEDDED, backend = "auto", workers } = values;
   return {
     model,
-    clip: options.text("clip") ?? joinPath(model, "clip_b"),
-    store: options.text("cache") ?? joinPath(out, "cache"),
+    clip: values.clip ?? joinPath(model, "clip_b"),
+    store: values.cache ?? joinPath(out, "cache"),
     out,
-    backend: backendOf(options),
-    workers: options.number("workers", { whole: true, least: 0 }),
+    backend,
+    workers,
   };
 }
 
-/** Names of the options that {@linkcode settingsOf} reads. */
-export const SETTING_OPTIONS: readonly string[] = [
-  "preset",
-  "rank",
-  "train-steps",
-  "steps",
-  "guidance",
-];
+/** Names of concepts between commas. */
+export const CONCEPTS: OptionType<readonly string[]> = listOf(
+  parsed("NAME", (_what, _option, name) => conceptOf(name).name),
+);
 
-/** Their help. */
-export const SETTING_HELP: string = `\
-  --preset NAME       ablation (default) or official
-  --rank N            rank of the adapters (4)
-  --train-steps N     training steps of a concept
-  --steps N           sampling steps (20)
-  --guidance X        guidance scale`;
+/** Training seeds, and prompts of each concept. */
+export const RUN_OPTIONS = optionTable({
+  n: {
+    type: whole({ least: 1, most: 20 }),
+    otherwise: "20",
+    help: "prompts of each concept",
+  },
+  seeds: {
+    type: listOf(whole()),
+    otherwise: "0",
+    help: "training seeds",
+  },
+});
+
+/** Options that change a preset. */
+export const SETTING_OPTIONS = optionTable({
+  preset: {
+    type: oneOf(["ablation", "official"]),
+    otherwise: "ablation",
+    help: "preset that the other settings change: ablation or official",
+  },
+  rank: { type: whole({ least: 1 }), help: "rank of the adapters" },
+  trainSteps: {
+    type: whole({ least: 1 }),
+    help: "training steps of a concept",
+  },
+  steps: { type: whole({ least: 1, most: 1000 }), help: "sampling steps" },
+  guidance: { type: number(), help: "guidance scale" },
+});
 
 /**
- * The preset of `--preset`, changed by the other {@linkcode SETTING_OPTIONS}
- * that the command knows.
+ * A preset, changed by options.
  *
- * @param options The command line.
- * @throws If there is no such preset, or a number is out of bounds.
+ * @param values Of {@linkcode SETTING_OPTIONS}.
  */
-export function settingsOf(options: Options): ExperimentPreset {
-  const preset = presetOf(options.text("preset") ?? "ablation");
-  const count = (name: string, most = Infinity) =>
-    options.number(name, { whole: true, least: 1, most });
-  const steps = count("train-steps");
-  const { sampling } = preset;
+export function settingsOf(
+  values: Partial<Values<typeof SETTING_OPTIONS>>,
+): ExperimentPreset {
+  const preset = presetOf(values.preset ?? "ablation");
+  const { train, sampling } = preset;
   return {
     ...preset,
-    rank: count("rank") ?? preset.rank,
-    train: { ...preset.train, ...(steps === undefined ? {} : { steps }) },
+    rank: values.rank ?? preset.rank,
+    train: { ...train, steps: values.trainSteps ?? train.steps },
     sampling: {
       ...sampling,
-      steps: count("steps", 1000) ?? sampling.steps,
-      guidance: options.number("guidance") ?? sampling.guidance,
+      steps: values.steps ?? sampling.steps,
+      guidance: values.guidance ?? sampling.guidance,
     },
   };
 }

@@ -27,17 +27,25 @@ import { exists, joinPath, writeAtomic, writeJson } from "../io/files.ts";
 import { encodePng, type Pixels } from "../io/png.ts";
 import type { Lab } from "../lab/lab.ts";
 import { identityOf } from "../micro/concepts.ts";
-import { type Command, EXIT_CODES, readOptions } from "./command.ts";
+import { type Command, command } from "./command.ts";
 import {
   inLab,
-  LAB_HELP,
   LAB_OPTIONS,
   type LabRequest,
   labRequest,
-  SETTING_HELP,
   SETTING_OPTIONS,
   settingsOf,
 } from "./lab_options.ts";
+import {
+  flag,
+  folder,
+  listOf,
+  number,
+  oneOf,
+  optionTable,
+  parsed,
+  whole,
+} from "./options.ts";
 import { contactSheet } from "../report/grid.ts";
 import {
   details,
@@ -49,37 +57,55 @@ import {
 } from "../report/html.ts";
 import { markdownTable, textTable } from "../report/markdown.ts";
 
-const HELP = `deno task experiment regions [options]
+const count = whole({ least: 1 });
 
-Several concepts in one picture: is each in its place, and only there? Trains
-and fuses concepts, draws them with a plain prompt, with regions, with adapters
-that are not fused, and scores every region by the evaluation CLIP.
-
-  --quick            2 concepts, 1 picture: mechanics only
-  --concepts LIST    names (kuro,lila,momo,raja,zorp, as in the ablation); all
-                     are fused into one model
-  --counts LIST      concepts in a picture (2,3,4)
-  --sets N           choices of concepts for each count (5)
-  --backgrounds N    backgrounds of each choice (2)
-  --pictures N       pictures of each layout (4)
-  --column PIXELS    width of a concept's column: 32, 48 or 64 (64)
-  --arms LIST        ${REGION_ARMS.slice(0, 4).join(", ")} … (default: all)
-  --scales LIST      resolutions of the resolution study (1.5,2)
-  --seed N           (0)
-${SETTING_HELP}
-  --sketch FOLDER    sketch T2I-Adapter (default: the model's, if it has one)
-  --no-timing        do not time pictures with regions
-${LAB_HELP}
-  --out FOLDER        where results go (default out/regions)
-
-Writes regions.json, .md, .html, regions-N.png (every arm, the first scenes of N
-concepts), fig5.png (rendered, plain prompt, regions), fig10-leakage.png (where
-the plain prompt mixes two or three concepts most, and negative prompts) and
-fig10-resolution.png. Below a picture is who stands out in each column. On two
-cores the default takes about half an hour; a run that was stopped continues.
-
-${EXIT_CODES}
-`;
+const OPTIONS = optionTable({
+  quick: { type: flag, help: "2 concepts, 1 picture: mechanics only" },
+  concepts: {
+    type: listOf(
+      parsed("NAME", (_what, _option, name) => identityOf(name).name),
+    ),
+    otherwise: "kuro,lila,momo,raja,zorp",
+    help: "names; all are fused into one model",
+  },
+  counts: {
+    type: listOf(whole()),
+    otherwise: "2,3,4",
+    help: "concepts in a picture",
+  },
+  sets: { type: count, otherwise: "5", help: "choices of concepts per count" },
+  backgrounds: {
+    type: count,
+    otherwise: "2",
+    help: "backgrounds of each choice",
+  },
+  pictures: { type: count, otherwise: "4", help: "pictures of each layout" },
+  column: {
+    type: count,
+    default: 64,
+    help: "width of a concept's column in pixels: 32, 48 or 64",
+  },
+  arms: {
+    type: listOf(oneOf(REGION_ARMS)),
+    otherwise: "all",
+    help: REGION_ARMS.join(", "),
+  },
+  scales: {
+    type: listOf(number()),
+    otherwise: "1.5,2",
+    help: "resolutions of the resolution study",
+  },
+  seed: { type: whole(), default: 0, help: "seed of training and noise" },
+  sketch: {
+    type: folder,
+    otherwise: "the model's, if it has one",
+    help: "sketch T2I-Adapter",
+  },
+  noTiming: { type: flag, help: "do not time pictures with regions" },
+  ...SETTING_OPTIONS,
+  ...LAB_OPTIONS,
+  out: { type: folder, otherwise: "out/regions", help: "where results go" },
+});
 
 /** What the command line asks for. */
 export interface RegionRequest {
@@ -87,44 +113,6 @@ export interface RegionRequest {
   /** Folder of a sketch adapter. */
   readonly sketch?: string;
   readonly plan: RegionPlan;
-}
-
-const WHAT = "run the regions experiment";
-
-/** Reads the command line; nothing if it is help. */
-function parse(args: readonly string[]): RegionRequest | undefined {
-  const options = readOptions(WHAT, args, {
-    text: [
-      ...["concepts", "counts", "column", "sets", "backgrounds", "pictures"],
-      ...["arms", "scales", "seed", "sketch"],
-      ...SETTING_OPTIONS,
-      ...LAB_OPTIONS,
-    ],
-    flags: ["quick", "no-timing"],
-  });
-  if (options.help) return undefined;
-  const quick = options.flag("quick");
-  const count = (name: string, fallback: number) =>
-    options.number(name, { whole: true, least: 1 }) ?? fallback;
-  return {
-    lab: labRequest(options, quick ? "out/regions-quick" : "out/regions"),
-    sketch: options.text("sketch"),
-    plan: {
-      concepts: (options.list("concepts") ??
-        (quick ? ["kuro", "momo"] : ["kuro", "lila", "momo", "raja", "zorp"]))
-        .map((name) => identityOf(name).name),
-      counts: options.numbers("counts") ?? (quick ? [2] : [2, 3, 4]),
-      column: count("column", 64),
-      sets: count("sets", quick ? 1 : 5),
-      backgrounds: count("backgrounds", quick ? 1 : 2),
-      pictures: count("pictures", quick ? 1 : 4),
-      seed: options.number("seed", { whole: true }) ?? 0,
-      arms: options.list("arms"),
-      scales: options.numbers("scales") ?? (quick ? [] : [1.5, 2]),
-      timing: !options.flag("no-timing"),
-      settings: settingsOf(options),
-    },
-  };
 }
 
 /** At how many cross-attention sites regions act, as a list's line. */
@@ -388,47 +376,86 @@ async function regionsHtml(
 }
 
 /** Several concepts in one picture, measured. */
-export const regions: Command<RegionRequest> = {
+export const regions: Command<RegionRequest> = command({
   name: "regions",
   summary: "Several concepts in one picture: identity per region, leakage",
-  help: HELP,
-  parse,
+  usage: "deno task experiment regions [options]",
+  about: `Several concepts in one picture: is each in its place, and only there?
+Trains and fuses concepts, draws them with a plain prompt, with regions, and with
+adapters that are not fused, and scores every region by the evaluation CLIP.`,
+  notes: `Writes regions.json, .md, .html, regions-N.png (every arm, the first
+scenes of N concepts), fig5.png (rendered, plain prompt, regions),
+fig10-leakage.png (where the plain prompt mixes two or three concepts most, and
+negative prompts) and fig10-resolution.png. The evaluation CLIP names each column
+below a picture. On two cores the default takes about half an hour; a run that was
+stopped continues.`,
+  options: OPTIONS,
+  request: ({ quick, out, ...values }) => ({
+    lab: labRequest(
+      values,
+      out ?? (quick ? "out/regions-quick" : "out/regions"),
+    ),
+    sketch: values.sketch,
+    plan: {
+      concepts: values.concepts ??
+        (quick ? ["kuro", "momo"] : ["kuro", "lila", "momo", "raja", "zorp"]),
+      counts: values.counts ?? (quick ? [2] : [2, 3, 4]),
+      column: values.column,
+      sets: values.sets ?? (quick ? 1 : 5),
+      backgrounds: values.backgrounds ?? (quick ? 1 : 2),
+      pictures: values.pictures ?? (quick ? 1 : 4),
+      seed: values.seed,
+      arms: values.arms,
+      scales: values.scales ?? (quick ? [] : [1.5, 2]),
+      timing: !values.noTiming,
+      settings: settingsOf(values),
+    },
+  }),
   async run({ lab: request, plan, ...given }) {
     const { out, model } = request;
     const own = joinPath(model, "adapter");
     const sketch = given.sketch ??
       (await exists(joinPath(own, "config.json")) ? own : undefined);
     const networks: Record<string, string> = sketch ? { sketch } : {};
-    await inLab(WHAT, request, async (lab, { backend, workers, progress }) => {
-      progress.line(
-        `${backend.describe}; ${plan.concepts.join(", ")}; sketch adapter: ${
-          sketch ?? "none, its arms are left out"
-        }`,
-      );
-      const found = await fig5(lab, plan);
-      const settings = { ...found.settings, backend: backend.name, workers };
-      const created = new Date().toISOString();
-      const report: RegionReport = { ...found, settings, created };
-      const sheets = await Promise.all(
-        [...sceneSheets(report), ...paperSheets(report)].map(async (sheet) => (
-          { ...sheet, pixels: await drawSheet(lab, sheet) }
-        )),
-      );
-      await writeJson(joinPath(out, "regions.json"), report);
-      await writeAtomic(joinPath(out, "regions.md"), regionsMarkdown(report));
-      await writeAtomic(
-        joinPath(out, "regions.html"),
-        await regionsHtml(report, sheets),
-      );
-      for (const { name, pixels } of sheets) {
-        await writeAtomic(joinPath(out, `${name}.png`), encodePng(pixels));
-      }
-      progress.finish();
-      console.log(`\n${textTable(regionTable(report))}`);
-      if (report.timing.length > 0) {
-        console.log(textTable(regionTimingTable(report)));
-      }
-      console.log(`${joinPath(out, "regions.html")}  (also .json, .md, .png)`);
-    }, { networks });
+    await inLab(
+      "run the regions experiment",
+      request,
+      async (lab, { backend, workers, progress }) => {
+        progress.line(
+          `${backend.describe}; ${plan.concepts.join(", ")}; sketch adapter: ${
+            sketch ?? "none, its arms are left out"
+          }`,
+        );
+        const found = await fig5(lab, plan);
+        const settings = { ...found.settings, backend: backend.name, workers };
+        const created = new Date().toISOString();
+        const report: RegionReport = { ...found, settings, created };
+        const sheets = await Promise.all(
+          [...sceneSheets(report), ...paperSheets(report)].map(async (
+            sheet,
+          ) => (
+            { ...sheet, pixels: await drawSheet(lab, sheet) }
+          )),
+        );
+        await writeJson(joinPath(out, "regions.json"), report);
+        await writeAtomic(joinPath(out, "regions.md"), regionsMarkdown(report));
+        await writeAtomic(
+          joinPath(out, "regions.html"),
+          await regionsHtml(report, sheets),
+        );
+        for (const { name, pixels } of sheets) {
+          await writeAtomic(joinPath(out, `${name}.png`), encodePng(pixels));
+        }
+        progress.finish();
+        console.log(`\n${textTable(regionTable(report))}`);
+        if (report.timing.length > 0) {
+          console.log(textTable(regionTimingTable(report)));
+        }
+        console.log(
+          `${joinPath(out, "regions.html")}  (also .json, .md, .png)`,
+        );
+      },
+      { networks },
+    );
   },
-};
+});

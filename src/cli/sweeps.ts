@@ -20,19 +20,27 @@ import {
   type SweepRow,
 } from "../experiments/sweeps.ts";
 import { joinPath, readJson, writeAtomic, writeJson } from "../io/files.ts";
-import { conceptOf } from "../micro/in_domain.ts";
 import { IDENTITIES } from "../micro/world.ts";
-import { type Command, EXIT_CODES, readOptions } from "./command.ts";
+import { type Command, command } from "./command.ts";
 import {
+  CONCEPTS,
   inLab,
-  LAB_HELP,
   LAB_OPTIONS,
   type LabRequest,
   labRequest,
-  SETTING_HELP,
+  RUN_OPTIONS,
   SETTING_OPTIONS,
   settingsOf,
 } from "./lab_options.ts";
+import {
+  file,
+  folder,
+  listOf,
+  number,
+  oneOf,
+  optionTable,
+  type Values,
+} from "./options.ts";
 import {
   decimal,
   markdownTable,
@@ -173,30 +181,61 @@ function sweepTable(
   };
 }
 
-function helpOf({ name, summary, split, values }: Sweep): string {
-  const lines = values
-    ? `  --values LIST       ${values.what} (${values.default.join(",")})\n`
-    : "";
-  return `deno task experiment ${name} [options]
+/** Options of every sweep. */
+const OPTIONS = optionTable({
+  distractors: {
+    type: CONCEPTS,
+    otherwise: "none",
+    help: "concepts that are fused with them and not scored; in-domain ones " +
+      "(niko, finn, ulla, zara) may be among them",
+  },
+  ...RUN_OPTIONS,
+  method: {
+    type: listOf(oneOf(EMBEDDINGS)),
+    otherwise: "both",
+    help: "lora, edlora",
+  },
+  templates: {
+    type: file,
+    otherwise: '["photo of a {}", "{}"]',
+    help: "prompts that gradient fusion's features come from, as a JSON list",
+  },
+  ...SETTING_OPTIONS,
+  ...LAB_OPTIONS,
+});
 
-${summary}.
-
-${lines}  --concepts LIST     names (default: the ${split} concepts)
-  --distractors LIST  concepts that are fused with them and not scored; in-domain
-                      ones (niko, finn, ulla, zara) may be among them
-  --variants FILE     training configurations, {"name": {"steps": 200}}, each in
-                      turn
-  --n N               prompts of each concept (20)
-  --seeds LIST        training seeds (0)
-  --method LIST       lora, edlora (default: both)
-  --templates FILE    prompts that gradient fusion's features come from, as a JSON
-                      list: ["photo of a {}", "{}"]
-${SETTING_HELP}
-${LAB_HELP}
-  --out FOLDER        where ${name}.json and ${name}.md go (default out/${name})
-
-${EXIT_CODES}
-`;
+/** Options of one sweep. */
+function optionsOf({ name, split, values }: Sweep) {
+  const { rank, ...others } = OPTIONS;
+  return optionTable({
+    ...(values
+      ? {
+        values: {
+          type: listOf(number()),
+          default: values.default,
+          help: values.what,
+        },
+      }
+      : {}),
+    concepts: {
+      type: CONCEPTS,
+      default: split === "test" ? TEST_CONCEPTS : DEVELOPMENT,
+      help: `the ${split} concepts`,
+    },
+    variants: {
+      type: file,
+      needed: name === "tune",
+      help: 'training configurations, each in turn: {"name": {"steps": 200}}',
+    },
+    // That of the rank sweep are its values.
+    ...(name === "rank" ? {} : { rank }),
+    ...others,
+    out: {
+      type: folder,
+      default: `out/${name}`,
+      help: `where ${name}.json and ${name}.md go`,
+    },
+  });
 }
 
 /** What the command line asks for. */
@@ -209,42 +248,27 @@ export interface SweepRequest {
   readonly plan: SweepPlan;
 }
 
-function parse(
-  what: Sweep,
-  args: readonly string[],
-): SweepRequest | undefined {
-  const settingOptions = what.name === "rank"
-    ? SETTING_OPTIONS.filter((name) => name !== "rank")
-    : SETTING_OPTIONS;
-  const options = readOptions(what.name, args, {
-    text: [
-      ...(what.values ? ["values"] : []),
-      ...["concepts", "distractors", "variants", "n", "seeds", "method"],
-      "templates",
-      ...settingOptions,
-      ...LAB_OPTIONS,
-    ],
-  });
-  if (options.help) return undefined;
-  const names = (option: string) =>
-    options.list(option)?.map((one) => conceptOf(one).name);
-  const settings = settingsOf(options);
-  const values = options.numbers("values") ?? what.values?.default ?? [];
+/** What a sweep's options hold. */
+type SweepValues =
+  & Partial<Values<typeof OPTIONS>>
+  & Pick<SweepRequest, "variants" | "templates">
+  & Pick<SweepPlan, "concepts">
+  & { readonly values?: readonly number[]; readonly out: string };
+
+function requestOf(what: Sweep, values: SweepValues): SweepRequest {
+  const settings = settingsOf(values);
   return {
-    lab: labRequest(options, `out/${what.name}`),
-    variants: what.name === "tune"
-      ? options.needed("variants")
-      : options.text("variants"),
-    templates: options.text("templates"),
+    lab: labRequest(values, values.out),
+    variants: values.variants,
+    templates: values.templates,
     plan: {
-      ...what.vary(values, settings),
+      ...what.vary(values.values ?? [], settings),
       settings,
-      concepts: names("concepts") ??
-        (what.split === "test" ? TEST_CONCEPTS : DEVELOPMENT),
-      distractors: names("distractors") ?? [],
-      prompts: options.number("n", { whole: true, least: 1, most: 20 }) ?? 20,
-      seeds: options.numbers("seeds", { whole: true }) ?? [0],
-      embeddings: options.someOf("method", EMBEDDINGS) ?? EMBEDDINGS,
+      concepts: values.concepts,
+      distractors: values.distractors ?? [],
+      prompts: values.n ?? 20,
+      seeds: values.seeds ?? [0],
+      embeddings: values.method ?? EMBEDDINGS,
     },
   };
 }
@@ -292,10 +316,14 @@ async function run(what: Sweep, request: SweepRequest): Promise<void> {
 }
 
 /** Scores against one setting each. */
-export const sweeps: readonly Command<SweepRequest>[] = SWEEPS.map((what) => ({
-  name: what.name,
-  summary: what.summary,
-  help: helpOf(what),
-  parse: (args) => parse(what, args),
-  run: (request) => run(what, request),
-}));
+export const sweeps: readonly Command<SweepRequest>[] = SWEEPS.map((what) =>
+  command({
+    name: what.name,
+    summary: what.summary,
+    usage: `deno task experiment ${what.name} [options]`,
+    about: `${what.summary}.`,
+    options: optionsOf(what),
+    request: (values) => requestOf(what, values as SweepValues),
+    run: (request) => run(what, request),
+  })
+);

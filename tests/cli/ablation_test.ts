@@ -1,5 +1,7 @@
 import { assertEquals, assertRejects, assertThrows } from "@std/assert";
-import { main, parseAblation } from "../../src/cli/ablation.ts";
+import { table2Command } from "../../src/cli/ablation.ts";
+
+const parseAblation = (args: readonly string[]) => table2Command.parse(args)!;
 
 Deno.test("the scales", () => {
   const quick = parseAblation(["--quick"]).plan;
@@ -75,7 +77,7 @@ for (
     [["--concepts=0"], "1 to 12"],
     [["--n=21"], "1 to 20"],
     [["--n="], "a value for --n"],
-    [["--seeds=a"], "whole numbers"],
+    [["--seeds=a"], "a whole number"],
     [["--method=dora"], "lora, edlora"],
     [["--fusion=sum"], "weight, gradient"],
     [["--preset=mine"], "ablation or official"],
@@ -94,13 +96,26 @@ for (
 
 Deno.test("missing weights and unwritable folders end it before work", async () => {
   await assertRejects(
-    () => main(["--model", "/nowhere", "--out", "/tmp"]),
+    () =>
+      table2Command.run(
+        parseAblation(["--model", "/nowhere", "--out", "/tmp"]),
+      ),
     Error,
     "/nowhere",
   );
   const file = await Deno.makeTempFile();
   await assertRejects(
-    () => main(["--model", "/tmp", "--clip", "/tmp", "--out", `${file}/x`]),
+    () =>
+      table2Command.run(
+        parseAblation([
+          "--model",
+          "/tmp",
+          "--clip",
+          "/tmp",
+          "--out",
+          `${file}/x`,
+        ]),
+      ),
     Error,
     "Cannot write into",
   );
