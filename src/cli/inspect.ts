@@ -10,7 +10,7 @@ import { exists, joinPath, readJson } from "../io/files.ts";
 import { componentFile } from "../io/folder.ts";
 import { openTensors } from "../formats/pickle.ts";
 import type { SafetensorsFile } from "../io/safetensors.ts";
-import { describeLdm, isLdm } from "../formats/ldm.ts";
+import { describeLdm, isLdm } from "../formats/ldm_config.ts";
 import { type Command, EXIT_CODES, readOptions } from "./command.ts";
 import { baseFor, KNOWN_BASES } from "./loras.ts";
 import { hostBackend, localModel } from "./models.ts";

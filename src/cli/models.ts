@@ -6,14 +6,19 @@
 import * as tf from "@tensorflow/tfjs";
 import { selectBackend } from "../core/backend.ts";
 import { cannot } from "../core/errors.ts";
+import { disposeTree } from "../core/tree.ts";
 import { exists, joinPath, pathOf } from "../io/files.ts";
 import { CLIP_REPOSITORY, parseHubSpec, resolveModel } from "../io/hub.ts";
 import {
-  type LdmPrediction,
+  loadNetworks,
+  type LoadNetworksOptions,
+  loadPart,
   loadSingleFile,
-  type LoadSingleFileOptions,
+  type Networks,
 } from "../formats/ldm.ts";
-import { loadModel, type Model } from "../models/model.ts";
+import type { LdmComponent, LdmPrediction } from "../formats/ldm_names.ts";
+import { loadModel, type Model, type ModelParts } from "../models/model.ts";
+import { assertTextToImage } from "../models/purpose.ts";
 import { backendOf, type Options } from "./command.ts";
 import { createProgress, type Progress } from "./progress.ts";
 
@@ -36,6 +41,12 @@ export interface ModelRequest {
   readonly tokenizer?: string;
   /** What the UNet of a single file predicts. */
   readonly prediction?: LdmPrediction;
+  /** A file or folder whose VAE is taken instead. */
+  readonly vae?: string;
+  /** A file or folder whose UNet is taken instead. */
+  readonly unet?: string;
+  /** A file or folder whose text encoder is taken instead. */
+  readonly textEncoder?: string;
 }
 
 /** Options that {@linkcode modelOf} reads. */
@@ -44,6 +55,9 @@ export const MODEL_OPTIONS: readonly string[] = [
   "variant",
   "tokenizer",
   "prediction",
+  "vae",
+  "unet",
+  "text-encoder",
 ];
 
 /** What `--help` says about them. */
@@ -54,7 +68,11 @@ export const MODEL_HELP =
   --variant NAME       weights to prefer where there are several, such as fp16
   --tokenizer FOLDER   CLIP's tokenizer for a single file (default: that of
                        ${CLIP_REPOSITORY} on the hub)
-  --prediction NAME    epsilon or v_prediction, where a single file does not say`;
+  --prediction NAME    epsilon or v_prediction, where a single file does not say
+  --vae PATH           another file's or folder's VAE instead of the model's, as
+                       for checkpoints without one
+  --unet PATH          another's UNet
+  --text-encoder PATH  another's text encoder`;
 
 /**
  * Reads the options of {@linkcode MODEL_OPTIONS}.
@@ -65,11 +83,17 @@ export function modelOf(options: Options): ModelRequest {
   const prediction = options.oneOf("prediction", ["epsilon", "v_prediction"]);
   const variant = options.text("variant");
   const tokenizer = options.text("tokenizer");
+  const vae = options.text("vae");
+  const unet = options.text("unet");
+  const textEncoder = options.text("text-encoder");
   return {
     model: options.text("model") ?? EMBEDDED,
     ...(variant === undefined ? {} : { variant }),
     ...(tokenizer === undefined ? {} : { tokenizer }),
     ...(prediction === undefined ? {} : { prediction }),
+    ...(vae === undefined ? {} : { vae }),
+    ...(unet === undefined ? {} : { unet }),
+    ...(textEncoder === undefined ? {} : { textEncoder }),
   };
 }
 
@@ -169,23 +193,120 @@ async function tokenizerFolder(spec: string): Promise<string> {
   return await exists(inside) ? inside : folder;
 }
 
+/** How a model is opened. */
+export interface OpenOptions {
+  /**
+   * Whether models for other things than text to image, such as inpainting, are
+   * opened as well.
+   *
+   * @default {false}
+   */
+  readonly anyPurpose?: boolean;
+}
+
+/** Networks that the user wants from elsewhere. */
+async function partsOf(request: ModelRequest): Promise<Partial<ModelParts>> {
+  const { variant, vae, unet, textEncoder } = request;
+  const parts: { -readonly [C in keyof ModelParts]?: ModelParts[C] } = {};
+  const part = async <C extends LdmComponent>(c: C, spec: string) =>
+    await loadPart(c, await localModel(spec), variant ? { variant } : {});
+  try {
+    if (textEncoder !== undefined) {
+      parts.textEncoder = await part("textEncoder", textEncoder);
+    }
+    if (unet !== undefined) parts.unet = await part("unet", unet);
+    if (vae !== undefined) parts.autoencoder = await part("autoencoder", vae);
+    return parts;
+  } catch (error) {
+    disposeTree(Object.values(parts).map(({ params }) => params));
+    throw error;
+  }
+}
+
 /**
  * Loads a model by what the user calls it.
  *
  * @param request Which one.
+ * @param options Which kinds of models are of use.
  * @returns The model; its tensors are the caller's.
  * @throws If it is not there, or anything in it is missing, truncated or
  * misshapen.
  */
-export async function openModel(request: ModelRequest): Promise<Model> {
-  const { variant } = request;
+export async function openModel(
+  request: ModelRequest,
+  options: OpenOptions = {},
+): Promise<Model> {
+  const { variant, tokenizer = CLIP_REPOSITORY } = request;
   const path = await localModel(request.model, variant ? { variant } : {});
-  if ((await Deno.stat(path)).isDirectory) {
-    return await loadModel(path, variant ? { variant } : {});
+  const parts = await partsOf(request);
+  try {
+    const folder = (await Deno.stat(path)).isDirectory;
+    const model: Model = folder
+      ? await loadModel(path, { ...(variant ? { variant } : {}), parts })
+      : await loadSingleFile(path, {
+        ...singleFileOptions(request, path, parts),
+        tokenizer: await tokenizerFolder(tokenizer),
+      });
+    return checked(model, request, options);
+  } catch (error) {
+    disposeTree(Object.values(parts).map(({ params }) => params));
+    throw error;
   }
-  const options: LoadSingleFileOptions = {
-    tokenizer: await tokenizerFolder(request.tokenizer ?? CLIP_REPOSITORY),
-    ...(request.prediction ? { predictionType: request.prediction } : {}),
+}
+
+/**
+ * Loads the networks of a single file, for work that needs no tokenizer; see
+ * {@linkcode openModel}.
+ *
+ * @param request Which file.
+ * @param options Which kinds of models are of use.
+ */
+export async function openNetworks(
+  request: ModelRequest,
+  options: OpenOptions = {},
+): Promise<Networks> {
+  const path = await localModel(request.model);
+  const parts = await partsOf(request);
+  try {
+    const networks = await loadNetworks(
+      path,
+      singleFileOptions(request, path, parts),
+    );
+    return checked(networks, request, options);
+  } catch (error) {
+    disposeTree(Object.values(parts).map(({ params }) => params));
+    throw error;
+  }
+}
+
+function singleFileOptions(
+  { prediction }: ModelRequest,
+  path: string,
+  parts: Partial<ModelParts>,
+): LoadNetworksOptions {
+  return {
+    parts,
+    ...(prediction ? { predictionType: prediction } : {}),
+    onNote: (note) => console.error(`${path}: ${note}`),
   };
-  return await loadSingleFile(path, options);
+}
+
+/** Refuses what is no model for text to image, unless that is asked for. */
+function checked<M extends ModelParts>(
+  model: M,
+  { model: name }: ModelRequest,
+  { anyPurpose }: OpenOptions,
+): M {
+  if (anyPurpose) return model;
+  try {
+    assertTextToImage(model, `use ${name}`);
+    return model;
+  } catch (error) {
+    disposeTree([
+      model.textEncoder.params,
+      model.unet.params,
+      model.autoencoder.params,
+    ]);
+    throw error;
+  }
 }

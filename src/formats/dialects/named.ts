@@ -8,7 +8,7 @@ import { z } from "zod";
 import { cannot } from "../../core/errors.ts";
 import { parseJson } from "../../io/files.ts";
 import { parseAutoencoderConfig } from "../../models/config.ts";
-import { ldmEntries } from "../ldm.ts";
+import { ldmEntries } from "../ldm_names.ts";
 import { LYCORIS_PARTS } from "../lycoris.ts";
 import type { LowRank } from "../../nn/linear.ts";
 import {
