@@ -5,15 +5,28 @@
  */
 import * as tf from "@tensorflow/tfjs";
 import { cannot } from "../core/errors.ts";
+import { disposeTree } from "../core/tree.ts";
 import { convertLora } from "../formats/convert.ts";
 import { type DialectId, DIALECTS, saveLora } from "../formats/lora.ts";
 import { extractLora } from "../formats/extract.ts";
 import { disposeAdapter, sites } from "../customize/lora.ts";
-import { assertWritable, exists, joinPath, parentOf } from "../io/files.ts";
+import {
+  assertDistinct,
+  assertWritable,
+  assertWritableFile,
+  exists,
+  joinPath,
+} from "../io/files.ts";
 import { openTensors } from "../formats/pickle.ts";
 import { saveSingleFile } from "../formats/ldm.ts";
-import { isLdm } from "../formats/ldm_config.ts";
-import { disposeModel, type Model, saveModel } from "../models/model.ts";
+import { partsIn } from "../formats/ldm_config.ts";
+import {
+  disposeModel,
+  type Model,
+  type ModelParts,
+  saveModel,
+} from "../models/model.ts";
+import { specialPurpose } from "../models/purpose.ts";
 import { createTokenizer } from "../models/tokenizer.ts";
 import { type Command, dtypeOf, EXIT_CODES, readOptions } from "./command.ts";
 import { baseFor } from "./loras.ts";
@@ -25,6 +38,7 @@ import {
   type ModelRequest,
   mustExist,
   openModel,
+  openNetworks,
 } from "./models.ts";
 import { createProgress } from "./progress.ts";
 
@@ -36,7 +50,7 @@ const HELP = `deno task convert IN OUT --to FORMAT [options]
 Rewrites a LoRA, or a whole model, in another format. Nothing is lost without a
 word: what a format cannot hold is an error.
 
-For a LoRA (IN: safetensors, an official .pth, or a PEFT folder; OUT: a file, or
+For a LoRA (IN: safetensors, a .pth or .bin of tensors, or a PEFT folder; OUT: a file, or
 with peft also a folder, in which scales stay apart from the weights):
 ${DIALECTS.map((d) => `  ${d.id.padEnd(15)}${d.describe}`).join("\n")}
 For a model (IN: a diffusers folder, one .safetensors, or a name on the hub):
@@ -56,6 +70,10 @@ For a model (IN: a diffusers folder, one .safetensors, or a name on the hub):
   --variant NAME       of a folder's weights, such as fp16
   --tokenizer FOLDER   CLIP's tokenizer for a single file
   --prediction NAME    epsilon or v_prediction, where a single file does not say
+  --vae PATH           another file's or folder's VAE instead of the model's, as
+                       for checkpoints without one
+  --unet PATH          another's UNet
+  --text-encoder PATH  another's text encoder
   --help               this text
 
 ${EXIT_CODES}
@@ -146,21 +164,27 @@ function isModelTarget(to: string): to is typeof MODEL_TARGETS[number] {
   return (MODEL_TARGETS as readonly string[]).includes(to);
 }
 
-/** Whether a path is a whole model, not a LoRA. */
+/** Whether a path is a model, whole or not, and no LoRA. */
 async function isModel(path: string): Promise<boolean> {
   if ((await Deno.stat(path)).isDirectory) {
-    return await exists(joinPath(path, "unet"));
+    for (const part of ["unet", "vae", "text_encoder"]) {
+      const config = joinPath(path, part, "adapter_config.json");
+      if (await exists(joinPath(path, part)) && !await exists(config)) {
+        return true;
+      }
+    }
+    return false;
   }
   const file = await openTensors(path);
   try {
-    return isLdm(file.entries.keys());
+    return partsIn(file.entries.keys()).size > 0;
   } finally {
     file.close();
   }
 }
 
 /** Learned tokens of a model, by how they are written. */
-function tokensOf({ added }: Model): Map<string, tf.Tensor2D> {
+function tokensOf({ added }: Pick<Model, "added">): Map<string, tf.Tensor2D> {
   return new Map(
     Object.entries(added?.sites ?? {}).map(([token, rows]) => {
       // Textual inversion: one vector for all layers.
@@ -207,7 +231,7 @@ async function toDialect(request: ConvertRequest): Promise<void> {
 
 /** A model in another format, or as a LoRA of its difference to another. */
 async function convertModel(request: ConvertRequest): Promise<void> {
-  const { to, out, dtype = "F32", differenceTo, rank, withoutTokens } = request;
+  const { to, out, dtype = "F32", differenceTo, withoutTokens } = request;
   if (!isModelTarget(to) && differenceTo === undefined) {
     throw cannot(
       `convert ${request.from}`,
@@ -217,8 +241,24 @@ async function convertModel(request: ConvertRequest): Promise<void> {
       to,
     );
   }
-  const model = await openModel(request);
+  const single = !(await Deno.stat(request.from)).isDirectory;
+  const any = { anyPurpose: true };
+  if (to !== "folder" && single) {
+    // No single file holds a tokenizer, so none is needed.
+    const networks = await openNetworks(request, any);
+    try {
+      sayPurpose(request.from, networks);
+      if (to === "single-file") {
+        await saveSingleFile(out, networks, { dtype, withoutTokens });
+      } else await difference(request, networks);
+      return;
+    } finally {
+      disposeNetworks(networks);
+    }
+  }
+  const model = await openModel(request, any);
   try {
+    sayPurpose(request.from, model);
     if (to === "folder") {
       const { added: _, ...plain } = model;
       return await saveModel(
@@ -232,47 +272,80 @@ async function convertModel(request: ConvertRequest): Promise<void> {
     if (to === "single-file") {
       return await saveSingleFile(out, model, { dtype, withoutTokens });
     }
-    const base = await openModel({ ...request, model: differenceTo! });
-    try {
-      const progress = createProgress();
-      const total = [base.textEncoder.params, base.unet.params]
-        .flatMap((tree) => sites(tree)).length;
-      let done = 0;
-      const { adapter, layers, lost, residual } = await extractLora(
-        base,
-        model,
-        {
-          rank,
-          onLayer: () => progress.update("layers", ++done, total, "layer"),
-        },
-      );
-      progress.finish();
-      const embeddings = tokensOf(model);
-      try {
-        await saveLora(
-          out,
-          withoutTokens ? { adapter } : { adapter, embeddings },
-          base,
-          to,
-          { dtype },
-        );
-      } finally {
-        disposeAdapter(adapter);
-        tf.dispose([...embeddings.values()]);
-      }
-      console.log(
-        `${layers.length} layers of rank ${rank}, ${
-          (100 * residual).toFixed(2)
-        } % of the difference left out` +
-          (lost.length > 0
-            ? `, ${lost.length} parameters with no place in a LoRA`
-            : ""),
-      );
-    } finally {
-      disposeModel(base);
-    }
+    await difference(request, model);
   } finally {
     disposeModel(model);
+  }
+}
+
+/** Says what a model is for, if not for text to image. */
+function sayPurpose(path: string, { unet, autoencoder }: ModelParts): void {
+  const purpose = specialPurpose(
+    unet.config.in_channels,
+    autoencoder.config.latent_channels,
+  );
+  if (purpose !== undefined) console.log(`${path}: a model for ${purpose}`);
+}
+
+function disposeNetworks({ textEncoder, unet, autoencoder }: ModelParts): void {
+  disposeTree([textEncoder.params, unet.params, autoencoder.params]);
+}
+
+/** The networks of the model that a difference is to. */
+async function openBase(request: ConvertRequest): Promise<ModelParts> {
+  const path = await localModel(request.differenceTo!);
+  // Networks from elsewhere are the changed model's.
+  const { vae: _, unet: __, textEncoder: ___, ...plain } = request;
+  const base = { ...plain, model: path };
+  return (await Deno.stat(path)).isDirectory
+    ? await openModel(base, { anyPurpose: true })
+    : await openNetworks(base, { anyPurpose: true });
+}
+
+/** A LoRA of the difference of a model to another. */
+async function difference(
+  request: ConvertRequest,
+  model: ModelParts & Pick<Model, "added">,
+): Promise<void> {
+  const { to, out, dtype = "F32", rank, withoutTokens } = request;
+  const base = await openBase(request);
+  try {
+    const progress = createProgress();
+    const total = [base.textEncoder.params, base.unet.params]
+      .flatMap((tree) => sites(tree)).length;
+    let done = 0;
+    const { adapter, layers, lost, residual } = await extractLora(
+      base,
+      model,
+      {
+        rank,
+        onLayer: () => progress.update("layers", ++done, total, "layer"),
+      },
+    );
+    progress.finish();
+    const embeddings = tokensOf(model);
+    try {
+      await saveLora(
+        out,
+        withoutTokens ? { adapter } : { adapter, embeddings },
+        base,
+        to as DialectId,
+        { dtype },
+      );
+    } finally {
+      disposeAdapter(adapter);
+      tf.dispose([...embeddings.values()]);
+    }
+    console.log(
+      `${layers.length} layers of rank ${rank}, ${
+        (100 * residual).toFixed(2)
+      } % of the difference left out` +
+        (lost.length > 0
+          ? `, ${lost.length} parameters with no place in a LoRA`
+          : ""),
+    );
+  } finally {
+    disposeNetworks(base);
   }
 }
 
@@ -300,7 +373,14 @@ export async function runConvert(request: ConvertRequest): Promise<void> {
   if (to !== "folder" && to !== "peft" && !file) {
     throw cannot("convert", "a .safetensors file to write", out);
   }
-  await assertWritable(file ? parentOf(out) : out);
+  await assertDistinct(
+    "convert",
+    { OUT: out, "--tokens": request.tokens },
+    { IN: from },
+  );
+  if (file) await assertWritableFile(out);
+  else await assertWritable(out);
+  if (request.tokens !== undefined) await assertWritableFile(request.tokens);
   await hostBackend();
   const whole = { ...request, from, model: from, ...(base ? { base } : {}) };
   if (await isModel(from)) {

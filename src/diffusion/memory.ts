@@ -65,9 +65,8 @@ export function drawingMemory(
   return {
     bytes: weights + most.bytes,
     arithmetic: `${most.channels} channels × ${most.high} × ${most.wide} × 4 ` +
-      `bytes in ${most.name} = ${gigabytes(most.bytes)}, and ${
-        gigabytes(weights)
-      } of weights`,
+      `bytes in ${most.name} = ${gigabytes(most.bytes)}` +
+      (weights < 5e7 ? "" : `, and ${gigabytes(weights)} of weights`),
   };
 }
 
