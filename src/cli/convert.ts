@@ -50,8 +50,8 @@ const HELP = `deno task convert IN OUT --to FORMAT [options]
 Rewrites a LoRA, or a whole model, in another format. Nothing is lost without a
 word: what a format cannot hold is an error.
 
-For a LoRA (IN: safetensors, a .pth or .bin of tensors, or a PEFT folder; OUT: a file, or
-with peft also a folder, in which scales stay apart from the weights):
+For a LoRA (IN: safetensors, a .pth or .bin of tensors, a PEFT folder; OUT: a
+file, or with peft also a folder, in which scales stay apart from the weights):
 ${DIALECTS.map((d) => `  ${d.id.padEnd(15)}${d.describe}`).join("\n")}
 For a model (IN: a diffusers folder, one .safetensors, or a name on the hub):
   folder         diffusers

@@ -98,8 +98,7 @@ function kohyaMetadata(present: Present): Record<string, string> {
 
 const kohya: Dialect = {
   id: "kohya",
-  describe: "kohya-ss sd-scripts and LyCORIS (LoCon, LoHa, LoKr, full); " +
-    "most of Civitai",
+  describe: "kohya-ss sd-scripts, LyCORIS (LoCon, LoHa, LoKr); Civitai",
   detect: (header) => anyKey(header, /^lora_(te1?|unet)_/),
   names: (layers) => {
     const ldm = ldmNames(layers);
