@@ -302,11 +302,21 @@ export {
   type ShapeOptions,
   type TextModel,
 } from "./src/diffusion/regions.ts";
-export type { PlanOptions, SamplerName } from "./src/diffusion/sampler_plan.ts";
 export {
+  type ClipRule,
+  type Combination,
+  type Denoise,
+  type Denoised,
+  denoiser,
+  type Level,
+  plan,
+  type PlanOptions,
   type Predict,
   sample,
   type SampleOptions,
+  type SamplerCall,
+  type SamplerName,
+  type SamplerPlan,
   SAMPLERS,
   type SamplerState,
   type SampleStep,

@@ -5,7 +5,7 @@
  */
 import * as tf from "@tensorflow/tfjs";
 import { cannot } from "../core/errors.ts";
-import type { Predict } from "./samplers.ts";
+import type { Predict } from "./samplers/denoise.ts";
 
 /** Options of {@linkcode guide}. */
 export interface GuideOptions {

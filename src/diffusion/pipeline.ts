@@ -18,9 +18,11 @@ import { unet, type UNetOptions, widestFeatures } from "../models/unet.ts";
 import { classifierFree, type GuidanceBranch } from "./guidance.ts";
 import { assertFits } from "./memory.ts";
 import {
+  denoiser,
   plan,
   type PlanOptions,
   type SamplerName,
+  type SamplerPlan,
   sampleSteps,
 } from "./samplers.ts";
 import { parseSchedulerConfig, schedule } from "./schedule.ts";
@@ -344,9 +346,13 @@ export async function* pipeline(
   options: PipelineOptions,
 ): AsyncGenerator<PipelineRecord, void, void> {
   const job = prepare(model, options);
-  const forward = schedule(parseSchedulerConfig(model.scheduler));
   // A plan that cannot be made is an error before any work.
-  plan(job.sampler, forward, job.steps, options);
+  const course = plan(
+    job.sampler,
+    schedule(parseSchedulerConfig(model.scheduler)),
+    job.steps,
+    options,
+  );
   const { prompts } = options;
   const guided = job.guidance !== 1;
   const states = new States(
@@ -357,7 +363,7 @@ export async function* pipeline(
   try {
     for (let first = 0; first < prompts.length; first += job.batch) {
       const last = Math.min(first + job.batch, prompts.length);
-      yield* drawBatch(model, options, job, forward, states, first, last);
+      yield* drawBatch(model, options, job, course, states, first, last);
     }
   } finally {
     states.dispose();
@@ -368,7 +374,7 @@ async function* drawBatch(
   model: Model,
   options: PipelineOptions,
   job: Job,
-  forward: ReturnType<typeof schedule>,
+  course: SamplerPlan,
   states: States,
   first: number,
   last: number,
@@ -386,13 +392,12 @@ async function* drawBatch(
   const init = part(options.init);
   let final: tf.Tensor4D | undefined;
   try {
-    const { calls } = plan(job.sampler, forward, job.steps, options);
     const predict = classifierFree((sample, timestep, index, branch) =>
       // Inside tidy also what the options make: residuals of a ControlNet.
       tf.tidy(() => {
         const call = {
           index,
-          total: calls,
+          total: course.calls,
           timestep,
           branch,
           first,
@@ -412,9 +417,8 @@ async function* drawBatch(
       ...(options.rescale === undefined ? {} : { rescale: options.rescale }),
     });
     let before = performance.now();
-    const steps = sampleSteps(job.sampler, forward, predict, noise, {
-      ...options,
-      steps: job.steps,
+    const denoise = denoiser(predict, course.prediction);
+    const steps = sampleSteps(course, denoise, noise, {
       ...(init ? { init } : {}),
       noise: (index: number) => noiseOf(keys, job.shape, "step", index),
     });

@@ -228,7 +228,7 @@ export async function assertDistinct(
     const real = await realPath(path);
     const other = seen.get(real);
     if (other !== undefined && Object.hasOwn(outputs, name)) {
-      throw cannot(what, `different files as ${other} and ${name}`, path);
+      throw cannot(what, `different files for ${other} and ${name}`, path);
     }
     seen.set(real, name);
   }

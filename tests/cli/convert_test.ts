@@ -67,7 +67,7 @@ Deno.test("two outputs, or input and output, are never one file", () =>
     for (const [args, message] of cases) {
       const { code, error } = await said(...args);
       assertEquals(code, 1, error);
-      assert(error.includes(`different files as ${message}`), error);
+      assert(error.includes(`different files for ${message}`), error);
     }
     const names = [];
     for await (const { name } of Deno.readDir(folder)) names.push(name);

@@ -1,7 +1,7 @@
 import * as tf from "@tensorflow/tfjs";
 import { assertEquals, assertRejects, assertThrows } from "@std/assert";
 import { classifierFree, guide } from "../../src/diffusion/guidance.ts";
-import { sample } from "../../src/diffusion/samplers.ts";
+import { denoiser, plan, sample } from "../../src/diffusion/samplers.ts";
 import { schedule } from "../../src/diffusion/schedule.ts";
 import { close, forEachBackend, noLeak, tolerance } from "../helpers.ts";
 
@@ -125,29 +125,32 @@ Deno.test("sampling with guidance 1 is conditional sampling, bit for bit", async
     const calls: [number, string][] = [];
     const model = branched(calls);
     const guided = await sample(
-      "dpmpp_2m",
-      s,
-      classifierFree(model, { scale: 1 }),
+      plan("dpmpp_2m", s, 5),
+      denoiser(
+        classifierFree(model, { scale: 1 }),
+        "epsilon",
+      ),
       noise,
-      { steps: 5 },
     );
     assertEquals(calls, Array(5).fill([1, "conditional"]));
     const plain = await sample(
-      "dpmpp_2m",
-      s,
-      (x, t, i) => model(x, t, i, "conditional"),
+      plan("dpmpp_2m", s, 5),
+      denoiser(
+        (x, t, i) => model(x, t, i, "conditional"),
+        "epsilon",
+      ),
       noise,
-      { steps: 5 },
     );
     assertEquals(await guided.data(), await plain.data());
 
     calls.length = 0;
     const varied = await sample(
-      "ddim",
-      s,
-      classifierFree(model, { scale: (_t, i) => i < 2 ? 3 : 1 }),
+      plan("ddim", s, 4),
+      denoiser(
+        classifierFree(model, { scale: (_t, i) => i < 2 ? 3 : 1 }),
+        "epsilon",
+      ),
       noise,
-      { steps: 4 },
     );
     assertEquals(calls.map(([, branch]) => branch), [
       "both",

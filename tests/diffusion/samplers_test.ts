@@ -3,21 +3,24 @@ import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
 import { openSafetensors, toFloat32 } from "../../src/io/safetensors.ts";
 import {
   parseSchedulerConfig,
+  type Schedule,
   schedule,
   type SchedulerConfig,
 } from "../../src/diffusion/schedule.ts";
 import {
+  type Combination,
+  denoiser,
   plan,
   type PlanOptions,
   type Predict,
-  sample,
-  type SampleOptions,
+  sample as sampleWith,
+  type SampleOptions as RunOptions,
   samplerFromConfig,
   type SamplerName,
   type SamplerPlan,
   SAMPLERS,
   type SamplerState,
-  sampleSteps,
+  sampleSteps as stepsWith,
 } from "../../src/diffusion/samplers.ts";
 import {
   close,
@@ -36,6 +39,38 @@ const SD: SchedulerConfig = {
   skip_prk_steps: true,
   steps_offset: 1,
 };
+
+type SampleOptions = RunOptions & PlanOptions & { readonly steps: number };
+
+/** Plans and samples step by step. */
+function sampleSteps(
+  name: SamplerName,
+  s: Schedule,
+  predict: Predict,
+  noise: tf.Tensor4D,
+  options: SampleOptions,
+) {
+  const course = plan(name, s, options.steps, options);
+  return stepsWith(
+    course,
+    denoiser(predict, course.prediction),
+    noise,
+    options,
+  );
+}
+
+/** Plans and samples to the end. */
+async function sample(
+  name: SamplerName,
+  s: Schedule,
+  predict: Predict,
+  noise: tf.Tensor4D,
+  options: SampleOptions,
+): Promise<tf.Tensor4D> {
+  const course = plan(name, s, options.steps, options);
+  const denoise = denoiser(predict, course.prediction);
+  return await sampleWith(course, denoise, noise, options);
+}
 
 // ------------------------------------------------- golden trajectories
 
@@ -231,7 +266,7 @@ async function gaussianError(
     const z = (x - first.alpha * MEAN) / spread(first.alpha, first.sigma);
     if (!jump) {
       // In the sampler's own scale at the end.
-      const scale = first.inputScale === 1 ? a : 1;
+      const scale = first.alpha === 1 ? 1 : a;
       return scale * MEAN + z * spread(scale, scale * ratio);
     }
     return MEAN + DEVIATION ** 2 * z / spread(1, ratio);
@@ -335,11 +370,15 @@ function applied(
   latent: number,
   value: (lambda: number) => number,
 ): number {
-  const { next, value: kind } = course.table[index];
+  const { next } = course.table[index];
   const lambda = (i: number) => -Math.log(course.sigmas[i]);
-  let sum = (next.latent ?? next.anchor ?? 0) * latent +
-    (next[kind] ?? 0) * value(lambda(index));
-  (next.history ?? []).forEach((w, k) => {
+  const own = (next.denoised ?? 0) + (next.epsilon ?? 0);
+  let sum = (next.latent ?? 0) * latent + own * value(lambda(index));
+  // UniPC remembers the corrected latent first.
+  const values = course.name === "unipc"
+    ? next.memory!.slice(1)
+    : next.memory ?? [];
+  values.forEach((w, k) => {
     sum += w * value(lambda(index - 1 - k));
   });
   return sum;
@@ -358,7 +397,7 @@ function exactStep(
   const sigma = alpha * ratio;
   const from = Math.log(s.alpha / s.sigma);
   const to = -Math.log(ratio);
-  return s.value === "denoised"
+  return !s.next.epsilon
     ? sigma / s.sigma * latent +
       sigma * integral((l) => Math.exp(l) * value(l), from, to)
     : alpha / s.alpha * latent -
@@ -382,7 +421,13 @@ for (const [name, config, degree] of EXACT) {
   Deno.test(`${name} ${JSON.stringify(config)} is exact to degree ${degree}`, () => {
     for (const version of ["0.19.3", "main"] as const) {
       const final_sigmas_type = "sigma_min";
-      const full = { ...SD, final_sigmas_type, ...config } as const;
+      const full = {
+        ...SD,
+        final_sigmas_type,
+        // So that the predictor starts from the latent as it is.
+        disable_corrector: Array.from({ length: 20 }, (_, i) => i),
+        ...config,
+      } as const;
       const course = plan(name, schedule(full), 20, {
         version,
       });
@@ -412,9 +457,10 @@ Deno.test("unipc's corrector is exact to its order", () => {
       const lambda = (i: number) => -Math.log(course.sigmas[i]);
       for (let k = 0; k <= order; k++) {
         const value = (l: number) => (l + 0.5) ** k;
-        const { anchor } = course.table[8];
-        let sum = anchor!.anchor! * 0.7 + anchor!.denoised! * value(lambda(8));
-        anchor!.history!.forEach((w, i) => sum += w * value(lambda(7 - i)));
+        const [corrected] = course.table[8].memory;
+        const [before, ...values] = corrected.memory!;
+        let sum = before * 0.7 + corrected.denoised! * value(lambda(8));
+        values.forEach((w, i) => sum += w * value(lambda(7 - i)));
         close(sum, exactStep(course, 7, 0.7, value), 1e-7, `degree ${k}`);
       }
     }
@@ -425,10 +471,10 @@ Deno.test("lms integrates polynomials of its order in sigma exactly", () => {
   const course = plan("lms", schedule(SD), 12);
   for (const i of [0, 1, 2, 5]) {
     for (let k = 0; k <= Math.min(3, i); k++) {
-      const { epsilon, history } = course.table[i].next;
+      const { epsilon, memory } = course.table[i].next;
       const f = (s: number) => (s / 5 - 1) ** k;
       let sum = epsilon! * f(course.sigmas[i]);
-      history!.forEach((w, j) => sum += w * f(course.sigmas[i - 1 - j]));
+      memory!.forEach((w, j) => sum += w * f(course.sigmas[i - 1 - j]));
       const exact = integral(f, course.sigmas[i], course.sigmas[i + 1]);
       close(sum, exact, 1e-8, `degree ${k} at call ${i}`);
     }
@@ -561,28 +607,26 @@ function endingDeviation(
   const s = schedule({ ...SD, steps_offset: 0, ...config });
   const course = plan(name, s, steps, options);
   let latent = [course.initNoiseSigma];
-  let history: number[][] = [];
+  let memory: number[][] = [];
   course.table.forEach((call, i) => {
     const { alpha, sigma, next } = call;
     const gain = alpha * DEVIATION ** 2 /
       (alpha ** 2 * DEVIATION ** 2 + sigma ** 2);
     const denoised = latent.map((w) => gain * w);
     const epsilon = latent.map((w, k) => (w - alpha * denoised[k]) / sigma);
-    const value = call.value === "denoised" ? denoised : epsilon;
-    const weights = latent.map((w, k) =>
-      (next.latent ?? 0) * w + (next.denoised ?? 0) * denoised[k] +
-      (next.epsilon ?? 0) * epsilon[k] +
-      (next.history ?? []).reduce(
-        (sum, h, j) => sum + h * (history[j][k] ?? 0),
-        0,
-      )
-    );
-    latent = [...weights, next.noise ?? 0];
-    history = call.retain.map((j) => [value, ...history][j]);
+    const before = latent;
+    const sum = (of: Combination) =>
+      before.map((w, k) =>
+        (of.latent ?? 0) * w + (of.denoised ?? 0) * denoised[k] +
+        (of.epsilon ?? 0) * epsilon[k] +
+        (of.memory ?? []).reduce((s, m, j) => s + m * (memory[j][k] ?? 0), 0)
+      );
+    latent = [...sum(next), next.noise ?? 0];
+    memory = call.memory.map(sum);
     assertEquals(latent.length, i + 2);
   });
   const ratio = course.sigmas[course.calls];
-  const a = course.table[0].inputScale === 1 ? 1 / Math.hypot(1, ratio) : 1;
+  const a = course.table[0].alpha === 1 ? 1 : 1 / Math.hypot(1, ratio);
   return Math.hypot(...latent) / Math.hypot(a * DEVIATION, a * ratio);
 }
 
@@ -828,7 +872,7 @@ Deno.test("every sampler plans any number of steps, on any spacing", () => {
             call.timestep,
             call.alpha,
             call.sigma,
-            ...[call.next, call.anchor ?? {}, call.reported ?? {}].flatMap(
+            ...[call.next, ...call.memory, call.reported ?? {}].flatMap(
               (sum) => Object.values(sum).flat() as number[],
             ),
           ]);
@@ -931,7 +975,7 @@ for (const name of SAMPLERS) {
             });
             assertEquals(await rest.data(), await whole.data(), `call ${stop}`);
             rest.dispose();
-            tf.dispose([kept!.latent, kept!.anchor ?? [], ...kept!.history]);
+            tf.dispose([kept!.latent, ...kept!.memory]);
           }
         });
         tf.dispose([noise, whole]);
@@ -985,8 +1029,7 @@ function copy(state: SamplerState): SamplerState & tf.NamedTensorMap {
   return {
     ...state,
     latent: state.latent.clone(),
-    ...(state.anchor ? { anchor: state.anchor.clone() } : {}),
-    history: state.history.map((value) => value.clone()),
+    memory: state.memory.map((value) => value.clone()),
   } as unknown as SamplerState & tf.NamedTensorMap;
 }
 
@@ -1095,7 +1138,7 @@ Deno.test("bad inputs are errors before the model is called", async () => {
   const never: Predict = () => {
     throw new Error("the model was called");
   };
-  const history = [noise, noise, noise];
+  const memory = [noise, noise, noise];
   const cases: [SamplerName, tf.Tensor4D, SampleOptions, string][] = [
     ["ddim", flat, { steps: 3 }, "noise [batch"],
     ["ddim", noise, { steps: 0 }, "steps"],
@@ -1108,31 +1151,31 @@ Deno.test("bad inputs are errors before the model is called", async () => {
     [
       "ddim",
       noise,
-      { steps: 3, resume: { index: 4, latent: noise, history: [] } },
+      { steps: 3, resume: { index: 4, latent: noise, memory: [] } },
       "call index",
     ],
     [
       "ddim",
       noise,
-      { steps: 3, resume: { index: 3, latent: noise, history: [] } },
+      { steps: 3, resume: { index: 3, latent: noise, memory: [] } },
       "before the last call",
     ],
     [
       "dpmpp_2m",
       noise,
-      { steps: 9, resume: { index: 2, latent: noise, history } },
-      "remembered values",
+      { steps: 9, resume: { index: 2, latent: noise, memory } },
+      "remembered tensors",
     ],
     [
       "heun",
       noise,
-      { steps: 9, resume: { index: 1, latent: noise, history: [noise] } },
-      "anchor",
+      { steps: 9, resume: { index: 1, latent: noise, memory: [noise] } },
+      "2 remembered tensors",
     ],
     [
       "ddim",
       noise,
-      { steps: 9, resume: { index: 1, latent: other, history: [] } },
+      { steps: 9, resume: { index: 1, latent: other, memory: [] } },
       "shape",
     ],
   ];

@@ -740,8 +740,7 @@ function gain(course: SamplerPlan, call: SamplerCall): number {
     sample: [1, -alpha / sigma],
   }[course.prediction];
   return Math.abs(
-    (next.denoised ?? 0) * x0 + (next.epsilon ?? 0) * epsilon +
-      (next.output ?? 0),
+    (next.denoised ?? 0) * x0 + (next.epsilon ?? 0) * epsilon,
   );
 }
 

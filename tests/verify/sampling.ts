@@ -12,6 +12,7 @@ import {
   velocity,
 } from "../../src/diffusion/schedule.ts";
 import {
+  denoiser,
   plan,
   type Predict,
   samplerFromConfig,
@@ -127,7 +128,6 @@ async function* oneRun(
   const forward = schedule(config);
   const sampler = samplerFromConfig(config);
   const options = {
-    steps: description.steps,
     ...(description.diffusers
       ? {
         version: description.diffusers.startsWith("main")
@@ -182,10 +182,14 @@ async function* oneRun(
   );
   let calls = 0;
   for await (
-    const step of sampleSteps(sampler, forward, model, noise, {
-      ...options,
-      ...(drawn ? { noise: (i: number) => toNhwc(item(drawn, i)) } : {}),
-    })
+    const step of sampleSteps(
+      course,
+      denoiser(model, course.prediction),
+      noise,
+      {
+        ...(drawn ? { noise: (i: number) => toNhwc(item(drawn, i)) } : {}),
+      },
+    )
   ) {
     calls++;
     worst = await worse(worst, step.latent, item(trajectory, step.index + 1));
