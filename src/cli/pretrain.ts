@@ -21,9 +21,11 @@ import {
 import {
   encodeLatents,
   flatten,
+  loadState,
   normaliseLatents,
   pretrain,
   type PretrainOptions,
+  saveState,
   sharedFloats,
 } from "../micro/pretrain/pretrain.ts";
 import {
@@ -32,7 +34,12 @@ import {
   type NetworkRecipe,
   RECIPE,
 } from "../micro/pretrain/recipe.ts";
-import { flattenTree, layoutOf, TEXT_SPEC } from "../micro/pretrain/tasks.ts";
+import {
+  flattenTree,
+  layoutOf,
+  networkLayout,
+  TEXT_SPEC,
+} from "../micro/pretrain/tasks.ts";
 import { loadNetwork, writeNetwork } from "../micro/pretrain/weights.ts";
 import { createProgress, duration } from "./progress.ts";
 
@@ -44,7 +51,8 @@ weights.
 
   --only NAMES     comma-separated networks
   --steps N        optimizer steps (of each trained network)
-  --resume         continue a run from its checkpoint (default: start anew)
+  --resume         continue a run from its checkpoint in --cache, else from the
+                   short one beside its weights (default: start anew)
   --from-weights   start from the averaged weights in --out
   --workers N      Deno Workers (default 2; 0: in place)
   --backend NAME   webgpu, wasm or cpu; webgpu runs in place
@@ -57,7 +65,9 @@ weights.
   --quick          a few steps of each network, into out/pretrain-quick
   --batch N        samples a step
   --lr X           peak learning rate
-  --export         write the weights of a checkpoint and stop
+  --export         write the weights of a checkpoint in --cache and stop
+  --with-state     with --export: also a short checkpoint (moments in 16 bits)
+                   beside the weights, which another machine can resume
 
 Examples:
   deno task pretrain --quick
@@ -118,7 +128,14 @@ async function main(): Promise<void> {
       "base",
       "seed",
     ],
-    boolean: ["resume", "quick", "help", "from-weights", "export"],
+    boolean: [
+      "resume",
+      "quick",
+      "help",
+      "from-weights",
+      "export",
+      "with-state",
+    ],
     unknown: (name: string) => {
       throw cannot(WHAT, "a known option (--help)", name);
     },
@@ -167,8 +184,9 @@ async function main(): Promise<void> {
     }),
   };
   for (const name of only) {
-    if (args.export) await exportWeights(name, settings);
-    else await trainNetwork(name, settings);
+    if (args.export) {
+      await exportWeights(name, settings, args["with-state"]);
+    } else await trainNetwork(name, settings);
   }
 }
 
@@ -183,17 +201,25 @@ function finished(
 
 async function exportWeights(
   name: NetworkName,
-  { cache, out, workers }: Settings,
+  { cache, out, workers, recipe }: Settings,
+  withState: boolean,
 ): Promise<void> {
-  const file = await openSafetensors(joinPath(cache, `${name}.safetensors`));
-  try {
-    const ema = toFloat32(await file.read("ema"));
-    const step = Number(file.metadata.step);
-    await writeNetwork(out, name, await finished(name, ema, workers), step);
-    console.log(`${name}: step ${step} written to ${out}`);
-  } finally {
-    file.close();
+  const state = await loadState(
+    joinPath(cache, `${name}.safetensors`),
+    networkLayout(name).size,
+    recipe(name),
+  );
+  const weights = await finished(name, state.ema, workers);
+  await writeNetwork(out, name, weights, state.step);
+  if (withState) {
+    await saveState(shortState(out, name), state, recipe(name), true);
   }
+  console.log(`${name}: step ${state.step} written to ${out}`);
+}
+
+/** The short checkpoint beside a network's weights. */
+function shortState(out: string, name: NetworkName): string {
+  return joinPath(out, name, "checkpoint.safetensors");
 }
 
 async function trainNetwork(
@@ -206,6 +232,10 @@ async function trainNetwork(
   if (!settings.resume && await exists(checkpoint)) {
     await Deno.remove(checkpoint);
   }
+  if (
+    settings.resume && !await exists(checkpoint) &&
+    await exists(shortState(out, name))
+  ) await Deno.copyFile(shortState(out, name), checkpoint);
   const progress = createProgress();
   const materials = await gather(
     name,
