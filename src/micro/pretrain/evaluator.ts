@@ -19,6 +19,12 @@ import type { Embeddings } from "./tasks.ts";
 /** Temperature of {@linkcode identityLoss}. */
 const TEMPERATURE = 0.1;
 
+/** By how much a drawing's other view must be nearer than a spoilt one. */
+const MARGIN = 0.4;
+
+/** Weight of that. */
+const HARD = 2;
+
 /** How a hard negative is made, and how often. */
 const SPOILT: readonly (readonly [Corruption | "recoloured", number])[] = [
   ["shuffled8", 0.25],
@@ -34,8 +40,8 @@ const SPOILT: readonly (readonly [Corruption | "recoloured", number])[] = [
 export interface IdentityViews {
   /** Two pictures of the drawing: RGB bytes. */
   readonly views: readonly [Uint8Array, Uint8Array];
-  /** One of them spoilt, or another drawing in its colours. */
-  readonly spoilt: Uint8Array;
+  /** Each of them spoilt, or another drawing in its colours. */
+  readonly spoilt: readonly [Uint8Array, Uint8Array];
   /** What the two have in common. */
   readonly label: string;
 }
@@ -90,7 +96,7 @@ function view(sprite: string, art: Art, draw: Stream): Subject {
 }
 
 /**
- * Draws two views of one drawing and a hard negative.
+ * Draws two views of one drawing and a hard negative of each.
  *
  * Half of the drawings are identities (their `clip` frames), half are nouns and
  * look-alikes in any design.
@@ -113,12 +119,23 @@ export function identityViews(from: Key, art: Art): IdentityViews {
     return view(sprites[draw.integer(sprites.length)], art, draw);
   };
   const a = one(label), b = one(label);
-  let u = draw.uniform();
-  const how = SPOILT.find(([, share]) => (u -= share) < 0)?.[0] ?? "shuffled8";
-  const spoilt = how === "recoloured"
-    ? recoloured(one(any()), a)
-    : corrupt(a, how, fold(from, "spoilt")).data;
-  return { views: [a.image.data, b.image.data], spoilt, label };
+  const spoil = (subject: Subject, i: number): Uint8Array => {
+    let u = draw.uniform();
+    const how = SPOILT.find(([, share]) => (u -= share) < 0)?.[0];
+    return how === "recoloured"
+      ? recoloured(one(any()), subject)
+      : corrupt(subject, how ?? "shuffled8", fold(from, "spoilt", i)).data;
+  };
+  return {
+    views: [a.image.data, b.image.data],
+    spoilt: [spoil(a, 0), spoil(b, 1)],
+    label,
+  };
+}
+
+/** The label of a spoilt picture of a drawing. */
+export function spoiltLabel(label: string): string {
+  return `spoilt ${label}`;
 }
 
 /** Mean and spread of each channel inside a mask. */
@@ -149,60 +166,77 @@ function recoloured(subject: Subject, like: Subject): Uint8Array {
 }
 
 /**
- * Supervised contrastive loss (Khosla et al. 2020) of image embeddings, and its
- * gradient, on the host. Pictures with the same label attract each other; a
- * picture with a label of its own only pushes others away.
+ * Loss of image embeddings by what they show, and its gradient, on the host:
+ * supervised contrastive (Khosla et al. 2020) plus a margin between a drawing's
+ * other views and its spoilt ones.
  *
  * @param images Unit vectors end to end.
- * @param labels One a picture; null is a label of its own.
+ * @param labels One a picture; null is like nothing else, a
+ * {@linkcode spoiltLabel} only pushes others away.
  * @returns Mean over the pictures that have a partner.
  */
 export function identityLoss(
   images: Embeddings["images"],
   labels: readonly (string | null)[],
-): { loss: number; by: Float32Array } {
+): { loss: number; hard: number; by: Float32Array } {
   const n = labels.length, d = images.length / n;
-  const by = new Float32Array(images.length);
-  const logits = new Float64Array(n * n);
+  const cosine = new Float64Array(n * n);
   for (let i = 0; i < n; i++) {
     for (let j = 0; j < i; j++) {
       let dot = 0;
       for (let k = 0; k < d; k++) dot += images[i * d + k] * images[j * d + k];
-      logits[i * n + j] = logits[j * n + i] = dot / TEMPERATURE;
+      cosine[i * n + j] = cosine[j * n + i] = dot;
     }
   }
+  const spoilt = new Set(labels.map((l) => l === null ? "" : spoiltLabel(l)));
+  const where = (i: number, label: string): number[] =>
+    labels.flatMap((other, j) => j !== i && other === label ? [j] : []);
   const partners = labels.map((label, i) =>
-    label === null
-      ? []
-      : labels.flatMap((other, j) => j !== i && other === label ? [j] : [])
+    label === null || spoilt.has(label) ? [] : where(i, label)
   );
   const anchors = partners.filter((p) => p.length > 0).length;
-  let loss = 0;
-  for (let i = 0; i < n; i++) {
-    const own = partners[i];
-    if (own.length === 0) continue;
-    let max = -Infinity;
-    for (let j = 0; j < n; j++) {
-      if (j !== i) max = Math.max(max, logits[i * n + j]);
-    }
-    let sum = 0;
-    for (let j = 0; j < n; j++) {
-      if (j !== i) sum += Math.exp(logits[i * n + j] - max);
-    }
+  // dL/dcosine.
+  const g = new Float64Array(n * n);
+  let loss = 0, hard = 0;
+  partners.forEach((own, i) => {
+    if (own.length === 0) return;
+    const logit = (j: number) => cosine[i * n + j] / TEMPERATURE;
+    let max = -Infinity, sum = 0;
+    for (let j = 0; j < n; j++) if (j !== i) max = Math.max(max, logit(j));
+    for (let j = 0; j < n; j++) if (j !== i) sum += Math.exp(logit(j) - max);
     const log = Math.log(sum) + max;
     for (let j = 0; j < n; j++) {
-      if (j === i) continue;
-      const share = Math.exp(logits[i * n + j] - log);
-      const target = own.includes(j) ? 1 / own.length : 0;
-      if (target > 0) loss += target * (log - logits[i * n + j]) / anchors;
-      const g = (share - target) / (anchors * TEMPERATURE);
+      if (j !== i) g[i * n + j] += Math.exp(logit(j) - log) / TEMPERATURE;
+    }
+    for (const j of own) {
+      loss += (log - logit(j)) / own.length / anchors;
+      g[i * n + j] -= 1 / own.length / TEMPERATURE;
+    }
+    const bad = where(i, spoiltLabel(labels[i]!));
+    const pairs = bad.length * own.length;
+    for (const s of bad) {
+      for (const j of own) {
+        const gap = (cosine[i * n + s] - cosine[i * n + j] + MARGIN) /
+          TEMPERATURE;
+        hard += Math.log1p(Math.exp(gap)) / pairs / anchors;
+        const slope = HARD / (1 + Math.exp(-gap)) / TEMPERATURE / pairs;
+        g[i * n + s] += slope;
+        g[i * n + j] -= slope;
+      }
+    }
+  });
+  const by = new Float32Array(images.length);
+  for (let i = 0; i < n; i++) {
+    for (let j = 0; j < n; j++) {
+      const slope = g[i * n + j] / anchors;
+      if (slope === 0) continue;
       for (let k = 0; k < d; k++) {
-        by[i * d + k] += g * images[j * d + k];
-        by[j * d + k] += g * images[i * d + k];
+        by[i * d + k] += slope * images[j * d + k];
+        by[j * d + k] += slope * images[i * d + k];
       }
     }
   }
-  return { loss, by };
+  return { loss: loss + HARD * hard, hard, by };
 }
 
 /** Random key of the `n`-th set of views of a run. */

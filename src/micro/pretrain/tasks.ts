@@ -49,7 +49,12 @@ import {
   trainScene,
 } from "../scenes.ts";
 import { sketchOf } from "../sketch.ts";
-import { identityLoss, identityViews, viewsKey } from "./evaluator.ts";
+import {
+  identityLoss,
+  identityViews,
+  spoiltLabel,
+  viewsKey,
+} from "./evaluator.ts";
 import { tokenizerOfWorld } from "./vocabulary.ts";
 import { IDENTITIES, WIDE_WORLD, WORLD, type World } from "../world.ts";
 import {
@@ -424,11 +429,16 @@ function clipInputs(
     : [];
   const labels = [
     ...samples.map(() => null),
-    ...views.flatMap(({ label }) => [label, label, null]),
+    ...views.flatMap(({ label }) => [
+      label,
+      label,
+      spoiltLabel(label),
+      spoiltLabel(label),
+    ]),
   ];
   const drawn = [
     ...samples.map((s) => s.image),
-    ...views.flatMap(({ views: [a, b], spoilt }) => [a, b, spoilt]),
+    ...views.flatMap(({ views, spoilt }) => [...views, ...spoilt]),
   ];
   let images = pixels(drawn, WORLD.side);
   if (name === "clip_b" && materials.autoencoder) {
@@ -609,7 +619,11 @@ export function clipLoss(
     : undefined;
   let image = 0, caption = 0;
   return {
-    losses: { loss, top1, ...(identity ? { identity: identity.loss } : {}) },
+    losses: {
+      loss,
+      top1,
+      ...(identity ? { identity: identity.loss, hard: identity.hard } : {}),
+    },
     byScale,
     by: shards.map(({ images, tokens }) => {
       const own = identity?.by.slice(image, image + images.length) ??
