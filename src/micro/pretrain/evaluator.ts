@@ -27,11 +27,11 @@ const HARD = 2;
 
 /** How a hard negative is made, and how often. */
 const SPOILT: readonly (readonly [Corruption | "recoloured", number])[] = [
-  ["shuffled8", 0.25],
-  ["shuffled4", 0.15],
-  ["pixelated8", 0.2],
-  ["pixelated4", 0.1],
-  ["blob", 0.1],
+  ["shuffled8", 0.45],
+  ["shuffled4", 0.1],
+  ["pixelated8", 0.15],
+  ["pixelated4", 0.05],
+  ["blob", 0.05],
   ["hue", 0.1],
   ["recoloured", 0.1],
 ];
