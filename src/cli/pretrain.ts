@@ -58,9 +58,8 @@ weights.
   --backend NAME   webgpu, wasm or cpu; webgpu runs in place
   --cache FOLDER   checkpoints and latents (default .cache/pretrain)
   --out FOLDER     where weights are written (default models/micro)
-  --base FOLDER    where networks that come before are read (default: --out;
-                   the adapter of --quick: models/micro, since a UNet of a few
-                   steps has no use for outlines)
+  --base FOLDER    where networks that come before are read (default: --out, and
+                   models/micro for those that --out lacks)
   --seed N         root seed of initialisation and data (default: the recipe's)
   --quick          a few steps of each network, into out/pretrain-quick
   --batch N        samples a step
@@ -95,13 +94,16 @@ interface Settings {
   readonly workers: number;
   readonly cache: string;
   readonly out: string;
-  /** Where networks that come before are read. */
-  readonly base: (name: NetworkName) => string;
+  /** Where networks that come before are read; by default `out`. */
+  readonly base: string | undefined;
   readonly resume: boolean;
   readonly fromWeights: boolean;
   readonly quick: boolean;
   readonly recipe: (name: NetworkName) => NetworkRecipe;
 }
+
+/** The committed weights. */
+const EMBEDDED = pathOf(new URL("../../models/micro", import.meta.url));
 
 const WHAT = "start pretraining";
 
@@ -146,11 +148,7 @@ async function main(): Promise<void> {
     if (!known) throw cannot(WHAT, NAMES.join(", "), name);
     return known;
   });
-  const embedded = pathOf(new URL("../../models/micro", import.meta.url));
-  const out = args.out ??
-    (args.quick
-      ? "out/pretrain-quick"
-      : pathOf(new URL("../../models/micro", import.meta.url)));
+  const out = args.out ?? (args.quick ? "out/pretrain-quick" : EMBEDDED);
   const cache = args.cache ??
     (args.quick ? "out/pretrain-quick/cache" : ".cache/pretrain");
   for (const folder of [out, cache]) {
@@ -168,8 +166,7 @@ async function main(): Promise<void> {
   const settings: Settings = {
     only,
     out,
-    base: (name) =>
-      args.base ?? (args.quick && name === "adapter" ? embedded : out),
+    base: args.base,
     cache,
     workers: backend.name === "wasm" ? number(args.workers, 2) : 0,
     resume: args.resume,
@@ -322,17 +319,24 @@ async function gather(
   settings: Settings,
   onLatents: (done: number, total: number) => void,
 ): Promise<NonNullable<PretrainOptions["materials"]>> {
-  const base = settings.base(name);
+  /** Where a network that comes before lies. */
+  const before = async (needed: NetworkName) =>
+    settings.base ??
+      (await exists(joinPath(settings.out, needed, "config.json"))
+        ? settings.out
+        : EMBEDDED);
   if (name === "clip_a" || name === "vae") return {};
-  const autoencoder = await flatNetwork(base, "vae");
+  const autoencoder = await flatNetwork(await before("vae"), "vae");
   if (name === "clip_b") return { autoencoder };
-  const clip = await loadNetwork(base, "clip_a");
+  const clip = await loadNetwork(await before("clip_a"), "clip_a");
   const text = flattenTree(layoutOf(TEXT_SPEC), clip);
   disposeTree(clip);
   return {
     text,
     latents: await latentsOf(autoencoder, settings, onLatents),
-    ...(name === "adapter" ? { unet: await flatNetwork(base, "unet") } : {}),
+    ...(name === "adapter"
+      ? { unet: await flatNetwork(await before("unet"), "unet") }
+      : {}),
   };
 }
 
