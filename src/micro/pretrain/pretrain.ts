@@ -13,7 +13,6 @@ import {
   writeSafetensors,
 } from "../../io/safetensors.ts";
 import { initialise } from "../../nn/spec.ts";
-import { flatMuon } from "../../optim/muon.ts";
 import {
   flatAdamW,
   type FlatState,
@@ -204,8 +203,7 @@ export async function* pretrain(
         }
       }
       const lr = warmupLinear(state.step, recipe);
-      const update = recipe.optimizer === "muon" ? flatMuon : flatAdamW;
-      const norm = update(layout, state, grads, { ...recipe, lr });
+      const norm = flatAdamW(layout, state, grads, { ...recipe, lr });
       yield {
         network: name,
         step: state.step,

@@ -30,8 +30,6 @@ export interface NetworkRecipe {
   readonly ema: number;
   /** Root seed of initialisation and data. */
   readonly seed: number;
-  /** How matrices move. @default "adamw" */
-  readonly optimizer?: "adamw" | "muon";
   /** Share of the steps, the last ones, in which the rate decays. @default 1 */
   readonly decay?: number;
 }
