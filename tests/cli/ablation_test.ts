@@ -80,7 +80,7 @@ for (
     [["--seeds=a"], "a whole number"],
     [["--method=dora"], "lora, edlora"],
     [["--fusion=sum"], "weight, gradient"],
-    [["--preset=mine"], "ablation or official"],
+    [["--preset=mine"], "ablation, official"],
     [["--rank=1.5"], "whole number"],
     [["--backend=cuda"], "webgpu, wasm, cpu"],
     [["--what"], "known option"],

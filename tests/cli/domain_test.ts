@@ -31,7 +31,7 @@ Deno.test("the domain experiment: defaults and options", () => {
 for (
   const [args, message] of [
     [["--method=dreambooth"], "ed-lora"],
-    [["--alphas=0,x"], "--alphas numbers"],
+    [["--alphas=0,x"], "--alphas a number"],
     [["--n=21"], "1 to 20"],
     [["--what=1"], "known option"],
   ] as const

@@ -42,7 +42,7 @@ Deno.test("sweeps: defaults and options", () => {
 
 for (
   const [name, args, message] of [
-    ["lambda", ["--values=0.1,x"], "--values numbers"],
+    ["lambda", ["--values=0.1,x"], "--values a number"],
     ["lambda", ["--concepts=nobody"], "Cannot find a concept"],
     ["lambda", ["--distractors=nobody"], "Cannot find a concept"],
     ["ridge", ["--method=dreambooth"], "lora, edlora"],
