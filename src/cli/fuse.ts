@@ -43,7 +43,8 @@ ${MODEL_HELP}
                        (default gradient)
   --lambda X           λ of weight fusion (1/n)
   --solver NAME        closed (least squares) or lbfgs, as the official code
-  --ridge X            ridge of the closed form, relative to trace/d (1e-5)
+  --ridge X            ridge of the closed form, relative to trace/d
+                       (cross-validated for each layer)
   --layers WHICH       fused by gradient: attention, linear (with feed-forwards)
                        or all (with convolutions); the others by weight
                        (default attention)

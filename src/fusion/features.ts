@@ -47,7 +47,8 @@ export interface ConceptStatistics {
 export interface FeatureOptions extends CollectOptions {
   /**
    * Prompts for text features; `{}` stands for V. The first is also the prompt
-   * of the sampling run.
+   * of the sampling run; where halves are kept, the second is that of every
+   * second picture.
    *
    * @default ["photo of a {}", "{}"]
    */
@@ -76,7 +77,7 @@ export interface FeatureOptions extends CollectOptions {
   /**
    * Pictures drawn in that run, for each concept.
    *
-   * @default 1
+   * @default 2 where halves are kept, else 1
    */
   readonly images?: number;
   /**
@@ -283,13 +284,22 @@ export async function keyValueStatistics(
   const { templates = TEMPLATES } = options;
   if (options.halves && templates.length > 1) {
     const [first, second] = halfTheTemplates(templates);
-    const of = (own: readonly string[]) =>
+    const of = (
+      own: readonly string[],
+      positions: FeatureOptions["positions"] = options.positions ?? "official",
+    ) =>
       keyValueStatistics(model, concept, paths, {
         ...options,
         templates: own,
+        positions,
         halves: false,
       });
-    return joinHalves(await of(first), await of(second));
+    return joinHalves(
+      await of(first),
+      await of(second),
+      // Attention reaches every position, whichever ones are fitted.
+      [await of(first, "full"), await of(second, "full")],
+    );
   }
   const known = new Map(
     crossAttentionSites(model.unet.config).map(({ path, index }) => [
@@ -372,6 +382,8 @@ async function promptRows(
  * @param paths Layers of the UNet.
  * @param options `alpha`: strength of its adapter in the UNet (its keys and
  * values are not used); `keysAndValues`: use them too; sampler, noise, accuracy.
+ * Halves are every second picture, of the second template if there is one, or
+ * the upper and the lower half of a single picture.
  * @param index Which of `options.noise` is its own.
  * @returns Yields after every step; returns the statistics.
  */
@@ -385,7 +397,7 @@ export async function* spatialStatistics(
   } = {},
   index = 0,
 ): AsyncGenerator<FuseFeaturesRecord, Map<string, Stats>> {
-  const { templates = TEMPLATES, alpha = 1, images = 1, steps = 20 } = options;
+  const { templates = TEMPLATES, alpha = 1, halves = false } = options;
   const adapted = attachSome(
     model,
     onlyLayers(
@@ -396,19 +408,52 @@ export async function* spatialStatistics(
     alpha,
   );
   const noise = options.noise?.[index];
-  const prompt = templates[0].replaceAll("{}", phraseOf(concept));
-  const layers = collector(adapted.unet.params, paths, options);
+  const images = options.images ?? noise?.shape[0] ?? (halves ? 2 : 1);
+  const key = fold(options.key ?? rootKey(0), concept.name);
+  const run = (template: string, pictures: readonly number[], split: boolean) =>
+    observed(adapted, concept, paths, {
+      ...options,
+      halves: split,
+      prompt: template.replaceAll("{}", phraseOf(concept)),
+      keys: pictures.map((i) => fold(key, i)),
+      ...(noise && { noise: [tf.gather(noise, [...pictures])] }),
+    });
+  const all = Array.from({ length: images }, (_, i) => i);
+  if (!halves || images === 1) return yield* run(templates[0], all, halves);
+  // Other pictures of another prompt, if there is one: a ridge that is chosen on
+  // the same prompt fits its own words too closely.
+  const first = yield* run(templates[0], all.filter((i) => i % 2 === 0), false);
+  const second = yield* run(
+    templates[1] ?? templates[0],
+    all.filter((i) => i % 2 === 1),
+    false,
+  );
+  return joinHalves(first, second);
+}
+
+/** One sampling run of one prompt, a picture per key, every step recorded. */
+async function* observed(
+  model: Model,
+  concept: Concept,
+  paths: readonly string[],
+  options: FeatureOptions & {
+    readonly prompt: string;
+    readonly keys: readonly Key[];
+  },
+): AsyncGenerator<FuseFeaturesRecord, Map<string, Stats>> {
+  const { prompt, keys, noise, steps = 20 } = options;
+  const layers = collector(model.unet.params, paths, options);
   try {
-    const run = pipeline(adapted, {
-      prompts: new Array(images).fill(prompt),
+    const run = pipeline(model, {
+      prompts: keys.map(() => prompt),
       guidance: 1,
       steps,
       sampler: options.sampler ?? "dpmpp_2m",
-      key: fold(options.key ?? rootKey(0), concept.name),
-      batch: images,
+      key: keys,
+      batch: keys.length,
       decode: false,
       unet: { tap: layers.tap },
-      ...(noise ? { noise } : {}),
+      ...(noise && { noise: noise[0] }),
     });
     for await (const record of run) {
       if (record.type !== "step") continue;
@@ -425,6 +470,7 @@ export async function* spatialStatistics(
     return await layers.finish();
   } finally {
     layers.dispose();
+    tf.dispose(noise?.[0] ?? []);
   }
 }
 

@@ -68,7 +68,7 @@ export interface SolveOptions {
    * concepts that contradict each other ask for large changes. How much of that
    * helps depends on the layer, so `auto` asks the features: it fits on one half
    * of every concept's features and scores on the other, both ways, for ridges
-   * from 1e-8 to 100, and takes the best (see {@linkcode crossValidate}). It
+   * from 1e-5 to 100, and takes the best (see {@linkcode crossValidate}). It
    * needs statistics with halves; where a concept has none it takes
    * {@linkcode FALLBACK_RIDGE}.
    *
@@ -458,11 +458,17 @@ function scaled(a: Matrix, factor: number): Matrix {
 
 /**
  * The problem of layers that share their inputs: whole, or as two halves of
- * every concept's features, which add up to the whole.
+ * every concept's features, which add up to the whole, each with what a fit of
+ * the other is scored on.
  */
 export type Problem =
   | readonly [whole: LeastSquares]
-  | readonly [first: LeastSquares, second: LeastSquares];
+  | readonly [
+    first: LeastSquares,
+    second: LeastSquares,
+    scoredFirst: LeastSquares,
+    scoredSecond: LeastSquares,
+  ];
 
 /**
  * Adds one concept to the problems of many layers.
@@ -487,40 +493,47 @@ export function addConcept(
   ];
   const add = (problem: Problem, own: Stats, paths: readonly string[]) => {
     const asked = new Map(paths.map((path) => [path, changes.get(path)!]));
-    const halves = halvesOf(own);
-    const split = problem.length === 2 && halves.length === 2;
-    const sums: Problem = split || problem.length === 1
-      ? problem
-      : [problem[0].plus(problem[1])];
-    if (split) halves.forEach((half, i) => sums[i]!.add(half, asked, weight));
-    else sums[0].add(own.halves ? whole(own) : own, asked, weight);
+    const parts = partsOf(own);
+    if (problem.length === 1 || parts.length === 1) {
+      const [first, second] = problem;
+      const sum = second ? first.plus(second) : first;
+      sum.add(own.halves ? whole(own) : own, asked, weight);
+      return [sum] as const;
+    }
+    const [first, second] = problem;
+    // What is scored on is the halves themselves until a concept says otherwise.
+    const sums: Problem = problem[2] === first && own.scored
+      ? [first, second, first.only(paths), second.only(paths)]
+      : problem;
+    for (const sum of new Set(sums)) {
+      sum.add(parts[sums.lastIndexOf(sum)], asked, weight);
+    }
     return sums;
   };
   if (problems.length === 0) {
     return sharers(stats.keys()).map(([own, paths]) => {
-      const empty = () => new LeastSquares(own.features);
-      return add(
-        halvesOf(own).length === 2 ? [empty(), empty()] : [empty()],
-        own,
-        paths,
-      );
+      const [a, b] = partsOf(own).map(() => new LeastSquares(own.features));
+      return add(b ? [a, b, a, b] : [a], own, paths);
     });
   }
   return problems.flatMap((problem) => {
     const groups = sharers(problem[0].paths);
     return groups.map(([own, paths]) => {
-      const part = groups.length === 1
-        ? problem
-        : problem.map((sum) => sum.only(paths)) as unknown as Problem;
-      return add(part, own, paths);
+      if (groups.length === 1) return add(problem, own, paths);
+      const copies = new Map(problem.map((sum) => [sum, sum.only(paths)]));
+      const copied = problem.map((sum) => copies.get(sum)!);
+      return add(copied as unknown as Problem, own, paths);
     });
   });
 }
 
-/** Both halves of statistics, if neither is empty; else the whole. */
-function halvesOf(stats: Stats): readonly Stats[] {
-  const { halves } = stats;
-  return halves?.every(({ count }) => count > 0) ? halves : [stats];
+/** Halves and what they are scored on, if none is empty; else the whole. */
+function partsOf(stats: Stats): readonly Stats[] {
+  const { halves, scored = halves } = stats;
+  const parts = [...halves ?? [], ...scored ?? []];
+  return parts.length === 4 && parts.every(({ count }) => count > 0)
+    ? parts
+    : [stats];
 }
 
 function whole({ features, count, halves }: Stats): Stats {
@@ -530,20 +543,14 @@ function whole({ features, count, halves }: Stats): Stats {
     : { features, count, gram: combine(gramOf(a), gramOf(b)) };
 }
 
-/** Powers of ten that cross-validation tries, the largest first. */
-const EXPONENTS: readonly number[] = [
-  2,
-  1,
-  0,
-  -1,
-  -2,
-  -3,
-  -4,
-  -5,
-  -6,
-  -7,
-  -8,
-];
+/**
+ * Powers of ten that cross-validation tries, the largest first. Below 1e-5 the
+ * sums themselves are uncertain: their products are float32.
+ */
+const EXPONENTS: readonly number[] = [2, 1, 0, -1, -2, -3, -4, -5];
+
+/** A single concept is met exactly; this only keeps the factor finite. */
+const EXACT = 1e-8;
 
 /**
  * The ridge of each layer that predicts best from one half of every concept's
@@ -554,14 +561,14 @@ const EXPONENTS: readonly number[] = [
  * Σ wᵢ tr((ΔWᵃ − ΔWᵢ)ᵀ Gᵢᵇ (ΔWᵃ − ΔWᵢ)), plus the same with the halves
  * exchanged. Ten-fold steps of ρ are tried and the best is refined by the parabola
  * through it and its neighbours; of equally good ones the largest is taken. It
- * takes 22 Cholesky factors of Σ Gᵢ for all layers that share it, where a given
+ * takes 16 Cholesky factors of Σ Gᵢ for all layers that share it, where a given
  * ridge takes one.
  *
- * A single concept contradicts nobody: it gets the smallest ridge, and so
- * itself.
+ * A single concept contradicts nobody: it gets next to no ridge, and so itself.
  *
  * @param first One half.
  * @param second The other half.
+ * @param scored What fits of the other half are scored on, of each half.
  * @returns The ridge of each layer, relative to trace(G)/d.
  *
  * @example
@@ -573,6 +580,7 @@ const EXPONENTS: readonly number[] = [
 export function crossValidate(
   first: LeastSquares,
   second: LeastSquares,
+  scored: readonly [LeastSquares, LeastSquares] = [first, second],
 ): Map<string, number> {
   const scores = new Map<string, number[]>(
     first.paths.map((path) => [path, []]),
@@ -581,17 +589,15 @@ export function crossValidate(
     const fits = [first, second].map((half) => half.solver(10 ** exponent));
     for (const [path, list] of scores) {
       list.push(
-        second.weight * second.loss(path, fits[0](path)) +
-          first.weight * first.loss(path, fits[1](path)),
+        scored[1].weight * scored[1].loss(path, fits[0](path)) +
+          scored[0].weight * scored[0].loss(path, fits[1](path)),
       );
     }
   }
   return new Map(
     [...scores].map(([path, list]) => [
       path,
-      first.targets(path).concepts === 1
-        ? 10 ** EXPONENTS.at(-1)!
-        : 10 ** bestExponent(list),
+      first.targets(path).concepts === 1 ? EXACT : 10 ** bestExponent(list),
     ]),
   );
 }
@@ -631,10 +637,10 @@ export function* solve(
   if (method !== "closed" && method !== "lbfgs") {
     throw cannot("fuse a layer", "closed or lbfgs", String(method));
   }
-  const [first, second] = problem;
+  const [first, second, ...scored] = problem;
   const sum = second ? first.plus(second) : first;
   const chosen = method === "closed" && ridge === "auto" && second
-    ? crossValidate(first, second)
+    ? crossValidate(first, second, scored as [LeastSquares, LeastSquares])
     : undefined;
   const given = ridge === "auto" ? FALLBACK_RIDGE : ridge;
   const shared = method === "closed" && !chosen

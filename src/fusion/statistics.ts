@@ -35,6 +35,13 @@ export interface Stats {
   readonly gram?: Matrix;
   /** In place of both: the statistics of two halves of the rows. */
   readonly halves?: readonly [Stats, Stats];
+  /**
+   * What a fit of the other half is scored on, where that is more than what is
+   * fitted.
+   *
+   * @default halves
+   */
+  readonly scored?: readonly [Stats, Stats];
 }
 
 /**
@@ -52,11 +59,14 @@ export function gramOf({ gram: own, rows, halves }: Stats): Matrix {
  *
  * @param first By layer.
  * @param second The same layers, sharing inputs in the same way.
+ * @param scored What fits of the other half are scored on; the halves by
+ * default.
  * @returns By layer; layers that shared an object share one again.
  */
 export function joinHalves(
   first: ReadonlyMap<string, Stats>,
   second: ReadonlyMap<string, Stats>,
+  scored?: readonly [ReadonlyMap<string, Stats>, ReadonlyMap<string, Stats>],
 ): Map<string, Stats> {
   const joined = new Map<Stats, Stats>();
   return new Map(
@@ -66,6 +76,9 @@ export function joinHalves(
         features: a.features,
         count: a.count + b.count,
         halves: [a, b] as const,
+        ...(scored && {
+          scored: [scored[0].get(path)!, scored[1].get(path)!] as const,
+        }),
       };
       joined.set(a, both);
       return [path, both];
@@ -294,7 +307,7 @@ export interface CollectOptions extends AccumulateOptions {
   readonly conv?: (path: string) => { stride: number; pad: number };
   /**
    * Keeps two halves apart, for cross-validation: of the rows of every call the
-   * first half (half of the pictures, or the upper half of one) and the second.
+   * first half (the upper half of a single picture) and the rest.
    *
    * @default false
    */
@@ -520,6 +533,16 @@ const FORMATS: readonly string[] = [
   "mix-of-show statistics 2",
 ];
 
+/** Ends of names: the halves, and what fits of the other half are scored on. */
+const PARTS = [".half0", ".half1", ".scored0", ".scored1"] as const;
+
+function partsOf(stats: Stats): (readonly [name: string, part: Stats])[] {
+  const { halves, scored = [] } = stats;
+  return halves
+    ? [...halves, ...scored].map((part, i) => [PARTS[i], part])
+    : [["", stats]];
+}
+
 /**
  * Writes statistics as a safetensors file: what a client sends instead of its
  * images, beside its adapter.
@@ -547,13 +570,12 @@ export async function writeStatistics(
     }
     leaders.set(one, layer);
     counts[layer] = one.count;
-    for (const [i, part] of (one.halves ?? [one]).entries()) {
-      const kind = part.gram ? "gram" : "rows";
-      const { rows, columns, data } = (part.gram ?? part.rows)!;
+    for (const [part, own] of partsOf(one)) {
+      const kind = own.gram ? "gram" : "rows";
+      const { rows, columns, data } = (own.gram ?? own.rows)!;
       const values = dtype === "F64" ? data : Float32Array.from(data);
-      const name = one.halves ? `${layer}.half${i}` : layer;
-      if (one.halves) counts[name] = part.count;
-      raw.push([`${name}.${kind}`, {
+      counts[layer + part] = own.count;
+      raw.push([`${layer}${part}.${kind}`, {
         dtype,
         shape: [rows, columns],
         data: new Uint8Array(values.slice().buffer),
@@ -614,16 +636,17 @@ export async function readStatistics(
       });
     }
     for (const layer of Object.keys(count)) {
-      const first = result.get(`${layer}.half0`);
-      const second = result.get(`${layer}.half1`);
+      const [first, second, ...scored] = PARTS.map((part) => {
+        const own = result.get(layer + part);
+        result.delete(layer + part);
+        return own;
+      });
       if (!first || !second) continue;
-      result.delete(`${layer}.half0`);
-      result.delete(`${layer}.half1`);
-      const { features } = first;
       result.set(layer, {
-        features,
+        features: first.features,
         count: count[layer],
         halves: [first, second],
+        ...(scored[0] && scored[1] && { scored: [scored[0], scored[1]] }),
       });
     }
     const others: Record<string, string> = JSON.parse(shared);

@@ -187,7 +187,7 @@ Deno.test("crossValidate's score is the definition's, half against half", () => 
       weight,
     );
   }
-  const [first, second] = problems[0] as [LeastSquares, LeastSquares];
+  const [first, second] = problems[0] as readonly LeastSquares[];
   const chosen = Math.log10(crossValidate(first, second).get("w")!);
   // Powers of ten and a parabola find it to a quarter of one.
   close(chosen, best, 0.25);
@@ -210,7 +210,7 @@ Deno.test("concepts that agree need no ridge, contradictions do", () => {
       })),
     ).ridge;
   // Both ask for the same: the features of either tell it exactly.
-  assert(ridge([delta, delta]) < 1e-6, `${ridge([delta, delta])}`);
+  assert(ridge([delta, delta]) <= 1e-5, `${ridge([delta, delta])}`);
   assert(ridge([delta, other]) > 1e-4, `${ridge([delta, other])}`);
 });
 
@@ -279,7 +279,7 @@ Deno.test("layers that share inputs get ridges of their own", () => {
   assertEquals(problems.length, 1);
   const solved = new Map(solve(problems[0]));
   const [q, k] = paths.map((path) => solved.get(path)!.ridge);
-  assert(k < 1e-6 && q > 1e-4, `${q} ${k}`);
+  assert(k <= 1e-5 && q > 1e-4, `${q} ${k}`);
   // Each is what its layer has alone, and the same every time.
   const alone = (delta: (i: number) => Delta) =>
     fuseLayer(sources.map((source, i) => ({
@@ -328,12 +328,15 @@ Deno.test("files keep halves, sharing, and files without them are read", async (
   const joined = joinHalves(first, second);
   assertEquals(joined.get("k"), joined.get("q"));
   joined.set("other", statsOf(random(3, 4, 6), "gram"));
+  const scored = [one(5, "gram"), one(6, "rows")] as const;
+  joined.set("v", joinHalves(one(7, "rows"), one(8, "rows"), scored).get("q")!);
   await writeStatistics(`${folder}/halves`, joined);
   const read = await readStatistics(`${folder}/halves`);
-  assertEquals(new Set(read.keys()), new Set(["q", "k", "other"]));
+  assertEquals(new Set(read.keys()), new Set(["q", "k", "v", "other"]));
   assertEquals(read.get("q"), joined.get("q"));
   assert(read.get("q") === read.get("k"), "shared again");
   assertEquals(read.get("other"), joined.get("other"));
+  assertEquals(read.get("v"), joined.get("v"));
   await writeStatistics(`${folder}/whole`, first);
   assertEquals((await readStatistics(`${folder}/whole`)).get("q"), {
     ...first.get("q")!,
