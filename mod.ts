@@ -728,21 +728,14 @@ export {
 } from "./src/experiments/sweep.ts";
 
 // Tables, charts and sheets for reports and notebooks.
-export { renderFigure, type RenderOptions } from "./src/cli/report/chart.ts";
-export {
-  contactSheet,
-  type ContactSheetOptions,
-} from "./src/cli/report/grid.ts";
-export type { Figure } from "./src/cli/report/html.ts";
-export {
-  markdownTable,
-  type Table,
-  textTable,
-} from "./src/cli/report/markdown.ts";
+export { renderFigure, type RenderOptions } from "./src/report/chart.ts";
+export { contactSheet, type ContactSheetOptions } from "./src/report/grid.ts";
+export type { Figure } from "./src/report/html.ts";
+export { markdownTable, type Table, textTable } from "./src/report/markdown.ts";
 export {
   type Displayable,
   type MimeBundle,
   showFigure,
   showPicture,
   showTable,
-} from "./src/cli/report/notebook.ts";
+} from "./src/report/notebook.ts";

@@ -42,9 +42,9 @@ import {
   ablationHtml,
   ablationMarkdown,
   type PictureRow,
-} from "./report/ablation.ts";
-import { contactSheet } from "./report/grid.ts";
-import { textTable } from "./report/markdown.ts";
+} from "./ablation_page.ts";
+import { contactSheet } from "../report/grid.ts";
+import { textTable } from "../report/markdown.ts";
 
 const HELP = `deno task ablation [options]
 

@@ -5,7 +5,13 @@
  */
 import { parseArgs } from "@std/cli/parse-args";
 import { BACKEND_CHOICES, type BackendChoice } from "../core/backend.ts";
-import { cannot } from "../core/errors.ts";
+import { cannot, KEYS_VARIABLE, KeysError } from "../core/errors.ts";
+import {
+  type OptionTable,
+  readTable,
+  tableHelp,
+  type Values,
+} from "./options.ts";
 
 /** Which options a command knows. */
 export interface OptionNames {
@@ -211,6 +217,8 @@ export interface Command<T> {
   readonly summary: string;
   /** What `--help` prints. */
   readonly help: string;
+  /** Its options; shell completion reads them. */
+  readonly options?: OptionTable;
   /**
    * Reads the command line.
    *
@@ -228,13 +236,93 @@ export interface Command<T> {
   run(request: T): Promise<void>;
 }
 
+/** How {@linkcode command} is told what a command is. */
+export interface CommandParts<T extends OptionTable, R> {
+  /** Its name. */
+  readonly name: string;
+  /** What it does, in a line. */
+  readonly summary: string;
+  /** The first line of help, such as `deno task fuse --concept FILE [options]`. */
+  readonly usage: string;
+  /** What it does, in a paragraph. */
+  readonly about: string;
+  /** What stands behind the options in help. */
+  readonly notes?: string;
+  /** Command lines. */
+  readonly examples?: readonly string[];
+  /** The options. */
+  readonly options: T;
+  /**
+   * Checks options against each other and makes the request.
+   *
+   * @throws If they do not go together.
+   */
+  readonly request: (values: Values<T>) => R;
+  /** Does it. */
+  readonly run: (request: R) => Promise<void>;
+}
+
+/**
+ * Makes a command of its option table: `--help`, parsing and completion.
+ *
+ * @param parts What the command is; see options.ts for tables.
+ *
+ * @example
+ * ```ts ignore
+ * export const hello = command({
+ *   name: "hello",
+ *   summary: "greet",
+ *   usage: "deno task hello --name TEXT",
+ *   about: "Greets somebody.",
+ *   options: optionTable({ name: { type: text, needed: true, help: "whom" } }),
+ *   request: (values) => values,
+ *   run: async ({ name }) => console.log(`Hello ${name}`),
+ * });
+ * ```
+ */
+export function command<const T extends OptionTable, R>(
+  parts: CommandParts<T, R>,
+): Command<R> {
+  const { name, summary, usage, about, notes, examples, options, run } = parts;
+  return {
+    name,
+    summary,
+    options,
+    help: [
+      usage,
+      about,
+      tableHelp(options),
+      notes,
+      EXIT_CODES,
+      examples && `Examples:\n${examples.map((e) => `  ${e}`).join("\n")}`,
+    ].filter((part) => part).join("\n\n") + "\n",
+    parse(args) {
+      const values = readTable(name, args, options);
+      return values && parts.request(values);
+    },
+    run,
+  };
+}
+
 /** What `--help` says about exit codes. */
 export const EXIT_CODES =
   "Exit code: 0 if all went well, 1 if something failed, 2 for bad arguments.";
 
-/** The message of an error; all of it where the environment has DEBUG. */
+/**
+ * The message of an error; all of it where the environment has DEBUG. All keys
+ * that it is about go to the file that {@linkcode KEYS_VARIABLE} names.
+ */
 function complain(error: unknown): void {
   console.error(error instanceof Error ? error.message : error);
+  const list = Deno.env.get(KEYS_VARIABLE);
+  if (list && error instanceof KeysError) {
+    try {
+      Deno.writeTextFileSync(list, error.keys.join("\n") + "\n");
+      console.error(`${list}: all ${error.keys.length} keys`);
+    } catch (problem) {
+      console.error(`Cannot write ${list}: ${(problem as Error).message}`);
+    }
+  }
   if (Deno.env.get("DEBUG")) console.error(error);
 }
 

@@ -34,8 +34,8 @@ import { EMBEDDED, mustExist } from "./models.ts";
 import { stageLabel } from "./stages.ts";
 import { settingsOf, workersFor } from "./study_options.ts";
 import { createProgress } from "./progress.ts";
-import { contactSheet } from "./report/grid.ts";
-import { markdownTable, textTable } from "./report/markdown.ts";
+import { contactSheet } from "../report/grid.ts";
+import { markdownTable, textTable } from "../report/markdown.ts";
 
 const HELP = `deno task experiment domain [options]
 

@@ -18,7 +18,7 @@ import { joinPath, readJson, writeJson } from "../io/files.ts";
 import { backendOf, type Command, EXIT_CODES, readOptions } from "./command.ts";
 import { EMBEDDED, mustExist } from "./models.ts";
 import { createProgress } from "./progress.ts";
-import { decimal, textTable } from "./report/markdown.ts";
+import { decimal, textTable } from "../report/markdown.ts";
 
 const HELP = `deno task experiment eyes [options]
 

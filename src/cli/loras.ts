@@ -3,13 +3,12 @@
  *
  * @module
  */
-import { cannot } from "../core/errors.ts";
 import {
   type LoraBase,
   loraBase,
   type LoraBaseName,
 } from "../formats/dialects/base.ts";
-import { disposeLora, loadLora } from "../formats/lora.ts";
+import { fittingBase } from "../formats/convert.ts";
 import { joinPath, readJson } from "../io/files.ts";
 import { openSafetensors } from "../io/safetensors.ts";
 import { parseTextEncoderConfig, parseUNetConfig } from "../models/config.ts";
@@ -58,33 +57,17 @@ export async function configsOf(spec: string): Promise<LoraBase> {
  * @param model `sd15`, `sd21` or a model; by default the first known one that
  * the LoRA fits.
  * @returns What it is called, and its configs.
- * @throws If the LoRA does not fit; one error that lists the keys.
+ * @throws If the LoRA fits none: what is wrong for the one it fits best.
  */
 export async function baseFor(
   path: string,
   model?: string,
 ): Promise<{ name: string; base: LoraBase }> {
-  const candidates = model === undefined
+  const names = model === undefined
     ? [...Object.keys(KNOWN_BASES), EMBEDDED]
     : [model];
-  const reasons: string[] = [];
-  for (const name of candidates) {
-    const base = await configsOf(name);
-    try {
-      disposeLora(await loadLora(path, base));
-      return { name, base };
-    } catch (error) {
-      if (model !== undefined) throw error;
-      reasons.push(error instanceof Error ? error.message : String(error));
-    }
-  }
-  // All the same reason: the file itself is broken, whatever the model.
-  if (new Set(reasons).size === 1) throw new Error(reasons[0]);
-  throw cannot(
-    `read ${path}`,
-    `a LoRA of ${
-      Object.values(KNOWN_BASES).join(", ")
-    } or the embedded model (--model says another)`,
-    `for sd15: ${reasons[0]}`,
+  const candidates = await Promise.all(
+    names.map(async (name) => ({ name, base: await configsOf(name) })),
   );
+  return await fittingBase(path, candidates);
 }

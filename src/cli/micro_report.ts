@@ -24,8 +24,8 @@ import {
 } from "../io/files.ts";
 import { encodePng } from "../io/png.ts";
 import { createProgress } from "./progress.ts";
-import { contactSheet } from "./report/grid.ts";
-import { decimal, textTable } from "./report/markdown.ts";
+import { contactSheet } from "../report/grid.ts";
+import { decimal, textTable } from "../report/markdown.ts";
 
 const HELP = `deno task micro:report [options]
 

@@ -47,7 +47,7 @@ import { EMBEDDED, mustExist } from "./models.ts";
 import { stageLabel } from "./stages.ts";
 import { settingsOf, workersFor } from "./study_options.ts";
 import { createProgress } from "./progress.ts";
-import { contactSheet } from "./report/grid.ts";
+import { contactSheet } from "../report/grid.ts";
 import {
   details,
   figure,
@@ -58,8 +58,8 @@ import {
   picture,
   pictureGrid,
   table,
-} from "./report/html.ts";
-import { markdownTable, textTable } from "./report/markdown.ts";
+} from "../report/html.ts";
+import { markdownTable, textTable } from "../report/markdown.ts";
 
 const HELP = `deno task experiment regions [options]
 

@@ -37,7 +37,7 @@ import {
   markdownTable,
   type Table,
   textTable,
-} from "./report/markdown.ts";
+} from "../report/markdown.ts";
 import { stageLabel } from "./stages.ts";
 import { settingsOf, workersFor } from "./study_options.ts";
 

@@ -271,7 +271,10 @@ export function addTokens(
   const vectors: tf.Tensor2D[] = model.added ? [model.added.vectors] : [];
   let number = names.length;
   for (const { token, vectors: own } of concepts.flatMap((c) => c.tokens)) {
-    checkToken(token);
+    // Tokens of files may have spaces inside: A1111 calls them like the file.
+    if (token.trim() !== token || token === "") {
+      throw cannot(what, "tokens without spaces around them", `"${token}"`);
+    }
     if (placed[token] !== undefined || model.tokenizer.has(token)) {
       throw cannot(what, "tokens not yet in the model", token);
     }

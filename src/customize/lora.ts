@@ -34,8 +34,6 @@ export {
   attentionSites,
   type Component,
   COMPONENTS,
-  convSites,
-  linearSites,
   type Site,
   sites,
   type TargetName,

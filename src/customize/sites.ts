@@ -79,32 +79,6 @@ export function sites(
   return found.filter(filter);
 }
 
-/**
- * Lists the linear layers of a tree.
- *
- * @param tree Parameters of a network.
- * @param filter Keeps a layer.
- */
-export function linearSites(
-  tree: TreeLike,
-  filter: (site: Site) => boolean = () => true,
-): Site[] {
-  return sites(tree, (site) => site.kind === "linear" && filter(site));
-}
-
-/**
- * Lists the convolutions of a tree (LoCon).
- *
- * @param tree Parameters of a network.
- * @param filter Keeps a layer.
- */
-export function convSites(
-  tree: TreeLike,
-  filter: (site: Site) => boolean = () => true,
-): Site[] {
-  return sites(tree, (site) => site.kind === "conv" && filter(site));
-}
-
 const ATTENTION = /(^|\.)(self_attn|attn1|attn2)\.[^.]+(\.0)?$/;
 
 /**
@@ -114,7 +88,10 @@ const ATTENTION = /(^|\.)(self_attn|attn1|attn2)\.[^.]+(\.0)?$/;
  * @param tree Parameters of a text encoder or UNet.
  */
 export function attentionSites(tree: TreeLike): Site[] {
-  return linearSites(tree, ({ path }) => ATTENTION.test(path));
+  return sites(
+    tree,
+    ({ kind, path }) => kind === "linear" && ATTENTION.test(path),
+  );
 }
 
 /** Which layers of which component get an adapter. */

@@ -7,7 +7,7 @@
  *
  * @module
  */
-import { parsePythonJson } from "../io/files.ts";
+import { parseJson } from "../io/files.ts";
 import * as tf from "@tensorflow/tfjs";
 import { z } from "zod";
 import { cannot } from "../core/errors.ts";
@@ -186,9 +186,9 @@ const CONFIG = z.looseObject({
  */
 export function parseSchedulerConfig(source: unknown): SchedulerConfig {
   const value = typeof source === "string"
-    ? parsePythonJson(source, "a scheduler config")
+    ? parseJson(source, "a scheduler config")
     : source;
-  const result = CONFIG.safeParse(value);
+  const result = CONFIG.safeParse(withoutNan(value));
   if (!result.success) {
     const issues = result.error.issues.map((issue) =>
       `${issue.path.join(".") || "the whole"}: ${issue.message}`
@@ -200,6 +200,15 @@ export function parseSchedulerConfig(source: unknown): SchedulerConfig {
     );
   }
   return result.data;
+}
+
+/** Python's NaN says nothing: as null, it stands for the default. */
+function withoutNan(value: unknown): unknown {
+  if (typeof value !== "object" || value === null) return value;
+  if (Array.isArray(value)) return value;
+  return Object.fromEntries(
+    Object.entries(value).map(([key, v]) => [key, Number.isNaN(v) ? null : v]),
+  );
 }
 
 /** The forward process of a model. */
@@ -481,86 +490,6 @@ export function trainingTarget<T extends tf.Tensor>(
     case "v_prediction":
       return velocity(s, x0, noise, timesteps);
   }
-}
-
-/**
- * The clean latent a model output stands for.
- *
- * @param s The schedule; its `prediction_type` says what `output` is.
- * @param output The network's output, [batch, …].
- * @param x The noisy latent the network saw, same shape.
- * @param timesteps One per batch item, or one for all.
- * @throws If shapes differ, a timestep is out of range, or noise was predicted
- * where the signal is zero (ᾱ_t = 0), which leaves x0 undefined.
- */
-export function predictX0<T extends tf.Tensor>(
-  s: Schedule,
-  output: T,
-  x: T,
-  timesteps: readonly number[],
-): T {
-  const what = "predict x0";
-  checkShapes(what, x, output);
-  const kind = predictionType(s);
-  checkTimesteps(what, s, timesteps, x.shape[0] ?? 0);
-  if (kind === "epsilon" && timesteps.some((t) => s.alphasCumprod[t] === 0)) {
-    throw cannot(
-      what,
-      "v_prediction or sample at zero signal",
-      "epsilon where ᾱ = 0",
-    );
-  }
-  return tf.tidy(() => {
-    const { alpha, sigma } = levels(what, s, x, timesteps);
-    switch (kind) {
-      case "epsilon":
-        return x.sub(output.mul(sigma)).div(alpha) as T;
-      case "v_prediction":
-        return x.mul(alpha).sub(output.mul(sigma)) as T;
-      case "sample":
-        return output.clone() as T;
-    }
-  });
-}
-
-/**
- * The noise a model output stands for.
- *
- * @param s The schedule; its `prediction_type` says what `output` is.
- * @param output The network's output, [batch, …].
- * @param x The noisy latent the network saw, same shape.
- * @param timesteps One per batch item, or one for all.
- * @throws If shapes differ, a timestep is out of range, or x0 was predicted
- * where there is no noise (ᾱ_t = 1), which leaves ε undefined.
- */
-export function predictEpsilon<T extends tf.Tensor>(
-  s: Schedule,
-  output: T,
-  x: T,
-  timesteps: readonly number[],
-): T {
-  const what = "predict the noise";
-  checkShapes(what, x, output);
-  const kind = predictionType(s);
-  checkTimesteps(what, s, timesteps, x.shape[0] ?? 0);
-  if (kind === "sample" && timesteps.some((t) => s.alphasCumprod[t] === 1)) {
-    throw cannot(
-      what,
-      "epsilon or v_prediction at zero noise",
-      "sample where ᾱ = 1",
-    );
-  }
-  return tf.tidy(() => {
-    const { alpha, sigma } = levels(what, s, x, timesteps);
-    switch (kind) {
-      case "epsilon":
-        return output.clone() as T;
-      case "v_prediction":
-        return output.mul(alpha).add(x.mul(sigma)) as T;
-      case "sample":
-        return x.sub(output.mul(alpha)).div(sigma) as T;
-    }
-  });
 }
 
 /**

@@ -5,7 +5,7 @@
  * @module
  */
 import * as tf from "@tensorflow/tfjs";
-import { cannot } from "../core/errors.ts";
+import { cannot, KeysError } from "../core/errors.ts";
 import { joinPath, pathOf } from "../io/files.ts";
 import { openTensors } from "./pickle.ts";
 import {
@@ -97,8 +97,52 @@ async function find(path: string, options: FindLoraOptions): Promise<Found> {
       errors.push(error as Error);
     }
   }
-  // The model it was meant for has the fewest faults to list.
-  throw errors.reduce((a, b) => (b.message.length < a.message.length ? b : a));
+  throw errors[closest(errors)];
+}
+
+/** The error of the model that a file was meant for: it has the fewest faults. */
+function closest(errors: readonly Error[]): number {
+  const faults = (error: Error) =>
+    error instanceof KeysError ? error.keys.length : 1;
+  return errors.reduce(
+    (best, error, i) => faults(error) < faults(errors[best]) ? i : best,
+    0,
+  );
+}
+
+/**
+ * Finds which of several models a LoRA is for.
+ *
+ * @param path A safetensors file, an official `.pth`, a folder of PEFT's.
+ * @param candidates Models by what they are called.
+ * @returns The first that the file fits.
+ * @throws If it fits none: what is wrong with it for the one that it fits best
+ * (a {@linkcode KeysError}).
+ */
+export async function fittingBase(
+  path: string,
+  candidates: readonly { readonly name: string; readonly base: LoraBase }[],
+): Promise<{ readonly name: string; readonly base: LoraBase }> {
+  const errors: Error[] = [];
+  for (const candidate of candidates) {
+    try {
+      disposeLora(await loadLora(path, candidate.base));
+      return candidate;
+    } catch (error) {
+      errors.push(error as Error);
+    }
+  }
+  const best = closest(errors);
+  const error = errors[best];
+  // The same for all: the file itself is broken, or of another kind.
+  if (errors.every(({ message }) => message === error.message)) throw error;
+  const names = candidates.map(({ name }) => name);
+  throw new KeysError(
+    `${error.message} (as a LoRA of ${names[best]}, which it fits best of ${
+      names.join(", ")
+    }; --model says another)`,
+    error instanceof KeysError ? error.keys : [],
+  );
 }
 
 /** The type that all tensors of a file have, or float32. */
@@ -279,6 +323,8 @@ export interface LoraSummary {
   readonly scaleRule: ScaleRule;
   /** Where α comes from. */
   readonly scales: ScaleSource;
+  /** How the file makes its layers: LoRA, LoHa, LoKr, full differences. */
+  readonly algorithms: LoraFile["algorithms"];
   /** Learned tokens, and how many vectors each has. */
   readonly tokens: readonly (readonly [token: string, vectors: number])[];
   /** Numbers in the layers. */
@@ -310,6 +356,7 @@ function summary({ file, name }: Found): LoraSummary {
     factors: counted(lows.map(({ scale }) => scale)),
     scaleRule: adapter.scaleRule,
     scales: file.scales,
+    algorithms: file.algorithms,
     tokens: [...file.embeddings].map(([token, { shape }]) => [token, shape[0]]),
     parameters: lows.reduce((n, { down, up }) => n + down.size + up.size, 0),
     metadata: file.metadata,

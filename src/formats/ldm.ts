@@ -12,10 +12,10 @@
  */
 import type * as tf from "@tensorflow/tfjs";
 import { z } from "zod";
-import { cannot } from "../core/errors.ts";
+import { cannot, keyFaults } from "../core/errors.ts";
 import { forgetHostCopy } from "../core/device.ts";
 import { disposeTree, leaves, type TreeLike } from "../core/tree.ts";
-import { pathOf } from "../io/files.ts";
+import { parseJson, pathOf, pythonJson } from "../io/files.ts";
 import {
   encodeFloat,
   type LazyTensor,
@@ -515,13 +515,8 @@ function storedConfigs(
   text: string | undefined,
 ): z.infer<typeof metadataSchema> | undefined {
   if (text === undefined) return undefined;
-  let value: unknown;
-  try {
-    value = JSON.parse(text);
-  } catch {
-    throw cannot(`read the metadata ${METADATA}`, "JSON", text.slice(0, 80));
-  }
-  return parseWith(`the metadata ${METADATA}`, metadataSchema, value);
+  const from = `the metadata ${METADATA}`;
+  return parseWith(from, metadataSchema, parseJson(text, from));
 }
 
 function predictionOf(
@@ -823,15 +818,8 @@ function matchKeys(
     const layer = layout === "sd2" ? key.match(LAST_LAYER)?.[1] : undefined;
     return layer === undefined || Number(layer) < layers;
   });
-  const problems = [
-    ["missing", missing],
-    ["unexpected", unexpected],
-    ["misshapen", misshapen],
-  ] as const;
-  const parts = problems.filter(([, list]) => list.length > 0).map((
-    [kind, list],
-  ) => `${list.length} ${kind}: ${list.join(", ")}`);
-  if (parts.length > 0) throw new Error(`Cannot ${what}: ${parts.join("; ")}`);
+  const faults = keyFaults(what, { missing, unexpected, misshapen });
+  if (faults) throw faults;
   return found;
 }
 
@@ -1072,7 +1060,7 @@ export async function saveSingleFile(
   }
   await writeSafetensors(path, raw, {
     format: "pt",
-    [METADATA]: JSON.stringify({ ...configs, scheduler: model.scheduler }),
+    [METADATA]: pythonJson({ ...configs, scheduler: model.scheduler }),
     ...metadata,
   });
 }

@@ -9,19 +9,20 @@
  * @module
  */
 import * as tf from "@tensorflow/tfjs";
-import { cannot } from "../core/errors.ts";
+import { cannot, keyFaults, KeysError, listed } from "../core/errors.ts";
 import {
   exists,
   joinPath,
   parentOf,
   pathOf,
   readJson,
-  writeJson,
+  writePythonJson,
 } from "../io/files.ts";
 import { openTensors } from "./pickle.ts";
 import {
   encodeFloat,
   encodeSafetensors,
+  isFloat,
   type RawTensor,
   toFloat32,
   writeSafetensors,
@@ -50,6 +51,16 @@ import type {
 } from "./dialects/dialect.ts";
 import { PREFIX } from "./dialects/dialect.ts";
 import { EMBEDDING_DIALECTS } from "./dialects/embeddings.ts";
+import { foreignKind, refusal } from "./kinds.ts";
+import {
+  type Algorithm,
+  algorithmsOf,
+  checkParts,
+  LYCORIS_PARTS,
+  lycorisFactors,
+  lycorisRank,
+  type PartShapes,
+} from "./lycoris.ts";
 import { attentionPaths, NAMED_DIALECTS } from "./dialects/named.ts";
 import {
   configuredRank,
@@ -76,6 +87,7 @@ import {
 } from "../customize/lora.ts";
 
 export type {
+  Algorithm,
   Dialect,
   DialectId,
   LoraBase,
@@ -130,6 +142,8 @@ export function detectDialect(
     : file;
   const found = DIALECTS.find((d) => d.detect(header, width));
   if (!found) {
+    const kind = foreignKind(header);
+    if (kind) throw refusal("a LoRA", kind);
     const all = [...header.entries.keys()];
     throw cannot(
       "recognise a LoRA file",
@@ -154,6 +168,16 @@ export type ScaleSource =
   | "convention"
   | "mixed";
 
+/** How some layers of a file are made. */
+export interface LayerAlgorithm {
+  /** LoRA, or one of LyCORIS's others. */
+  readonly algorithm: Algorithm;
+  /** The rank in the file; of full differences that of the layer. */
+  readonly rank: number;
+  /** How many layers there are of them. */
+  readonly layers: number;
+}
+
 /** What is in a LoRA file. */
 export interface LoraFile {
   /** The dialect the file is written in. */
@@ -162,6 +186,12 @@ export interface LoraFile {
   readonly adapter: Adapter;
   /** Where the layers' scales come from. */
   readonly scales: ScaleSource;
+  /**
+   * How the file makes the layers' changes of weight, and with which ranks. The
+   * adapter has low-rank factors in any case: those of a LoHa of rank r have
+   * rank r², or that of the layer where that is less.
+   */
+  readonly algorithms: readonly LayerAlgorithm[];
   /**
    * Learned tokens and their vectors [n, width], one a cross-attention layer or
    * one for all; the caller's. A token of several vectors is several tokens,
@@ -258,6 +288,7 @@ interface PlannedLayer {
   readonly site: Site;
   readonly keys: Partial<Record<Part, string>>;
   stem: string;
+  algorithm: Algorithm;
   magnitudeOf?: "output" | "input";
 }
 
@@ -271,7 +302,8 @@ interface LoraPlan {
 
 type Faults = { [K in keyof LoraFaults]-?: string[] };
 
-const FLOATS = new Set(["F64", "F32", "F16", "BF16"]);
+/** Types of a scale; weights and vectors are floats. */
+const isNumber = (dtype: string) => isFloat(dtype) || /^[IU]\d+$/.test(dtype);
 
 /** Checks names, shapes and types of everything; nothing is read yet. */
 function plan(
@@ -296,7 +328,8 @@ function plan(
   for (const [key, { shape, dtype }] of file.entries) {
     const held = tokens.get(key);
     const slot = known.get(key);
-    if (dtype !== undefined && !FLOATS.has(dtype) && (held || slot)) {
+    const fits = slot?.part === "alpha" ? isNumber : isFloat;
+    if (dtype !== undefined && !fits(dtype) && (held || slot)) {
       faults.mistyped.push(`${key} (expected floats, got ${dtype})`);
     }
     if (held) {
@@ -315,7 +348,13 @@ function plan(
     }
     const id = `${slot.component} ${slot.site.path}`;
     const layer = found.get(id) ??
-      { component: slot.component, site: slot.site, keys: {}, stem: "" };
+      {
+        component: slot.component,
+        site: slot.site,
+        keys: {},
+        stem: "",
+        algorithm: "LoRA",
+      };
     found.set(id, layer);
     if (layer.keys[slot.part] !== undefined) {
       faults.unexpected.push(`${key} (beside ${layer.keys[slot.part]})`);
@@ -353,7 +392,7 @@ function plan(
   for (const [kind, list] of Object.entries(d.faults?.(file, layers) ?? {})) {
     faults[kind as keyof Faults].push(...list);
   }
-  report(what, d, faults);
+  report(what, d, faults, file);
   if (found.size + tokens.size === 0) {
     throw cannot(`read ${what}`, "at least one layer or token", "none");
   }
@@ -399,28 +438,25 @@ function checkLayer(
   faults: Faults,
 ): void {
   const { site, keys, stem } = layer;
-  for (const part of ["down", "up"] as const) {
-    if (keys[part] === undefined) faults.missing.push(stem + d.parts[part]![0]);
+  const [algorithm = "LoRA", other] = algorithmsOf(Object.keys(keys));
+  if (other !== undefined) {
+    faults.unexpected.push(`${stem} (${algorithm} and ${other} at once)`);
+    return;
   }
+  layer.algorithm = algorithm;
   const shapeOf = (part: Part) =>
     keys[part] === undefined ? undefined : file.entries.get(keys[part])!.shape;
   const misshapen = (part: Part, expected: readonly number[]) =>
     faults.misshapen.push(
       `${keys[part]} (expected [${expected}], got [${shapeOf(part)}])`,
     );
-  const rank = shapeOf("down")?.[0] ?? 0;
-  const expected = keys.mid === undefined
-    ? { mid: [], ...diskShapes(site, rank) }
-    : {
-      ...diskShapes({ ...site, kernel: [1, 1] }, rank),
-      mid: [rank, rank, ...site.kernel],
-    };
-  for (const part of ["down", "mid", "up"] as const) {
-    const shape = shapeOf(part);
-    if (
-      shape && keys.down && (rank < 1 || !sameDiskShape(shape, expected[part]))
-    ) misshapen(part, expected[part]);
+  if (algorithm === "LoRA") checkFactors(d, layer, shapeOf, misshapen, faults);
+  else {
+    const wrong = checkParts(algorithm, site, shapesOf(layer, file));
+    faults.missing.push(...wrong.missing.map((p) => stem + d.parts[p]![0]));
+    for (const [part, shape] of wrong.misshapen) misshapen(part, shape);
   }
+  const rank = shapeOf("down")?.[0] ?? 0;
   const alpha = shapeOf("alpha");
   if (alpha && alpha.reduce((a, b) => a * b, 1) !== 1) misshapen("alpha", []);
   const magnitude = shapeOf("magnitude");
@@ -442,14 +478,55 @@ function checkLayer(
   }
 }
 
-function report(what: string, d: Dialect, faults: Faults): void {
-  const parts = Object.entries(faults).filter(([, list]) => list.length > 0)
-    .map(([kind, list]) => `${list.length} ${kind}: ${list.join(", ")}`);
-  if (parts.length > 0) {
-    throw new Error(
-      `Cannot read ${what} (${d.id} naming): ${parts.join("; ")}`,
-    );
+/** Adds what is wrong with the factors of a LoRA. */
+function checkFactors(
+  d: Dialect,
+  { site, keys, stem }: PlannedLayer,
+  shapeOf: (part: Part) => readonly number[] | undefined,
+  misshapen: (part: Part, expected: readonly number[]) => void,
+  faults: Faults,
+): void {
+  for (const part of ["down", "up"] as const) {
+    if (keys[part] === undefined) faults.missing.push(stem + d.parts[part]![0]);
   }
+  const rank = shapeOf("down")?.[0] ?? 0;
+  const expected = keys.mid === undefined
+    ? { mid: [], ...diskShapes(site, rank) }
+    : {
+      ...diskShapes({ ...site, kernel: [1, 1] }, rank),
+      mid: [rank, rank, ...site.kernel],
+    };
+  for (const part of ["down", "mid", "up"] as const) {
+    const shape = shapeOf(part);
+    if (
+      shape && keys.down && (rank < 1 || !sameDiskShape(shape, expected[part]))
+    ) misshapen(part, expected[part]);
+  }
+}
+
+/** Shapes of the parts of a layer that is no plain LoRA. */
+function shapesOf({ keys }: PlannedLayer, file: LoraHeader): PartShapes {
+  return Object.fromEntries(
+    LYCORIS_PARTS.flatMap((part) =>
+      keys[part] === undefined
+        ? []
+        : [[part, file.entries.get(keys[part])!.shape]]
+    ),
+  );
+}
+
+/** Throws what is wrong; if the file is of another kind, only that. */
+function report(
+  what: string,
+  d: Dialect,
+  faults: Faults,
+  file: LoraHeader,
+): void {
+  const error = keyFaults(`read ${what} (${d.id} naming)`, faults);
+  if (!error) return;
+  const kind = foreignKind(file);
+  if (kind) throw new KeysError(refusal(what, kind).message, error.keys);
+  throw error;
 }
 
 /** Where files of ours say by which rule their scales are made. */
@@ -483,8 +560,9 @@ function ruleOf(
  * @param base The model it is for, or only its configs.
  * @param options Dialect, PEFT config, name.
  * @returns Adapter and learned tokens.
- * @throws One error that lists all missing, unexpected, misshapen and mistyped
- * keys; if a scale is unknown.
+ * @throws One error about all missing, unexpected, misshapen and mistyped keys; if
+ * the file is for another architecture or of another kind, if a number is not
+ * finite, if a scale is unknown.
  *
  * @example
  * ```ts
@@ -508,7 +586,10 @@ export async function readLora(
   const broken: string[] = [];
   const values = async (key: string) => {
     const data = toFloat32(await file.read(key));
-    if (!data.every(Number.isFinite)) broken.push(key);
+    const bad = data.find((v) => !Number.isFinite(v));
+    if (bad !== undefined) {
+      broken.push(`${Number.isNaN(bad) ? "NaN" : "Inf"} in ${key}`);
+    }
     return data;
   };
   const tensor = <T extends tf.Tensor>(
@@ -545,23 +626,35 @@ export async function readLora(
     textEncoder: new Map(),
     unet: new Map(),
   };
+  const counts = new Map<string, number>();
   const embeddings = new Map<string, tf.Tensor2D>();
   try {
-    for (const { component, site, keys, magnitudeOf } of planned.layers) {
-      const rank = file.entries.get(keys.down!)!.shape[0];
-      const own = ownShapes(site, rank);
-      const factor = async (part: "down" | "up") => {
-        const read = await values(keys[part]!);
-        const whole = part === "down" && keys.mid !== undefined
-          ? throughMid(read, await values(keys.mid), rank)
-          : read;
-        return tensor(fromDisk(site.kind, own[part], whole), own[part]);
-      };
+    for (const layer of planned.layers) {
+      const { component, site, keys, magnitudeOf, algorithm } = layer;
+      const shapes = shapesOf(layer, file);
+      const fileRank = algorithm === "LoRA"
+        ? file.entries.get(keys.down!)!.shape[0]
+        : lycorisRank(algorithm, shapes);
+      const factors = algorithm === "LoRA"
+        ? await plainFactors(fileRank!, keys, values)
+        : await lycorisFactors(
+          algorithm,
+          site,
+          shapes,
+          (part) => values(keys[part]!),
+        );
+      const own = ownShapes(site, factors.rank);
+      const factor = (part: "down" | "up") =>
+        tensor(fromDisk(site.kind, own[part], factors[part]), own[part]);
       const alpha = keys.alpha ? (await values(keys.alpha))[0] : undefined;
+      const kind = `${algorithm} ${fileRank ?? factors.rank}`;
+      counts.set(kind, (counts.get(kind) ?? 0) + 1);
       result[component].set(site.path, {
-        down: await factor("down"),
-        up: await factor("up"),
-        scale: scaleOf(rank, site.path, alpha, configs[component]),
+        down: factor("down"),
+        up: factor("up"),
+        scale: fileRank === undefined
+          ? 1
+          : scaleOf(fileRank, site.path, alpha, configs[component]),
         adapter: name,
         ...(keys.magnitude
           ? {
@@ -590,11 +683,12 @@ export async function readLora(
       );
     }
     if (broken.length > 0) {
-      throw cannot(
+      const { message } = cannot(
         `read ${what}`,
         "finite values",
-        `NaN in ${broken.join(", ")}`,
+        listed(broken),
       );
+      throw new KeysError(message, broken);
     }
   } catch (error) {
     for (const t of made) t.dispose();
@@ -605,8 +699,28 @@ export async function readLora(
     dialect: d.id,
     adapter: { name, scaleRule, ...result },
     scales: sources.size > 1 ? "mixed" : source,
+    algorithms: [...counts].map(([kind, layers]) => {
+      const [algorithm, rank] = kind.split(" ");
+      return { algorithm: algorithm as Algorithm, rank: Number(rank), layers };
+    }),
     embeddings,
     metadata: file.metadata ?? {},
+  };
+}
+
+/** The factors of a LoRA, in PyTorch's layout. */
+async function plainFactors(
+  rank: number,
+  keys: PlannedLayer["keys"],
+  values: (key: string) => Promise<Float32Array>,
+): Promise<{ rank: number; down: Float32Array; up: Float32Array }> {
+  const down = await values(keys.down!);
+  return {
+    rank,
+    down: keys.mid === undefined
+      ? down
+      : throughMid(down, await values(keys.mid), rank),
+    up: await values(keys.up!),
   };
 }
 
@@ -732,7 +846,7 @@ function merged(a: LoraFile, b: LoraFile, what: string): LoraFile {
     const [x, y] = [a.adapter[component], b.adapter[component]];
     const twice = [...y.keys()].filter((path) => x.has(path));
     if (twice.length > 0) {
-      throw cannot(`read ${what}`, "every layer once", twice.join(", "));
+      throw cannot(`read ${what}`, "every layer once", listed(twice));
     }
     return new Map([...x, ...y]);
   };
@@ -746,6 +860,7 @@ function merged(a: LoraFile, b: LoraFile, what: string): LoraFile {
   return {
     ...a,
     scales: a.scales === b.scales ? a.scales : "mixed",
+    algorithms: [...a.algorithms, ...b.algorithms],
     adapter: {
       ...a.adapter,
       textEncoder: join("textEncoder"),
@@ -895,7 +1010,7 @@ function checkLayers(d: Dialect, adapter: Adapter, layers: LoraLayers): void {
   if (problems.length > 0) {
     const [expected] = problems[0];
     const all = problems.filter(([e]) => e === expected).map(([, got]) => got);
-    throw cannot(what, expected, all.join(", "));
+    throw new KeysError(cannot(what, expected, listed(all)).message, all);
   }
 }
 
@@ -1045,6 +1160,6 @@ export async function savePeftFolder(
       format: "pt",
       ...options.metadata,
     });
-    await writeJson(joinPath(at, ADAPTER_CONFIG), config);
+    await writePythonJson(joinPath(at, ADAPTER_CONFIG), config);
   }
 }

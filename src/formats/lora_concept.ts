@@ -47,7 +47,7 @@ export interface LoraConceptOptions {
  * ```
  */
 export function loraConcept(
-  file: LoraFile,
+  file: Pick<LoraFile, "dialect" | "adapter" | "scales" | "embeddings">,
   options: LoraConceptOptions,
 ): Concept {
   const { name, trigger = "", classWord = "" } = options;
@@ -60,8 +60,7 @@ export function loraConcept(
   if (phrase === "") {
     throw cannot(what, "trigger words or a class word", "neither");
   }
-  const words = phrase.split(/\s+/);
-  const unused = learned.filter((token) => !words.includes(token));
+  const unused = learned.filter((token) => !standsIn(phrase, token));
   if (unused.length > 0) {
     throw cannot(
       what,
@@ -80,4 +79,21 @@ export function loraConcept(
     adapter: { ...file.adapter, name },
     meta: { dialect: file.dialect, scales: file.scales },
   };
+}
+
+/**
+ * Whether a token stands in a text by itself. Tokens may have spaces (names of
+ * A1111's files) and commas behind them, but `cat` does not stand in `cats`.
+ */
+function standsIn(text: string, token: string): boolean {
+  const word = /[\p{L}\p{N}_]/u;
+  for (let at = text.indexOf(token); at >= 0;) {
+    const before = [...text.slice(0, at)].at(-1) ?? "";
+    const [after = ""] = text.slice(at + token.length);
+    const [first, last] = [[...token][0], [...token].at(-1)!];
+    const joined = (a: string, b: string) => word.test(a) && word.test(b);
+    if (!joined(before, first) && !joined(last, after)) return true;
+    at = text.indexOf(token, at + 1);
+  }
+  return false;
 }

@@ -16,8 +16,6 @@
 import { cannot } from "../core/errors.ts";
 import { pathOf } from "../io/files.ts";
 import {
-  type DType,
-  DTYPE_BYTES,
   openSafetensors,
   type RawTensor,
   type SafetensorsFile,
@@ -76,6 +74,22 @@ export interface PickleFile extends SafetensorsFile {
   /** What was pickled, as plain data. */
   readonly value: PickleValue;
 }
+
+/** Bytes of one element of each type that a storage may have. */
+const DTYPE_BYTES = {
+  F64: 8,
+  F32: 4,
+  F16: 2,
+  BF16: 2,
+  I64: 8,
+  I32: 4,
+  I16: 2,
+  I8: 1,
+  U8: 1,
+  BOOL: 1,
+} as const;
+
+type DType = keyof typeof DTYPE_BYTES;
 
 const STORAGES: Readonly<Record<string, DType>> = {
   "torch DoubleStorage": "F64",

@@ -548,7 +548,7 @@ export async function* conceptStatistics(
     readonly among?: readonly Concept[];
   } = {},
 ): AsyncGenerator<FuseFeaturesRecord, ConceptStatistics> {
-  const options = { halves: true, ...given };
+  const options = { ...given, halves: given.halves ?? true };
   const { strength = {}, layers = "attention", among = [concept] } = options;
   checkFusion(base, [concept], [strength]);
   const model = addTokens(base, [concept]);

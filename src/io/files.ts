@@ -109,12 +109,98 @@ export async function assertWritable(folder: string | URL): Promise<void> {
   }
 }
 
-/** A hidden name beside `path` that no other process or worker uses. */
+/** The fewest bytes of a temporary name: `.xxx.tmp`. */
+const SHORTEST_TEMPORARY = 8;
+/** The most: twelve random letters are enough. */
+const LONGEST_TEMPORARY = 17;
+
+/**
+ * A hidden, random name in the folder of `path`. It is no longer than the final
+ * name, for systems limit the length of a name (255 bytes) and of a path; only
+ * names of less than 8 bytes have a longer one.
+ */
 function temporaryName(path: string): string {
-  return joinPath(
-    parentOf(path),
-    `.${nameOf(path)}.${crypto.randomUUID()}.tmp`,
+  const length = Math.min(
+    Math.max(
+      new TextEncoder().encode(nameOf(path)).length,
+      SHORTEST_TEMPORARY,
+    ),
+    LONGEST_TEMPORARY,
   );
+  const random = crypto.randomUUID().replaceAll("-", "")
+    .slice(0, length - ".".length - ".tmp".length);
+  return joinPath(parentOf(path), `.${random}.tmp`);
+}
+
+/** Creates an empty file of a name that nobody else has. */
+async function createTemporary(
+  path: string,
+): Promise<{ name: string; file: Deno.FsFile }> {
+  for (let attempt = 1;; attempt++) {
+    const name = temporaryName(path);
+    try {
+      const file = await Deno.open(name, { write: true, createNew: true });
+      return { name, file };
+    } catch (error) {
+      // A short name has few random letters, so it may be taken.
+      const taken = error instanceof Deno.errors.AlreadyExists;
+      if (!taken || attempt === 100) throw error;
+    }
+  }
+}
+
+/** How many symbolic links are followed; systems give up at 40, too. */
+const MAX_LINKS = 40;
+
+/**
+ * What a path really names: the end of a chain of symbolic links, there or not.
+ *
+ * @throws If the chain has no end.
+ */
+async function linkTarget(path: string): Promise<string> {
+  let target = path;
+  for (let links = 0; links <= MAX_LINKS; links++) {
+    const isLink = await Deno.lstat(target)
+      .then(({ isSymlink }) => isSymlink, () => false);
+    if (!isLink) return target;
+    const next = await Deno.readLink(target);
+    target = /^([/\\]|[A-Za-z]:)/.test(next)
+      ? next
+      : joinPath(parentOf(target), next);
+  }
+  throw cannot(`write ${path}`, "a link that ends", "a circle of links");
+}
+
+/**
+ * Makes sure that a file can be written: its folder exists or can be made, and
+ * the system takes its name; call it before long work whose output goes there.
+ *
+ * @throws If the folder cannot be written to, or the name is too long or that
+ * of a folder.
+ */
+export async function assertWritableFile(path: string | URL): Promise<void> {
+  const shown = pathOf(path);
+  await assertWritable(parentOf(shown));
+  const target = await linkTarget(shown);
+  try {
+    const { isFile, isDirectory } = await Deno.lstat(target);
+    if (!isFile) {
+      const got = isDirectory ? "a folder" : "a device";
+      throw cannot(`write ${shown}`, "a file", got);
+    }
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) {
+      if (target !== shown) await assertWritable(parentOf(target));
+      return;
+    }
+    if (isOurs(error)) throw error;
+    throw cannot(`write ${shown}`, "a name the system takes", reason(error));
+  }
+}
+
+/** Whether an error is already one of {@linkcode cannot}. */
+function isOurs(error: unknown): boolean {
+  return error instanceof Error && error.message.startsWith("Cannot ");
 }
 
 async function* chunksOf(content: FileContent): AsyncGenerator<Uint8Array> {
@@ -133,29 +219,36 @@ async function writeAll(file: Deno.FsFile, bytes: Uint8Array): Promise<void> {
  * Writes a file so that at any moment, even after `kill -9` or a power cut,
  * the path holds either its old content or all of the new.
  *
- * The folder is made if it is missing. If the content's iterator throws, the
- * old file stays and nothing is left behind.
+ * The folder is made if it is missing. A symbolic link stays, and what it points
+ * to is written. If the content's iterator throws, the old file stays and
+ * nothing is left behind.
  *
- * @throws If the folder or file cannot be written, or the content fails.
+ * @throws If the folder or file cannot be written, the disk is full, or the
+ * content fails.
  */
 export async function writeAtomic(
   path: string | URL,
   content: FileContent,
 ): Promise<void> {
-  const target = pathOf(path);
+  const shown = pathOf(path);
+  const what = `write ${shown}`;
+  const target = await linkTarget(shown);
   const folder = parentOf(target);
-  const temporary = temporaryName(target);
+  let temporary: string;
   let file: Deno.FsFile;
   try {
-    await Deno.mkdir(folder, { recursive: true });
-    file = await Deno.open(temporary, { write: true, createNew: true });
+    // What a link points to is another's: a folder missing there is an error.
+    if (target === shown) await Deno.mkdir(folder, { recursive: true });
+    ({ name: temporary, file } = await createTemporary(target));
   } catch (error) {
-    throw cannot(`write ${target}`, "a writable folder", reason(error));
+    throw cannot(what, "a writable folder", reason(error));
   }
   try {
     try {
-      for await (const chunk of chunksOf(content)) await writeAll(file, chunk);
-      await file.sync();
+      for await (const chunk of chunksOf(content)) {
+        await writing(what, () => writeAll(file, chunk));
+      }
+      await writing(what, () => file.sync());
     } finally {
       file.close();
     }
@@ -167,8 +260,25 @@ export async function writeAtomic(
   await syncFolder(folder);
 }
 
+/** Does one step of writing; if the disk is full, the error says where. */
+async function writing(
+  what: string,
+  step: () => Promise<unknown>,
+): Promise<void> {
+  try {
+    await step();
+  } catch (error) {
+    throw cannot(what, "room on the disk", reason(error));
+  }
+}
+
 async function rename(from: string, to: string): Promise<void> {
   try {
+    // As an administrator one could replace even /dev/null.
+    const there = await Deno.lstat(to).catch(() => undefined);
+    if (there && !there.isFile && !there.isDirectory) {
+      throw new Error("it is a device");
+    }
     await Deno.rename(from, to);
   } catch (error) {
     throw cannot(`write ${to}`, "a name that can be replaced", reason(error));
@@ -201,9 +311,7 @@ export async function readText(path: string | URL): Promise<string> {
     }
     bytes = await Deno.readFile(path);
   } catch (error) {
-    if (error instanceof Error && error.message.startsWith("Cannot ")) {
-      throw error;
-    }
+    if (isOurs(error)) throw error;
     throw cannot(`read ${shown}`, "a readable file", reason(error));
   }
   try {
@@ -213,45 +321,108 @@ export async function readText(path: string | URL): Promise<string> {
   }
 }
 
-/** Parses JSON text; the error names where the text came from. */
-export function parseJson(text: string, from: string): unknown {
-  try {
-    return JSON.parse(text);
-  } catch (error) {
-    throw cannot(`read ${from}`, "valid JSON", reason(error));
-  }
-}
-
 /**
  * Parses JSON as Python writes it: with bare `Infinity`, `-Infinity` and `NaN`
- * (read as null) outside of strings.
+ * outside of strings, as diffusers' own configs have them.
  *
  * @param text The document.
  * @param from Where it came from, for the error.
- * @throws If it is not JSON.
+ * @throws If it is not JSON; a page of HTML or a pointer of git-lfs in its place
+ * is called so.
+ *
+ * @example
+ * ```ts
+ * const { lambda_min_clipped } = parseJson(
+ *   '{"lambda_min_clipped": -Infinity}',
+ *   "scheduler_config.json",
+ * ) as { lambda_min_clipped: number };
+ * ```
  */
-export function parsePythonJson(text: string, from: string): unknown {
+export function parseJson(text: string, from: string): unknown {
+  let problem: unknown;
+  try {
+    return JSON.parse(text);
+  } catch (error) {
+    problem = error;
+  }
+  const mark = unusedMark(text);
   // Strings are matched first, so that words inside them stay as they are.
   const plain = text.replace(
-    /"(?:[^"\\]|\\.)*"|-?Infinity\b|\bNaN\b/g,
-    (found) =>
-      found === "Infinity"
-        ? "1e999"
-        : found === "-Infinity"
-        ? "-1e999"
-        : found === "NaN"
-        ? "null"
-        : found,
+    /"(?:[^"\\]|\\.)*"|-?\bInfinity\b|\bNaN\b/g,
+    (found) => found.startsWith('"') ? found : JSON.stringify(mark + found),
   );
   try {
-    return JSON.parse(plain);
-  } catch (error) {
-    throw cannot(`read ${from}`, "JSON", reason(error));
+    return JSON.parse(
+      plain,
+      (_, value) =>
+        typeof value === "string" && value.startsWith(mark)
+          ? Number(value.slice(mark.length))
+          : value,
+    );
+  } catch {
+    const other = otherContent(text);
+    throw cannot(
+      `read ${from}`,
+      "valid JSON",
+      other ?? (problem as Error).message,
+    );
+  }
+}
+
+/** A beginning that no string of the document has. */
+function unusedMark(text: string): string {
+  for (let n = 0;; n++) {
+    const mark = `#${n}:`;
+    if (!text.includes(`"${mark}`)) return mark;
   }
 }
 
 /**
- * Reads a JSON file, checked against a zod schema where one is given.
+ * What a file is that begins like this and should be another, for messages:
+ * pointers of git-lfs and pages of a failed download are often saved under the
+ * name of the file that was wanted.
+ *
+ * @param head The beginning of the file, as text or bytes.
+ * @returns What it is, or nothing if it is not known.
+ */
+export function otherContent(head: string | Uint8Array): string | undefined {
+  const text = typeof head === "string"
+    ? head.slice(0, 512)
+    : String.fromCharCode(...head.subarray(0, 512));
+  const start = text.replace(/^\u00ef\u00bb\u00bf|^\ufeff/, "").trimStart();
+  if (start.startsWith("version https://git-lfs.github.com/")) {
+    return "a git-lfs pointer, not the file itself (git lfs pull gets it)";
+  }
+  if (/^<(!doctype html|html|head|body|!--|script)/i.test(start)) {
+    return "an HTML page, not the file: the download failed";
+  }
+  if (/^<(\?xml|error)/i.test(start)) {
+    return "an XML page, not the file: the download failed";
+  }
+}
+
+/** A number that JSON has no word for, as it is marked while encoding. */
+const UNUSUAL = /(?<!\\)"\\u0000number (-?Infinity|NaN)"/g;
+
+/**
+ * Encodes JSON as Python writes it, with `Infinity`, `-Infinity` and `NaN`
+ * (`JSON.stringify` makes them null): the reverse of {@linkcode parseJson}.
+ *
+ * @param value The document.
+ * @param indent Spaces a level; 0 for one line.
+ */
+export function pythonJson(value: unknown, indent = 0): string {
+  return JSON.stringify(
+    value,
+    (_, v) =>
+      typeof v === "number" && !Number.isFinite(v) ? `\0number ${v}` : v,
+    indent,
+  ).replace(UNUSUAL, "$1");
+}
+
+/**
+ * Reads a JSON file, checked against a zod schema where one is given; Python's
+ * `Infinity`, `-Infinity` and `NaN` are numbers.
  *
  * @throws If the file is missing, not JSON, or not what the schema says; the
  * error lists every path in the document that is wrong.
@@ -294,4 +465,18 @@ export async function writeJson(
   value: unknown,
 ): Promise<void> {
   await writeAtomic(path, JSON.stringify(value, null, 2) + "\n");
+}
+
+/**
+ * Writes a value as {@linkcode writeJson}, but as Python would: for configs that
+ * diffusers and PEFT read, where `-Infinity` is not the same as null.
+ *
+ * @param path The file.
+ * @param value The document.
+ */
+export async function writePythonJson(
+  path: string | URL,
+  value: unknown,
+): Promise<void> {
+  await writeAtomic(path, pythonJson(value, 2) + "\n");
 }

@@ -9,42 +9,57 @@
  * @module
  */
 import { cannot } from "../core/errors.ts";
-import { pathOf, writeAtomic } from "./files.ts";
+import { otherContent, pathOf, writeAtomic } from "./files.ts";
 
-/** The element types this library reads and writes, by their spelling on disk. */
-export type DType =
-  | "F64"
-  | "F32"
-  | "F16"
-  | "BF16"
-  | "I64"
-  | "I32"
-  | "I16"
-  | "I8"
-  | "U8"
-  | "BOOL";
+/**
+ * The element types of the format, by their spelling on disk. Files may have
+ * others, too: their tensors are listed and can be copied, but not read.
+ */
+export type DType = keyof typeof DTYPE_BITS;
 
-/** Bytes of one element of each {@link DType}. */
-export const DTYPE_BYTES: Readonly<Record<DType, number>> = {
-  F64: 8,
-  F32: 4,
-  F16: 2,
-  BF16: 2,
-  I64: 8,
-  I32: 4,
-  I16: 2,
-  I8: 1,
-  U8: 1,
-  BOOL: 1,
-};
+/** Bits of one element of each type. */
+const DTYPE_BITS = {
+  F64: 64,
+  F32: 32,
+  F16: 16,
+  BF16: 16,
+  F8_E4M3: 8,
+  F8_E5M2: 8,
+  F8_E4M3FNUZ: 8,
+  F8_E5M2FNUZ: 8,
+  F8_E8M0: 8,
+  F6_E2M3: 6,
+  F6_E3M2: 6,
+  F4: 4,
+  C64: 64,
+  I64: 64,
+  I32: 32,
+  I16: 16,
+  I8: 8,
+  U64: 64,
+  U32: 32,
+  U16: 16,
+  U8: 8,
+  BOOL: 8,
+} as const;
+
+/**
+ * Whether values of a type are real numbers with fractions, as weights are:
+ * F64 to F16, BF16 and the floats of 8 bits.
+ *
+ * @param dtype Its spelling on disk.
+ */
+export function isFloat(dtype: string): boolean {
+  return /^(F64|F32|F16|BF16|F8_\w+)$/.test(dtype);
+}
 
 /** A tensor as it lies on disk: row-major, little-endian bytes. */
 export interface RawTensor {
-  /** Type of the elements. */
-  dtype: DType;
+  /** Type of the elements: a {@link DType}, or one of another file's. */
+  dtype: string;
   /** Sizes of the dimensions, `[]` for a scalar. */
   shape: number[];
-  /** Little-endian bytes, product(shape) × bytes of the dtype. */
+  /** Little-endian bytes, product(shape) × bits of the dtype. */
   data: Uint8Array;
 }
 
@@ -60,8 +75,8 @@ export interface LazyTensor {
 
 /** Where one tensor lies: `[begin, end)` in bytes after the header. */
 export interface TensorEntry {
-  /** Type of the elements. */
-  dtype: DType;
+  /** Type of the elements: a {@link DType}, or one that is not known here. */
+  dtype: string;
   /** Sizes of the dimensions, `[]` for a scalar. */
   shape: number[];
   /** First byte, counted from the end of the header. */
@@ -194,13 +209,20 @@ export async function openSafetensors(
 
 function openSource(source: ByteSource): SafetensorsFile {
   const what = `read ${source.name}`;
+  const head = source.read(0, Math.min(512, source.size));
+  const other = otherContent(head);
+  if (other) throw cannot(what, "a safetensors file", other);
   if (source.size < PREFIX_BYTES) {
-    throw cannot(what, "at least 8 bytes", `${source.size}`);
+    const got = source.size === 0 ? "an empty file" : `${source.size} bytes`;
+    throw cannot(what, "a safetensors file of at least 8 bytes", got);
   }
   const prefix = source.read(0, PREFIX_BYTES);
   const length = Number(new DataView(prefix.buffer).getBigUint64(0, true));
   const room = source.size - PREFIX_BYTES;
-  if (length > Math.min(room, MAX_HEADER_BYTES)) {
+  const zeros = head.length > PREFIX_BYTES && head.every((b) => b === 0);
+  if (zeros || length > Math.min(room, MAX_HEADER_BYTES)) {
+    const format = foreignFormat(head);
+    if (format) throw cannot(what, "a safetensors file", format);
     throw cannot(
       what,
       `a header of at most ${Math.min(room, MAX_HEADER_BYTES)} bytes`,
@@ -229,6 +251,36 @@ function openSource(source: ByteSource): SafetensorsFile {
     },
     close: source.close,
   };
+}
+
+/** Beginnings of other formats. */
+const FOREIGN: readonly (readonly [name: string, ...starts: string[]])[] = [
+  ["a GGUF file", "GGUF"],
+  [
+    "a zip archive (of PyTorch's, as .pth, .pt, .bin or .ckpt?)",
+    "PK\x03\x04",
+  ],
+  [
+    "a pickle (.pth, .pt, .bin or .ckpt)",
+    ...["\x80\x02", "\x80\x03", "\x80\x04", "\x80\x05"],
+  ],
+  ["a gzip archive", "\x1f\x8b"],
+  ["a 7z archive", "7z\xbc\xaf"],
+  ["a RAR archive", "Rar!"],
+  ["an HDF5 file", "\x89HDF"],
+  ["a picture", "\x89PNG", "\xff\xd8\xff", "RIFF"],
+  ["a JSON text, not the file: the download failed", "{", "["],
+];
+
+/** What a file is that is not safetensors, where its beginning tells. */
+function foreignFormat(head: Uint8Array): string | undefined {
+  if (head.every((byte) => byte === 0)) {
+    return "nothing but zeros: the download did not finish";
+  }
+  const text = String.fromCharCode(...head).trimStart();
+  return FOREIGN.find(([, ...starts]) =>
+    starts.some((start) => text.startsWith(start))
+  )?.[0];
 }
 
 interface Header {
@@ -295,22 +347,23 @@ function parseEntry(key: string, value: unknown, what: string): TensorEntry {
     Object.keys(value).toSorted().join() !== ENTRY_FIELDS.toSorted().join()
   ) throw wrong("an object with dtype, shape and data_offsets", value);
   const { dtype, shape, data_offsets: offsets } = value;
-  if (typeof dtype !== "string" || !Object.hasOwn(DTYPE_BYTES, dtype)) {
-    throw wrong(`a dtype of ${Object.keys(DTYPE_BYTES).join(", ")}`, dtype);
+  if (typeof dtype !== "string" || !/^[A-Z][A-Z0-9_]{0,31}$/.test(dtype)) {
+    throw wrong("a dtype, such as F16", dtype);
   }
   if (!isSizes(shape)) throw wrong("a shape of non-negative integers", shape);
   if (!isSizes(offsets) || offsets.length !== 2 || offsets[0] > offsets[1]) {
     throw wrong("data_offsets [begin, end] with begin ≤ end", offsets);
   }
   const [begin, end] = offsets;
-  const bytes = byteLength(dtype as DType, shape);
+  // How long an element of an unknown type is only the file knows.
+  const bytes = isKnown(dtype) ? byteLength(dtype, shape) : end - begin;
   if (bytes === undefined || bytes !== end - begin) {
     throw wrong(
       `${bytes ?? "a safe number of"} bytes (${dtype} ${brief(shape)})`,
       `${end - begin} bytes [${offsets}]`,
     );
   }
-  return { dtype: dtype as DType, shape, begin, end };
+  return { dtype, shape, begin, end };
 }
 
 function isSizes(value: unknown): value is number[] {
@@ -320,14 +373,22 @@ function isSizes(value: unknown): value is number[] {
     );
 }
 
-/** Bytes of a tensor, or undefined where the product leaves exact integers. */
+function isKnown(dtype: string): dtype is DType {
+  return Object.hasOwn(DTYPE_BITS, dtype);
+}
+
+/**
+ * Bytes of a tensor, or undefined where they are not whole or the product
+ * leaves exact integers.
+ */
 function byteLength(dtype: DType, shape: number[]): number | undefined {
-  let bytes = DTYPE_BYTES[dtype];
+  let count = 1;
   for (const size of shape) {
-    bytes *= size;
-    if (!Number.isSafeInteger(bytes)) return undefined;
+    count *= size;
+    if (!Number.isSafeInteger(count)) return undefined;
   }
-  return bytes;
+  const bytes = count * DTYPE_BITS[dtype] / 8;
+  return Number.isSafeInteger(bytes) ? bytes : undefined;
 }
 
 /** A value in an error message: short, whatever the file holds. */
@@ -395,18 +456,34 @@ function duplicateKey(json: string): string | undefined {
   return undefined;
 }
 
+/** What a tensor has elements of that can be read as numbers. */
+type ReadableType = Exclude<DType, "C64" | "F4" | "F6_E2M3" | "F6_E3M2">;
+
+function isReadable(dtype: string): dtype is ReadableType {
+  return isKnown(dtype) && !/^(C64|F4|F6_\w+)$/.test(dtype);
+}
+
 /** The tensor's bytes at an address that any typed array accepts. */
-function aligned(
-  raw: RawTensor,
-): { buffer: ArrayBuffer; offset: number; length: number } {
-  const size = DTYPE_BYTES[raw.dtype];
-  const { data } = raw;
-  if (byteLength(raw.dtype, raw.shape) !== data.length) {
+function aligned(raw: RawTensor): {
+  dtype: ReadableType;
+  buffer: ArrayBuffer;
+  offset: number;
+  length: number;
+} {
+  const { dtype, data } = raw;
+  if (!isReadable(dtype)) {
     throw cannot(
       "read a tensor",
-      `${
-        byteLength(raw.dtype, raw.shape)
-      } bytes for ${raw.dtype} [${raw.shape}]`,
+      `a dtype of ${Object.keys(DTYPE_BITS).filter(isReadable).join(", ")}`,
+      dtype,
+    );
+  }
+  const size = DTYPE_BITS[dtype] / 8;
+  const expected = byteLength(dtype, raw.shape);
+  if (expected !== data.length) {
+    throw cannot(
+      "read a tensor",
+      `${expected} bytes for ${dtype} [${raw.shape}]`,
       `${data.length}`,
     );
   }
@@ -415,6 +492,7 @@ function aligned(
       ? data
       : data.slice();
   return {
+    dtype,
     buffer: bytes.buffer as ArrayBuffer,
     offset: bytes.byteOffset,
     length: bytes.length / size,
@@ -422,14 +500,16 @@ function aligned(
 }
 
 /**
- * The tensor's values as float32, in fresh memory: F16 and BF16 widen exactly,
- * F64 rounds to nearest, I64 too (by way of F64), BOOL gives 0 and 1.
+ * The tensor's values as float32, in fresh memory: F16, BF16 and floats of 8
+ * bits widen exactly, F64 rounds to nearest, integers of 64 bits too (by way of
+ * F64), BOOL gives 0 and 1.
  *
- * @throws If the bytes do not fit dtype and shape.
+ * @throws If the bytes do not fit dtype and shape, or the dtype is no number's
+ * (complex) or has less than 8 bits.
  */
 export function toFloat32(raw: RawTensor): Float32Array {
-  const { buffer, offset, length } = aligned(raw);
-  switch (raw.dtype) {
+  const { dtype, buffer, offset, length } = aligned(raw);
+  switch (dtype) {
     case "F32":
       return new Float32Array(buffer, offset, length).slice();
     case "F64":
@@ -438,17 +518,24 @@ export function toFloat32(raw: RawTensor): Float32Array {
       return fromHalf(new Uint16Array(buffer, offset, length));
     case "BF16":
       return fromBrain(new Uint16Array(buffer, offset, length));
+    case "F8_E4M3":
+    case "F8_E5M2":
+    case "F8_E4M3FNUZ":
+    case "F8_E5M2FNUZ":
+    case "F8_E8M0":
+      return fromByte(dtype, new Uint8Array(buffer, offset, length));
     case "I64":
-      return Float32Array.from(
-        new BigInt64Array(buffer, offset, length) as unknown as ArrayLike<
-          number
-        >,
-        Number,
-      );
+      return wide(new BigInt64Array(buffer, offset, length));
+    case "U64":
+      return wide(new BigUint64Array(buffer, offset, length));
     case "I32":
       return Float32Array.from(new Int32Array(buffer, offset, length));
+    case "U32":
+      return Float32Array.from(new Uint32Array(buffer, offset, length));
     case "I16":
       return Float32Array.from(new Int16Array(buffer, offset, length));
+    case "U16":
+      return Float32Array.from(new Uint16Array(buffer, offset, length));
     case "I8":
       return Float32Array.from(new Int8Array(buffer, offset, length));
     case "U8":
@@ -456,6 +543,12 @@ export function toFloat32(raw: RawTensor): Float32Array {
     case "BOOL":
       return Float32Array.from(new Uint8Array(buffer, offset, length), truth);
   }
+}
+
+function wide(values: BigInt64Array | BigUint64Array): Float32Array {
+  const result = new Float32Array(values.length);
+  for (let i = 0; i < values.length; i++) result[i] = Number(values[i]);
+  return result;
 }
 
 /**
@@ -470,9 +563,9 @@ export function viewFloat32(
   raw: RawTensor,
   scratch: Float32Array,
 ): Float32Array {
-  const { buffer, offset, length } = aligned(raw);
+  const { dtype, buffer, offset, length } = aligned(raw);
   const target = scratch.subarray(0, length);
-  switch (raw.dtype) {
+  switch (dtype) {
     case "F32":
       return new Float32Array(buffer, offset, length);
     case "F16":
@@ -487,30 +580,23 @@ export function viewFloat32(
 /**
  * The tensor's values as int32, in fresh memory.
  *
- * @throws If the dtype is a float type or an I64 value leaves the int32 range.
+ * @throws If the dtype is no integer type or a value leaves the int32 range.
  */
 export function toInt32(raw: RawTensor): Int32Array {
-  const { buffer, offset, length } = aligned(raw);
-  switch (raw.dtype) {
-    case "I64": {
-      const values = new BigInt64Array(buffer, offset, length);
-      const result = new Int32Array(length);
-      for (let i = 0; i < length; i++) {
-        result[i] = Number(values[i]);
-        if (BigInt(result[i]) !== values[i]) {
-          throw cannot(
-            "read integers",
-            "I64 values within int32",
-            `${values[i]} at ${i}`,
-          );
-        }
-      }
-      return result;
-    }
+  const { dtype, buffer, offset, length } = aligned(raw);
+  switch (dtype) {
+    case "I64":
+      return within(dtype, new BigInt64Array(buffer, offset, length));
+    case "U64":
+      return within(dtype, new BigUint64Array(buffer, offset, length));
+    case "U32":
+      return within(dtype, new Uint32Array(buffer, offset, length));
     case "I32":
       return new Int32Array(buffer, offset, length).slice();
     case "I16":
       return Int32Array.from(new Int16Array(buffer, offset, length));
+    case "U16":
+      return Int32Array.from(new Uint16Array(buffer, offset, length));
     case "I8":
       return Int32Array.from(new Int8Array(buffer, offset, length));
     case "U8":
@@ -520,6 +606,25 @@ export function toInt32(raw: RawTensor): Int32Array {
     default:
       throw cannot("read integers", "an integer dtype", raw.dtype);
   }
+}
+
+/** Integers as int32, if all of them are. */
+function within(
+  dtype: DType,
+  values: BigInt64Array | BigUint64Array | Uint32Array,
+): Int32Array {
+  const result = new Int32Array(values.length);
+  for (let i = 0; i < values.length; i++) {
+    result[i] = Number(values[i]);
+    if (BigInt(result[i]) !== BigInt(values[i])) {
+      throw cannot(
+        "read integers",
+        `${dtype} values within int32`,
+        `${values[i]} at ${i}`,
+      );
+    }
+  }
+  return result;
 }
 
 function truth(byte: number): number {
@@ -549,6 +654,55 @@ function fromHalf(
   result: Float32Array = new Float32Array(bits.length),
 ): Float32Array {
   const table = halfTable ??= makeHalfTable();
+  for (let i = 0; i < bits.length; i++) result[i] = table[bits[i]];
+  return result;
+}
+
+/** How floats of 8 bits with a sign are made up. */
+const BYTE_FLOATS = {
+  // Only the largest magnitude is no number, and none is infinite.
+  F8_E4M3: { fraction: 3, bias: 7, special: "one NaN" },
+  // As IEEE 754 has it: the upper half of an F16.
+  F8_E5M2: { fraction: 2, bias: 15, special: "IEEE" },
+  // "Finite, NaN, unsigned zero": what would be −0 is no number.
+  F8_E4M3FNUZ: { fraction: 3, bias: 8, special: "no -0" },
+  F8_E5M2FNUZ: { fraction: 2, bias: 16, special: "no -0" },
+} as const;
+
+type ByteFloat = keyof typeof BYTE_FLOATS | "F8_E8M0";
+
+/** Every value of a float of 8 bits by its bits, made at the first tensor. */
+const byteTables = new Map<ByteFloat, Float32Array>();
+
+function makeByteTable(dtype: ByteFloat): Float32Array {
+  if (dtype === "F8_E8M0") {
+    // Powers of two; no sign, no fraction.
+    return Float32Array.from(
+      { length: 256 },
+      (_, bits) => bits === 255 ? NaN : 2 ** (bits - 127),
+    );
+  }
+  const { fraction: width, bias, special } = BYTE_FLOATS[dtype];
+  const highest = (1 << (7 - width)) - 1;
+  return Float32Array.from({ length: 256 }, (_, bits) => {
+    const sign = bits & 0x80 ? -1 : 1;
+    const exponent = (bits & 0x7f) >> width;
+    const fraction = bits & ((1 << width) - 1);
+    if (special === "one NaN" && (bits & 0x7f) === 0x7f) return NaN;
+    if (special === "no -0" && bits === 0x80) return NaN;
+    if (special === "IEEE" && exponent === highest) {
+      return fraction ? NaN : sign * Infinity;
+    }
+    return exponent === 0
+      ? sign * fraction * 2 ** (1 - bias - width)
+      : sign * (fraction + (1 << width)) * 2 ** (exponent - bias - width);
+  });
+}
+
+function fromByte(dtype: ByteFloat, bits: Uint8Array): Float32Array {
+  const table = byteTables.get(dtype) ?? makeByteTable(dtype);
+  byteTables.set(dtype, table);
+  const result = new Float32Array(bits.length);
   for (let i = 0; i < bits.length; i++) result[i] = table[bits[i]];
   return result;
 }
@@ -617,6 +771,17 @@ function shiftEven(value: number, shift: number): number {
   return rest > half || (rest === half && (kept & 1)) ? kept + 1 : kept;
 }
 
+function bitsOf(dtype: string): number {
+  return isKnown(dtype) ? DTYPE_BITS[dtype] : 0;
+}
+
+/** Bytes of a tensor that is to be written; of an unknown type, those it has. */
+function bytesOf(tensor: RawTensor | LazyTensor): number | undefined {
+  const { dtype, shape } = tensor;
+  if (isKnown(dtype)) return byteLength(dtype, shape);
+  return "data" in tensor ? tensor.data.length : undefined;
+}
+
 interface Plan<T> {
   header: Uint8Array;
   tensors: [string, T][];
@@ -631,7 +796,7 @@ function plan<T extends RawTensor | LazyTensor>(
   // PyTorch maps the file, so every tensor must start at a multiple of its
   // element size: wide types first, otherwise the order given.
   const ordered = [...tensors].sort(([, a], [, b]) =>
-    DTYPE_BYTES[b.dtype] - DTYPE_BYTES[a.dtype]
+    bitsOf(b.dtype) - bitsOf(a.dtype)
   );
   const header = new Map<string, unknown>();
   if (metadata && Object.keys(metadata).length > 0) {
@@ -648,7 +813,7 @@ function plan<T extends RawTensor | LazyTensor>(
       throw cannot(what, "every tensor name once", JSON.stringify(name));
     }
     const { dtype, shape } = tensor;
-    const bytes = isSizes(shape) ? byteLength(dtype, shape) : undefined;
+    const bytes = isSizes(shape) ? bytesOf(tensor) : undefined;
     if (
       bytes === undefined || ("data" in tensor && tensor.data.length !== bytes)
     ) {
@@ -726,7 +891,7 @@ export async function writeSafetensors(
     yield header;
     for (const [name, tensor] of ordered) {
       const data = "data" in tensor ? tensor.data : await tensor.load();
-      const bytes = byteLength(tensor.dtype, tensor.shape);
+      const bytes = bytesOf(tensor);
       if (data.length !== bytes) {
         throw cannot(what, `${bytes} bytes for ${name}`, `${data.length}`);
       }

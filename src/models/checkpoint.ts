@@ -1,6 +1,7 @@
 import * as tf from "@tensorflow/tfjs";
 import {
   encodeFloat,
+  isFloat,
   type LazyTensor,
   type RawTensor,
   type SafetensorsFile,
@@ -13,6 +14,7 @@ import {
   moveToCard,
   settle,
 } from "../core/device.ts";
+import { keyFaults } from "../core/errors.ts";
 import { leaves, type TreeLike } from "../core/tree.ts";
 import {
   buildTree,
@@ -137,7 +139,8 @@ const CONSUMED = /(^|\.)position_ids$/;
  * @param source The file.
  * @param options Names.
  * @returns The parameters, float32, in tfjs layout.
- * @throws One error that lists all missing, unexpected and misshapen keys.
+ * @throws One error about all missing, unexpected, misshapen and mistyped keys
+ * (a {@linkcode KeysError}).
  *
  * @example
  * ```ts
@@ -153,6 +156,7 @@ export async function load<T>(
   const { prefix = "", ignore, aliases, others } = options;
   const missing: string[] = [];
   const misshapen: string[] = [];
+  const mistyped: string[] = [];
   const found = new Map<string, string>();
   const used = new Set<string>();
   for (const [path, param] of specLeaves(spec)) {
@@ -166,7 +170,10 @@ export async function load<T>(
     }
     used.add(key);
     found.set(path, key);
-    const shape = source.entries.get(key)!.shape;
+    const { shape, dtype } = source.entries.get(key)!;
+    if (!isFloat(dtype)) {
+      mistyped.push(`${key} (expected floats, got ${dtype})`);
+    }
     if (!fits(param, shape)) {
       misshapen.push(
         `${key} (expected [${
@@ -181,19 +188,13 @@ export async function load<T>(
     const name = key.slice(prefix.length);
     return !CONSUMED.test(name) && !ignore?.test(name);
   });
-  const problems = [
-    ["missing", missing],
-    ["unexpected", extra],
-    ["misshapen", misshapen],
-  ] as const;
-  if (problems.some(([, list]) => list.length > 0)) {
-    const parts = problems.filter(([, list]) => list.length > 0).map((
-      [name, list],
-    ) => `${list.length} ${name}: ${list.join(", ")}`);
-    throw new Error(
-      `Cannot load ${options.what ?? "a checkpoint"}: ${parts.join("; ")}`,
-    );
-  }
+  const faults = keyFaults(`load ${options.what ?? "a checkpoint"}`, {
+    missing,
+    unexpected: extra,
+    misshapen,
+    mistyped,
+  });
+  if (faults) throw faults;
   const loaded = new Map<string, tf.Tensor>();
   try {
     for await (const [path, tensor] of read(spec, source, found)) {

@@ -8,7 +8,13 @@ import * as tf from "@tensorflow/tfjs";
 import { z } from "zod";
 import { cannot } from "../core/errors.ts";
 import { disposeTree, leaves } from "../core/tree.ts";
-import { exists, joinPath, readJson, writeJson } from "../io/files.ts";
+import {
+  exists,
+  joinPath,
+  readJson,
+  writeJson,
+  writePythonJson,
+} from "../io/files.ts";
 import { type ComponentOptions, openComponent } from "../io/folder.ts";
 import { lookup, stackTables, tableRows } from "../nn/embedding.ts";
 import type { Context } from "../nn/linear.ts";
@@ -434,9 +440,6 @@ export async function saveModel(
       `one at ${adapted[0].replace(/\.low\..*$/, "")}`,
     );
   }
-  for (const part of ["text_encoder", "unet", "vae", "scheduler"]) {
-    await Deno.mkdir(joinPath(folder, part), { recursive: true });
-  }
   const { added } = model;
   const tokenizer = added
     ? model.tokenizer.withAddedTokens(
@@ -444,7 +447,7 @@ export async function saveModel(
     )
     : model.tokenizer;
   await tokenizer.save(joinPath(folder, "tokenizer"));
-  await writeJson(
+  await writePythonJson(
     joinPath(folder, "scheduler", "scheduler_config.json"),
     model.scheduler,
   );
@@ -505,7 +508,7 @@ export async function saveModel(
       tree,
       options,
     );
-    await writeJson(joinPath(folder, part, "config.json"), config);
+    await writePythonJson(joinPath(folder, part, "config.json"), config);
   }
   table?.dispose();
   await writeJson(

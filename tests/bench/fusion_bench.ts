@@ -88,13 +88,17 @@ Deno.bench(`solve alone, ${WIDTH} × ${WIDTH}`, { group: "fusion" }, () => {
   fuseLayer(deltas.map((delta) => ({ stats, delta })));
 });
 
-const halves = { features: WIDTH, count: 2 * ROWS, halves: [stats, stats] };
+const halves: Stats = {
+  features: WIDTH,
+  count: 2 * ROWS,
+  halves: [stats, stats],
+};
 
 Deno.bench(
   `solve with a cross-validated ridge, ${WIDTH} × ${WIDTH}`,
   { group: "fusion", n: 2, warmup: 0 },
   () => {
-    fuseLayer(deltas.map((delta) => ({ stats: halves as Stats, delta })));
+    fuseLayer(deltas.map((delta) => ({ stats: halves, delta })));
   },
 );
 

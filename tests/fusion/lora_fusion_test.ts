@@ -281,7 +281,6 @@ forEachBackend(
             adapter: concept.adapter,
             scales: "convention",
             embeddings: new Map(),
-            metadata: {},
           }, { name: "nothing" }),
         Error,
         'make a concept of the LoRA "nothing": expected trigger words or a class word',
@@ -304,6 +303,24 @@ forEachBackend(
         Error,
         'got "<s1> man" without <s2>',
       );
+      // A name with spaces, and what stands beside a token.
+      const named = (token: string, trigger?: string) =>
+        loraConcept(
+          { ...learned, embeddings: new Map([[token, vectors]]) },
+          trigger === undefined ? { name: "x" } : { name: "x", trigger },
+        ).phrase;
+      assertEquals(named("my style v2"), "my style v2");
+      assertEquals(named("a-b c", "(a-b c), toy"), "(a-b c), toy");
+      assertEquals(named("<cat-toy>", "<cat-toy>, toy"), "<cat-toy>, toy");
+      for (
+        const [token, trigger] of [
+          ["cat", "cats"],
+          ["my style", "my  style"],
+          ["v2", "v22 xv2"],
+        ]
+      ) {
+        assertThrows(() => named(token, trigger), Error, `without ${token}`);
+      }
       vectors.dispose();
       disposeConcept(concept);
       disposeModel(model);

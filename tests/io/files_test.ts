@@ -2,14 +2,19 @@ import { assert, assertEquals, assertRejects } from "@std/assert";
 import { z } from "zod";
 import {
   assertWritable,
+  assertWritableFile,
   exists,
   joinPath,
+  otherContent,
   parentOf,
+  parseJson,
   pathOf,
+  pythonJson,
   readJson,
   readText,
   writeAtomic,
   writeJson,
+  writePythonJson,
 } from "../../src/io/files.ts";
 
 async function names(folder: string): Promise<string[]> {
@@ -124,5 +129,143 @@ Deno.test("JSON comes back as it went, and wrong JSON says what is wrong", async
     "expected a readable file",
   );
   await assertRejects(() => readJson(root), Error, "expected a file");
+  await Deno.remove(root, { recursive: true });
+});
+
+Deno.test("JSON is read as Python writes it, and written so again", async () => {
+  const value = {
+    low: -Infinity,
+    high: Infinity,
+    none: NaN,
+    list: [1, -Infinity],
+    Infinity: "-Infinity",
+    text: 'a "NaN", Infinity \\"',
+    mark: "#0:NaN",
+    null: null,
+  };
+  const text = '{"low": -Infinity, "high": Infinity, "none": NaN, ' +
+    '"list": [1, -Infinity], "Infinity": "-Infinity", ' +
+    '"text": "a \\"NaN\\", Infinity \\\\\\"", "mark": "#0:NaN", "null": null}';
+  assertEquals(parseJson(text, "x"), value);
+  assertEquals(parseJson(pythonJson(value), "x"), value);
+  assertEquals(
+    pythonJson({ a: [-Infinity, "-Infinity", NaN] }),
+    '{"a":[-Infinity,"-Infinity",NaN]}',
+  );
+  // What standard JSON can say is written as ever.
+  const plain = { a: ["\u0000number NaN ", 1.5], b: { c: '\\"' } };
+  assertEquals(pythonJson(plain, 2), JSON.stringify(plain, null, 2));
+  for (const bad of ["{a: Infinity", "[Infinityy]", "[-NaN]", "-Infinit"]) {
+    let message = "";
+    try {
+      parseJson(bad, "config.json");
+    } catch (error) {
+      message = (error as Error).message;
+    }
+    assert(message.startsWith("Cannot read config.json: expected valid JSON"));
+  }
+  const root = await Deno.makeTempDir();
+  const path = joinPath(root, "scheduler_config.json");
+  await writePythonJson(path, { lambda_min_clipped: -Infinity });
+  assertEquals(
+    await readText(path),
+    '{\n  "lambda_min_clipped": -Infinity\n}\n',
+  );
+  assertEquals(await readJson(path), { lambda_min_clipped: -Infinity });
+  await Deno.remove(root, { recursive: true });
+});
+
+Deno.test("what lies in another file's place is named", () => {
+  const lfs = "version https://git-lfs.github.com/spec/v1\noid sha256:0\n";
+  assert(otherContent(lfs)!.startsWith("a git-lfs pointer"));
+  for (const page of ["<!DOCTYPE html>", "\n <html lang=x>", "\ufeff<HTML>"]) {
+    assert(otherContent(page)!.startsWith("an HTML page"), page);
+    const bytes = new TextEncoder().encode(page);
+    assert(otherContent(bytes)!.startsWith("an HTML page"), page);
+  }
+  assert(otherContent("<?xml version='1.0'?><Error>")!.startsWith("an XML"));
+  assertEquals(otherContent("{}"), undefined);
+  let message = "";
+  try {
+    parseJson(lfs, "vocab.json");
+  } catch (error) {
+    message = (error as Error).message;
+  }
+  assertEquals(
+    message,
+    "Cannot read vocab.json: expected valid JSON, got a git-lfs pointer, not " +
+      "the file itself (git lfs pull gets it)",
+  );
+});
+
+Deno.test("names as long as the system takes them can be written", async () => {
+  const root = await Deno.makeTempDir();
+  const written: string[] = [];
+  for (const name of ["a", "a.b", "角".repeat(85), "x".repeat(255)]) {
+    await writeAtomic(joinPath(root, name), name);
+    await assertWritableFile(joinPath(root, name));
+    assertEquals(await readText(joinPath(root, name)), name);
+    written.push(name);
+  }
+  assertEquals(await names(root), written.sort());
+  const long = joinPath(root, "x".repeat(256));
+  for (const write of [(p: string) => writeAtomic(p, ""), assertWritableFile]) {
+    await assertRejects(() => write(long), Error, "Cannot write");
+  }
+  await Deno.mkdir(joinPath(root, "folder"));
+  await assertRejects(
+    () => assertWritableFile(joinPath(root, "folder")),
+    Error,
+    "expected a file, got a folder",
+  );
+  assertEquals(await names(root), [...written, "folder"].sort());
+  await Deno.remove(root, { recursive: true });
+});
+
+Deno.test("a link as output stays, and what it points to is written", async () => {
+  const root = await Deno.makeTempDir();
+  await Deno.mkdir(joinPath(root, "big"));
+  const target = joinPath(root, "big", "a");
+  await Deno.writeTextFile(target, "old");
+  await Deno.symlink("big/a", joinPath(root, "link"));
+  await Deno.symlink(joinPath(root, "link"), joinPath(root, "second"));
+  await Deno.symlink("big/new", joinPath(root, "dangling"));
+  await Deno.symlink("gone/new", joinPath(root, "lost"));
+  await Deno.symlink("round", joinPath(root, "round"));
+  await writeAtomic(joinPath(root, "second"), "new");
+  assertEquals(await readText(target), "new");
+  await writeAtomic(joinPath(root, "dangling"), "first");
+  assertEquals(await readText(joinPath(root, "big", "new")), "first");
+  for (const name of ["link", "second", "dangling"]) {
+    assert((await Deno.lstat(joinPath(root, name))).isSymlink, name);
+  }
+  for (const name of ["lost", "round"]) {
+    await assertRejects(
+      () => writeAtomic(joinPath(root, name), ""),
+      Error,
+      `Cannot write ${joinPath(root, name)}`,
+    );
+  }
+  assertEquals(await names(joinPath(root, "big")), ["a", "new"]);
+  await Deno.remove(root, { recursive: true });
+});
+
+Deno.test("a full disk is said with the path", async () => {
+  // A device that is always full, behind the writer's file.
+  const original = Deno.FsFile.prototype.write;
+  const root = await Deno.makeTempDir();
+  const path = joinPath(root, "001.png");
+  Deno.FsFile.prototype.write = () =>
+    Promise.reject(new Error("No space left on device (os error 28)"));
+  try {
+    await assertRejects(
+      () => writeAtomic(path, "x"),
+      Error,
+      `Cannot write ${path}: expected room on the disk, got Error: No space`,
+    );
+  } finally {
+    Deno.FsFile.prototype.write = original;
+  }
+  assertEquals(await names(root), []);
   await Deno.remove(root, { recursive: true });
 });

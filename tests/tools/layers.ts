@@ -12,11 +12,11 @@ import { exists, listFiles, root, runDeno } from "./repository.ts";
 export const floors: readonly (readonly string[])[] = [
   ["core"],
   ["io", "nn", "optim"],
-  ["models"],
+  ["models", "report"],
   ["diffusion"],
   ["customize"],
   ["fusion", "formats"],
-  ["evaluation", "micro", "report"],
+  ["evaluation", "micro"],
   ["lab"],
   ["experiments"],
   ["cli"],

@@ -5,12 +5,7 @@
  */
 import * as tf from "@tensorflow/tfjs";
 import { cannot } from "../../src/core/errors.ts";
-import {
-  exists,
-  joinPath,
-  parsePythonJson,
-  readText,
-} from "../../src/io/files.ts";
+import { exists, joinPath, parseJson, readText } from "../../src/io/files.ts";
 import {
   openSafetensors,
   type RawTensor,
@@ -162,7 +157,7 @@ export class Fixture {
 
   /** A JSON document, Python's bare infinities included. */
   async json<T>(path: string): Promise<T> {
-    return parsePythonJson(await readText(this.path(path)), path) as T;
+    return parseJson(await readText(this.path(path)), path) as T;
   }
 
   /** A safetensors file, read whole. */

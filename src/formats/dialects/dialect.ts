@@ -6,6 +6,7 @@
  */
 import type { Component, ScaleRule, Site } from "../../customize/lora.ts";
 import type { LowRank } from "../../nn/linear.ts";
+import type { LycorisPart } from "../lycoris.ts";
 import type { LoraLayers } from "./base.ts";
 import type { PeftConfigs } from "./peft_config.ts";
 
@@ -21,9 +22,16 @@ export type DialectId =
 
 /**
  * The parts a layer may have in a file. With `mid`, the filter of a convolution
- * between two 1×1 ones (LyCORIS's Tucker form), `down` is 1×1.
+ * between two 1×1 ones (LyCORIS's Tucker form), `down` is 1×1. LoHa, LoKr and
+ * full differences have parts of their own.
  */
-export type Part = "down" | "mid" | "up" | "alpha" | "magnitude";
+export type Part =
+  | "down"
+  | "mid"
+  | "up"
+  | "alpha"
+  | "magnitude"
+  | LycorisPart;
 
 /** What can be known of a file before its tensors are read. */
 export interface LoraHeader {

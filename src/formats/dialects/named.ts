@@ -6,8 +6,10 @@
  */
 import { z } from "zod";
 import { cannot } from "../../core/errors.ts";
+import { parseJson } from "../../io/files.ts";
 import { parseAutoencoderConfig } from "../../models/config.ts";
 import { ldmEntries } from "../ldm.ts";
+import { LYCORIS_PARTS } from "../lycoris.ts";
 import type { LowRank } from "../../nn/linear.ts";
 import {
   type Component,
@@ -96,7 +98,8 @@ function kohyaMetadata(present: Present): Record<string, string> {
 
 const kohya: Dialect = {
   id: "kohya",
-  describe: "kohya-ss sd-scripts, LyCORIS LoCon; most of Civitai",
+  describe: "kohya-ss sd-scripts and LyCORIS (LoCon, LoHa, LoKr, full); " +
+    "most of Civitai",
   detect: (header) => anyKey(header, /^lora_(te1?|unet)_/),
   names: (layers) => {
     const ldm = ldmNames(layers);
@@ -120,9 +123,16 @@ const kohya: Dialect = {
     up: [".lora_up.weight"],
     alpha: [".alpha"],
     magnitude: [".dora_scale"],
+    ...Object.fromEntries(
+      LYCORIS_PARTS.map((part) => [
+        part,
+        // Of a full difference some files say that it is a weight.
+        part === "diff" ? [".diff", ".diff.weight"] : [`.${part}`],
+      ]),
+    ),
   },
-  // Joined with `down` when it is read.
-  readOnly: ["mid"],
+  // Made factors when they are read.
+  readOnly: ["mid", ...LYCORIS_PARTS],
   scaleRule: "alpha/rank",
   tokens: {
     rows: "vectors",
@@ -184,12 +194,7 @@ function headerConfigs(header: LoraHeader): PeftConfigs | undefined {
   const text = header.metadata?.[ADAPTER_METADATA];
   if (text === undefined) return undefined;
   const what = `read ${ADAPTER_METADATA}`;
-  let json: unknown;
-  try {
-    json = JSON.parse(text);
-  } catch {
-    throw cannot(what, "JSON", text.slice(0, 80));
-  }
+  const json = parseJson(text, ADAPTER_METADATA);
   const fields = z.record(z.string(), z.unknown()).safeParse(json);
   if (!fields.success) throw cannot(what, "an object", text.slice(0, 80));
   const configs: Partial<Record<Component, PeftConfigs[Component]>> = {};
@@ -213,6 +218,9 @@ const peft: Dialect = {
     spellings(path).flatMap((name) => [
       `${PREFIX[component]}.${name}`,
       `base_model.model.${name}`,
+      `base_model.model.${PREFIX[component]}.${name}`,
+      // A network's own state, as `save_lora_adapter` and scripts write it.
+      name,
     ]),
   parts: {
     down: [".lora_A.weight", ".lora_A.default.weight"],

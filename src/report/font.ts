@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { cannot } from "../../core/errors.ts";
+import { cannot } from "../core/errors.ts";
 
 /** Width of a glyph in pixels, without the gap after it. */
 export const GLYPH_WIDTH = 5;

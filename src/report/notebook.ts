@@ -4,8 +4,8 @@
  *
  * @module
  */
-import { encodeBase64 } from "../../core/kernels/base64.ts";
-import { encodePng, type Pixels } from "../../io/png.ts";
+import { encodeBase64 } from "../core/kernels/base64.ts";
+import { encodePng, type Pixels } from "../io/png.ts";
 import { renderFigure, type RenderOptions } from "./chart.ts";
 import { dataUri, type Figure, table as htmlTable } from "./html.ts";
 import { markdownTable, type Table } from "./markdown.ts";

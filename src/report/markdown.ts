@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { cannot } from "../../core/errors.ts";
+import { cannot } from "../core/errors.ts";
 
 /** A table of text cells. */
 export interface Table {

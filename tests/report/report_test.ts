@@ -1,23 +1,19 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
-import {
-  drawText,
-  GLYPH_HEIGHT,
-  textWidth,
-} from "../../src/cli/report/font.ts";
-import { contactSheet } from "../../src/cli/report/grid.ts";
+import { drawText, GLYPH_HEIGHT, textWidth } from "../../src/report/font.ts";
+import { contactSheet } from "../../src/report/grid.ts";
 import {
   escapeHtml,
   figure,
   page,
   pictureGrid,
   table,
-} from "../../src/cli/report/html.ts";
+} from "../../src/report/html.ts";
 import {
   decimal,
   markdownTable,
   signed,
   textTable,
-} from "../../src/cli/report/markdown.ts";
+} from "../../src/report/markdown.ts";
 import type { Pixels } from "../../src/io/png.ts";
 
 const solid = (color: number[], side = 4): Pixels => ({

@@ -5,8 +5,8 @@
  *
  * @module
  */
-import { cannot } from "../../core/errors.ts";
-import type { Pixels } from "../../io/png.ts";
+import { cannot } from "../core/errors.ts";
+import type { Pixels } from "../io/png.ts";
 import { drawText, GLYPH_HEIGHT, textWidth } from "./font.ts";
 import type { Figure } from "./html.ts";
 

@@ -3,15 +3,15 @@
  *
  * @module
  */
-import type { Pixels } from "../../io/png.ts";
-import { inDomain } from "../../micro/in_domain.ts";
+import type { Pixels } from "../io/png.ts";
+import { inDomain } from "../micro/in_domain.ts";
 import {
   ablationFigures,
   ablationTable,
   armLabel,
   comparisonTable,
-} from "../../experiments/ablation_figures.ts";
-import type { AblationReport } from "../../experiments/ablation_schema.ts";
+} from "../experiments/ablation_figures.ts";
+import type { AblationReport } from "../experiments/ablation_schema.ts";
 import {
   details,
   figure,
@@ -21,9 +21,9 @@ import {
   paragraph,
   pictureGrid,
   table,
-} from "./html.ts";
-import { decimal, markdownTable } from "./markdown.ts";
-import { duration } from "../progress.ts";
+} from "../report/html.ts";
+import { decimal, markdownTable } from "../report/markdown.ts";
+import { duration } from "./progress.ts";
 
 /** Pictures of one prompt, by arm. */
 export interface PictureRow {

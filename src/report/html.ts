@@ -4,8 +4,8 @@
  *
  * @module
  */
-import { encodeBase64 } from "../../core/kernels/base64.ts";
-import { encodePng, type Pixels } from "../../io/png.ts";
+import { encodeBase64 } from "../core/kernels/base64.ts";
+import { encodePng, type Pixels } from "../io/png.ts";
 import type { Table } from "./markdown.ts";
 
 /** HTML that may be put into a page as it is. */
