@@ -9,7 +9,7 @@ import {
   FALLBACK_RIDGE,
   fuseLayer,
   type LayerTerm,
-  LeastSquares,
+  type LeastSquares,
   type Problem,
   solve,
 } from "../../src/fusion/layer.ts";
