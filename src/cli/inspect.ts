@@ -11,36 +11,35 @@ import { componentFile } from "../io/folder.ts";
 import { openTensors } from "../formats/pickle.ts";
 import type { SafetensorsFile } from "../io/safetensors.ts";
 import { describeLdm, isLdm } from "../formats/ldm.ts";
-import { type Command, EXIT_CODES, readOptions } from "./command.ts";
+import { type Command, command } from "./command.ts";
 import { baseFor, KNOWN_BASES } from "./loras.ts";
 import { hostBackend, localModel } from "./models.ts";
+import { file as filePath, flag, optionTable, type Values } from "./options.ts";
 
-const HELP = `deno task inspect PATH [options]
-
-Says what is in a file or folder: a LoRA or concept (dialect, layers, ranks,
-scales, tokens, metadata), a model (configs, sizes, learned tokens), or any
-other safetensors or .pth file (names, shapes, types).
-
-  --model MODEL        the model a LoRA is for: sd15, sd21, a folder, a file or
-                       a name on the hub (default: the one that fits)
-  --keys               also every tensor
-  --json               prints JSON
-  --help               this text
-
-${EXIT_CODES}
-
-Examples:
-  deno task inspect hero.safetensors
-  deno task inspect out/fused
-`;
+const OPTIONS = optionTable({
+  path: {
+    type: filePath,
+    argument: true,
+    needed: true,
+    hint: "PATH",
+    help: "a LoRA or concept (dialect, layers, ranks, scales, tokens, " +
+      "metadata), a model (configs, sizes, learned tokens), or any other " +
+      "safetensors or .pth file (names, shapes, types)",
+  },
+  model: {
+    type: filePath,
+    hint: "MODEL",
+    otherwise: "the one that fits",
+    help:
+      "the model a LoRA is for: sd15, sd21, a folder, a file or a name on " +
+      "the hub",
+  },
+  keys: { type: flag, help: "also every tensor" },
+  json: { type: flag, help: "prints JSON" },
+});
 
 /** What the command line asks for. */
-export interface InspectRequest {
-  readonly path: string;
-  readonly model?: string;
-  readonly keys: boolean;
-  readonly json: boolean;
-}
+export type InspectRequest = Values<typeof OPTIONS>;
 
 /** What is in a file or folder: a kind, and facts by name. */
 export interface Inspection {
@@ -50,31 +49,6 @@ export interface Inspection {
   readonly facts: Readonly<Record<string, unknown>>;
   /** Every tensor: type and shape, if they were asked for. */
   readonly keys?: Readonly<Record<string, string>>;
-}
-
-/**
- * Reads the command line.
- *
- * @param args Arguments after the command's name.
- * @returns What is asked for; nothing if it is help.
- * @throws If an option is unknown or a value does not fit.
- */
-export function parseInspect(
-  args: readonly string[],
-): InspectRequest | undefined {
-  const options = readOptions("inspect", args, {
-    text: ["model"],
-    flags: ["keys", "json"],
-    rest: { least: 1, most: 1, what: "one file or folder" },
-  });
-  if (options.help) return undefined;
-  const model = options.text("model");
-  return {
-    path: options.rest[0],
-    ...(model === undefined ? {} : { model }),
-    keys: options.flag("keys"),
-    json: options.flag("json"),
-  };
 }
 
 /** How often each value occurs: `4 (×32), 8 (×2)`. */
@@ -378,10 +352,16 @@ export async function runInspect(request: InspectRequest): Promise<void> {
 }
 
 /** `deno task inspect`. */
-export const inspectCommand: Command<InspectRequest> = {
+export const inspectCommand: Command<InspectRequest> = command({
   name: "inspect",
   summary: "say what is in a file or folder",
-  help: HELP,
-  parse: parseInspect,
+  usage: "deno task inspect PATH [options]",
+  about: "Says what is in a file or folder.",
+  options: OPTIONS,
+  examples: [
+    "deno task inspect hero.safetensors",
+    "deno task inspect out/fused",
+  ],
+  request: (values) => values,
   run: runInspect,
-};
+});

@@ -4,17 +4,20 @@
  * @module
  */
 import * as tf from "@tensorflow/tfjs";
-import { selectBackend } from "../core/backend.ts";
+import { type BackendChoice, selectBackend } from "../core/backend.ts";
 import { cannot } from "../core/errors.ts";
 import { exists, joinPath, pathOf } from "../io/files.ts";
 import { CLIP_REPOSITORY, parseHubSpec, resolveModel } from "../io/hub.ts";
-import {
-  type LdmPrediction,
-  loadSingleFile,
-  type LoadSingleFileOptions,
-} from "../formats/ldm.ts";
+import { loadSingleFile } from "../formats/ldm.ts";
 import { loadModel, type Model } from "../models/model.ts";
-import { backendOf, type Options } from "./command.ts";
+import {
+  file,
+  folder,
+  oneOf,
+  optionTable,
+  text,
+  type Values,
+} from "./options.ts";
 import { createProgress, type Progress } from "./progress.ts";
 
 /**
@@ -26,61 +29,42 @@ export const EMBEDDED: string = (() => {
   return url.protocol === "file:" ? pathOf(url) : url.href;
 })();
 
+/** Options that say which model, and what its file does not tell. */
+export const MODEL_OPTIONS = optionTable({
+  model: {
+    type: file,
+    hint: "MODEL",
+    otherwise: "the embedded model",
+    help:
+      "a diffusers folder, one .safetensors file, or a name on the Hugging " +
+      "Face hub, org/name[@revision]",
+  },
+  variant: {
+    type: text,
+    hint: "NAME",
+    help: "weights to prefer where there are several, such as fp16",
+  },
+  tokenizer: {
+    type: folder,
+    otherwise: `that of ${CLIP_REPOSITORY} on the hub`,
+    help: "CLIP's tokenizer for a single file",
+  },
+  prediction: {
+    type: oneOf(["epsilon", "v_prediction"]),
+    help: "epsilon or v_prediction, where a single file does not say",
+  },
+});
+
 /** Which model, and what its file does not tell. */
-export interface ModelRequest {
-  /** Folder, `.safetensors` file, or `org/name[@revision]` on the hub. */
-  readonly model: string;
-  /** Which weights to prefer where there are several, such as `fp16`. */
-  readonly variant?: string;
-  /** Folder (or name on the hub) of a single file's tokenizer. */
-  readonly tokenizer?: string;
-  /** What the UNet of a single file predicts. */
-  readonly prediction?: LdmPrediction;
-}
-
-/** Options that {@linkcode modelOf} reads. */
-export const MODEL_OPTIONS: readonly string[] = [
-  "model",
-  "variant",
-  "tokenizer",
-  "prediction",
-];
-
-/** What `--help` says about them. */
-export const MODEL_HELP =
-  `  --model MODEL        a diffusers folder, one .safetensors file, or a name on
-                       the Hugging Face hub, org/name[@revision]
-                       (default: the embedded model)
-  --variant NAME       weights to prefer where there are several, such as fp16
-  --tokenizer FOLDER   CLIP's tokenizer for a single file (default: that of
-                       ${CLIP_REPOSITORY} on the hub)
-  --prediction NAME    epsilon or v_prediction, where a single file does not say`;
-
-/**
- * Reads the options of {@linkcode MODEL_OPTIONS}.
- *
- * @param options The command line.
- */
-export function modelOf(options: Options): ModelRequest {
-  const prediction = options.oneOf("prediction", ["epsilon", "v_prediction"]);
-  const variant = options.text("variant");
-  const tokenizer = options.text("tokenizer");
-  return {
-    model: options.text("model") ?? EMBEDDED,
-    ...(variant === undefined ? {} : { variant }),
-    ...(tokenizer === undefined ? {} : { tokenizer }),
-    ...(prediction === undefined ? {} : { prediction }),
-  };
-}
+export type ModelRequest = Partial<Values<typeof MODEL_OPTIONS>>;
 
 /**
  * Starts the backend that is asked for and says which it is.
  *
- * @param options The command line.
+ * @param choice Of `--backend`.
  */
-export function backendStarter(options: Options): () => Promise<void> {
-  const choice = backendOf(options);
-  return async () => console.error((await selectBackend(choice)).describe);
+export async function startBackend(choice: BackendChoice): Promise<void> {
+  console.error((await selectBackend(choice)).describe);
 }
 
 /**
@@ -169,23 +153,43 @@ async function tokenizerFolder(spec: string): Promise<string> {
   return await exists(inside) ? inside : folder;
 }
 
+/** Refuses a variant that no part of a model folder has. */
+async function checkVariant(path: string, variant: string): Promise<void> {
+  for (const part of ["unet", "text_encoder", "vae"]) {
+    const files = await Array.fromAsync(Deno.readDir(joinPath(path, part)))
+      .catch(() => []);
+    if (files.some(({ name }) => name.includes(`.${variant}.`))) return;
+  }
+  throw cannot(
+    `load ${path}`,
+    `files of --variant ${variant}, such as model.${variant}.safetensors`,
+    "none in unet, text_encoder and vae",
+  );
+}
+
 /**
  * Loads a model by what the user calls it.
  *
  * @param request Which one.
  * @returns The model; its tensors are the caller's.
- * @throws If it is not there, or anything in it is missing, truncated or
- * misshapen.
+ * @throws If it is not there, anything in it is missing, truncated or
+ * misshapen, or an option does not concern it.
  */
 export async function openModel(request: ModelRequest): Promise<Model> {
-  const { variant } = request;
-  const path = await localModel(request.model, variant ? { variant } : {});
+  const { model = EMBEDDED, variant, tokenizer, prediction } = request;
+  const path = await localModel(model, { variant });
+  const what = `load ${path}`;
   if ((await Deno.stat(path)).isDirectory) {
-    return await loadModel(path, variant ? { variant } : {});
+    for (const [name, value] of Object.entries({ tokenizer, prediction })) {
+      if (value === undefined) continue;
+      throw cannot(what, `a single file with --${name}`, "a folder");
+    }
+    if (variant) await checkVariant(path, variant);
+    return await loadModel(path, { variant });
   }
-  const options: LoadSingleFileOptions = {
-    tokenizer: await tokenizerFolder(request.tokenizer ?? CLIP_REPOSITORY),
-    ...(request.prediction ? { predictionType: request.prediction } : {}),
-  };
-  return await loadSingleFile(path, options);
+  if (variant) throw cannot(what, "a folder with --variant", "a single file");
+  return await loadSingleFile(path, {
+    tokenizer: await tokenizerFolder(tokenizer ?? CLIP_REPOSITORY),
+    predictionType: prediction,
+  });
 }

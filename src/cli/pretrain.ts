@@ -3,10 +3,8 @@
  *
  * @module
  */
-import { runScript } from "./command.ts";
 import { finish } from "../core/finish.ts";
 import { sha256 } from "../core/hash.ts";
-import { parseArgs } from "@std/cli/parse-args";
 import { selectBackend } from "../core/backend.ts";
 import { cannot } from "../core/errors.ts";
 import { disposeTree } from "../core/tree.ts";
@@ -34,37 +32,18 @@ import {
 } from "../micro/pretrain/recipe.ts";
 import { flattenTree, layoutOf, TEXT_SPEC } from "../micro/pretrain/tasks.ts";
 import { loadNetwork, writeNetwork } from "../micro/pretrain/weights.ts";
+import { type Command, command, runCommand } from "./command.ts";
+import {
+  flag,
+  folder,
+  listOf,
+  number,
+  oneOf,
+  optionTable,
+  type Values,
+  whole,
+} from "./options.ts";
 import { createProgress, duration } from "./progress.ts";
-
-const HELP = `deno task pretrain [options]
-
-Trains the embedded model: clip_a, vae, unet, clip_b, adapter (sketches), in
-this order. A run that was stopped goes on with --resume and ends in the same
-weights.
-
-  --only NAMES     comma-separated networks
-  --steps N        optimizer steps (of each trained network)
-  --resume         continue a run from its checkpoint (default: start anew)
-  --from-weights   start from the averaged weights in --out
-  --workers N      Deno Workers (default 2; 0: in place)
-  --backend NAME   webgpu, wasm or cpu; webgpu runs in place
-  --cache FOLDER   checkpoints and latents (default .cache/pretrain)
-  --out FOLDER     where weights are written (default models/micro)
-  --base FOLDER    where networks that come before are read (default: --out;
-                   the adapter of --quick: models/micro, since a UNet of a few
-                   steps has no use for outlines)
-  --seed N         root seed of initialisation and data (default: the recipe's)
-  --quick          a few steps of each network, into out/pretrain-quick
-  --batch N        samples a step
-  --lr X           peak learning rate
-  --export         write the weights of a checkpoint and stop
-
-Examples:
-  deno task pretrain --quick
-  deno task pretrain --only unet --steps 6000 --resume
-  deno task pretrain --only clip_b --seed 24 --base models/micro \\
-    --cache .cache/pretrain-b2 --out out/second      (a second pair of eyes)
-`;
 
 const NAMES: readonly NetworkName[] = [
   "clip_a",
@@ -93,84 +72,144 @@ interface Settings {
   readonly recipe: (name: NetworkName) => NetworkRecipe;
 }
 
-const WHAT = "start pretraining";
+const EMBEDDED = pathOf(new URL("../../models/micro", import.meta.url));
 
-function number(text: string | undefined, fallback: number): number {
-  if (text === undefined) return fallback;
-  const value = Number(text);
-  if (!Number.isFinite(value) || value < 0) {
-    throw cannot(WHAT, "a number ≥ 0", text);
-  }
-  return value;
-}
+const OPTIONS = optionTable({
+  only: { type: listOf(oneOf(NAMES)), hint: "NAMES", help: "these networks" },
+  steps: {
+    type: whole({ least: 1 }),
+    otherwise: "the recipe's",
+    help: "optimisation steps of each trained network",
+  },
+  resume: {
+    type: flag,
+    help: "continue a run from its checkpoint, else start anew",
+  },
+  fromWeights: {
+    type: flag,
+    help: "start from the averaged weights in --out",
+  },
+  workers: {
+    type: whole({ least: 0 }),
+    otherwise: "2",
+    help: "Deno workers; 0: in place",
+  },
+  backend: {
+    type: oneOf(["wasm", "webgpu", "cpu"]),
+    default: "wasm",
+    help: "webgpu, wasm or cpu; webgpu and cpu run in place",
+  },
+  cache: {
+    type: folder,
+    otherwise: ".cache/pretrain",
+    help: "checkpoints and latents",
+  },
+  out: {
+    type: folder,
+    otherwise: "models/micro",
+    help: "where weights are written",
+  },
+  base: {
+    type: folder,
+    otherwise: "--out; of the adapter of --quick models/micro",
+    help: "where networks that come before are read",
+  },
+  seed: {
+    type: whole({ least: 0 }),
+    otherwise: "the recipe's",
+    help: "root seed of initialisation and data",
+  },
+  quick: {
+    type: flag,
+    help: "a few steps of each network, into out/pretrain-quick",
+  },
+  batch: {
+    type: whole({ least: 1 }),
+    otherwise: "the recipe's",
+    help: "samples in a step",
+  },
+  lr: {
+    type: number({ least: 0 }),
+    otherwise: "the recipe's",
+    help: "peak learning rate",
+  },
+  export: {
+    type: flag,
+    help: "write the weights of a checkpoint and stop",
+  },
+});
 
-async function main(): Promise<void> {
-  const args = parseArgs(Deno.args, {
-    string: [
-      "only",
-      "steps",
-      "workers",
-      "backend",
-      "cache",
-      "out",
-      "batch",
-      "lr",
-      "base",
-      "seed",
-    ],
-    boolean: ["resume", "quick", "help", "from-weights", "export"],
-    unknown: (name: string) => {
-      throw cannot(WHAT, "a known option (--help)", name);
-    },
-  });
-  if (args.help) return console.log(HELP);
-  const only = (args.only?.split(",") ?? NAMES).map((name) => {
-    const known = NAMES.find((n) => n === name);
-    if (!known) throw cannot(WHAT, NAMES.join(", "), name);
-    return known;
-  });
-  const embedded = pathOf(new URL("../../models/micro", import.meta.url));
-  const out = args.out ??
-    (args.quick
-      ? "out/pretrain-quick"
-      : pathOf(new URL("../../models/micro", import.meta.url)));
-  const cache = args.cache ??
-    (args.quick ? "out/pretrain-quick/cache" : ".cache/pretrain");
+/** What the command line asks for. */
+export type PretrainRequest = Values<typeof OPTIONS>;
+
+/** Trains the networks that are asked for, one after the other. */
+async function runPretrain(request: PretrainRequest): Promise<void> {
+  const { quick, steps, batch, lr, seed, only = NAMES } = request;
+  const {
+    out = quick ? "out/pretrain-quick" : EMBEDDED,
+    cache = quick ? "out/pretrain-quick/cache" : ".cache/pretrain",
+  } = request;
   for (const folder of [out, cache]) {
     await Deno.mkdir(folder, { recursive: true });
     await assertWritable(folder);
   }
-  const backend = await selectBackend(
-    (args.backend ?? "wasm") as "wasm" | "webgpu" | "cpu",
-  );
+  const backend = await selectBackend(request.backend);
   console.log(backend.describe);
-  const seed = args.seed === undefined ? undefined : number(args.seed, 0);
-  if (seed !== undefined && !Number.isSafeInteger(seed)) {
-    throw cannot(WHAT, "a whole --seed", args.seed);
+  if (backend.name !== "wasm" && (request.workers ?? 0) > 0) {
+    throw cannot("pretrain", "--backend wasm with --workers", backend.name);
   }
   const settings: Settings = {
     only,
     out,
     base: (name) =>
-      args.base ?? (args.quick && name === "adapter" ? embedded : out),
+      request.base ?? (quick && name === "adapter" ? EMBEDDED : out),
     cache,
-    workers: backend.name === "wasm" ? number(args.workers, 2) : 0,
-    resume: args.resume,
-    fromWeights: args["from-weights"],
-    quick: args.quick,
+    workers: backend.name === "wasm" ? request.workers ?? 2 : 0,
+    resume: request.resume,
+    fromWeights: request.fromWeights,
+    quick,
     recipe: (name) => ({
       ...RECIPE[name],
-      steps: number(args.steps, args.quick ? QUICK.steps : RECIPE[name].steps),
-      batch: number(args.batch, RECIPE[name].batch),
-      lr: number(args.lr, RECIPE[name].lr),
+      steps: steps ?? (quick ? QUICK.steps : RECIPE[name].steps),
+      batch: batch ?? RECIPE[name].batch,
+      lr: lr ?? RECIPE[name].lr,
       seed: seed ?? RECIPE[name].seed,
     }),
   };
   for (const name of only) {
-    if (args.export) await exportWeights(name, settings);
+    if (request.export) await exportWeights(name, settings);
     else await trainNetwork(name, settings);
   }
 }
+
+/** `deno task pretrain`. */
+export const pretrainCommand: Command<PretrainRequest> = command({
+  name: "pretrain",
+  summary: "train the embedded model from nothing",
+  usage: "deno task pretrain [options]",
+  about:
+    `Trains the embedded model: clip_a, vae, unet, clip_b, adapter (sketches), in
+this order. A run that was stopped goes on with --resume and ends in the same
+weights.`,
+  options: OPTIONS,
+  examples: [
+    "deno task pretrain --quick",
+    "deno task pretrain --only unet --steps 6000 --resume",
+    "deno task pretrain --only clip_b --seed 24 --base models/micro \\\n" +
+    "    --cache .cache/pretrain-b2 --out out/second",
+  ],
+  request(values) {
+    if (values.export) {
+      const unused = (["steps", "batch", "lr", "seed"] as const)
+        .filter((field) => values[field] !== undefined);
+      if (unused.length > 0) {
+        throw cannot("pretrain", `--export without --${unused[0]}`, "both");
+      }
+    }
+    return values;
+  },
+  run: runPretrain,
+});
 
 /** Weights that go into the model: the average, latents made ready. */
 function finished(
@@ -344,4 +383,6 @@ async function latentsOf(
   return latents;
 }
 
-if (import.meta.main) await runScript(main);
+if (import.meta.main) {
+  Deno.exit(await runCommand(pretrainCommand, Deno.args));
+}

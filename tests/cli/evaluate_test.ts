@@ -1,5 +1,5 @@
 import { assertEquals } from "@std/assert";
-import { parseEvaluate, scorePictures } from "../../src/cli/evaluate.ts";
+import { evaluateCommand, scorePictures } from "../../src/cli/evaluate.ts";
 import { selectBackend } from "../../src/core/backend.ts";
 import { disposeClip, loadClip } from "../../src/evaluation/clip.ts";
 import { mean, tInterval } from "../../src/evaluation/statistics.ts";
@@ -38,7 +38,7 @@ Deno.test("a layout's pictures are scored, each with its regions as one sample",
       }),
     );
     const report = await scorePictures(
-      parseEvaluate(["--images", images, "--regions", "--no-prefix"])!,
+      evaluateCommand.parse(["--images", images, "--regions", "--no-prefix"])!,
       clip,
     );
     assertEquals(
@@ -54,7 +54,7 @@ Deno.test("a layout's pictures are scored, each with its regions as one sample",
     // Without a layout nothing is known to be of another one.
     await Deno.remove(`${images}/layout.json`);
     const all = await scorePictures(
-      parseEvaluate(["--images", images, "--prompt", "a fox"])!,
+      evaluateCommand.parse(["--images", images, "--prompt", "a fox"])!,
       clip,
     );
     assertEquals(all.pictures.length, 4);
