@@ -487,7 +487,9 @@ export async function writePythonJson(
  * @param path The file.
  * @throws If it is none, or cannot be read.
  */
-export async function readBytes(path: string | URL): Promise<Uint8Array> {
+export async function readBytes(
+  path: string | URL,
+): Promise<Uint8Array<ArrayBuffer>> {
   try {
     return await Deno.readFile(path);
   } catch (error) {
