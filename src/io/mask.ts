@@ -68,13 +68,17 @@ function isDrawn(
   return dark && bright;
 }
 
+/** How far the shapes may differ, besides a pixel: small masks round much. */
+const LEEWAY = 0.03;
+
 /**
  * A mask at the size of its picture, if it has the picture's shape.
  *
  * @param mask One channel.
  * @param picture The picture's size in pixels.
  * @param name What to call the mask in messages.
- * @throws If the shapes differ by more than the rounding of a pixel.
+ * @throws If the shapes differ by more than the rounding of a pixel,
+ * or by more than 3 %.
  *
  * @example
  * ```ts ignore
@@ -88,7 +92,8 @@ export function fitMask(
 ): Pixels {
   const { width, height } = picture;
   const off = Math.abs(mask.width * height - mask.height * width);
-  if (off > Math.max(width, height)) {
+  const whole = Math.max(mask.width * height, mask.height * width);
+  if (off > Math.max(width, height) || off > LEEWAY * whole) {
     throw cannot(
       `lay ${name} over its picture`,
       `the picture's ${width}×${height}, or that shape in another size`,
