@@ -46,7 +46,8 @@ import {
   linearDecay,
 } from "../optim/adamw.ts";
 import { attachConcept, type Concept, conceptTensors } from "./concept.ts";
-import { fillCaption, type TrainData } from "./dataset.ts";
+import { fillCaption } from "./captions.ts";
+import type { TrainData } from "./dataset.ts";
 import { withTensors } from "./lora.ts";
 import {
   attentionRegularisation,
@@ -122,6 +123,12 @@ export interface TrainConfig extends LossConfig {
   readonly freezeDown: boolean;
   /** Parts of captions between commas are shuffled, but for the first n. */
   readonly shuffleCaptions: false | { readonly keep: number };
+  /**
+   * Share of the prompts that are left empty, from 0 to 1.
+   *
+   * @default 0
+   */
+  readonly captionDropout?: number;
 }
 
 /** A batch, ready for the loss. */
@@ -372,6 +379,10 @@ function checkConfig(
   for (const [group, lr] of Object.entries(config.lr)) {
     if (!(lr >= 0)) throw cannot(what, `a ${group} rate ≥ 0`, lr);
   }
+  const { captionDropout: dropout = 0 } = config;
+  if (!(dropout >= 0 && dropout <= 1)) {
+    throw cannot(what, "a caption dropout from 0 to 1", dropout);
+  }
   if (data.count < 1) throw cannot(what, "at least one picture", data.count);
   const { prior } = options;
   if (
@@ -530,8 +541,13 @@ function pick(
     const choose = fold(here, "caption", row);
     const captions = data.captions[i];
     const caption = captions[stream(choose).integer(captions.length)];
+    const dropped = stream(fold(choose, 2)).uniform() <
+      (config.captionDropout ?? 0);
     prompts.push(
-      fillCaption(shuffled(caption, config, fold(choose, 1)), concept.phrase),
+      dropped ? "" : fillCaption(
+        shuffled(caption, config, fold(choose, 1)),
+        concept.phrase,
+      ),
     );
   }
   return { rows: config.batch, latents, mask, prompts };

@@ -340,6 +340,54 @@ export function bindPrompt(
   return { rows, site, truncated: lost };
 }
 
+/** What a text encoder does not read of a prompt. */
+export interface PromptCut {
+  /** Tokens that it reads, start and end not counted. */
+  readonly limit: number;
+  /** Tokens of the prompt. */
+  readonly tokens: number;
+  /** The words that are read. */
+  readonly kept: string;
+  /** The words that are not. */
+  readonly lost: string;
+}
+
+/**
+ * What a model does not read of a prompt, as it is longer than the limit.
+ *
+ * @param model The model.
+ * @param prompt The text.
+ * @returns Limit and words; nothing if all of it is read.
+ */
+export function cutOff(
+  model: Pick<Model, "tokenizer" | "added">,
+  prompt: string,
+): PromptCut | undefined {
+  const { tokenizer, added } = model;
+  // Any site will do: a token is one entry at each.
+  const entries = Object.entries(added?.sites ?? {})
+    .sort(([a], [b]) => b.length - a.length)
+    .map(([token, rows]) => [token, added!.names[rows[0]]] as const);
+  const bound = entries.reduce(
+    (text, [token, name]) => text.replaceAll(token, name),
+    prompt,
+  );
+  const ids = tokenizer.tokenize(bound);
+  const limit = tokenizer.modelMaxLength - 2;
+  if (ids.length <= limit) return undefined;
+  const words = (part: readonly number[]) =>
+    entries.reduce(
+      (text, [token, name]) => text.replaceAll(name, token),
+      tokenizer.decode(part),
+    );
+  return {
+    limit,
+    tokens: ids.length,
+    kept: words(ids.slice(0, limit)),
+    lost: words(ids.slice(limit)),
+  };
+}
+
 /**
  * Text states of prompts, differentiable by text encoder and added vectors.
  *

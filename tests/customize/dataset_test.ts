@@ -3,11 +3,11 @@ import { assertEquals, assertRejects } from "@std/assert";
 import {
   encodeData,
   type Example,
-  fillCaption,
   readExamples,
   square,
 } from "../../src/customize/dataset.ts";
 import { encode as encodeJpeg } from "jpeg-js";
+import { fillCaption } from "../../src/customize/captions.ts";
 import { encodePng } from "../../src/io/png.ts";
 import { encode } from "../../src/models/autoencoder.ts";
 import { disposeModel } from "../../src/models/model.ts";
