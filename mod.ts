@@ -160,18 +160,22 @@ export {
   type VisionModel,
 } from "./src/models/image_encoder.ts";
 export {
-  describeLdm,
-  type LdmConfigs,
-  type LdmDescription,
-  type LdmHeader,
-  type LdmLayout,
-  type LdmOverrides,
-  type LdmPrediction,
   loadSingleFile,
   type LoadSingleFileOptions,
   saveSingleFile,
   type SaveSingleFileOptions,
 } from "./src/formats/ldm.ts";
+export {
+  describeLdm,
+  type LdmDescription,
+  type LdmHeader,
+  type LdmOverrides,
+} from "./src/formats/ldm_config.ts";
+export type {
+  LdmConfigs,
+  LdmLayout,
+  LdmPrediction,
+} from "./src/formats/ldm_names.ts";
 export {
   type AddedTokens,
   bindPrompt,
