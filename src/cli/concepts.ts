@@ -10,6 +10,7 @@ import { loraConcept } from "../formats/lora_concept.ts";
 import { detectDialect, disposeLora, loadLora } from "../formats/lora.ts";
 import { openTensors } from "../formats/pickle.ts";
 import type { Model } from "../models/model.ts";
+import { optionTable, parsed } from "./options.ts";
 
 /** A concept file and what it does not say. */
 export interface ConceptRequest {
@@ -24,15 +25,6 @@ export interface ConceptRequest {
   /** Strength; 1 by default. */
   readonly alpha?: number;
 }
-
-/** What `--help` says about `--concept`. */
-export const CONCEPT_HELP =
-  `  --concept FILE       a concept, or a LoRA of any dialect that convert knows;
-                       may be given again. More about it behind commas:
-                         alpha=X       strength (1)
-                         trigger=TEXT  words that call it, if it has no tokens
-                         class=WORD    the ordinary word for it
-                         name=NAME     what to call it (default: the file's)`;
 
 const FIELDS = ["name", "trigger", "class", "alpha"] as const;
 const SPLIT = new RegExp(`,(?=(?:${FIELDS.join("|")})=)`);
@@ -66,6 +58,25 @@ export function parseConcept(what: string, text: string): ConceptRequest {
   return { path, ...rest, alpha: number };
 }
 
+/** The option `--concept`. */
+export const CONCEPT_OPTION = optionTable({
+  concept: {
+    type: parsed(
+      "FILE",
+      (what, _name, found) => parseConcept(what, found),
+      "file",
+    ),
+    many: true,
+    help:
+      "a concept, or a LoRA of any dialect that convert knows; more about " +
+      `it behind commas
+  alpha=X       strength (1)
+  trigger=TEXT  words that call it, if it has no tokens
+  class=WORD    the ordinary word for it
+  name=NAME     what to call it (default: the file's)`,
+  },
+});
+
 /**
  * Loads a concept: an ED-LoRA, or a plain LoRA that trigger words call.
  *
@@ -83,8 +94,8 @@ export async function openConcept(
     path.replace(/^.*[\\/]/, "").replace(/\.[^.]*$/, "");
   if (await isConceptFile(path)) {
     const concept = await loadConcept(path, model, {
-      ...(request.name ? { name } : {}),
-      ...(request.class ? { classWord: request.class } : {}),
+      name: request.name,
+      classWord: request.class,
     });
     return trigger ? { ...concept, phrase: trigger } : concept;
   }
@@ -95,9 +106,8 @@ export async function openConcept(
   try {
     const concept = loraConcept(file, {
       name,
-      ...(nameless ? { trigger: name } : {}),
-      ...(trigger === undefined ? {} : { trigger }),
-      ...(request.class === undefined ? {} : { classWord: request.class }),
+      trigger: trigger ?? (nameless ? name : undefined),
+      classWord: request.class,
     });
     return nameless ? { ...concept, phrase: "" } : concept;
   } catch (error) {

@@ -5,161 +5,151 @@
  */
 import * as tf from "@tensorflow/tfjs";
 import { cannot } from "../core/errors.ts";
+import { disposeTree } from "../core/tree.ts";
 import { convertLora } from "../formats/convert.ts";
 import { type DialectId, DIALECTS, saveLora } from "../formats/lora.ts";
 import { extractLora } from "../formats/extract.ts";
 import { disposeAdapter, sites } from "../customize/lora.ts";
-import { assertWritable, exists, joinPath, parentOf } from "../io/files.ts";
+import {
+  assertDistinct,
+  assertWritable,
+  assertWritableFile,
+  exists,
+  joinPath,
+} from "../io/files.ts";
 import { openTensors } from "../formats/pickle.ts";
-import { isLdm, saveSingleFile } from "../formats/ldm.ts";
-import { disposeModel, type Model, saveModel } from "../models/model.ts";
+import { saveSingleFile } from "../formats/ldm.ts";
+import { partsIn } from "../formats/ldm_config.ts";
+import {
+  disposeModel,
+  type Model,
+  type ModelParts,
+  saveModel,
+} from "../models/model.ts";
+import { specialPurpose } from "../models/purpose.ts";
 import { createTokenizer } from "../models/tokenizer.ts";
-import { type Command, dtypeOf, EXIT_CODES, readOptions } from "./command.ts";
+import { type Command, command } from "./command.ts";
 import { baseFor } from "./loras.ts";
 import {
   hostBackend,
   localModel,
   MODEL_OPTIONS,
-  modelOf,
-  type ModelRequest,
   mustExist,
   openModel,
+  openNetworks,
 } from "./models.ts";
+import {
+  DTYPE_OPTION,
+  file,
+  flag,
+  oneOf,
+  optionTable,
+  type Values,
+  whole,
+} from "./options.ts";
 import { createProgress } from "./progress.ts";
 
 const LORA_TARGETS: readonly DialectId[] = DIALECTS.map(({ id }) => id);
 const MODEL_TARGETS = ["folder", "single-file"] as const;
 
-const HELP = `deno task convert IN OUT --to FORMAT [options]
+const { model: _model, ...SINGLE_FILE_OPTIONS } = MODEL_OPTIONS;
 
-Rewrites a LoRA, or a whole model, in another format. Nothing is lost without a
-word: what a format cannot hold is an error.
-
-For a LoRA (IN: safetensors, an official .pth, or a PEFT folder; OUT: a file, or
-with peft also a folder, in which scales stay apart from the weights):
-${DIALECTS.map((d) => `  ${d.id.padEnd(15)}${d.describe}`).join("\n")}
-For a model (IN: a diffusers folder, one .safetensors, or a name on the hub):
-  folder         diffusers
-  single-file    one .safetensors (LDM) for the other tools
-
-  --to FORMAT          one of these
-  --model MODEL        the model a LoRA is for: sd15, sd21, a folder, a file or
-                       a name on the hub (default: the one that fits)
-  --dtype TYPE         F32, F16 or BF16 (of a LoRA its own, else F32)
-  --without-tokens     leave learned tokens out
-  --tokens FILE        a LoRA's learned tokens go there (learned_embeds), where
-                       the format has no place for them
-  --difference-to BASE IN and BASE are models: their difference as a LoRA, by
-                       singular value decomposition
-  --rank N             rank of that LoRA (32)
-  --variant NAME       of a folder's weights, such as fp16
-  --tokenizer FOLDER   CLIP's tokenizer for a single file
-  --prediction NAME    epsilon or v_prediction, where a single file does not say
-  --help               this text
-
-${EXIT_CODES}
-
-Examples:
-  deno task convert hero.safetensors hero-kohya.safetensors --to kohya
-  deno task convert old.pth rex.safetensors --to official --dtype F16
-  deno task convert out/fused fused.safetensors --to single-file --dtype F16 \\
-    --without-tokens
-  deno task convert out/fused fused-lora.safetensors --to kohya \\
-    --difference-to sd-v1-5 --rank 64 --without-tokens
-`;
+const OPTIONS = optionTable({
+  from: {
+    type: file,
+    argument: true,
+    needed: true,
+    hint: "IN",
+    help:
+      "a LoRA (safetensors, .pth or .bin of tensors, a PEFT folder) or a model " +
+      "(a diffusers folder, one .safetensors, or a name on the hub)",
+  },
+  out: {
+    type: file,
+    argument: true,
+    needed: true,
+    hint: "OUT",
+    help: "a .safetensors file; with folder a folder, with peft either (in a " +
+      "folder scales stay apart from the weights)",
+  },
+  to: {
+    type: oneOf([...LORA_TARGETS, ...MODEL_TARGETS]),
+    hint: "FORMAT",
+    needed: true,
+    help: "one of the formats below",
+  },
+  base: {
+    name: "model",
+    type: file,
+    hint: "MODEL",
+    otherwise: "the one that fits",
+    help:
+      "the model a LoRA is for: sd15, sd21, a folder, a file or a name on " +
+      "the hub",
+  },
+  dtype: { ...DTYPE_OPTION.dtype, otherwise: "of a LoRA its own, else F32" },
+  withoutTokens: { type: flag, help: "leave learned tokens out" },
+  tokens: {
+    type: file,
+    help:
+      "a LoRA's learned tokens go there (learned_embeds), where the format " +
+      "has no place for them",
+  },
+  differenceTo: {
+    type: file,
+    hint: "BASE",
+    help: "IN and BASE are models: their difference as a LoRA, by singular " +
+      "value decomposition",
+  },
+  rank: {
+    type: whole({ least: 1 }),
+    otherwise: "32",
+    help: "rank of that LoRA",
+  },
+  ...SINGLE_FILE_OPTIONS,
+});
 
 /** What the command line asks for. */
-export interface ConvertRequest extends ModelRequest {
-  readonly from: string;
-  readonly out: string;
-  readonly to: DialectId | typeof MODEL_TARGETS[number];
-  /** The model a LoRA is for, if the user said. */
-  readonly base?: string;
-  readonly dtype?: "F32" | "F16" | "BF16";
-  /** Where a LoRA's tokens go. */
-  readonly tokens?: string;
-  readonly withoutTokens: boolean;
-  readonly differenceTo?: string;
-  readonly rank: number;
-}
+export type ConvertRequest = Values<typeof OPTIONS>;
 
-/**
- * Reads the command line.
- *
- * @param args Arguments after the command's name.
- * @returns What is asked for; nothing if it is help.
- * @throws If an option is unknown or a value does not fit.
- */
-export function parseConvert(
-  args: readonly string[],
-): ConvertRequest | undefined {
+/** Refuses options that do not go together. */
+function checked(request: ConvertRequest): ConvertRequest {
+  const { to, differenceTo, rank } = request;
   const what = "convert";
-  const options = readOptions(what, args, {
-    text: [
-      ...MODEL_OPTIONS,
-      "to",
-      "dtype",
-      "tokens",
-      "difference-to",
-      "rank",
-    ],
-    flags: ["without-tokens"],
-    rest: { least: 2, most: 2, what: "IN and OUT" },
-  });
-  if (options.help) return undefined;
-  const to = options.oneOf("to", [...LORA_TARGETS, ...MODEL_TARGETS]);
-  if (to === undefined) {
-    throw cannot(
-      what,
-      `--to ${[...LORA_TARGETS, ...MODEL_TARGETS].join(", ")}`,
-      "none",
-    );
-  }
-  const [from, out] = options.rest;
-  const base = options.text("model");
-  const dtype = dtypeOf(options);
-  const tokens = options.text("tokens");
-  const differenceTo = options.text("difference-to");
   if (differenceTo !== undefined && isModelTarget(to)) {
     throw cannot(what, "a LoRA format with --difference-to", `--to ${to}`);
   }
-  if (options.text("rank") !== undefined && differenceTo === undefined) {
+  if (rank !== undefined && differenceTo === undefined) {
     throw cannot(what, "--rank with --difference-to", "--rank alone");
   }
-  return {
-    ...modelOf(options),
-    model: from,
-    from,
-    out,
-    to,
-    ...(base === undefined ? {} : { base }),
-    ...(dtype === undefined ? {} : { dtype }),
-    ...(tokens === undefined ? {} : { tokens }),
-    withoutTokens: options.flag("without-tokens"),
-    ...(differenceTo === undefined ? {} : { differenceTo }),
-    rank: options.number("rank", { whole: true, least: 1 }) ?? 32,
-  };
+  return request;
 }
 
 function isModelTarget(to: string): to is typeof MODEL_TARGETS[number] {
   return (MODEL_TARGETS as readonly string[]).includes(to);
 }
 
-/** Whether a path is a whole model, not a LoRA. */
+/** Whether a path is a model, whole or not, and no LoRA. */
 async function isModel(path: string): Promise<boolean> {
   if ((await Deno.stat(path)).isDirectory) {
-    return await exists(joinPath(path, "unet"));
+    for (const part of ["unet", "vae", "text_encoder"]) {
+      const config = joinPath(path, part, "adapter_config.json");
+      if (await exists(joinPath(path, part)) && !await exists(config)) {
+        return true;
+      }
+    }
+    return false;
   }
   const file = await openTensors(path);
   try {
-    return isLdm(file.entries.keys());
+    return partsIn(file.entries.keys()).size > 0;
   } finally {
     file.close();
   }
 }
 
 /** Learned tokens of a model, by how they are written. */
-function tokensOf({ added }: Model): Map<string, tf.Tensor2D> {
+function tokensOf({ added }: Pick<Model, "added">): Map<string, tf.Tensor2D> {
   return new Map(
     Object.entries(added?.sites ?? {}).map(([token, rows]) => {
       // Textual inversion: one vector for all layers.
@@ -184,6 +174,15 @@ async function toDialect(request: ConvertRequest): Promise<void> {
   if (isModelTarget(to)) {
     throw cannot(what, `--to ${LORA_TARGETS.join(", ")} for a LoRA`, to);
   }
+  const unused = Object.entries({
+    "--difference-to": request.differenceTo,
+    "--variant": request.variant,
+    "--tokenizer": request.tokenizer,
+    "--prediction": request.prediction,
+  }).filter(([, value]) => value !== undefined).map(([option]) => option);
+  if (unused.length > 0) {
+    throw cannot(what, `a model with ${unused.join(", ")}`, "a LoRA");
+  }
   const { name, base } = await baseFor(from, request.base);
   const { dialect, layers, tokens: held, written } = await convertLora(
     from,
@@ -191,8 +190,8 @@ async function toDialect(request: ConvertRequest): Promise<void> {
     {
       to,
       base,
-      ...(dtype === undefined ? {} : { dtype }),
-      ...(tokens === undefined ? {} : { tokens }),
+      dtype,
+      tokens,
       withoutTokens: request.withoutTokens,
     },
   );
@@ -206,7 +205,13 @@ async function toDialect(request: ConvertRequest): Promise<void> {
 
 /** A model in another format, or as a LoRA of its difference to another. */
 async function convertModel(request: ConvertRequest): Promise<void> {
-  const { to, out, dtype = "F32", differenceTo, rank, withoutTokens } = request;
+  const { to, out, dtype = "F32", differenceTo, withoutTokens } = request;
+  const { from, tokens, base: named } = request;
+  const unused = Object.entries({ "--tokens": tokens, "--model": named })
+    .filter(([, value]) => value !== undefined).map(([option]) => option);
+  if (unused.length > 0) {
+    throw cannot(`convert ${from}`, `a LoRA with ${unused[0]}`, "a model");
+  }
   if (!isModelTarget(to) && differenceTo === undefined) {
     throw cannot(
       `convert ${request.from}`,
@@ -216,8 +221,25 @@ async function convertModel(request: ConvertRequest): Promise<void> {
       to,
     );
   }
-  const model = await openModel(request);
+  const single = !(await Deno.stat(from)).isDirectory;
+  const any = { anyPurpose: true };
+  const source = { ...request, model: from };
+  if (to !== "folder" && single) {
+    // No single file holds a tokenizer, so none is needed.
+    const networks = await openNetworks(source, any);
+    try {
+      sayPurpose(from, networks);
+      if (to === "single-file") {
+        await saveSingleFile(out, networks, { dtype, withoutTokens });
+      } else await difference(request, networks);
+      return;
+    } finally {
+      disposeNetworks(networks);
+    }
+  }
+  const model = await openModel(source, any);
   try {
+    sayPurpose(from, model);
     if (to === "folder") {
       const { added: _, ...plain } = model;
       return await saveModel(
@@ -231,47 +253,85 @@ async function convertModel(request: ConvertRequest): Promise<void> {
     if (to === "single-file") {
       return await saveSingleFile(out, model, { dtype, withoutTokens });
     }
-    const base = await openModel({ ...request, model: differenceTo! });
-    try {
-      const progress = createProgress();
-      const total = [base.textEncoder.params, base.unet.params]
-        .flatMap((tree) => sites(tree)).length;
-      let done = 0;
-      const { adapter, layers, lost, residual } = await extractLora(
-        base,
-        model,
-        {
-          rank,
-          onLayer: () => progress.update("layers", ++done, total, "layer"),
-        },
-      );
-      progress.finish();
-      const embeddings = tokensOf(model);
-      try {
-        await saveLora(
-          out,
-          withoutTokens ? { adapter } : { adapter, embeddings },
-          base,
-          to,
-          { dtype },
-        );
-      } finally {
-        disposeAdapter(adapter);
-        tf.dispose([...embeddings.values()]);
-      }
-      console.log(
-        `${layers.length} layers of rank ${rank}, ${
-          (100 * residual).toFixed(2)
-        } % of the difference left out` +
-          (lost.length > 0
-            ? `, ${lost.length} parameters with no place in a LoRA`
-            : ""),
-      );
-    } finally {
-      disposeModel(base);
-    }
+    await difference(request, model);
   } finally {
     disposeModel(model);
+  }
+}
+
+/** Says what a model is for, if not for text to image. */
+function sayPurpose(path: string, { unet, autoencoder }: ModelParts): void {
+  const purpose = specialPurpose(
+    unet.config.in_channels,
+    autoencoder.config.latent_channels,
+  );
+  if (purpose !== undefined) console.log(`${path}: a model for ${purpose}`);
+}
+
+function disposeNetworks({ textEncoder, unet, autoencoder }: ModelParts): void {
+  disposeTree([textEncoder.params, unet.params, autoencoder.params]);
+}
+
+/** The networks of the model that a difference is to. */
+async function openBase(request: ConvertRequest): Promise<ModelParts> {
+  const path = await localModel(request.differenceTo!);
+  // Networks from elsewhere are the changed model's.
+  const base = {
+    ...request,
+    model: path,
+    vae: undefined,
+    unet: undefined,
+    textEncoder: undefined,
+  };
+  return (await Deno.stat(path)).isDirectory
+    ? await openModel(base, { anyPurpose: true })
+    : await openNetworks(base, { anyPurpose: true });
+}
+
+/** A LoRA of the difference of a model to another. */
+async function difference(
+  request: ConvertRequest,
+  model: ModelParts & Pick<Model, "added">,
+): Promise<void> {
+  const { to, out, dtype = "F32", rank = 32, withoutTokens } = request;
+  const base = await openBase(request);
+  try {
+    const progress = createProgress();
+    const total = [base.textEncoder.params, base.unet.params]
+      .flatMap((tree) => sites(tree)).length;
+    let done = 0;
+    const { adapter, layers, lost, residual } = await extractLora(
+      base,
+      model,
+      {
+        rank,
+        onLayer: () => progress.update("layers", ++done, total, "layer"),
+      },
+    );
+    progress.finish();
+    const embeddings = tokensOf(model);
+    try {
+      await saveLora(
+        out,
+        withoutTokens ? { adapter } : { adapter, embeddings },
+        base,
+        to as DialectId,
+        { dtype },
+      );
+    } finally {
+      disposeAdapter(adapter);
+      tf.dispose([...embeddings.values()]);
+    }
+    console.log(
+      `${layers.length} layers of rank ${rank}, ${
+        (100 * residual).toFixed(2)
+      } % of the difference left out` +
+        (lost.length > 0
+          ? `, ${lost.length} parameters with no place in a LoRA`
+          : ""),
+    );
+  } finally {
+    disposeNetworks(base);
   }
 }
 
@@ -292,27 +352,51 @@ function trimmed({ tokenizer, added }: Model): Model["tokenizer"] {
  * format is for, or the output cannot be written.
  */
 export async function runConvert(request: ConvertRequest): Promise<void> {
-  const { out, to, base } = request;
+  const { out, to, tokens } = request;
   const from = await localModel(request.from);
   await mustExist("convert", from);
   const file = /\.safetensors$/.test(out);
   if (to !== "folder" && to !== "peft" && !file) {
     throw cannot("convert", "a .safetensors file to write", out);
   }
-  await assertWritable(file ? parentOf(out) : out);
+  await assertDistinct(
+    "convert",
+    { OUT: out, "--tokens": tokens },
+    { IN: from },
+  );
+  if (file) await assertWritableFile(out);
+  else await assertWritable(out);
+  if (tokens !== undefined) await assertWritableFile(tokens);
   await hostBackend();
-  const whole = { ...request, from, model: from, ...(base ? { base } : {}) };
+  const local = { ...request, from };
   if (await isModel(from)) {
-    await convertModel(whole);
+    await convertModel(local);
     console.log(out);
-  } else await toDialect(whole);
+  } else await toDialect(local);
 }
 
 /** `deno task convert`. */
-export const convertCommand: Command<ConvertRequest> = {
+export const convertCommand: Command<ConvertRequest> = command({
   name: "convert",
   summary: "rewrite a LoRA or a model in another format",
-  help: HELP,
-  parse: parseConvert,
+  usage: "deno task convert IN OUT --to FORMAT [options]",
+  about:
+    `Rewrites a LoRA, or a whole model, in another format. Nothing is lost without a
+word: what a format cannot hold is an error.`,
+  options: OPTIONS,
+  notes: `Formats of a LoRA:
+${DIALECTS.map((d) => `  ${d.id.padEnd(15)}${d.describe}`).join("\n")}
+Formats of a model:
+  folder         diffusers
+  single-file    one .safetensors (LDM) for the other tools`,
+  examples: [
+    "deno task convert hero.safetensors hero-kohya.safetensors --to kohya",
+    "deno task convert old.pth rex.safetensors --to official --dtype F16",
+    "deno task convert out/fused fused.safetensors --to single-file \\\n    " +
+    "--dtype F16 --without-tokens",
+    "deno task convert out/fused fused-lora.safetensors --to kohya \\\n    " +
+    "--difference-to sd-v1-5 --rank 64 --without-tokens",
+  ],
+  request: checked,
   run: runConvert,
-};
+});

@@ -36,55 +36,78 @@ import {
 } from "../io/files.ts";
 import { listPictures, readPicture } from "../io/picture.ts";
 import type { Pixels } from "../io/png.ts";
-import { type Command, EXIT_CODES, readOptions } from "./command.ts";
+import { flatten, isTransparent } from "../io/resize.ts";
+import { type Command, command } from "./command.ts";
 import { pictureNumber } from "./drawn.ts";
-import { backendStarter, EMBEDDED, localModel, mustExist } from "./models.ts";
+import { EMBEDDED, localModel, mustExist, startBackend } from "./models.ts";
+import {
+  anyText,
+  BACKEND_OPTION,
+  BACKGROUND_OPTION,
+  file,
+  flag,
+  folder,
+  optionTable,
+  parsed,
+  text,
+  type Values,
+} from "./options.ts";
 import { decimal, textTable } from "../report/markdown.ts";
 
-const HELP = `deno task evaluate --images FOLDER [options]
-
-Scores pictures with a CLIP: text alignment, 2.5·max(cos, 0) between picture and
-prompt, and image alignment, the mean of max(cos, 0) over reference pictures.
-
-  --images FOLDER      PNG or JPEG pictures; their prompts are in a.txt beside
-                       a.png, else in layout.json (written by sample); beside
-                       it, pictures 000.png … beyond its count are left out
-  --prompt TEXT        prompt of pictures that have none there
-  --references FOLDER  pictures of the concept, for image alignment
-  --say OLD=NEW        what prompts say instead of learned tokens, such as
-                       "<rex1> <rex2>=dog"; may be given again
-  --prefix TEXT        what stands before prompts ("${CLIP_SCORE_PREFIX}")
-  --no-prefix          nothing stands before prompts
-  --regions            also each region of layout.json against its own prompt
-
-  --clip CLIP          a transformers folder, or a name on the hub, such as
-                       openai/clip-vit-large-patch14 (default: the embedded one)
-  --out FILE           also writes the scores as JSON
-  --json               prints JSON only
-  --backend NAME       auto, webgpu, wasm or cpu
-  --help               this text
-
-${EXIT_CODES}
-
-Examples:
-  deno task evaluate --images out/sample --no-prefix --say "<rex1> <rex2>=dog"
-  deno task evaluate --images out/sample --references photos/rex \\
-    --clip openai/clip-vit-large-patch14
-`;
+const OPTIONS = optionTable({
+  images: {
+    type: folder,
+    needed: true,
+    help:
+      "PNG, JPEG, WebP or AVIF pictures; their prompts are in a.txt beside a.png, else " +
+      "in layout.json (written by sample); beside it, pictures 000.png … " +
+      "beyond its count are left out",
+  },
+  prompt: { type: text, help: "prompt of pictures that have none there" },
+  references: {
+    type: folder,
+    help: "pictures of the concept, for image alignment",
+  },
+  say: {
+    type: parsed("OLD=NEW", (what, name, found) => {
+      const at = found.lastIndexOf("=");
+      if (at < 1) throw cannot(what, `${name} OLD=NEW`, found);
+      return [found.slice(0, at), found.slice(at + 1)] as const;
+    }),
+    many: true,
+    help: "what prompts say instead of learned tokens, such as " +
+      '"<rex1> <rex2>=dog"',
+  },
+  prefix: {
+    type: anyText,
+    otherwise: `"${CLIP_SCORE_PREFIX}"`,
+    help: "what stands before prompts",
+  },
+  noPrefix: { type: flag, help: "nothing stands before prompts" },
+  regions: {
+    type: flag,
+    help: "also each region of layout.json against its own prompt",
+  },
+  clip: {
+    type: folder,
+    hint: "CLIP",
+    section: "",
+    otherwise: "the embedded one",
+    help: "a transformers folder, or a name on the hub, such as " +
+      "openai/clip-vit-large-patch14",
+  },
+  ...BACKGROUND_OPTION,
+  out: { type: file, help: "also writes the scores as JSON" },
+  json: { type: flag, help: "prints JSON only" },
+  ...BACKEND_OPTION,
+});
 
 /** What the command line asks for. */
-export interface EvaluateRequest {
-  readonly images: string;
-  readonly prompt?: string;
-  readonly references?: string;
-  /** Replacements in prompts, in order. */
-  readonly say: readonly (readonly [string, string])[];
-  readonly prefix: string;
-  readonly regions: boolean;
-  readonly clip: string;
-  readonly out?: string;
-  readonly json: boolean;
-  readonly start: () => Promise<void>;
+export type EvaluateRequest = Values<typeof OPTIONS>;
+
+/** What stands before prompts. */
+function prefixOf({ prefix, noPrefix }: EvaluateRequest): string {
+  return noPrefix ? "" : prefix ?? CLIP_SCORE_PREFIX;
 }
 
 /** A region of a picture and how well it fits its own prompt. */
@@ -125,56 +148,6 @@ export interface EvaluateReport {
 }
 
 /**
- * Reads the command line.
- *
- * @param args Arguments after the command's name.
- * @returns What is asked for; nothing if it is help.
- * @throws If an option is unknown or a value does not fit.
- */
-export function parseEvaluate(
-  args: readonly string[],
-): EvaluateRequest | undefined {
-  const what = "evaluate";
-  const options = readOptions(what, args, {
-    text: [
-      "images",
-      "prompt",
-      "references",
-      "prefix",
-      "clip",
-      "out",
-      "backend",
-    ],
-    many: ["say"],
-    flags: ["json", "regions", "no-prefix"],
-  });
-  if (options.help) return undefined;
-  const prompt = options.text("prompt");
-  const references = options.text("references");
-  const prefix = options.text("prefix");
-  const out = options.text("out");
-  if (prefix !== undefined && options.flag("no-prefix")) {
-    throw cannot(what, "--prefix or --no-prefix", "both");
-  }
-  return {
-    images: options.needed("images"),
-    ...(prompt === undefined ? {} : { prompt }),
-    ...(references === undefined ? {} : { references }),
-    say: options.many("say").map((text) => {
-      const at = text.lastIndexOf("=");
-      if (at < 1) throw cannot(what, "--say OLD=NEW", text);
-      return [text.slice(0, at), text.slice(at + 1)] as const;
-    }),
-    prefix: options.flag("no-prefix") ? "" : prefix ?? CLIP_SCORE_PREFIX,
-    regions: options.flag("regions"),
-    clip: options.text("clip") ?? joinPath(EMBEDDED, "clip_b"),
-    ...(out === undefined ? {} : { out }),
-    json: options.flag("json"),
-    start: backendStarter(options),
-  };
-}
-
-/**
  * Pictures of a folder, in the order of their names; of those that `sample`
  * numbers, only the first `count`.
  */
@@ -186,13 +159,25 @@ async function pictures(
     (pictureNumber(name) ?? 0) < count
   );
   if (names.length === 0) {
-    throw cannot(`evaluate ${folder}`, "PNG or JPEG pictures in it", "none");
+    throw cannot(
+      `evaluate ${folder}`,
+      "PNG, JPEG, WebP or AVIF pictures in it",
+      "none",
+    );
   }
   const found = new Map<string, Pixels>();
   for (const name of names) {
     found.set(name, await readPicture(joinPath(folder, name)));
   }
   return found;
+}
+
+/** Pictures over the background. */
+function over(
+  images: readonly Pixels[],
+  { background }: EvaluateRequest,
+): Pixels[] {
+  return images.map((image) => flatten(image, background));
 }
 
 /** Prompts of pictures, words in the place of learned tokens. */
@@ -246,7 +231,7 @@ async function regionScores(
   checkTokens(prompts);
   const texts = await embedTexts(
     clip,
-    prompts.map((prompt) => request.prefix + prompt),
+    prompts.map((prompt) => prefixOf(request) + prompt),
   );
   const scores: RegionScore[][] = [];
   for (const image of images) {
@@ -302,17 +287,22 @@ export async function scorePictures(
       "neither",
     );
   }
-  const others = references
-    ? await embedImages(clip, [...(await pictures(references)).values()])
-    : undefined;
   const list = [...images.values()];
-  const vectors = await embedImages(clip, list);
+  const compared = references ? [...(await pictures(references)).values()] : [];
+  if (request.background && ![...list, ...compared].some(isTransparent)) {
+    throw cannot("use --background", "a transparent picture", "none");
+  }
+  const others = references
+    ? await embedImages(clip, over(compared, request))
+    : undefined;
+  const seen = over(list, request);
+  const vectors = await embedImages(clip, seen);
   const texts = await embedTexts(
     clip,
-    prompts.map((prompt) => request.prefix + (prompt ?? "")),
+    prompts.map((prompt) => prefixOf(request) + (prompt ?? "")),
   );
   const regions = request.regions
-    ? await regionScores(request, clip, list, layout!)
+    ? await regionScores(request, clip, seen, layout!)
     : undefined;
   const scored = [...images.keys()].map((file, i): PictureScore => {
     const prompt = prompts[i];
@@ -385,11 +375,11 @@ function written(report: EvaluateReport): string {
  * written or the backend is not available.
  */
 export async function runEvaluate(request: EvaluateRequest): Promise<void> {
-  const { out } = request;
+  const { out, clip: clipName = joinPath(EMBEDDED, "clip_b") } = request;
   await mustExist("evaluate", request.images, request.references);
   if (out) await assertWritable(parentOf(out));
-  await request.start();
-  const clip = await loadClip(await localModel(request.clip));
+  await startBackend(request.backend);
+  const clip = await loadClip(await localModel(clipName));
   try {
     const report = await scorePictures(request, clip);
     // JSON has no infinity: the interval of a single picture.
@@ -405,10 +395,24 @@ export async function runEvaluate(request: EvaluateRequest): Promise<void> {
 }
 
 /** `deno task evaluate`. */
-export const evaluateCommand: Command<EvaluateRequest> = {
+export const evaluateCommand: Command<EvaluateRequest> = command({
   name: "evaluate",
   summary: "score pictures against prompts and references",
-  help: HELP,
-  parse: parseEvaluate,
+  usage: "deno task evaluate --images FOLDER [options]",
+  about:
+    `Scores pictures with a CLIP: text alignment, 2.5·max(cos, 0) between picture and
+prompt, and image alignment, the mean of max(cos, 0) over reference pictures.`,
+  options: OPTIONS,
+  examples: [
+    'deno task evaluate --images out/sample --no-prefix --say "<rex1> <rex2>=dog"',
+    "deno task evaluate --images out/sample --references photos/rex \\\n" +
+    "    --clip openai/clip-vit-large-patch14",
+  ],
+  request(values) {
+    if (values.prefix !== undefined && values.noPrefix) {
+      throw cannot("evaluate", "--prefix or --no-prefix", "both");
+    }
+    return values;
+  },
   run: runEvaluate,
-};
+});

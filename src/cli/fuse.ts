@@ -9,144 +9,157 @@ import { key } from "../core/random.ts";
 import { type Concept, disposeConcept } from "../customize/concept.ts";
 import { fuse, type FuseOptions } from "../fusion/gradient.ts";
 import { weightFusion } from "../fusion/weight.ts";
-import { assertWritable, joinPath, parentOf } from "../io/files.ts";
+import {
+  assertDistinct,
+  assertWritable,
+  joinPath,
+  parentOf,
+} from "../io/files.ts";
 import { saveSingleFile } from "../formats/ldm.ts";
 import { disposeModel, type Model, saveModel } from "../models/model.ts";
-import { type Command, dtypeOf, EXIT_CODES, readOptions } from "./command.ts";
+import { type Command, command } from "./command.ts";
+import { CONCEPT_OPTION, openConcepts } from "./concepts.ts";
+import { MODEL_OPTIONS, mustExist, openModel, startBackend } from "./models.ts";
 import {
-  CONCEPT_HELP,
-  type ConceptRequest,
-  openConcepts,
-  parseConcept,
-} from "./concepts.ts";
-import {
-  backendStarter,
-  MODEL_HELP,
-  MODEL_OPTIONS,
-  modelOf,
-  type ModelRequest,
-  mustExist,
-  openModel,
-} from "./models.ts";
+  BACKEND_OPTION,
+  DTYPE_OPTION,
+  file,
+  folder,
+  number,
+  oneOf,
+  optionTable,
+  text,
+  type Values,
+  whole,
+} from "./options.ts";
 import { createProgress } from "./progress.ts";
 
-const HELP = `deno task fuse --concept FILE --concept FILE … [options]
+const count = whole({ least: 1 });
 
-Fuses concepts into one model that knows them all, and writes it as a folder in
-diffusers layout.
-
-${CONCEPT_HELP}
-${MODEL_HELP}
-
-  --method NAME        gradient: each layer matches what the single-concept
-                       models compute (Mix-of-Show); weight: W + λ Σ ΔW
-                       (default gradient)
-  --lambda X           λ of weight fusion (1/n)
-  --solver NAME        closed (least squares) or lbfgs, as the official code
-  --ridge X            ridge of the closed form, relative to trace/d (1e-5)
-  --layers WHICH       fused by gradient: attention, linear (with feed-forwards)
-                       or all (with convolutions); the others by weight
-                       (default attention)
-  --positions WHICH    official, or full: all tokens the UNet attends to
-  --template TEXT      prompt that features come from, with {}; may be given
-                       again (default: "photo of a {}" and "{}")
-  --steps N            sampling steps that features come from (20)
-  --pictures N         pictures drawn for that, a concept (1)
-  --seed N             (0)
-
-  --out FOLDER         where the model goes (default out/fused)
-  --single-file FILE   also one .safetensors for other tools, without tokens
-  --dtype TYPE         F32, F16 or BF16 (F32)
-  --backend NAME       auto, webgpu, wasm or cpu
-  --help               this text
-
-${EXIT_CODES}
-
-Examples:
-  deno task fuse --concept out/rex.safetensors --concept out/tom.safetensors
-  deno task fuse --model sd-v1-5 --backend webgpu --layers all \\
-    --concept "hero.safetensors,trigger=hero,class=man,alpha=0.8" \\
-    --concept "car.safetensors,trigger=red racer,class=car"
-`;
+const OPTIONS = optionTable({
+  concept: { ...CONCEPT_OPTION.concept, needed: true },
+  ...MODEL_OPTIONS,
+  method: {
+    type: oneOf(["gradient", "weight"]),
+    section: "",
+    default: "gradient",
+    help:
+      "gradient: each layer matches what the single-concept models compute " +
+      "(Mix-of-Show); weight: W + λ Σ ΔW",
+  },
+  lambda: {
+    type: number(),
+    otherwise: "1/n",
+    help: "λ of weight fusion",
+  },
+  solver: {
+    type: oneOf(["closed", "lbfgs"]),
+    otherwise: "closed",
+    help: "closed (least squares) or lbfgs, as the official code",
+  },
+  ridge: {
+    type: number({ least: 0 }),
+    otherwise: "cross-validated for each layer",
+    help: "ridge of the closed form, relative to trace/d",
+  },
+  layers: {
+    type: oneOf(["attention", "linear", "all"]),
+    hint: "WHICH",
+    otherwise: "attention",
+    help: "fused by gradient: attention, linear (with feed-forwards) or all " +
+      "(with convolutions); the others by weight",
+  },
+  positions: {
+    type: oneOf(["official", "full"]),
+    hint: "WHICH",
+    otherwise: "official",
+    help: "official, or full: all tokens the UNet attends to",
+  },
+  template: {
+    type: text,
+    many: true,
+    otherwise: '"photo of a {}" and "{}"',
+    help: "prompt that features come from, with {}",
+  },
+  steps: {
+    type: count,
+    otherwise: "20",
+    help: "sampling steps that features come from",
+  },
+  pictures: {
+    type: count,
+    otherwise: "2, with --ridge or lbfgs 1",
+    help: "pictures drawn for that, per concept",
+  },
+  seed: {
+    type: whole({ least: 0 }),
+    otherwise: "0",
+    help: "of these pictures",
+  },
+  out: {
+    type: folder,
+    section: "",
+    default: joinPath("out", "fused"),
+    help: "where the model goes",
+  },
+  singleFile: {
+    type: file,
+    help: "also one .safetensors for other tools, without tokens",
+  },
+  dtype: { ...DTYPE_OPTION.dtype, default: "F32" },
+  ...BACKEND_OPTION,
+});
 
 /** What the command line asks for. */
-export interface FuseRequest extends ModelRequest {
-  readonly concepts: readonly ConceptRequest[];
-  readonly method: "gradient" | "weight";
-  readonly lambda?: number;
-  /** Settings of gradient fusion. */
-  readonly options: FuseOptions;
-  readonly out: string;
-  readonly singleFile?: string;
-  readonly dtype: "F32" | "F16" | "BF16";
-  readonly start: () => Promise<void>;
+export type FuseRequest = Values<typeof OPTIONS>;
+
+/** What gradient fusion alone uses. */
+const GRADIENT_ONLY = [
+  "solver",
+  "ridge",
+  "layers",
+  "positions",
+  "steps",
+  "pictures",
+  "seed",
+] as const;
+
+/** Refuses options that the method does not use. */
+function checked(request: FuseRequest): FuseRequest {
+  const unused = [
+    ...GRADIENT_ONLY.filter((field) => request[field] !== undefined),
+    ...request.template.length > 0 ? ["template"] : [],
+  ];
+  if (request.method === "weight" && unused.length > 0) {
+    throw cannot(
+      "fuse",
+      `--method gradient with ${unused.map((u) => `--${u}`).join(", ")}`,
+      "weight",
+    );
+  }
+  if (request.solver === "lbfgs" && request.ridge !== undefined) {
+    throw cannot("fuse", "--solver closed with --ridge", "lbfgs");
+  }
+  return request;
 }
 
-/**
- * Reads the command line.
- *
- * @param args Arguments after the command's name.
- * @returns What is asked for; nothing if it is help.
- * @throws If an option is unknown or a value does not fit.
- */
-export function parseFuse(args: readonly string[]): FuseRequest | undefined {
-  const what = "fuse";
-  const options = readOptions(what, args, {
-    text: [
-      ...MODEL_OPTIONS,
-      "method",
-      "lambda",
-      "solver",
-      "ridge",
-      "layers",
-      "positions",
-      "steps",
-      "pictures",
-      "seed",
-      "out",
-      "single-file",
-      "dtype",
-      "backend",
-    ],
-    many: ["concept", "template"],
-  });
-  if (options.help) return undefined;
-  const concepts = options.many("concept").map((c) => parseConcept(what, c));
-  if (concepts.length === 0) throw cannot(what, "--concept FILE", "none");
-  const method = options.oneOf("method", ["gradient", "weight"]) ?? "gradient";
-  const lambda = options.number("lambda");
-  const solver = options.oneOf("solver", ["closed", "lbfgs"]);
-  const ridge = options.number("ridge", { least: 0 });
-  const layers = options.oneOf("layers", ["attention", "linear", "all"]);
-  const positions = options.oneOf("positions", ["official", "full"]);
-  const templates = options.many("template");
-  const steps = options.number("steps", { whole: true, least: 1 });
-  const images = options.number("pictures", { whole: true, least: 1 });
-  const singleFile = options.text("single-file");
+/** What gradient fusion is told. */
+function fuseOptions(request: FuseRequest): FuseOptions {
+  const { lambda, solver, ridge, layers, positions, template } = request;
   return {
-    ...modelOf(options),
-    concepts,
-    method,
-    ...(lambda === undefined ? {} : { lambda }),
-    options: {
-      ...(lambda === undefined ? {} : { lambda }),
-      ...(solver === undefined ? {} : { method: solver }),
-      ...(ridge === undefined ? {} : { ridge }),
-      ...(layers === undefined ? {} : { layers }),
-      ...(positions === undefined ? {} : { positions }),
-      ...(templates.length === 0 ? {} : { templates }),
-      ...(steps === undefined ? {} : { steps }),
-      ...(images === undefined ? {} : { images }),
-      key: key(options.number("seed", { whole: true, least: 0 }) ?? 0),
-      strengths: concepts.map(({ alpha = 1 }) => ({
-        unet: alpha,
-        textEncoder: alpha,
-      })),
-    },
-    out: options.text("out") ?? joinPath("out", "fused"),
-    ...(singleFile === undefined ? {} : { singleFile }),
-    dtype: dtypeOf(options) ?? "F32",
-    start: backendStarter(options),
+    lambda,
+    method: solver,
+    ridge,
+    layers,
+    positions,
+    templates: template.length > 0 ? template : undefined,
+    steps: request.steps,
+    images: request.pictures,
+    key: key(request.seed ?? 0),
+    strengths: request.concept.map(({ alpha = 1 }) => ({
+      unet: alpha,
+      textEncoder: alpha,
+    })),
   };
 }
 
@@ -156,12 +169,11 @@ async function fused(
   base: Model,
   concepts: readonly Concept[],
 ): Promise<Model> {
-  const { lambda, options } = request;
+  const { lambda } = request;
+  const options = fuseOptions(request);
   if (request.method === "weight") {
-    return weightFusion(base, concepts, {
-      ...(lambda === undefined ? {} : { lambda }),
-      ...(options.strengths ? { strengths: options.strengths } : {}),
-    });
+    const { strengths } = options;
+    return weightFusion(base, concepts, { lambda, strengths });
   }
   const nameless = concepts.find((c) => !c.phrase && !c.classWord);
   if (nameless) {
@@ -173,6 +185,7 @@ async function fused(
   }
   const progress = createProgress();
   const sums = { before: 0, after: 0, average: 0 };
+  let byWeight = 0;
   const model = await finish(fuse(base, concepts, options), (record) => {
     if (record.type === "features") {
       progress.update(
@@ -183,12 +196,20 @@ async function fused(
       return;
     }
     progress.update("layers", record.index, record.total, "layer");
-    if (record.stage === "weight") return;
+    if (record.stage === "weight") {
+      byWeight++;
+      return;
+    }
     sums.before += record.lossBefore;
     sums.after += record.lossAfter;
     sums.average += record.lossWeightFusion;
   });
   progress.finish();
+  if (lambda !== undefined && byWeight === 0) {
+    console.error(
+      "--lambda: no layer is fused by weight here, it changes the comparison only",
+    );
+  }
   const share = (x: number) => `${(100 * x / sums.before).toFixed(1)} %`;
   if (sums.before > 0) {
     console.log(
@@ -209,13 +230,14 @@ async function fused(
  */
 export async function runFuse(request: FuseRequest): Promise<void> {
   const { out, singleFile, dtype } = request;
-  await mustExist("fuse", ...request.concepts.map(({ path }) => path));
+  await mustExist("fuse", ...request.concept.map(({ path }) => path));
+  await assertDistinct("fuse", { "--out": out, "--single-file": singleFile });
   await assertWritable(out);
   if (singleFile) await assertWritable(parentOf(singleFile));
-  await request.start();
+  await startBackend(request.backend);
   const base = await openModel(request);
   try {
-    const concepts = await openConcepts(request.concepts, base);
+    const concepts = await openConcepts(request.concept, base);
     try {
       const model = await fused(request, base, concepts);
       try {
@@ -243,10 +265,20 @@ export async function runFuse(request: FuseRequest): Promise<void> {
 }
 
 /** `deno task fuse`. */
-export const fuseCommand: Command<FuseRequest> = {
+export const fuseCommand: Command<FuseRequest> = command({
   name: "fuse",
   summary: "fuse concepts into one model",
-  help: HELP,
-  parse: parseFuse,
+  usage: "deno task fuse --concept FILE --concept FILE … [options]",
+  about:
+    `Fuses concepts into one model that knows them all, and writes it as a folder in
+diffusers layout.`,
+  options: OPTIONS,
+  examples: [
+    "deno task fuse --concept out/rex.safetensors --concept out/tom.safetensors",
+    "deno task fuse --model sd-v1-5 --backend webgpu --layers all \\\n" +
+    '    --concept "hero.safetensors,trigger=hero,class=man,alpha=0.8" \\\n' +
+    '    --concept "car.safetensors,trigger=red racer,class=car"',
+  ],
+  request: checked,
   run: runFuse,
-};
+});

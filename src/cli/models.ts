@@ -4,17 +4,29 @@
  * @module
  */
 import * as tf from "@tensorflow/tfjs";
-import { selectBackend } from "../core/backend.ts";
+import { type BackendChoice, selectBackend } from "../core/backend.ts";
 import { cannot } from "../core/errors.ts";
+import { disposeTree } from "../core/tree.ts";
 import { exists, joinPath, pathOf } from "../io/files.ts";
 import { CLIP_REPOSITORY, parseHubSpec, resolveModel } from "../io/hub.ts";
 import {
-  type LdmPrediction,
+  loadNetworks,
+  type LoadNetworksOptions,
+  loadPart,
   loadSingleFile,
-  type LoadSingleFileOptions,
+  type Networks,
 } from "../formats/ldm.ts";
-import { loadModel, type Model } from "../models/model.ts";
-import { backendOf, type Options } from "./command.ts";
+import type { LdmComponent } from "../formats/ldm_names.ts";
+import { loadModel, type Model, type ModelParts } from "../models/model.ts";
+import { assertTextToImage } from "../models/purpose.ts";
+import {
+  file,
+  folder,
+  oneOf,
+  optionTable,
+  text,
+  type Values,
+} from "./options.ts";
 import { createProgress, type Progress } from "./progress.ts";
 
 /**
@@ -26,61 +38,58 @@ export const EMBEDDED: string = (() => {
   return url.protocol === "file:" ? pathOf(url) : url.href;
 })();
 
+/** Options that say which model, and what its file does not tell. */
+export const MODEL_OPTIONS = optionTable({
+  model: {
+    type: file,
+    hint: "MODEL",
+    otherwise: "the embedded model",
+    help:
+      "a diffusers folder, one .safetensors file, or a name on the Hugging " +
+      "Face hub, org/name[@revision]",
+  },
+  variant: {
+    type: text,
+    hint: "NAME",
+    help: "weights to prefer where there are several, such as fp16",
+  },
+  tokenizer: {
+    type: folder,
+    otherwise: `that of ${CLIP_REPOSITORY} on the hub`,
+    help: "CLIP's tokenizer for a single file",
+  },
+  prediction: {
+    type: oneOf(["epsilon", "v_prediction"]),
+    help: "epsilon or v_prediction, where a single file does not say",
+  },
+  vae: {
+    type: file,
+    hint: "PATH",
+    help: "another file's or folder's VAE instead of the model's, as for " +
+      "checkpoints without one",
+  },
+  unet: {
+    type: file,
+    hint: "PATH",
+    help: "another file's or folder's UNet instead of the model's",
+  },
+  textEncoder: {
+    type: file,
+    hint: "PATH",
+    help: "another file's or folder's text encoder instead of the model's",
+  },
+});
+
 /** Which model, and what its file does not tell. */
-export interface ModelRequest {
-  /** Folder, `.safetensors` file, or `org/name[@revision]` on the hub. */
-  readonly model: string;
-  /** Which weights to prefer where there are several, such as `fp16`. */
-  readonly variant?: string;
-  /** Folder (or name on the hub) of a single file's tokenizer. */
-  readonly tokenizer?: string;
-  /** What the UNet of a single file predicts. */
-  readonly prediction?: LdmPrediction;
-}
-
-/** Options that {@linkcode modelOf} reads. */
-export const MODEL_OPTIONS: readonly string[] = [
-  "model",
-  "variant",
-  "tokenizer",
-  "prediction",
-];
-
-/** What `--help` says about them. */
-export const MODEL_HELP =
-  `  --model MODEL        a diffusers folder, one .safetensors file, or a name on
-                       the Hugging Face hub, org/name[@revision]
-                       (default: the embedded model)
-  --variant NAME       weights to prefer where there are several, such as fp16
-  --tokenizer FOLDER   CLIP's tokenizer for a single file (default: that of
-                       ${CLIP_REPOSITORY} on the hub)
-  --prediction NAME    epsilon or v_prediction, where a single file does not say`;
-
-/**
- * Reads the options of {@linkcode MODEL_OPTIONS}.
- *
- * @param options The command line.
- */
-export function modelOf(options: Options): ModelRequest {
-  const prediction = options.oneOf("prediction", ["epsilon", "v_prediction"]);
-  const variant = options.text("variant");
-  const tokenizer = options.text("tokenizer");
-  return {
-    model: options.text("model") ?? EMBEDDED,
-    ...(variant === undefined ? {} : { variant }),
-    ...(tokenizer === undefined ? {} : { tokenizer }),
-    ...(prediction === undefined ? {} : { prediction }),
-  };
-}
+export type ModelRequest = Partial<Values<typeof MODEL_OPTIONS>>;
 
 /**
  * Starts the backend that is asked for and says which it is.
  *
- * @param options The command line.
+ * @param choice Of `--backend`.
  */
-export function backendStarter(options: Options): () => Promise<void> {
-  const choice = backendOf(options);
-  return async () => console.error((await selectBackend(choice)).describe);
+export async function startBackend(choice: BackendChoice): Promise<void> {
+  console.error((await selectBackend(choice)).describe);
 }
 
 /**
@@ -169,23 +178,148 @@ async function tokenizerFolder(spec: string): Promise<string> {
   return await exists(inside) ? inside : folder;
 }
 
+/** Refuses a variant that no part of a model folder has. */
+async function checkVariant(path: string, variant: string): Promise<void> {
+  for (const part of ["unet", "text_encoder", "vae"]) {
+    const files = await Array.fromAsync(Deno.readDir(joinPath(path, part)))
+      .catch(() => []);
+    if (files.some(({ name }) => name.includes(`.${variant}.`))) return;
+  }
+  throw cannot(
+    `load ${path}`,
+    `files of --variant ${variant}, such as model.${variant}.safetensors`,
+    "none in unet, text_encoder and vae",
+  );
+}
+
+/** How a model is opened. */
+export interface OpenOptions {
+  /**
+   * Whether models for other things than text to image, such as inpainting, are
+   * opened as well.
+   *
+   * @default {false}
+   */
+  readonly anyPurpose?: boolean;
+}
+
+/** Networks that the user wants from elsewhere. */
+async function partsOf(request: ModelRequest): Promise<Partial<ModelParts>> {
+  const { variant, vae, unet, textEncoder } = request;
+  const parts: { -readonly [C in keyof ModelParts]?: ModelParts[C] } = {};
+  const part = async <C extends LdmComponent>(c: C, spec: string) =>
+    await loadPart(c, await localModel(spec), { variant });
+  try {
+    if (textEncoder !== undefined) {
+      parts.textEncoder = await part("textEncoder", textEncoder);
+    }
+    if (unet !== undefined) parts.unet = await part("unet", unet);
+    if (vae !== undefined) parts.autoencoder = await part("autoencoder", vae);
+    return parts;
+  } catch (error) {
+    disposeTree(Object.values(parts).map(({ params }) => params));
+    throw error;
+  }
+}
+
 /**
  * Loads a model by what the user calls it.
  *
  * @param request Which one.
+ * @param options Which kinds of models are of use.
  * @returns The model; its tensors are the caller's.
- * @throws If it is not there, or anything in it is missing, truncated or
- * misshapen.
+ * @throws If it is not there, anything in it is missing, truncated or
+ * misshapen, or an option does not concern it.
  */
-export async function openModel(request: ModelRequest): Promise<Model> {
-  const { variant } = request;
-  const path = await localModel(request.model, variant ? { variant } : {});
-  if ((await Deno.stat(path)).isDirectory) {
-    return await loadModel(path, variant ? { variant } : {});
+export async function openModel(
+  request: ModelRequest,
+  options: OpenOptions = {},
+): Promise<Model> {
+  const { model: name = EMBEDDED, variant, tokenizer, prediction } = request;
+  const path = await localModel(name, { variant });
+  const what = `load ${path}`;
+  const folder = (await Deno.stat(path)).isDirectory;
+  if (folder) {
+    for (const [option, value] of Object.entries({ tokenizer, prediction })) {
+      if (value === undefined) continue;
+      throw cannot(what, `a single file with --${option}`, "a folder");
+    }
+    if (variant) await checkVariant(path, variant);
+  } else if (variant) {
+    throw cannot(what, "a folder with --variant", "a single file");
   }
-  const options: LoadSingleFileOptions = {
-    tokenizer: await tokenizerFolder(request.tokenizer ?? CLIP_REPOSITORY),
-    ...(request.prediction ? { predictionType: request.prediction } : {}),
+  const parts = await partsOf(request);
+  try {
+    const model: Model = folder
+      ? await loadModel(path, { variant, parts })
+      : await loadSingleFile(path, {
+        ...singleFileOptions(request, path, parts),
+        tokenizer: await tokenizerFolder(tokenizer ?? CLIP_REPOSITORY),
+      });
+    return checked(model, name, options);
+  } catch (error) {
+    disposeTree(Object.values(parts).map(({ params }) => params));
+    throw error;
+  }
+}
+
+/**
+ * Loads the networks of a single file, for work that needs no tokenizer; see
+ * {@linkcode openModel}.
+ *
+ * @param request Which file.
+ * @param options Which kinds of models are of use.
+ */
+export async function openNetworks(
+  request: ModelRequest,
+  options: OpenOptions = {},
+): Promise<Networks> {
+  const { model: name = EMBEDDED, variant } = request;
+  const path = await localModel(name);
+  if (variant) {
+    throw cannot(`load ${path}`, "a folder with --variant", "a single file");
+  }
+  const parts = await partsOf(request);
+  try {
+    const networks = await loadNetworks(
+      path,
+      singleFileOptions(request, path, parts),
+    );
+    return checked(networks, name, options);
+  } catch (error) {
+    disposeTree(Object.values(parts).map(({ params }) => params));
+    throw error;
+  }
+}
+
+function singleFileOptions(
+  { prediction }: ModelRequest,
+  path: string,
+  parts: Partial<ModelParts>,
+): LoadNetworksOptions {
+  return {
+    parts,
+    predictionType: prediction,
+    onNote: (note) => console.error(`${path}: ${note}`),
   };
-  return await loadSingleFile(path, options);
+}
+
+/** Refuses what is no model for text to image, unless that is asked for. */
+function checked<M extends ModelParts>(
+  model: M,
+  name: string,
+  { anyPurpose }: OpenOptions,
+): M {
+  if (anyPurpose) return model;
+  try {
+    assertTextToImage(model, `use ${name}`);
+    return model;
+  } catch (error) {
+    disposeTree([
+      model.textEncoder.params,
+      model.unet.params,
+      model.autoencoder.params,
+    ]);
+    throw error;
+  }
 }

@@ -23,6 +23,7 @@
  */
 import { BACKEND_CHOICES } from "../core/backend.ts";
 import { cannot } from "../core/errors.ts";
+import { parseColour } from "../io/resize.ts";
 
 /** What a value may be: how it is read, and what a shell offers for it. */
 export interface OptionType<T> {
@@ -52,6 +53,8 @@ export interface FlagType extends OptionType<boolean> {
 export interface Option<T = unknown> {
   /** What its value may be. */
   readonly type: OptionType<T>;
+  /** Its name without `--`, if not the field's. */
+  readonly name?: string;
   /** What it does; the subject first, no full stop. */
   readonly help: string;
   /** What the value is called in help, if not as the type has it. */
@@ -243,6 +246,22 @@ export const BACKEND_OPTION = optionTable({
   },
 });
 
+/** The option `--background`, of pictures that are read. */
+export const BACKGROUND_OPTION = optionTable({
+  background: {
+    type: parsed("COLOUR", (_, name, found) => {
+      try {
+        return parseColour(found);
+      } catch {
+        throw cannot(`read ${name}`, "white, black, grey or #rrggbb", found);
+      }
+    }),
+    otherwise: "white",
+    help: "what shows through transparent pictures: white, black, grey or " +
+      "#rrggbb",
+  },
+});
+
 /** The option `--dtype`, of files that are written. */
 export const DTYPE_OPTION = optionTable({
   dtype: {
@@ -256,9 +275,12 @@ export const DTYPE_OPTION = optionTable({
  * An option as it is written: `lrUnet` is `--lr-unet`.
  *
  * @param field The request's field.
+ * @param option The option, which may have a name of its own.
  */
-export function optionName(field: string): string {
-  return `--${field.replace(/[A-Z]/g, (c) => `-${c.toLowerCase()}`)}`;
+export function optionName(field: string, option?: Option): string {
+  const name = option?.name ??
+    field.replace(/[A-Z]/g, (c) => `-${c.toLowerCase()}`);
+  return `--${name}`;
 }
 
 function isFlag(type: OptionType<unknown>): type is FlagType {
@@ -289,7 +311,10 @@ function split(
 ): Split {
   const byName = new Map(
     Object.entries(table).filter(([, option]) => !option.argument)
-      .map(([field, option]) => [optionName(field), { field, option }]),
+      .map(([field, option]) => [
+        optionName(field, option),
+        { field, option },
+      ]),
   );
   const given = new Map<string, string[]>();
   const free: string[] = [];
@@ -372,7 +397,7 @@ export function readTable<const T extends OptionTable>(
     const texts = place >= 0
       ? free.slice(place, place + 1)
       : given.get(field) ?? [];
-    const name = place >= 0 ? option.hint ?? field : optionName(field);
+    const name = place >= 0 ? option.hint ?? field : optionName(field, option);
     if (texts.includes(MISSING)) {
       throw cannot(what, `a value for ${name}`, "none");
     }
@@ -454,7 +479,7 @@ export function tableHelp(table: OptionTable): string {
       lines.push("", ...(option.section ? wrapped(option.section, WIDTH) : []));
     }
     const hint = option.hint ?? option.type.hint;
-    const name = option.argument ? hint! : optionName(field);
+    const name = option.argument ? hint! : optionName(field, option);
     const left = "  " + (option.argument || !hint ? name : `${name} ${hint}`);
     const again = option.many ? "; may be given again" : "";
     const [first, ...more] = wrapped(

@@ -3,10 +3,8 @@
  *
  * @module
  */
-import { runScript } from "./command.ts";
 import { finish } from "../core/finish.ts";
 import { sha256 } from "../core/hash.ts";
-import { parseArgs } from "@std/cli/parse-args";
 import { selectBackend } from "../core/backend.ts";
 import { cannot } from "../core/errors.ts";
 import { disposeTree } from "../core/tree.ts";
@@ -21,9 +19,11 @@ import {
 import {
   encodeLatents,
   flatten,
+  loadState,
   normaliseLatents,
   pretrain,
   type PretrainOptions,
+  saveState,
   sharedFloats,
 } from "../micro/pretrain/pretrain.ts";
 import {
@@ -32,39 +32,25 @@ import {
   type NetworkRecipe,
   RECIPE,
 } from "../micro/pretrain/recipe.ts";
-import { flattenTree, layoutOf, TEXT_SPEC } from "../micro/pretrain/tasks.ts";
+import {
+  flattenTree,
+  layoutOf,
+  networkLayout,
+  TEXT_SPEC,
+} from "../micro/pretrain/tasks.ts";
 import { loadNetwork, writeNetwork } from "../micro/pretrain/weights.ts";
+import { type Command, command, runCommand } from "./command.ts";
+import {
+  flag,
+  folder,
+  listOf,
+  number,
+  oneOf,
+  optionTable,
+  type Values,
+  whole,
+} from "./options.ts";
 import { createProgress, duration } from "./progress.ts";
-
-const HELP = `deno task pretrain [options]
-
-Trains the embedded model: clip_a, vae, unet, clip_b, adapter (sketches), in
-this order. A run that was stopped goes on with --resume and ends in the same
-weights.
-
-  --only NAMES     comma-separated networks
-  --steps N        optimizer steps (of each trained network)
-  --resume         continue a run from its checkpoint (default: start anew)
-  --from-weights   start from the averaged weights in --out
-  --workers N      Deno Workers (default 2; 0: in place)
-  --backend NAME   webgpu, wasm or cpu; webgpu runs in place
-  --cache FOLDER   checkpoints and latents (default .cache/pretrain)
-  --out FOLDER     where weights are written (default models/micro)
-  --base FOLDER    where networks that come before are read (default: --out;
-                   the adapter of --quick: models/micro, since a UNet of a few
-                   steps has no use for outlines)
-  --seed N         root seed of initialisation and data (default: the recipe's)
-  --quick          a few steps of each network, into out/pretrain-quick
-  --batch N        samples a step
-  --lr X           peak learning rate
-  --export         write the weights of a checkpoint and stop
-
-Examples:
-  deno task pretrain --quick
-  deno task pretrain --only unet --steps 6000 --resume
-  deno task pretrain --only clip_b --seed 24 --base models/micro \\
-    --cache .cache/pretrain-b2 --out out/second      (a second pair of eyes)
-`;
 
 const NAMES: readonly NetworkName[] = [
   "clip_a",
@@ -85,92 +71,162 @@ interface Settings {
   readonly workers: number;
   readonly cache: string;
   readonly out: string;
-  /** Where networks that come before are read. */
-  readonly base: (name: NetworkName) => string;
+  /** Where networks that come before are read; by default `out`. */
+  readonly base: string | undefined;
   readonly resume: boolean;
   readonly fromWeights: boolean;
   readonly quick: boolean;
   readonly recipe: (name: NetworkName) => NetworkRecipe;
 }
 
-const WHAT = "start pretraining";
+/** The committed weights. */
+const EMBEDDED = pathOf(new URL("../../models/micro", import.meta.url));
 
-function number(text: string | undefined, fallback: number): number {
-  if (text === undefined) return fallback;
-  const value = Number(text);
-  if (!Number.isFinite(value) || value < 0) {
-    throw cannot(WHAT, "a number ≥ 0", text);
+const OPTIONS = optionTable({
+  only: { type: listOf(oneOf(NAMES)), hint: "NAMES", help: "these networks" },
+  steps: {
+    type: whole({ least: 1 }),
+    otherwise: "the recipe's",
+    help: "optimisation steps of each trained network",
+  },
+  resume: {
+    type: flag,
+    help:
+      "continue a run from its checkpoint in --cache, else from the short one beside its weights; without it a run starts anew",
+  },
+  fromWeights: {
+    type: flag,
+    help: "start from the averaged weights in --out",
+  },
+  workers: {
+    type: whole({ least: 0 }),
+    otherwise: "2",
+    help: "Deno workers; 0: in place",
+  },
+  backend: {
+    type: oneOf(["wasm", "webgpu", "cpu"]),
+    default: "wasm",
+    help: "webgpu, wasm or cpu; webgpu and cpu run in place",
+  },
+  cache: {
+    type: folder,
+    otherwise: ".cache/pretrain",
+    help: "checkpoints and latents",
+  },
+  out: {
+    type: folder,
+    otherwise: "models/micro",
+    help: "where weights are written",
+  },
+  base: {
+    type: folder,
+    otherwise: "--out, and models/micro for those that --out lacks",
+    help: "where networks that come before are read",
+  },
+  seed: {
+    type: whole({ least: 0 }),
+    otherwise: "the recipe's",
+    help: "root seed of initialisation and data",
+  },
+  quick: {
+    type: flag,
+    help: "a few steps of each network, into out/pretrain-quick",
+  },
+  batch: {
+    type: whole({ least: 1 }),
+    otherwise: "the recipe's",
+    help: "samples in a step",
+  },
+  lr: {
+    type: number({ least: 0 }),
+    otherwise: "the recipe's",
+    help: "peak learning rate",
+  },
+  export: {
+    type: flag,
+    help: "write the weights of a checkpoint in --cache and stop",
+  },
+  withState: {
+    type: flag,
+    help:
+      "with --export: also a short checkpoint (moments in 16 bits) beside the weights, which another machine can resume",
+  },
+});
+
+/** What the command line asks for. */
+export type PretrainRequest = Values<typeof OPTIONS>;
+
+/** Trains the networks that are asked for, one after the other. */
+async function runPretrain(request: PretrainRequest): Promise<void> {
+  const { quick, steps, batch, lr, seed, only = NAMES } = request;
+  if (request.withState && !request.export) {
+    throw cannot("start pretraining", "--export with --with-state", "none");
   }
-  return value;
-}
-
-async function main(): Promise<void> {
-  const args = parseArgs(Deno.args, {
-    string: [
-      "only",
-      "steps",
-      "workers",
-      "backend",
-      "cache",
-      "out",
-      "batch",
-      "lr",
-      "base",
-      "seed",
-    ],
-    boolean: ["resume", "quick", "help", "from-weights", "export"],
-    unknown: (name: string) => {
-      throw cannot(WHAT, "a known option (--help)", name);
-    },
-  });
-  if (args.help) return console.log(HELP);
-  const only = (args.only?.split(",") ?? NAMES).map((name) => {
-    const known = NAMES.find((n) => n === name);
-    if (!known) throw cannot(WHAT, NAMES.join(", "), name);
-    return known;
-  });
-  const embedded = pathOf(new URL("../../models/micro", import.meta.url));
-  const out = args.out ??
-    (args.quick
-      ? "out/pretrain-quick"
-      : pathOf(new URL("../../models/micro", import.meta.url)));
-  const cache = args.cache ??
-    (args.quick ? "out/pretrain-quick/cache" : ".cache/pretrain");
+  const {
+    out = quick ? "out/pretrain-quick" : EMBEDDED,
+    cache = quick ? "out/pretrain-quick/cache" : ".cache/pretrain",
+  } = request;
   for (const folder of [out, cache]) {
     await Deno.mkdir(folder, { recursive: true });
     await assertWritable(folder);
   }
-  const backend = await selectBackend(
-    (args.backend ?? "wasm") as "wasm" | "webgpu" | "cpu",
-  );
+  const backend = await selectBackend(request.backend);
   console.log(backend.describe);
-  const seed = args.seed === undefined ? undefined : number(args.seed, 0);
-  if (seed !== undefined && !Number.isSafeInteger(seed)) {
-    throw cannot(WHAT, "a whole --seed", args.seed);
+  if (backend.name !== "wasm" && (request.workers ?? 0) > 0) {
+    throw cannot("pretrain", "--backend wasm with --workers", backend.name);
   }
   const settings: Settings = {
     only,
     out,
-    base: (name) =>
-      args.base ?? (args.quick && name === "adapter" ? embedded : out),
+    base: request.base,
     cache,
-    workers: backend.name === "wasm" ? number(args.workers, 2) : 0,
-    resume: args.resume,
-    fromWeights: args["from-weights"],
-    quick: args.quick,
+    workers: backend.name === "wasm" ? request.workers ?? 2 : 0,
+    resume: request.resume,
+    fromWeights: request.fromWeights,
+    quick,
     recipe: (name) => ({
       ...RECIPE[name],
-      steps: number(args.steps, args.quick ? QUICK.steps : RECIPE[name].steps),
-      batch: number(args.batch, RECIPE[name].batch),
-      lr: number(args.lr, RECIPE[name].lr),
+      steps: steps ?? (quick ? QUICK.steps : RECIPE[name].steps),
+      batch: batch ?? RECIPE[name].batch,
+      lr: lr ?? RECIPE[name].lr,
       seed: seed ?? RECIPE[name].seed,
     }),
   };
   for (const name of only) {
-    if (args.export) await exportWeights(name, settings);
-    else await trainNetwork(name, settings);
+    if (request.export) {
+      await exportWeights(name, settings, request.withState);
+    } else await trainNetwork(name, settings);
   }
 }
+
+/** `deno task pretrain`. */
+export const pretrainCommand: Command<PretrainRequest> = command({
+  name: "pretrain",
+  summary: "train the embedded model from nothing",
+  usage: "deno task pretrain [options]",
+  about:
+    `Trains the embedded model: clip_a, vae, unet, clip_b, adapter (sketches), in
+this order. A run that was stopped goes on with --resume and ends in the same
+weights.`,
+  options: OPTIONS,
+  examples: [
+    "deno task pretrain --quick",
+    "deno task pretrain --only unet --steps 6000 --resume",
+    "deno task pretrain --only clip_b --seed 24 --base models/micro \\\n" +
+    "    --cache .cache/pretrain-b2 --out out/second",
+  ],
+  request(values) {
+    if (values.export) {
+      const unused = (["steps", "batch", "lr", "seed"] as const)
+        .filter((field) => values[field] !== undefined);
+      if (unused.length > 0) {
+        throw cannot("pretrain", `--export without --${unused[0]}`, "both");
+      }
+    }
+    return values;
+  },
+  run: runPretrain,
+});
 
 /** Weights that go into the model: the average, latents made ready. */
 function finished(
@@ -183,17 +239,25 @@ function finished(
 
 async function exportWeights(
   name: NetworkName,
-  { cache, out, workers }: Settings,
+  { cache, out, workers, recipe }: Settings,
+  withState: boolean,
 ): Promise<void> {
-  const file = await openSafetensors(joinPath(cache, `${name}.safetensors`));
-  try {
-    const ema = toFloat32(await file.read("ema"));
-    const step = Number(file.metadata.step);
-    await writeNetwork(out, name, await finished(name, ema, workers), step);
-    console.log(`${name}: step ${step} written to ${out}`);
-  } finally {
-    file.close();
+  const state = await loadState(
+    joinPath(cache, `${name}.safetensors`),
+    networkLayout(name).size,
+    recipe(name),
+  );
+  const weights = await finished(name, state.ema, workers);
+  await writeNetwork(out, name, weights, state.step);
+  if (withState) {
+    await saveState(shortState(out, name), state, recipe(name), true);
   }
+  console.log(`${name}: step ${state.step} written to ${out}`);
+}
+
+/** The short checkpoint beside a network's weights. */
+function shortState(out: string, name: NetworkName): string {
+  return joinPath(out, name, "checkpoint.safetensors");
 }
 
 async function trainNetwork(
@@ -206,6 +270,10 @@ async function trainNetwork(
   if (!settings.resume && await exists(checkpoint)) {
     await Deno.remove(checkpoint);
   }
+  if (
+    settings.resume && !await exists(checkpoint) &&
+    await exists(shortState(out, name))
+  ) await Deno.copyFile(shortState(out, name), checkpoint);
   const progress = createProgress();
   const materials = await gather(
     name,
@@ -292,17 +360,24 @@ async function gather(
   settings: Settings,
   onLatents: (done: number, total: number) => void,
 ): Promise<NonNullable<PretrainOptions["materials"]>> {
-  const base = settings.base(name);
+  /** Where a network that comes before lies. */
+  const before = async (needed: NetworkName) =>
+    settings.base ??
+      (await exists(joinPath(settings.out, needed, "config.json"))
+        ? settings.out
+        : EMBEDDED);
   if (name === "clip_a" || name === "vae") return {};
-  const autoencoder = await flatNetwork(base, "vae");
+  const autoencoder = await flatNetwork(await before("vae"), "vae");
   if (name === "clip_b") return { autoencoder };
-  const clip = await loadNetwork(base, "clip_a");
+  const clip = await loadNetwork(await before("clip_a"), "clip_a");
   const text = flattenTree(layoutOf(TEXT_SPEC), clip);
   disposeTree(clip);
   return {
     text,
     latents: await latentsOf(autoencoder, settings, onLatents),
-    ...(name === "adapter" ? { unet: await flatNetwork(base, "unet") } : {}),
+    ...(name === "adapter"
+      ? { unet: await flatNetwork(await before("unet"), "unet") }
+      : {}),
   };
 }
 
@@ -344,4 +419,6 @@ async function latentsOf(
   return latents;
 }
 
-if (import.meta.main) await runScript(main);
+if (import.meta.main) {
+  Deno.exit(await runCommand(pretrainCommand, Deno.args));
+}

@@ -44,184 +44,148 @@ import {
   writeAtomic,
   writeJson,
 } from "../io/files.ts";
-import { decodePng, encodePng } from "../io/png.ts";
+import { readPicture } from "../io/picture.ts";
+import { encodePng } from "../io/png.ts";
 import { loadControlNet } from "../models/controlnet.ts";
 import { disposeModel, type Model } from "../models/model.ts";
 import { loadT2IAdapter } from "../models/t2i_adapter.ts";
-import {
-  type Command,
-  EXIT_CODES,
-  readOptions,
-  runCommand,
-} from "./command.ts";
-import {
-  CONCEPT_HELP,
-  type ConceptRequest,
-  openConcepts,
-  parseConcept,
-} from "./concepts.ts";
+import { type Command, command, runCommand } from "./command.ts";
+import { CONCEPT_OPTION, openConcepts } from "./concepts.ts";
 import { pictureName, pictureNumber } from "./drawn.ts";
+import { MODEL_OPTIONS, mustExist, openModel, startBackend } from "./models.ts";
 import {
-  backendStarter,
-  MODEL_HELP,
-  MODEL_OPTIONS,
-  modelOf,
-  type ModelRequest,
-  mustExist,
-  openModel,
-} from "./models.ts";
+  anyText,
+  BACKEND_OPTION,
+  file,
+  flag,
+  folder,
+  number,
+  oneOf,
+  optionTable,
+  parsed,
+  type Values,
+  whole,
+} from "./options.ts";
 import { createProgress } from "./progress.ts";
-
-const HELP =
-  `deno task sample (--prompt TEXT | --layout FILE | --schema) [options]
-
-Draws pictures and writes them as PNG, with layout.json, which draws them again.
-
-  --prompt TEXT        what to draw
-  --layout FILE        a layout: prompt, regions, conditions, sampler … as JSON
-  --schema             print the JSON schema of layouts, for editors, and stop
-${MODEL_HELP}
-${CONCEPT_HELP}
-  --adapters HOW       how several concepts act without fusing (default region
-                       if regions of the layout name concepts, else sum):
-                         sum        all everywhere
-                         region     each inside the regions that name it in
-                                    "concepts", and in their prompts
-                         switch     one at a time, step by step (LoRA Switch)
-                         composite  side by side, mean (LoRA Composite)
-  --network NAME=DIR   a T2I-Adapter or ControlNet that the layout names; may be
-                       given again
-
-These replace what the layout says, --prompt too:
-  --negative TEXT      what to stay away from
-  --seed N             (0)
-  --count N            number of pictures (1)
-  --steps N            (20)
-  --guidance X         (7.5)
-  --sampler NAME       (dpmpp_2m)
-  --size WxH           pixels (default: the model's own size)
-
-  --batch N            pictures drawn at once (4)
-  --out FOLDER         where pictures go (default out/sample); of pictures that
-                       an earlier sample drew there, none beyond --count stays
-  --backend NAME       auto, webgpu, wasm or cpu
-  --help               this text
-
-${EXIT_CODES}
-
-Examples:
-  deno task sample --prompt "a red fox on grass" --count 4
-  deno task sample --model out/fused --layout scene.json
-  deno task sample --layout scene.json --concept fox.safetensors \\
-    --concept owl.safetensors,alpha=0.8 --adapters region
-`;
 
 /** How several concepts act without being fused. */
 export const COMPOSITIONS = ["sum", "region", "switch", "composite"] as const;
 
 type Composition = typeof COMPOSITIONS[number];
 
-/** What the command line asks for. */
-export interface SampleRequest {
-  readonly model: ModelRequest;
-  /** Path of a layout file. */
-  readonly layout?: string;
-  readonly concepts: readonly ConceptRequest[];
-  /** Where it is left out, the layout decides. */
-  readonly adapters?: Composition;
-  /** Folder by name. */
-  readonly networks: Readonly<Record<string, string>>;
-  /** Fields of the layout that the command line gives. */
-  readonly changes: Readonly<Record<string, unknown>>;
-  readonly batch: number;
-  readonly out: string;
-  /** Print the schema of layouts and stop. */
-  readonly schema: boolean;
-  /** Starts the backend. */
-  readonly start: () => Promise<void>;
-}
-
 const WHAT = "sample";
 
-/** Reads the command line; nothing if it is help. */
-function parse(args: readonly string[]): SampleRequest | undefined {
-  const options = readOptions(WHAT, args, {
-    text: [
-      ...MODEL_OPTIONS,
-      "prompt",
-      "layout",
-      "adapters",
-      "negative",
-      "seed",
-      "count",
-      "steps",
-      "guidance",
-      "sampler",
-      "size",
-      "batch",
-      "out",
-      "backend",
-    ],
-    many: ["concept", "network"],
-    flags: ["schema"],
-  });
-  if (options.help) return undefined;
-  const [prompt, layout] = [options.text("prompt"), options.text("layout")];
-  const schema = options.flag("schema");
+const count = whole({ least: 1 });
+
+const OPTIONS = optionTable({
+  prompt: { type: anyText, help: "what to draw" },
+  layout: {
+    type: file,
+    help: "a layout: prompt, regions, conditions, sampler … as JSON",
+  },
+  schema: {
+    type: flag,
+    help: "print the JSON schema of layouts, for editors, and stop",
+  },
+  ...MODEL_OPTIONS,
+  ...CONCEPT_OPTION,
+  adapters: {
+    type: oneOf(COMPOSITIONS),
+    hint: "HOW",
+    help: `how several concepts act without fusing
+  sum        all everywhere
+  region     each inside the regions that name it in "concepts", and in
+             their prompts
+  switch     one at a time, step by step (LoRA Switch)
+  composite  side by side, mean (LoRA Composite)`,
+    otherwise: "region if regions of the layout name concepts, else sum",
+  },
+  network: {
+    type: parsed("NAME=DIR", (what, name, found) => {
+      const at = found.indexOf("=");
+      if (at < 1) throw cannot(what, `${name} NAME=FOLDER`, found);
+      return [found.slice(0, at), found.slice(at + 1)] as const;
+    }),
+    many: true,
+    help: "a T2I-Adapter or ControlNet that the layout names",
+  },
+  negative: {
+    type: anyText,
+    section: "These replace what the layout says, --prompt too:",
+    help: "what to stay away from",
+  },
+  seed: {
+    type: whole(),
+    otherwise: "0",
+    help: "any whole number; the same number draws the same pictures",
+  },
+  count: { type: count, otherwise: "1", help: "number of pictures" },
+  steps: { type: count, otherwise: "20", help: "sampling steps" },
+  guidance: {
+    type: number(),
+    otherwise: "7.5",
+    help: "classifier-free guidance; 1 is none",
+  },
+  sampler: { type: oneOf(SAMPLERS), otherwise: "dpmpp_2m", help: "sampler" },
+  size: {
+    type: parsed("WxH", (what, name, found) => {
+      const match = /^(\d+)x(\d+)$/.exec(found);
+      if (!match) throw cannot(what, `${name} such as 64x96`, found);
+      return { width: Number(match[1]), height: Number(match[2]) };
+    }),
+    otherwise: "the model's own size",
+    help: "pixels",
+  },
+  batch: {
+    type: count,
+    section: "",
+    default: 4,
+    help: "pictures drawn at once",
+  },
+  out: {
+    type: folder,
+    default: joinPath("out", "sample"),
+    help: "where pictures go; of pictures that an earlier sample drew there, " +
+      "none beyond --count stays",
+  },
+  ...BACKEND_OPTION,
+});
+
+/** What the command line asks for. */
+export type SampleRequest = Values<typeof OPTIONS>;
+
+/** Fields of a layout that the command line replaces. */
+const LAYOUT_FIELDS = [
+  "prompt",
+  "negative",
+  "sampler",
+  "size",
+  "seed",
+  "count",
+  "steps",
+  "guidance",
+] as const;
+
+/** Refuses options that do not go together. */
+function checked(request: SampleRequest): SampleRequest {
+  const { prompt, layout, schema, adapters, concept, network } = request;
   if (prompt === undefined && layout === undefined && !schema) {
     throw cannot(WHAT, "--prompt or --layout", "neither");
   }
-  const networks: Record<string, string> = {};
-  for (const entry of options.many("network")) {
-    const [name, ...folder] = entry.split("=");
-    if (name === "" || folder.length === 0) {
-      throw cannot(WHAT, "--network NAME=FOLDER", entry);
-    }
-    if (Object.hasOwn(networks, name)) {
-      throw cannot(
-        WHAT,
-        `one --network ${name}`,
-        `${networks[name]} and ${folder.join("=")}`,
-      );
-    }
-    networks[name] = folder.join("=");
+  const names = network.map(([name]) => name);
+  const twice = names.find((name, i) => names.indexOf(name) !== i);
+  if (twice !== undefined) {
+    throw cannot(
+      WHAT,
+      `one --network ${twice}`,
+      network.filter(([name]) => name === twice).map(([, at]) => at)
+        .join(" and "),
+    );
   }
-  const adapters = options.oneOf("adapters", COMPOSITIONS);
-  const concepts = options.many("concept");
-  if (adapters && concepts.length === 0) {
+  if (adapters && concept.length === 0) {
     throw cannot(WHAT, `--concept with --adapters ${adapters}`, "none");
   }
-  const changes = Object.fromEntries(
-    Object.entries({
-      prompt,
-      negative: options.text("negative"),
-      sampler: options.oneOf("sampler", SAMPLERS),
-      size: sizeOf(options.text("size")),
-      seed: options.number("seed", { whole: true }),
-      count: options.number("count", { whole: true, least: 1 }),
-      steps: options.number("steps", { whole: true, least: 1 }),
-      guidance: options.number("guidance"),
-    }).filter(([, value]) => value !== undefined),
-  );
-  return {
-    model: modelOf(options),
-    ...(layout === undefined ? {} : { layout }),
-    concepts: concepts.map((text) => parseConcept(WHAT, text)),
-    ...(adapters === undefined ? {} : { adapters }),
-    networks,
-    changes,
-    batch: options.number("batch", { whole: true, least: 1 }) ?? 4,
-    out: options.text("out") ?? joinPath("out", "sample"),
-    schema,
-    start: backendStarter(options),
-  };
-}
-
-function sizeOf(text: string | undefined): unknown {
-  if (text === undefined) return undefined;
-  const match = /^(\d+)x(\d+)$/.exec(text);
-  if (!match) throw cannot(WHAT, "--size such as 64x96", text);
-  return { width: Number(match[1]), height: Number(match[2]) };
+  return request;
 }
 
 /** What is asked for, as far as it can be known without a model. */
@@ -237,7 +201,11 @@ interface Scene {
  * takes long.
  */
 async function sceneOf(command: SampleRequest): Promise<Scene> {
-  const { layout: path, changes } = command;
+  const { layout: path } = command;
+  const changes = Object.fromEntries(
+    LAYOUT_FIELDS.filter((field) => command[field] !== undefined)
+      .map((field) => [field, command[field]]),
+  );
   const name = path ?? "the command line";
   const fields = path === undefined
     ? {}
@@ -246,12 +214,8 @@ async function sceneOf(command: SampleRequest): Promise<Scene> {
   const folder = parentOf(name);
   const files: ResolveOptions = {
     name,
-    read: async (file) =>
-      decodePng(
-        await Deno.readFile(
-          file.startsWith("/") ? file : joinPath(folder, file),
-        ),
-      ),
+    read: (file) =>
+      readPicture(file.startsWith("/") ? file : joinPath(folder, file)),
   };
   // Conditions may need the model's size to be drawn, regions do not.
   await resolveLayout({ ...layout, conditions: [] }, files);
@@ -261,11 +225,12 @@ async function sceneOf(command: SampleRequest): Promise<Scene> {
 
 /** Refuses condition networks that would not be used. */
 function checkNetworks(
-  { networks }: SampleRequest,
+  { network }: SampleRequest,
   { conditions }: Layout,
 ): void {
   const known = new Set(conditions.map(({ network }) => network));
-  const unused = Object.keys(networks).filter((name) => !known.has(name));
+  const unused = network.map(([name]) => name)
+    .filter((name) => !known.has(name));
   if (unused.length === 0) return;
   throw cannot(
     "sample with --network",
@@ -309,9 +274,10 @@ function adaptersOf(
 
 /** Loads the condition networks that the layout names. */
 async function networksOf(
-  { networks }: SampleRequest,
+  { network: folders }: SampleRequest,
   { conditions }: Layout,
 ): Promise<Record<string, ConditionNetwork>> {
+  const networks = Object.fromEntries(folders);
   const loaded: Record<string, ConditionNetwork> = {};
   try {
     for (const { network: name, type } of conditions) {
@@ -343,7 +309,7 @@ function castOf(
   { layout, regions }: ResolvedLayout,
 ): Cast {
   const alphas = new Map(
-    concepts.map(({ name }, i) => [name, command.concepts[i].alpha ?? 1]),
+    concepts.map(({ name }, i) => [name, command.concept[i].alpha ?? 1]),
   );
   const weights = (name: string) => alphas.get(name) ?? 1;
   const { prompt, negative, regional } = layout;
@@ -393,11 +359,21 @@ function castOf(
 }
 
 /** Draws pictures from a prompt or a layout. */
-export const sampleCommand: Command<SampleRequest> = {
-  name: "sample",
-  summary: "Draw pictures from a prompt or a layout",
-  help: HELP,
-  parse,
+export const sampleCommand: Command<SampleRequest> = command({
+  name: WHAT,
+  summary: "draw pictures from a prompt or a layout",
+  usage:
+    "deno task sample (--prompt TEXT | --layout FILE | --schema) [options]",
+  about:
+    "Draws pictures and writes them as PNG, with layout.json, which draws them again.",
+  options: OPTIONS,
+  examples: [
+    'deno task sample --prompt "a red fox on grass" --count 4',
+    "deno task sample --model out/fused --layout scene.json",
+    "deno task sample --layout scene.json --concept fox.safetensors \\\n" +
+    "    --concept owl.safetensors,alpha=0.8 --adapters region",
+  ],
+  request: checked,
   async run(request) {
     if (request.schema) {
       return console.log(JSON.stringify(layoutJsonSchema(), null, 2));
@@ -405,15 +381,15 @@ export const sampleCommand: Command<SampleRequest> = {
     await mustExist(
       WHAT,
       request.layout,
-      ...request.concepts.map(({ path }) => path),
-      ...Object.values(request.networks),
+      ...request.concept.map(({ path }) => path),
+      ...request.network.map(([, path]) => path),
     );
     const scene = await sceneOf(request);
     await assertWritable(request.out);
-    await request.start();
-    for (const file of await draw(request, scene)) console.log(file);
+    await startBackend(request.backend);
+    for (const path of await draw(request, scene)) console.log(path);
   },
-};
+});
 
 /**
  * How far drawing is, in steps of single pictures: how many the pipeline draws
@@ -441,12 +417,12 @@ async function draw(
   { layout, files: source, adapters }: Scene,
 ): Promise<string[]> {
   const { out } = command;
-  const base = await openModel(command.model);
+  const base = await openModel(command);
   let concepts: Concept[] = [];
   let networks: Record<string, ConditionNetwork> = {};
   let cast: Cast | undefined;
   try {
-    concepts = await openConcepts(command.concepts, base);
+    concepts = await openConcepts(command.concept, base);
     const resolved = await resolveLayout(layout, {
       ...source,
       size: modelSize(base),
@@ -459,16 +435,14 @@ async function draw(
       networks,
       concepts: concepts.map(({ name }) => name),
       pipeline: { batch: command.batch },
-      ...(unet ? { regions: () => ({ unet, dispose: () => {} }) } : {}),
+      regions: unet && (() => ({ unet, dispose: () => {} })),
     });
     try {
       const files: string[] = [];
       const progress = createProgress();
       const options: PipelineOptions = {
         ...prepared.options,
-        ...(sampling?.pipeline.denoise
-          ? { denoise: sampling.pipeline.denoise }
-          : {}),
+        denoise: sampling?.pipeline.denoise,
       };
       for await (const record of pipeline(model, options)) {
         if (record.type === "step") {

@@ -13,175 +13,144 @@ import {
   readExamples,
 } from "../customize/dataset.ts";
 import {
+  type Method,
   method,
-  type MethodName,
   METHODS,
-  type Preset,
   startConcept,
 } from "../customize/methods.ts";
-import { customize, type TrainConfig } from "../customize/train.ts";
+import { customize } from "../customize/train.ts";
 import { modelSize } from "../diffusion/layout.ts";
 import { assertWritable, joinPath, parentOf } from "../io/files.ts";
 import { disposeModel } from "../models/model.ts";
-import { type Command, dtypeOf, EXIT_CODES, readOptions } from "./command.ts";
+import { type Command, command } from "./command.ts";
+import { MODEL_OPTIONS, mustExist, openModel, startBackend } from "./models.ts";
 import {
-  backendStarter,
-  MODEL_HELP,
-  MODEL_OPTIONS,
-  modelOf,
-  type ModelRequest,
-  mustExist,
-  openModel,
-} from "./models.ts";
+  BACKEND_OPTION,
+  BACKGROUND_OPTION,
+  DTYPE_OPTION,
+  file,
+  flag,
+  folder,
+  number,
+  oneOf,
+  optionTable,
+  parsed,
+  text,
+  type Values,
+  whole,
+} from "./options.ts";
 import { createProgress } from "./progress.ts";
 
-const HELP = `deno task train --name NAME --class WORD --images FOLDER [options]
+const rate = number({ least: 0 });
+const count = whole({ least: 1 });
 
-Trains a concept from pictures and writes it as one .safetensors file, in the
-format of the official Mix-of-Show code. A run that is stopped continues.
-
-  --name NAME          what to call the concept: its tokens are <NAME1> <NAME2>
-  --class WORD         the ordinary word for it, such as man, dog or chair
-  --images FOLDER      PNG or JPEG pictures; beside a.png there may be a.txt,
-                       a caption a line, {} in it stands for the concept
-  --masks FOLDER       where the subject is, white, one mask.png a picture
-                       (default: masks/ inside the folder, if it is there)
-  --caption TEXT       caption of pictures without one; may be given again
-                       (default: "photo of a {}" and "{}")
-  --prior FOLDER       pictures of the class, for prior preservation
-  --flips              also every picture mirrored
-
-${MODEL_HELP}
-  --method NAME        ${METHODS.slice(0, 4).join(", ")},
-                       ${METHODS.slice(4).join(", ")} (ed-lora)
-  --preset NAME        settings of paper, official or ablation (paper)
-  --steps N            optimisation steps (1000)
-  --batch N            pictures a step (4)
-  --rank N             rank of the adapter (4)
-  --lr-embedding X     learning rates; 0 freezes (1e-3, 1e-5 and 1e-4 for
-  --lr-text X          ed-lora)
-  --lr-unet X
-  --seed N             (0)
-  --size N             side of the pictures, pixels (default: the model's)
-  --average-class      a class word of several tokens is their mean
-
-  --out FILE           where the concept goes (default out/NAME.safetensors)
-  --dtype TYPE         F32, F16 or BF16 (F32)
-  --fresh              do not continue a run that was stopped
-  --backend NAME       auto, webgpu, wasm or cpu
-  --help               this text
-
-${EXIT_CODES}
-
-Examples:
-  deno task train --name rex --class dog --images photos/rex
-  deno task train --name rex --class dog --images photos/rex \\
-    --model sd-v1-5 --backend webgpu --steps 1500
-`;
+const OPTIONS = optionTable({
+  name: {
+    type: parsed("NAME", (what, name, found) => {
+      if (/^[\p{L}\p{N}_-]+$/u.test(found)) return found;
+      throw cannot(what, `a ${name} of letters, digits, - and _`, `"${found}"`);
+    }),
+    needed: true,
+    help: "what to call the concept: its tokens are <NAME1> <NAME2>",
+  },
+  class: {
+    type: text,
+    hint: "WORD",
+    needed: true,
+    help: "the ordinary word for it, such as man, dog or chair",
+  },
+  images: {
+    type: folder,
+    needed: true,
+    help:
+      "PNG, JPEG, WebP or AVIF pictures; beside a.png there may be a.txt, a caption a " +
+      "line, {} in it stands for the concept",
+  },
+  masks: {
+    type: folder,
+    otherwise: "masks/ inside the folder, if it is there",
+    help: "where the subject is, white or a cut-out, a.png for a.jpg",
+  },
+  caption: {
+    type: text,
+    many: true,
+    otherwise: '"photo of a {}" and "{}"',
+    help: "caption of pictures without one",
+  },
+  prior: {
+    type: folder,
+    help: "pictures of the class, for prior preservation",
+  },
+  ...BACKGROUND_OPTION,
+  flips: { type: flag, help: "also every picture mirrored" },
+  ...MODEL_OPTIONS,
+  method: {
+    type: oneOf(METHODS),
+    section: "",
+    default: "ed-lora",
+    help: METHODS.join(", "),
+  },
+  preset: {
+    type: oneOf(["paper", "official", "ablation"]),
+    default: "paper",
+    help: "settings of paper, official or ablation",
+  },
+  steps: { type: count, otherwise: "1000", help: "optimisation steps" },
+  batch: { type: count, otherwise: "4", help: "pictures in a step" },
+  rank: { type: count, otherwise: "4", help: "rank of the adapter" },
+  lrEmbedding: {
+    type: rate,
+    otherwise: "1e-3 for ed-lora",
+    help: "learning rate of the tokens; 0 freezes them",
+  },
+  lrText: {
+    type: rate,
+    otherwise: "1e-5 for ed-lora",
+    help: "learning rate of the text encoder's adapter",
+  },
+  lrUnet: {
+    type: rate,
+    otherwise: "1e-4 for ed-lora",
+    help: "learning rate of the UNet's adapter",
+  },
+  seed: { type: whole({ least: 0 }), default: 0, help: "of all randomness" },
+  size: {
+    type: count,
+    otherwise: "the model's",
+    help: "side of the pictures in pixels",
+  },
+  averageClass: {
+    type: flag,
+    help: "a class word of several tokens is their mean",
+  },
+  out: {
+    type: file,
+    section: "",
+    otherwise: "out/NAME.safetensors",
+    help: "where the concept goes",
+  },
+  dtype: { ...DTYPE_OPTION.dtype, otherwise: "F32" },
+  fresh: { type: flag, help: "do not continue a run that was stopped" },
+  ...BACKEND_OPTION,
+});
 
 /** What the command line asks for. */
-export interface TrainRequest extends ModelRequest {
-  readonly name: string;
-  readonly class: string;
-  readonly images: string;
-  readonly masks?: string;
-  readonly captions?: readonly string[];
-  readonly prior?: string;
-  readonly flips: boolean;
-  readonly method: MethodName;
-  readonly preset: Preset;
-  /** What replaces the method's own settings. */
-  readonly overrides: Partial<TrainConfig>;
-  readonly rank: number;
-  readonly size?: number;
-  readonly averageClass: boolean;
-  readonly out: string;
-  readonly dtype?: "F32" | "F16" | "BF16";
-  readonly fresh: boolean;
-  readonly start: () => Promise<void>;
-}
+export type TrainRequest = Values<typeof OPTIONS>;
 
-/**
- * Reads the command line.
- *
- * @param args Arguments after the command's name.
- * @returns What is asked for; nothing if it is help.
- * @throws If an option is unknown or a value does not fit.
- */
-export function parseTrain(args: readonly string[]): TrainRequest | undefined {
-  const what = "train";
-  const options = readOptions(what, args, {
-    text: [
-      ...MODEL_OPTIONS,
-      "name",
-      "class",
-      "images",
-      "masks",
-      "prior",
-      "method",
-      "preset",
-      "steps",
-      "batch",
-      "rank",
-      "lr-embedding",
-      "lr-text",
-      "lr-unet",
-      "seed",
-      "size",
-      "out",
-      "dtype",
-      "backend",
-    ],
-    many: ["caption"],
-    flags: ["flips", "average-class", "fresh"],
-  });
-  if (options.help) return undefined;
-  const name = options.needed("name");
-  if (!/^[\p{L}\p{N}_-]+$/u.test(name)) {
-    throw cannot(what, "a --name of letters, digits, - and _", `"${name}"`);
-  }
-  const count = { whole: true, least: 1 };
-  const rate = { least: 0 };
-  const methodName = options.oneOf("method", METHODS) ?? "ed-lora";
-  const preset = options.oneOf("preset", ["paper", "official", "ablation"]) ??
-    "paper";
-  const { lr } = method(methodName, preset).train;
-  const steps = options.number("steps", count);
-  const batch = options.number("batch", count);
-  const masks = options.text("masks");
-  const captions = options.many("caption");
-  const prior = options.text("prior");
-  const size = options.number("size", count);
-  const dtype = dtypeOf(options);
-  return {
-    ...modelOf(options),
-    name,
-    class: options.needed("class"),
-    images: options.needed("images"),
-    ...(masks === undefined ? {} : { masks }),
-    ...(captions.length === 0 ? {} : { captions }),
-    ...(prior === undefined ? {} : { prior }),
-    flips: options.flag("flips"),
-    method: methodName,
-    preset,
-    overrides: {
-      seed: options.number("seed", { whole: true, least: 0 }) ?? 0,
-      ...(steps === undefined ? {} : { steps }),
-      ...(batch === undefined ? {} : { batch }),
-      lr: {
-        embedding: options.number("lr-embedding", rate) ?? lr.embedding,
-        textEncoder: options.number("lr-text", rate) ?? lr.textEncoder,
-        unet: options.number("lr-unet", rate) ?? lr.unet,
-      },
+/** The method, with what the command line changes in it. */
+function methodOf(request: TrainRequest): Method {
+  const { seed, steps, batch, lrEmbedding, lrText, lrUnet } = request;
+  const { lr } = method(request.method, request.preset).train;
+  return method(request.method, request.preset, {
+    seed,
+    steps,
+    batch,
+    lr: {
+      embedding: lrEmbedding ?? lr.embedding,
+      textEncoder: lrText ?? lr.textEncoder,
+      unet: lrUnet ?? lr.unet,
     },
-    rank: options.number("rank", count) ?? 4,
-    ...(size === undefined ? {} : { size }),
-    averageClass: options.flag("average-class"),
-    out: options.text("out") ?? joinPath("out", `${name}.safetensors`),
-    ...(dtype === undefined ? {} : { dtype }),
-    fresh: options.flag("fresh"),
-    start: backendStarter(options),
-  };
+  });
 }
 
 /**
@@ -192,33 +161,41 @@ export function parseTrain(args: readonly string[]): TrainRequest | undefined {
  * written, the backend is not available or something does not fit.
  */
 export async function runTrain(request: TrainRequest): Promise<void> {
-  const { name, out } = request;
+  const { name, out = joinPath("out", `${name}.safetensors`) } = request;
   await mustExist("train", request.images, request.masks, request.prior);
   await assertWritable(parentOf(out));
   const state = `${out.replace(/\.safetensors$/, "")}.state.safetensors`;
   if (request.fresh) await Deno.remove(state).catch(ifThere);
-  await request.start();
+  await startBackend(request.backend);
   const model = await openModel(request);
   try {
     const size = request.size ?? modelSize(model).width;
     const examples = await readExamples(request.images, {
       size,
-      ...(request.captions ? { captions: request.captions } : {}),
-      ...(request.masks ? { masks: request.masks } : {}),
+      captions: request.caption.length > 0 ? request.caption : undefined,
+      masks: request.masks,
+      background: request.background,
     });
     const classes: Example[] = request.prior
       ? await readExamples(request.prior, {
         size,
+        background: request.background,
         captions: [`photo of a ${request.class}`],
       })
       : [];
-    const chosen = method(request.method, request.preset, request.overrides);
+    if (
+      request.background &&
+      ![...examples, ...classes].some(({ transparent }) => transparent)
+    ) {
+      throw cannot("use --background", "a transparent picture", "none");
+    }
+    const chosen = methodOf(request);
     const start = await startConcept(model, chosen, {
       name,
       classWord: request.class,
       key: key(chosen.train.seed),
       rank: request.rank,
-      ...(request.averageClass ? { overrides: { severalTokens: "mean" } } : {}),
+      overrides: request.averageClass ? { severalTokens: "mean" } : undefined,
     });
     try {
       const { flips } = request;
@@ -234,7 +211,7 @@ export async function runTrain(request: TrainRequest): Promise<void> {
       let smooth: number | undefined;
       const concept = await customize(model, start, data, chosen.train, {
         checkpoint: state,
-        ...(prior ? { prior } : {}),
+        prior,
         onRecord({ step, total, loss }) {
           smooth = smooth === undefined ? loss : 0.95 * smooth + 0.05 * loss;
           progress.update("training", step + 1, total);
@@ -242,8 +219,7 @@ export async function runTrain(request: TrainRequest): Promise<void> {
       });
       progress.finish();
       try {
-        const { dtype } = request;
-        await saveConcept(out, concept, model, dtype ? { dtype } : {});
+        await saveConcept(out, concept, model, { dtype: request.dtype });
       } finally {
         disposeConcept(concept);
       }
@@ -266,10 +242,19 @@ function ifThere(error: unknown): void {
 }
 
 /** `deno task train`. */
-export const trainCommand: Command<TrainRequest> = {
+export const trainCommand: Command<TrainRequest> = command({
   name: "train",
   summary: "train a concept from pictures",
-  help: HELP,
-  parse: parseTrain,
+  usage: "deno task train --name NAME --class WORD --images FOLDER [options]",
+  about:
+    `Trains a concept from pictures and writes it as one .safetensors file, in the
+format of the official Mix-of-Show code. A run that is stopped continues.`,
+  options: OPTIONS,
+  examples: [
+    "deno task train --name rex --class dog --images photos/rex",
+    "deno task train --name rex --class dog --images photos/rex \\\n" +
+    "    --model sd-v1-5 --backend webgpu --steps 1500",
+  ],
+  request: (values) => values,
   run: runTrain,
-};
+});

@@ -1,5 +1,6 @@
 import * as tf from "@tensorflow/tfjs";
 import { cannot } from "./errors.ts";
+import { gradientsOf } from "./tape.ts";
 
 /**
  * A nested tree of tensors: the parameters of a network, or anything shaped
@@ -201,14 +202,10 @@ export function valueAndGrads<T>(
     return leaf;
   });
   const byName = new Map(names.map((name, i) => [name, inputs[i]]));
-  // tf.valueAndGrads throws on leaves the function does not use; the engine's
-  // own entry point can leave their gradients undefined instead.
   return ownedByCaller(() => {
-    const { value, grads } = tf.engine().gradients(
+    const { value, grads } = gradientsOf(
       () => loss(updateAt(tree, names, (_, path) => byName.get(path))),
       inputs,
-      undefined,
-      true,
     ) as { value: tf.Scalar; grads: (tf.Tensor | undefined)[] };
     if (value.rank !== 0) {
       throw cannot("differentiate", "a scalar loss", `shape [${value.shape}]`);

@@ -135,6 +135,10 @@ export function method(
     throw cannot("choose a preset", "paper, official or ablation", preset);
   }
   const official = preset === "official";
+  // What is undefined is not overridden.
+  const given = Object.fromEntries(
+    Object.entries(overrides).filter(([, value]) => value !== undefined),
+  );
   const base: TrainConfig = { ...COMMON, ...(official ? OFFICIAL : {}) };
   const made = (
     parts: Pick<Method, "concept" | "tokens" | "phrase">,
@@ -143,7 +147,7 @@ export function method(
     name,
     preset,
     ...parts,
-    train: { ...base, ...train, ...overrides },
+    train: { ...base, ...train, ...given },
   });
   const onlyTokens = { embedding: 1e-3, textEncoder: 0, unet: 0 };
   const attention = { targets: "attention" } as const;

@@ -30,6 +30,7 @@ import {
   type UNetConfig,
 } from "./config.ts";
 import {
+  CLIP_EXTRAS,
   type TextEncoder,
   textEncoder,
   textEncoderSpec,
@@ -78,6 +79,9 @@ export interface Model {
   /** Learned tokens, if any. */
   readonly added?: AddedTokens;
 }
+
+/** The networks of a model. */
+export type ModelParts = Pick<Model, "textEncoder" | "unet" | "autoencoder">;
 
 /** Name of the file that says what a model's learned tokens stand for. */
 const CONCEPTS = "new_concept_cfg.json";
@@ -183,7 +187,7 @@ function splitTokens(
  *
  * @param folder Folder with tokenizer, text_encoder, unet, vae, scheduler.
  * @param options `variant`: which weights to prefer where there are several
- * (`"fp16"`).
+ * (`"fp16"`); `parts`: networks in place of the folder's, which are not read.
  * @throws If a part is missing, truncated, misshapen or holds an unknown key.
  *
  * @example
@@ -193,8 +197,9 @@ function splitTokens(
  */
 export async function loadModel(
   folder: string | URL,
-  options: ComponentOptions = {},
+  options: ComponentOptions & { parts?: Partial<ModelParts> } = {},
 ): Promise<Model> {
+  const { parts = {} } = options;
   const tokenizer = await loadTokenizer(joinPath(folder, "tokenizer"));
   const scheduler = await readJson<Record<string, unknown>>(
     joinPath(folder, "scheduler", "scheduler_config.json"),
@@ -217,12 +222,13 @@ export async function loadModel(
     }
   };
   try {
-    const whole = await component(
+    const whole = parts.textEncoder ?? await component(
       "text_encoder",
       parseTextEncoderConfig,
       (config, file) =>
         load<TextEncoder>(textEncoderSpec(config), file, {
           what: "the text encoder",
+          ignore: CLIP_EXTRAS,
         }),
     );
     const rows = whole.config.vocab_size;
@@ -234,16 +240,23 @@ export async function loadModel(
         rows,
       );
     }
+    if (saved && parts.textEncoder) {
+      throw cannot(
+        `load ${joinPath(folder, "text_encoder")}`,
+        "the model's own text encoder, which has its learned tokens",
+        "another",
+      );
+    }
     const split = saved && splitTokens(whole, saved);
     const text = split?.text ?? whole;
     if (split) made.push(split.text.params, split.added.vectors);
-    const unet = await component(
+    const unet = parts.unet ?? await component(
       "unet",
       parseUNetConfig,
       (config, file) =>
         load<UNet>(unetSpec(config), file, { what: "the UNet" }),
     );
-    const autoencoder = await component(
+    const autoencoder = parts.autoencoder ?? await component(
       "vae",
       parseAutoencoderConfig,
       (config, file) =>
@@ -292,6 +305,33 @@ export interface BoundPrompt {
   readonly truncated: number;
 }
 
+/** Learned tokens in a text, longest first: one may begin another. */
+function tokensIn({ added }: Pick<Model, "added">, text: string): string[] {
+  return Object.keys(added?.sites ?? {})
+    .filter((token) => text.includes(token))
+    .sort((a, b) => b.length - a.length);
+}
+
+/**
+ * Replaces a text's learned tokens by their vocabulary entry at one
+ * cross-attention site.
+ *
+ * @param model The model.
+ * @param text The text; concept tokens such as `<potter1>` stand in it.
+ * @param site The site; a token with fewer vectors keeps its last one.
+ */
+export function bindTokens(
+  model: Pick<Model, "added">,
+  text: string,
+  site: number,
+): string {
+  return tokensIn(model, text).reduce((bound, token) => {
+    const { sites, names } = model.added!;
+    const at = sites[token];
+    return bound.replaceAll(token, names[at[Math.min(site, at.length - 1)]]);
+  }, text);
+}
+
 /**
  * Binds a prompt's concept tokens to their vocabulary entry at every
  * cross-attention site (the official `bind_concept_prompt`).
@@ -304,40 +344,31 @@ export function bindPrompt(
   prompt: string,
 ): BoundPrompt {
   const sites = crossAttentionSites(model.unet.config).length;
-  const { added } = model;
-  const used = Object.keys(added?.sites ?? {}).filter((token) =>
-    prompt.includes(token)
-  )
-    // Longest first: one token may be the beginning of another.
-    .sort((a, b) => b.length - a.length);
-  if (!added || used.length === 0) {
-    const { ids, truncated } = model.tokenizer.encode(prompt);
-    return { rows: [ids], site: new Array(sites).fill(0), truncated };
-  }
-  const rows: number[][] = [];
-  const index = new Map<string, number>();
-  let lost = 0;
-  const site = Array.from({ length: sites }, (_, i) => {
-    let text = prompt;
-    for (const token of used) {
-      const names = added.sites[token];
-      if (names.length < sites) {
-        throw cannot(
-          `bind ${token}`,
-          `a vector for each of ${sites} cross-attention layers`,
-          names.length,
-        );
-      }
-      text = text.replaceAll(token, added.names[names[i]]);
+  const used = tokensIn(model, prompt);
+  for (const token of used) {
+    const { length } = model.added!.sites[token];
+    if (length < sites) {
+      throw cannot(
+        `bind ${token}`,
+        `a vector for each of ${sites} cross-attention layers`,
+        length,
+      );
     }
-    const known = index.get(text);
-    if (known !== undefined) return known;
-    const { ids, truncated } = model.tokenizer.encode(text);
-    lost = Math.max(lost, truncated);
-    index.set(text, rows.length);
-    return rows.push(ids) - 1;
-  });
-  return { rows, site, truncated: lost };
+  }
+  const texts = Array.from(
+    { length: used.length === 0 ? 1 : sites },
+    (_, site) => bindTokens(model, prompt, site),
+  );
+  const distinct = [...new Set(texts)];
+  const encoded = distinct.map((text) => model.tokenizer.encode(text));
+  return {
+    rows: encoded.map(({ ids }) => ids),
+    site: Array.from(
+      { length: sites },
+      (_, site) => distinct.indexOf(texts[site] ?? texts[0]),
+    ),
+    truncated: Math.max(...encoded.map(({ truncated }) => truncated)),
+  };
 }
 
 /**

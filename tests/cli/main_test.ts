@@ -86,8 +86,8 @@ Deno.test("bad arguments end with 2 and say what was expected", async () => {
     [["convert", "a", "b"], "--to kohya"],
     [["convert", "a", "b", "--to", "jpeg"], "--to kohya"],
     [["convert", "a", "b", "--to", "kohya", "--rank", "4"], "--difference-to"],
-    [["inspect"], "one file or folder"],
-    [["inspect", "a", "b"], "one file or folder"],
+    [["inspect"], "PATH"],
+    [["inspect", "a", "b"], "PATH"],
   ];
   for (const [args, says] of cases) {
     const { code, err, out } = await run(...args);

@@ -35,16 +35,15 @@ Deno.test("the command line becomes a layout's fields", () => {
     ...["--concept", "a.safetensors", "--concept", "b.safetensors,alpha=0.5"],
     ...["--network", "sketch=out/a=b", "--adapters", "switch"],
   ])!;
-  assertEquals(command.changes, {
-    prompt: "a cat",
-    seed: 3,
-    size: { width: 64, height: 96 },
-  });
-  assertEquals(command.concepts, [
+  assertEquals(command.prompt, "a cat");
+  assertEquals(command.seed, 3);
+  assertEquals(command.size, { width: 64, height: 96 });
+  assertEquals(command.steps, undefined);
+  assertEquals(command.concept, [
     { path: "a.safetensors" },
     { path: "b.safetensors", alpha: 0.5 },
   ]);
-  assertEquals(command.networks, { sketch: "out/a=b" });
+  assertEquals(command.network, [["sketch", "out/a=b"]]);
 });
 
 const bad: [string, string[], string][] = [

@@ -46,6 +46,7 @@ export function registerKernels(): void {
   replace("Mean", mean);
   replace("Concat", concat);
   replace("SplitV", splitV);
+  replace("Identity", identity);
   registerFused();
 }
 
@@ -80,6 +81,12 @@ function replace(kernelName: string, kernel: Kernel): void {
     setupFunc: config?.setupFunc,
     kernelFunc: kernel as unknown as tf.KernelFunc,
   });
+}
+
+/** A second name for the same data; the stock kernel copies it. */
+function identity({ inputs: { x }, backend }: KernelCall): tf.TensorInfo {
+  backend.incRef(x.dataId);
+  return { dataId: x.dataId, shape: x.shape, dtype: x.dtype };
 }
 
 function callStock<T = tf.TensorInfo>(name: string, call: KernelCall): T {

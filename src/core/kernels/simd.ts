@@ -64,6 +64,8 @@ export interface WasmBackend {
   makeOutput(shape: number[], dtype: string): tf.TensorInfo;
   /** Frees a tensor's data. */
   disposeData(id: object, force?: boolean): boolean;
+  /** Counts one more tensor of the same data. */
+  incRef(id: object): void;
 }
 
 /** Whether this runtime has the instructions the module needs. */

@@ -1,0 +1,247 @@
+/**
+ * Reverse-mode differentiation over tfjs's tape that frees memory as it goes.
+ *
+ * tfjs records every operation, saves what any gradient could need, and frees
+ * all of it, and every intermediate gradient, when the whole backward pass is
+ * over. Here operations that no wanted input reaches are not recorded, inputs
+ * that only the gradient of a frozen weight needs are not saved, and saved
+ * tensors and gradients go as soon as the walk has passed them.
+ *
+ * @module
+ */
+import * as tf from "@tensorflow/tfjs";
+
+type Inputs = Record<string, tf.Tensor>;
+type Gradient = (
+  dys: (tf.Tensor | null)[],
+) => Record<string, () => tf.Tensor>;
+
+interface TapeNode {
+  readonly kernelName: string;
+  readonly inputs: Inputs;
+  readonly outputs: tf.Tensor[];
+  readonly saved: tf.Tensor[];
+  readonly gradient?: Gradient;
+}
+
+/** What is used of tfjs's engine; the package does not type it. */
+interface Engine {
+  state: { gradientDepth: number; activeTape: TapeNode[] | null };
+  startTape(): void;
+  endTape(): void;
+  tidy<T>(name: string, fn: () => T): T;
+  addTapeNode(
+    kernelName: string,
+    inputs: Inputs,
+    outputs: tf.Tensor[],
+    gradient: unknown,
+    saved: tf.Tensor[],
+    attrs: unknown,
+  ): void;
+  getTensorsForGradient(
+    kernelName: string,
+    inputs: Inputs,
+    outputs: tf.Tensor[],
+  ): tf.Tensor[];
+  saveTensorsForBackwardMode(tensors: tf.Tensor[]): tf.Tensor[];
+  gradients(
+    f: () => tf.Tensor,
+    xs: tf.Tensor[],
+    dy: undefined,
+    allowNoGradients: boolean,
+  ): { value: tf.Tensor; grads: (tf.Tensor | undefined)[] };
+}
+
+/**
+ * Kernels whose first input is only needed for the gradient of the second, and
+ * the other way round, with the names of the two.
+ */
+const PRODUCTS: Readonly<Record<string, readonly [string, string]>> = {
+  BatchMatMul: ["a", "b"],
+  Conv2D: ["x", "filter"],
+  Multiply: ["a", "b"],
+};
+
+/** Kernels whose gradients only need to know the shapes of their inputs. */
+const SHAPES_ONLY: ReadonlySet<string> = new Set([
+  "Add",
+  "Sub",
+  "Reshape",
+  "Sum",
+  "Mean",
+  "Slice",
+  "Concat",
+  "PadV2",
+]);
+
+/** Stands for a tensor of which a gradient only needs the shape. */
+function shapeOf({ shape, dtype, rank, rankType, size }: tf.Tensor): tf.Tensor {
+  return {
+    shape,
+    dtype,
+    rank,
+    rankType,
+    size,
+    dispose: () => {},
+  } as unknown as tf.Tensor;
+}
+
+/**
+ * Value and gradients of a function.
+ *
+ * @param f The function; what it computes with must reach it through `xs`.
+ * @param xs What to differentiate by.
+ * @returns The value and a gradient for each of `xs`, undefined where the
+ * function does not depend on it; all belong to the caller's scope.
+ * @throws If an operation on the way has no gradient.
+ */
+export function gradientsOf(
+  f: () => tf.Tensor,
+  xs: readonly tf.Tensor[],
+): { value: tf.Tensor; grads: (tf.Tensor | undefined)[] } {
+  const engine = tf.engine() as unknown as Engine;
+  // Gradients of gradients need the whole tape.
+  if (engine.state.gradientDepth > 0) {
+    return engine.gradients(f, [...xs], undefined, true);
+  }
+  const reached = new Set(xs.map(({ id }) => id));
+  const { value, tape } = record(engine, f, reached);
+  try {
+    return engine.tidy("backward", () => ({
+      value,
+      grads: walkBack(engine, tape, value, xs, reached),
+    }));
+  } finally {
+    for (const { saved } of tape) tf.dispose(saved);
+  }
+}
+
+/** Runs a function; returns its value and the operations that `reached` reaches. */
+function record(
+  engine: Engine,
+  f: () => tf.Tensor,
+  reached: Set<number>,
+): { value: tf.Tensor; tape: TapeNode[] } {
+  const { addTapeNode, getTensorsForGradient, saveTensorsForBackwardMode } =
+    engine;
+  const reaches = (tensor: tf.Tensor | null | undefined): boolean =>
+    !!tensor && reached.has(tensor.id);
+  engine.addTapeNode = (name, inputs, outputs, gradient, saved, attrs) => {
+    if (!Object.values(inputs).some(reaches)) {
+      tf.dispose(saved);
+      return;
+    }
+    outputs.forEach(({ id }) => reached.add(id));
+    addTapeNode.call(engine, name, inputs, outputs, gradient, saved, attrs);
+  };
+  engine.getTensorsForGradient = (name, inputs, outputs) => {
+    if (!Object.values(inputs).some(reaches)) return [];
+    const needed = getTensorsForGradient.call(engine, name, inputs, outputs);
+    if (SHAPES_ONLY.has(name)) return needed.map(shapeOf);
+    const pair = PRODUCTS[name];
+    if (!pair || needed.length !== 2) return needed;
+    const [first, second] = pair.map((input) => inputs[input]);
+    return [
+      reaches(second) ? needed[0] : shapeOf(needed[0]),
+      reaches(first) ? needed[1] : shapeOf(needed[1]),
+    ];
+  };
+  engine.saveTensorsForBackwardMode = (tensors) =>
+    tensors.flatMap((tensor) =>
+      tensor instanceof tf.Tensor
+        ? saveTensorsForBackwardMode.call(engine, [tensor])
+        : [tensor]
+    );
+  engine.startTape();
+  const recorded = engine.state.activeTape!;
+  try {
+    return { value: engine.tidy("forward", f), tape: recorded };
+  } catch (error) {
+    for (const { saved } of recorded) tf.dispose(saved);
+    throw error;
+  } finally {
+    engine.endTape();
+    engine.state.activeTape = null;
+    Object.assign(engine, {
+      addTapeNode,
+      getTensorsForGradient,
+      saveTensorsForBackwardMode,
+    });
+  }
+}
+
+/** The backward pass over a recorded tape. */
+function walkBack(
+  engine: Engine,
+  tape: readonly TapeNode[],
+  value: tf.Tensor,
+  xs: readonly tf.Tensor[],
+  reached: ReadonlySet<number>,
+): (tf.Tensor | undefined)[] {
+  const wanted = new Set(xs.map(({ id }) => id));
+  const sums = new Map<number, tf.Tensor>();
+  if (reached.has(value.id)) sums.set(value.id, tf.ones(value.shape));
+  const free = (id: number): void => {
+    if (wanted.has(id)) return;
+    sums.get(id)?.dispose();
+    sums.delete(id);
+  };
+  for (let i = tape.length - 1; i >= 0; i--) {
+    const node = tape[i];
+    const dys = node.outputs.map(({ id }) => sums.get(id) ?? null);
+    // What has no gradient by now does not lead to the value.
+    if (dys.some((dy) => dy !== null)) {
+      const inputs = Object.entries(node.inputs).filter(([, x]) =>
+        x && reached.has(x.id)
+      );
+      const parts = engine.tidy(node.kernelName, () => {
+        const by = gradientOf(node)(dys);
+        return inputs.map(([name, x]) => gradientBy(node, by, name, x));
+      });
+      inputs.forEach(([, x], k) => {
+        // A gradient may be the very tensor that came in, or serve two inputs.
+        const given = parts[k],
+          shared = dys.includes(given) ||
+            parts.indexOf(given) < k;
+        const part = shared ? tf.clone(given) : given;
+        const before = sums.get(x.id);
+        if (!before) {
+          sums.set(x.id, part);
+          return;
+        }
+        sums.set(x.id, tf.add(before, part));
+        tf.dispose([before, part]);
+      });
+      node.outputs.forEach(({ id }) => free(id));
+    }
+    tf.dispose(node.saved);
+  }
+  return xs.map(({ id }) => sums.get(id));
+}
+
+function gradientOf({ kernelName, gradient }: TapeNode): Gradient {
+  if (gradient) return gradient;
+  throw new Error(`Cannot differentiate: ${kernelName} has no gradient`);
+}
+
+function gradientBy(
+  { kernelName }: TapeNode,
+  by: Record<string, () => tf.Tensor>,
+  name: string,
+  x: tf.Tensor,
+): tf.Tensor {
+  const gradient = by[name];
+  if (!gradient) {
+    throw new Error(
+      `Cannot differentiate: ${kernelName} has no gradient by ${name}`,
+    );
+  }
+  const dx = gradient();
+  if (!tf.util.arraysEqual(dx.shape, x.shape)) {
+    throw new Error(
+      `Cannot differentiate: expected ${kernelName}'s gradient by ${name} of ` +
+        `shape [${x.shape}], got [${dx.shape}]`,
+    );
+  }
+  return dx;
+}
