@@ -82,6 +82,7 @@ export {
   resolveModel,
 } from "./src/io/hub.ts";
 export { decodeJpeg } from "./src/io/jpeg.ts";
+export { fitMask, maskOf } from "./src/io/mask.ts";
 export {
   openPickle,
   openTensors,
@@ -91,6 +92,19 @@ export {
 } from "./src/formats/pickle.ts";
 export { decodePicture, listPictures, readPicture } from "./src/io/picture.ts";
 export { decodePng, encodePng, type Pixels } from "./src/io/png.ts";
+export {
+  BACKGROUND,
+  type Box as PixelBox,
+  type Colour,
+  crop,
+  type Filter,
+  flatten,
+  isTransparent,
+  parseColour,
+  resize,
+  square,
+} from "./src/io/resize.ts";
+export { decodeWebp } from "./src/io/webp.ts";
 export {
   type DType,
   type LazyTensor,
@@ -356,14 +370,13 @@ export {
   inspectLora,
   type LoraSummary,
 } from "./src/formats/convert.ts";
+export { fillCaption } from "./src/customize/captions.ts";
 export {
   encodeData,
   type EncodeOptions,
   type Example,
-  fillCaption,
   readExamples,
   type ReadExamplesOptions,
-  square,
   type TrainData,
 } from "./src/customize/dataset.ts";
 export {
@@ -486,8 +499,10 @@ export {
   type ConceptStatistics,
   conceptStatistics,
   type FeatureOptions,
-  fuse,
   type FuseFeaturesRecord,
+} from "./src/fusion/features.ts";
+export {
+  fuse,
   type FuseLayerRecord,
   type FuseOptions,
   type FuseRecord,
@@ -546,13 +561,7 @@ export {
   type WindowOptions,
   windows,
 } from "./src/evaluation/crops.ts";
-export {
-  type Box as PixelBox,
-  crop,
-  type Preprocess,
-  preprocess,
-  resize,
-} from "./src/evaluation/preprocess.ts";
+export { type Preprocess, preprocess } from "./src/evaluation/preprocess.ts";
 export {
   centroid,
   gallery,
@@ -710,7 +719,6 @@ export {
 export {
   evaluate,
   type Evaluation,
-  type Evaluator,
   planOf,
 } from "./src/experiments/evaluators.ts";
 export {

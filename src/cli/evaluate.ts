@@ -9,6 +9,7 @@ import {
   parseLayout,
   resolveLayout,
 } from "../diffusion/layout.ts";
+import { captionsBeside } from "../customize/captions.ts";
 import { shapeMap } from "../diffusion/regions.ts";
 import {
   type ClipModel,
@@ -31,17 +32,21 @@ import {
   joinPath,
   parentOf,
   readJson,
-  readText,
   writeJson,
 } from "../io/files.ts";
 import { listPictures, readPicture } from "../io/picture.ts";
 import type { Pixels } from "../io/png.ts";
+import { flatten, isTransparent } from "../io/resize.ts";
 import { type Command, command } from "./command.ts";
+import { cutOff } from "../models/model.ts";
+import { plainWords } from "../models/prompts.ts";
 import { pictureNumber } from "./drawn.ts";
+import { loraTags, shortened } from "./prompts.ts";
 import { EMBEDDED, localModel, mustExist, startBackend } from "./models.ts";
 import {
   anyText,
   BACKEND_OPTION,
+  BACKGROUND_OPTION,
   file,
   flag,
   folder,
@@ -57,7 +62,8 @@ const OPTIONS = optionTable({
     type: folder,
     needed: true,
     help:
-      "PNG or JPEG pictures; their prompts are in a.txt beside a.png, else " +
+      "PNG, JPEG, WebP or AVIF pictures; their prompts are in a.txt beside " +
+      "a.png (the first line that is not blank), else " +
       "in layout.json (written by sample); beside it, pictures 000.png … " +
       "beyond its count are left out",
   },
@@ -94,6 +100,7 @@ const OPTIONS = optionTable({
     help: "a transformers folder, or a name on the hub, such as " +
       "openai/clip-vit-large-patch14",
   },
+  ...BACKGROUND_OPTION,
   out: { type: file, help: "also writes the scores as JSON" },
   json: { type: flag, help: "prints JSON only" },
   ...BACKEND_OPTION,
@@ -156,13 +163,33 @@ async function pictures(
     (pictureNumber(name) ?? 0) < count
   );
   if (names.length === 0) {
-    throw cannot(`evaluate ${folder}`, "PNG or JPEG pictures in it", "none");
+    throw cannot(
+      `evaluate ${folder}`,
+      "PNG, JPEG, WebP or AVIF pictures in it",
+      "none",
+    );
   }
   const found = new Map<string, Pixels>();
   for (const name of names) {
     found.set(name, await readPicture(joinPath(folder, name)));
   }
   return found;
+}
+
+/** Pictures over the background. */
+function over(
+  images: readonly Pixels[],
+  { background }: EvaluateRequest,
+): Pixels[] {
+  return images.map((image) => flatten(image, background));
+}
+
+/**
+ * What a prompt of a layout says: LoRA tags, weights and breaks of A1111's
+ * syntax are no words.
+ */
+function wordsOf(prompt: string, { syntax }: Pick<Layout, "syntax">): string {
+  return syntax === "plain" ? prompt : plainWords(loraTags(prompt).text);
 }
 
 /** Prompts of pictures, words in the place of learned tokens. */
@@ -172,17 +199,43 @@ async function promptsOf(
   layout: Layout | undefined,
 ): Promise<(string | undefined)[]> {
   const prompts: (string | undefined)[] = [];
+  let used = false;
   for (const name of names) {
-    const beside = joinPath(
+    const beside = await captionsBeside(
       request.images,
-      `${name.replace(/\.[^.]*$/, "")}.txt`,
+      name.replace(/\.[^.]*$/, ""),
     );
-    const own = await exists(beside)
-      ? (await readText(beside)).split("\n")[0].trim()
-      : layout?.prompt ?? request.prompt;
+    const found = beside?.lines[0] ??
+      (layout && wordsOf(layout.prompt, layout));
+    used ||= found === undefined;
+    const own = found ?? request.prompt;
     prompts.push(own === undefined ? undefined : said(request, own));
   }
+  if (request.prompt !== undefined && !used) {
+    throw cannot(
+      `evaluate ${request.images}`,
+      "a picture without a prompt of its own for --prompt",
+      layout ? "layout.json, which has one" : "captions beside all of them",
+    );
+  }
   return prompts;
+}
+
+/** Says which prompts are longer than the CLIP reads, each once. */
+function saidCut(clip: ClipModel, prompts: readonly string[]): void {
+  const { tokenizer, config } = clip;
+  const length = Math.min(
+    tokenizer.modelMaxLength,
+    config.text_config.max_position_embeddings,
+  );
+  for (const prompt of new Set(prompts)) {
+    const cut = cutOff({ tokenizer }, prompt, length);
+    if (!cut) continue;
+    console.error(
+      `"${shortened(prompt)}" has ${cut.tokens} tokens, the CLIP reads ` +
+        `${cut.limit}; not scored: "${cut.lost}"`,
+    );
+  }
 }
 
 /** A prompt with words in the place of learned tokens. */
@@ -212,8 +265,11 @@ async function regionScores(
     size: images[0],
     read: readPicture,
   });
-  const prompts = regions.map(({ prompt }) => said(request, prompt));
+  const prompts = regions.map(({ prompt }) =>
+    said(request, wordsOf(prompt, layout))
+  );
   checkTokens(prompts);
+  saidCut(clip, prompts.map((prompt) => prefixOf(request) + prompt));
   const texts = await embedTexts(
     clip,
     prompts.map((prompt) => prefixOf(request) + prompt),
@@ -272,17 +328,28 @@ export async function scorePictures(
       "neither",
     );
   }
-  const others = references
-    ? await embedImages(clip, [...(await pictures(references)).values()])
-    : undefined;
+  saidCut(
+    clip,
+    prompts.flatMap((prompt) =>
+      prompt === undefined ? [] : [prefixOf(request) + prompt]
+    ),
+  );
   const list = [...images.values()];
-  const vectors = await embedImages(clip, list);
+  const compared = references ? [...(await pictures(references)).values()] : [];
+  if (request.background && ![...list, ...compared].some(isTransparent)) {
+    throw cannot("use --background", "a transparent picture", "none");
+  }
+  const others = references
+    ? await embedImages(clip, over(compared, request))
+    : undefined;
+  const seen = over(list, request);
+  const vectors = await embedImages(clip, seen);
   const texts = await embedTexts(
     clip,
     prompts.map((prompt) => prefixOf(request) + (prompt ?? "")),
   );
   const regions = request.regions
-    ? await regionScores(request, clip, list, layout!)
+    ? await regionScores(request, clip, seen, layout!)
     : undefined;
   const scored = [...images.keys()].map((file, i): PictureScore => {
     const prompt = prompts[i];

@@ -3,14 +3,13 @@
  *
  * @module
  */
-import { disposeClip, embedImages, loadClip } from "../evaluation/clip.ts";
-import { mobileNetEye, type PackedModel } from "../evaluation/outside_eye.ts";
+import { loadClipEvaluator } from "../evaluation/evaluator.ts";
+import { loadMobileNet } from "../evaluation/outside_evaluator.ts";
 import { comparisonTable } from "../experiments/ablation_figures.ts";
 import { ablationSchema } from "../experiments/ablation_schema.ts";
 import {
   evaluate,
   type Evaluation,
-  type Evaluator,
   planOf,
 } from "../experiments/evaluators.ts";
 import { joinPath, readJson, writeJson } from "../io/files.ts";
@@ -50,40 +49,6 @@ export interface EvaluatorsRequest {
 
 const WHAT = "evaluate an ablation again";
 
-/** What nsfwjs exports of a model. */
-interface PackedModule {
-  readonly MobileNetV2Model: {
-    readonly modelJson: () => Promise<unknown>;
-    readonly weightBundles: readonly (() => Promise<unknown>)[];
-  };
-}
-
-/** nsfwjs' MobileNetV2. */
-async function mobileNet(): Promise<Evaluator> {
-  // Not a literal: 25 MB are downloaded when they are asked for, not by every
-  // clone that checks or tests this file.
-  const specifier: string = "npm:nsfwjs@4.3.0/models/mobilenet_v2";
-  const { MobileNetV2Model: packed }: PackedModule = await import(specifier);
-  const unwrap = (module: unknown): unknown =>
-    (module as { default?: unknown }).default ?? module;
-  return await mobileNetEye({
-    json: unwrap(await packed.modelJson()) as PackedModel["json"],
-    weights: await Promise.all(
-      packed.weightBundles.map(async (load) => unwrap(await load()) as string),
-    ),
-  });
-}
-
-/** A CLIP as an evaluator. */
-async function clipEvaluator(folder: string): Promise<Evaluator> {
-  const clip = await loadClip(folder);
-  return {
-    name: folder,
-    embed: (images) => embedImages(clip, images),
-    [Symbol.dispose]: () => disposeClip(clip),
-  };
-}
-
 /** A finished ablation by other evaluators. */
 export const evaluators: Command<EvaluatorsRequest> = command({
   name: "evaluators",
@@ -108,7 +73,10 @@ MobileNetV2 (npm, 25 MB, downloaded when this is run) and by other CLIPs.`,
       const found: Evaluation[] = [];
       const total = report.rows.reduce((sum, { text }) => sum + text.length, 0);
       for (
-        const open of [mobileNet, ...clips.map((f) => () => clipEvaluator(f))]
+        const open of [
+          loadMobileNet,
+          ...clips.map((f) => () => loadClipEvaluator(f)),
+        ]
       ) {
         using evaluator = await open();
         found.push(

@@ -23,6 +23,7 @@
  */
 import { BACKEND_CHOICES } from "../core/backend.ts";
 import { cannot } from "../core/errors.ts";
+import { parseColour } from "../io/resize.ts";
 
 /** What a value may be: how it is read, and what a shell offers for it. */
 export interface OptionType<T> {
@@ -245,6 +246,22 @@ export const BACKEND_OPTION = optionTable({
   },
 });
 
+/** The option `--background`, of pictures that are read. */
+export const BACKGROUND_OPTION = optionTable({
+  background: {
+    type: parsed("COLOUR", (_, name, found) => {
+      try {
+        return parseColour(found);
+      } catch {
+        throw cannot(`read ${name}`, "white, black, grey or #rrggbb", found);
+      }
+    }),
+    otherwise: "white",
+    help: "what shows through transparent pictures: white, black, grey or " +
+      "#rrggbb",
+  },
+});
+
 /** The option `--dtype`, of files that are written. */
 export const DTYPE_OPTION = optionTable({
   dtype: {
@@ -442,6 +459,23 @@ function wrapped(text: string, width: number): string[] {
     lines.push(line);
   }
   return lines;
+}
+
+/**
+ * A table of names and what they are, 80 characters wide.
+ *
+ * @param rows Names and texts.
+ * @param indent Where the texts begin.
+ */
+export function columns(
+  rows: readonly (readonly [string, string])[],
+  indent = INDENT,
+): string {
+  return rows.flatMap(([name, text]) =>
+    wrapped(text, WIDTH - indent).map((line, i) =>
+      (i === 0 ? `  ${name}` : "").padEnd(indent) + line
+    )
+  ).join("\n");
 }
 
 function shownDefault({ default: value, otherwise, type }: Option): string {

@@ -7,7 +7,7 @@
  */
 import type { ClipVector } from "../evaluation/clip.ts";
 import { imageAlignment } from "../evaluation/clip_score.ts";
-import type { Eye } from "../evaluation/outside_eye.ts";
+import type { Evaluator } from "../evaluation/evaluator.ts";
 import { mean } from "../evaluation/statistics.ts";
 import type { Lab } from "../lab/lab.ts";
 import { type AblationPlan, FUSIONS, table2 } from "./ablation.ts";
@@ -16,9 +16,6 @@ import { compareArms } from "./claims.ts";
 import { EMBEDDINGS } from "./presets.ts";
 import { rounded } from "./scorer.ts";
 import { referencePictures, subjects } from "./subjects.ts";
-
-/** An embedder of pictures. */
-export type Evaluator = Eye;
 
 /** What an evaluator finds. */
 export interface Evaluation {

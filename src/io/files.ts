@@ -529,3 +529,71 @@ export async function writePythonJson(
 ): Promise<void> {
   await writeAtomic(path, pythonJson(value, 2) + "\n");
 }
+
+/**
+ * Reads a file, in Deno or Node.
+ *
+ * @param path The file.
+ * @throws If it is none, or cannot be read.
+ */
+export async function readBytes(
+  path: string | URL,
+): Promise<Uint8Array<ArrayBuffer>> {
+  try {
+    const node = nodeFiles();
+    return node
+      ? Uint8Array.from(await node.readFile(path))
+      : await Deno.readFile(path);
+  } catch (error) {
+    throw cannot(`read ${pathOf(path)}`, "a readable file", reason(error));
+  }
+}
+
+/** What is used here of Node's `node:fs/promises`. */
+interface NodeFiles {
+  readFile(path: string | URL): Promise<Uint8Array>;
+  readdir(
+    path: string | URL,
+    options: { withFileTypes: true },
+  ): Promise<{ name: string; isDirectory(): boolean }[]>;
+}
+
+/** Node's files, where this is not Deno; asked for so that bundlers see none. */
+function nodeFiles(): NodeFiles | undefined {
+  if ("Deno" in globalThis) return undefined;
+  const { process } = globalThis as {
+    process?: { getBuiltinModule?: (name: string) => unknown };
+  };
+  const found = process?.getBuiltinModule?.("node:fs/promises");
+  if (!found) throw new Error("there are no files here: pass bytes instead");
+  return found as NodeFiles;
+}
+
+/**
+ * Names of the files in a folder, sorted; in Deno or Node.
+ *
+ * @param folder The folder.
+ * @throws If it cannot be read.
+ */
+export async function listFiles(folder: string | URL): Promise<string[]> {
+  const names: string[] = [];
+  try {
+    const node = nodeFiles();
+    if (node) {
+      for (const entry of await node.readdir(folder, { withFileTypes: true })) {
+        if (!entry.isDirectory()) names.push(entry.name);
+      }
+    } else {
+      for await (const entry of Deno.readDir(folder)) {
+        if (!entry.isDirectory) names.push(entry.name);
+      }
+    }
+  } catch (error) {
+    throw cannot(
+      `list ${pathOf(folder)}`,
+      "a folder that can be read",
+      reason(error),
+    );
+  }
+  return names.sort();
+}

@@ -12,9 +12,9 @@ import { type Concept, disposeConcept } from "../customize/concept.ts";
 import {
   encodeData,
   type Example,
-  fillCaption,
   type TrainData,
 } from "../customize/dataset.ts";
+import { fillCaption } from "../customize/captions.ts";
 import { method, startConcept } from "../customize/methods.ts";
 import { customize } from "../customize/train.ts";
 import { generate } from "../diffusion/pipeline.ts";

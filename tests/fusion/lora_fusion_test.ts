@@ -15,11 +15,11 @@ import {
 import { loraConcept } from "../../src/formats/lora_concept.ts";
 import { type DialectId, loadLora, loraBytes } from "../../src/formats/lora.ts";
 import { pipeline } from "../../src/diffusion/pipeline.ts";
+import { keyValueStatistics } from "../../src/fusion/features.ts";
 import {
   fuse,
   type FuseLayerRecord,
   type FuseOptions,
-  keyValueStatistics,
 } from "../../src/fusion/gradient.ts";
 import { disposeModel, type Model } from "../../src/models/model.ts";
 import { textEncoder } from "../../src/models/text_encoder.ts";
