@@ -678,17 +678,19 @@ export type {
 // The paper's experiments.
 export {
   ablation,
-  type AblationNumbers,
-  type AblationPictures,
-  type AblationPlan,
-  type AblationRecord,
   finishedSeeds,
-  type FusionName,
   FUSIONS,
   type PictureRow,
   pictureRows,
   table2,
 } from "./src/experiments/ablation.ts";
+export type {
+  AblationNumbers,
+  AblationPictures,
+  AblationPlan,
+  AblationRecord,
+  FusionName,
+} from "./src/experiments/ablation_plan.ts";
 export {
   ablationFigures,
   ablationTable,
@@ -740,11 +742,7 @@ export {
   type RegionRow,
   type RegionScore,
 } from "./src/experiments/fig5/judge.ts";
-export {
-  fig5,
-  type RegionPlan,
-  type RegionReport,
-} from "./src/experiments/fig5/run.ts";
+export { fig5, type RegionPlan } from "./src/experiments/fig5/run.ts";
 export {
   REGION_ARMS,
   type RegionSites,
@@ -756,6 +754,7 @@ export {
   type RegionDifference,
   regionFigures,
   regionLabel,
+  type RegionReport,
   regionTable,
   regionTimingTable,
   resolutionTable,

@@ -7,11 +7,11 @@ import { sha256 } from "../core/hash.ts";
 import { cannot } from "../core/errors.ts";
 import {
   ablation,
-  type AblationPlan,
   finishedSeeds,
   FUSIONS,
   pictureRows,
 } from "../experiments/ablation.ts";
+import type { AblationPlan } from "../experiments/ablation_plan.ts";
 import { ablationTable } from "../experiments/ablation_figures.ts";
 import {
   type AblationReport,

@@ -5,11 +5,7 @@
  */
 import { resize } from "../evaluation/preprocess.ts";
 import { type RegionRow, scoreOf } from "../experiments/fig5/judge.ts";
-import {
-  fig5,
-  type RegionPlan,
-  type RegionReport,
-} from "../experiments/fig5/run.ts";
+import { fig5, type RegionPlan } from "../experiments/fig5/run.ts";
 import {
   knowsPlaces,
   REGION_ARMS,
@@ -19,6 +15,7 @@ import {
 import {
   regionComparisonTable,
   regionFigures,
+  type RegionReport,
   regionTable,
   regionTimingTable,
   resolutionTable,

@@ -5,8 +5,7 @@
  * @module
  */
 import { cannot } from "../core/errors.ts";
-import type { HeldOutError } from "../evaluation/heldout.ts";
-import type { Fused, Lab, Trained } from "../lab/lab.ts";
+import type { Lab } from "../lab/lab.ts";
 import { NotInStore } from "../lab/runner.ts";
 import type { FuseSpec } from "../lab/specs.ts";
 import { captionOf } from "../micro/captions.ts";
@@ -14,13 +13,19 @@ import { conceptOf } from "../micro/in_domain.ts";
 import { promptText } from "../micro/prompts.ts";
 import { heldOutScene } from "../micro/scenes.ts";
 import { report } from "./ablation_report.ts";
-import type { AblationReport } from "./ablation_schema.ts";
+import type {
+  AblationNumbers,
+  AblationPictures,
+  AblationPlan,
+  AblationRecord,
+  FusionName,
+} from "./ablation_plan.ts";
 import {
   type EmbeddingName,
   EMBEDDINGS,
   type ExperimentPreset,
 } from "./presets.ts";
-import { type Cell, drawCells, type Drawn } from "./scorer.ts";
+import { type Cell, drawCells } from "./scorer.ts";
 import {
   checkSettings,
   oneDomain,
@@ -28,9 +33,6 @@ import {
   subjects,
   training,
 } from "./subjects.ts";
-
-/** A kind of fusion. */
-export type FusionName = "weight" | "gradient" | "weight_best_lambda";
 
 /** Kinds of fusion that are compared. */
 export const FUSIONS: readonly FusionName[] = [
@@ -41,50 +43,6 @@ export const FUSIONS: readonly FusionName[] = [
 
 /** Concept-free prompts on which drift is measured. */
 const DRIFT_PROMPTS = 8;
-
-/** What is run. */
-export interface AblationPlan {
-  /** Which of the command's scales; a quick run allows no conclusion. */
-  readonly scale: AblationReport["scale"];
-  /** How concepts are trained, fused and drawn. */
-  readonly settings: ExperimentPreset;
-  /** Proper names of identities. */
-  readonly concepts: readonly string[];
-  /** Prompts of each concept, taken from the four groups in turn. */
-  readonly prompts: number;
-  /** Training seeds; each also draws its own pictures. */
-  readonly seeds: readonly number[];
-  /** All seeds that were planned, if these are some of them: no conclusion. */
-  readonly planned?: readonly number[];
-  /** Which embeddings are compared. @default both */
-  readonly embeddings?: readonly EmbeddingName[];
-  /** Which fusions are compared. @default all three */
-  readonly fusions?: readonly FusionName[];
-}
-
-/** Pictures of one concept in one arm, and the model that drew them. */
-export interface AblationPictures extends Drawn {
-  /** Names of pictures of concept-free prompts. */
-  readonly free: readonly string[];
-  /** Error on held-out references. */
-  readonly heldout: HeldOutError;
-}
-
-/** What the run gives, as it goes. */
-export type AblationRecord =
-  | {
-    readonly type: "trained";
-    readonly embedding: EmbeddingName;
-    readonly seed: number;
-    readonly singles: readonly Trained[];
-  }
-  | {
-    readonly type: "fused";
-    readonly arm: string;
-    readonly seed: number;
-    readonly model: Fused;
-  }
-  | { readonly type: "drawn"; readonly pictures: AblationPictures };
 
 /**
  * Trains, fuses and draws Table 2: for each seed the base model with the class
@@ -241,9 +199,6 @@ export async function ablation(
     ),
   };
 }
-
-/** A report without what only the caller knows. */
-export type AblationNumbers = Omit<AblationReport, "created" | "machine">;
 
 /**
  * The seeds whose results the store has, all of them: what a stopped run can be

@@ -25,7 +25,7 @@ import type {
   AblationPictures,
   AblationPlan,
   AblationRecord,
-} from "./ablation.ts";
+} from "./ablation_plan.ts";
 import {
   type AblationReport,
   type Arm,

@@ -3,10 +3,10 @@ import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
 import { selectBackend } from "../../src/core/backend.ts";
 import {
   ablation,
-  type AblationPlan,
   driftTexts,
   pictureRows,
 } from "../../src/experiments/ablation.ts";
+import type { AblationPlan } from "../../src/experiments/ablation_plan.ts";
 import { ablationTable } from "../../src/experiments/ablation_figures.ts";
 import {
   type AblationReport,

@@ -6,11 +6,8 @@ import {
   assertRejects,
 } from "@std/assert";
 import { selectBackend } from "../../src/core/backend.ts";
-import {
-  ablation,
-  type AblationPlan,
-  finishedSeeds,
-} from "../../src/experiments/ablation.ts";
+import { ablation, finishedSeeds } from "../../src/experiments/ablation.ts";
+import type { AblationPlan } from "../../src/experiments/ablation_plan.ts";
 import {
   domainLabel,
   type DomainPlan,

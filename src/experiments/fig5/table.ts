@@ -22,13 +22,43 @@ import {
   type RegionScore,
   scoreOf,
 } from "./judge.ts";
-import type { RegionReport } from "./run.ts";
 import {
   knowsPlaces,
   REGION_ARMS,
   REGION_FUSIONS,
   RESOLUTION_ARMS,
 } from "./scenes.ts";
+import type { RegionTiming } from "./timing.ts";
+
+/** What the experiment gives. */
+export interface RegionReport {
+  /** What this document is. */
+  readonly format: "mix-of-show regions 3";
+  /** When it was made. */
+  readonly created: string;
+  /** Proper names of all fused concepts. */
+  readonly concepts: readonly string[];
+  /** Arms that were drawn, in the order of the table. */
+  readonly arms: readonly string[];
+  /** Scores at the usual resolution, a line for each number of concepts and arm. */
+  readonly table: readonly RegionCell[];
+  /** The same at other resolutions. */
+  readonly resolution: readonly RegionCell[];
+  /** Differences on the same scenes and noise. */
+  readonly comparisons: readonly RegionComparison[];
+  /** Time against the number of regions. */
+  readonly timing: readonly RegionTiming[];
+  /** Every picture. */
+  readonly rows: readonly RegionRow[];
+  /** Labels of the gallery. */
+  readonly gallery: readonly string[];
+  /** Seconds of each stage of this run; pieces that were there cost nothing. */
+  readonly seconds: Readonly<Record<string, number>>;
+  /** What the run was made with. */
+  readonly settings: Readonly<Record<string, unknown>>;
+  /** SHA-256 of the model's and the networks' folders. */
+  readonly hashes: Readonly<Record<string, string>>;
+}
 
 /** One line of the table. */
 export interface RegionCell {
