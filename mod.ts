@@ -28,6 +28,7 @@ export {
   selectBackend,
   type SelectBackendOptions,
 } from "./src/core/backend.ts";
+export { KeysError } from "./src/core/errors.ts";
 export { finish } from "./src/core/finish.ts";
 export {
   createPool,
@@ -160,8 +161,12 @@ export {
   type VisionModel,
 } from "./src/models/image_encoder.ts";
 export {
+  loadNetworks,
+  type LoadNetworksOptions,
+  loadPart,
   loadSingleFile,
   type LoadSingleFileOptions,
+  type Networks,
   saveSingleFile,
   type SaveSingleFileOptions,
 } from "./src/formats/ldm.ts";
@@ -172,6 +177,7 @@ export {
   type LdmOverrides,
 } from "./src/formats/ldm_config.ts";
 export type {
+  LdmComponent,
   LdmConfigs,
   LdmLayout,
   LdmPrediction,
@@ -183,6 +189,7 @@ export {
   disposeModel,
   loadModel,
   type Model,
+  type ModelParts,
   type Network,
   promptStates,
   saveModel,
@@ -417,6 +424,12 @@ export {
   type LoraConceptOptions,
 } from "./src/formats/lora_concept.ts";
 export {
+  type ForeignKind,
+  foreignKind,
+  type TensorHeader,
+} from "./src/formats/kinds.ts";
+export type { Algorithm, LycorisPart } from "./src/formats/lycoris.ts";
+export {
   detectDialect,
   type Dialect,
   type DialectId,
@@ -424,6 +437,7 @@ export {
   disposeLora,
   type EncodedLora,
   encodeLora,
+  type LayerAlgorithm,
   loadLora,
   loraBytes,
   type LoraContent,

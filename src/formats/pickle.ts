@@ -16,6 +16,7 @@
 import { cannot } from "../core/errors.ts";
 import { pathOf } from "../io/files.ts";
 import {
+  type DType,
   openSafetensors,
   type RawTensor,
   type SafetensorsFile,
@@ -89,9 +90,9 @@ const DTYPE_BYTES = {
   BOOL: 1,
 } as const;
 
-type DType = keyof typeof DTYPE_BYTES;
+type StorageType = keyof typeof DTYPE_BYTES;
 
-const STORAGES: Readonly<Record<string, DType>> = {
+const STORAGES: Readonly<Record<string, StorageType>> = {
   "torch DoubleStorage": "F64",
   "torch FloatStorage": "F32",
   "torch HalfStorage": "F16",
@@ -403,7 +404,7 @@ const MARK: unique symbol = Symbol("mark");
 
 /** A storage, between its persistent id and the tensor made of it. */
 class Storage {
-  constructor(readonly dtype: DType, readonly key: string) {}
+  constructor(readonly dtype: StorageType, readonly key: string) {}
 }
 
 /** OrderedDict: a dictionary that an attribute may be set on. */
