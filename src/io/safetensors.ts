@@ -75,6 +75,16 @@ export function isFloat(dtype: string): boolean {
   return /^(F64|F32|F16|BF16|F8_\w+)$/.test(dtype);
 }
 
+/**
+ * Bytes of an element of a type; a fraction of one for those of less than 8
+ * bits.
+ *
+ * @param dtype The type.
+ */
+export function elementBytes(dtype: DType): number {
+  return DTYPE_BITS[dtype] / 8;
+}
+
 /** A tensor as it lies on disk: row-major, little-endian bytes. */
 export interface RawTensor {
   /** Type of the elements: a {@link DType}, or one of another file's. */
