@@ -355,6 +355,7 @@ export {
   type TokenInit,
 } from "./src/customize/concept.ts";
 export { loadConcept, saveConcept } from "./src/formats/concept_file.ts";
+export type { DoraWeighting } from "./src/customize/dora.ts";
 export {
   type ConvertedLora,
   convertLora,
@@ -403,7 +404,6 @@ export {
   delta,
   detach,
   disposeAdapter,
-  type DoraWeighting,
   initLora,
   type InitLoraOptions,
   type LoraBasis,
@@ -435,22 +435,24 @@ export {
   type DialectId,
   DIALECTS,
   disposeLora,
-  type EncodedLora,
-  encodeLora,
   type LayerAlgorithm,
   loadLora,
-  loraBytes,
-  type LoraContent,
   type LoraFile,
   type LoraSource,
   type PeftConfig,
   readLora,
   type ReadLoraOptions,
+  type ScaleSource,
+} from "./src/formats/lora.ts";
+export {
+  type EncodedLora,
+  encodeLora,
+  loraBytes,
+  type LoraContent,
   saveLora,
   savePeftFolder,
-  type ScaleSource,
   type WriteLoraOptions,
-} from "./src/formats/lora.ts";
+} from "./src/formats/lora_write.ts";
 export {
   type ExtractedLayer,
   type ExtractedLora,

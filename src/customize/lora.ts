@@ -8,18 +8,18 @@
  * @module
  */
 import * as tf from "@tensorflow/tfjs";
-import { cannot } from "../core/errors.ts";
+import { cannot, KeysError, listed } from "../core/errors.ts";
 import { fold, type Key, normal, uniform } from "../core/random.ts";
 import { at, type TreeLike, updateAt } from "../core/tree.ts";
 import {
   type Conv,
-  type Dora,
   type Linear,
   type LowRank,
   lowRankDelta,
 } from "../nn/linear.ts";
 import { ParamSpec } from "../nn/spec.ts";
 import type { Model } from "../models/model.ts";
+import { checkDoraWeighting, type DoraWeighting, weighted } from "./dora.ts";
 
 /** The two networks of a model that adapters go into. */
 export type Component = "textEncoder" | "unet";
@@ -389,20 +389,6 @@ export type Weight = (
   path: string,
 ) => number;
 
-/**
- * What a weight w does to a DoRA, in which scale and magnitude are two things:
- *
- * - `peft` multiplies the scale: m·(W₀ + w·s·BA)/‖W₀ + w·s·BA‖. At w = 0 the
- *   magnitudes stay.
- * - `lycoris` multiplies the renormalisation: (W₀ + s·BA)·(1 + w·(m/‖·‖ − 1)),
- *   so at w = 0 a plain LoRA is left.
- * - `change` multiplies the whole change (ComfyUI): W₀ + w·(W' − W₀), which is
- *   W₀ at w = 0.
- *
- * At w = 1 all are the same.
- */
-export type DoraWeighting = "peft" | "lycoris" | "change";
-
 /** Settings of {@linkcode attach} and {@linkcode setWeights}. */
 export interface AttachOptions {
   /**
@@ -496,34 +482,6 @@ function weightOf(
   };
 }
 
-/** A leaf at a weight; it remembers itself at weight 1. */
-function weighted(
-  low: LowRank,
-  weight: number,
-  weighting: DoraWeighting,
-): LowRank {
-  const { unweighted = low, ...rest } = low;
-  const { scale, dora } = unweighted;
-  const base: Pick<LowRank, "scale" | "dora"> = dora === undefined
-    ? { scale }
-    : { scale, dora };
-  // A leaf whose weight was changed by a magnitude has none of its own.
-  delete (rest as { dora?: Dora }).dora;
-  if (!low.magnitude || weighting === "peft") {
-    return { ...rest, ...base, scale: scale * weight, unweighted: base };
-  }
-  const changed: Dora = weighting === "lycoris"
-    ? { ...dora, share: (dora?.share ?? 1) * weight }
-    : { ...dora, strength: (dora?.strength ?? 1) * weight };
-  return { ...rest, scale, dora: changed, unweighted: base };
-}
-
-function checkDoraWeighting(weighting: DoraWeighting, what: string): void {
-  if (!["peft", "lycoris", "change"].includes(weighting)) {
-    throw cannot(what, "dora peft, lycoris or change", String(weighting));
-  }
-}
-
 /** Names that weights are given for and that are not among the adapters. */
 function strangers(
   weights: AttachOptions["weights"],
@@ -541,7 +499,7 @@ function strangers(
  * @param adapters One or several, with names not yet in the model.
  * @param options Factors, which {@linkcode setWeights} can change later.
  * @returns A model that shares all tensors with the base and the adapters.
- * @throws One error that lists all layers that are missing or do not fit; if a
+ * @throws One error about all layers that are missing or do not fit; if a
  * name is taken or a factor is not finite.
  *
  * @example
@@ -611,10 +569,11 @@ export function attach<M extends Adaptable>(
     Object.assign(result, { [component]: { ...network, params } });
   }
   if (problems.length > 0) {
-    throw new Error(
+    throw new KeysError(
       `Cannot attach ${
         list.map((a) => `"${a.name}"`).join(", ")
-      }: ${problems.length} layers do not fit: ${problems.join("; ")}`,
+      }: ${problems.length} layers do not fit: ${listed(problems)}`,
+      problems,
     );
   }
   return result;
@@ -806,7 +765,7 @@ export async function merge<M extends Adaptable>(model: M): Promise<M> {
     throw cannot(
       "merge adapters",
       "finite weights",
-      `NaN in ${bad.join(", ")}`,
+      `NaN in ${listed(bad)}`,
     );
   }
   return merged;
@@ -834,7 +793,11 @@ async function notFinite(
 export async function assertFinite(adapter: Adapter): Promise<void> {
   const bad = await notFinite(adapterTensors(adapter));
   if (bad.length > 0) {
-    throw cannot(`use "${adapter.name}"`, "finite values", `NaN in ${bad}`);
+    throw cannot(
+      `use "${adapter.name}"`,
+      "finite values",
+      `NaN in ${listed(bad)}`,
+    );
   }
 }
 
