@@ -502,8 +502,10 @@ export {
   type ConceptStatistics,
   conceptStatistics,
   type FeatureOptions,
-  fuse,
   type FuseFeaturesRecord,
+} from "./src/fusion/features.ts";
+export {
+  fuse,
   type FuseLayerRecord,
   type FuseOptions,
   type FuseRecord,

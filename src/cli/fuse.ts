@@ -59,7 +59,7 @@ const OPTIONS = optionTable({
   },
   ridge: {
     type: number({ least: 0 }),
-    otherwise: "1e-5",
+    otherwise: "cross-validated for each layer",
     help: "ridge of the closed form, relative to trace/d",
   },
   layers: {
@@ -88,7 +88,7 @@ const OPTIONS = optionTable({
   },
   pictures: {
     type: count,
-    otherwise: "1",
+    otherwise: "2, with --ridge or lbfgs 1",
     help: "pictures drawn for that, per concept",
   },
   seed: {

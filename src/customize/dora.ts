@@ -1,11 +1,11 @@
 /**
- * DoRA (Liu et al. 2024) at other weights than 1, in the meanings of three peers;
- * the formula itself is in nn/linear.ts.
+ * What a weight does to a DoRA.
  *
  * @module
  */
 import { cannot } from "../core/errors.ts";
-import type { Dora, LowRank } from "../nn/linear.ts";
+import type { Dora } from "../nn/dora.ts";
+import type { LowRank } from "../nn/linear.ts";
 
 /**
  * What a weight w does to a DoRA, in which scale and magnitude are two things:
@@ -22,12 +22,11 @@ import type { Dora, LowRank } from "../nn/linear.ts";
 export type DoraWeighting = "peft" | "lycoris" | "change";
 
 /**
- * A leaf at a weight; it remembers itself at weight 1, so that the weight can be
- * changed again.
+ * A leaf at a weight; it remembers itself at weight 1.
  *
- * @param low The leaf, at any weight.
- * @param weight The weight, counted from 1.
- * @param weighting What the weight does to a DoRA.
+ * @param low The leaf.
+ * @param weight The weight.
+ * @param weighting What it does to a DoRA.
  */
 export function weighted(
   low: LowRank,
@@ -51,11 +50,11 @@ export function weighted(
 }
 
 /**
- * Checks the name of a way to weight DoRAs.
+ * Checks a weighting.
  *
- * @param weighting The name.
- * @param what What is being done, for messages.
- * @throws If there is no such way.
+ * @param weighting The weighting.
+ * @param what What cannot be done with another.
+ * @throws If it is none.
  */
 export function checkDoraWeighting(
   weighting: DoraWeighting,

@@ -6,280 +6,58 @@
  *
  * @module
  */
-import { sha256 } from "../core/hash.ts";
 import * as tf from "@tensorflow/tfjs";
 import { cannot } from "../core/errors.ts";
-import {
-  fold,
-  type Key,
-  key as rootKey,
-  normal,
-  permutation,
-  stream,
-} from "../core/random.ts";
+import { key as rootKey } from "../core/random.ts";
 import { valueAndGrads } from "../core/tree.ts";
 import {
-  encodeFloat,
-  openSafetensors,
-  toFloat32,
-  writeSafetensors,
-} from "../io/safetensors.ts";
-import { bindPrompt, type Model, promptStates } from "../models/model.ts";
-import { unet } from "../models/unet.ts";
-import { tableSpread } from "../nn/embedding.ts";
-import {
-  addNoise,
   parseSchedulerConfig,
   type Schedule,
   schedule,
-  trainingTarget,
 } from "../diffusion/schedule.ts";
+import type { Model } from "../models/model.ts";
+import { tableSpread } from "../nn/embedding.ts";
 import {
-  adamwFromTensors,
-  adamwInit,
-  type AdamwState,
   adamwStep,
-  adamwTensors,
   clipGlobalNorm,
   constantRate,
   disposeTensors,
   linearDecay,
 } from "../optim/adamw.ts";
 import { attachConcept, type Concept, conceptTensors } from "./concept.ts";
-import { fillCaption, type TrainData } from "./dataset.ts";
+import type { TrainData } from "./dataset.ts";
 import { withTensors } from "./lora.ts";
+import { drawBatch } from "./train_batch.ts";
 import {
-  attentionRegularisation,
-  debiasedWeights,
-  maskedErrors,
-  minSnrWeights,
-  offsetNoise,
-  squaredErrors,
-  type TokenAttention,
-  tokenMap,
-  vLikeNoiseWeights,
-} from "./losses.ts";
+  type Group,
+  groupOf,
+  type LossConfig,
+  type TrainConfig,
+} from "./train_config.ts";
+import { type Losses, type TrainBatch, trainingLoss } from "./train_loss.ts";
+import {
+  disposeState,
+  fingerprint,
+  loadTrainState,
+  saveTrainState,
+  startState,
+  type TrainState,
+} from "./train_state.ts";
 
-/** The three groups of parameters with learning rates of their own. */
-export type Group = "embedding" | "textEncoder" | "unet";
-
-/** How samples of different noise levels are weighted. */
-export type Weighting =
-  | { readonly type: "none" }
-  | { readonly type: "min-snr"; readonly gamma: number }
-  | { readonly type: "debiased" }
-  | { readonly type: "v-like-noise" };
-
-/** What is minimised; plain data. */
-export interface LossConfig {
-  /** Only the subject counts (official main branch), or the whole picture. */
-  readonly masked: boolean;
-  /** Weights by noise level. */
-  readonly weighting: Weighting;
-  /** Attention regularisation (official main branch); weight 0 is off. */
-  readonly attention: {
-    readonly weight: number;
-    readonly fullIdentity: boolean;
-  };
-  /** Weight of the class pictures in prior preservation, where there are any. */
-  readonly priorWeight: number;
-}
-
-/** A whole training run; plain data, part of a concept's hash. */
-export interface TrainConfig extends LossConfig {
-  /** Seed of all randomness. */
-  readonly seed: number;
-  /** Optimisation steps. */
-  readonly steps: number;
-  /** Pictures a step, class pictures not counted. */
-  readonly batch: number;
-  /** Learning rates; 0 freezes a group. */
-  readonly lr: Readonly<Record<Group, number>>;
-  /** How the rates change: linear decay to 0 or constant. */
-  readonly schedule: "linear" | "constant";
-  /** Steps of warm-up. */
-  readonly warmup: number;
-  /** AdamW's decoupled weight decay. */
-  readonly weightDecay: number;
-  /** AdamW's decay of both moments. */
-  readonly betas: readonly [number, number];
-  /** AdamW's ε. */
-  readonly eps: number;
-  /** Largest norm of all gradients together; 0 is no limit. */
-  readonly clipNorm: number;
-  /** Per-channel constant added to the noise. */
-  readonly noiseOffset: number;
-  /**
-   * Tokens stop changing when their mean norm reaches this: an absolute number
-   * (0.55 in the official code), or a multiple of the mean norm of the model's
-   * own token table; 0 is never.
-   */
-  readonly embeddingNorm: {
-    readonly limit: number;
-    readonly relative: boolean;
-  };
-  /** Leaves `down` of every adapter as it started. */
-  readonly freezeDown: boolean;
-  /** Parts of captions between commas are shuffled, but for the first n. */
-  readonly shuffleCaptions: false | { readonly keep: number };
-}
-
-/** A batch, ready for the loss. */
-export interface TrainBatch {
-  /** Clean latents [b, h, w, c], scaled. */
-  readonly latents: tf.Tensor4D;
-  /** Noise, offset included [b, h, w, c]. */
-  readonly noise: tf.Tensor4D;
-  /** One a sample. */
-  readonly timesteps: readonly number[];
-  /** Prompts with the concept's tokens. */
-  readonly prompts: readonly string[];
-  /** Subject [b, h, w, 1]; without it the whole picture. */
-  readonly mask?: tf.Tensor4D;
-  /**
-   * How many of the last rows are class pictures.
-   *
-   * @default 0
-   */
-  readonly prior?: number;
-}
-
-/** A loss and what it is made of; scalars. */
-export interface Losses {
-  /** What is minimised: the sum of the parts. */
-  readonly total: tf.Scalar;
-  /** Error of the denoiser's prediction. */
-  readonly diffusion: tf.Scalar;
-  /** Weighted. */
-  readonly attention?: tf.Scalar;
-  /** Weighted. */
-  readonly prior?: tf.Scalar;
-}
-
-/**
- * The loss of a batch, differentiable by everything in the model.
- *
- * @param model The model, adapters and tokens included.
- * @param s Its schedule.
- * @param batch The batch.
- * @param config What counts.
- * @returns Total and parts.
- */
-export function trainingLoss(
-  model: Model,
-  s: Schedule,
-  batch: TrainBatch,
-  config: LossConfig,
-): Losses {
-  const { latents, noise, timesteps, prompts, prior = 0 } = batch;
-  const [rows, h, w] = latents.shape;
-  const own = rows - prior;
-  const regularised = config.attention.weight > 0 && batch.mask !== undefined;
-  const { positions, counted } = regularised
-    ? tokenPositions(model, prompts)
-    : { positions: [], counted: [] };
-  const samples = counted.filter((i) => i < own);
-  const layers: TokenAttention[] = [];
-  const prediction = unet(
-    model.unet.params,
-    model.unet.config,
-    addNoise(s, latents, noise, timesteps),
-    timesteps,
-    promptStates(model, prompts),
-    samples.length === 0 ? {} : {
-      crossAttend: ({ height, width, heads }) => ({
-        probabilities: (p) => {
-          layers.push({ map: tokenMap(p, positions), height, width, heads });
-        },
-      }),
-    },
-  );
-  const target = trainingTarget(s, latents, noise, timesteps);
-  const full = () => tf.ones([rows, h, w, 1]) as tf.Tensor4D;
-  let errors = config.masked
-    ? maskedErrors(prediction, target, batch.mask ?? full())
-    : squaredErrors(prediction, target);
-  const weights = noiseWeights(s, timesteps, config.weighting);
-  if (weights) errors = tf.mul(errors, tf.tensor1d(weights));
-  const diffusion: tf.Scalar = tf.mean(tf.slice(errors, 0, own));
-  const parts: { attention?: tf.Scalar; prior?: tf.Scalar } = {};
-  if (prior > 0) {
-    parts.prior = tf.mul(
-      tf.mean(tf.slice(errors, own, prior)),
-      config.priorWeight,
-    );
-  }
-  if (samples.length > 0) {
-    parts.attention = tf.mul(
-      attentionRegularisation(layers, batch.mask!, {
-        fullIdentity: config.attention.fullIdentity,
-        samples,
-      }),
-      config.attention.weight,
-    );
-  }
-  const total = tf.addN([diffusion, ...Object.values(parts)]) as tf.Scalar;
-  return { total, diffusion, ...parts };
-}
-
-function noiseWeights(
-  s: Schedule,
-  timesteps: readonly number[],
-  weighting: Weighting,
-): number[] | undefined {
-  switch (weighting.type) {
-    case "none":
-      return undefined;
-    case "min-snr":
-      return minSnrWeights(s, timesteps, weighting.gamma);
-    case "debiased":
-      return debiasedWeights(s, timesteps);
-    case "v-like-noise":
-      return vLikeNoiseWeights(s, timesteps);
-    default:
-      throw cannot(
-        "weight a loss",
-        "none, min-snr, debiased or v-like-noise",
-        weighting,
-      );
-  }
-}
-
-/**
- * Positions of learned tokens in each prompt, and which prompts count: those
- * with the most of them (class prompts have none, a cut-off prompt may have
- * lost one). The others get stand-ins, so that the maps stack.
- */
-function tokenPositions(
-  model: Model,
-  prompts: readonly string[],
-): { positions: number[][]; counted: number[] } {
-  const base = model.tokenizer.vocabSize - (model.added?.names.length ?? 0);
-  const found = prompts.map((prompt) =>
-    bindPrompt(model, prompt).rows[0].flatMap((id, i) => id >= base ? [i] : [])
-  );
-  const most = Math.max(0, ...found.map((p) => p.length));
-  return {
-    positions: found.map((p) =>
-      p.length === most ? p : new Array<number>(most).fill(0)
-    ),
-    counted: found.flatMap((p, i) => most > 0 && p.length === most ? [i] : []),
-  };
-}
-
-/** All a run needs to go on: parameters, moments, where it was. */
-export interface TrainState {
-  /** Steps done. */
-  readonly step: number;
-  /** Trained parameters by the names of `conceptTensors`. */
-  readonly params: ReadonlyMap<string, tf.Tensor>;
-  /** AdamW's moments. */
-  readonly adam: AdamwState;
-  /** The tokens' norm has reached its limit. */
-  readonly embeddingsStopped: boolean;
-  /** Of start, data and configuration; a run resumes only its own. */
-  readonly fingerprint: string;
-}
+export {
+  type Group,
+  groupOf,
+  type LossConfig,
+  type TrainConfig,
+  type Weighting,
+} from "./train_config.ts";
+export { type Losses, type TrainBatch, trainingLoss } from "./train_loss.ts";
+export {
+  fingerprint,
+  loadTrainState,
+  saveTrainState,
+  type TrainState,
+} from "./train_state.ts";
 
 /** One optimisation step. */
 export interface TrainRecord {
@@ -310,49 +88,6 @@ export interface TrainOptions {
   readonly resume?: TrainState;
   /** Class pictures for prior preservation, with their own captions. */
   readonly prior?: TrainData;
-}
-
-/** The group a parameter belongs to. */
-export function groupOf(name: string): Group {
-  return name.slice(0, name.indexOf(".")) as Group;
-}
-
-/**
- * A short text that two runs share if and only if they are the same run.
- *
- * @param concept What is trained.
- * @param data Pictures.
- * @param config Configuration.
- * @param prior Class pictures.
- */
-export async function fingerprint(
-  concept: Concept,
-  data: TrainData,
-  config: TrainConfig,
-  prior?: TrainData,
-): Promise<string> {
-  const parts: BlobPart[] = [];
-  for (const d of prior ? [data, prior] : [data]) {
-    parts.push(JSON.stringify([d.count, d.height, d.width, d.captions]));
-    parts.push(d.mean.slice(), d.std.slice(), d.mask.slice());
-  }
-  parts.push(JSON.stringify([concept.phrase, sorted(config)]));
-  for (const [name, tensor] of conceptTensors(concept)) {
-    parts.push(name, (await tensor.data() as Float32Array).slice());
-  }
-  // Half of it is plenty to tell two runs apart.
-  return (await sha256(await new Blob(parts).arrayBuffer())).slice(0, 32);
-}
-
-/** A value with the keys of its objects in order. */
-function sorted(value: unknown): unknown {
-  if (Array.isArray(value)) return value.map(sorted);
-  if (typeof value !== "object" || value === null) return value;
-  return Object.fromEntries(
-    Object.entries(value).sort(([a], [b]) => a < b ? -1 : 1).map((
-      [k, v],
-    ) => [k, sorted(v)]),
-  );
 }
 
 function checkConfig(
@@ -431,123 +166,6 @@ export function conceptOf(concept: Concept, state: TrainState): Concept {
   return withParams(concept, copies);
 }
 
-/** Draws the batch of a step; all from that step's keys. */
-function drawBatch(
-  s: Schedule,
-  concept: Concept,
-  data: TrainData,
-  prior: TrainData | undefined,
-  config: TrainConfig,
-  root: Key,
-  step: number,
-): TrainBatch {
-  const here = fold(root, "step", step);
-  const own = pick(data, config, fold(root, "order"), here, step, concept);
-  const other = prior &&
-    pick(
-      prior,
-      config,
-      fold(root, "prior"),
-      fold(here, "prior"),
-      step,
-      concept,
-    );
-  const rows = own.rows + (other?.rows ?? 0);
-  const shape: [number, number, number, number] = [
-    rows,
-    data.height,
-    data.width,
-    data.channels,
-  ];
-  const size = rows * data.height * data.width * data.channels;
-  const join = (a: Float32Array, b: Float32Array | undefined) => {
-    const all = new Float32Array(a.length + (b?.length ?? 0));
-    all.set(a);
-    if (b) all.set(b, a.length);
-    return all;
-  };
-  const draw = stream(fold(here, "timesteps"));
-  const timesteps = Array.from(
-    { length: rows },
-    () => draw.integer(s.alphasCumprod.length),
-  );
-  const latents = tf.tensor4d(join(own.latents, other?.latents), shape);
-  const plain = tf.tensor4d(normal(fold(here, "noise"), size), shape);
-  const noise = config.noiseOffset === 0 ? plain : offsetNoise(
-    plain,
-    config.noiseOffset,
-    tf.tensor4d(normal(fold(here, "offset"), rows * data.channels), [
-      rows,
-      1,
-      1,
-      data.channels,
-    ]),
-  );
-  return {
-    latents,
-    noise,
-    timesteps,
-    prompts: [...own.prompts, ...other?.prompts ?? []],
-    mask: tf.tensor4d(join(own.mask, other?.mask.fill(1)), [
-      rows,
-      data.height,
-      data.width,
-      1,
-    ]),
-    prior: other?.rows ?? 0,
-  };
-}
-
-/** Pictures of a step: epochs of permutations, one after the other. */
-function pick(
-  data: TrainData,
-  config: TrainConfig,
-  order: Key,
-  here: Key,
-  step: number,
-  concept: Concept,
-): {
-  rows: number;
-  latents: Float32Array;
-  mask: Float32Array;
-  prompts: string[];
-} {
-  const size = data.height * data.width * data.channels;
-  const area = data.height * data.width;
-  const latents = new Float32Array(config.batch * size);
-  const mask = new Float32Array(config.batch * area);
-  const prompts: string[] = [];
-  const drawn = normal(fold(here, "posterior"), latents.length);
-  for (let row = 0; row < config.batch; row++) {
-    const place = step * config.batch + row;
-    const epoch = fold(order, Math.floor(place / data.count));
-    const i = permutation(epoch, data.count)[place % data.count];
-    for (let k = 0; k < size; k++) {
-      latents[row * size + k] = data.mean[i * size + k] +
-        data.std[i * size + k] * drawn[row * size + k];
-    }
-    mask.set(data.mask.subarray(i * area, (i + 1) * area), row * area);
-    const choose = fold(here, "caption", row);
-    const captions = data.captions[i];
-    const caption = captions[stream(choose).integer(captions.length)];
-    prompts.push(
-      fillCaption(shuffled(caption, config, fold(choose, 1)), concept.phrase),
-    );
-  }
-  return { rows: config.batch, latents, mask, prompts };
-}
-
-function shuffled(caption: string, config: TrainConfig, key: Key): string {
-  if (!config.shuffleCaptions) return caption;
-  const parts = caption.split(",").map((part) => part.trim());
-  const { keep } = config.shuffleCaptions;
-  const rest = parts.slice(keep);
-  return [
-    ...parts.slice(0, keep),
-    ...permutation(key, rest.length).map((i) => rest[i]),
-  ].join(", ");
-}
-
 /** Mean norm of the learned vectors. */
 function meanNorm(
   params: ReadonlyMap<string, tf.Tensor>,
@@ -612,7 +230,7 @@ export async function* train(
   const id = await fingerprint(concept, data, config, options.prior);
   const root = rootKey(config.seed);
   const limit = await normLimit(model, config);
-  let state = start(names, own, id, options.resume);
+  let state = startState(names, own, id, options.resume);
   try {
     while (state.step < config.steps) {
       const begun = performance.now();
@@ -629,7 +247,8 @@ export async function* train(
         s,
         state,
         moving,
-        () => drawBatch(s, concept, data, options.prior, config, root, step),
+        () =>
+          drawBatch(s, concept.phrase, data, options.prior, config, root, step),
         config,
       );
       const clipped = config.clipNorm > 0
@@ -688,47 +307,6 @@ export async function* train(
   } finally {
     disposeState(state);
   }
-}
-
-function start(
-  names: readonly string[],
-  own: ReadonlyMap<string, tf.Tensor>,
-  id: string,
-  resume: TrainState | undefined,
-): TrainState {
-  if (!resume) {
-    const params = new Map(names.map((n) => [n, own.get(n)!.clone()]));
-    return {
-      step: 0,
-      params,
-      adam: adamwInit(params),
-      embeddingsStopped: false,
-      fingerprint: id,
-    };
-  }
-  if (resume.fingerprint !== id) {
-    throw cannot(
-      "resume training",
-      `a state of this run (the same pictures, as the same backend encodes ` +
-        `them, and settings: ${id})`,
-      resume.fingerprint,
-    );
-  }
-  const copy = (map: ReadonlyMap<string, tf.Tensor>) =>
-    new Map([...map].map(([name, t]) => [name, t.clone()]));
-  return {
-    ...resume,
-    params: copy(resume.params),
-    adam: {
-      step: resume.adam.step,
-      m: copy(resume.adam.m),
-      v: copy(resume.adam.v),
-    },
-  };
-}
-
-function disposeState(state: TrainState): void {
-  disposeTensors(state.params, state.adam.m, state.adam.v);
 }
 
 /** Loss parts and gradients of the moving parameters at a state. */
@@ -863,102 +441,4 @@ export async function customize(
     if (resume) disposeState(resume);
   }
   return result!;
-}
-
-/**
- * Writes a state as one safetensors file, atomically: whoever is killed while
- * writing leaves the state before.
- *
- * @param path The file.
- * @param state The state; its tensors stay as they are.
- */
-export async function saveTrainState(
-  path: string,
-  state: TrainState,
-): Promise<void> {
-  const tensors = new Map<string, tf.Tensor>([
-    ...[...state.params].map(([n, t]) => [`param.${n}`, t] as const),
-    ...adamwTensors(state.adam, "adam."),
-  ]);
-  const raw = await Promise.all(
-    [...tensors].map(async ([name, t]) =>
-      [name, {
-        dtype: "F32" as const,
-        shape: [...t.shape],
-        data: encodeFloat(await t.data() as Float32Array, "F32"),
-      }] as [string, { dtype: "F32"; shape: number[]; data: Uint8Array }]
-    ),
-  );
-  await writeSafetensors(path, raw, {
-    format: "mix-of-show train state 1",
-    step: String(state.step),
-    embeddings_stopped: String(state.embeddingsStopped),
-    fingerprint: state.fingerprint,
-  });
-}
-
-/**
- * Reads a state written by {@linkcode saveTrainState}.
- *
- * @param path The file.
- * @param optional Whether a missing file is fine.
- * @returns The state, its tensors the caller's; nothing if there is no file and
- * that is fine.
- * @throws If the file is broken or holds something else.
- */
-export async function loadTrainState(
-  path: string,
-): Promise<TrainState>;
-/** The same where the file may be missing. */
-export async function loadTrainState(
-  path: string,
-  optional: boolean,
-): Promise<TrainState | undefined>;
-export async function loadTrainState(
-  path: string,
-  optional = false,
-): Promise<TrainState | undefined> {
-  let file: Awaited<ReturnType<typeof openSafetensors>>;
-  try {
-    file = await openSafetensors(path);
-  } catch (error) {
-    const absent = await Deno.stat(path).then(
-      () => false,
-      (e) => e instanceof Deno.errors.NotFound,
-    );
-    if (optional && absent) return undefined;
-    throw error;
-  }
-  const tensors = new Map<string, tf.Tensor>();
-  try {
-    const { metadata } = file;
-    const step = Number(metadata.step);
-    if (
-      metadata.format !== "mix-of-show train state 1" ||
-      !Number.isInteger(step)
-    ) {
-      throw cannot(`resume from ${path}`, "a train state", metadata.format);
-    }
-    for (const [name, { shape }] of file.entries) {
-      tensors.set(name, tf.tensor(toFloat32(await file.read(name)), shape));
-    }
-    const params = new Map(
-      [...tensors].flatMap(([name, t]) =>
-        name.startsWith("param.") ? [[name.slice(6), t] as const] : []
-      ),
-    );
-    const adam = adamwFromTensors(tensors, step, "adam.");
-    return {
-      step,
-      params,
-      adam,
-      embeddingsStopped: metadata.embeddings_stopped === "true",
-      fingerprint: metadata.fingerprint,
-    };
-  } catch (error) {
-    disposeTensors(tensors);
-    throw error;
-  } finally {
-    file.close();
-  }
 }

@@ -11,46 +11,37 @@
  */
 import * as tf from "@tensorflow/tfjs";
 import { cannot } from "../core/errors.ts";
-import { fold, type Key, key as rootKey } from "../core/random.ts";
 import { at, type TreeLike, updateAt } from "../core/tree.ts";
-import {
-  addTokens,
-  type Concept,
-  releaseTokens,
-} from "../customize/concept.ts";
-import {
-  type Adapter,
-  attach,
-  type Component,
-  sites,
-  type TargetName,
-  type Targets,
-  targets,
-} from "../customize/lora.ts";
-import { pipeline } from "../diffusion/pipeline.ts";
-import type { SamplerName } from "../diffusion/samplers.ts";
-import { crossAttentionSites } from "../models/config.ts";
-import type { Model } from "../models/model.ts";
-import { textEncoder } from "../models/text_encoder.ts";
+import { addTokens, type Concept } from "../customize/concept.ts";
+import type { Component, TargetName, Targets } from "../customize/lora.ts";
+import { disposeModel, type Model } from "../models/model.ts";
 import type { LowRank } from "../nn/linear.ts";
 import { identity, type Matrix, matrix } from "../optim/least_squares.ts";
 import {
+  type ConceptStatistics,
+  type FeatureOptions,
+  type FuseFeaturesRecord,
+  KEY_OR_VALUE,
+  keyValueStatistics,
+  phraseOf,
+  spatialStatistics,
+  split,
+  TEMPLATES,
+  textStatistics,
+  timed,
+} from "./features.ts";
+import {
+  addConcept,
+  type Change,
   type Delta,
   denseDelta,
-  InputSystem,
-  LayerProblem,
-  type LayerSolution,
+  type Problem,
+  solve,
   type SolveOptions,
 } from "./layer.ts";
-import {
-  collect,
-  type CollectOptions,
-  collector,
-  type Stats,
-} from "./statistics.ts";
+import type { Stats } from "./statistics.ts";
 import {
   averageWeights,
-  changedPaths,
   checkFusion,
   checkLambda,
   scaledDelta,
@@ -61,64 +52,9 @@ import {
 /** The stages of fusion that fit layers, in order. */
 export type FuseStage = "textEncoder" | "kv" | "spatial" | "weight";
 
-/** What one concept's statistics are about: they replace its images. */
-export interface ConceptStatistics {
-  /** By path in the text encoder. */
-  readonly textEncoder: ReadonlyMap<string, Stats>;
-  /** By path in the UNet: keys, values and spatial layers. */
-  readonly unet: ReadonlyMap<string, Stats>;
-}
-
-/** How the features of concepts are gathered. */
-export interface FeatureOptions extends CollectOptions {
-  /**
-   * Prompts for text features; `{}` stands for V. The first is also the prompt
-   * of the sampling run.
-   *
-   * @default ["photo of a {}", "{}"]
-   */
-  readonly templates?: readonly string[];
-  /**
-   * Which token positions count: `official` stops at the end token, and of those
-   * takes V's and the end token's for keys and values; `full` takes all the UNet
-   * attends to, padding included, without which a concept fused alone is not
-   * quite itself.
-   *
-   * @default "official"
-   */
-  readonly positions?: "official" | "full";
-  /**
-   * Sampling steps of the run that spatial layers are observed in.
-   *
-   * @default 20
-   */
-  readonly steps?: number;
-  /**
-   * Sampler of that run.
-   *
-   * @default "dpmpp_2m"
-   */
-  readonly sampler?: SamplerName;
-  /**
-   * Pictures drawn in that run, for each concept.
-   *
-   * @default 1
-   */
-  readonly images?: number;
-  /**
-   * Randomness of the run; concept i draws from `fold(key, name of i)`.
-   *
-   * @default key(0)
-   */
-  readonly key?: Key;
-  /**
-   * Initial noise of the run for each concept, [images, h, w, c]; the caller's.
-   */
-  readonly noise?: readonly tf.Tensor4D[];
-}
-
 /** Settings of {@linkcode fuse}. */
-export interface FuseOptions extends FeatureOptions, SolveOptions {
+export interface FuseOptions
+  extends Omit<FeatureOptions, "halves">, SolveOptions {
   /**
    * αᵢ, one a concept.
    *
@@ -201,6 +137,8 @@ export interface FuseLayerRecord {
   readonly lossAfter: number;
   /** The same of weight fusion. */
   readonly lossWeightFusion: number;
+  /** The ridge it was solved with; NaN for L-BFGS and in stage `weight`. */
+  readonly ridge: number;
   /** Seconds spent on solving. */
   readonly seconds: number;
   /** Rows over all concepts. */
@@ -209,94 +147,8 @@ export interface FuseLayerRecord {
   readonly features: number;
 }
 
-/** Features of a concept are being gathered. */
-export interface FuseFeaturesRecord {
-  /** Features, not a layer. */
-  readonly type: "features";
-  /** The stage that needs them. */
-  readonly stage: "textEncoder" | "kv" | "spatial";
-  /** Name of the concept. */
-  readonly concept: string;
-  /** Steps done, and in all. */
-  readonly index: number;
-  /** Steps in all. */
-  readonly total: number;
-  /** Seconds of this step. */
-  readonly seconds: number;
-}
-
 /** What {@linkcode fuse} yields. */
 export type FuseRecord = FuseLayerRecord | FuseFeaturesRecord;
-
-const TEMPLATES: readonly string[] = ["photo of a {}", "{}"];
-const KEY_OR_VALUE = /\.attn2\.to_[kv]$/;
-
-/** V: how the concept stands in prompts, or its class word. */
-function phraseOf(concept: Concept): string {
-  const phrase = concept.phrase || concept.classWord;
-  if (phrase === "") {
-    throw cannot(
-      `fuse "${concept.name}"`,
-      "a phrase or a class word to stand for it",
-      "neither",
-    );
-  }
-  return phrase;
-}
-
-/** A prompt's token ids bound to one site. */
-interface BoundRow {
-  readonly ids: number[];
-  /** Positions that keys and values are fitted on. */
-  readonly positions: number[];
-}
-
-/** As many ways as a concept has vectors, at least one for each site. */
-function waysOf(model: Model, concept: Concept): number {
-  const sites = crossAttentionSites(model.unet.config).length;
-  return Math.max(
-    sites,
-    ...concept.tokens.map(({ token }) => model.added!.sites[token].length),
-  );
-}
-
-/** Binds a prompt to site i: each learned token becomes its vector there. */
-function bindSite(
-  model: Model,
-  concept: Concept,
-  template: string,
-  i: number,
-  positions: "official" | "full" = "official",
-): BoundRow {
-  const { tokenizer, added } = model;
-  const learned = concept.tokens.map(({ token }) => token);
-  const bind = (text: string) =>
-    // Longest first: one token may be the beginning of another.
-    learned.toSorted((a, b) => b.length - a.length).reduce((bound, token) => {
-      const at = added!.sites[token];
-      return bound.replaceAll(
-        token,
-        added!.names[at[Math.min(i, at.length - 1)]],
-      );
-    }, text);
-  const phrase = phraseOf(concept);
-  const text = bind(template.replaceAll("{}", phrase));
-  if (positions === "full") {
-    const { ids } = tokenizer.encode(text);
-    return { ids, positions: ids.map((_, at) => at) };
-  }
-  const room = tokenizer.modelMaxLength - 2;
-  const tokens = tokenizer.tokenize(text).slice(0, room);
-  const ids = [tokenizer.bosId, ...tokens, tokenizer.eosId];
-  // The official rule, ids ≥ the end token's, is the same for V made of learned
-  // tokens only; where a plain word is part of V, it counts here too.
-  const words = tokenizer.tokenize(bind(phrase));
-  const start = ids.findLastIndex((_, at) =>
-    words.every((id, k) => ids[at + k] === id)
-  );
-  const own = start < 0 ? [] : words.map((_, k) => start + k);
-  return { ids, positions: [...own, ids.length - 1] };
-}
 
 /**
  * ΔW of an adapter leaf on the host, as factors; dense for DoRA.
@@ -327,66 +179,6 @@ export async function hostDelta(
   };
 }
 
-/** The least squares problems of a stage, by path. */
-class StageProblems {
-  readonly #problems = new Map<string, LayerProblem>();
-
-  /**
-   * Adds one concept.
-   *
-   * @param stats Its statistics; layers may share one object.
-   * @param delta Its change of a layer.
-   * @param outputs Output features of a layer.
-   * @param weight wᵢ.
-   */
-  async add(
-    stats: ReadonlyMap<string, Stats>,
-    delta: (path: string) => Promise<Delta | undefined>,
-    outputs: (path: string) => number,
-    weight: number,
-  ): Promise<void> {
-    const sharers = Map.groupBy(stats.keys(), (path) => stats.get(path)!);
-    for (const [own, paths] of sharers) {
-      // Layers stay on one system as long as every concept's inputs are shared.
-      const systems = Map.groupBy(
-        paths,
-        (path) => this.#problems.get(path)?.system,
-      );
-      for (const [known, members] of systems) {
-        const others = [...this.#problems.values()].filter((p) =>
-          p.system === known
-        ).length;
-        const system = known === undefined
-          ? new InputSystem(own.features)
-          : others === members.length
-          ? known
-          : known.clone();
-        system.add(own, weight);
-        for (const path of members) {
-          const problem = this.#problems.get(path) ??
-            new LayerProblem(system, outputs(path));
-          const moved = problem.system === system
-            ? problem
-            : problem.withSystem(system);
-          moved.add(own, await delta(path), weight);
-          this.#problems.set(path, moved);
-        }
-      }
-    }
-  }
-
-  /** Solves and forgets one layer. */
-  solve(
-    path: string,
-    options: SolveOptions,
-    lambda: number,
-  ): LayerSolution {
-    const solution = this.#problems.get(path)!.solve(options, lambda);
-    this.#problems.delete(path);
-    return solution;
-  }
-}
-
 /**
  * W₀ + ΔW.
  *
@@ -407,232 +199,6 @@ export function applyDelta(
   );
 }
 
-/**
- * A concept's adapter without some of its layers, under a name of its own: the
- * text encoder's part and the UNet's may have different strengths.
- */
-function onlyLayers(
-  adapter: Adapter,
-  component: Component,
-  keep: (path: string) => boolean = () => true,
-): Adapter {
-  return {
-    ...adapter,
-    name: `${adapter.name} ${component}`,
-    textEncoder: new Map(),
-    unet: new Map(),
-    [component]: new Map(
-      [...adapter[component]].filter(([path]) => keep(path)),
-    ),
-  };
-}
-
-/** Attaches an adapter, if anything is left of it. */
-function attachSome(model: Model, adapter: Adapter, alpha: number): Model {
-  return adapter.textEncoder.size + adapter.unet.size === 0
-    ? model
-    : attach(model, adapter, { alpha });
-}
-
-/**
- * The inputs of text encoder layers for a concept's prompts, each bound to
- * every site, all positions up to the end token (or all, see `positions`).
- *
- * @param model Base model with the concept's tokens, no adapter attached.
- * @param concept The concept.
- * @param paths Layers of the text encoder.
- * @param options `alpha`: strength of its adapter; templates, accuracy.
- */
-export function textStatistics(
-  model: Model,
-  concept: Concept,
-  paths: readonly string[],
-  options: FeatureOptions & { readonly alpha?: number } = {},
-): Promise<Map<string, Stats>> {
-  const { templates = TEMPLATES, alpha = 1 } = options;
-  const adapted = attachSome(
-    model,
-    onlyLayers(concept.adapter, "textEncoder"),
-    alpha,
-  );
-  const ways = waysOf(model, concept);
-  const { config, params } = adapted.textEncoder;
-  return collect(params, paths, async ({ tap, flush }) => {
-    for (const template of templates) {
-      const rows = Array.from(
-        { length: ways },
-        (_, i) => bindSite(model, concept, template, i, options.positions).ids,
-      );
-      tf.tidy(() =>
-        void textEncoder(params, config, rows, {
-          tap,
-          ...(model.added ? { added: model.added.vectors } : {}),
-        })
-      );
-      await flush();
-    }
-    // Few rows, and nearly dependent ones: float32 sums cost up to 2 % of the
-    // loss here, float64 ones next to nothing.
-  }, { accuracy: "float64", ...options });
-}
-
-/**
- * The inputs of keys and values for a concept: states of its prompts at the
- * positions of V and of the end token (or all), at each layer those of its own binding.
- *
- * @param model Model whose text encoder makes the states (the fused one).
- * @param concept The concept, its tokens added to the model.
- * @param paths `attn2.to_k` and `attn2.to_v` layers of the UNet.
- * @param options Templates.
- */
-export async function keyValueStatistics(
-  model: Model,
-  concept: Concept,
-  paths: readonly string[],
-  options: FeatureOptions = {},
-): Promise<Map<string, Stats>> {
-  const { templates = TEMPLATES } = options;
-  const result = new Map<string, Stats>();
-  const { config, params } = model.textEncoder;
-  const known = new Map(
-    crossAttentionSites(model.unet.config).map(({ path, index }) => [
-      path,
-      index,
-    ]),
-  );
-  const byModule = Map.groupBy(
-    paths,
-    (path) => path.slice(0, path.lastIndexOf(".")),
-  );
-  const bySite = new Map<number, Stats>();
-  const sites = [...byModule.keys()].map((module) => {
-    const index = known.get(module);
-    if (index === undefined) {
-      throw cannot("collect statistics", "a cross-attention layer", module);
-    }
-    return index;
-  });
-  // One batch a template: all its bindings are equally long.
-  const parts = new Map<number, Matrix[]>(sites.map((site) => [site, []]));
-  for (const template of templates) {
-    const rows = sites.map((site) =>
-      bindSite(model, concept, template, site, options.positions)
-    );
-    const last = tf.tidy(() =>
-      textEncoder(params, config, rows.map(({ ids }) => ids), {
-        ...(model.added ? { added: model.added.vectors } : {}),
-      }).last
-    );
-    const values = await last.data();
-    const [, tokens, width] = last.shape;
-    last.dispose();
-    rows.forEach(({ positions }, r) => {
-      const part = matrix(positions.length, width);
-      positions.forEach((position, k) => {
-        const from = (r * tokens + position) * width;
-        part.data.set(values.subarray(from, from + width), k * width);
-      });
-      parts.get(sites[r])!.push(part);
-    });
-  }
-  for (const [site, list] of parts) {
-    const features = list[0].columns;
-    const data = list.flatMap((part) => [...part.data]);
-    const rows = matrix(data.length / features, features, data);
-    bySite.set(site, { features, count: rows.rows, rows });
-  }
-  for (const [module, members] of byModule) {
-    for (const path of members) {
-      result.set(path, bySite.get(known.get(module)!)!);
-    }
-  }
-  return result;
-}
-
-/**
- * The inputs of UNet layers over one sampling run of a concept's prompt,
- * without guidance, every step recorded.
- *
- * @param model Model with fused text encoder, keys and values.
- * @param concept The concept, its tokens added to the model.
- * @param paths Layers of the UNet.
- * @param options `alpha`: strength of its adapter in the UNet (its keys and
- * values are not used); `keysAndValues`: use them too; sampler, noise, accuracy.
- * @param index Which of `options.noise` is its own.
- * @returns Yields after every step; returns the statistics.
- */
-export async function* spatialStatistics(
-  model: Model,
-  concept: Concept,
-  paths: readonly string[],
-  options: FeatureOptions & {
-    readonly alpha?: number;
-    readonly keysAndValues?: boolean;
-  } = {},
-  index = 0,
-): AsyncGenerator<FuseFeaturesRecord, Map<string, Stats>> {
-  const { templates = TEMPLATES, alpha = 1, images = 1, steps = 20 } = options;
-  const adapted = attachSome(
-    model,
-    onlyLayers(
-      concept.adapter,
-      "unet",
-      (path) => options.keysAndValues === true || !KEY_OR_VALUE.test(path),
-    ),
-    alpha,
-  );
-  const noise = options.noise?.[index];
-  const prompt = templates[0].replaceAll("{}", phraseOf(concept));
-  const layers = collector(adapted.unet.params, paths, options);
-  try {
-    const run = pipeline(adapted, {
-      prompts: new Array(images).fill(prompt),
-      guidance: 1,
-      steps,
-      sampler: options.sampler ?? "dpmpp_2m",
-      key: fold(options.key ?? rootKey(0), concept.name),
-      batch: images,
-      decode: false,
-      unet: { tap: layers.tap },
-      ...(noise ? { noise } : {}),
-    });
-    for await (const record of run) {
-      if (record.type !== "step") continue;
-      await layers.flush();
-      yield {
-        type: "features",
-        stage: "spatial",
-        concept: concept.name,
-        index: record.index + 1,
-        total: record.total,
-        seconds: record.seconds,
-      };
-    }
-    return await layers.finish();
-  } finally {
-    layers.dispose();
-  }
-}
-
-/** Layers of a component to fuse by least squares, and those by weight. */
-function split(
-  base: Model,
-  concepts: readonly Concept[],
-  component: Component,
-  layers: TargetName | Targets,
-): { fitted: string[]; averaged: string[] } {
-  const wanted = typeof layers === "string" ? targets(layers) : layers;
-  const chosen = new Set(
-    sites(base[component].params, (site) => wanted(component, site))
-      .map(({ path }) => path),
-  );
-  const changed = changedPaths(concepts, component);
-  return {
-    fitted: changed.filter((path) => chosen.has(path)),
-    averaged: changed.filter((path) => !chosen.has(path)),
-  };
-}
-
 function check(
   base: Model,
   concepts: readonly Concept[],
@@ -651,11 +217,13 @@ function check(
   if (options.weights?.some((w) => !(w >= 0 && Number.isFinite(w)))) {
     throw cannot(what, "finite weights ≥ 0", options.weights);
   }
-  const { method = "closed", ridge = 0, templates = TEMPLATES } = options;
+  const { method = "closed", ridge = "auto", templates = TEMPLATES } = options;
   if (method !== "closed" && method !== "lbfgs") {
     throw cannot(what, "method closed or lbfgs", String(method));
   }
-  if (!(ridge >= 0)) throw cannot(what, "a ridge ≥ 0", ridge);
+  if (ridge !== "auto" && !(ridge >= 0)) {
+    throw cannot(what, "a ridge ≥ 0 or auto", ridge);
+  }
   const { positions = "official" } = options;
   if (positions !== "official" && positions !== "full") {
     throw cannot(what, "positions official or full", String(positions));
@@ -663,6 +231,18 @@ function check(
   if (templates.length === 0 || templates.some((t) => !t.includes("{}"))) {
     throw cannot(what, "templates with {} in them", templates);
   }
+}
+
+/** A fusion on its way. */
+interface Job {
+  readonly base: Model;
+  readonly concepts: readonly Concept[];
+  readonly options: FuseOptions;
+  readonly lambda: number;
+  /** Whether features are kept in two halves. */
+  readonly halves: boolean;
+  /** Layers fused so far, and in all. */
+  readonly done: { index: number; readonly total: number };
 }
 
 /**
@@ -691,93 +271,34 @@ export async function* fuse(
   options: FuseOptions = {},
 ): AsyncGenerator<FuseRecord, Model> {
   check(base, concepts, options);
-  const { strengths, weights, layers = "attention" } = options;
-  const lambda = options.lambda ?? 1 / concepts.length;
+  const { layers = "attention", strengths, ridge = "auto" } = options;
   const text = split(base, concepts, "textEncoder", layers);
   const unet = split(base, concepts, "unet", layers);
   const kv = unet.fitted.filter((path) => KEY_OR_VALUE.test(path));
   const spatial = unet.fitted.filter((path) => !KEY_OR_VALUE.test(path));
-  const total = text.fitted.length + unet.fitted.length +
-    text.averaged.length + unet.averaged.length;
-  let index = 0;
-  const made: tf.Tensor[] = [];
+  const halves = options.method !== "lbfgs" && ridge === "auto";
+  const job: Job = {
+    base,
+    concepts,
+    options,
+    lambda: options.lambda ?? 1 / concepts.length,
+    halves,
+    done: {
+      index: 0,
+      total: [text, unet].flatMap((s) => [...s.fitted, ...s.averaged]).length,
+    },
+  };
+  const features = { ...options, halves };
+  const alpha = (i: number, component: Component) => ({
+    alpha: strengthOf(strengths, i, component),
+  });
+
   let fused = addTokens(base, concepts);
   let complete = false;
-
-  /** Replaces the weights at the paths; what is new is freed on failure. */
-  const replaceWeights = (
-    component: Component,
-    weight: ReadonlyMap<string, tf.Tensor>,
-  ) => {
-    const params = updateAt(
-      fused[component].params as TreeLike,
-      weight.keys(),
-      (node, path) => ({ ...node, weight: weight.get(path) }),
-    );
-    fused = { ...fused, [component]: { ...fused[component], params } };
-  };
-
-  /** Fits the layers of one stage. */
-  async function* stage(
-    name: "textEncoder" | "kv" | "spatial",
-    paths: readonly string[],
-    gather: (
-      concept: Concept,
-      i: number,
-    ) => AsyncGenerator<FuseFeaturesRecord, ReadonlyMap<string, Stats>>,
-  ): AsyncGenerator<FuseRecord, void> {
-    if (paths.length === 0) return;
-    const component = name === "textEncoder" ? "textEncoder" : "unet";
-    const weightAt = (path: string): tf.Tensor =>
-      at(base[component].params, path).weight;
-    const problems = new StageProblems();
-    for (const [i, concept] of concepts.entries()) {
-      const given = options.statistics?.[i][component];
-      const stats = given
-        ? pick(given, paths, concept.name)
-        : yield* gather(concept, i);
-      const alpha = strengthOf(strengths, i, component);
-      await problems.add(
-        stats,
-        async (path) => {
-          const low = concept.adapter[component].get(path);
-          return low ? await hostDelta(low, weightAt(path), alpha) : undefined;
-        },
-        (path) => weightAt(path).shape.at(-1)!,
-        weights?.[i] ?? 1,
-      );
-    }
-    const changed = new Map<string, tf.Tensor>();
-    for (const path of paths) {
-      const before = performance.now();
-      const solution = problems.solve(path, {
-        ...options,
-        iterations: options.iterations ?? options.stageIterations?.[name] ??
-          OFFICIAL_ITERATIONS[name],
-      }, lambda);
-      const weight = applyDelta(weightAt(path), solution.delta);
-      made.push(weight);
-      changed.set(path, weight);
-      yield {
-        type: "layer",
-        stage: name,
-        component,
-        layer: path,
-        index: ++index,
-        total,
-        lossBefore: solution.lossBefore,
-        lossAfter: solution.lossAfter,
-        lossWeightFusion: solution.lossWeightFusion,
-        seconds: (performance.now() - before) / 1000,
-        rows: solution.rows,
-        features: solution.features,
-      };
-    }
-    replaceWeights(component, changed);
-  }
-
   try {
-    yield* stage(
+    fused = yield* fit(
+      job,
+      fused,
       "textEncoder",
       text.fitted,
       (concept, i) =>
@@ -786,76 +307,172 @@ export async function* fuse(
           concept,
           () =>
             textStatistics(fused, concept, text.fitted, {
-              ...options,
-              alpha: strengthOf(strengths, i, "textEncoder"),
+              ...features,
+              ...alpha(i, "textEncoder"),
             }),
         ),
     );
-    for (const component of ["textEncoder", "unet"] as const) {
-      const { averaged } = component === "textEncoder" ? text : unet;
-      // The text encoder's must be in place before its states are used; the
-      // UNet's come last, or a concept's own would be added to the average.
-      if (component === "unet") {
-        yield* stage(
+    // In place before the text encoder's states are used.
+    fused = yield* average(job, fused, "textEncoder", text.averaged);
+    fused = yield* fit(
+      job,
+      fused,
+      "kv",
+      kv,
+      (concept) =>
+        timed(
           "kv",
-          kv,
-          (concept) =>
-            timed(
-              "kv",
-              concept,
-              () => keyValueStatistics(fused, concept, kv, options),
-            ),
-        );
-        yield* stage(
-          "spatial",
+          concept,
+          () => keyValueStatistics(fused, concept, kv, features),
+        ),
+    );
+    fused = yield* fit(
+      job,
+      fused,
+      "spatial",
+      spatial,
+      (concept, i) =>
+        spatialStatistics(
+          fused,
+          concept,
           spatial,
-          (concept, i) =>
-            spatialStatistics(fused, concept, spatial, {
-              ...options,
-              alpha: strengthOf(strengths, i, "unet"),
-            }, i),
-        );
-      }
-      if (averaged.length === 0) continue;
-      const before = performance.now();
-      const average = averageWeights(
-        fused[component].params as TreeLike,
-        component,
-        averaged,
-        concepts,
-        { ...(strengths ? { strengths } : {}), lambda },
-      );
-      const changed = new Map(
-        averaged.map((path) => [path, at(average, path).weight as tf.Tensor]),
-      );
-      made.push(...changed.values());
-      replaceWeights(component, changed);
-      const seconds = (performance.now() - before) / 1000 / averaged.length;
-      for (const [path, weight] of changed) {
-        yield {
-          type: "layer",
-          stage: "weight",
-          component,
-          layer: path,
-          index: ++index,
-          total,
-          lossBefore: NaN,
-          lossAfter: NaN,
-          lossWeightFusion: NaN,
-          seconds,
-          rows: 0,
-          features: weight.size / weight.shape.at(-1)!,
-        };
-      }
-    }
+          { ...features, ...alpha(i, "unet") },
+          i,
+        ),
+    );
+    // Last, or a concept's own would have been added to the average above.
+    fused = yield* average(job, fused, "unet", unet.averaged);
     complete = true;
     return fused;
   } finally {
-    if (!complete) {
-      tf.dispose(made);
-      releaseTokens(fused, base);
-    }
+    if (!complete) disposeModel(fused, base);
   }
+}
+
+/** Fits the layers of one stage by least squares; returns the next model. */
+async function* fit(
+  { base, concepts, options, lambda, done }: Job,
+  fused: Model,
+  stage: "textEncoder" | "kv" | "spatial",
+  paths: readonly string[],
+  gather: (
+    concept: Concept,
+    i: number,
+  ) => AsyncGenerator<FuseFeaturesRecord, ReadonlyMap<string, Stats>>,
+): AsyncGenerator<FuseRecord, Model> {
+  if (paths.length === 0) return fused;
+  const component = stage === "textEncoder" ? "textEncoder" : "unet";
+  const { params } = base[component];
+  let problems: Problem[] = [];
+  for (const [i, concept] of concepts.entries()) {
+    const given = options.statistics?.[i][component];
+    const stats = given
+      ? pick(given, paths, concept.name)
+      : yield* gather(concept, i);
+    const strength = strengthOf(options.strengths, i, component);
+    const changes = new Map<string, Change>();
+    for (const path of paths) {
+      const { weight } = at(params, path);
+      const low = concept.adapter[component].get(path);
+      changes.set(path, {
+        outputs: weight.shape.at(-1)!,
+        ...(low && { delta: await hostDelta(low, weight, strength) }),
+      });
+    }
+    problems = addConcept(problems, stats, changes, options.weights?.[i] ?? 1);
+  }
+  const settings = {
+    ...options,
+    iterations: options.iterations ?? options.stageIterations?.[stage] ??
+      OFFICIAL_ITERATIONS[stage],
+  };
+  const made = new Map<string, tf.Tensor>();
+  let complete = false;
+  try {
+    let before = performance.now();
+    // Each problem is let go as soon as it is solved.
+    for (let next = problems.shift(); next; next = problems.shift()) {
+      for (const [layer, solution] of solve(next, settings, lambda)) {
+        made.set(layer, applyDelta(at(params, layer).weight, solution.delta));
+        const { delta: _delta, dual: _dual, ...numbers } = solution;
+        yield {
+          type: "layer",
+          stage,
+          component,
+          layer,
+          index: ++done.index,
+          total: done.total,
+          ...numbers,
+          seconds: (performance.now() - before) / 1000,
+        };
+        before = performance.now();
+      }
+    }
+    complete = true;
+    return replaceWeights(fused, component, made);
+  } finally {
+    if (!complete) tf.dispose([...made.values()]);
+  }
+}
+
+/** Fuses layers by weight; returns the next model. */
+async function* average(
+  { concepts, options: { strengths }, lambda, done }: Job,
+  fused: Model,
+  component: Component,
+  paths: readonly string[],
+): AsyncGenerator<FuseRecord, Model> {
+  if (paths.length === 0) return fused;
+  const before = performance.now();
+  const params = averageWeights(
+    fused[component].params as TreeLike,
+    component,
+    paths,
+    concepts,
+    { ...(strengths ? { strengths } : {}), lambda },
+  );
+  const made = new Map(
+    paths.map((path) => [path, at(params, path).weight as tf.Tensor]),
+  );
+  const seconds = (performance.now() - before) / 1000 / paths.length;
+  let complete = false;
+  try {
+    for (const [layer, weight] of made) {
+      yield {
+        type: "layer",
+        stage: "weight",
+        component,
+        layer,
+        index: ++done.index,
+        total: done.total,
+        ridge: NaN,
+        lossBefore: NaN,
+        lossAfter: NaN,
+        lossWeightFusion: NaN,
+        seconds,
+        rows: 0,
+        features: weight.size / weight.shape.at(-1)!,
+      };
+    }
+    complete = true;
+    return replaceWeights(fused, component, made);
+  } finally {
+    if (!complete) tf.dispose([...made.values()]);
+  }
+}
+
+/** A model with other weights at some paths; all else is shared. */
+function replaceWeights(
+  model: Model,
+  component: Component,
+  weights: ReadonlyMap<string, tf.Tensor>,
+): Model {
+  const params = updateAt(
+    model[component].params as TreeLike,
+    weights.keys(),
+    (node, path) => ({ ...node, weight: weights.get(path) }),
+  );
+  return { ...model, [component]: { ...model[component], params } };
 }
 
 /** The wanted layers of given statistics. */
@@ -873,83 +490,4 @@ function pick(
     );
   }
   return new Map(paths.map((path) => [path, given.get(path)!]));
-}
-
-/** One record for a step that has no steps of its own. */
-async function* timed<T>(
-  stage: "textEncoder" | "kv",
-  concept: Concept,
-  run: () => Promise<T>,
-): AsyncGenerator<FuseFeaturesRecord, T> {
-  const before = performance.now();
-  const result = await run();
-  yield {
-    type: "features",
-    stage,
-    concept: concept.name,
-    index: 1,
-    total: 1,
-    seconds: (performance.now() - before) / 1000,
-  };
-  return result;
-}
-
-/**
- * Measures a concept on its own client: all features come from the
- * single-concept model, so a server can fuse (ΔWᵢ, Gᵢ) without running anything
- * and without seeing an image.
- *
- * @param base The model.
- * @param concept The concept.
- * @param options Strength, layers, how features are gathered.
- * @returns Yields progress; returns the statistics of all layers of the
- * concept's adapter that `layers` chooses.
- * @throws If the concept does not fit the model.
- */
-export async function* conceptStatistics(
-  base: Model,
-  concept: Concept,
-  options: FeatureOptions & {
-    readonly strength?: Strength;
-    readonly layers?: TargetName | Targets;
-    /** Layers to measure; those of the concept's own adapter by default. */
-    readonly among?: readonly Concept[];
-  } = {},
-): AsyncGenerator<FuseFeaturesRecord, ConceptStatistics> {
-  const { strength = {}, layers = "attention", among = [concept] } = options;
-  checkFusion(base, [concept], [strength]);
-  const model = addTokens(base, [concept]);
-  try {
-    const text = split(base, among, "textEncoder", layers).fitted;
-    const unet = split(base, among, "unet", layers).fitted;
-    const kv = unet.filter((path) => KEY_OR_VALUE.test(path));
-    const spatial = unet.filter((path) => !KEY_OR_VALUE.test(path));
-    const alpha = strength.textEncoder ?? 1;
-    const stats = text.length === 0
-      ? new Map<string, Stats>()
-      : yield* timed("textEncoder", concept, () =>
-        textStatistics(model, concept, text, { ...options, alpha }));
-    const own = attachSome(
-      model,
-      onlyLayers(concept.adapter, "textEncoder"),
-      alpha,
-    );
-    const states = kv.length === 0
-      ? new Map<string, Stats>()
-      : yield* timed("kv", concept, () =>
-        keyValueStatistics(own, concept, kv, options));
-    const rest = spatial.length === 0
-      ? new Map<string, Stats>()
-      : yield* spatialStatistics(own, concept, spatial, {
-        ...options,
-        alpha: strength.unet ?? 1,
-        keysAndValues: true,
-      });
-    return {
-      textEncoder: stats,
-      unet: new Map([...states, ...rest]),
-    };
-  } finally {
-    releaseTokens(model, base);
-  }
 }

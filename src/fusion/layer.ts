@@ -64,14 +64,17 @@ export interface SolveOptions {
    * ΔW towards 0, not W towards 0; 0 takes the exact minimum-change solution
    * from eigenvalues.
    *
-   * On the fixture's three concepts (66 spatial layers; mean loss and ‖ΔW‖):
-   * 0 gives 0.02352 and 21.1, 1e-6 0.02352 and 18.1, 1e-5 0.02355 and 11.8, 1e-4
-   * 0.02364 and 6.9; 50 iterations of L-BFGS give 0.02416 and 3.5. What a ridge
-   * holds back are directions the features hardly ever take.
+   * What a ridge holds back are directions the features hardly ever take, where
+   * concepts that contradict each other ask for large changes. How much of that
+   * helps depends on the layer, so `auto` asks the features: it fits on one half
+   * of every concept's features and scores on the other, both ways, for ridges
+   * from 1e-5 to 100, and takes the best (see {@linkcode crossValidate}). It
+   * needs statistics with halves; where a concept has none it takes
+   * {@linkcode FALLBACK_RIDGE}.
    *
-   * @default 1e-5
+   * @default "auto"
    */
-  readonly ridge?: number;
+  readonly ridge?: number | "auto";
   /**
    * Closed form with ridge 0: eigenvalues below this share of the largest count
    * as zero.
@@ -94,13 +97,15 @@ export interface SolveOptions {
   readonly precision?: "float32" | "float64";
 }
 
-/** The default ridge of {@linkcode SolveOptions}. */
-export const DEFAULT_RIDGE: number = 1e-5;
+/** The ridge `auto` takes where statistics have no halves to compare. */
+export const FALLBACK_RIDGE: number = 1e-5;
 
 /** A solved layer. */
 export interface LayerSolution {
   /** The fused change of weight. */
   readonly delta: Delta;
+  /** The ridge it was solved with; NaN for L-BFGS. */
+  readonly ridge: number;
   /** Mean squared feature error of W₀: over all rows and outputs. */
   readonly lossBefore: number;
   /** The same of the fused weight. */
@@ -115,19 +120,81 @@ export interface LayerSolution {
   readonly dual: boolean;
 }
 
+/** What one concept asks of one layer. */
+export interface Change {
+  /** Output features. */
+  readonly outputs: number;
+  /** ΔWᵢ; nothing for a concept that leaves this layer as it is. */
+  readonly delta?: Delta;
+}
+
+/** The right side of one layer, summed over concepts. */
+interface Targets {
+  readonly outputs: number;
+  readonly concepts: number;
+  /** [d, R]: downᵢ side by side. */
+  readonly down: Matrix;
+  /** [R, out]: upᵢ one below the other; the identity once it is dense. */
+  readonly up: Matrix;
+  /** Whether `down` is the sum of all ΔWᵢ, R being out. */
+  readonly dense: boolean;
+  /** [d, R]: wᵢ Gᵢ·downᵢ side by side. */
+  readonly right: Matrix;
+  /** [rows, R]: √wᵢ Xᵢ·downᵢ as diagonal blocks, as long as there are rows. */
+  readonly shown: Matrix | undefined;
+  /** [R, R]: wᵢ downᵢᵀ·Gᵢ·downᵢ as diagonal blocks. */
+  readonly energy: Matrix;
+}
+
+function noTargets(features: number, outputs: number): Targets {
+  return {
+    outputs,
+    concepts: 0,
+    down: matrix(features, 0),
+    up: matrix(0, outputs),
+    dense: false,
+    right: matrix(features, 0),
+    shown: matrix(0, 0),
+    energy: matrix(0, 0),
+  };
+}
+
+/** Past full rank, factors only cost: folds `up` into all of them. */
+function densified(targets: Targets): Targets {
+  const { up, outputs, down, right, shown, energy } = targets;
+  return {
+    ...targets,
+    down: multiply(down, up),
+    up: identity(outputs),
+    dense: true,
+    right: multiply(right, up),
+    shown: shown && multiply(shown, up),
+    energy: multiply(transpose(up), multiply(energy, up)),
+  };
+}
+
 /**
- * The inputs of one layer, or of several that share them, summed over
- * concepts: Σ wᵢ Gᵢ, or the rows √wᵢ Xᵢ as long as all of them together are no
- * more than the features.
+ * The least squares problem of layers that share their inputs (queries, keys
+ * and values of a self-attention), summed over concepts: Σ wᵢ Gᵢ, or the rows
+ * √wᵢ Xᵢ as long as all of them together are no more than the features, and for
+ * each layer what its concepts ask of it.
+ *
+ * @example
+ * ```ts
+ * const problem = new LeastSquares(320);
+ * problem.add(foxStats, new Map([["to_q", { outputs: 320, delta: fox }]]));
+ * problem.add(owlStats, new Map([["to_q", { outputs: 320, delta: owl }]]));
+ * const down = problem.solver(1e-3)("to_q");
+ * ```
  */
-export class InputSystem {
+export class LeastSquares {
   /** Rows over all concepts. */
   rows: number = 0;
   /** Rows weighted by wᵢ: what a mean divides by. */
   weight: number = 0;
   #stacked: Matrix | undefined;
   #gram: Matrix | undefined;
-  #factors = new Map<string, (right: Matrix) => Matrix>();
+  readonly #layers = new Map<string, Targets>();
 
   /**
    * An empty sum.
@@ -138,50 +205,9 @@ export class InputSystem {
     this.#stacked = matrix(0, features);
   }
 
-  /**
-   * Adds the inputs of one concept.
-   *
-   * @param stats Its statistics.
-   * @param weight wᵢ.
-   */
-  add(stats: Stats, weight = 1): void {
-    const d = this.features;
-    if (stats.features !== d) {
-      throw cannot(
-        "fuse a layer",
-        `statistics of ${d} features`,
-        stats.features,
-      );
-    }
-    if (!(weight >= 0 && Number.isFinite(weight))) {
-      throw cannot("fuse a layer", "finite weights ≥ 0", weight);
-    }
-    this.rows += stats.count;
-    this.weight += weight * stats.count;
-    this.#factors.clear();
-    if (this.#stacked && stats.rows && this.rows <= d) {
-      const rows = scaled(stats.rows, Math.sqrt(weight));
-      this.#stacked = stack(this.#stacked, rows);
-      this.#gram = undefined;
-      return;
-    }
-    this.#gram ??= gram(this.#stacked!);
-    this.#stacked = undefined;
-    const own = gramOf(stats).data;
-    for (let i = 0; i < own.length; i++) {
-      this.#gram.data[i] += weight * own[i];
-    }
-  }
-
-  /** A copy that can be added to on its own. */
-  clone(): InputSystem {
-    const copy = new InputSystem(this.features);
-    copy.rows = this.rows;
-    copy.weight = this.weight;
-    copy.#stacked = this.#stacked;
-    copy.#gram = this.#gram &&
-      matrix(this.features, this.features, this.#gram.data.slice());
-    return copy;
+  /** Paths of the layers. */
+  get paths(): string[] {
+    return [...this.#layers.keys()];
   }
 
   /** The weighted rows, if there are at most as many as features. */
@@ -194,35 +220,233 @@ export class InputSystem {
     return this.#gram ??= gram(this.#stacked!);
   }
 
+  /** A layer's change as factors, as far as it is known before solving. */
+  targets(path: string): Pick<Targets, "down" | "up" | "outputs" | "concepts"> {
+    const targets = this.#layers.get(path);
+    if (!targets) throw cannot("fuse a layer", this.paths.join(", "), path);
+    return targets;
+  }
+
   /**
-   * Minimum-change or ridge solution of X·Z = targets (dual, given rows) or
-   * G·Z = right.
+   * Adds one concept.
    *
-   * @param right [d, R].
-   * @param targets [rows, R], in the dual form.
-   * @param ridge Relative to trace(G)/d.
-   * @param cutoff For ridge 0.
+   * @param stats Its inputs to the layers.
+   * @param changes What it asks of each layer.
+   * @param weight wᵢ.
+   * @throws If a shape does not fit or the weight is negative.
    */
-  solve(
-    right: Matrix,
-    targets: Matrix | undefined,
-    ridge: number,
-    cutoff: number,
-  ): Matrix {
-    const x = this.#stacked;
-    const dual = x !== undefined && targets !== undefined;
-    const name = `${dual} ${ridge} ${cutoff}`;
-    let apply = this.#factors.get(name);
-    if (!apply) {
-      // XXᵀ and XᵀX have the same trace, so the mean of its diagonal is d/rows
-      // times as large, and the same ridge is rows/d times as much of it.
-      const [a, relative] = dual
-        ? [gram(transpose(x)), ridge * x.rows / this.features]
-        : [this.gram, ridge];
-      apply = solver(a, relative, cutoff);
-      this.#factors.set(name, apply);
+  add(
+    stats: Stats,
+    changes: ReadonlyMap<string, Change>,
+    weight = 1,
+  ): void {
+    const what = "fuse a layer";
+    const d = this.features;
+    if (stats.features !== d) {
+      throw cannot(what, `statistics of ${d} features`, stats.features);
     }
-    return dual ? multiply(transpose(x), apply(targets)) : apply(right);
+    if (!(weight >= 0 && Number.isFinite(weight))) {
+      throw cannot(what, "finite weights ≥ 0", weight);
+    }
+    const rows = stats.rows && scaled(stats.rows, Math.sqrt(weight));
+    this.#addInputs(stats, rows, weight);
+    for (const [path, { outputs, delta }] of changes) {
+      const own = delta ?? { down: matrix(d, 0), up: matrix(0, outputs) };
+      const { down, up } = own;
+      if (
+        down.rows !== d || up.columns !== outputs || down.columns !== up.rows
+      ) {
+        throw cannot(
+          what,
+          `a change of weight [${d}, r] · [r, ${outputs}]`,
+          `[${down.rows}, ${down.columns}] · [${up.rows}, ${up.columns}]`,
+        );
+      }
+      let sum = this.#layers.get(path) ?? noTargets(d, outputs);
+      const rank = down.columns + sum.up.rows;
+      if (!sum.dense && rank > Math.min(d, outputs)) sum = densified(sum);
+      const added = sum.dense
+        ? this.#asked(stats, rows, multiply(down, up), weight)
+        : this.#asked(stats, rows, down, weight);
+      const [side, block] = sum.dense
+        ? [combine, combine]
+        : [beside, blockDiagonal];
+      this.#layers.set(path, {
+        outputs,
+        concepts: sum.concepts + 1,
+        dense: sum.dense,
+        down: side(sum.down, added.down),
+        up: sum.dense ? sum.up : stack(sum.up, up),
+        right: side(sum.right, added.right),
+        energy: block(sum.energy, added.energy),
+        shown: !this.#stacked
+          ? undefined
+          : sum.dense
+          ? stack(sum.shown!, added.shown!)
+          : blockDiagonal(sum.shown!, added.shown!),
+      });
+    }
+  }
+
+  #addInputs(stats: Stats, rows: Matrix | undefined, weight: number): void {
+    this.rows += stats.count;
+    this.weight += weight * stats.count;
+    if (this.#stacked && rows && this.rows <= this.features) {
+      this.#stacked = stack(this.#stacked, rows);
+      this.#gram = undefined;
+      return;
+    }
+    const sum = this.gram;
+    this.#stacked = undefined;
+    const own = gramOf(stats).data;
+    for (let i = 0; i < own.length; i++) sum.data[i] += weight * own[i];
+  }
+
+  /** What one concept's change adds to the right side. */
+  #asked(
+    stats: Stats,
+    rows: Matrix | undefined,
+    down: Matrix,
+    weight: number,
+  ): Pick<Targets, "down" | "right" | "shown" | "energy"> {
+    if (rows) {
+      const shown = multiply(rows, down);
+      const right = multiply(transpose(rows), shown);
+      return { down, right, shown, energy: gram(shown) };
+    }
+    const right = scaled(multiply(gramOf(stats), down), weight);
+    const energy = multiply(transpose(down), right);
+    return { down, right, shown: undefined, energy };
+  }
+
+  /**
+   * The same problem for some of its layers, to be added to on its own.
+   *
+   * @param paths The layers.
+   */
+  only(paths: readonly string[]): LeastSquares {
+    const copy = new LeastSquares(this.features);
+    copy.rows = this.rows;
+    copy.weight = this.weight;
+    copy.#stacked = this.#stacked;
+    copy.#gram = this.#gram && { ...this.#gram, data: this.#gram.data.slice() };
+    for (const path of paths) copy.#layers.set(path, this.#layers.get(path)!);
+    return copy;
+  }
+
+  /**
+   * The sum of two problems: other rows of the same concepts.
+   *
+   * @param other Has the same layers, given the same changes.
+   */
+  plus(other: LeastSquares): LeastSquares {
+    const sum = new LeastSquares(this.features);
+    sum.rows = this.rows + other.rows;
+    sum.weight = this.weight + other.weight;
+    const few = sum.rows <= this.features;
+    sum.#stacked = few && this.#stacked && other.#stacked
+      ? stack(this.#stacked, other.#stacked)
+      : undefined;
+    if (!sum.#stacked) sum.#gram = combine(this.gram, other.gram);
+    for (const [path, a] of this.#layers) {
+      const b = other.#layers.get(path)!;
+      sum.#layers.set(path, {
+        ...a,
+        right: combine(a.right, b.right),
+        energy: combine(a.energy, b.energy),
+        shown: sum.#stacked && stack(a.shown!, b.shown!),
+      });
+    }
+    return sum;
+  }
+
+  /**
+   * Prepares to solve the layers in closed form: minimum change, or with a
+   * ridge; by the rows (dual form), where there are few, else by Σ Gᵢ.
+   *
+   * @param ridge Relative to trace(G)/d.
+   * @param cutoff For ridge 0: eigenvalues below this share of the largest
+   * count as zero.
+   * @returns Gives `down` [d, R] of a layer's ΔW = down · up.
+   */
+  solver(ridge: number, cutoff = 1e-12): (path: string) => Matrix {
+    const x = this.#stacked;
+    if (!x) {
+      const apply = solver(this.gram, ridge, cutoff);
+      return (path) => apply(this.#layers.get(path)!.right);
+    }
+    const xT = transpose(x);
+    // XXᵀ and XᵀX have the same trace, so the mean of its diagonal is d/rows
+    // times as large, and the same ridge is rows/d times as much of it.
+    const apply = solver(gram(xT), ridge * x.rows / this.features, cutoff);
+    return (path) => multiply(xT, apply(this.#layers.get(path)!.shown!));
+  }
+
+  /**
+   * Mean squared feature error of W₀ + down · up, with the layer's own `up`.
+   *
+   * @param path The layer.
+   * @param down [d, R].
+   */
+  loss(path: string, down: Matrix): number {
+    const { up, outputs, right, shown, energy } = this.#layers.get(path)!;
+    const n = this.weight * outputs;
+    if (n === 0) return 0;
+    const outer = multiply(up, transpose(up));
+    const x = this.#stacked;
+    if (x) {
+      const residual = combine(multiply(x, down), shown!, 1, -1);
+      return inner(outer, gram(residual)) / n;
+    }
+    const downT = transpose(down);
+    const cross = multiply(downT, right);
+    const fitted = multiply(downT, multiply(this.gram, down));
+    const error = combine(
+      combine(fitted, energy),
+      combine(cross, transpose(cross)),
+      1,
+      -1,
+    );
+    // Rounding may leave a perfect fit a hair below zero.
+    return Math.max(0, inner(outer, error)) / n;
+  }
+
+  /**
+   * Mean squared feature error of a layer and its gradient, as a function of
+   * ΔW (row-major [in, out]).
+   *
+   * @param path The layer.
+   */
+  objective(path: string): (change: Vector) => Evaluation {
+    const { up, outputs, right, shown, energy } = this.#layers.get(path)!;
+    const d = this.features;
+    const n = this.weight * outputs;
+    const round = (value: number, like: Vector) =>
+      like instanceof Float32Array ? Math.fround(value) : value;
+    const x = this.#stacked;
+    if (x) {
+      const targets = multiply(shown!, up);
+      const xT = transpose(x);
+      return (change) => {
+        const fitted = multiply(x, matrix(d, outputs, change));
+        const residual = combine(fitted, targets, 1, -1);
+        return {
+          value: round(inner(residual, residual) / n, change),
+          gradient: multiply(xT, residual).data.map((g) => 2 * g / n),
+        };
+      };
+    }
+    const target = multiply(right, up);
+    const constant = inner(multiply(up, transpose(up)), energy);
+    return (change) => {
+      const w = matrix(d, outputs, change);
+      const gw = multiply(this.gram, w);
+      const value = inner(w, gw) - 2 * inner(w, target) + constant;
+      return {
+        value: round(Math.max(0, value) / n, change),
+        gradient: combine(gw, target, 2 / n, -2 / n).data,
+      };
+    };
   }
 }
 
@@ -232,249 +456,233 @@ function scaled(a: Matrix, factor: number): Matrix {
     : matrix(a.rows, a.columns, a.data.map((x) => factor * x));
 }
 
-/** The least squares problem of one layer, summed over concepts. */
-export class LayerProblem {
-  /** [d, R]: downᵢ side by side. */
-  #down: Matrix;
-  /** [R, out]: upᵢ one below the other; the identity once it is dense. */
-  #up: Matrix;
-  /** [d, R]: wᵢ Gᵢ·downᵢ side by side. */
-  #right: Matrix;
-  /** [rows, R]: √wᵢ Xᵢ·downᵢ as diagonal blocks, in the dual form. */
-  #targets: Matrix | undefined;
-  /** [R, R]: wᵢ downᵢᵀ·Gᵢ·downᵢ as diagonal blocks. */
-  #energy: Matrix;
-  #dense = false;
-  #concepts = 0;
+/**
+ * The problem of layers that share their inputs: whole, or as two halves of
+ * every concept's features, which add up to the whole, each with what a fit of
+ * the other is scored on.
+ */
+export type Problem =
+  | readonly [whole: LeastSquares]
+  | readonly [
+    first: LeastSquares,
+    second: LeastSquares,
+    scoredFirst: LeastSquares,
+    scoredSecond: LeastSquares,
+  ];
 
-  /**
-   * A problem without concepts.
-   *
-   * @param system The inputs; add a concept there first, then here.
-   * @param outputs Output features.
-   */
-  constructor(readonly system: InputSystem, readonly outputs: number) {
-    const d = system.features;
-    this.#down = matrix(d, 0);
-    this.#up = matrix(0, outputs);
-    this.#right = matrix(d, 0);
-    this.#targets = matrix(0, 0);
-    this.#energy = matrix(0, 0);
+/**
+ * Adds one concept to the problems of many layers.
+ *
+ * Layers stay in one problem as long as every concept's inputs are shared, and
+ * in halves as long as every concept has them.
+ *
+ * @param problems Those of the concepts before; none for the first.
+ * @param stats The concept's statistics by layer; layers may share one object.
+ * @param changes What it asks of each layer.
+ * @param weight wᵢ.
+ * @returns The problems, with the concept.
+ */
+export function addConcept(
+  problems: readonly Problem[],
+  stats: ReadonlyMap<string, Stats>,
+  changes: ReadonlyMap<string, Change>,
+  weight = 1,
+): Problem[] {
+  const sharers = (paths: Iterable<string>) => [
+    ...Map.groupBy(paths, (path) => stats.get(path)!),
+  ];
+  const add = (problem: Problem, own: Stats, paths: readonly string[]) => {
+    const asked = new Map(paths.map((path) => [path, changes.get(path)!]));
+    const parts = partsOf(own);
+    if (problem.length === 1 || parts.length === 1) {
+      const [first, second] = problem;
+      const sum = second ? first.plus(second) : first;
+      sum.add(own.halves ? whole(own) : own, asked, weight);
+      return [sum] as const;
+    }
+    const [first, second] = problem;
+    // What is scored on is the halves themselves until a concept says otherwise.
+    const sums: Problem = problem[2] === first && own.scored
+      ? [first, second, first.only(paths), second.only(paths)]
+      : problem;
+    for (const sum of new Set(sums)) {
+      sum.add(parts[sums.lastIndexOf(sum)], asked, weight);
+    }
+    return sums;
+  };
+  if (problems.length === 0) {
+    return sharers(stats.keys()).map(([own, paths]) => {
+      const [a, b] = partsOf(own).map(() => new LeastSquares(own.features));
+      return add(b ? [a, b, a, b] : [a], own, paths);
+    });
   }
+  return problems.flatMap((problem) => {
+    const groups = sharers(problem[0].paths);
+    return groups.map(([own, paths]) => {
+      if (groups.length === 1) return add(problem, own, paths);
+      const copies = new Map(problem.map((sum) => [sum, sum.only(paths)]));
+      const copied = problem.map((sum) => copies.get(sum)!);
+      return add(copied as unknown as Problem, own, paths);
+    });
+  });
+}
 
-  /** The same problem over another, equal system. */
-  withSystem(system: InputSystem): LayerProblem {
-    const copy = new LayerProblem(system, this.outputs);
-    copy.#down = this.#down;
-    copy.#up = this.#up;
-    copy.#right = this.#right;
-    copy.#targets = this.#targets;
-    copy.#energy = this.#energy;
-    copy.#dense = this.#dense;
-    copy.#concepts = this.#concepts;
-    return copy;
-  }
+/** Halves and what they are scored on, if none is empty; else the whole. */
+function partsOf(stats: Stats): readonly Stats[] {
+  const { halves, scored = halves } = stats;
+  const parts = [...halves ?? [], ...scored ?? []];
+  return parts.length === 4 && parts.every(({ count }) => count > 0)
+    ? parts
+    : [stats];
+}
 
-  /**
-   * Adds one concept's change of weight.
-   *
-   * @param stats What the system was given.
-   * @param delta ΔWᵢ; nothing for a concept that leaves this layer as it is.
-   * @param weight wᵢ, as the system was given.
-   */
-  add(stats: Stats, delta: Delta | undefined, weight = 1): void {
-    const { features: d } = this.system;
-    this.#concepts++;
-    let { down, up } = delta ??
-      { down: matrix(d, 0), up: matrix(0, this.outputs) };
-    if (
-      down.rows !== d || up.columns !== this.outputs || down.columns !== up.rows
-    ) {
-      throw cannot(
-        "fuse a layer",
-        `a change of weight [${d}, r] · [r, ${this.outputs}]`,
-        `[${down.rows}, ${down.columns}] · [${up.rows}, ${up.columns}]`,
+function whole({ features, count, halves }: Stats): Stats {
+  const [a, b] = halves!;
+  return a.rows && b.rows
+    ? { features, count, rows: stack(a.rows, b.rows) }
+    : { features, count, gram: combine(gramOf(a), gramOf(b)) };
+}
+
+/**
+ * Powers of ten that cross-validation tries, the largest first. Below 1e-5 the
+ * sums themselves are uncertain: their products are float32.
+ */
+const EXPONENTS: readonly number[] = [2, 1, 0, -1, -2, -3, -4, -5];
+
+/** A single concept is met exactly; this only keeps the factor finite. */
+const EXACT = 1e-8;
+
+/**
+ * The ridge of each layer that predicts best from one half of every concept's
+ * features what the other half needs: two-fold cross-validation, in closed form.
+ *
+ * With Gᵃ and Gᵇ the Gram matrices of the halves, ΔWᵃ(ρ) solves
+ * (Σ Gᵢᵃ + ρ·tr/d) ΔW = Σ Gᵢᵃ ΔWᵢ and its score is
+ * Σ wᵢ tr((ΔWᵃ − ΔWᵢ)ᵀ Gᵢᵇ (ΔWᵃ − ΔWᵢ)), plus the same with the halves
+ * exchanged. Ten-fold steps of ρ are tried and the best is refined by the parabola
+ * through it and its neighbours; of equally good ones the largest is taken. It
+ * takes 16 Cholesky factors of Σ Gᵢ for all layers that share it, where a given
+ * ridge takes one.
+ *
+ * A single concept contradicts nobody: it gets next to no ridge, and so itself.
+ *
+ * @param first One half.
+ * @param second The other half.
+ * @param scored What fits of the other half are scored on, of each half.
+ * @returns The ridge of each layer, relative to trace(G)/d.
+ *
+ * @example
+ * ```ts
+ * const ridges = crossValidate(first, second);
+ * const down = first.plus(second).solver(ridges.get("to_q")!)("to_q");
+ * ```
+ */
+export function crossValidate(
+  first: LeastSquares,
+  second: LeastSquares,
+  scored: readonly [LeastSquares, LeastSquares] = [first, second],
+): Map<string, number> {
+  const scores = new Map<string, number[]>(
+    first.paths.map((path) => [path, []]),
+  );
+  for (const exponent of EXPONENTS) {
+    const fits = [first, second].map((half) => half.solver(10 ** exponent));
+    for (const [path, list] of scores) {
+      list.push(
+        scored[1].weight * scored[1].loss(path, fits[0](path)) +
+          scored[0].weight * scored[0].loss(path, fits[1](path)),
       );
     }
-    if (
-      !this.#dense && down.columns + this.#up.rows > Math.min(d, this.outputs)
-    ) this.#makeDense();
-    if (this.#dense) {
-      down = multiply(down, up);
-      up = identity(this.outputs);
-    }
-    let right: Matrix;
-    let energy: Matrix;
-    let targets: Matrix | undefined;
-    if (stats.rows) {
-      targets = scaled(multiply(stats.rows, down), Math.sqrt(weight));
-      right = multiply(
-        transpose(scaled(stats.rows, Math.sqrt(weight))),
-        targets,
-      );
-      energy = gram(targets);
-    } else {
-      right = scaled(multiply(stats.gram!, down), weight);
-      energy = multiply(transpose(down), right);
-    }
-    if (!this.system.stacked) targets = undefined;
-    if (this.#dense) {
-      this.#down = combine(this.#down, down);
-      this.#right = combine(this.#right, right);
-      this.#energy = combine(this.#energy, energy);
-      this.#targets = targets && this.#targets && stack(this.#targets, targets);
-    } else {
-      this.#down = beside(this.#down, down);
-      this.#up = stack(this.#up, up);
-      this.#right = beside(this.#right, right);
-      this.#energy = blockDiagonal(this.#energy, energy);
-      this.#targets = targets && this.#targets &&
-        blockDiagonal(this.#targets, targets);
-    }
   }
+  return new Map(
+    [...scores].map(([path, list]) => [
+      path,
+      first.targets(path).concepts === 1 ? EXACT : 10 ** bestExponent(list),
+    ]),
+  );
+}
 
-  /** Past full rank, factors only cost: fold `up` into all of them. */
-  #makeDense(): void {
-    const up = this.#up;
-    const upT = transpose(up);
-    this.#down = multiply(this.#down, up);
-    this.#right = multiply(this.#right, up);
-    this.#energy = multiply(upT, multiply(this.#energy, up));
-    this.#targets = this.#targets && multiply(this.#targets, up);
-    this.#up = identity(this.outputs);
-    this.#dense = true;
+function bestExponent(scores: readonly number[]): number {
+  let best = 0;
+  scores.forEach((score, i) => {
+    // Differences of this size are rounding.
+    if (score < scores[best] * (1 - 1e-9)) best = i;
+  });
+  const [before, at, after] = [
+    scores[best - 1],
+    scores[best],
+    scores[best + 1],
+  ];
+  const bend = before - 2 * at + after;
+  // At an end of the range, or on a plain, there is no parabola.
+  const shift = bend > 0 ? (before - after) / (2 * bend) : 0;
+  return EXPONENTS[best] - Math.max(-0.5, Math.min(0.5, shift));
+}
+
+/**
+ * Solves the layers of a problem.
+ *
+ * @param problem Whole, or in halves.
+ * @param options Method and its settings.
+ * @param lambda λ of the weight fusion it is compared with; 1/n by default.
+ * @returns One solution per layer, solved when it is asked for.
+ * @throws If the method is unknown or the ridge negative.
+ */
+export function* solve(
+  problem: Problem,
+  options: SolveOptions = {},
+  lambda?: number,
+): Generator<[path: string, LayerSolution]> {
+  const { method = "closed", ridge = "auto", cutoff = 1e-12 } = options;
+  if (method !== "closed" && method !== "lbfgs") {
+    throw cannot("fuse a layer", "closed or lbfgs", String(method));
   }
-
-  /**
-   * Mean squared feature error of W₀ + down · up, where `up` is this problem's
-   * own.
-   */
-  #loss(down: Matrix): number {
-    const n = this.system.weight * this.outputs;
-    if (n === 0) return 0;
-    const outer = multiply(this.#up, transpose(this.#up));
-    const { stacked } = this.system;
-    let energy: Matrix;
-    if (stacked && this.#targets) {
-      energy = gram(combine(multiply(stacked, down), this.#targets, 1, -1));
-    } else {
-      const cross = multiply(transpose(down), this.#right);
-      energy = combine(
-        combine(
-          multiply(transpose(down), multiply(this.system.gram, down)),
-          this.#energy,
-        ),
-        combine(cross, transpose(cross)),
-        1,
-        -1,
-      );
-    }
-    // Rounding may leave a perfect fit a hair below zero.
-    return Math.max(0, inner(outer, energy)) / n;
-  }
-
-  /**
-   * Mean squared feature error of any change of weight.
-   *
-   * @param change ΔW [in, out].
-   */
-  loss(change: Matrix): number {
-    return this.objective()(change.data).value;
-  }
-
-  /**
-   * Mean squared feature error and its gradient, as a function of ΔW
-   * (row-major [in, out]).
-   */
-  objective(): (change: Vector) => Evaluation {
-    const { features: d, weight } = this.system;
-    const n = weight * this.outputs;
-    const { stacked } = this.system;
-    const round = (value: number, like: Vector) =>
-      like instanceof Float32Array ? Math.fround(value) : value;
-    if (stacked && this.#targets) {
-      const targets = multiply(this.#targets, this.#up);
-      const xT = transpose(stacked);
-      return (change) => {
-        const residual = combine(
-          multiply(stacked, matrix(d, this.outputs, change)),
-          targets,
-          1,
-          -1,
-        );
-        return {
-          value: round(inner(residual, residual) / n, change),
-          gradient: multiply(xT, residual).data.map((g) => 2 * g / n),
-        };
-      };
-    }
-    const right = multiply(this.#right, this.#up);
-    const constant = inner(
-      multiply(this.#up, transpose(this.#up)),
-      this.#energy,
-    );
-    const { gram: g } = this.system;
-    return (change) => {
-      const w = matrix(d, this.outputs, change);
-      const gw = multiply(g, w);
-      const value = inner(w, gw) - 2 * inner(w, right) + constant;
-      return {
-        value: round(Math.max(0, value) / n, change),
-        gradient: combine(gw, right, 2 / n, -2 / n).data,
-      };
-    };
-  }
-
-  /**
-   * Solves the layer.
-   *
-   * @param options Method and its settings.
-   * @param lambda λ of the weight fusion it is compared with; 1/n by default.
-   */
-  solve(
-    options: SolveOptions = {},
-    lambda = 1 / Math.max(1, this.#concepts),
-  ): LayerSolution {
-    const { method = "closed", ridge = DEFAULT_RIDGE, cutoff = 1e-12 } =
-      options;
-    const up = this.#up;
+  const [first, second, ...scored] = problem;
+  const sum = second ? first.plus(second) : first;
+  const chosen = method === "closed" && ridge === "auto" && second
+    ? crossValidate(first, second, scored as [LeastSquares, LeastSquares])
+    : undefined;
+  const given = ridge === "auto" ? FALLBACK_RIDGE : ridge;
+  const shared = method === "closed" && !chosen
+    ? sum.solver(given, cutoff)
+    : undefined;
+  for (const path of sum.paths) {
+    const { down: asked, up, outputs, concepts } = sum.targets(path);
+    let down: Matrix;
     let delta: Delta;
+    let own = chosen?.get(path) ?? given;
     let lossAfter: number;
     if (method === "closed" || up.rows === 0) {
-      const down = this.system.solve(
-        this.#right,
-        this.#targets,
-        ridge,
-        cutoff,
-      );
+      down = (shared ?? sum.solver(own, cutoff))(path);
       delta = { down, up };
-      lossAfter = this.#loss(down);
-    } else if (method === "lbfgs") {
-      const start =
-        new (options.precision === "float32" ? Float32Array : Float64Array)(
-          this.system.features * this.outputs,
-        );
-      const { best, bestValue } = lbfgs(this.objective(), start, {
-        ...OFFICIAL_LBFGS,
-        maxIterations: options.iterations ?? 500,
-      });
-      delta = {
-        down: matrix(this.system.features, this.outputs, best),
-        up: identity(this.outputs),
-      };
-      lossAfter = bestValue;
+      lossAfter = sum.loss(path, down);
     } else {
-      throw cannot("fuse a layer", "closed or lbfgs", String(method));
+      const numbers = options.precision === "float32"
+        ? Float32Array
+        : Float64Array;
+      const { best, bestValue } = lbfgs(
+        sum.objective(path),
+        new numbers(sum.features * outputs),
+        { ...OFFICIAL_LBFGS, maxIterations: options.iterations ?? 500 },
+      );
+      down = matrix(sum.features, outputs, best);
+      delta = { down, up: identity(outputs) };
+      lossAfter = bestValue;
+      own = NaN;
     }
-    return {
+    yield [path, {
       delta,
-      lossBefore: this.#loss(matrix(this.system.features, up.rows)),
+      ridge: own,
+      lossBefore: sum.loss(path, matrix(sum.features, up.rows)),
       lossAfter,
-      lossWeightFusion: this.#loss(scaled(this.#down, lambda)),
-      rows: this.system.rows,
-      features: this.system.features,
-      dual: this.system.stacked !== undefined && this.#targets !== undefined,
-    };
+      lossWeightFusion: sum.loss(
+        path,
+        scaled(asked, lambda ?? 1 / Math.max(1, concepts)),
+      ),
+      rows: sum.rows,
+      features: sum.features,
+      dual: sum.stacked !== undefined,
+    }];
   }
 }
 
@@ -522,11 +730,17 @@ export function fuseLayer(
   if (!first) {
     throw cannot("fuse a layer", "a concept that changes it", "none");
   }
-  const system = new InputSystem(first.down.rows);
-  const problem = new LayerProblem(system, first.up.columns);
-  for (const { stats, delta, weight = 1 } of terms) {
-    system.add(stats, weight);
-    problem.add(stats, delta, weight);
-  }
-  return problem.solve(options, options.lambda);
+  const outputs = first.up.columns;
+  const problems = terms.reduce<Problem[]>(
+    (sum, { stats, delta, weight = 1 }) =>
+      addConcept(
+        sum,
+        new Map([["", stats]]),
+        new Map([["", { outputs, ...(delta ? { delta } : {}) }]]),
+        weight,
+      ),
+    [],
+  );
+  const [[, solution]] = solve(problems[0], options, options.lambda);
+  return solution;
 }

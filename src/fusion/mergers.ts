@@ -30,7 +30,7 @@ import {
 } from "../optim/least_squares.ts";
 import { applyDelta, hostDelta } from "./gradient.ts";
 import { type Delta, denseDelta } from "./layer.ts";
-import type { ConceptStatistics } from "./gradient.ts";
+import type { ConceptStatistics } from "./features.ts";
 import { gramOf } from "./statistics.ts";
 import {
   changedPaths,

@@ -17,11 +17,12 @@ import {
   writeSafetensors,
 } from "../io/safetensors.ts";
 import type { Context, Conv, Linear } from "../nn/linear.ts";
-import { gram, type Matrix, matrix } from "../optim/least_squares.ts";
+import { combine, gram, type Matrix, matrix } from "../optim/least_squares.ts";
 
 /**
  * Inputs of one layer, over everything it was shown: the rows themselves while
- * there are at most as many as features, their Gram matrix after that.
+ * there are at most as many as features, their Gram matrix after that; or two
+ * halves of them, each by itself, which cross-validation compares.
  */
 export interface Stats {
   /** Input features d; kh·kw·in for a convolution. */
@@ -32,15 +33,57 @@ export interface Stats {
   readonly rows?: Matrix;
   /** XᵀX [d, d]. */
   readonly gram?: Matrix;
+  /** In place of both: the statistics of two halves of the rows. */
+  readonly halves?: readonly [Stats, Stats];
+  /**
+   * What a fit of the other half is scored on, where that is more than what is
+   * fitted.
+   *
+   * @default halves
+   */
+  readonly scored?: readonly [Stats, Stats];
 }
 
 /**
- * The Gram matrix of statistics in either form.
+ * The Gram matrix of statistics in any form.
  *
  * @param stats The statistics.
  */
-export function gramOf(stats: Stats): Matrix {
-  return stats.gram ?? gram(stats.rows!);
+export function gramOf({ gram: own, rows, halves }: Stats): Matrix {
+  if (halves) return combine(gramOf(halves[0]), gramOf(halves[1]));
+  return own ?? gram(rows!);
+}
+
+/**
+ * Statistics of two halves as one.
+ *
+ * @param first By layer.
+ * @param second The same layers, sharing inputs in the same way.
+ * @param scored What fits of the other half are scored on; the halves by
+ * default.
+ * @returns By layer; layers that shared an object share one again.
+ */
+export function joinHalves(
+  first: ReadonlyMap<string, Stats>,
+  second: ReadonlyMap<string, Stats>,
+  scored?: readonly [ReadonlyMap<string, Stats>, ReadonlyMap<string, Stats>],
+): Map<string, Stats> {
+  const joined = new Map<Stats, Stats>();
+  return new Map(
+    [...first].map(([path, a]) => {
+      const b = second.get(path)!;
+      const both = joined.get(a) ?? {
+        features: a.features,
+        count: a.count + b.count,
+        halves: [a, b] as const,
+        ...(scored && {
+          scored: [scored[0].get(path)!, scored[1].get(path)!] as const,
+        }),
+      };
+      joined.set(a, both);
+      return [path, both];
+    }),
+  );
 }
 
 /**
@@ -262,6 +305,13 @@ export interface CollectOptions extends AccumulateOptions {
    * ⌊kernel / 2⌋
    */
   readonly conv?: (path: string) => { stride: number; pad: number };
+  /**
+   * Keeps two halves apart, for cross-validation: of the rows of every call the
+   * first half (the upper half of a single picture) and the rest.
+   *
+   * @default false
+   */
+  readonly halves?: boolean;
 }
 
 /**
@@ -301,10 +351,26 @@ export function collector(
   }));
   /** Layers with one input between them. */
   interface Group {
-    readonly sum: GramAccumulator;
+    /** One sum, or one per half. */
+    readonly sums: readonly GramAccumulator[];
     readonly leader: string;
     last: tf.Tensor;
+    calls: number;
   }
+  /** Adds the rows of one call, or half of them to each sum. */
+  const add = (group: Group, x: tf.Tensor) => {
+    const [first, second] = group.sums;
+    if (!second) return first.add(x);
+    tf.tidy(() => {
+      const features = x.shape[x.rank - 1]!;
+      const rows = x.reshape([-1, features]) as tf.Tensor2D;
+      const n = rows.shape[0];
+      // A single row goes to each in turn.
+      const cut = n === 1 ? group.calls++ % 2 : Math.floor(n / 2);
+      if (cut > 0) first.add(tf.slice2d(rows, [0, 0], [cut, -1]));
+      if (cut < n) second.add(tf.slice2d(rows, [cut, 0], [n - cut, -1]));
+    });
+  };
   const groups = new Map<string, Group>();
   let newest: Group | undefined;
   const tap = (module: Linear | Conv, input: tf.Tensor) => {
@@ -329,30 +395,37 @@ export function collector(
     }
     const features = weight.size / weight.shape[weight.rank - 1]!;
     group ??= {
-      sum: new GramAccumulator(features, options),
+      sums: Array.from(
+        { length: options.halves ? 2 : 1 },
+        () => new GramAccumulator(features, options),
+      ),
       leader: path,
       last: input,
+      calls: 0,
     };
     groups.set(path, group);
     group.last = input;
     newest = isLinear ? group : undefined;
-    const sum = group.sum;
     if (isLinear) {
-      sum.add(input);
+      add(group, input);
       return;
     }
     const [kh, kw] = weight.shape as [number, number];
     const { stride, pad } = conv(path);
+    const own = group;
     tf.tidy(() =>
-      sum.add(unfold(input as tf.Tensor4D, {
-        kernel: [kh, kw],
-        stride,
-        pad: Number.isNaN(pad) ? Math.floor(kh / 2) : pad,
-      }))
+      add(
+        own,
+        unfold(input as tf.Tensor4D, {
+          kernel: [kh, kw],
+          stride,
+          pad: Number.isNaN(pad) ? Math.floor(kh / 2) : pad,
+        }),
+      )
     );
   };
   const distinct = () => new Set(groups.values());
-  const sums = () => [...distinct()].map(({ sum }) => sum);
+  const sums = () => [...distinct()].flatMap(({ sums }) => sums);
   const flush = () => GramAccumulator.flushAll(sums());
   const finish = async () => {
     const missing = [...wanted.values()].filter((path) => !groups.has(path));
@@ -366,7 +439,15 @@ export function collector(
     await flush();
     const finished = new Map<Group, Stats>();
     for (const group of distinct()) {
-      finished.set(group, await group.sum.finish());
+      const parts = await Promise.all(group.sums.map((sum) => sum.finish()));
+      finished.set(
+        group,
+        parts.length === 1 ? parts[0] : {
+          features: parts[0].features,
+          count: parts[0].count + parts[1].count,
+          halves: [parts[0], parts[1]],
+        },
+      );
     }
     return new Map(
       [...wanted.values()].map((path) => [
@@ -446,6 +527,22 @@ export function unfold(
   });
 }
 
+/** Whole statistics; and halves, which older readers do not know. */
+const FORMATS: readonly string[] = [
+  "mix-of-show statistics 1",
+  "mix-of-show statistics 2",
+];
+
+/** Ends of names: the halves, and what fits of the other half are scored on. */
+const PARTS = [".half0", ".half1", ".scored0", ".scored1"] as const;
+
+function partsOf(stats: Stats): (readonly [name: string, part: Stats])[] {
+  const { halves, scored = [] } = stats;
+  return halves
+    ? [...halves, ...scored].map((part, i) => [PARTS[i], part])
+    : [["", stats]];
+}
+
 /**
  * Writes statistics as a safetensors file: what a client sends instead of its
  * images, beside its adapter.
@@ -473,17 +570,21 @@ export async function writeStatistics(
     }
     leaders.set(one, layer);
     counts[layer] = one.count;
-    const kind = one.gram ? "gram" : "rows";
-    const { rows, columns, data } = (one.gram ?? one.rows)!;
-    const values = dtype === "F64" ? data : Float32Array.from(data);
-    raw.push([`${layer}.${kind}`, {
-      dtype,
-      shape: [rows, columns],
-      data: new Uint8Array(values.slice().buffer),
-    }]);
+    for (const [part, own] of partsOf(one)) {
+      const kind = own.gram ? "gram" : "rows";
+      const { rows, columns, data } = (own.gram ?? own.rows)!;
+      const values = dtype === "F64" ? data : Float32Array.from(data);
+      counts[layer + part] = own.count;
+      raw.push([`${layer}${part}.${kind}`, {
+        dtype,
+        shape: [rows, columns],
+        data: new Uint8Array(values.slice().buffer),
+      }]);
+    }
   }
+  const split = [...leaders.keys()].some(({ halves }) => halves);
   await writeSafetensors(path, raw, {
-    format: "mix-of-show statistics 1",
+    format: split ? FORMATS[1] : FORMATS[0],
     counts: JSON.stringify(counts),
     shared: JSON.stringify(shared),
   });
@@ -501,10 +602,10 @@ export async function readStatistics(
   const file = await openSafetensors(path);
   try {
     const { format, counts, shared } = file.metadata;
-    if (format !== "mix-of-show statistics 1") {
+    if (!FORMATS.includes(format ?? "")) {
       throw cannot(
         `read statistics from ${path}`,
-        'format "mix-of-show statistics 1"',
+        `format ${FORMATS.map((name) => `"${name}"`).join(" or ")}`,
         format ?? "none",
       );
     }
@@ -532,6 +633,20 @@ export async function readStatistics(
         features: shape[1],
         count: count[layer],
         [kind]: matrix(shape[0], shape[1], values),
+      });
+    }
+    for (const layer of Object.keys(count)) {
+      const [first, second, ...scored] = PARTS.map((part) => {
+        const own = result.get(layer + part);
+        result.delete(layer + part);
+        return own;
+      });
+      if (!first || !second) continue;
+      result.set(layer, {
+        features: first.features,
+        count: count[layer],
+        halves: [first, second],
+        ...(scored[0] && scored[1] && { scored: [scored[0], scored[1]] }),
       });
     }
     const others: Record<string, string> = JSON.parse(shared);

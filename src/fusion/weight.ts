@@ -124,7 +124,7 @@ export function checkFusion(
   if (problems.length > 0) {
     throw new KeysError(
       `Cannot ${what}: ${problems.length} layers do not fit: ${
-        listed(problems)
+        listed(problems, 10, "; ")
       }`,
       problems,
     );

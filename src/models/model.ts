@@ -305,6 +305,33 @@ export interface BoundPrompt {
   readonly truncated: number;
 }
 
+/** Learned tokens in a text, longest first: one may begin another. */
+function tokensIn({ added }: Pick<Model, "added">, text: string): string[] {
+  return Object.keys(added?.sites ?? {})
+    .filter((token) => text.includes(token))
+    .sort((a, b) => b.length - a.length);
+}
+
+/**
+ * Replaces a text's learned tokens by their vocabulary entry at one
+ * cross-attention site.
+ *
+ * @param model The model.
+ * @param text The text; concept tokens such as `<potter1>` stand in it.
+ * @param site The site; a token with fewer vectors keeps its last one.
+ */
+export function bindTokens(
+  model: Pick<Model, "added">,
+  text: string,
+  site: number,
+): string {
+  return tokensIn(model, text).reduce((bound, token) => {
+    const { sites, names } = model.added!;
+    const at = sites[token];
+    return bound.replaceAll(token, names[at[Math.min(site, at.length - 1)]]);
+  }, text);
+}
+
 /**
  * Binds a prompt's concept tokens to their vocabulary entry at every
  * cross-attention site (the official `bind_concept_prompt`).
@@ -317,40 +344,31 @@ export function bindPrompt(
   prompt: string,
 ): BoundPrompt {
   const sites = crossAttentionSites(model.unet.config).length;
-  const { added } = model;
-  const used = Object.keys(added?.sites ?? {}).filter((token) =>
-    prompt.includes(token)
-  )
-    // Longest first: one token may be the beginning of another.
-    .sort((a, b) => b.length - a.length);
-  if (!added || used.length === 0) {
-    const { ids, truncated } = model.tokenizer.encode(prompt);
-    return { rows: [ids], site: new Array(sites).fill(0), truncated };
-  }
-  const rows: number[][] = [];
-  const index = new Map<string, number>();
-  let lost = 0;
-  const site = Array.from({ length: sites }, (_, i) => {
-    let text = prompt;
-    for (const token of used) {
-      const names = added.sites[token];
-      if (names.length < sites) {
-        throw cannot(
-          `bind ${token}`,
-          `a vector for each of ${sites} cross-attention layers`,
-          names.length,
-        );
-      }
-      text = text.replaceAll(token, added.names[names[i]]);
+  const used = tokensIn(model, prompt);
+  for (const token of used) {
+    const { length } = model.added!.sites[token];
+    if (length < sites) {
+      throw cannot(
+        `bind ${token}`,
+        `a vector for each of ${sites} cross-attention layers`,
+        length,
+      );
     }
-    const known = index.get(text);
-    if (known !== undefined) return known;
-    const { ids, truncated } = model.tokenizer.encode(text);
-    lost = Math.max(lost, truncated);
-    index.set(text, rows.length);
-    return rows.push(ids) - 1;
-  });
-  return { rows, site, truncated: lost };
+  }
+  const texts = Array.from(
+    { length: used.length === 0 ? 1 : sites },
+    (_, site) => bindTokens(model, prompt, site),
+  );
+  const distinct = [...new Set(texts)];
+  const encoded = distinct.map((text) => model.tokenizer.encode(text));
+  return {
+    rows: encoded.map(({ ids }) => ids),
+    site: Array.from(
+      { length: sites },
+      (_, site) => distinct.indexOf(texts[site] ?? texts[0]),
+    ),
+    truncated: Math.max(...encoded.map(({ truncated }) => truncated)),
+  };
 }
 
 /**

@@ -569,6 +569,110 @@ export interface UNetEncoding {
   ) => tf.Tensor4D;
 }
 
+/** Embeds timesteps, [b, time_embed_dim]; one for all or one a sample. */
+function timeEmbedding(
+  p: UNet["time_embedding"],
+  config: UNetConfig,
+  batch: number,
+  timesteps: readonly number[],
+  options: UNetOptions,
+): tf.Tensor2D {
+  const see = options.activation ?? (() => {});
+  const features = timestepFeatures(
+    Array.from(
+      { length: batch },
+      (_, i) => timesteps[timesteps.length === 1 ? 0 : i],
+    ),
+    config.block_out_channels[0],
+    config.flip_sin_to_cos,
+    config.freq_shift,
+  );
+  see("time_proj", features);
+  const hidden = activate(
+    config.act_fn,
+    linear(p.linear_1, features, options),
+  );
+  let temb = linear(p.linear_2, hidden, options);
+  if (config.timestep_post_act) temb = activate(config.timestep_post_act, temb);
+  see("time_embedding", temb);
+  return config.time_embedding_act_fn
+    ? activate(config.time_embedding_act_fn, temb)
+    : temb;
+}
+
+/** The text states of one site, of states for all or for each of them. */
+function statesAt(
+  states: tf.Tensor3D | tf.Tensor4D,
+  site: number,
+): tf.Tensor3D {
+  if (states.rank === 3) return states as tf.Tensor3D;
+  const [b, , tokens, width] = states.shape as [number, number, number, number];
+  const own = tf.slice(states as tf.Tensor4D, [0, site, 0, 0], [
+    b,
+    1,
+    tokens,
+    width,
+  ]);
+  return tf.squeeze(own, [1]);
+}
+
+/**
+ * Runs spatial transformers, one after the other: each of their blocks takes the
+ * next cross-attention site.
+ */
+function transformers(
+  config: UNetConfig,
+  states: tf.Tensor3D | tf.Tensor4D,
+  options: UNetOptions,
+): UNetEncoding["transformer"] {
+  const see = options.activation ?? (() => {});
+  const sites = crossAttentionSites(config);
+  let site = 0;
+  return (t, x, level, path) => {
+    const [b, height, width] = x.shape;
+    const heads = headsOf(config, level);
+    const onlyCross = isOnlyCross(config, level) &&
+      !path.startsWith("mid_block.");
+    const projected = tf.tidy(() =>
+      projectTokens(
+        t.proj_in,
+        groupNorm(t.norm, x, config.norm_num_groups, 1e-6),
+        options,
+      )
+    );
+    const c = projected.shape[3];
+    let h: tf.Tensor3D = projected.reshape([b, height * width, c]);
+    t.transformer_blocks.forEach((block, k) => {
+      const at = `${path}.transformer_blocks.${k}`;
+      const here = sites[site++];
+      const text = statesAt(states, here.index);
+      const self = tf.tidy(() => {
+        const normed = layerNorm(block.norm1, h);
+        const from = onlyCross ? text : normed;
+        return attend(block.attn1, normed, from, heads, options);
+      });
+      see(`${at}.attn1`, self);
+      h = h.add(self);
+      const hooks = options.crossAttend?.({ ...here, height, width, heads });
+      const attendText = () => {
+        const normed = layerNorm(block.norm2, h);
+        return attend(block.attn2, normed, text, heads, options, hooks);
+      };
+      // What is made of probabilities outlives the call.
+      const cross = hooks?.probabilities ? attendText() : tf.tidy(attendText);
+      see(`${at}.attn2`, cross);
+      h = h.add(cross);
+      h = h.add(feedForward(block, h, options));
+    });
+    const out = tf.tidy(() =>
+      projectTokens(t.proj_out, h.reshape([b, height, width, c]), options)
+        .add(x)
+    ) as tf.Tensor4D;
+    see(path, out);
+    return out;
+  };
+}
+
 /**
  * The encoder half of a UNet: time embedding, down blocks and middle. A
  * ControlNet is this half with weights of its own.
@@ -592,32 +696,15 @@ export function unetEncoder(
 ): UNetEncoding {
   const sites = crossAttentionSites(config);
   check(config, sites.length, sample, timesteps, states);
-  const [batch] = sample.shape;
   const see = options.activation ?? (() => {});
-  const all = Array.from(
-    { length: batch },
-    (_, i) => timesteps[timesteps.length === 1 ? 0 : i],
-  );
-  const features = timestepFeatures(
-    all,
-    config.block_out_channels[0],
-    config.flip_sin_to_cos,
-    config.freq_shift,
-  );
-  see("time_proj", features);
-  let temb = linear(
-    p.time_embedding.linear_2,
-    activate(
-      config.act_fn,
-      linear(p.time_embedding.linear_1, features, options),
-    ),
+  const [batch] = sample.shape;
+  const temb = timeEmbedding(
+    p.time_embedding,
+    config,
+    batch,
+    timesteps,
     options,
   );
-  if (config.timestep_post_act) temb = activate(config.timestep_post_act, temb);
-  see("time_embedding", temb);
-  if (config.time_embedding_act_fn) {
-    temb = activate(config.time_embedding_act_fn, temb);
-  }
   const resnetOptions = {
     groups: config.norm_num_groups,
     eps: config.norm_eps,
@@ -627,70 +714,7 @@ export function unetEncoder(
     temb: activate(config.act_fn, temb),
     scaleShift: config.resnet_time_scale_shift === "scale_shift",
   };
-  let site = 0;
-  const statesAt = (index: number): tf.Tensor3D =>
-    states.rank === 3 ? states as tf.Tensor3D : tf.squeeze(
-      tf.slice(states as tf.Tensor4D, [0, index, 0, 0], [
-        states.shape[0],
-        1,
-        states.shape[2],
-        states.shape[3] as number,
-      ]),
-      [1],
-    );
-  const transformer = (
-    t: SpatialTransformer,
-    x: tf.Tensor4D,
-    level: number,
-    path: string,
-  ): tf.Tensor4D => {
-    const [b, height, width] = x.shape;
-    const heads = headsOf(config, level);
-    const onlyCross = isOnlyCross(config, level) &&
-      !path.startsWith("mid_block.");
-    const projected = tf.tidy(() =>
-      projectTokens(
-        t.proj_in,
-        groupNorm(t.norm, x, config.norm_num_groups, 1e-6),
-        options,
-      )
-    );
-    const c = projected.shape[3];
-    let h: tf.Tensor3D = projected.reshape([b, height * width, c]);
-    t.transformer_blocks.forEach((block, k) => {
-      const at = `${path}.transformer_blocks.${k}`;
-      const here = sites[site++];
-      const text = statesAt(here.index);
-      const self = tf.tidy(() => {
-        const normed = layerNorm(block.norm1, h);
-        const from = onlyCross ? text : normed;
-        return attend(block.attn1, normed, from, heads, options);
-      });
-      see(`${at}.attn1`, self);
-      h = h.add(self);
-      const hooks = options.crossAttend?.({ ...here, height, width, heads });
-      const attendText = () =>
-        attend(
-          block.attn2,
-          layerNorm(block.norm2, h),
-          text,
-          heads,
-          options,
-          hooks,
-        );
-      // What is made of probabilities outlives the call.
-      const cross = hooks?.probabilities ? attendText() : tf.tidy(attendText);
-      see(`${at}.attn2`, cross);
-      h = h.add(cross);
-      h = h.add(feedForward(block, h, options));
-    });
-    const out = tf.tidy(() =>
-      projectTokens(t.proj_out, h.reshape([b, height, width, c]), options)
-        .add(x)
-    ) as tf.Tensor4D;
-    see(path, out);
-    return out;
-  };
+  const transformer = transformers(config, states, options);
 
   let h = conv2d(
     p.conv_in,
@@ -707,13 +731,9 @@ export function unetEncoder(
     block.resnets.forEach((r, j) => {
       h = resnet(r, h, resnetOptions, options);
       see(`${path}.resnets.${j}`, h);
-      if (block.attentions) {
-        h = transformer(
-          block.attentions[j],
-          h,
-          level,
-          `${path}.attentions.${j}`,
-        );
+      const attention = block.attentions?.[j];
+      if (attention) {
+        h = transformer(attention, h, level, `${path}.attentions.${j}`);
       }
       // T2I-Adapter: after the block's last layer, before the skip is stored
       // and before the downsampler. (In a plain block diffusers adds it after
@@ -735,15 +755,14 @@ export function unetEncoder(
     see(path, h);
   });
   if (p.mid_block) {
+    const { resnets, attentions } = p.mid_block;
+    const scaleFactor = config.mid_block_scale_factor;
+    const mid = { ...resnetOptions, scaleFactor };
     const level = config.block_out_channels.length - 1;
-    const mid = {
-      ...resnetOptions,
-      scaleFactor: config.mid_block_scale_factor,
-    };
-    h = resnet(p.mid_block.resnets[0], h, mid, options);
-    p.mid_block.attentions.forEach((t, j) => {
+    h = resnet(resnets[0], h, mid, options);
+    attentions.forEach((t, j) => {
       h = transformer(t, h, level, `mid_block.attentions.${j}`);
-      h = resnet(p.mid_block!.resnets[j + 1], h, mid, options);
+      h = resnet(resnets[j + 1], h, mid, options);
     });
     see("mid_block", h);
   }

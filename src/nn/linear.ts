@@ -1,34 +1,8 @@
 import * as tf from "@tensorflow/tfjs";
+import { type Dora, renormalisedChange } from "./dora.ts";
 import { ParamSpec, type Spec } from "./spec.ts";
 
-/**
- * How a DoRA's magnitude acts: W' = W₀ + strength · ((W₀ + scale·down·up) ·
- * (1 + share·(m/‖·‖ − 1)) − W₀).
- *
- * Scaling a DoRA down means different things to different peers: PEFT lowers
- * `scale`, LyCORIS `share`, ComfyUI `strength`.
- */
-export interface Dora {
-  /**
-   * What m and the norms are of: `output`, over the inputs of each output
-   * (PEFT, kohya); `input`, over the outputs of each input (old LyCORIS).
-   *
-   * @default "output"
-   */
-  readonly of?: "output" | "input";
-  /**
-   * How far the norms are moved towards m, 0 to 1.
-   *
-   * @default 1
-   */
-  readonly share?: number;
-  /**
-   * Factor on the whole change of weight.
-   *
-   * @default 1
-   */
-  readonly strength?: number;
-}
+export type { Dora } from "./dora.ts";
 
 /**
  * A low-rank addition to a linear layer: `scale · (x · down) · up`.
@@ -284,14 +258,5 @@ export function lowRankDelta<T extends tf.Tensor>(low: LowRank, weight: T): T {
     low.up.reshape([rank, outputs]) as tf.Tensor2D,
   ).mul(low.scale).reshape([...inputs, outputs]);
   if (!low.magnitude) return product as T;
-  const { of = "output", share = 1, strength = 1 } = low.dora ?? {};
-  const sum = weight.add(product);
-  const kept = of === "output" ? sum.rank - 1 : sum.rank - 2;
-  const axes = sum.shape.map((_, i) => i).filter((i) => i !== kept);
-  const norm = sum.square().sum(axes, true).sqrt();
-  const magnitude = low.magnitude.reshape(norm.shape);
-  const ratio = magnitude.div(norm);
-  const factor = share === 1 ? ratio : ratio.sub(1).mul(share).add(1);
-  const change = sum.mul(factor).sub(weight);
-  return (strength === 1 ? change : change.mul(strength)) as T;
+  return renormalisedChange(low.magnitude, low.dora, product, weight) as T;
 }

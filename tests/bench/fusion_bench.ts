@@ -13,7 +13,7 @@ import {
   type LayerSolution,
   type LayerTerm,
 } from "../../src/fusion/layer.ts";
-import { GramAccumulator } from "../../src/fusion/statistics.ts";
+import { GramAccumulator, type Stats } from "../../src/fusion/statistics.ts";
 import {
   cholesky,
   choleskySolve,
@@ -87,6 +87,20 @@ const stats = {
 Deno.bench(`solve alone, ${WIDTH} × ${WIDTH}`, { group: "fusion" }, () => {
   fuseLayer(deltas.map((delta) => ({ stats, delta })));
 });
+
+const halves: Stats = {
+  features: WIDTH,
+  count: 2 * ROWS,
+  halves: [stats, stats],
+};
+
+Deno.bench(
+  `solve with a cross-validated ridge, ${WIDTH} × ${WIDTH}`,
+  { group: "fusion", n: 2, warmup: 0 },
+  () => {
+    fuseLayer(deltas.map((delta) => ({ stats: halves, delta })));
+  },
+);
 
 for (const width of [640, 1280]) {
   const a = gram(

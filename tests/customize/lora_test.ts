@@ -10,15 +10,14 @@ import {
   attachedAdapters,
   attentionSites,
   blockWeights,
-  convSites,
   delta,
   detach,
   disposeAdapter,
   initLora,
-  linearSites,
   merge,
   rankOf,
   setWeights,
+  sites,
   targets,
   withTensors,
 } from "../../src/customize/lora.ts";
@@ -260,15 +259,16 @@ Deno.test("SD 1.5 has 48 + 128 attention layers", () => {
   const net = shapes(unetSpec(parseUNetConfig({ cross_attention_dim: 768 })));
   assertEquals(attentionSites(text).length, 48);
   assertEquals(attentionSites(net).length, 128);
-  assertEquals(linearSites(text).length, 72);
-  assert(linearSites(text).every(({ path }) => !path.includes("embedding")));
+  const linear = sites(text, ({ kind }) => kind === "linear");
+  assertEquals(linear.length, 72);
+  assert(linear.every(({ path }) => !path.includes("embedding")));
   assertEquals(
-    convSites(net).filter(({ kernel }) => kernel[0] === 1).length,
+    sites(net, ({ kind, kernel }) => kind === "conv" && kernel[0] === 1).length,
     16 * 2 + 14,
   );
   const kv = targets("cross-attention-kv");
-  assertEquals(linearSites(net, (s) => kv("unet", s)).length, 32);
-  assertEquals(linearSites(text, (s) => kv("textEncoder", s)).length, 0);
+  assertEquals(sites(net, (s) => kv("unet", s)).length, 32);
+  assertEquals(sites(text, (s) => kv("textEncoder", s)).length, 0);
 });
 
 forEachBackend(

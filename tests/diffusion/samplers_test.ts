@@ -2,10 +2,12 @@ import * as tf from "@tensorflow/tfjs";
 import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
 import { openSafetensors, toFloat32 } from "../../src/io/safetensors.ts";
 import {
+  addNoise,
   parseSchedulerConfig,
   type Schedule,
   schedule,
   type SchedulerConfig,
+  trainingTarget,
 } from "../../src/diffusion/schedule.ts";
 import {
   type Combination,
@@ -70,6 +72,53 @@ async function sample(
   const course = plan(name, s, options.steps, options);
   const denoise = denoiser(predict, course.prediction);
   return await sampleWith(course, denoise, noise, options);
+}
+
+// -------------------------------------------------- what a network predicts
+
+for (const prediction of ["epsilon", "v_prediction", "sample"] as const) {
+  forEachBackend(
+    `${prediction}: a perfect output is denoised to x0`,
+    async (backend) => {
+      const s = schedule({ ...SD, prediction_type: prediction });
+      await noLeak(async () => {
+        const x0 = tf.tensor4d([1, -2, 0.5, 3], [1, 2, 1, 2]);
+        const noise = tf.tensor4d([0.3, 1, -1, 2], [1, 2, 1, 2]);
+        for (const timestep of [0, 500, 999]) {
+          const bar = s.alphasCumprod[timestep];
+          const [alpha, sigma] = [Math.sqrt(bar), Math.sqrt(1 - bar)];
+          const x = addNoise(s, x0, noise, [timestep]);
+          // The same latent as k-diffusion has it: x0 + σ·ε.
+          const exploded = x.div(alpha) as tf.Tensor4D;
+          for (
+            const [latent, level] of [
+              [x, { alpha, sigma, timestep }],
+              [exploded, { alpha: 1, sigma: sigma / alpha, timestep }],
+            ] as const
+          ) {
+            const seen: number[] = [];
+            const denoise = denoiser((input) => {
+              seen.push(...input.dataSync());
+              return trainingTarget(s, x0, noise, [timestep]);
+            }, prediction);
+            const clean = await denoise(latent, level, 0);
+            // x0 from ε divides by √ᾱ = 0.07 at t = 999.
+            close(
+              await clean.x0.data(),
+              await x0.data(),
+              tolerance(backend, 2e-5),
+            );
+            // The network sees unit variance either way.
+            close(seen, await x.data(), tolerance(backend, 1e-6));
+            clean.x0.dispose();
+          }
+          tf.dispose([x, exploded]);
+        }
+        tf.dispose([x0, noise]);
+      });
+    },
+    ["cpu", "wasm"],
+  );
 }
 
 // ------------------------------------------------- golden trajectories

@@ -1,12 +1,13 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { key, normal } from "../../src/core/random.ts";
 import {
+  addConcept,
   type Delta,
   denseDelta,
   fuseLayer,
-  InputSystem,
-  LayerProblem,
   type LayerTerm,
+  LeastSquares,
+  solve,
 } from "../../src/fusion/layer.ts";
 import type { Stats } from "../../src/fusion/statistics.ts";
 import { openSafetensors, toFloat32 } from "../../src/io/safetensors.ts";
@@ -17,7 +18,6 @@ import {
   inner,
   type Matrix,
   matrix,
-  meanDiagonal,
   multiply,
   svd,
   transpose,
@@ -212,14 +212,11 @@ Deno.test("the solution is the minimum: no change of W makes it better", () => {
     assert(meanSquaredError(terms, moved) > solution.lossAfter);
   }
   // ∇ = 0 exactly there.
-  const system = new InputSystem(16);
-  const problem = new LayerProblem(system, 9);
+  const problem = new LeastSquares(16);
   for (const { x, delta } of terms) {
-    const stats = statsOf(x, "gram");
-    system.add(stats);
-    problem.add(stats, delta);
+    problem.add(statsOf(x, "gram"), new Map([["w", { outputs: 9, delta }]]));
   }
-  const { gradient } = problem.objective()(best.data);
+  const { gradient } = problem.objective("w")(best.data);
   close(gradient, new Float64Array(16 * 9), 1e-12);
 });
 
@@ -230,13 +227,12 @@ Deno.test("objective's gradient is its derivative, in both forms", () => {
       delta: lowRank(seed, 8, 2, 5),
       weight: seed,
     }));
-    const system = new InputSystem(8);
-    const problem = new LayerProblem(system, 5);
+    const problem = new LeastSquares(8);
     for (const { stats, delta, weight } of terms) {
-      system.add(stats, weight);
-      problem.add(stats, delta, weight);
+      const change = { outputs: 5, ...(delta ? { delta } : {}) };
+      problem.add(stats, new Map([["w", change]]), weight);
     }
-    const f = problem.objective();
+    const f = problem.objective("w");
     const at = random(7, 8, 5).data;
     const { gradient } = f(at);
     for (const i of [0, 13, 39]) {
@@ -428,16 +424,27 @@ Deno.test("rows turn into a Gram matrix when they outgrow the features", () => {
   );
 });
 
-Deno.test("a shared system, once cloned, goes its own way", () => {
+Deno.test("layers that shared a problem go their own ways", () => {
   const [a, b] = [1, 2].map((seed) => statsOf(random(seed, 20, 6), "gram"));
-  const system = new InputSystem(6);
-  system.add(a);
-  const copy = system.clone();
-  copy.add(b);
-  assertEquals([system.rows, copy.rows], [20, 40]);
-  close(system.gram.data, a.gram!.data, 0);
-  close(copy.gram.data, combine(a.gram!, b.gram!).data, 1e-12);
-  assert(meanDiagonal(copy.gram) > meanDiagonal(system.gram));
+  const delta = lowRank(3, 6, 2, 4);
+  const change = { outputs: 4, delta };
+  const both = new Map([["q", change], ["k", change]]);
+  const first = addConcept([], new Map([["q", a], ["k", a]]), both);
+  assertEquals(first.map(([sum]) => sum.paths), [["q", "k"]]);
+  const other = statsOf(random(4, 10, 6), "gram");
+  const second = addConcept(first, new Map([["q", b], ["k", other]]), both);
+  assertEquals(second.map(([sum]) => sum.paths), [["q"], ["k"]]);
+  assertEquals(second.map(([sum]) => sum.rows), [40, 30]);
+  close(second[0][0].gram.data, combine(a.gram!, b.gram!).data, 1e-12);
+  close(second[1][0].gram.data, combine(a.gram!, other.gram!).data, 1e-12);
+  // Each is what it would have been alone.
+  for (const [i, stats] of [b, other].entries()) {
+    const [[, solution]] = solve(second[i], { ridge: 1e-3 });
+    const alone = fuseLayer([{ stats: a, delta }, { stats, delta }], {
+      ridge: 1e-3,
+    });
+    close(solution.delta.down.data, alone.delta.down.data, 1e-12);
+  }
 });
 
 Deno.test("inputs that are all zero leave W₀", () => {
@@ -459,7 +466,7 @@ Deno.test("bad input is refused", () => {
   assertThrows(
     () => fuseLayer([{ stats: statsOf(random(1, 9, 5), "gram"), delta }]),
     Error,
-    "6 features",
+    "[5, r]",
   );
   assertThrows(() => fuseLayer([{ stats, delta, weight: -1 }]), Error, "≥ 0");
   assertThrows(

@@ -16,11 +16,11 @@ import { loraConcept } from "../../src/formats/lora_concept.ts";
 import { type DialectId, loadLora } from "../../src/formats/lora.ts";
 import { loraBytes } from "../../src/formats/lora_write.ts";
 import { pipeline } from "../../src/diffusion/pipeline.ts";
+import { keyValueStatistics } from "../../src/fusion/features.ts";
 import {
   fuse,
   type FuseLayerRecord,
   type FuseOptions,
-  keyValueStatistics,
 } from "../../src/fusion/gradient.ts";
 import { disposeModel, type Model } from "../../src/models/model.ts";
 import { textEncoder } from "../../src/models/text_encoder.ts";

@@ -1,7 +1,7 @@
 import * as tf from "@tensorflow/tfjs";
 import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
 import { fold, key, normal } from "../../src/core/random.ts";
-import { conceptStatistics } from "../../src/fusion/gradient.ts";
+import { conceptStatistics } from "../../src/fusion/features.ts";
 import { type Delta, denseDelta, fuseLayer } from "../../src/fusion/layer.ts";
 import {
   concatenate,

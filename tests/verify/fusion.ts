@@ -15,17 +15,17 @@ import {
 import { loadConcept } from "../../src/formats/concept_file.ts";
 import type { Component } from "../../src/customize/lora.ts";
 import {
-  fuse,
   keyValueStatistics,
   spatialStatistics,
   textStatistics,
-} from "../../src/fusion/gradient.ts";
+} from "../../src/fusion/features.ts";
+import { fuse } from "../../src/fusion/gradient.ts";
 import {
   type Delta,
   denseDelta,
   fuseLayer,
-  InputSystem,
-  LayerProblem,
+  LeastSquares,
+  solve,
 } from "../../src/fusion/layer.ts";
 import type { Stats } from "../../src/fusion/statistics.ts";
 import { type Strength, weightFusion } from "../../src/fusion/weight.ts";
@@ -446,29 +446,25 @@ async function* stageLines(
     const expected = facts.layers[name];
     const w0: tf.Tensor = at(base[component].params, path).weight;
     const [inputs, outputs] = w0.shape;
-    const system = new InputSystem(inputs);
-    const problem = new LayerProblem(system, outputs);
+    const problem = new LeastSquares(inputs);
     for (const [i, { adapter }] of concepts.entries()) {
-      const own = stats[i].get(path)!;
       const low = adapter[component].get(path);
       const alpha = strengths[i][component] ?? 1;
-      system.add(own);
-      problem.add(
-        own,
-        low && {
-          down: matrix(
-            inputs,
-            low.down.shape[1]!,
-            Float64Array.from(
-              await low.down.data(),
-              (x) => alpha * low.scale * x,
-            ),
+      const delta = low && {
+        down: matrix(
+          inputs,
+          low.down.shape[1]!,
+          Float64Array.from(
+            await low.down.data(),
+            (x) => alpha * low.scale * x,
           ),
-          up: matrix(low.up.shape[0]!, outputs, await low.up.data()),
-        },
-      );
+        ),
+        up: matrix(low.up.shape[0]!, outputs, await low.up.data()),
+      };
+      const change = { outputs, ...(delta ? { delta } : {}) };
+      problem.add(stats[i].get(path)!, new Map([[path, change]]));
     }
-    const solution = problem.solve({ ridge: 0 });
+    const [[, solution]] = solve([problem], { ridge: 0 });
     if (
       solution.rows !== expected.rows || solution.features !== expected.feat
     ) {
@@ -509,7 +505,7 @@ async function* stageLines(
       const limit = kind === "lbfgs" ? expected.mse_lbfgs : expected.mse_closed;
       see(
         `fused_${kind === "lbfgs" ? "lbfgs" : "closed_form"}`,
-        Math.abs(problem.loss(change) - limit) /
+        Math.abs(problem.objective(path)(change.data).value - limit) /
           Math.max(limit, 1e-6 * expected.mse_W0),
         path,
       );

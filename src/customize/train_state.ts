@@ -1,0 +1,229 @@
+/**
+ * Where a training run is: its state, in memory and as a file.
+ *
+ * @module
+ */
+import * as tf from "@tensorflow/tfjs";
+import { cannot } from "../core/errors.ts";
+import { sha256 } from "../core/hash.ts";
+import {
+  encodeFloat,
+  openSafetensors,
+  toFloat32,
+  writeSafetensors,
+} from "../io/safetensors.ts";
+import {
+  adamwFromTensors,
+  adamwInit,
+  type AdamwState,
+  adamwTensors,
+  disposeTensors,
+} from "../optim/adamw.ts";
+import { type Concept, conceptTensors } from "./concept.ts";
+import type { TrainData } from "./dataset.ts";
+import type { TrainConfig } from "./train_config.ts";
+
+/** All a run needs to go on: parameters, moments, where it was. */
+export interface TrainState {
+  /** Steps done. */
+  readonly step: number;
+  /** Trained parameters by the names of `conceptTensors`. */
+  readonly params: ReadonlyMap<string, tf.Tensor>;
+  /** AdamW's moments. */
+  readonly adam: AdamwState;
+  /** The tokens' norm has reached its limit. */
+  readonly embeddingsStopped: boolean;
+  /** Of start, data and configuration; a run resumes only its own. */
+  readonly fingerprint: string;
+}
+
+/**
+ * A short text that two runs share if and only if they are the same run.
+ *
+ * @param concept What is trained.
+ * @param data Pictures.
+ * @param config Configuration.
+ * @param prior Class pictures.
+ */
+export async function fingerprint(
+  concept: Concept,
+  data: TrainData,
+  config: TrainConfig,
+  prior?: TrainData,
+): Promise<string> {
+  const parts: BlobPart[] = [];
+  for (const d of prior ? [data, prior] : [data]) {
+    parts.push(JSON.stringify([d.count, d.height, d.width, d.captions]));
+    parts.push(d.mean.slice(), d.std.slice(), d.mask.slice());
+  }
+  parts.push(JSON.stringify([concept.phrase, sorted(config)]));
+  for (const [name, tensor] of conceptTensors(concept)) {
+    parts.push(name, (await tensor.data() as Float32Array).slice());
+  }
+  // Half of it is plenty to tell two runs apart.
+  return (await sha256(await new Blob(parts).arrayBuffer())).slice(0, 32);
+}
+
+/** A value with the keys of its objects in order. */
+function sorted(value: unknown): unknown {
+  if (Array.isArray(value)) return value.map(sorted);
+  if (typeof value !== "object" || value === null) return value;
+  return Object.fromEntries(
+    Object.entries(value).sort(([a], [b]) => a < b ? -1 : 1).map((
+      [k, v],
+    ) => [k, sorted(v)]),
+  );
+}
+
+/**
+ * The state a run begins with.
+ *
+ * @param names Trained parameters.
+ * @param own All of the concept's tensors, by name.
+ * @param id Fingerprint of the run.
+ * @param resume A state to go on from; its tensors stay the caller's.
+ * @throws If it belongs to another run.
+ */
+export function startState(
+  names: readonly string[],
+  own: ReadonlyMap<string, tf.Tensor>,
+  id: string,
+  resume: TrainState | undefined,
+): TrainState {
+  if (!resume) {
+    const params = new Map(names.map((n) => [n, own.get(n)!.clone()]));
+    return {
+      step: 0,
+      params,
+      adam: adamwInit(params),
+      embeddingsStopped: false,
+      fingerprint: id,
+    };
+  }
+  if (resume.fingerprint !== id) {
+    throw cannot(
+      "resume training",
+      `a state of this run (the same pictures, as the same backend encodes ` +
+        `them, and settings: ${id})`,
+      resume.fingerprint,
+    );
+  }
+  const copy = (map: ReadonlyMap<string, tf.Tensor>) =>
+    new Map([...map].map(([name, t]) => [name, t.clone()]));
+  return {
+    ...resume,
+    params: copy(resume.params),
+    adam: {
+      step: resume.adam.step,
+      m: copy(resume.adam.m),
+      v: copy(resume.adam.v),
+    },
+  };
+}
+
+/**
+ * Frees a state.
+ *
+ * @param state The state.
+ */
+export function disposeState(state: TrainState): void {
+  disposeTensors(state.params, state.adam.m, state.adam.v);
+}
+
+/**
+ * Writes a state as one safetensors file, atomically: whoever is killed while
+ * writing leaves the state before.
+ *
+ * @param path The file.
+ * @param state The state; its tensors stay as they are.
+ */
+export async function saveTrainState(
+  path: string,
+  state: TrainState,
+): Promise<void> {
+  const tensors = new Map<string, tf.Tensor>([
+    ...[...state.params].map(([n, t]) => [`param.${n}`, t] as const),
+    ...adamwTensors(state.adam, "adam."),
+  ]);
+  const raw = await Promise.all(
+    [...tensors].map(async ([name, t]) =>
+      [name, {
+        dtype: "F32" as const,
+        shape: [...t.shape],
+        data: encodeFloat(await t.data() as Float32Array, "F32"),
+      }] as [string, { dtype: "F32"; shape: number[]; data: Uint8Array }]
+    ),
+  );
+  await writeSafetensors(path, raw, {
+    format: "mix-of-show train state 1",
+    step: String(state.step),
+    embeddings_stopped: String(state.embeddingsStopped),
+    fingerprint: state.fingerprint,
+  });
+}
+
+/**
+ * Reads a state written by {@linkcode saveTrainState}.
+ *
+ * @param path The file.
+ * @param optional Whether a missing file is fine.
+ * @returns The state, its tensors the caller's; nothing if there is no file and
+ * that is fine.
+ * @throws If the file is broken or holds something else.
+ */
+export async function loadTrainState(
+  path: string,
+): Promise<TrainState>;
+/** The same where the file may be missing. */
+export async function loadTrainState(
+  path: string,
+  optional: boolean,
+): Promise<TrainState | undefined>;
+export async function loadTrainState(
+  path: string,
+  optional = false,
+): Promise<TrainState | undefined> {
+  let file: Awaited<ReturnType<typeof openSafetensors>>;
+  try {
+    file = await openSafetensors(path);
+  } catch (error) {
+    const absent = await Deno.stat(path).then(
+      () => false,
+      (e) => e instanceof Deno.errors.NotFound,
+    );
+    if (optional && absent) return undefined;
+    throw error;
+  }
+  const tensors = new Map<string, tf.Tensor>();
+  try {
+    const { metadata } = file;
+    const step = Number(metadata.step);
+    if (
+      metadata.format !== "mix-of-show train state 1" ||
+      !Number.isInteger(step)
+    ) {
+      throw cannot(`resume from ${path}`, "a train state", metadata.format);
+    }
+    for (const [name, { shape }] of file.entries) {
+      tensors.set(name, tf.tensor(toFloat32(await file.read(name)), shape));
+    }
+    const params = new Map(
+      [...tensors].flatMap(([name, t]) =>
+        name.startsWith("param.") ? [[name.slice(6), t] as const] : []
+      ),
+    );
+    const adam = adamwFromTensors(tensors, step, "adam.");
+    return {
+      step,
+      params,
+      adam,
+      embeddingsStopped: metadata.embeddings_stopped === "true",
+      fingerprint: metadata.fingerprint,
+    };
+  } catch (error) {
+    disposeTensors(tensors);
+    throw error;
+  } finally {
+    file.close();
+  }
+}
