@@ -83,6 +83,7 @@ export {
   resolveModel,
 } from "./src/io/hub.ts";
 export { decodeJpeg } from "./src/io/jpeg.ts";
+export { fitMask, maskOf } from "./src/io/mask.ts";
 export {
   openPickle,
   openTensors,
@@ -92,6 +93,19 @@ export {
 } from "./src/formats/pickle.ts";
 export { decodePicture, listPictures, readPicture } from "./src/io/picture.ts";
 export { decodePng, encodePng, type Pixels } from "./src/io/png.ts";
+export {
+  BACKGROUND,
+  type Box as PixelBox,
+  type Colour,
+  crop,
+  type Filter,
+  flatten,
+  isTransparent,
+  parseColour,
+  resize,
+  square,
+} from "./src/io/resize.ts";
+export { decodeWebp } from "./src/io/webp.ts";
 export {
   type DType,
   type LazyTensor,
@@ -371,7 +385,6 @@ export {
   fillCaption,
   readExamples,
   type ReadExamplesOptions,
-  square,
   type TrainData,
 } from "./src/customize/dataset.ts";
 export {
@@ -564,13 +577,7 @@ export {
   type WindowOptions,
   windows,
 } from "./src/evaluation/crops.ts";
-export {
-  type Box as PixelBox,
-  crop,
-  type Preprocess,
-  preprocess,
-  resize,
-} from "./src/evaluation/preprocess.ts";
+export { type Preprocess, preprocess } from "./src/evaluation/preprocess.ts";
 export {
   centroid,
   gallery,

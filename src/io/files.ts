@@ -561,3 +561,41 @@ export async function writePythonJson(
 ): Promise<void> {
   await writeAtomic(path, pythonJson(value, 2) + "\n");
 }
+
+/**
+ * Reads a file.
+ *
+ * @param path The file.
+ * @throws If it is none, or cannot be read.
+ */
+export async function readBytes(
+  path: string | URL,
+): Promise<Uint8Array<ArrayBuffer>> {
+  try {
+    return await Deno.readFile(path);
+  } catch (error) {
+    throw cannot(`read ${pathOf(path)}`, "a readable file", reason(error));
+  }
+}
+
+/**
+ * Names of the files in a folder, sorted.
+ *
+ * @param folder The folder.
+ * @throws If it cannot be read.
+ */
+export async function listFiles(folder: string | URL): Promise<string[]> {
+  const names: string[] = [];
+  try {
+    for await (const entry of Deno.readDir(folder)) {
+      if (!entry.isDirectory) names.push(entry.name);
+    }
+  } catch (error) {
+    throw cannot(
+      `list ${pathOf(folder)}`,
+      "a folder that can be read",
+      reason(error),
+    );
+  }
+  return names.sort();
+}

@@ -14,7 +14,6 @@ import {
 import type { Art } from "../art.ts";
 import { placeObject, renderMask, renderScene, type Scene } from "../scenes.ts";
 import { IDENTITIES, WIDE_WORLD } from "../world.ts";
-import type { Embeddings } from "./tasks.ts";
 
 /** Temperature of {@linkcode identityLoss}. */
 const TEMPERATURE = 0.1;
@@ -176,7 +175,7 @@ function recoloured(subject: Subject, like: Subject): Uint8Array {
  * @returns Mean over the pictures that have a partner.
  */
 export function identityLoss(
-  images: Embeddings["images"],
+  images: Float32Array,
   labels: readonly (string | null)[],
 ): { loss: number; hard: number; by: Float32Array } {
   const n = labels.length, d = images.length / n;
