@@ -7,7 +7,8 @@ import * as tf from "@tensorflow/tfjs";
 import { cannot } from "../core/errors.ts";
 import { disposeTree } from "../core/tree.ts";
 import { convertLora } from "../formats/convert.ts";
-import { type DialectId, DIALECTS, saveLora } from "../formats/lora.ts";
+import { type DialectId, DIALECTS } from "../formats/lora.ts";
+import { saveLora } from "../formats/lora_write.ts";
 import { extractLora } from "../formats/extract.ts";
 import { disposeAdapter, sites } from "../customize/lora.ts";
 import {
@@ -39,6 +40,7 @@ import {
   openNetworks,
 } from "./models.ts";
 import {
+  columns,
   DTYPE_OPTION,
   file,
   flag,
@@ -385,7 +387,7 @@ export const convertCommand: Command<ConvertRequest> = command({
 word: what a format cannot hold is an error.`,
   options: OPTIONS,
   notes: `Formats of a LoRA:
-${DIALECTS.map((d) => `  ${d.id.padEnd(15)}${d.describe}`).join("\n")}
+${columns(DIALECTS.map((d) => [d.id, d.describe]), 17)}
 Formats of a model:
   folder         diffusers
   single-file    one .safetensors (LDM) for the other tools`,
