@@ -107,6 +107,10 @@ function checkConfig(
   for (const [group, lr] of Object.entries(config.lr)) {
     if (!(lr >= 0)) throw cannot(what, `a ${group} rate ≥ 0`, lr);
   }
+  const { captionDropout: dropout = 0 } = config;
+  if (!(dropout >= 0 && dropout <= 1)) {
+    throw cannot(what, "a caption dropout from 0 to 1", dropout);
+  }
   if (data.count < 1) throw cannot(what, "at least one picture", data.count);
   const { prior } = options;
   if (
