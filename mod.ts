@@ -645,14 +645,65 @@ export {
   type World,
 } from "./src/micro/world.ts";
 
+// The lab: memoised training, fusing, drawing, scoring.
+export {
+  type Embedded,
+  type Fused,
+  type Lab,
+  type LabOptions,
+  type LabRecord,
+  openLab,
+  type References,
+  type Stage,
+  type Trained,
+  withLab,
+} from "./src/lab/lab.ts";
+export {
+  inPlace,
+  localPool,
+  NotInStore,
+  nowhere,
+  type Runner,
+} from "./src/lab/runner.ts";
+export type { Folders, Tell } from "./src/lab/run.ts";
+export type {
+  Ask,
+  ComposeHow,
+  ComposeSpec,
+  DrawnPicture,
+  DrawSpec,
+  EmbedSpec,
+  FusedLayer,
+  FuseLog,
+  FuseSpec,
+  GradientSettings,
+  HeldOutSpec,
+  LabSpec,
+  ModelRef,
+  Noise,
+  PictureSet,
+  ReferenceSpec,
+  Sample,
+  SamplingSettings,
+  SketchObject,
+  TextSpec,
+  TrainLog,
+  TrainSpec,
+} from "./src/lab/specs.ts";
+
 // The paper's experiments.
 export {
   ablation,
-  type AblationOptions,
-  ablationPictures,
+  type AblationNumbers,
+  type AblationPictures,
+  type AblationPlan,
+  type AblationRecord,
   finishedSeeds,
   type FusionName,
   FUSIONS,
+  type PictureRow,
+  pictureRows,
+  table2,
 } from "./src/experiments/ablation.ts";
 export {
   ablationFigures,
@@ -663,9 +714,7 @@ export {
   conceptFigure,
   fusionLossFigure,
   PAPER_TABLE_2,
-  type PlotlyFigure,
   scoreFigure,
-  type TextTable,
   tradeFigure,
   trainingFigure,
 } from "./src/experiments/ablation_figures.ts";
@@ -683,21 +732,54 @@ export {
   type Scores,
   type Verdict,
 } from "./src/experiments/ablation_schema.ts";
-export type { StageProgress } from "./src/experiments/crew.ts";
+export {
+  evaluate,
+  type Evaluation,
+  planOf,
+} from "./src/experiments/evaluators.ts";
 export {
   type Domain,
   type DomainMethod,
-  type DomainOptions,
   type DomainPictures,
-  domainPictures,
+  type DomainPlan,
   type DomainReport,
   type DomainRow,
-  domains,
-  domainTable,
   type EmbeddingShare,
-  shareTable,
-} from "./src/experiments/domain.ts";
+  fig3,
+} from "./src/experiments/fig3.ts";
+export { domainTable, shareTable } from "./src/experiments/fig3_table.ts";
 export {
+  COMPARED_SCORES,
+  type ComparedScore,
+  REGION_SCORES,
+  type RegionFinding,
+  type RegionRow,
+  type RegionScore,
+} from "./src/experiments/fig5/judge.ts";
+export {
+  fig5,
+  type RegionPlan,
+  type RegionReport,
+} from "./src/experiments/fig5/run.ts";
+export {
+  REGION_ARMS,
+  type RegionSites,
+} from "./src/experiments/fig5/scenes.ts";
+export {
+  type RegionCell,
+  type RegionComparison,
+  regionComparisonTable,
+  type RegionDifference,
+  regionFigures,
+  regionLabel,
+  regionTable,
+  regionTimingTable,
+  resolutionTable,
+} from "./src/experiments/fig5/table.ts";
+export type { RegionTiming, TimedPart } from "./src/experiments/fig5/timing.ts";
+export type { Capacity } from "./src/experiments/measure.ts";
+export {
+  type MeasureRecord,
   type MicroNumbers,
   type MicroPictures,
   microReport,
@@ -708,51 +790,17 @@ export {
 export {
   type EmbeddingName,
   type ExperimentPreset,
-  type GradientSettings,
   presetOf,
   PRESETS,
-  type SamplingSettings,
 } from "./src/experiments/presets.ts";
-export {
-  regionComparisonTable,
-  regionFigures,
-  regionLabel,
-  regionTable,
-  regionTimingTable,
-  resolutionTable,
-} from "./src/experiments/region_figures.ts";
-export {
-  COMPARED_SCORES,
-  type ComparedScore,
-  REGION_ARMS,
-  REGION_SCORES,
-  type RegionCell,
-  type RegionComparison,
-  type RegionDifference,
-  type RegionFinding,
-  type RegionOptions,
-  type RegionReport,
-  type RegionRow,
-  type RegionScore,
-  regionsExperiment,
-  type RegionSites,
-  type RegionTiming,
-  type TimedPart,
-} from "./src/experiments/regions.ts";
-export type { ConceptJob, StudyOptions } from "./src/experiments/study.ts";
-export type { Capacity } from "./src/experiments/measure.ts";
-export {
-  type RankOptions,
-  type RankRow,
-  ranks,
-  rankTable,
-} from "./src/experiments/ranks.ts";
+export type { Cell, Drawn, Scorer } from "./src/experiments/scorer.ts";
+export { type Subject, subjects } from "./src/experiments/subjects.ts";
 export {
   bestLambdas,
   sweep,
-  type SweepOptions,
+  type SweepPlan,
   type SweepRow,
-} from "./src/experiments/sweep.ts";
+} from "./src/experiments/sweeps.ts";
 
 // Tables, charts and sheets for reports and notebooks.
 export { renderFigure, type RenderOptions } from "./src/report/chart.ts";
