@@ -82,6 +82,7 @@ export {
   resolveModel,
 } from "./src/io/hub.ts";
 export { decodeJpeg } from "./src/io/jpeg.ts";
+export { fitMask, maskOf } from "./src/io/mask.ts";
 export {
   openPickle,
   openTensors,
@@ -91,6 +92,19 @@ export {
 } from "./src/formats/pickle.ts";
 export { decodePicture, listPictures, readPicture } from "./src/io/picture.ts";
 export { decodePng, encodePng, type Pixels } from "./src/io/png.ts";
+export {
+  BACKGROUND,
+  type Box as PixelBox,
+  type Colour,
+  crop,
+  type Filter,
+  flatten,
+  isTransparent,
+  parseColour,
+  resize,
+  square,
+} from "./src/io/resize.ts";
+export { decodeWebp } from "./src/io/webp.ts";
 export {
   type DType,
   type LazyTensor,
@@ -160,18 +174,22 @@ export {
   type VisionModel,
 } from "./src/models/image_encoder.ts";
 export {
-  describeLdm,
-  type LdmConfigs,
-  type LdmDescription,
-  type LdmHeader,
-  type LdmLayout,
-  type LdmOverrides,
-  type LdmPrediction,
   loadSingleFile,
   type LoadSingleFileOptions,
   saveSingleFile,
   type SaveSingleFileOptions,
 } from "./src/formats/ldm.ts";
+export {
+  describeLdm,
+  type LdmDescription,
+  type LdmHeader,
+  type LdmOverrides,
+} from "./src/formats/ldm_config.ts";
+export type {
+  LdmConfigs,
+  LdmLayout,
+  LdmPrediction,
+} from "./src/formats/ldm_names.ts";
 export {
   type AddedTokens,
   bindPrompt,
@@ -359,7 +377,6 @@ export {
   fillCaption,
   readExamples,
   type ReadExamplesOptions,
-  square,
   type TrainData,
 } from "./src/customize/dataset.ts";
 export {
@@ -547,13 +564,7 @@ export {
   type WindowOptions,
   windows,
 } from "./src/evaluation/crops.ts";
-export {
-  type Box as PixelBox,
-  crop,
-  type Preprocess,
-  preprocess,
-  resize,
-} from "./src/evaluation/preprocess.ts";
+export { type Preprocess, preprocess } from "./src/evaluation/preprocess.ts";
 export {
   centroid,
   gallery,

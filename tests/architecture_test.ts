@@ -40,10 +40,11 @@ const cases: [from: string, to: string, reason: string | undefined][] = [
   ["examples/fuse.ts", "examples/shared.ts", undefined],
   ["src/core/tree.ts", "src/nn/linear.ts", "nn is above core"],
   ["src/nn/linear.ts", "src/io/png.ts", "nn and io are on the same floor"],
+  ["src/micro/art.ts", "src/evaluation/score.ts", undefined],
   [
-    "src/micro/art.ts",
     "src/evaluation/score.ts",
-    "micro and evaluation are on the same floor",
+    "src/micro/art.ts",
+    "micro is above evaluation",
   ],
   ["src/formats/lora.ts", "src/customize/lora.ts", undefined],
   [

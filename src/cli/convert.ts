@@ -5,14 +5,28 @@
  */
 import * as tf from "@tensorflow/tfjs";
 import { cannot } from "../core/errors.ts";
+import { disposeTree } from "../core/tree.ts";
 import { convertLora } from "../formats/convert.ts";
 import { type DialectId, DIALECTS, saveLora } from "../formats/lora.ts";
 import { extractLora } from "../formats/extract.ts";
 import { disposeAdapter, sites } from "../customize/lora.ts";
-import { assertWritable, exists, joinPath, parentOf } from "../io/files.ts";
+import {
+  assertDistinct,
+  assertWritable,
+  assertWritableFile,
+  exists,
+  joinPath,
+} from "../io/files.ts";
 import { openTensors } from "../formats/pickle.ts";
-import { isLdm, saveSingleFile } from "../formats/ldm.ts";
-import { disposeModel, type Model, saveModel } from "../models/model.ts";
+import { saveSingleFile } from "../formats/ldm.ts";
+import { partsIn } from "../formats/ldm_config.ts";
+import {
+  disposeModel,
+  type Model,
+  type ModelParts,
+  saveModel,
+} from "../models/model.ts";
+import { specialPurpose } from "../models/purpose.ts";
 import { createTokenizer } from "../models/tokenizer.ts";
 import { type Command, command } from "./command.ts";
 import { baseFor } from "./loras.ts";
@@ -22,6 +36,7 @@ import {
   MODEL_OPTIONS,
   mustExist,
   openModel,
+  openNetworks,
 } from "./models.ts";
 import {
   DTYPE_OPTION,
@@ -32,7 +47,6 @@ import {
   type Values,
   whole,
 } from "./options.ts";
-import { assertDistinct } from "./outputs.ts";
 import { createProgress } from "./progress.ts";
 
 const LORA_TARGETS: readonly DialectId[] = DIALECTS.map(({ id }) => id);
@@ -47,7 +61,7 @@ const OPTIONS = optionTable({
     needed: true,
     hint: "IN",
     help:
-      "a LoRA (safetensors, an official .pth, or a PEFT folder) or a model " +
+      "a LoRA (safetensors, .pth or .bin of tensors, a PEFT folder) or a model " +
       "(a diffusers folder, one .safetensors, or a name on the hub)",
   },
   out: {
@@ -115,21 +129,27 @@ function isModelTarget(to: string): to is typeof MODEL_TARGETS[number] {
   return (MODEL_TARGETS as readonly string[]).includes(to);
 }
 
-/** Whether a path is a whole model, not a LoRA. */
+/** Whether a path is a model, whole or not, and no LoRA. */
 async function isModel(path: string): Promise<boolean> {
   if ((await Deno.stat(path)).isDirectory) {
-    return await exists(joinPath(path, "unet"));
+    for (const part of ["unet", "vae", "text_encoder"]) {
+      const config = joinPath(path, part, "adapter_config.json");
+      if (await exists(joinPath(path, part)) && !await exists(config)) {
+        return true;
+      }
+    }
+    return false;
   }
   const file = await openTensors(path);
   try {
-    return isLdm(file.entries.keys());
+    return partsIn(file.entries.keys()).size > 0;
   } finally {
     file.close();
   }
 }
 
 /** Learned tokens of a model, by how they are written. */
-function tokensOf({ added }: Model): Map<string, tf.Tensor2D> {
+function tokensOf({ added }: Pick<Model, "added">): Map<string, tf.Tensor2D> {
   return new Map(
     Object.entries(added?.sites ?? {}).map(([token, rows]) => {
       // Textual inversion: one vector for all layers.
@@ -186,7 +206,7 @@ async function toDialect(request: ConvertRequest): Promise<void> {
 /** A model in another format, or as a LoRA of its difference to another. */
 async function convertModel(request: ConvertRequest): Promise<void> {
   const { to, out, dtype = "F32", differenceTo, withoutTokens } = request;
-  const { rank = 32, from, tokens, base: named } = request;
+  const { from, tokens, base: named } = request;
   const unused = Object.entries({ "--tokens": tokens, "--model": named })
     .filter(([, value]) => value !== undefined).map(([option]) => option);
   if (unused.length > 0) {
@@ -201,8 +221,25 @@ async function convertModel(request: ConvertRequest): Promise<void> {
       to,
     );
   }
-  const model = await openModel({ ...request, model: from });
+  const single = !(await Deno.stat(from)).isDirectory;
+  const any = { anyPurpose: true };
+  const source = { ...request, model: from };
+  if (to !== "folder" && single) {
+    // No single file holds a tokenizer, so none is needed.
+    const networks = await openNetworks(source, any);
+    try {
+      sayPurpose(from, networks);
+      if (to === "single-file") {
+        await saveSingleFile(out, networks, { dtype, withoutTokens });
+      } else await difference(request, networks);
+      return;
+    } finally {
+      disposeNetworks(networks);
+    }
+  }
+  const model = await openModel(source, any);
   try {
+    sayPurpose(from, model);
     if (to === "folder") {
       const { added: _, ...plain } = model;
       return await saveModel(
@@ -216,47 +253,85 @@ async function convertModel(request: ConvertRequest): Promise<void> {
     if (to === "single-file") {
       return await saveSingleFile(out, model, { dtype, withoutTokens });
     }
-    const base = await openModel({ ...request, model: differenceTo! });
-    try {
-      const progress = createProgress();
-      const total = [base.textEncoder.params, base.unet.params]
-        .flatMap((tree) => sites(tree)).length;
-      let done = 0;
-      const { adapter, layers, lost, residual } = await extractLora(
-        base,
-        model,
-        {
-          rank,
-          onLayer: () => progress.update("layers", ++done, total, "layer"),
-        },
-      );
-      progress.finish();
-      const embeddings = tokensOf(model);
-      try {
-        await saveLora(
-          out,
-          withoutTokens ? { adapter } : { adapter, embeddings },
-          base,
-          to,
-          { dtype },
-        );
-      } finally {
-        disposeAdapter(adapter);
-        tf.dispose([...embeddings.values()]);
-      }
-      console.log(
-        `${layers.length} layers of rank ${rank}, ${
-          (100 * residual).toFixed(2)
-        } % of the difference left out` +
-          (lost.length > 0
-            ? `, ${lost.length} parameters with no place in a LoRA`
-            : ""),
-      );
-    } finally {
-      disposeModel(base);
-    }
+    await difference(request, model);
   } finally {
     disposeModel(model);
+  }
+}
+
+/** Says what a model is for, if not for text to image. */
+function sayPurpose(path: string, { unet, autoencoder }: ModelParts): void {
+  const purpose = specialPurpose(
+    unet.config.in_channels,
+    autoencoder.config.latent_channels,
+  );
+  if (purpose !== undefined) console.log(`${path}: a model for ${purpose}`);
+}
+
+function disposeNetworks({ textEncoder, unet, autoencoder }: ModelParts): void {
+  disposeTree([textEncoder.params, unet.params, autoencoder.params]);
+}
+
+/** The networks of the model that a difference is to. */
+async function openBase(request: ConvertRequest): Promise<ModelParts> {
+  const path = await localModel(request.differenceTo!);
+  // Networks from elsewhere are the changed model's.
+  const base = {
+    ...request,
+    model: path,
+    vae: undefined,
+    unet: undefined,
+    textEncoder: undefined,
+  };
+  return (await Deno.stat(path)).isDirectory
+    ? await openModel(base, { anyPurpose: true })
+    : await openNetworks(base, { anyPurpose: true });
+}
+
+/** A LoRA of the difference of a model to another. */
+async function difference(
+  request: ConvertRequest,
+  model: ModelParts & Pick<Model, "added">,
+): Promise<void> {
+  const { to, out, dtype = "F32", rank = 32, withoutTokens } = request;
+  const base = await openBase(request);
+  try {
+    const progress = createProgress();
+    const total = [base.textEncoder.params, base.unet.params]
+      .flatMap((tree) => sites(tree)).length;
+    let done = 0;
+    const { adapter, layers, lost, residual } = await extractLora(
+      base,
+      model,
+      {
+        rank,
+        onLayer: () => progress.update("layers", ++done, total, "layer"),
+      },
+    );
+    progress.finish();
+    const embeddings = tokensOf(model);
+    try {
+      await saveLora(
+        out,
+        withoutTokens ? { adapter } : { adapter, embeddings },
+        base,
+        to as DialectId,
+        { dtype },
+      );
+    } finally {
+      disposeAdapter(adapter);
+      tf.dispose([...embeddings.values()]);
+    }
+    console.log(
+      `${layers.length} layers of rank ${rank}, ${
+        (100 * residual).toFixed(2)
+      } % of the difference left out` +
+        (lost.length > 0
+          ? `, ${lost.length} parameters with no place in a LoRA`
+          : ""),
+    );
+  } finally {
+    disposeNetworks(base);
   }
 }
 
@@ -280,12 +355,18 @@ export async function runConvert(request: ConvertRequest): Promise<void> {
   const { out, to, tokens } = request;
   const from = await localModel(request.from);
   await mustExist("convert", from);
-  await assertDistinct("convert", { OUT: out, "--tokens": tokens });
   const file = /\.safetensors$/.test(out);
   if (to !== "folder" && to !== "peft" && !file) {
     throw cannot("convert", "a .safetensors file to write", out);
   }
-  await assertWritable(file ? parentOf(out) : out);
+  await assertDistinct(
+    "convert",
+    { OUT: out, "--tokens": tokens },
+    { IN: from },
+  );
+  if (file) await assertWritableFile(out);
+  else await assertWritable(out);
+  if (tokens !== undefined) await assertWritableFile(tokens);
   await hostBackend();
   const local = { ...request, from };
   if (await isModel(from)) {

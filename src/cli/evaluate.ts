@@ -36,12 +36,14 @@ import {
 } from "../io/files.ts";
 import { listPictures, readPicture } from "../io/picture.ts";
 import type { Pixels } from "../io/png.ts";
+import { flatten, isTransparent } from "../io/resize.ts";
 import { type Command, command } from "./command.ts";
 import { pictureNumber } from "./drawn.ts";
 import { EMBEDDED, localModel, mustExist, startBackend } from "./models.ts";
 import {
   anyText,
   BACKEND_OPTION,
+  BACKGROUND_OPTION,
   file,
   flag,
   folder,
@@ -57,7 +59,7 @@ const OPTIONS = optionTable({
     type: folder,
     needed: true,
     help:
-      "PNG or JPEG pictures; their prompts are in a.txt beside a.png, else " +
+      "PNG, JPEG, WebP or AVIF pictures; their prompts are in a.txt beside a.png, else " +
       "in layout.json (written by sample); beside it, pictures 000.png … " +
       "beyond its count are left out",
   },
@@ -94,6 +96,7 @@ const OPTIONS = optionTable({
     help: "a transformers folder, or a name on the hub, such as " +
       "openai/clip-vit-large-patch14",
   },
+  ...BACKGROUND_OPTION,
   out: { type: file, help: "also writes the scores as JSON" },
   json: { type: flag, help: "prints JSON only" },
   ...BACKEND_OPTION,
@@ -156,13 +159,25 @@ async function pictures(
     (pictureNumber(name) ?? 0) < count
   );
   if (names.length === 0) {
-    throw cannot(`evaluate ${folder}`, "PNG or JPEG pictures in it", "none");
+    throw cannot(
+      `evaluate ${folder}`,
+      "PNG, JPEG, WebP or AVIF pictures in it",
+      "none",
+    );
   }
   const found = new Map<string, Pixels>();
   for (const name of names) {
     found.set(name, await readPicture(joinPath(folder, name)));
   }
   return found;
+}
+
+/** Pictures over the background. */
+function over(
+  images: readonly Pixels[],
+  { background }: EvaluateRequest,
+): Pixels[] {
+  return images.map((image) => flatten(image, background));
 }
 
 /** Prompts of pictures, words in the place of learned tokens. */
@@ -272,17 +287,22 @@ export async function scorePictures(
       "neither",
     );
   }
-  const others = references
-    ? await embedImages(clip, [...(await pictures(references)).values()])
-    : undefined;
   const list = [...images.values()];
-  const vectors = await embedImages(clip, list);
+  const compared = references ? [...(await pictures(references)).values()] : [];
+  if (request.background && ![...list, ...compared].some(isTransparent)) {
+    throw cannot("use --background", "a transparent picture", "none");
+  }
+  const others = references
+    ? await embedImages(clip, over(compared, request))
+    : undefined;
+  const seen = over(list, request);
+  const vectors = await embedImages(clip, seen);
   const texts = await embedTexts(
     clip,
     prompts.map((prompt) => prefixOf(request) + (prompt ?? "")),
   );
   const regions = request.regions
-    ? await regionScores(request, clip, list, layout!)
+    ? await regionScores(request, clip, seen, layout!)
     : undefined;
   const scored = [...images.keys()].map((file, i): PictureScore => {
     const prompt = prompts[i];

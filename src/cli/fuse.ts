@@ -9,7 +9,12 @@ import { key } from "../core/random.ts";
 import { type Concept, disposeConcept } from "../customize/concept.ts";
 import { fuse, type FuseOptions } from "../fusion/gradient.ts";
 import { weightFusion } from "../fusion/weight.ts";
-import { assertWritable, joinPath, parentOf } from "../io/files.ts";
+import {
+  assertDistinct,
+  assertWritable,
+  joinPath,
+  parentOf,
+} from "../io/files.ts";
 import { saveSingleFile } from "../formats/ldm.ts";
 import { disposeModel, type Model, saveModel } from "../models/model.ts";
 import { type Command, command } from "./command.ts";
@@ -27,7 +32,6 @@ import {
   type Values,
   whole,
 } from "./options.ts";
-import { assertDistinct } from "./outputs.ts";
 import { createProgress } from "./progress.ts";
 
 const count = whole({ least: 1 });

@@ -3,14 +3,25 @@
  *
  * @module
  */
-import { cannot } from "../core/errors.ts";
+import { cannot, listed } from "../core/errors.ts";
 import { inspectLora, type LoraSummary } from "../formats/convert.ts";
-import { detectDialect } from "../formats/lora.ts";
+import { detectDialect, loraFiles } from "../formats/lora.ts";
 import { exists, joinPath, readJson } from "../io/files.ts";
 import { componentFile } from "../io/folder.ts";
 import { openTensors } from "../formats/pickle.ts";
 import type { SafetensorsFile } from "../io/safetensors.ts";
-import { describeLdm, isLdm } from "../formats/ldm.ts";
+import { byBeginning, ldmExtras } from "../formats/ldm.ts";
+import {
+  describeLdm,
+  type PartNaming,
+  type PartsFound,
+  partsIn,
+  withPrefixes,
+} from "../formats/ldm_config.ts";
+import type { LdmComponent } from "../formats/ldm_names.ts";
+import { algorithmsOf } from "../formats/lycoris.ts";
+import { type ForeignKind, foreignKind } from "../formats/kinds.ts";
+import { specialPurpose } from "../models/purpose.ts";
 import { type Command, command } from "./command.ts";
 import { baseFor, KNOWN_BASES } from "./loras.ts";
 import { hostBackend, localModel } from "./models.ts";
@@ -92,15 +103,21 @@ function loraFacts(lora: LoraSummary, fits: string): Record<string, unknown> {
       ? counts[0][0]
       : counts.map(([value, layers]) => `${value} (×${layers})`).join(", ");
   const layers = lora.layers.textEncoder + lora.layers.unet;
+  const plain = lora.algorithms.every(({ algorithm }) => algorithm === "LoRA");
   return {
     dialect: lora.dialect,
     "written by": lora.describe,
     fits,
     ...(layers === 0 ? {} : {
+      ...(plain ? {} : {
+        algorithm: lora.algorithms.map(({ algorithm, rank, layers }) =>
+          `${algorithm} of rank ${rank} (×${layers})`
+        ),
+      }),
       layers: lora.layers,
       ...(lora.convolutions > 0 ? { convolutions: lora.convolutions } : {}),
       ...(lora.doras > 0 ? { DoRA: lora.doras } : {}),
-      rank: list(lora.ranks),
+      [plain ? "rank" : "rank as factors"]: list(lora.ranks),
       "factor of up·down": list(lora.factors),
       "scale rule": lora.scaleRule,
       "scales from": lora.scales,
@@ -114,6 +131,16 @@ function loraFacts(lora: LoraSummary, fits: string): Record<string, unknown> {
       ),
     }),
   };
+}
+
+/** What a LoRA is called, by how it is made. */
+function loraKind(lora: LoraSummary): string {
+  const { textEncoder, unet } = lora.layers;
+  if (textEncoder + unet === 0) return "embedding (learned tokens)";
+  const kinds = new Set(lora.algorithms.map(({ algorithm }) => algorithm));
+  const [only] = kinds;
+  if (kinds.size > 1) return "LyCORIS adapter of several algorithms";
+  return only === "full" ? "full difference of weights" : only;
 }
 
 /** A LoRA file, with what can be said even if it fits no known model. */
@@ -132,25 +159,37 @@ async function loraAt(
   try {
     const { name, base } = await baseFor(path, model);
     const summary = await inspectLora(path, { base });
-    return { kind: "LoRA", facts: { ...loraFacts(summary, name), ...own } };
+    return {
+      kind: loraKind(summary),
+      facts: { ...loraFacts(summary, name), ...own },
+    };
   } catch (error) {
     if (model !== undefined || !file || !found) throw error;
+    const foreign = foreignKind(file);
+    if (foreign) return foreignFacts(foreign, file, found.id);
     const downs = [...file.entries].filter(([name]) =>
       found.parts.down?.some((end) => name.endsWith(end))
     );
     const tokens = [...file.entries.keys()].flatMap((name) =>
       found.tokens?.read(name, file, path) ?? []
     );
+    // Told by the keys alone: what fits no model has not been read.
+    const [algorithm = "LoRA"] = algorithmsOf(
+      [...file.entries.keys()].map((key) => key.split(".").at(-1)!),
+    );
     return {
-      kind: "LoRA",
+      kind: algorithm === "full" ? "full difference of weights" : algorithm,
       facts: {
         dialect: found.id,
         "written by": found.describe,
         fits: `none of ${
           [...Object.keys(KNOWN_BASES), "the embedded model"].join(", ")
         } (--model says which it is for)`,
-        layers: downs.length,
-        rank: counted(downs.map(([, { shape }]) => shape[0])),
+        problem: (error as Error).message.replace(`Cannot read ${path}: `, ""),
+        ...(downs.length === 0 ? {} : {
+          layers: downs.length,
+          rank: counted(downs.map(([, { shape }]) => shape[0])),
+        }),
         ...(tokens.length > 0 ? { tokens: [...new Set(tokens)] } : {}),
         ...own,
       },
@@ -158,19 +197,129 @@ async function loraAt(
   }
 }
 
+/** A file of a known kind that is of no use here. */
+function foreignFacts(
+  { name, expected }: ForeignKind,
+  file: SafetensorsFile,
+  dialect?: string,
+): Inspection {
+  return {
+    kind: name.replace(/^an? /, ""),
+    facts: {
+      use: `none here, where ${expected} is read`,
+      ...(dialect === undefined ? {} : { "naming like": dialect }),
+      names: groups(file.entries.keys()),
+      ...totals(file),
+      ...metadataOf(file.metadata),
+    },
+  };
+}
+
 /** Names by their first parts, with how many there are. */
 function groups(names: Iterable<string>): Record<string, number> {
   const counts: Record<string, number> = {};
   for (const name of names) {
-    const start = name.split(".").slice(0, 2).join(".");
+    const start = /^[^.]*_\d+_/.test(name)
+      ? name.match(/^[^.]*?_\d+_/)![0].replace(/_$/, "")
+      : name.split(".").slice(0, 2).join(".");
     counts[start] = (counts[start] ?? 0) + 1;
   }
   const sorted = Object.entries(counts).sort((a, b) => b[1] - a[1]);
-  const more = sorted.slice(12).reduce((sum, [, count]) => sum + count, 0);
+  const more = sorted.slice(8).reduce((sum, [, count]) => sum + count, 0);
   return Object.fromEntries([
-    ...sorted.slice(0, 12),
+    ...sorted.slice(0, 8),
     ...(more > 0 ? [["others", more] as const] : []),
   ]);
+}
+
+/** What the networks of a file are called. */
+const PART_NAMES: Readonly<Record<LdmComponent, string>> = {
+  textEncoder: "text encoder",
+  unet: "UNet",
+  autoencoder: "VAE",
+};
+
+/** How the tensors of a network are named. */
+const NAMINGS: Readonly<Record<PartNaming, string>> = {
+  ldm: "as in whole checkpoints",
+  bare: "of the original code, without a prefix",
+  diffusers: "diffusers'",
+};
+
+/** A whole model in a file, or some of its networks. */
+function modelFacts(file: SafetensorsFile, parts: PartsFound): Inspection {
+  const { layout, configs, predictionType, zeroTerminalSnr } = describeLdm(
+    withPrefixes(file),
+  );
+  const whole = parts.size === 3;
+  const named = [...parts.values()].includes("diffusers");
+  const { in_channels, out_channels } = configs.unet;
+  const size = (key: string, axis: number) =>
+    parts.get("unet") === "diffusers"
+      ? file.entries.get(key)?.shape[axis]
+      : undefined;
+  // Whatever goes in, what comes out is a latent.
+  const purpose = parts.has("unet")
+    ? specialPurpose(
+      size("conv_in.weight", 1) ?? in_channels,
+      size("conv_out.weight", 0) ?? out_channels,
+    )
+    : undefined;
+  const extras = ldmExtras(file.entries.keys());
+  const unet = parts.has("unet") && !named
+    ? {
+      unet: {
+        channels: configs.unet.block_out_channels.join(", "),
+        "text width": configs.unet.cross_attention_dim,
+      },
+    }
+    : {};
+  const names = [...parts.keys()].map((part) => PART_NAMES[part]).join(" and ");
+  return {
+    kind: `${whole ? "model in a single file" : `${names} alone`}${
+      purpose ? `, for ${purpose.replace(/ \(.*/, "")}` : ""
+    }`,
+    facts: {
+      ...(whole ? {} : {
+        names: [...new Set(parts.values())].map((naming) => NAMINGS[naming]),
+        use: "with --unet, --vae or --text-encoder",
+      }),
+      ...(parts.has("textEncoder") || (parts.has("unet") && !named)
+        ? {
+          layout: layout === "sd1"
+            ? "Stable Diffusion 1.x"
+            : "Stable Diffusion 2.x",
+        }
+        : {}),
+      ...(purpose === undefined ? {} : { purpose }),
+      ...(parts.has("unet")
+        ? {
+          prediction: predictionType ?? "not said",
+          ...(zeroTerminalSnr
+            ? { "zero terminal SNR": "yes (ztsnr), trailing timesteps" }
+            : {}),
+        }
+        : {}),
+      ...unet,
+      ...(parts.has("textEncoder")
+        ? {
+          "text encoder": {
+            layers: configs.textEncoder.num_hidden_layers,
+            width: configs.textEncoder.hidden_size,
+            vocabulary: configs.textEncoder.vocab_size,
+          },
+        }
+        : {}),
+      ...(parts.has("autoencoder") && !named
+        ? { "latent channels": configs.autoencoder.latent_channels }
+        : {}),
+      ...(extras.length > 0
+        ? { "beside it, not read": byBeginning(extras) }
+        : {}),
+      ...totals(file),
+      ...metadataOf(file.metadata, /^mix_of_show\.configs$/),
+    },
+  };
 }
 
 /** What is in one file. */
@@ -178,42 +327,32 @@ async function inspectFile(
   { path, model }: InspectRequest,
   file: SafetensorsFile,
 ): Promise<Inspection> {
-  const own = { ...totals(file), ...metadataOf(file.metadata) };
-  if (isLdm(file.entries.keys())) {
-    const { layout, configs, predictionType } = describeLdm(file);
-    return {
-      kind: "model in a single file",
-      facts: {
-        layout: layout === "sd1"
-          ? "Stable Diffusion 1.x"
-          : "Stable Diffusion 2.x",
-        prediction: predictionType ?? "not said",
-        unet: {
-          channels: configs.unet.block_out_channels.join(", "),
-          "text width": configs.unet.cross_attention_dim,
-        },
-        "text encoder": {
-          layers: configs.textEncoder.num_hidden_layers,
-          width: configs.textEncoder.hidden_size,
-          vocabulary: configs.textEncoder.vocab_size,
-        },
-        "latent channels": configs.autoencoder.latent_channels,
-        ...own,
-      },
-    };
+  const foreign = foreignKind(file);
+  const parts = partsIn(file.entries.keys());
+  if (parts.size > 0) {
+    return foreign ? foreignFacts(foreign, file) : modelFacts(file, parts);
   }
   if (file.metadata?.format?.startsWith("mix-of-show train state")) {
     return {
       kind: "state of a training run",
-      facts: { "steps done": Number(file.metadata.step), ...own },
+      facts: {
+        "steps done": Number(file.metadata.step),
+        ...totals(file),
+        ...metadataOf(file.metadata),
+      },
     };
   }
   try {
     detectDialect(file);
   } catch {
+    if (foreign) return foreignFacts(foreign, file);
     return {
       kind: "tensors",
-      facts: { names: groups(file.entries.keys()), ...own },
+      facts: {
+        names: groups(file.entries.keys()),
+        ...totals(file),
+        ...metadataOf(file.metadata),
+      },
     };
   }
   return await loraAt(path, file, model);
@@ -235,11 +374,23 @@ async function inspectFolder(
   if (await exists(joinPath(path, "unet", "config.json"))) {
     const facts: Record<string, unknown> = {};
     for (const part of ["text_encoder", "unet", "vae"]) {
+      if (!await exists(joinPath(path, part, "config.json"))) {
+        facts[part] = "none";
+        continue;
+      }
       const config = await readJson<Record<string, unknown>>(
         joinPath(path, part, "config.json"),
       );
       const file = await componentFile(path, part);
-      facts[part] = { class: classOf(config), ...totals(file) };
+      const inputs = Number(config.in_channels);
+      const purpose = part === "unet" && Number.isInteger(inputs)
+        ? specialPurpose(inputs, Number(config.out_channels ?? 4))
+        : undefined;
+      facts[part] = {
+        class: classOf(config),
+        ...(purpose === undefined ? {} : { purpose }),
+        ...totals(file),
+      };
       file.close();
     }
     const scheduler = joinPath(path, "scheduler", "scheduler_config.json");
@@ -247,6 +398,9 @@ async function inspectFolder(
       const config = await readJson<Record<string, unknown>>(scheduler);
       facts.scheduler = classOf(config);
       facts.prediction = config.prediction_type ?? "epsilon";
+      if (config.rescale_betas_zero_snr === true) {
+        facts["zero terminal SNR"] = "yes";
+      }
     }
     const concepts = joinPath(path, "new_concept_cfg.json");
     if (await exists(concepts)) {
@@ -255,11 +409,16 @@ async function inspectFolder(
     }
     return { kind: "model folder", facts };
   }
-  for (const sub of ["", "unet", "text_encoder"]) {
-    if (await exists(joinPath(path, sub, "adapter_config.json"))) {
-      return await loraAt(path, undefined, model);
+  const weights = await loraFiles(path).catch(() => []);
+  if (weights.length === 1) {
+    const file = await openTensors(weights[0]);
+    try {
+      return await loraAt(path, file, model);
+    } finally {
+      file.close();
     }
   }
+  if (weights.length > 1) return await loraAt(path, undefined, model);
   if (await exists(joinPath(path, "config.json"))) {
     const config = await readJson<Record<string, unknown>>(
       joinPath(path, "config.json"),
@@ -313,25 +472,33 @@ export async function inspect(request: InspectRequest): Promise<Inspection> {
   }
 }
 
-/** Facts as indented lines. */
+/** The most lines that one fact takes, so that all of it is one screenful. */
+const MOST_LINES = 12;
+
+/** Facts as indented lines; long ones are cut, and it is said. */
 function lines(
   facts: Readonly<Record<string, unknown>>,
+  most: number,
   indent = "",
 ): string[] {
-  return Object.entries(facts).flatMap(([name, value]) =>
-    Array.isArray(value)
-      ? [`${indent}${name}: ${value.join(", ")}`]
-      : typeof value === "object" && value !== null
-      ? [
+  return Object.entries(facts).flatMap(([name, value]) => {
+    if (Array.isArray(value)) {
+      return [`${indent}${name}: ${listed(value.map(String), most)}`];
+    }
+    if (typeof value === "object" && value !== null) {
+      const all = lines(value as Record<string, unknown>, most, `${indent}  `);
+      const more = all.length - most;
+      return [
         `${indent}${name}`,
-        ...lines(value as Record<string, unknown>, `${indent}  `),
-      ]
-      : [
-        `${indent}${name}: ${
-          typeof value === "number" ? value.toLocaleString("en") : value
-        }`,
-      ]
-  );
+        ...all.slice(0, most),
+        ...(more > 0 ? [`${indent}  … and ${more} more (--json)`] : []),
+      ];
+    }
+    const shown = typeof value === "number"
+      ? value.toLocaleString("en")
+      : `${value}`;
+    return [`${indent}${name}: ${shown}`];
+  });
 }
 
 /**
@@ -347,8 +514,8 @@ export async function runInspect(request: InspectRequest): Promise<void> {
     return;
   }
   console.log(`${request.path}: ${found.kind}`);
-  console.log(lines(found.facts).join("\n"));
-  if (found.keys) console.log(lines(found.keys, "  ").join("\n"));
+  console.log(lines(found.facts, MOST_LINES).join("\n"));
+  if (found.keys) console.log(lines(found.keys, Infinity, "  ").join("\n"));
 }
 
 /** `deno task inspect`. */

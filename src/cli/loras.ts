@@ -12,7 +12,7 @@ import { fittingBase } from "../formats/convert.ts";
 import { joinPath, readJson } from "../io/files.ts";
 import { openSafetensors } from "../io/safetensors.ts";
 import { parseTextEncoderConfig, parseUNetConfig } from "../models/config.ts";
-import { describeLdm } from "../formats/ldm.ts";
+import { describeLdm } from "../formats/ldm_config.ts";
 import { EMBEDDED, localModel } from "./models.ts";
 
 /** Models that need no file, and what they are. */

@@ -6,10 +6,19 @@
 import * as tf from "@tensorflow/tfjs";
 import { type BackendChoice, selectBackend } from "../core/backend.ts";
 import { cannot } from "../core/errors.ts";
+import { disposeTree } from "../core/tree.ts";
 import { exists, joinPath, pathOf } from "../io/files.ts";
 import { CLIP_REPOSITORY, parseHubSpec, resolveModel } from "../io/hub.ts";
-import { loadSingleFile } from "../formats/ldm.ts";
-import { loadModel, type Model } from "../models/model.ts";
+import {
+  loadNetworks,
+  type LoadNetworksOptions,
+  loadPart,
+  loadSingleFile,
+  type Networks,
+} from "../formats/ldm.ts";
+import type { LdmComponent } from "../formats/ldm_names.ts";
+import { loadModel, type Model, type ModelParts } from "../models/model.ts";
+import { assertTextToImage } from "../models/purpose.ts";
 import {
   file,
   folder,
@@ -52,6 +61,22 @@ export const MODEL_OPTIONS = optionTable({
   prediction: {
     type: oneOf(["epsilon", "v_prediction"]),
     help: "epsilon or v_prediction, where a single file does not say",
+  },
+  vae: {
+    type: file,
+    hint: "PATH",
+    help: "another file's or folder's VAE instead of the model's, as for " +
+      "checkpoints without one",
+  },
+  unet: {
+    type: file,
+    hint: "PATH",
+    help: "another file's or folder's UNet instead of the model's",
+  },
+  textEncoder: {
+    type: file,
+    hint: "PATH",
+    help: "another file's or folder's text encoder instead of the model's",
   },
 });
 
@@ -167,29 +192,134 @@ async function checkVariant(path: string, variant: string): Promise<void> {
   );
 }
 
+/** How a model is opened. */
+export interface OpenOptions {
+  /**
+   * Whether models for other things than text to image, such as inpainting, are
+   * opened as well.
+   *
+   * @default {false}
+   */
+  readonly anyPurpose?: boolean;
+}
+
+/** Networks that the user wants from elsewhere. */
+async function partsOf(request: ModelRequest): Promise<Partial<ModelParts>> {
+  const { variant, vae, unet, textEncoder } = request;
+  const parts: { -readonly [C in keyof ModelParts]?: ModelParts[C] } = {};
+  const part = async <C extends LdmComponent>(c: C, spec: string) =>
+    await loadPart(c, await localModel(spec), { variant });
+  try {
+    if (textEncoder !== undefined) {
+      parts.textEncoder = await part("textEncoder", textEncoder);
+    }
+    if (unet !== undefined) parts.unet = await part("unet", unet);
+    if (vae !== undefined) parts.autoencoder = await part("autoencoder", vae);
+    return parts;
+  } catch (error) {
+    disposeTree(Object.values(parts).map(({ params }) => params));
+    throw error;
+  }
+}
+
 /**
  * Loads a model by what the user calls it.
  *
  * @param request Which one.
+ * @param options Which kinds of models are of use.
  * @returns The model; its tensors are the caller's.
  * @throws If it is not there, anything in it is missing, truncated or
  * misshapen, or an option does not concern it.
  */
-export async function openModel(request: ModelRequest): Promise<Model> {
-  const { model = EMBEDDED, variant, tokenizer, prediction } = request;
-  const path = await localModel(model, { variant });
+export async function openModel(
+  request: ModelRequest,
+  options: OpenOptions = {},
+): Promise<Model> {
+  const { model: name = EMBEDDED, variant, tokenizer, prediction } = request;
+  const path = await localModel(name, { variant });
   const what = `load ${path}`;
-  if ((await Deno.stat(path)).isDirectory) {
-    for (const [name, value] of Object.entries({ tokenizer, prediction })) {
+  const folder = (await Deno.stat(path)).isDirectory;
+  if (folder) {
+    for (const [option, value] of Object.entries({ tokenizer, prediction })) {
       if (value === undefined) continue;
-      throw cannot(what, `a single file with --${name}`, "a folder");
+      throw cannot(what, `a single file with --${option}`, "a folder");
     }
     if (variant) await checkVariant(path, variant);
-    return await loadModel(path, { variant });
+  } else if (variant) {
+    throw cannot(what, "a folder with --variant", "a single file");
   }
-  if (variant) throw cannot(what, "a folder with --variant", "a single file");
-  return await loadSingleFile(path, {
-    tokenizer: await tokenizerFolder(tokenizer ?? CLIP_REPOSITORY),
+  const parts = await partsOf(request);
+  try {
+    const model: Model = folder
+      ? await loadModel(path, { variant, parts })
+      : await loadSingleFile(path, {
+        ...singleFileOptions(request, path, parts),
+        tokenizer: await tokenizerFolder(tokenizer ?? CLIP_REPOSITORY),
+      });
+    return checked(model, name, options);
+  } catch (error) {
+    disposeTree(Object.values(parts).map(({ params }) => params));
+    throw error;
+  }
+}
+
+/**
+ * Loads the networks of a single file, for work that needs no tokenizer; see
+ * {@linkcode openModel}.
+ *
+ * @param request Which file.
+ * @param options Which kinds of models are of use.
+ */
+export async function openNetworks(
+  request: ModelRequest,
+  options: OpenOptions = {},
+): Promise<Networks> {
+  const { model: name = EMBEDDED, variant } = request;
+  const path = await localModel(name);
+  if (variant) {
+    throw cannot(`load ${path}`, "a folder with --variant", "a single file");
+  }
+  const parts = await partsOf(request);
+  try {
+    const networks = await loadNetworks(
+      path,
+      singleFileOptions(request, path, parts),
+    );
+    return checked(networks, name, options);
+  } catch (error) {
+    disposeTree(Object.values(parts).map(({ params }) => params));
+    throw error;
+  }
+}
+
+function singleFileOptions(
+  { prediction }: ModelRequest,
+  path: string,
+  parts: Partial<ModelParts>,
+): LoadNetworksOptions {
+  return {
+    parts,
     predictionType: prediction,
-  });
+    onNote: (note) => console.error(`${path}: ${note}`),
+  };
+}
+
+/** Refuses what is no model for text to image, unless that is asked for. */
+function checked<M extends ModelParts>(
+  model: M,
+  name: string,
+  { anyPurpose }: OpenOptions,
+): M {
+  if (anyPurpose) return model;
+  try {
+    assertTextToImage(model, `use ${name}`);
+    return model;
+  } catch (error) {
+    disposeTree([
+      model.textEncoder.params,
+      model.unet.params,
+      model.autoencoder.params,
+    ]);
+    throw error;
+  }
 }

@@ -23,6 +23,7 @@
  */
 import { BACKEND_CHOICES } from "../core/backend.ts";
 import { cannot } from "../core/errors.ts";
+import { parseColour } from "../io/resize.ts";
 
 /** What a value may be: how it is read, and what a shell offers for it. */
 export interface OptionType<T> {
@@ -242,6 +243,22 @@ export const BACKEND_OPTION = optionTable({
     type: oneOf(BACKEND_CHOICES),
     default: "auto",
     help: "auto, webgpu, wasm or cpu",
+  },
+});
+
+/** The option `--background`, of pictures that are read. */
+export const BACKGROUND_OPTION = optionTable({
+  background: {
+    type: parsed("COLOUR", (_, name, found) => {
+      try {
+        return parseColour(found);
+      } catch {
+        throw cannot(`read ${name}`, "white, black, grey or #rrggbb", found);
+      }
+    }),
+    otherwise: "white",
+    help: "what shows through transparent pictures: white, black, grey or " +
+      "#rrggbb",
   },
 });
 

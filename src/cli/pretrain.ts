@@ -19,9 +19,11 @@ import {
 import {
   encodeLatents,
   flatten,
+  loadState,
   normaliseLatents,
   pretrain,
   type PretrainOptions,
+  saveState,
   sharedFloats,
 } from "../micro/pretrain/pretrain.ts";
 import {
@@ -30,7 +32,12 @@ import {
   type NetworkRecipe,
   RECIPE,
 } from "../micro/pretrain/recipe.ts";
-import { flattenTree, layoutOf, TEXT_SPEC } from "../micro/pretrain/tasks.ts";
+import {
+  flattenTree,
+  layoutOf,
+  networkLayout,
+  TEXT_SPEC,
+} from "../micro/pretrain/tasks.ts";
 import { loadNetwork, writeNetwork } from "../micro/pretrain/weights.ts";
 import { type Command, command, runCommand } from "./command.ts";
 import {
@@ -64,14 +71,15 @@ interface Settings {
   readonly workers: number;
   readonly cache: string;
   readonly out: string;
-  /** Where networks that come before are read. */
-  readonly base: (name: NetworkName) => string;
+  /** Where networks that come before are read; by default `out`. */
+  readonly base: string | undefined;
   readonly resume: boolean;
   readonly fromWeights: boolean;
   readonly quick: boolean;
   readonly recipe: (name: NetworkName) => NetworkRecipe;
 }
 
+/** The committed weights. */
 const EMBEDDED = pathOf(new URL("../../models/micro", import.meta.url));
 
 const OPTIONS = optionTable({
@@ -83,7 +91,8 @@ const OPTIONS = optionTable({
   },
   resume: {
     type: flag,
-    help: "continue a run from its checkpoint, else start anew",
+    help:
+      "continue a run from its checkpoint in --cache, else from the short one beside its weights; without it a run starts anew",
   },
   fromWeights: {
     type: flag,
@@ -111,7 +120,7 @@ const OPTIONS = optionTable({
   },
   base: {
     type: folder,
-    otherwise: "--out; of the adapter of --quick models/micro",
+    otherwise: "--out, and models/micro for those that --out lacks",
     help: "where networks that come before are read",
   },
   seed: {
@@ -135,7 +144,12 @@ const OPTIONS = optionTable({
   },
   export: {
     type: flag,
-    help: "write the weights of a checkpoint and stop",
+    help: "write the weights of a checkpoint in --cache and stop",
+  },
+  withState: {
+    type: flag,
+    help:
+      "with --export: also a short checkpoint (moments in 16 bits) beside the weights, which another machine can resume",
   },
 });
 
@@ -145,6 +159,9 @@ export type PretrainRequest = Values<typeof OPTIONS>;
 /** Trains the networks that are asked for, one after the other. */
 async function runPretrain(request: PretrainRequest): Promise<void> {
   const { quick, steps, batch, lr, seed, only = NAMES } = request;
+  if (request.withState && !request.export) {
+    throw cannot("start pretraining", "--export with --with-state", "none");
+  }
   const {
     out = quick ? "out/pretrain-quick" : EMBEDDED,
     cache = quick ? "out/pretrain-quick/cache" : ".cache/pretrain",
@@ -161,8 +178,7 @@ async function runPretrain(request: PretrainRequest): Promise<void> {
   const settings: Settings = {
     only,
     out,
-    base: (name) =>
-      request.base ?? (quick && name === "adapter" ? EMBEDDED : out),
+    base: request.base,
     cache,
     workers: backend.name === "wasm" ? request.workers ?? 2 : 0,
     resume: request.resume,
@@ -177,8 +193,9 @@ async function runPretrain(request: PretrainRequest): Promise<void> {
     }),
   };
   for (const name of only) {
-    if (request.export) await exportWeights(name, settings);
-    else await trainNetwork(name, settings);
+    if (request.export) {
+      await exportWeights(name, settings, request.withState);
+    } else await trainNetwork(name, settings);
   }
 }
 
@@ -222,17 +239,25 @@ function finished(
 
 async function exportWeights(
   name: NetworkName,
-  { cache, out, workers }: Settings,
+  { cache, out, workers, recipe }: Settings,
+  withState: boolean,
 ): Promise<void> {
-  const file = await openSafetensors(joinPath(cache, `${name}.safetensors`));
-  try {
-    const ema = toFloat32(await file.read("ema"));
-    const step = Number(file.metadata.step);
-    await writeNetwork(out, name, await finished(name, ema, workers), step);
-    console.log(`${name}: step ${step} written to ${out}`);
-  } finally {
-    file.close();
+  const state = await loadState(
+    joinPath(cache, `${name}.safetensors`),
+    networkLayout(name).size,
+    recipe(name),
+  );
+  const weights = await finished(name, state.ema, workers);
+  await writeNetwork(out, name, weights, state.step);
+  if (withState) {
+    await saveState(shortState(out, name), state, recipe(name), true);
   }
+  console.log(`${name}: step ${state.step} written to ${out}`);
+}
+
+/** The short checkpoint beside a network's weights. */
+function shortState(out: string, name: NetworkName): string {
+  return joinPath(out, name, "checkpoint.safetensors");
 }
 
 async function trainNetwork(
@@ -245,6 +270,10 @@ async function trainNetwork(
   if (!settings.resume && await exists(checkpoint)) {
     await Deno.remove(checkpoint);
   }
+  if (
+    settings.resume && !await exists(checkpoint) &&
+    await exists(shortState(out, name))
+  ) await Deno.copyFile(shortState(out, name), checkpoint);
   const progress = createProgress();
   const materials = await gather(
     name,
@@ -331,17 +360,24 @@ async function gather(
   settings: Settings,
   onLatents: (done: number, total: number) => void,
 ): Promise<NonNullable<PretrainOptions["materials"]>> {
-  const base = settings.base(name);
+  /** Where a network that comes before lies. */
+  const before = async (needed: NetworkName) =>
+    settings.base ??
+      (await exists(joinPath(settings.out, needed, "config.json"))
+        ? settings.out
+        : EMBEDDED);
   if (name === "clip_a" || name === "vae") return {};
-  const autoencoder = await flatNetwork(base, "vae");
+  const autoencoder = await flatNetwork(await before("vae"), "vae");
   if (name === "clip_b") return { autoencoder };
-  const clip = await loadNetwork(base, "clip_a");
+  const clip = await loadNetwork(await before("clip_a"), "clip_a");
   const text = flattenTree(layoutOf(TEXT_SPEC), clip);
   disposeTree(clip);
   return {
     text,
     latents: await latentsOf(autoencoder, settings, onLatents),
-    ...(name === "adapter" ? { unet: await flatNetwork(base, "unet") } : {}),
+    ...(name === "adapter"
+      ? { unet: await flatNetwork(await before("unet"), "unet") }
+      : {}),
   };
 }
 

@@ -44,7 +44,8 @@ import {
   writeAtomic,
   writeJson,
 } from "../io/files.ts";
-import { decodePng, encodePng } from "../io/png.ts";
+import { readPicture } from "../io/picture.ts";
+import { encodePng } from "../io/png.ts";
 import { loadControlNet } from "../models/controlnet.ts";
 import { disposeModel, type Model } from "../models/model.ts";
 import { loadT2IAdapter } from "../models/t2i_adapter.ts";
@@ -213,12 +214,8 @@ async function sceneOf(command: SampleRequest): Promise<Scene> {
   const folder = parentOf(name);
   const files: ResolveOptions = {
     name,
-    read: async (file) =>
-      decodePng(
-        await Deno.readFile(
-          file.startsWith("/") ? file : joinPath(folder, file),
-        ),
-      ),
+    read: (file) =>
+      readPicture(file.startsWith("/") ? file : joinPath(folder, file)),
   };
   // Conditions may need the model's size to be drawn, regions do not.
   await resolveLayout({ ...layout, conditions: [] }, files);

@@ -26,6 +26,7 @@ import { type Command, command } from "./command.ts";
 import { MODEL_OPTIONS, mustExist, openModel, startBackend } from "./models.ts";
 import {
   BACKEND_OPTION,
+  BACKGROUND_OPTION,
   DTYPE_OPTION,
   file,
   flag,
@@ -62,13 +63,13 @@ const OPTIONS = optionTable({
     type: folder,
     needed: true,
     help:
-      "PNG or JPEG pictures; beside a.png there may be a.txt, a caption a " +
+      "PNG, JPEG, WebP or AVIF pictures; beside a.png there may be a.txt, a caption a " +
       "line, {} in it stands for the concept",
   },
   masks: {
     type: folder,
     otherwise: "masks/ inside the folder, if it is there",
-    help: "where the subject is, white, one mask.png a picture",
+    help: "where the subject is, white or a cut-out, a.png for a.jpg",
   },
   caption: {
     type: text,
@@ -80,6 +81,7 @@ const OPTIONS = optionTable({
     type: folder,
     help: "pictures of the class, for prior preservation",
   },
+  ...BACKGROUND_OPTION,
   flips: { type: flag, help: "also every picture mirrored" },
   ...MODEL_OPTIONS,
   method: {
@@ -172,13 +174,21 @@ export async function runTrain(request: TrainRequest): Promise<void> {
       size,
       captions: request.caption.length > 0 ? request.caption : undefined,
       masks: request.masks,
+      background: request.background,
     });
     const classes: Example[] = request.prior
       ? await readExamples(request.prior, {
         size,
+        background: request.background,
         captions: [`photo of a ${request.class}`],
       })
       : [];
+    if (
+      request.background &&
+      ![...examples, ...classes].some(({ transparent }) => transparent)
+    ) {
+      throw cannot("use --background", "a transparent picture", "none");
+    }
     const chosen = methodOf(request);
     const start = await startConcept(model, chosen, {
       name,

@@ -9,19 +9,31 @@
  */
 import * as tf from "@tensorflow/tfjs";
 import { cannot } from "../core/errors.ts";
-import { exists, joinPath, pathOf, readText } from "../io/files.ts";
+import { exists, joinPath, pathOf, readBytes, readText } from "../io/files.ts";
+import { fitMask, maskOf } from "../io/mask.ts";
 import { listPictures, PICTURE, readPicture } from "../io/picture.ts";
 import type { Pixels } from "../io/png.ts";
+import {
+  BACKGROUND,
+  type Colour,
+  flatten,
+  isTransparent,
+  square,
+} from "../io/resize.ts";
 import { downsampleFactor, encode } from "../models/autoencoder.ts";
 import type { Model } from "../models/model.ts";
+
+export { square };
 
 /** Where the concept stands in a caption. */
 export const PLACEHOLDERS: readonly string[] = ["{}", "<TOK>"];
 
 /** A picture to train on. */
 export interface Example {
-  /** 8-bit picture; transparency is laid over white. */
+  /** 8-bit picture; what is transparent shows white (see `flatten`). */
   readonly pixels: Pixels;
+  /** Whether the file had transparent pixels, which show the background. */
+  readonly transparent?: boolean;
   /**
    * Captions, one of which is drawn each time; `{}` or `<TOK>` stands for the
    * concept.
@@ -165,19 +177,9 @@ export async function encodeData(
   };
 }
 
-/** RGB in [−1, 1]; grey is repeated, transparency is white. */
-function rgb({ channels, data, width, height }: Pixels): Float32Array {
-  const result = new Float32Array(width * height * 3);
-  const colour = channels >= 3 ? 3 : 1;
-  const alpha = channels === 2 || channels === 4;
-  for (let p = 0; p < width * height; p++) {
-    const opacity = alpha ? data[p * channels + channels - 1] / 255 : 1;
-    for (let k = 0; k < 3; k++) {
-      const value = data[p * channels + (colour === 3 ? k : 0)] / 255;
-      result[p * 3 + k] = 2 * (value * opacity + 1 - opacity) - 1;
-    }
-  }
-  return result;
+/** RGB in [−1, 1]. */
+function rgb(pixels: Pixels): Float32Array {
+  return Float32Array.from(flatten(pixels).data, (v) => 2 * v / 255 - 1);
 }
 
 /** A latent pixel is inside where at least half of its pixels are. */
@@ -259,36 +261,48 @@ export interface ReadExamplesOptions {
   readonly captions?: readonly string[];
   /** Folder of masks, `<name>.png` each, where it is not `masks` inside. */
   readonly masks?: string;
-  /** Decodes files that are neither PNG nor JPEG; else they are an error. */
+  /**
+   * What transparent pixels show.
+   *
+   * @default {BACKGROUND}
+   */
+  readonly background?: Colour;
+  /** Decodes files of other kinds than `readPicture` reads. */
   readonly decode?: (bytes: Uint8Array, name: string) => Pixels;
 }
 
 /**
- * Reads training pictures from a folder: `name.png` or `name.jpg` with an
- * optional `name.txt` (one caption a line) and an optional `masks/name.png`.
+ * Reads training pictures from a folder: `name.png`, `.jpg`, `.webp` or `.avif` with
+ * an optional `name.txt` (one caption a line) and an optional `masks/name.png`
+ * in the picture's shape.
  *
  * @param folder The folder.
  * @param options Size, captions.
  * @returns Pictures in the order of their names.
- * @throws If there are none, or one cannot be decoded.
+ * @throws If there are none, one cannot be decoded, or a mask has another shape
+ * than its picture or nothing inside.
  */
 export async function readExamples(
   folder: string | URL,
   options: ReadExamplesOptions,
 ): Promise<Example[]> {
   const what = `read training pictures from ${pathOf(folder)}`;
-  const { size, captions = ["photo of a {}", "{}"] } = options;
+  const {
+    size,
+    captions = ["photo of a {}", "{}"],
+    background = BACKGROUND,
+  } = options;
   if (!Number.isInteger(size) || size < 1) {
     throw cannot(what, "a size in pixels", size);
   }
   const names = await listPictures(folder);
-  if (names.length === 0) throw cannot(what, "png or jpg files", "none");
+  if (names.length === 0) throw cannot(what, "pictures", "none");
   if (options.masks !== undefined && !await exists(options.masks)) {
     throw cannot(what, "a folder of masks", `none: ${options.masks}`);
   }
   const picture = async (path: string): Promise<Pixels> =>
-    options.decode && !/\.(png|jpe?g)$/i.test(path)
-      ? options.decode(await Deno.readFile(path), path)
+    options.decode && !/\.(png|jpe?g|webp|avif)$/i.test(path)
+      ? options.decode(await readBytes(path), path)
       : await readPicture(path);
   const examples: Example[] = [];
   for (const name of names) {
@@ -303,71 +317,36 @@ export async function readExamples(
         l !== ""
       )
       : [];
-    const pixels = square(await picture(joinPath(folder, name)), size);
+    const whole = await picture(joinPath(folder, name));
+    const pixels = square(flatten(whole, background), size);
     const mask = await exists(maskPath)
-      ? square(await picture(maskPath), size)
+      ? inside(maskOf(await picture(maskPath)), whole, size, maskPath)
       : undefined;
     examples.push({
       pixels,
       captions: lines.length > 0 ? lines : captions,
-      ...(mask
-        ? {
-          mask: {
-            width: size,
-            height: size,
-            data: Array.from(
-              { length: size * size },
-              (_, i) => mask.data[i * mask.channels] >= 128 ? 1 : 0,
-            ),
-          },
-        }
-        : {}),
+      ...(isTransparent(whole) ? { transparent: true } : {}),
+      ...(mask ? { mask } : {}),
     });
   }
   return examples;
 }
 
-/**
- * Crops a picture to its centred square and resizes it: each new pixel is the
- * mean of the area it covers, or bilinear where it is enlarged.
- *
- * @param pixels The picture.
- * @param size New side.
- */
-export function square(pixels: Pixels, size: number): Pixels {
-  const { width, height, channels, data } = pixels;
-  const side = Math.min(width, height);
-  const [left, top] = [(width - side) >> 1, (height - side) >> 1];
-  const result = new Uint8Array(size * size * channels);
-  const scale = side / size;
-  // A triangle of this half-width is bilinear when enlarging and area-like
-  // when shrinking.
-  const reach = Math.max(1, scale);
-  const taps = Array.from({ length: size }, (_, i) => {
-    const centre = (i + 0.5) * scale - 0.5;
-    const list: [number, number][] = [];
-    let sum = 0;
-    for (let k = Math.ceil(centre - reach); k <= centre + reach; k++) {
-      const weight = 1 - Math.abs(k - centre) / reach;
-      if (weight <= 0) continue;
-      list.push([Math.min(side - 1, Math.max(0, k)), weight]);
-      sum += weight;
-    }
-    return list.map(([k, weight]) => [k, weight / sum] as const);
-  });
-  for (let y = 0; y < size; y++) {
-    for (let x = 0; x < size; x++) {
-      for (let c = 0; c < channels; c++) {
-        let value = 0;
-        for (const [sy, wy] of taps[y]) {
-          for (const [sx, wx] of taps[x]) {
-            const at = ((top + sy) * width + left + sx) * channels + c;
-            value += wy * wx * data[at];
-          }
-        }
-        result[(y * size + x) * channels + c] = Math.round(value);
-      }
-    }
+/** A mask cut and scaled as its picture is, 1 inside and 0 outside. */
+function inside(
+  mask: Pixels,
+  picture: Pixels,
+  size: number,
+  path: string,
+): NonNullable<Example["mask"]> {
+  const { width, height, data } = square(fitMask(mask, picture, path), size);
+  const values = Array.from(data, (value) => value >= 128 ? 1 : 0);
+  if (!values.includes(1)) {
+    throw cannot(
+      `use mask ${path}`,
+      "something white in the picture's centred square",
+      "nothing",
+    );
   }
-  return { width: size, height: size, channels, data: result };
+  return { width, height, data: values };
 }

@@ -12,7 +12,10 @@ import { z } from "zod";
 import { cannot } from "../core/errors.ts";
 import { key } from "../core/random.ts";
 import { parentOf, pathOf, readJson } from "../io/files.ts";
-import { decodePng, type Pixels } from "../io/png.ts";
+import { maskOf } from "../io/mask.ts";
+import { readPicture } from "../io/picture.ts";
+import type { Pixels } from "../io/png.ts";
+import { flatten } from "../io/resize.ts";
 import { downsampleFactor } from "../models/autoencoder.ts";
 import type { Model } from "../models/model.ts";
 import { attentionGrids, type UNetOptions } from "../models/unet.ts";
@@ -508,7 +511,7 @@ export async function resolveLayout(
   layout: Layout,
   options: ResolveOptions = {},
 ): Promise<ResolvedLayout> {
-  const { name = "the layout", read = readPng } = options;
+  const { name = "the layout", read = readPicture } = options;
   const size = layout.size ?? options.size;
   const problems: Problem[] = [];
   const picture = async (path: string, file: string) => {
@@ -539,7 +542,7 @@ export async function resolveLayout(
     }
     const grey = "file" in mask!
       ? await picture(`${path}.mask.file`, mask.file).then((p) =>
-        p && greyOf(p)
+        p && greyOf(maskOf(p))
       )
       : rowsMask(mask!.rows);
     if (grey && !grey.values.some((v) => v >= 0.5)) {
@@ -564,7 +567,10 @@ export async function resolveLayout(
       const { file, ...settings } = image.edges;
       const found = await picture(`${path}.edges.file`, file);
       if (found) {
-        conditions.push({ spec, image: canny(greyOf(found), settings) });
+        conditions.push({
+          spec,
+          image: canny(greyOf(flatten(found)), settings),
+        });
       }
     } else if (!size) {
       problems.push({ path: "size", message: `is needed to draw ${path}` });
@@ -601,10 +607,6 @@ export async function resolveLayout(
     })),
     conditions,
   };
-}
-
-async function readPng(path: string): Promise<Pixels> {
-  return decodePng(await Deno.readFile(path));
 }
 
 /** A mask written in characters. */
@@ -682,7 +684,8 @@ export async function readLayout(
   return await resolveLayout(layout, {
     ...rest,
     name,
-    read: (file) => readPng(file.startsWith("/") ? file : `${folder}/${file}`),
+    read: (file) =>
+      readPicture(file.startsWith("/") ? file : `${folder}/${file}`),
   });
 }
 

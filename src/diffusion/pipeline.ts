@@ -13,8 +13,10 @@ import type { Pixels } from "../io/png.ts";
 import { decode, downsampleFactor } from "../models/autoencoder.ts";
 import { crossAttentionSites } from "../models/config.ts";
 import { type Model, promptStates } from "../models/model.ts";
+import { assertTextToImage } from "../models/purpose.ts";
 import { unet, type UNetOptions, widestFeatures } from "../models/unet.ts";
 import { classifierFree, type GuidanceBranch } from "./guidance.ts";
+import { assertFits } from "./memory.ts";
 import {
   denoiser,
   plan,
@@ -198,6 +200,7 @@ function prepare(model: Model, options: PipelineOptions): Job {
   if (!Number.isFinite(guidance)) {
     throw cannot(what, "a finite guidance scale", guidance);
   }
+  assertTextToImage(model, what);
   const factor = downsampleFactor(model.autoencoder.config);
   const sample = model.unet.config.sample_size ?? 64;
   const [high, wide] = typeof sample === "number" ? [sample, sample] : sample;
@@ -215,6 +218,12 @@ function prepare(model: Model, options: PipelineOptions): Job {
     side("width", options.width, given?.[2] ?? wide),
     channels,
   ] as const;
+  assertFits(
+    model,
+    shape[0] * factor,
+    shape[1] * factor,
+    guidance === 1 ? 1 : 2,
+  );
   for (const name of ["noise", "init"] as const) {
     const tensor = options[name];
     if (tensor && !tf.util.arraysEqual(tensor.shape, [count, ...shape])) {

@@ -9,6 +9,9 @@ import { z } from "zod";
 import { cannot } from "../core/errors.ts";
 import { checkJson } from "../io/files.ts";
 import type { Pixels } from "../io/png.ts";
+import { crop, type Filter, flatten, resize } from "../io/resize.ts";
+
+export { type Box, crop, resize } from "../io/resize.ts";
 
 /** What is done to a picture before it is embedded. */
 export interface Preprocess {
@@ -17,7 +20,7 @@ export interface Preprocess {
   /** Height and width of the centre crop in pixels; absent keeps all. */
   readonly crop?: readonly [number, number];
   /** Pillow's filter. */
-  readonly filter: "bicubic" | "bilinear";
+  readonly filter: Filter;
   /** Mean of each channel, subtracted from values in [0, 1]. */
   readonly mean: readonly [number, number, number];
   /** Standard deviation of each channel, divided by afterwards. */
@@ -45,7 +48,7 @@ const schema = z.object({
 });
 
 /** Pillow's numbers of the filters. */
-const FILTERS: Readonly<Record<number, Preprocess["filter"]>> = {
+const FILTERS: Readonly<Record<number, Filter>> = {
   2: "bilinear",
   3: "bicubic",
 };
@@ -91,176 +94,11 @@ export function parsePreprocess(json: unknown): Preprocess {
   };
 }
 
-/** A filter's weight at a distance, and how far it reaches. */
-const KERNELS: Readonly<
-  Record<Preprocess["filter"], { reach: number; at: (x: number) => number }>
-> = {
-  bilinear: { reach: 1, at: (x) => Math.max(0, 1 - Math.abs(x)) },
-  // Keys' cubic with a = −0.5, Pillow's choice.
-  bicubic: {
-    reach: 2,
-    at(x) {
-      const d = Math.abs(x);
-      if (d < 1) return (1.5 * d - 2.5) * d * d + 1;
-      if (d < 2) return (((d - 5) * d + 8) * d - 4) * -0.5;
-      return 0;
-    },
-  },
-};
-
-/** Fraction bits of Pillow's 8-bit weights. */
-const PRECISION = 22;
-
-/** For each output sample: where it starts to read, and integer weights. */
-function taps(
-  from: number,
-  to: number,
-  filter: Preprocess["filter"],
-): { start: number; weights: Int32Array }[] {
-  const { reach, at } = KERNELS[filter];
-  const scale = from / to;
-  // Shrinking widens the filter over all samples an output covers.
-  const stretch = Math.max(1, scale);
-  const support = reach * stretch;
-  return Array.from({ length: to }, (_, i) => {
-    const center = (i + 0.5) * scale;
-    const start = Math.max(0, Math.trunc(center - support + 0.5));
-    const end = Math.min(from, Math.trunc(center + support + 0.5));
-    const raw = Array.from(
-      { length: end - start },
-      (_, k) => at((k + start - center + 0.5) * (1 / stretch)),
-    );
-    const sum = raw.reduce((a, b) => a + b, 0);
-    return {
-      start,
-      weights: Int32Array.from(raw, (w) => {
-        const fixed = w / sum * 2 ** PRECISION;
-        return Math.trunc(fixed + (fixed < 0 ? -0.5 : 0.5));
-      }),
-    };
-  });
-}
-
-function toByte(sum: number): number {
-  return Math.max(0, Math.min(255, sum >> PRECISION));
-}
-
-/**
- * Resizes a picture as Pillow's `Image.resize` does, bit for bit: separable,
- * antialiased, in 22-bit fixed point, rows first and rounded to bytes between
- * the passes.
- *
- * @param image The picture.
- * @param width New width in pixels.
- * @param height New height in pixels.
- * @param filter The filter.
- * @default filter "bicubic"
- * @throws If a size is not a positive integer.
- */
-export function resize(
-  image: Pixels,
-  width: number,
-  height: number,
-  filter: Preprocess["filter"] = "bicubic",
-): Pixels {
-  for (const size of [width, height]) {
-    if (!Number.isInteger(size) || size < 1) {
-      throw cannot("resize a picture", "a positive size", size);
-    }
-  }
-  const { channels } = image;
-  let { data } = image;
-  const half = 1 << (PRECISION - 1);
-  if (width !== image.width) {
-    const out = new Uint8Array(image.height * width * channels);
-    taps(image.width, width, filter).forEach(({ start, weights }, x) => {
-      for (let y = 0; y < image.height; y++) {
-        for (let c = 0; c < channels; c++) {
-          let sum = half;
-          let from = (y * image.width + start) * channels + c;
-          for (let k = 0; k < weights.length; k++, from += channels) {
-            sum += weights[k] * data[from];
-          }
-          out[(y * width + x) * channels + c] = toByte(sum);
-        }
-      }
-    });
-    data = out;
-  }
-  if (height !== image.height) {
-    const row = width * channels;
-    const out = new Uint8Array(height * row);
-    taps(image.height, height, filter).forEach(({ start, weights }, y) => {
-      for (let j = 0; j < row; j++) {
-        let sum = half;
-        for (let k = 0; k < weights.length; k++) {
-          sum += weights[k] * data[(start + k) * row + j];
-        }
-        out[y * row + j] = toByte(sum);
-      }
-    });
-    data = out;
-  }
-  return { width, height, channels, data };
-}
-
-/** A rectangle of pixels. */
-export interface Box {
-  /** Left edge in pixels. */
-  readonly x: number;
-  /** Top edge in pixels. */
-  readonly y: number;
-  /** Width in pixels. */
-  readonly width: number;
-  /** Height in pixels. */
-  readonly height: number;
-}
-
-/**
- * Cuts a rectangle out of a picture.
- *
- * @param image The picture.
- * @param box Whole pixels inside the picture.
- * @throws If the box leaves the picture or is empty.
- */
-export function crop(image: Pixels, box: Box): Pixels {
-  const { x, y, width, height } = box;
-  const fits = [x, y, width, height].every(Number.isInteger) && x >= 0 &&
-    y >= 0 && width > 0 && height > 0 && x + width <= image.width &&
-    y + height <= image.height;
-  if (!fits) {
-    throw cannot(
-      "crop a picture",
-      `a box inside ${image.width}×${image.height}`,
-      `${width}×${height} at ${x}, ${y}`,
-    );
-  }
-  const row = width * image.channels;
-  const data = new Uint8Array(height * row);
-  for (let i = 0; i < height; i++) {
-    const from = ((y + i) * image.width + x) * image.channels;
-    data.set(image.data.subarray(from, from + row), i * row);
-  }
-  return { width, height, channels: image.channels, data };
-}
-
-/** Drops alpha and repeats grey, so that there are three channels. */
-function toRgb(image: Pixels): Pixels {
-  const { width, height, channels, data } = image;
-  if (channels === 3) return image;
-  const out = new Uint8Array(width * height * 3);
-  for (let i = 0; i < width * height; i++) {
-    for (let c = 0; c < 3; c++) {
-      out[3 * i + c] = data[i * channels + (channels < 3 ? 0 : c)];
-    }
-  }
-  return { width, height, channels: 3, data: out };
-}
-
 /**
  * Makes a picture ready for a vision tower.
  *
- * @param image The picture; alpha is dropped, grey is repeated.
+ * @param image The picture; what is transparent shows white (see `flatten`),
+ * grey is repeated.
  * @param config What to do.
  * @returns The cropped picture's size and its normalised values [h, w, 3].
  * @throws If the picture is smaller than the crop after resizing.
@@ -268,14 +106,14 @@ function toRgb(image: Pixels): Pixels {
  * @example
  * ```ts ignore
  * const config = parsePreprocess({ size: 224 });
- * const { width, height, values } = preprocess(decodePng(bytes), config);
+ * const { width, height, values } = preprocess(await decodePicture(bytes), config);
  * ```
  */
 export function preprocess(
   image: Pixels,
   config: Preprocess,
 ): { width: number; height: number; values: Float32Array } {
-  let picture = toRgb(image);
+  let picture = flatten(image);
   if (config.shortest !== undefined) {
     const { width, height } = picture;
     const short = Math.min(width, height);

@@ -6,7 +6,7 @@
  */
 import * as tf from "@tensorflow/tfjs";
 import { cannot, KeysError } from "../core/errors.ts";
-import { joinPath, pathOf } from "../io/files.ts";
+import { assertDistinct, pathOf } from "../io/files.ts";
 import { openTensors } from "./pickle.ts";
 import {
   layersOf,
@@ -15,7 +15,6 @@ import {
   loraBase,
   type LoraBaseName,
 } from "./dialects/base.ts";
-import { PREFIX } from "./dialects/dialect.ts";
 import type { PeftConfig } from "./dialects/peft_config.ts";
 import {
   type Adapter,
@@ -31,6 +30,7 @@ import {
   encodeLora,
   loadLora,
   type LoraFile,
+  loraFiles,
   type ReadLoraOptions,
   saveLora,
   savePeftFolder,
@@ -147,29 +147,17 @@ export async function fittingBase(
 
 /** The type that all tensors of a file have, or float32. */
 async function dtypeOf(path: string): Promise<"F32" | "F16" | "BF16"> {
-  let target = path;
-  try {
-    if ((await Deno.stat(path)).isDirectory) {
-      const parts = ["", ...Object.values(PREFIX)].map((p) =>
-        joinPath(path, p, "adapter_model.safetensors")
-      );
-      for (const part of parts.reverse()) {
-        if (await Deno.stat(part).catch(() => undefined)) target = part;
-      }
+  const types = new Set<string>();
+  for (const part of await loraFiles(path)) {
+    const file = await openTensors(part);
+    try {
+      for (const { dtype } of file.entries.values()) types.add(dtype);
+    } finally {
+      file.close();
     }
-  } catch {
-    return "F32";
   }
-  const file = await openTensors(target);
-  try {
-    const types = new Set([...file.entries.values()].map((e) => e.dtype));
-    const [only] = types;
-    return types.size === 1 && (only === "F16" || only === "BF16")
-      ? only
-      : "F32";
-  } finally {
-    file.close();
-  }
+  const [only] = types;
+  return types.size === 1 && (only === "F16" || only === "BF16") ? only : "F32";
 }
 
 /** Metadata that is still true in another dialect. */
@@ -242,6 +230,10 @@ export async function convertLora(
 ): Promise<ConvertedLora> {
   const d = dialect(options.to);
   const [from, to] = [pathOf(input), pathOf(output)];
+  await assertDistinct(`convert ${from}`, {
+    "the LoRA": to,
+    "its tokens": options.tokens,
+  });
   const found = await find(from, options);
   const { file, base } = found;
   const made: tf.Tensor[] = [];

@@ -194,6 +194,9 @@ const OTHERS: readonly Rule[] = [
   },
 ];
 
+/** Names of a whole checkpoint, beside which an adapter's keys may stand. */
+const WHOLE = /^(cond_stage_model|first_stage_model|model\.diffusion_model)\./;
+
 function factsOf({ entries }: TensorHeader): Facts {
   const keys = [...entries.keys()];
   return {
@@ -239,7 +242,7 @@ export function foreignKind(header: TensorHeader): ForeignKind | undefined {
   const facts = factsOf(header);
   const named = (rules: readonly Rule[]) =>
     rules.find(({ test }) => test(facts))?.name;
-  if (facts.has(ADAPTER) && !facts.has(/^(cond_stage|first_stage)_model\./)) {
+  if (facts.has(ADAPTER) && !facts.has(WHOLE)) {
     const model = named(LORA_MODELS) ?? saidModel(header.metadata);
     const how = facts.has(/hada_w/)
       ? "LoHa"

@@ -1,21 +1,23 @@
 /**
  * Stable Diffusion in one `.safetensors` file, named as in the original latent
- * diffusion code: what Civitai offers and other tools load.
- *
- * The names are data: rows that pair a module of ours with a module of theirs,
- * made from the configs at hand. Reading and writing use the same rows, so one
- * is the inverse of the other by construction. Two layouts of the text encoder
- * are known: transformers' CLIP (Stable Diffusion 1.x) and OpenCLIP's with
- * fused query, key and value (2.x).
+ * diffusion code: what Civitai offers and other tools load. Also files of one of
+ * its networks alone.
  *
  * @module
  */
 import type * as tf from "@tensorflow/tfjs";
-import { z } from "zod";
-import { cannot, keyFaults } from "../core/errors.ts";
+import { cannot, keyFaults, listed } from "../core/errors.ts";
 import { forgetHostCopy } from "../core/device.ts";
 import { disposeTree, leaves, type TreeLike } from "../core/tree.ts";
-import { parseJson, pathOf, pythonJson } from "../io/files.ts";
+import {
+  exists,
+  joinPath,
+  parentOf,
+  pathOf,
+  pythonJson,
+  readJson,
+} from "../io/files.ts";
+import { componentFile } from "../io/folder.ts";
 import {
   encodeFloat,
   type LazyTensor,
@@ -25,708 +27,44 @@ import {
   type TensorEntry,
   writeSafetensors,
 } from "../io/safetensors.ts";
-import { type ParamSpec, specLeaves, type SpecLike } from "../nn/spec.ts";
-import { type Autoencoder, autoencoderSpec } from "../models/autoencoder.ts";
+import type { Spec } from "../nn/spec.ts";
+import { autoencoderSpec } from "../models/autoencoder.ts";
 import {
   diskShape,
   load,
+  oldAutoencoderNames,
   sameDiskShape,
   type TensorSource,
   toDisk,
 } from "../models/checkpoint.ts";
 import {
-  type AutoencoderConfig,
   parseAutoencoderConfig,
   parseTextEncoderConfig,
   parseUNetConfig,
-  parseWith,
-  perLevel,
-  type TextEncoderConfig,
-  type UNetConfig,
 } from "../models/config.ts";
-import type { Model } from "../models/model.ts";
-import { type TextEncoder, textEncoderSpec } from "../models/text_encoder.ts";
+import type { Model, ModelParts } from "../models/model.ts";
+import { CLIP_EXTRAS, textEncoderSpec } from "../models/text_encoder.ts";
 import { loadTokenizer, type Tokenizer } from "../models/tokenizer.ts";
-import { type UNet, unetSpec } from "../models/unet.ts";
-
-/** The two layouts of single files: `sd1` has CLIP's text encoder, `sd2` OpenCLIP's. */
-export type LdmLayout = "sd1" | "sd2";
-
-/** The networks of a single file. */
-export type LdmComponent = "textEncoder" | "unet" | "autoencoder";
-
-/** The configs of the networks of a single file. */
-export interface LdmConfigs {
-  /** The text encoder's. */
-  readonly textEncoder: TextEncoderConfig;
-  /** The UNet's. */
-  readonly unet: UNetConfig;
-  /** The autoencoder's. */
-  readonly autoencoder: AutoencoderConfig;
-}
-
-/** What the noise prediction of a model is trained to be. */
-export type LdmPrediction = "epsilon" | "v_prediction";
-
-/** One tensor of a single file and the parameters of ours that it holds. */
-export interface LdmEntry {
-  /** Names it may have; the first is the one that is written. */
-  readonly names: readonly string[];
-  /** Shape on disk. */
-  readonly shape: readonly number[];
-  readonly component: LdmComponent;
-  /** Parameters, stacked along the first axis on disk where there are several. */
-  readonly parts: readonly {
-    readonly path: string;
-    readonly param: ParamSpec;
-  }[];
-}
-
-/** A module of ours and of theirs; both also as the beginning of a name. */
-type Row = readonly [ours: string, theirs: string];
-
-const PREFIX: Readonly<Record<LdmComponent, string>> = {
-  unet: "model.diffusion_model.",
-  autoencoder: "first_stage_model.",
-  textEncoder: "cond_stage_model.",
-};
-
-const UNET_RESNET: readonly Row[] = [
-  ["norm1", "in_layers.0"],
-  ["conv1", "in_layers.2"],
-  ["time_emb_proj", "emb_layers.1"],
-  ["norm2", "out_layers.0"],
-  ["conv2", "out_layers.3"],
-  ["conv_shortcut", "skip_connection"],
-];
-
-const AUTOENCODER_RESNET: readonly Row[] = [
-  ["norm1", "norm1"],
-  ["conv1", "conv1"],
-  ["norm2", "norm2"],
-  ["conv2", "conv2"],
-  ["conv_shortcut", "nin_shortcut"],
-];
-
-const AUTOENCODER_ATTENTION: readonly Row[] = [
-  ["group_norm", "norm"],
-  ["to_q", "q"],
-  ["to_k", "k"],
-  ["to_v", "v"],
-  ["to_out.0", "proj_out"],
-];
-
-const OPENCLIP_LAYER: readonly Row[] = [
-  ["layer_norm1", "ln_1"],
-  ["layer_norm2", "ln_2"],
-  ["mlp.fc1", "mlp.c_fc"],
-  ["mlp.fc2", "mlp.c_proj"],
-  ["self_attn.out_proj", "attn.out_proj"],
-  // Three of ours, one of theirs, stacked in this order.
-  ["self_attn.q_proj.weight", "attn.in_proj_weight"],
-  ["self_attn.k_proj.weight", "attn.in_proj_weight"],
-  ["self_attn.v_proj.weight", "attn.in_proj_weight"],
-  ["self_attn.q_proj.bias", "attn.in_proj_bias"],
-  ["self_attn.k_proj.bias", "attn.in_proj_bias"],
-  ["self_attn.v_proj.bias", "attn.in_proj_bias"],
-];
-
-function below(
-  ours: string,
-  theirs: string,
-  rows: readonly Row[],
-): Row[] {
-  return rows.map(([a, b]): Row => [`${ours}.${a}`, `${theirs}.${b}`]);
-}
-
-/** Blocks are counted through all levels; a level's sampler is a block, too. */
-function unetRows(config: UNetConfig): Row[] {
-  const rows: Row[] = [
-    ["time_embedding.linear_1", "time_embed.0"],
-    ["time_embedding.linear_2", "time_embed.2"],
-    ["conv_in", "input_blocks.0.0"],
-    ["conv_norm_out", "out.0"],
-    ["conv_out", "out.2"],
-  ];
-  const levels = config.block_out_channels.length;
-  let block = 1;
-  config.down_block_types.forEach((_, i) => {
-    for (let j = 0; j < perLevel(config.layers_per_block, i); j++, block++) {
-      const theirs = `input_blocks.${block}`;
-      rows.push(
-        ...below(`down_blocks.${i}.resnets.${j}`, `${theirs}.0`, UNET_RESNET),
-        [`down_blocks.${i}.attentions.${j}`, `${theirs}.1`],
-      );
-    }
-    if (i < levels - 1) {
-      rows.push([
-        `down_blocks.${i}.downsamplers.0.conv`,
-        `input_blocks.${block++}.0.op`,
-      ]);
-    }
-  });
-  rows.push(
-    ...below("mid_block.resnets.0", "middle_block.0", UNET_RESNET),
-    ["mid_block.attentions.0", "middle_block.1"],
-    ...below("mid_block.resnets.1", "middle_block.2", UNET_RESNET),
-  );
-  block = 0;
-  config.up_block_types.forEach((type, i) => {
-    const layers = perLevel(config.layers_per_block, levels - 1 - i) + 1;
-    for (let j = 0; j < layers; j++, block++) {
-      const theirs = `output_blocks.${block}`;
-      rows.push(
-        ...below(`up_blocks.${i}.resnets.${j}`, `${theirs}.0`, UNET_RESNET),
-        [`up_blocks.${i}.attentions.${j}`, `${theirs}.1`],
-      );
-    }
-    // The upsampler stands in the last block, behind whatever is there.
-    const place = type === "CrossAttnUpBlock2D" ? 2 : 1;
-    rows.push([
-      `up_blocks.${i}.upsamplers.0.conv`,
-      `output_blocks.${block - 1}.${place}.conv`,
-    ]);
-  });
-  return rows;
-}
-
-function autoencoderRows(config: AutoencoderConfig): Row[] {
-  const levels = config.block_out_channels.length;
-  const rows: Row[] = [
-    ["quant_conv", "quant_conv"],
-    ["post_quant_conv", "post_quant_conv"],
-  ];
-  for (const half of ["encoder", "decoder"]) {
-    rows.push(
-      [`${half}.conv_in`, `${half}.conv_in`],
-      [`${half}.conv_norm_out`, `${half}.norm_out`],
-      [`${half}.conv_out`, `${half}.conv_out`],
-      ...below(
-        `${half}.mid_block.resnets.0`,
-        `${half}.mid.block_1`,
-        AUTOENCODER_RESNET,
-      ),
-      ...below(
-        `${half}.mid_block.attentions.0`,
-        `${half}.mid.attn_1`,
-        AUTOENCODER_ATTENTION,
-      ),
-      ...below(
-        `${half}.mid_block.resnets.1`,
-        `${half}.mid.block_2`,
-        AUTOENCODER_RESNET,
-      ),
-    );
-  }
-  for (let i = 0; i < levels; i++) {
-    const down = `encoder.down.${i}`;
-    // The decoder's levels are counted from the highest resolution, too.
-    const up = `decoder.up.${levels - 1 - i}`;
-    for (let j = 0; j <= config.layers_per_block; j++) {
-      rows.push(
-        ...below(
-          `encoder.down_blocks.${i}.resnets.${j}`,
-          `${down}.block.${j}`,
-          AUTOENCODER_RESNET,
-        ),
-        ...below(
-          `decoder.up_blocks.${i}.resnets.${j}`,
-          `${up}.block.${j}`,
-          AUTOENCODER_RESNET,
-        ),
-      );
-    }
-    rows.push(
-      [
-        `encoder.down_blocks.${i}.downsamplers.0.conv`,
-        `${down}.downsample.conv`,
-      ],
-      [`decoder.up_blocks.${i}.upsamplers.0.conv`, `${up}.upsample.conv`],
-    );
-  }
-  return rows;
-}
-
-function textRows(config: TextEncoderConfig, layout: LdmLayout): Row[] {
-  if (layout === "sd1") return [["text_model", "transformer.text_model"]];
-  const rows: Row[] = [
-    ["text_model.embeddings.token_embedding", "model.token_embedding"],
-    [
-      "text_model.embeddings.position_embedding.weight",
-      "model.positional_embedding",
-    ],
-    ["text_model.final_layer_norm", "model.ln_final"],
-  ];
-  for (let i = 0; i < config.num_hidden_layers; i++) {
-    rows.push(
-      ...below(
-        `text_model.encoder.layers.${i}`,
-        `model.transformer.resblocks.${i}`,
-        OPENCLIP_LAYER,
-      ),
-    );
-  }
-  return rows;
-}
-
-/** Old names: some files lack one level of the text encoder's modules. */
-function namesOf(component: LdmComponent, theirs: string): string[] {
-  const name = PREFIX[component] + theirs;
-  const old = component === "textEncoder" &&
-    theirs.startsWith("transformer.text_model.");
-  return old ? [name, name.replace(".text_model.", ".")] : [name];
-}
-
-/** Their name of a parameter, by the longest row that begins it. */
-function translate(rows: ReadonlyMap<string, string>, path: string): string {
-  for (let end = path.length; end > 0; end = path.lastIndexOf(".", end - 1)) {
-    const theirs = rows.get(path.slice(0, end));
-    if (theirs !== undefined) return theirs + path.slice(end);
-  }
-  throw cannot("name a parameter as LDM does", "a known module", path);
-}
-
-/**
- * Every tensor of a single file for a model of these configs.
- *
- * @param configs The configs.
- * @param layout Layout of the text encoder.
- * @returns The tensors; each parameter of the model is a part of exactly one.
- *
- * @example
- * ```ts ignore
- * const entries = ldmEntries(configs, "sd1");
- * entries[0].names[0]; // "model.diffusion_model.input_blocks.0.0.weight"
- * ```
- */
-export function ldmEntries(
-  configs: LdmConfigs,
-  layout: LdmLayout,
-): LdmEntry[] {
-  const components: [LdmComponent, readonly Row[], SpecLike][] = [
-    ["unet", unetRows(configs.unet), unetSpec(configs.unet)],
-    [
-      "autoencoder",
-      autoencoderRows(configs.autoencoder),
-      autoencoderSpec(configs.autoencoder),
-    ],
-    [
-      "textEncoder",
-      textRows(configs.textEncoder, layout),
-      textEncoderSpec(configs.textEncoder),
-    ],
-  ];
-  return components.flatMap(([component, rows, spec]) => {
-    const theirs = new Map(rows);
-    const order = new Map(rows.map(([ours], i) => [ours, i]));
-    const groups = new Map<string, LdmEntry["parts"][number][]>();
-    for (const [path, param] of specLeaves(spec)) {
-      const name = translate(theirs, path);
-      const group = groups.get(name) ?? [];
-      groups.set(name, group);
-      group.push({ path, param });
-    }
-    return [...groups].map(([name, group]): LdmEntry => {
-      const parts = group.length === 1
-        ? group
-        : group.toSorted((a, b) => order.get(a.path)! - order.get(b.path)!);
-      return {
-        component,
-        names: namesOf(component, name),
-        shape: stackedShape(component, parts),
-        parts,
-      };
-    });
-  });
-}
-
-function stackedShape(
-  component: LdmComponent,
-  parts: LdmEntry["parts"],
-): number[] {
-  const shapes = parts.map(({ param }) => diskShape(param.kind, param.shape));
-  const shape = [...shapes[0]];
-  for (const other of shapes.slice(1)) shape[0] += other[0];
-  // Their autoencoder attends through 1×1 convolutions.
-  const conv = component === "autoencoder" && parts[0].param.kind === "linear";
-  return conv ? [...shape, 1, 1] : shape;
-}
-
-/** A key that may stand in a single file and is not read, and why. */
-export interface LdmIgnored {
-  /** The keys. */
-  readonly keys: RegExp;
-  /** Why they are not read. */
-  readonly why: string;
-}
-
-/** What a single file may hold beside the model. */
-export const LDM_IGNORED: readonly LdmIgnored[] = [
-  { keys: /^model_ema\./, why: "running averages kept for training" },
-  {
-    keys: new RegExp(
-      "^(betas|alphas_cumprod(_prev)?|sqrt_alphas_cumprod|" +
-        "sqrt_one_minus_alphas_cumprod|log_one_minus_alphas_cumprod|" +
-        "sqrt_recip(m1)?_alphas_cumprod|posterior_variance|" +
-        "posterior_log_variance_clipped|posterior_mean_coef[12]|" +
-        "lvlb_weights|logvar|scale_factor)$",
-    ),
-    why: "the noise schedule, which follows from the scheduler's config",
-  },
-  {
-    keys: /^first_stage_model\.(loss|model_ema)\./,
-    why: "discriminator and averages of the autoencoder's training",
-  },
-  {
-    keys:
-      /^cond_stage_model\.transformer\.(text_model\.)?embeddings\.position_ids$/,
-    why: "the numbers 0, 1, 2, …",
-  },
-  {
-    keys:
-      /^cond_stage_model\.(model|transformer)\.(text_projection(\.weight)?|logit_scale|attn_mask)$/,
-    why: "CLIP's head, which Stable Diffusion does not use",
-  },
-];
-
-/** Marker tensors by which other tools tell v-prediction. */
-const V_MARKER = /^(v_pred|ztsnr)$/;
-
-const LAST_LAYER = /^cond_stage_model\.model\.transformer\.resblocks\.(\d+)\./;
-
-/**
- * Whether the names are those of a single file with a whole Stable Diffusion.
- *
- * @param keys Names of the tensors.
- */
-export function isLdm(keys: Iterable<string>): boolean {
-  for (const key of keys) {
-    if (key.startsWith(PREFIX.unet)) return true;
-  }
-  return false;
-}
-
-/** What the names and shapes of a single file tell. */
-export interface LdmDescription {
-  /** Which names it uses. */
-  readonly layout: LdmLayout;
-  /** Configs told from names and shapes. */
-  readonly configs: LdmConfigs;
-  /** Undefined where nothing in the file tells. */
-  readonly predictionType?: LdmPrediction;
-  /** The scheduler's config, where the file (one of ours) has it. */
-  readonly scheduler?: Readonly<Record<string, unknown>>;
-}
-
-/** Values that replace what is inferred, field by field. */
-export interface LdmOverrides {
-  /** Fields of the text encoder's config. */
-  readonly textEncoder?: Readonly<Record<string, unknown>>;
-  /** Fields of the UNet's config. */
-  readonly unet?: Readonly<Record<string, unknown>>;
-  /** Fields of the autoencoder's config. */
-  readonly autoencoder?: Readonly<Record<string, unknown>>;
-}
-
-/** Where our own files keep what shapes cannot tell. */
-const METADATA = "mix_of_show.configs";
-
-const metadataSchema = z.object({
-  textEncoder: z.record(z.string(), z.unknown()),
-  unet: z.record(z.string(), z.unknown()),
-  autoencoder: z.record(z.string(), z.unknown()),
-  scheduler: z.record(z.string(), z.unknown()),
-});
-
-/** The header of a single file: names, shapes, metadata. */
-export type LdmHeader = Pick<SafetensorsFile, "entries"> & {
-  readonly metadata?: Readonly<Record<string, string>>;
-};
-
-/**
- * Tells layout and configs of a single file from names, shapes and metadata.
- *
- * What shapes cannot tell (heads, norm groups, ε) is Stable Diffusion 1.x's or
- * 2.x's, unless the file is one of {@linkcode saveSingleFile} or the caller
- * says otherwise.
- *
- * @param file The open file.
- * @param overrides Fields of the configs that the caller knows better.
- * @throws If the file is no Stable Diffusion 1.x or 2.x.
- */
-export function describeLdm(
-  file: LdmHeader,
-  overrides: LdmOverrides = {},
-): LdmDescription {
-  const what = "read a single-file model";
-  const shape = (key: string) => file.entries.get(key)?.shape;
-  const has = (key: string) => file.entries.has(key);
-  const foreign = [...file.entries.keys()].find((key) =>
-    /^(conditioner\.|text_encoders\.|model\.diffusion_model\.joint_blocks\.|model\.diffusion_model\.label_emb\.)/
-      .test(key)
-  );
-  if (foreign !== undefined) {
-    throw cannot(
-      what,
-      "Stable Diffusion 1.x or 2.x",
-      `a model with ${foreign}`,
-    );
-  }
-  if (!isLdm(file.entries.keys())) {
-    const first = [...file.entries.keys()].slice(0, 3).join(", ");
-    throw cannot(
-      what,
-      `keys that begin with ${Object.values(PREFIX).join(", ")}`,
-      first || "no tensors",
-    );
-  }
-  const layout: LdmLayout = has("cond_stage_model.model.ln_final.weight") ||
-      has("cond_stage_model.model.token_embedding.weight")
-    ? "sd2"
-    : "sd1";
-  const stored = storedConfigs(file.metadata?.[METADATA]);
-  const configs: LdmConfigs = {
-    textEncoder: parseTextEncoderConfig({
-      ...stored?.textEncoder,
-      ...inferTextEncoder(layout, shape, stored?.textEncoder),
-      ...overrides.textEncoder,
-    }),
-    unet: parseUNetConfig({
-      ...stored?.unet,
-      ...inferUNet(layout, shape, stored?.unet),
-      ...overrides.unet,
-    }),
-    autoencoder: parseAutoencoderConfig({
-      ...stored?.autoencoder,
-      ...inferAutoencoder(shape, stored?.autoencoder),
-      ...overrides.autoencoder,
-    }),
-  };
-  const predictionType = predictionOf(file, layout, stored?.scheduler);
-  return {
-    layout,
-    configs,
-    ...(predictionType ? { predictionType } : {}),
-    ...(stored ? { scheduler: stored.scheduler } : {}),
-  };
-}
-
-function storedConfigs(
-  text: string | undefined,
-): z.infer<typeof metadataSchema> | undefined {
-  if (text === undefined) return undefined;
-  const from = `the metadata ${METADATA}`;
-  return parseWith(from, metadataSchema, parseJson(text, from));
-}
-
-function predictionOf(
-  file: LdmHeader,
-  layout: LdmLayout,
-  scheduler: Readonly<Record<string, unknown>> | undefined,
-): LdmPrediction | undefined {
-  const said = scheduler?.prediction_type ??
-    file.metadata?.["modelspec.prediction_type"];
-  if (said === "epsilon") return "epsilon";
-  if (said === "v" || said === "v_prediction") return "v_prediction";
-  if (file.entries.has("v_pred")) return "v_prediction";
-  return layout === "sd1" ? "epsilon" : undefined;
-}
-
-type ShapeOf = (key: string) => readonly number[] | undefined;
-
-/** Counts i = 0, 1, 2, … as long as the name exists. */
-function count(shape: ShapeOf, name: (i: number) => string): number {
-  let i = 0;
-  while (shape(name(i))) i++;
-  return i;
-}
-
-function inferTextEncoder(
-  layout: LdmLayout,
-  shape: ShapeOf,
-  stored: Readonly<Record<string, unknown>> | undefined,
-): Record<string, unknown> {
-  const find = (theirs: string) =>
-    namesOf("textEncoder", theirs).map(shape).find((s) => s !== undefined);
-  if (layout === "sd2") {
-    const table = find("model.token_embedding.weight");
-    const width = table?.[1] ?? 1024;
-    const layers = count(
-      shape,
-      (i) =>
-        `${PREFIX.textEncoder}model.transformer.resblocks.${i}.ln_1.weight`,
-    );
-    // Stable Diffusion 2.x reads the last layer but one of OpenCLIP's 24; the
-    // last may be in the file and is left out.
-    const used = stored?.num_hidden_layers ?? (layers === 24 ? 23 : layers);
-    return {
-      vocab_size: table?.[0],
-      hidden_size: width,
-      max_position_embeddings: find("model.positional_embedding")?.[0],
-      num_hidden_layers: used,
-      intermediate_size: find("model.transformer.resblocks.0.mlp.c_fc.weight")
-        ?.[0],
-      ...(stored ? {} : {
-        num_attention_heads: Math.max(1, Math.floor(width / 64)),
-        hidden_act: "gelu",
-        projection_dim: find("model.text_projection")?.[1] ?? 512,
-      }),
-    };
-  }
-  const model = "transformer.text_model";
-  const table = find(`${model}.embeddings.token_embedding.weight`);
-  const width = table?.[1] ?? 768;
-  let layers = 0;
-  while (find(`${model}.encoder.layers.${layers}.layer_norm1.weight`)) layers++;
-  return {
-    vocab_size: table?.[0],
-    hidden_size: width,
-    max_position_embeddings: find(
-      `${model}.embeddings.position_embedding.weight`,
-    )?.[0],
-    // None is not a depth; the strict check then names the missing keys.
-    num_hidden_layers: layers || 12,
-    intermediate_size: find(`${model}.encoder.layers.0.mlp.fc1.weight`)?.[0],
-    ...(stored ? {} : {
-      num_attention_heads: Math.max(1, Math.floor(width / 64)),
-      hidden_act: "quick_gelu",
-      projection_dim: 768,
-    }),
-  };
-}
-
-function inferUNet(
-  layout: LdmLayout,
-  shape: ShapeOf,
-  stored: Readonly<Record<string, unknown>> | undefined,
-): Record<string, unknown> {
-  const at = (key: string) => shape(PREFIX.unet + key);
-  interface Level {
-    channels: number;
-    layers: number;
-    depth: number;
-    states?: number;
-  }
-  const levels: Level[] = [];
-  let open: Level | undefined;
-  for (let block = 1;; block++) {
-    const outputs = at(`input_blocks.${block}.0.in_layers.2.weight`)?.[0];
-    if (outputs !== undefined) {
-      if (!open) levels.push(open = { channels: outputs, layers: 0, depth: 0 });
-      open.layers++;
-      const attention = `input_blocks.${block}.1.transformer_blocks`;
-      open.depth = count(at, (k) => `${attention}.${k}.norm1.weight`);
-      open.states ??= at(`${attention}.0.attn2.to_k.weight`)?.[1];
-    } else if (at(`input_blocks.${block}.0.op.weight`)) {
-      open = undefined;
-    } else {
-      break;
-    }
-  }
-  const channels = levels.map((level) => level.channels);
-  const middle = "middle_block.1.transformer_blocks";
-  const states = at(`${middle}.0.attn2.to_k.weight`)?.[1] ??
-    levels.find((level) => level.states !== undefined)?.states;
-  const time = at("time_embed.0.weight")?.[0];
-  const cross = levels.map((level) => level.depth > 0);
-  const equal = <T>(values: readonly T[]) =>
-    values.every((value) => value === values[0]) ? values[0] : values;
-  const depths = levels.map((level) =>
-    level.depth || count(at, (k) => `${middle}.${k}.norm1.weight`) || 1
-  );
-  const scaleShift = at("input_blocks.1.0.emb_layers.1.weight")?.[0] ===
-    2 * (channels[0] ?? 0);
-  return {
-    in_channels: at("input_blocks.0.0.weight")?.[1],
-    out_channels: at("out.2.weight")?.[0],
-    conv_in_kernel: at("input_blocks.0.0.weight")?.[2],
-    conv_out_kernel: at("out.2.weight")?.[2],
-    ...(channels.length > 0
-      ? {
-        block_out_channels: channels,
-        layers_per_block: equal(levels.map((level) => level.layers)),
-        transformer_layers_per_block: equal(depths),
-        down_block_types: cross.map((c) =>
-          c ? "CrossAttnDownBlock2D" : "DownBlock2D"
-        ),
-        up_block_types: cross.toReversed().map((c) =>
-          c ? "CrossAttnUpBlock2D" : "UpBlock2D"
-        ),
-      }
-      : {}),
-    mid_block_type: at("middle_block.0.in_layers.0.weight")
-      ? "UNetMidBlock2DCrossAttn"
-      : null,
-    time_embedding_dim: time === 4 * (channels[0] ?? 0) ? null : time,
-    resnet_time_scale_shift: scaleShift ? "scale_shift" : "default",
-    use_linear_projection: projectionRank(at, middle) === 2,
-    ...(states === undefined ? {} : { cross_attention_dim: states }),
-    ...(stored ? {} : {
-      // diffusers' name for the number of heads: eight of any width in 1.x,
-      // any number of width 64 in 2.x.
-      attention_head_dim: layout === "sd1"
-        ? 8
-        : channels.map((c) => Math.max(1, Math.floor(c / 64))),
-      sample_size: 64,
-    }),
-  };
-}
-
-function projectionRank(at: ShapeOf, middle: string): number | undefined {
-  return at(middle.replace("transformer_blocks", "proj_in.weight"))?.length;
-}
-
-function inferAutoencoder(
-  shape: ShapeOf,
-  stored: Readonly<Record<string, unknown>> | undefined,
-): Record<string, unknown> {
-  const at = (key: string) => shape(PREFIX.autoencoder + key);
-  const levels = count(at, (i) => `encoder.down.${i}.block.0.conv1.weight`);
-  const layers = count(at, (j) => `encoder.down.0.block.${j}.conv1.weight`);
-  const repeat = (type: string) => new Array(levels).fill(type);
-  return {
-    in_channels: at("encoder.conv_in.weight")?.[1],
-    out_channels: at("decoder.conv_out.weight")?.[0],
-    latent_channels: at("post_quant_conv.weight")?.[0],
-    ...(levels > 0
-      ? {
-        block_out_channels: Array.from(
-          { length: levels },
-          (_, i) => at(`encoder.down.${i}.block.0.conv1.weight`)![0],
-        ),
-        layers_per_block: layers,
-        down_block_types: repeat("DownEncoderBlock2D"),
-        up_block_types: repeat("UpDecoderBlock2D"),
-      }
-      // Nothing to infer from: the check then names what Stable Diffusion has.
-      : {
-        block_out_channels: [128, 256, 512, 512],
-        layers_per_block: 2,
-        down_block_types: new Array(4).fill("DownEncoderBlock2D"),
-        up_block_types: new Array(4).fill("UpDecoderBlock2D"),
-      }),
-    ...(stored ? {} : { sample_size: 512, scaling_factor: 0.18215 }),
-  };
-}
-
-/** The scheduler config that diffusers ships with Stable Diffusion. */
-function schedulerConfig(
-  predictionType: LdmPrediction,
-): Record<string, unknown> {
-  return {
-    _class_name: "PNDMScheduler",
-    beta_end: 0.012,
-    beta_schedule: "scaled_linear",
-    beta_start: 0.00085,
-    clip_sample: false,
-    num_train_timesteps: 1000,
-    prediction_type: predictionType,
-    set_alpha_to_one: false,
-    skip_prk_steps: true,
-    steps_offset: 1,
-    trained_betas: null,
-  };
-}
+import { unetSpec } from "../models/unet.ts";
+import { LORA_BASES } from "./dialects/base.ts";
+import {
+  describeLdm,
+  type LdmHeader,
+  type LdmOverrides,
+  MARKERS,
+  METADATA,
+  partsIn,
+  withPrefixes,
+} from "./ldm_config.ts";
+import {
+  LDM_PREFIX,
+  type LdmComponent,
+  type LdmConfigs,
+  ldmEntries,
+  type LdmEntry,
+  type LdmLayout,
+  type LdmPrediction,
+} from "./ldm_names.ts";
 
 /** Where a parameter lies in a file of other names: some rows of a tensor. */
 export interface Derivation {
@@ -774,23 +112,118 @@ export function derivedSource(
   };
 }
 
-/** Matches a file with what the configs say; every key is accounted for. */
+/** A key that may stand in a single file and is not read, and why. */
+export interface LdmIgnored {
+  /** The keys. */
+  readonly keys: RegExp;
+  /** Why they are not read. */
+  readonly why: string;
+  /** Whether most files have them, so that nobody need be told. */
+  readonly usual?: true;
+}
+
+/** What a single file may hold beside the model. */
+export const LDM_IGNORED: readonly LdmIgnored[] = [
+  { keys: /^model_ema\./, why: "running averages kept for training" },
+  {
+    keys: new RegExp(
+      "^(betas|alphas_cumprod(_prev)?|sqrt_alphas_cumprod|" +
+        "sqrt_one_minus_alphas_cumprod|log_one_minus_alphas_cumprod|" +
+        "sqrt_recip(m1)?_alphas_cumprod|posterior_variance|" +
+        "posterior_log_variance_clipped|posterior_mean_coef[12]|" +
+        "lvlb_weights|logvar|scale_factor)$",
+    ),
+    why: "the noise schedule, which follows from the scheduler's config",
+    usual: true,
+  },
+  {
+    keys: /^first_stage_model\.(loss|model_ema)\./,
+    why: "discriminator and averages of the autoencoder's training",
+  },
+  {
+    keys:
+      /^cond_stage_model\.transformer\.(text_model\.)?embeddings\.position_ids$/,
+    why: "the numbers 0, 1, 2, …",
+    usual: true,
+  },
+  {
+    keys:
+      /^cond_stage_model\.((model|transformer)\.)?(text_projection(\.weight|\.bias)?|logit_scale|attn_mask)$/,
+    why: "CLIP's head, which Stable Diffusion does not use",
+  },
+  {
+    keys:
+      /^cond_stage_model\.((model|transformer)\.)?(visual|vision_model|visual_projection)\./,
+    why: "CLIP's image encoder",
+  },
+];
+
+const MARKER_KEYS: ReadonlySet<string> = new Set(Object.values(MARKERS));
+
+const LAST_LAYER = /^cond_stage_model\.model\.transformer\.resblocks\.(\d+)\./;
+
+/**
+ * Keys of a single file that are no part of the model and that few files have:
+ * what another tool has put beside it.
+ *
+ * @param keys Names of the tensors.
+ */
+export function ldmExtras(keys: Iterable<string>): string[] {
+  const prefixes = Object.values(LDM_PREFIX);
+  return [...keys].filter((key) => {
+    if (MARKER_KEYS.has(key)) return false;
+    const known = LDM_IGNORED.find((ignored) => ignored.keys.test(key));
+    return known ? !known.usual : !prefixes.some((p) => key.startsWith(p));
+  });
+}
+
+/**
+ * Names by their beginnings, with how many there are of each.
+ *
+ * @param keys Names of tensors.
+ *
+ * @example
+ * ```ts
+ * byBeginning(["model_ema.a", "model_ema.b", "c"]); // "model_ema (2), c"
+ * ```
+ */
+export function byBeginning(keys: readonly string[]): string {
+  const counts = new Map<string, number>();
+  for (const key of keys) {
+    const start = /^lora_/.test(key) ? key.split("_", 2).join("_") : key
+        .startsWith("cond_stage_model.")
+      ? key
+      : key.split(".")[0];
+    counts.set(start, (counts.get(start) ?? 0) + 1);
+  }
+  const parts = [...counts].map(([start, n]) =>
+    n > 1 ? `${start} (${n})` : start
+  );
+  return listed(parts);
+}
+
+/** Where the parameters of each network lie in a file. */
+type Matches = ReadonlyMap<LdmComponent, ReadonlyMap<string, Derivation>>;
+
+/**
+ * Matches networks of a file with what the configs say. Every key of theirs is
+ * accounted for; what is no network's is let be.
+ */
 function matchKeys(
   file: LdmHeader,
-  entries: readonly LdmEntry[],
+  configs: LdmConfigs,
   layout: LdmLayout,
-  layers: number,
+  wanted: ReadonlySet<LdmComponent>,
   what: string,
-): Map<LdmComponent, Map<string, Derivation>> {
+): Matches {
   const missing: string[] = [];
   const misshapen: string[] = [];
   const used = new Set<string>();
-  const found = new Map<LdmComponent, Map<string, Derivation>>([
-    ["unet", new Map()],
-    ["autoencoder", new Map()],
-    ["textEncoder", new Map()],
-  ]);
-  for (const { names, shape, component, parts } of entries) {
+  const found = new Map<LdmComponent, Map<string, Derivation>>();
+  for (const component of wanted) found.set(component, new Map());
+  for (const entry of ldmEntries(configs, layout)) {
+    const { names, shape, component, parts } = entry;
+    if (!wanted.has(component)) continue;
     const key = names.find((name) => file.entries.has(name));
     if (key === undefined) {
       missing.push(names[0]);
@@ -811,8 +244,10 @@ function matchKeys(
       begin += part[0] ?? 1;
     }
   }
+  const layers = configs.textEncoder.num_hidden_layers;
+  const prefixes = [...wanted].map((component) => LDM_PREFIX[component]);
   const unexpected = [...file.entries.keys()].filter((key) => {
-    if (used.has(key) || V_MARKER.test(key)) return false;
+    if (used.has(key) || !prefixes.some((p) => key.startsWith(p))) return false;
     if (LDM_IGNORED.some(({ keys }) => keys.test(key))) return false;
     // Layers after the one that is read.
     const layer = layout === "sd2" ? key.match(LAST_LAYER)?.[1] : undefined;
@@ -823,13 +258,199 @@ function matchKeys(
   return found;
 }
 
-/** Settings of {@linkcode loadSingleFile}. */
-export interface LoadSingleFileOptions {
-  /**
-   * CLIP's tokenizer, or a folder with its vocab.json and merges.txt: no
-   * single file holds one.
-   */
-  readonly tokenizer: Tokenizer | string | URL;
+/** A network of a model, as {@linkcode Model} has it. */
+type Part<C extends LdmComponent> = ModelParts[C];
+
+/** What is to know of each network: its folder, its config, its parameters. */
+const PARTS: {
+  readonly [C in LdmComponent]: {
+    readonly name: string;
+    readonly option: string;
+    readonly folder: string;
+    readonly parse: (json: unknown) => Part<C>["config"];
+    readonly spec: (config: Part<C>["config"]) => Spec<Part<C>["params"]>;
+    readonly load?: {
+      readonly aliases?: (path: string) => readonly string[];
+      readonly ignore?: RegExp;
+    };
+  };
+} = {
+  textEncoder: {
+    name: "a text encoder",
+    option: "--text-encoder",
+    folder: "text_encoder",
+    parse: parseTextEncoderConfig,
+    spec: textEncoderSpec,
+    load: { ignore: CLIP_EXTRAS },
+  },
+  unet: {
+    name: "a UNet",
+    option: "--unet",
+    folder: "unet",
+    parse: parseUNetConfig,
+    spec: unetSpec,
+  },
+  autoencoder: {
+    name: "a VAE",
+    option: "--vae",
+    folder: "vae",
+    parse: parseAutoencoderConfig,
+    spec: autoencoderSpec,
+    load: { aliases: oldAutoencoderNames },
+  },
+};
+
+/** The networks of a model, in the order in which they are read. */
+const COMPONENTS: readonly LdmComponent[] = [
+  "textEncoder",
+  "unet",
+  "autoencoder",
+];
+
+/**
+ * Names the networks that a file has: `a UNet and a VAE`.
+ *
+ * @param found The networks.
+ */
+export function partNames(found: Iterable<LdmComponent>): string {
+  return [...found].map((component) => PARTS[component].name).join(" and ");
+}
+
+/** Reads a network out of an open file under the names of whole checkpoints. */
+async function readPart<C extends LdmComponent>(
+  component: C,
+  file: SafetensorsFile,
+  configs: LdmConfigs,
+  matches: Matches,
+  what: string,
+): Promise<Part<C>> {
+  const { spec } = PARTS[component];
+  const config = configs[component] as Part<C>["config"];
+  const source = derivedSource(file, matches.get(component)!);
+  const params = await load(spec(config), source, { what });
+  return { config, params } as Part<C>;
+}
+
+/**
+ * The config of a network in diffusers' names: that beside the file, else that
+ * of Stable Diffusion 1.x or 2.x.
+ */
+async function configOf(
+  component: LdmComponent,
+  path: string,
+  file: SafetensorsFile,
+): Promise<unknown> {
+  const beside = joinPath(parentOf(path), "config.json");
+  if (await exists(beside)) return await readJson(beside);
+  if (component === "autoencoder") {
+    const type = (name: string) => new Array(4).fill(name);
+    return {
+      block_out_channels: [128, 256, 512, 512],
+      layers_per_block: 2,
+      down_block_types: type("DownEncoderBlock2D"),
+      up_block_types: type("UpDecoderBlock2D"),
+      sample_size: 512,
+    };
+  }
+  const key = [...file.entries.keys()].find((name) =>
+    name.endsWith("attn2.to_k.weight")
+  );
+  const width = key === undefined ? 768 : file.entries.get(key)!.shape[1];
+  const inputs = file.entries.get("conv_in.weight")?.shape[1] ?? 4;
+  const [, unet] = LORA_BASES[width === 1024 ? "sd21" : "sd15"];
+  return { ...unet, in_channels: inputs };
+}
+
+/**
+ * Loads one network of a model: from a `.safetensors` file of it alone or of a
+ * whole checkpoint, in diffusers' names or in those of the original code, or
+ * from a folder of diffusers (the network's, or the model's around it).
+ *
+ * @param component Which network.
+ * @param path The file or folder.
+ * @param options `variant` of a folder's weights.
+ * @returns The network; its tensors are the caller's.
+ * @throws If there is no such network, or anything in it is missing, unexpected
+ * or misshapen.
+ *
+ * @example
+ * ```ts ignore
+ * const autoencoder = await loadPart("autoencoder", "vae-ft-mse-840000.safetensors");
+ * const model = await loadSingleFile("novae.safetensors", {
+ *   tokenizer: "sd-v1-5/tokenizer",
+ *   parts: { autoencoder },
+ * });
+ * ```
+ */
+export async function loadPart<C extends LdmComponent>(
+  component: C,
+  path: string | URL,
+  options: { readonly variant?: string } = {},
+): Promise<Part<C>> {
+  const shown = pathOf(path);
+  const part = PARTS[component];
+  const what = `load ${part.name} from ${shown}`;
+  const read = async (json: unknown, file: SafetensorsFile) => {
+    const config = part.parse(json);
+    const params = await load(part.spec(config), file, {
+      ...part.load,
+      what: `${part.name.replace(/^a /, "the ")} of ${shown}`,
+    });
+    return { config, params } as Part<C>;
+  };
+  if ((await stat(shown, what)).isDirectory) {
+    const inside = joinPath(shown, part.folder);
+    const folder = await exists(joinPath(inside, "config.json"))
+      ? inside
+      : shown;
+    const config = joinPath(folder, "config.json");
+    if (!await exists(config)) {
+      throw cannot(what, `a config.json in it or in ${part.folder}`, "none");
+    }
+    const json = await readJson(config);
+    const file = await componentFile(folder, "", options);
+    try {
+      return await read(json, file);
+    } finally {
+      file.close();
+    }
+  }
+  const file = await openSafetensors(path);
+  try {
+    const found = partsIn(file.entries.keys());
+    const naming = found.get(component);
+    if (naming === undefined) {
+      describeLdm(file);
+      throw cannot(what, part.name, partNames(found.keys()));
+    }
+    if (naming === "diffusers") {
+      return await read(await configOf(component, shown, file), file);
+    }
+    const whole = withPrefixes(file);
+    const { configs, layout } = describeLdm(whole);
+    const matches = matchKeys(
+      whole,
+      configs,
+      layout,
+      new Set<LdmComponent>([component]),
+      what,
+    );
+    return await readPart(component, whole, configs, matches, shown);
+  } finally {
+    file.close();
+  }
+}
+
+async function stat(path: string, what: string): Promise<Deno.FileInfo> {
+  try {
+    return await Deno.stat(path);
+  } catch {
+    throw cannot(what, "a file or folder that exists", "none");
+  }
+}
+
+/** Settings of {@linkcode loadNetworks}. */
+export interface LoadNetworksOptions {
   /** Fields of the configs that shapes cannot tell and the caller knows. */
   readonly config?: LdmOverrides;
   /**
@@ -839,19 +460,156 @@ export interface LoadSingleFileOptions {
   readonly predictionType?: LdmPrediction;
   /** The scheduler's config, if it is not Stable Diffusion's own. */
   readonly scheduler?: Readonly<Record<string, unknown>>;
+  /**
+   * Networks in place of the file's, which are not read: for files without a
+   * VAE, or of a UNet alone. They are the caller's until the model has them.
+   */
+  readonly parts?: Partial<ModelParts>;
+  /** Hears what is in the file and is not read, or is read in a special way. */
+  readonly onNote?: (note: string) => void;
+}
+
+/** Settings of {@linkcode loadSingleFile}. */
+export interface LoadSingleFileOptions extends LoadNetworksOptions {
+  /**
+   * CLIP's tokenizer, or a folder with its vocab.json and merges.txt: no
+   * single file holds one.
+   */
+  readonly tokenizer: Tokenizer | string | URL;
+}
+
+/** The networks of a model and its scheduler: all of it but the tokenizer. */
+export type Networks = ModelParts & Pick<Model, "scheduler">;
+
+/**
+ * Loads the networks of a single file, strictly and tensor by tensor; see
+ * {@linkcode loadSingleFile}. No tokenizer is needed: to write another single
+ * file, for example.
+ *
+ * @param path The file.
+ * @param options What the file does not tell.
+ * @returns The networks; their tensors are the caller's.
+ * @throws As {@linkcode loadSingleFile}.
+ */
+export async function loadNetworks(
+  path: string | URL,
+  options: LoadNetworksOptions = {},
+): Promise<Networks> {
+  const shown = pathOf(path);
+  const what = `load ${shown}`;
+  if (/\.(ckpt|pt|pth|bin|pkl)$/i.test(shown)) {
+    throw cannot(
+      what,
+      "a .safetensors file",
+      "a pickle checkpoint, which can run any code when it is loaded; " +
+        "convert it to safetensors first",
+    );
+  }
+  const { parts: given = {}, onNote } = options;
+  const opened = await openSafetensors(path);
+  const made: unknown[] = [];
+  try {
+    const present = partsIn(opened.entries.keys());
+    const file = withPrefixes(opened);
+    const described = describeLdm(file, options.config);
+    const lacking = COMPONENTS.filter((c) => !given[c] && !present.has(c));
+    if (lacking.length > 0) {
+      throw cannot(
+        what,
+        `${partNames(lacking)} in it or from another file (${
+          lacking.map((c) => PARTS[c].option).join(", ")
+        })`,
+        `only ${partNames(present.keys())}`,
+      );
+    }
+    const predictionType = options.predictionType ?? described.predictionType;
+    const scheduler = options.scheduler ?? described.scheduler;
+    if (!predictionType && !scheduler) {
+      throw cannot(
+        what,
+        'a predictionType: "v_prediction" (Stable Diffusion 2.x at 768) or ' +
+          '"epsilon" (2.x base at 512)',
+        "none, and the file does not tell",
+      );
+    }
+    const own = COMPONENTS.filter((c) => !given[c]);
+    const ours = own.filter((c) => present.get(c) !== "diffusers");
+    const { configs, layout } = described;
+    const matches = matchKeys(file, configs, layout, new Set(ours), what);
+    const read = async <C extends LdmComponent>(c: C): Promise<Part<C>> => {
+      if (given[c]) return given[c] as Part<C>;
+      const part = ours.includes(c)
+        ? await readPart(c, file, configs, matches, shown)
+        : await loadPart(c, path);
+      made.push(part.params);
+      return part;
+    };
+    const networks: ModelParts = {
+      textEncoder: await read("textEncoder"),
+      unet: await read("unet"),
+      autoencoder: await read("autoencoder"),
+    };
+    note(file, described, onNote);
+    return {
+      ...networks,
+      scheduler: {
+        ...(scheduler ??
+          schedulerConfig(predictionType!, described.zeroTerminalSnr)),
+        ...(described.zeroTerminalSnr && !options.scheduler ? ZERO_SNR : {}),
+        ...(opened.entries.has(MARKERS.velocity) && !options.scheduler
+          ? { prediction_type: "v_prediction" }
+          : {}),
+        ...(options.predictionType
+          ? { prediction_type: options.predictionType }
+          : {}),
+      },
+    };
+  } catch (error) {
+    for (const params of made) disposeTree(params);
+    throw error;
+  } finally {
+    opened.close();
+  }
+}
+
+/** Says what is special about a file. */
+function note(
+  file: LdmHeader,
+  { zeroTerminalSnr }: { readonly zeroTerminalSnr: boolean },
+  onNote: ((note: string) => void) | undefined,
+): void {
+  if (!onNote) return;
+  if (file.entries.has(MARKERS.velocity)) {
+    onNote(`the marker ${MARKERS.velocity}: v-prediction`);
+  }
+  if (zeroTerminalSnr) {
+    onNote(
+      `the marker ${MARKERS.zeroTerminalSnr}: betas rescaled to zero terminal ` +
+        "SNR, trailing timesteps",
+    );
+  }
+  const extras = ldmExtras(file.entries.keys());
+  if (extras.length > 0) {
+    onNote(
+      `${extras.length} tensors beside the model are not read: ${
+        byBeginning(extras)
+      }`,
+    );
+  }
 }
 
 /**
  * Loads Stable Diffusion 1.x or 2.x from one `.safetensors` file, strictly and
- * tensor by tensor. What belongs to training ({@linkcode LDM_IGNORED}) is left
- * out; every other key must be a parameter.
+ * tensor by tensor. What belongs to training or to other tools
+ * ({@linkcode LDM_IGNORED}, and names of no network) is left out; every key of a
+ * network must be a parameter.
  *
  * @param path The file.
  * @param options Tokenizer; what the file does not tell.
  * @returns The model; its tensors are the caller's.
  * @throws If the file is a pickle, no Stable Diffusion 1.x or 2.x, or holds
- * anything missing, unexpected or misshapen (one error lists all keys); or if
- * the tokenizer does not fit the text encoder.
+ * anything missing, unexpected or misshapen in a network; or if the tokenizer
+ * does not fit the text encoder.
  *
  * @example
  * ```ts ignore
@@ -864,16 +622,7 @@ export async function loadSingleFile(
   path: string | URL,
   options: LoadSingleFileOptions,
 ): Promise<Model> {
-  const shown = pathOf(path);
-  const what = `load ${shown}`;
-  if (/\.(ckpt|pt|pth|bin|pkl)$/i.test(shown)) {
-    throw cannot(
-      what,
-      "a .safetensors file",
-      "a pickle checkpoint, which can run any code when it is loaded; " +
-        "convert it to safetensors first",
-    );
-  }
+  const what = `load ${pathOf(path)}`;
   if (!options?.tokenizer) {
     throw cannot(
       what,
@@ -882,77 +631,57 @@ export async function loadSingleFile(
       "none",
     );
   }
-  const tokenizer =
-    typeof options.tokenizer === "string" || options.tokenizer instanceof URL
-      ? await loadTokenizer(options.tokenizer)
-      : options.tokenizer;
-  const file = await openSafetensors(path);
-  const made: unknown[] = [];
+  const networks = await loadNetworks(path, options);
   try {
-    const described = describeLdm(file, options.config);
-    const { configs, layout } = described;
-    const predictionType = options.predictionType ?? described.predictionType;
-    const scheduler = options.scheduler ?? described.scheduler;
-    if (!predictionType && !scheduler) {
+    const tokenizer =
+      typeof options.tokenizer === "string" || options.tokenizer instanceof URL
+        ? await loadTokenizer(options.tokenizer)
+        : options.tokenizer;
+    const { vocab_size: rows } = networks.textEncoder.config;
+    if (tokenizer.vocabSize > rows) {
       throw cannot(
         what,
-        'a predictionType: "v_prediction" (Stable Diffusion 2.x at 768) or ' +
-          '"epsilon" (2.x base at 512)',
-        "none, and the file does not tell",
-      );
-    }
-    if (tokenizer.vocabSize > configs.textEncoder.vocab_size) {
-      throw cannot(
-        what,
-        `a tokenizer of at most ${configs.textEncoder.vocab_size} tokens, the ` +
-          "rows of the text encoder's table",
+        `a tokenizer of at most ${rows} tokens, the rows of the text encoder's ` +
+          "table",
         tokenizer.vocabSize,
       );
     }
-    const matched = matchKeys(
-      file,
-      ldmEntries(configs, layout),
-      layout,
-      configs.textEncoder.num_hidden_layers,
-      what,
-    );
-    const read = async <T>(
-      component: LdmComponent,
-      spec: SpecLike,
-    ): Promise<T> => {
-      const source = derivedSource(file, matched.get(component)!);
-      const params = await load<T>(spec, source, { what: shown });
-      made.push(params);
-      return params;
-    };
-    const text = await read<TextEncoder>(
-      "textEncoder",
-      textEncoderSpec(configs.textEncoder),
-    );
-    const unet = await read<UNet>("unet", unetSpec(configs.unet));
-    const autoencoder = await read<Autoencoder>(
-      "autoencoder",
-      autoencoderSpec(configs.autoencoder),
-    );
-    return {
-      tokenizer,
-      textEncoder: { config: configs.textEncoder, params: text },
-      unet: { config: configs.unet, params: unet },
-      autoencoder: { config: configs.autoencoder, params: autoencoder },
-      scheduler: {
-        ...(scheduler ?? schedulerConfig(predictionType!)),
-        ...(options.predictionType
-          ? { prediction_type: options.predictionType }
-          : {}),
-      },
-    };
+    return { tokenizer, ...networks };
   } catch (error) {
-    for (const params of made) disposeTree(params);
+    const { parts = {} } = options;
+    disposeTree(
+      COMPONENTS.filter((c) => !parts[c]).map((c) => networks[c].params),
+    );
     throw error;
-  } finally {
-    file.close();
   }
 }
+
+/** The scheduler config that diffusers ships with Stable Diffusion. */
+function schedulerConfig(
+  predictionType: LdmPrediction,
+  zeroTerminalSnr: boolean,
+): Record<string, unknown> {
+  return {
+    // PNDM has no zero terminal SNR in diffusers; DDIM is what its authors use.
+    _class_name: zeroTerminalSnr ? "DDIMScheduler" : "PNDMScheduler",
+    beta_end: 0.012,
+    beta_schedule: "scaled_linear",
+    beta_start: 0.00085,
+    clip_sample: false,
+    num_train_timesteps: 1000,
+    prediction_type: predictionType,
+    set_alpha_to_one: false,
+    ...(zeroTerminalSnr ? {} : { skip_prk_steps: true }),
+    steps_offset: 1,
+    trained_betas: null,
+  };
+}
+
+/** What the marker of zero terminal SNR stands for (Lin et al. 2023). */
+const ZERO_SNR = {
+  rescale_betas_zero_snr: true,
+  timestep_spacing: "trailing",
+} as const;
 
 /** Settings of {@linkcode saveSingleFile}. */
 export interface SaveSingleFileOptions {
@@ -984,7 +713,9 @@ export interface SaveSingleFileOptions {
  * {@linkcode loadSingleFile} restores a model of any shape.
  *
  * @param path The file.
- * @param model The model; merge its adapters first, they have no names here.
+ * @param model The model, or its networks; merge its adapters first, they have no
+ * names here. v-prediction and zero terminal SNR are marked as ComfyUI and A1111
+ * expect it.
  * @param options Type on disk, layout.
  * @throws If the model has learned tokens and they are not to be left out, or
  * adapters are attached.
@@ -996,7 +727,7 @@ export interface SaveSingleFileOptions {
  */
 export async function saveSingleFile(
   path: string | URL,
-  model: Model,
+  model: Networks & Pick<Model, "added">,
   options: SaveSingleFileOptions = {},
 ): Promise<void> {
   const { dtype = "F32", metadata } = options;
@@ -1054,9 +785,18 @@ export async function saveSingleFile(
     const length = configs.textEncoder.max_position_embeddings;
     const ids = BigInt64Array.from({ length }, (_, i) => BigInt(i));
     raw.push([
-      `${PREFIX.textEncoder}transformer.text_model.embeddings.position_ids`,
+      `${LDM_PREFIX.textEncoder}transformer.text_model.embeddings.position_ids`,
       { dtype: "I64", shape: [1, length], data: new Uint8Array(ids.buffer) },
     ]);
+  }
+  const { prediction_type: prediction, rescale_betas_zero_snr: zero } =
+    model.scheduler;
+  const marks = [
+    ...(prediction === "v_prediction" ? [MARKERS.velocity] : []),
+    ...(zero === true ? [MARKERS.zeroTerminalSnr] : []),
+  ];
+  for (const name of marks) {
+    raw.push([name, { dtype, shape: [0], data: new Uint8Array(0) }]);
   }
   await writeSafetensors(path, raw, {
     format: "pt",

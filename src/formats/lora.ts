@@ -753,6 +753,63 @@ function throughMid(
 const ADAPTER_MODEL = "adapter_model.safetensors";
 const ADAPTER_CONFIG = "adapter_config.json";
 
+/** Names of the weights in a folder of PEFT's. */
+const PEFT_WEIGHTS = [ADAPTER_MODEL, "adapter_model.bin"];
+
+/** Names of the weights that diffusers writes into a folder without a config. */
+const DIFFUSERS_WEIGHTS = [
+  "pytorch_lora_weights.safetensors",
+  "pytorch_lora_weights.bin",
+  "learned_embeds.safetensors",
+  "learned_embeds.bin",
+];
+
+/** The first of several names that a folder has. */
+async function firstOf(
+  folder: string,
+  names: readonly string[],
+): Promise<string | undefined> {
+  for (const name of names) {
+    if (await exists(joinPath(folder, name))) return joinPath(folder, name);
+  }
+}
+
+/** Folders of PEFT's: this one, or one a network below it. */
+async function peftFolders(folder: string): Promise<string[]> {
+  const found: string[] = [];
+  for (const below of ["", ...Object.values(PREFIX)]) {
+    const one = joinPath(folder, below);
+    if (await exists(joinPath(one, ADAPTER_CONFIG))) found.push(one);
+  }
+  return found;
+}
+
+/** The weights of a folder of PEFT's. */
+async function peftWeights(folder: string): Promise<string> {
+  const found = await firstOf(folder, PEFT_WEIGHTS);
+  if (found !== undefined) return found;
+  throw cannot(`read ${folder}`, PEFT_WEIGHTS.join(" or "), "neither");
+}
+
+/**
+ * The files that hold the tensors of a LoRA.
+ *
+ * @param path A file, or a folder of PEFT's or of diffusers'.
+ * @throws If a folder has none.
+ */
+export async function loraFiles(path: string): Promise<string[]> {
+  if (!await isFolder(path)) return [path];
+  const folders = await peftFolders(path);
+  if (folders.length > 0) return await Promise.all(folders.map(peftWeights));
+  const other = await firstOf(path, DIFFUSERS_WEIGHTS);
+  if (other !== undefined) return [other];
+  throw cannot(
+    `read ${path}`,
+    `a folder with ${ADAPTER_CONFIG} or ${DIFFUSERS_WEIGHTS.join(", ")}`,
+    "none of them",
+  );
+}
+
 /** The name of a file without folder and ending. */
 function baseName(path: string): string {
   return path.replace(/^.*[\\/]/, "").replace(/\.[^.]*$/, "");
@@ -762,8 +819,9 @@ function baseName(path: string): string {
  * Opens and reads a LoRA; see {@linkcode readLora}.
  *
  * @param path A safetensors file or an official `.pth`, its bytes, or a folder
- * of PEFT's (`adapter_config.json` and `adapter_model.safetensors`, or two such
- * folders `unet` and `text_encoder`). The config beside a file is found, too.
+ * of PEFT's (`adapter_config.json` and `adapter_model.safetensors` or `.bin`, or
+ * two such folders `unet` and `text_encoder`) or diffusers'
+ * (`pytorch_lora_weights`). The config beside a file is found, too.
  * @param base The model it is for, or only its configs.
  * @param options Dialect, PEFT config, name.
  */
@@ -777,7 +835,7 @@ export async function loadLora(
       ? pathOf(path)
       : undefined;
     if (local !== undefined && await isFolder(local)) {
-      return await loadPeftFolder(local, base, options);
+      return await loadFolder(local, base, options);
     }
     if (local !== undefined && !options.config) {
       const config = joinPath(parentOf(local), ADAPTER_CONFIG);
@@ -807,28 +865,18 @@ async function isFolder(path: string): Promise<boolean> {
   }
 }
 
-async function loadPeftFolder(
+async function loadFolder(
   folder: string,
   base: LoraBase,
   options: ReadLoraOptions,
 ): Promise<LoraFile> {
-  const folders = [
-    folder,
-    ...Object.values(PREFIX).map((p) => `${folder}/${p}`),
-  ];
-  const found: string[] = [];
-  for (const one of folders) {
-    if (await exists(joinPath(one, ADAPTER_CONFIG))) found.push(one);
-  }
-  if (found.length === 0) {
-    throw cannot(`read ${folder}`, `a folder with ${ADAPTER_CONFIG}`, "none");
-  }
+  const peft = (await peftFolders(folder)).length > 0;
   const files: LoraFile[] = [];
   try {
-    for (const one of found) {
+    for (const one of await loraFiles(folder)) {
       files.push(
-        await loadLora(joinPath(one, ADAPTER_MODEL), base, {
-          dialect: "peft",
+        await loadLora(one, base, {
+          ...(peft ? { dialect: "peft" } : {}),
           ...options,
         }),
       );

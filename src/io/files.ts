@@ -198,6 +198,55 @@ export async function assertWritableFile(path: string | URL): Promise<void> {
   }
 }
 
+/**
+ * Makes sure that no two outputs, and no input and output, are one file: what is
+ * written later would silently replace what was there.
+ *
+ * @param what What is to be done, a verb phrase.
+ * @param outputs Files to write, by what the user calls them.
+ * @param inputs Files that are read.
+ * @throws If two of them are one file, by whatever path or link.
+ *
+ * @example
+ * ```ts
+ * await assertDistinct("convert", { OUT: "a.safetensors", "--tokens": "b.safetensors" });
+ * ```
+ */
+export async function assertDistinct(
+  what: string,
+  outputs: Readonly<Record<string, string | undefined>>,
+  inputs: Readonly<Record<string, string | undefined>> = {},
+): Promise<void> {
+  const seen = new Map<string, string>();
+  for (
+    const [name, path] of [
+      ...Object.entries(inputs),
+      ...Object.entries(outputs),
+    ]
+  ) {
+    if (path === undefined) continue;
+    const real = await realPath(path);
+    const other = seen.get(real);
+    if (other !== undefined && Object.hasOwn(outputs, name)) {
+      throw cannot(what, `different files for ${other} and ${name}`, path);
+    }
+    seen.set(real, name);
+  }
+}
+
+/** The one path of a file, whether it is there or not. */
+async function realPath(path: string): Promise<string> {
+  const target = await linkTarget(path).catch(() => path);
+  try {
+    return await Deno.realPath(target);
+  } catch {
+    const parent = parentOf(target);
+    return parent === target || nameOf(target) === ""
+      ? target
+      : joinPath(await realPath(parent), nameOf(target));
+  }
+}
+
 /** Whether an error is already one of {@linkcode cannot}. */
 function isOurs(error: unknown): boolean {
   return error instanceof Error && error.message.startsWith("Cannot ");
@@ -479,4 +528,42 @@ export async function writePythonJson(
   value: unknown,
 ): Promise<void> {
   await writeAtomic(path, pythonJson(value, 2) + "\n");
+}
+
+/**
+ * Reads a file.
+ *
+ * @param path The file.
+ * @throws If it is none, or cannot be read.
+ */
+export async function readBytes(
+  path: string | URL,
+): Promise<Uint8Array<ArrayBuffer>> {
+  try {
+    return await Deno.readFile(path);
+  } catch (error) {
+    throw cannot(`read ${pathOf(path)}`, "a readable file", reason(error));
+  }
+}
+
+/**
+ * Names of the files in a folder, sorted.
+ *
+ * @param folder The folder.
+ * @throws If it cannot be read.
+ */
+export async function listFiles(folder: string | URL): Promise<string[]> {
+  const names: string[] = [];
+  try {
+    for await (const entry of Deno.readDir(folder)) {
+      if (!entry.isDirectory) names.push(entry.name);
+    }
+  } catch (error) {
+    throw cannot(
+      `list ${pathOf(folder)}`,
+      "a folder that can be read",
+      reason(error),
+    );
+  }
+  return names.sort();
 }

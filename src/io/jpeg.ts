@@ -1,142 +1,140 @@
 /**
- * JPEG pictures, turned upright as their EXIF orientation says.
+ * JPEG pictures: baseline and progressive, grey, YCbCr, RGB, CMYK and YCCK.
  *
  * @module
  */
-import * as jpeg from "jpeg-js";
 import { cannot } from "../core/errors.ts";
-import type { Pixels } from "./png.ts";
+import { jpegSegments, textAt, viewOf } from "./chunks.ts";
+import { decodeRgba } from "./codecs.ts";
+import { type Frame, threeOfFour } from "./jpeg_split.ts";
+import { orientationOf, upright } from "./orientation.ts";
+import { checkSize, type Pixels } from "./png.ts";
 
-/** Memory a picture may take while it is decoded, MiB. */
-const MAX_MEMORY = 1024;
+const WHAT = "decode a JPEG";
 
-/** Pixels of a picture, millions. */
-const MAX_MEGAPIXELS = 100;
+/** Kinds of coding that no browser reads either, by marker. */
+const UNREADABLE: Readonly<Record<string, string>> = {
+  c3: "a lossless one",
+  c5: "a hierarchical one",
+  c6: "a hierarchical one",
+  c7: "a hierarchical one",
+  c9: "one in arithmetic coding",
+  ca: "one in arithmetic coding",
+  cb: "one in arithmetic coding",
+};
 
 /**
  * Decodes a JPEG.
  *
  * @param bytes The file.
- * @returns RGB, upright.
- * @throws If the bytes are no JPEG, are broken or too large a picture.
+ * @returns Grey or RGB, upright.
+ * @throws If the bytes are no JPEG, are cut off, or the picture is too large.
+ *
+ * @example
+ * ```ts ignore
+ * const { width, height, data } = await decodeJpeg(bytes);
+ * ```
  */
-export function decodeJpeg(bytes: Uint8Array): Pixels {
-  let decoded: { width: number; height: number; data: Uint8Array };
-  try {
-    decoded = jpeg.decode(bytes, {
-      useTArray: true,
-      formatAsRGBA: false,
-      tolerantDecoding: false,
-      maxMemoryUsageInMB: MAX_MEMORY,
-      maxResolutionInMP: MAX_MEGAPIXELS,
-    });
-  } catch (error) {
-    throw cannot(
-      "decode a JPEG",
-      "a whole baseline or progressive JPEG",
-      error instanceof Error ? error.message : String(error),
-    );
+export async function decodeJpeg(bytes: Uint8Array): Promise<Pixels> {
+  const frame = frameOf(bytes);
+  const stored = frame.components.length === 4
+    ? await decodeInks(bytes, frame)
+    : await decodeColours(bytes, frame.components.length);
+  return upright(stored, orientationOf(bytes));
+}
+
+/** The frame's head, checked. */
+function frameOf(bytes: Uint8Array): Frame {
+  const view = viewOf(bytes);
+  let frame: Frame | undefined;
+  let adobe: number | undefined;
+  for (const { kind, start, end } of jpegSegments(bytes)) {
+    if (kind === "ee" && textAt(bytes, start, 5) === "Adobe") {
+      adobe = bytes[start + 11];
+    }
+    if (kind in UNREADABLE) {
+      throw cannot(WHAT, "a baseline or progressive one", UNREADABLE[kind]);
+    }
+    if (!["c0", "c1", "c2"].includes(kind) || end - start < 6) continue;
+    if (bytes[start] !== 8) {
+      throw cannot(WHAT, "8 bits a sample", bytes[start]);
+    }
+    frame = {
+      height: view.getUint16(start + 1),
+      width: view.getUint16(start + 3),
+      progressive: kind === "c2",
+      components: Array.from({ length: bytes[start + 5] }, (_, k) => ({
+        id: bytes[start + 6 + 3 * k],
+        h: bytes[start + 7 + 3 * k] >> 4,
+        v: bytes[start + 7 + 3 * k] & 15,
+      })),
+    };
   }
-  const { width, height, data } = decoded;
-  return upright(
-    { width, height, channels: 3, data: new Uint8Array(data) },
-    orientationOf(bytes),
-  );
+  if (!frame) throw cannot(WHAT, "a whole JPEG", "one without a picture");
+  checkSize(WHAT, frame.width, frame.height);
+  if (![1, 3, 4].includes(frame.components.length)) {
+    throw cannot(WHAT, "1, 3 or 4 components", frame.components.length);
+  }
+  return { ...frame, ...(adobe === undefined ? {} : { adobe }) };
+}
+
+/** RGBA from the decoder; a file that is cut off is an error, as in Pillow. */
+async function decodeWhole(bytes: Uint8Array) {
+  const image = await decodeRgba("jpeg", bytes);
+  if (image.complaints.some((line) => /premature end/i.test(line))) {
+    throw cannot(WHAT, "a whole JPEG", "one that is cut off");
+  }
+  return image;
+}
+
+async function decodeColours(
+  bytes: Uint8Array,
+  channels: number,
+): Promise<Pixels> {
+  const { width, height, data } = await decodeWhole(bytes);
+  const result = new Uint8Array(width * height * channels);
+  for (let from = 0, to = 0; from < data.length; from += 4) {
+    for (let k = 0; k < channels; k++) result[to++] = data[from + k];
+  }
+  return { width, height, channels, data: result };
+}
+
+/** `a * b / 255`, rounded, as Pillow computes it. */
+function scaled(a: number, b: number): number {
+  const product = a * b + 128;
+  return ((product >> 8) + product) >> 8;
+}
+
+function clipped(value: number): number {
+  return value < 0 ? 0 : value > 255 ? 255 : value;
 }
 
 /**
- * EXIF orientation of a JPEG, 1 (as it is) to 8; 1 where there is none.
- *
- * @param bytes The file.
+ * RGB of a picture in four inks. The decoder stops at three components, so
+ * that the file is split into two of three; colours are libjpeg's and Pillow's
+ * integer formulas. Inks are stored inverted, as Adobe does and Pillow takes
+ * for granted.
  */
-export function orientationOf(bytes: Uint8Array): number {
-  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-  // Segments from the second marker on: 0xFF, kind, length, content.
-  for (let at = 2; at + 4 <= bytes.length && bytes[at] === 0xff;) {
-    const kind = bytes[at + 1];
-    const length = view.getUint16(at + 2);
-    // The picture itself begins: no EXIF comes after it.
-    if (kind === 0xda || length < 2) return 1;
-    const end = Math.min(at + 2 + length, bytes.length);
-    if (kind === 0xe1 && isExif(bytes, at + 4, end)) {
-      return tiffOrientation(view, at + 10, end);
+async function decodeInks(bytes: Uint8Array, frame: Frame): Promise<Pixels> {
+  const [colours, black] = threeOfFour(bytes, frame);
+  const first = await decodeWhole(colours);
+  const second = await decodeWhole(black);
+  const { width, height, data } = first;
+  const result = new Uint8Array(width * height * 3);
+  const ycck = frame.adobe !== undefined && frame.adobe !== 0;
+  for (let i = 0; i < 4 * width * height; i += 4) {
+    let [red, green, blue] = [data[i], data[i + 1], data[i + 2]];
+    if (ycck) {
+      const [luma, cb, cr] = [red, green - 128, blue - 128];
+      red = 255 - clipped(luma + ((91881 * cr + 32768) >> 16));
+      green = 255 - clipped(luma + ((-22554 * cb - 46802 * cr + 32768) >> 16));
+      blue = 255 - clipped(luma + ((116130 * cb + 32768) >> 16));
     }
-    at = end;
+    const white = second.data[i + 2];
+    const to = i / 4 * 3;
+    result[to] = white - scaled(255 - red, white);
+    result[to + 1] = white - scaled(255 - green, white);
+    result[to + 2] = white - scaled(255 - blue, white);
   }
-  return 1;
-}
-
-function isExif(bytes: Uint8Array, at: number, end: number): boolean {
-  const sign = [0x45, 0x78, 0x69, 0x66, 0, 0];
-  return at + sign.length + 8 <= end &&
-    sign.every((b, i) => bytes[at + i] === b);
-}
-
-/** The orientation entry (0x0112) of a TIFF's first directory. */
-function tiffOrientation(view: DataView, start: number, end: number): number {
-  const little = view.getUint16(start) === 0x4949;
-  const directory = start + view.getUint32(start + 4, little);
-  if (directory + 2 > end) return 1;
-  const entries = view.getUint16(directory, little);
-  for (let i = 0; i < entries; i++) {
-    const entry = directory + 2 + 12 * i;
-    if (entry + 12 > end) return 1;
-    if (view.getUint16(entry, little) !== 0x0112) continue;
-    const value = view.getUint16(entry + 8, little);
-    return value >= 1 && value <= 8 ? value : 1;
-  }
-  return 1;
-}
-
-/**
- * Turns a picture upright.
- *
- * @param pixels The picture as it is stored.
- * @param orientation EXIF orientation, 1 to 8.
- */
-export function upright(pixels: Pixels, orientation: number): Pixels {
-  if (orientation === 1) return pixels;
-  const { width, height, channels, data } = pixels;
-  // 5 to 8 lie on their side.
-  const [w, h] = orientation >= 5 ? [height, width] : [width, height];
-  const result = new Uint8Array(data.length);
-  for (let y = 0; y < h; y++) {
-    for (let x = 0; x < w; x++) {
-      const [sx, sy] = source(orientation, x, y, width, height);
-      for (let c = 0; c < channels; c++) {
-        result[(y * w + x) * channels + c] =
-          data[(sy * width + sx) * channels + c];
-      }
-    }
-  }
-  return { width: w, height: h, channels, data: result };
-}
-
-/** Where a pixel of the upright picture is in the stored one. */
-function source(
-  orientation: number,
-  x: number,
-  y: number,
-  width: number,
-  height: number,
-): [number, number] {
-  const [right, bottom] = [width - 1, height - 1];
-  switch (orientation) {
-    case 2:
-      return [right - x, y];
-    case 3:
-      return [right - x, bottom - y];
-    case 4:
-      return [x, bottom - y];
-    case 5:
-      return [y, x];
-    case 6:
-      return [y, bottom - x];
-    case 7:
-      return [right - y, bottom - x];
-    case 8:
-      return [right - y, x];
-    default:
-      return [x, y];
-  }
+  return { width, height, channels: 3, data: result };
 }

@@ -1,50 +1,118 @@
 /**
- * Pictures by what is in the file: PNG or JPEG.
+ * Pictures by what is in the file: PNG, JPEG, WebP or AVIF, always upright.
+ *
+ * This is the one reader: training pictures, masks, sketches, references and
+ * pictures to score all come through it.
  *
  * @module
  */
 import { cannot } from "../core/errors.ts";
-import { pathOf } from "./files.ts";
+import { textAt } from "./chunks.ts";
+import { decodeRgba } from "./codecs.ts";
+import { listFiles, pathOf, readBytes } from "./files.ts";
 import { decodeJpeg } from "./jpeg.ts";
-import { decodePng, type Pixels } from "./png.ts";
+import { orientationOf, upright } from "./orientation.ts";
+import { decodePng, opaque, type Pixels } from "./png.ts";
+import { decodeWebp } from "./webp.ts";
 
 /** Names of files that may be pictures. */
-export const PICTURE: RegExp = /\.(png|jpe?g|webp|gif|bmp|tiff?|heic|avif)$/i;
+export const PICTURE: RegExp =
+  /\.(png|jpe?g|jfif|webp|gif|bmp|tiff?|heic|heif|avif|jxl)$/i;
+
+/** What is read, as messages have it. */
+const READ = "a PNG, JPEG, WebP or AVIF";
+
+/** Other pictures, by how they begin, so that a message can name them. */
+const OTHERS: readonly (readonly [name: string, at: number, sign: string])[] = [
+  ["a GIF", 0, "GIF8"],
+  ["a BMP", 0, "BM"],
+  ["a TIFF", 0, "II*\0"],
+  ["a TIFF", 0, "MM\0*"],
+  ["a HEIC", 4, "ftyphei"],
+  ["a HEIC", 4, "ftyphev"],
+  ["a HEIC", 4, "ftypmif1"],
+  ["a JPEG XL", 4, "JXL "],
+  ["a JPEG XL", 0, "\xff\x0a"],
+  ["a JPEG 2000", 4, "jP  "],
+  ["an SVG", 0, "<svg"],
+  ["a web page", 0, "<!"],
+  ["a web page", 0, "<html"],
+  ["a git-lfs pointer (git lfs pull fetches the file)", 0, "version https://"],
+];
 
 /**
  * Decodes a picture, whatever its file is called.
  *
- * @param bytes PNG or JPEG.
+ * @param bytes PNG, JPEG, WebP or AVIF.
  * @param name What to call it in messages.
- * @throws If it is neither, or broken.
+ * @returns Grey, grey + alpha, RGB or RGBA, upright. JPEG, PNG and WebP have
+ * the values that Pillow reads (CMYK as its `convert("RGB")`, 16 bits as the
+ * high byte); AVIF to within two of 255.
+ * @throws If it is another kind of file, broken or too large.
+ *
+ * @example
+ * ```ts ignore
+ * const photo = await decodePicture(new Uint8Array(await file.arrayBuffer()));
+ * ```
  */
-export function decodePicture(bytes: Uint8Array, name = "a picture"): Pixels {
+export async function decodePicture(
+  bytes: Uint8Array,
+  name = "a picture",
+): Promise<Pixels> {
   const what = `read ${name}`;
   const starts = (...sign: number[]) => sign.every((b, i) => bytes[i] === b);
   try {
-    if (starts(0x89, 0x50, 0x4e, 0x47)) return decodePng(bytes);
-    if (starts(0xff, 0xd8, 0xff)) return decodeJpeg(bytes);
+    if (starts(0x89, 0x50, 0x4e, 0x47)) {
+      return upright(decodePng(bytes), orientationOf(bytes));
+    }
+    if (starts(0xff, 0xd8, 0xff)) return await decodeJpeg(bytes);
+    if (textAt(bytes, 0, 4) === "RIFF" && textAt(bytes, 8, 4) === "WEBP") {
+      return await decodeWebp(bytes);
+    }
+    if (isAvif(bytes)) return await decodeAvif(bytes);
   } catch (error) {
     const reason = error instanceof Error ? error.message : String(error);
     throw cannot(what, "a whole picture", reason);
   }
-  throw cannot(what, "a PNG or a JPEG", "another kind of file");
+  const other = OTHERS.find(([, at, sign]) =>
+    textAt(bytes, at, sign.length).toLowerCase() === sign.toLowerCase()
+  );
+  throw cannot(
+    what,
+    READ,
+    bytes.length === 0 ? "an empty file" : other?.[0] ?? "another kind of file",
+  );
+}
+
+/** Whether a brand of the file is one of AVIF's. */
+function isAvif(bytes: Uint8Array): boolean {
+  if (textAt(bytes, 4, 4) !== "ftyp") return false;
+  const brands = textAt(bytes, 8, (bytes[2] << 8 | bytes[3]) - 8);
+  return /avi[fs]/.test(brands);
+}
+
+async function decodeAvif(bytes: Uint8Array): Promise<Pixels> {
+  const { width, height, data } = await decodeRgba("avif", bytes);
+  return upright(
+    opaque({ width, height, channels: 4, data }),
+    orientationOf(bytes),
+  );
 }
 
 /**
  * Reads a picture.
  *
  * @param path The file.
+ * @returns As {@linkcode decodePicture}.
  * @throws If it cannot be read, or as {@linkcode decodePicture}.
+ *
+ * @example
+ * ```ts ignore
+ * const { width, height, channels, data } = await readPicture("fox.webp");
+ * ```
  */
 export async function readPicture(path: string | URL): Promise<Pixels> {
-  let bytes: Uint8Array;
-  try {
-    bytes = await Deno.readFile(path);
-  } catch (error) {
-    throw cannot(`read ${pathOf(path)}`, "a readable file", `${error}`);
-  }
-  return decodePicture(bytes, pathOf(path));
+  return await decodePicture(await readBytes(path), pathOf(path));
 }
 
 /**
@@ -52,22 +120,14 @@ export async function readPicture(path: string | URL): Promise<Pixels> {
  *
  * @param folder The folder.
  * @throws If it cannot be read.
+ *
+ * @example
+ * ```ts ignore
+ * for (const name of await listPictures("photos")) console.log(name);
+ * ```
  */
 export async function listPictures(folder: string | URL): Promise<string[]> {
-  const names: string[] = [];
-  try {
-    for await (const entry of Deno.readDir(folder)) {
-      if (
-        !entry.isDirectory && PICTURE.test(entry.name) &&
-        !entry.name.startsWith(".")
-      ) names.push(entry.name);
-    }
-  } catch (error) {
-    throw cannot(
-      `list pictures in ${pathOf(folder)}`,
-      "a folder that can be read",
-      `${error}`,
-    );
-  }
-  return names.sort();
+  return (await listFiles(folder)).filter((name) =>
+    PICTURE.test(name) && !name.startsWith(".")
+  );
 }

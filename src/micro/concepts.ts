@@ -164,7 +164,9 @@ function conceptScene(
 ): Scene {
   const root = fold(key(WORLD.seed), "concept", identity.name, set);
   const draw = stream(fold(root, "image", i));
-  const { backgrounds, colors, side, sizes, designs } = WORLD;
+  // The evaluation CLIP must know an identity anywhere, at any size.
+  const world = set === "clip" ? WIDE_WORLD : WORLD;
+  const { backgrounds, colors, side, sizes } = world;
   const frames = framesOf(art, identity.name, set);
   const round = Math.floor(i / backgrounds.length);
   const order = permutation(
@@ -200,22 +202,23 @@ function conceptScene(
       size,
       scale,
     },
-    side,
+    world,
     draw,
     pair ? slot : undefined,
   );
   if (!pair) return { side, background, texture, objects: [self] };
+  // Every design of the base world exists of every noun.
   const noun = WORLD.nouns[draw.integer(WORLD.nouns.length)];
   const partner = placeObject(
     {
       noun: noun.word,
       class: noun.class,
-      design: designs[draw.integer(designs.length)].word,
+      design: WORLD.designs[draw.integer(WORLD.designs.length)].word,
       color: null,
       size: null,
       scale: sizes.pair[0] + draw.integer(sizes.pair[1] - sizes.pair[0] + 1),
     },
-    side,
+    world,
     draw,
     slot === "left" ? "right" : "left",
   );
@@ -355,7 +358,7 @@ export function otherDesignImage(
         SceneObject,
         "noun" | "class" | "design" | "color" | "size" | "scale"
       >,
-      side,
+      WORLD,
       draw,
     )],
   };

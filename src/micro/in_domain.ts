@@ -181,7 +181,7 @@ export function drawings(
         size: null,
         scale: low,
       },
-      WORLD.side,
+      WORLD,
       draw,
     );
     const caption = [

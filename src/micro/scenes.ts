@@ -61,7 +61,7 @@ export interface SampleSceneOptions {
  * Puts an object somewhere: draws its place, centre and mirroring.
  *
  * @param what The object's facts.
- * @param side Side of the image in pixels.
+ * @param world Side of the image, grid, mirroring.
  * @param draw Randomness.
  * @param slot Which half it is put in; by default anywhere.
  */
@@ -69,10 +69,11 @@ export function placeObject(
   what: Pick<SceneObject, "noun" | "class" | "design" | "color" | "size"> & {
     readonly scale: number;
   },
-  side: number,
+  world: Pick<World, "side" | "grid" | "mirrored">,
   draw: Stream,
   slot?: "left" | "right",
 ): SceneObject {
+  const { side, grid } = world;
   const u = draw.uniform();
   const place: Place = slot ??
     (u < 0.4
@@ -86,6 +87,8 @@ export function placeObject(
       : "bottom");
   const half = what.scale / 2, middle = side / 2;
   const near = half + draw.integer(4), far = side - near;
+  const snapped = (center: number): number =>
+    Math.round((center - half) / grid) * grid + half;
   const jitter = (spread: number): number =>
     draw.integer(2 * spread + 1) - spread;
   const x = place === "left" ? near : place === "right" ? far : middle +
@@ -102,10 +105,10 @@ export function placeObject(
     color: what.color,
     size: what.size,
     place,
-    x,
-    y,
+    x: snapped(x),
+    y: snapped(y),
     scale: what.scale,
-    flip: draw.uniform() < 0.5,
+    flip: draw.uniform() < 0.5 && world.mirrored,
   };
 }
 
@@ -154,7 +157,7 @@ export function sampleScene(
         size,
         scale,
       },
-      world.side,
+      world,
       draw,
       count === 2 ? (i === 0 ? "left" : "right") : undefined,
     ));

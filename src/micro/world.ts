@@ -56,6 +56,13 @@ export interface World {
   readonly pairs: number;
   /** Share of objects that are tinted. */
   readonly tinted: number;
+  /** Whether half of all objects are mirror images. */
+  readonly mirrored: boolean;
+  /**
+   * Objects' edges lie on multiples of it, in pixels. On the grid of the
+   * autoencoder's latents (4) a drawing has one latent wherever it stands.
+   */
+  readonly grid: number;
   /** Longest side in pixels, lowest and highest, of each size word and of objects without one (`""`) and of a pair's objects. */
   readonly sizes: {
     readonly small: readonly [number, number];
@@ -207,13 +214,21 @@ export const WORLD: World = {
   colors: COLORS,
   pairs: 0.3,
   tinted: 0.35,
-  sizes: { small: [27, 31], "": [36, 42], big: [46, 52], pair: [28, 32] },
+  mirrored: false,
+  grid: 4,
+  sizes: { small: [28, 28], "": [40, 40], big: [52, 52], pair: [32, 32] },
 };
 
-/** The wider world of the evaluation CLIP: more nouns, every design. */
+/**
+ * The wider world of the evaluation CLIP: more nouns, every design, mirror
+ * images, any position and size.
+ */
 export const WIDE_WORLD: World = {
   ...WORLD,
   seed: 20232,
+  mirrored: true,
+  grid: 1,
+  sizes: { small: [27, 31], "": [36, 42], big: [46, 52], pair: [28, 32] },
   nouns: [...NOUNS, ...WIDE_NOUNS],
   designs: DESIGNS,
 };

@@ -30,6 +30,7 @@ import {
   type UNetConfig,
 } from "./config.ts";
 import {
+  CLIP_EXTRAS,
   type TextEncoder,
   textEncoder,
   textEncoderSpec,
@@ -78,6 +79,9 @@ export interface Model {
   /** Learned tokens, if any. */
   readonly added?: AddedTokens;
 }
+
+/** The networks of a model. */
+export type ModelParts = Pick<Model, "textEncoder" | "unet" | "autoencoder">;
 
 /** Name of the file that says what a model's learned tokens stand for. */
 const CONCEPTS = "new_concept_cfg.json";
@@ -183,7 +187,7 @@ function splitTokens(
  *
  * @param folder Folder with tokenizer, text_encoder, unet, vae, scheduler.
  * @param options `variant`: which weights to prefer where there are several
- * (`"fp16"`).
+ * (`"fp16"`); `parts`: networks in place of the folder's, which are not read.
  * @throws If a part is missing, truncated, misshapen or holds an unknown key.
  *
  * @example
@@ -193,8 +197,9 @@ function splitTokens(
  */
 export async function loadModel(
   folder: string | URL,
-  options: ComponentOptions = {},
+  options: ComponentOptions & { parts?: Partial<ModelParts> } = {},
 ): Promise<Model> {
+  const { parts = {} } = options;
   const tokenizer = await loadTokenizer(joinPath(folder, "tokenizer"));
   const scheduler = await readJson<Record<string, unknown>>(
     joinPath(folder, "scheduler", "scheduler_config.json"),
@@ -217,12 +222,13 @@ export async function loadModel(
     }
   };
   try {
-    const whole = await component(
+    const whole = parts.textEncoder ?? await component(
       "text_encoder",
       parseTextEncoderConfig,
       (config, file) =>
         load<TextEncoder>(textEncoderSpec(config), file, {
           what: "the text encoder",
+          ignore: CLIP_EXTRAS,
         }),
     );
     const rows = whole.config.vocab_size;
@@ -234,16 +240,23 @@ export async function loadModel(
         rows,
       );
     }
+    if (saved && parts.textEncoder) {
+      throw cannot(
+        `load ${joinPath(folder, "text_encoder")}`,
+        "the model's own text encoder, which has its learned tokens",
+        "another",
+      );
+    }
     const split = saved && splitTokens(whole, saved);
     const text = split?.text ?? whole;
     if (split) made.push(split.text.params, split.added.vectors);
-    const unet = await component(
+    const unet = parts.unet ?? await component(
       "unet",
       parseUNetConfig,
       (config, file) =>
         load<UNet>(unetSpec(config), file, { what: "the UNet" }),
     );
-    const autoencoder = await component(
+    const autoencoder = parts.autoencoder ?? await component(
       "vae",
       parseAutoencoderConfig,
       (config, file) =>

@@ -8,6 +8,13 @@ import { layerNorm, type Norm, normSpec } from "../nn/norm.ts";
 import type { Spec } from "../nn/spec.ts";
 import type { TextEncoderConfig } from "./config.ts";
 
+/**
+ * What a file of CLIP may hold beside the text encoder: its heads, its image
+ * encoder. Stable Diffusion uses none of it.
+ */
+export const CLIP_EXTRAS =
+  /^(logit_scale|(text|visual)_projection\.(weight|bias)|vision_model\..*)$/;
+
 /** Parameters of a CLIP encoder layer, of text and vision alike. */
 export interface ClipLayer {
   /** Projections of self-attention. */

@@ -134,16 +134,18 @@ export function flatAdamW(
 }
 
 /**
- * Learning rate with linear warm-up and linear decay to zero.
+ * Learning rate with linear warm-up, a plateau and linear decay to zero.
  *
  * @param step Steps done.
- * @param options Peak rate, warm-up steps, total steps.
+ * @param options Peak rate, warm-up steps, total steps, and the share of the
+ * total in which the rate decays (by default all that follows the warm-up).
  */
 export function warmupLinear(
   step: number,
-  options: { lr: number; warmup: number; steps: number },
+  options: { lr: number; warmup: number; steps: number; decay?: number },
 ): number {
-  const { lr, warmup, steps } = options;
+  const { lr, warmup, steps, decay = 1 } = options;
   if (step < warmup) return lr * (step + 1) / warmup;
-  return lr * Math.max(0, steps - step) / Math.max(1, steps - warmup);
+  const length = Math.min(decay * steps, steps - warmup);
+  return lr * Math.min(1, Math.max(0, steps - step) / Math.max(1, length));
 }

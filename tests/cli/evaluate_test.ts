@@ -1,9 +1,10 @@
-import { assertEquals } from "@std/assert";
+import { assert, assertEquals, assertRejects } from "@std/assert";
 import { evaluateCommand, scorePictures } from "../../src/cli/evaluate.ts";
 import { selectBackend } from "../../src/core/backend.ts";
 import { disposeClip, loadClip } from "../../src/evaluation/clip.ts";
 import { mean, tInterval } from "../../src/evaluation/statistics.ts";
 import { encodePng } from "../../src/io/png.ts";
+import { flatten } from "../../src/io/resize.ts";
 import { writeTinyWorld } from "../experiments/tiny_world.ts";
 
 Deno.test("a layout's pictures are scored, each with its regions as one sample", async () => {
@@ -58,6 +59,61 @@ Deno.test("a layout's pictures are scored, each with its regions as one sample",
       clip,
     );
     assertEquals(all.pictures.length, 4);
+  } finally {
+    disposeClip(clip);
+    await Deno.remove(folder, { recursive: true });
+  }
+});
+
+Deno.test("cut-outs score as what they show, on the background asked for", async () => {
+  await selectBackend("wasm");
+  const folder = await Deno.makeTempDir();
+  const clip = await loadClip((await writeTinyWorld(folder)).clip);
+  try {
+    const side = 64;
+    const cutOut = {
+      width: side,
+      height: side,
+      channels: 4,
+      data: Uint8Array.from({ length: side * side * 4 }, (_, i) => {
+        const inside = (i >> 2) % side < side / 2;
+        return inside ? i % 4 === 3 ? 255 : 40 + 50 * (i % 4) : 0;
+      }),
+    };
+    const folders = {
+      cut: cutOut,
+      white: flatten(cutOut),
+      red: flatten(cutOut, [255, 0, 0]),
+    };
+    for (const [name, image] of Object.entries(folders)) {
+      await Deno.mkdir(`${folder}/${name}`);
+      await Deno.writeFile(`${folder}/${name}/0.png`, encodePng(image));
+    }
+    const score = async (images: string, references: string, on?: string) => {
+      const args = ["--images", images, "--references", references]
+        .map((arg) => arg.startsWith("--") ? arg : `${folder}/${arg}`);
+      const { pictures: [{ image }] } = await scorePictures(
+        evaluateCommand.parse([...args, ...(on ? ["--background", on] : [])])!,
+        clip,
+      );
+      return image!;
+    };
+    const near = (a: number, b: number) => Math.abs(a - b) < 1e-5;
+    assert(near(await score("cut", "white"), 1));
+    assert(near(await score("white", "cut"), 1));
+    assert(near(await score("cut", "red", "#ff0000"), 1));
+    assert(!near(await score("cut", "red"), 1));
+    // An option that changes nothing is refused.
+    await assertRejects(
+      () => score("white", "red", "black"),
+      Error,
+      "Cannot use --background: expected a transparent picture, got none",
+    );
+    await assertRejects(
+      () => score("cut", "white", "mauve"),
+      Error,
+      "--background: expected white, black, grey or #rrggbb, got mauve",
+    );
   } finally {
     disposeClip(clip);
     await Deno.remove(folder, { recursive: true });

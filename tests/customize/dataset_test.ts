@@ -7,12 +7,14 @@ import {
   readExamples,
   square,
 } from "../../src/customize/dataset.ts";
-import { encode as encodeJpeg } from "jpeg-js";
-import { encodePng } from "../../src/io/png.ts";
+import { readPicture } from "../../src/io/picture.ts";
+import { encodePng, type Pixels } from "../../src/io/png.ts";
 import { encode } from "../../src/models/autoencoder.ts";
 import { disposeModel } from "../../src/models/model.ts";
 import { close, forEachBackend, noLeak } from "../helpers.ts";
 import { tinySd } from "./tiny_sd.ts";
+
+const PICTURES = new URL("../fixtures/pictures/", import.meta.url);
 
 /** A picture of one colour with a mask on its left half. */
 function picture(value: number, side = 16): Example {
@@ -187,20 +189,22 @@ Deno.test("a folder of pictures, captions and masks", async () => {
     assertEquals(Array.from(a.mask!.data).slice(0, 4), [1, 1, 0, 0]);
     assertEquals(b.mask, undefined);
     // A JPEG beside them is read as well, whatever it is called.
-    const { data: jpeg } = encodeJpeg({
-      width: 2,
-      height: 2,
-      data: new Uint8Array(16).fill(255),
-    }, 100);
-    await Deno.writeFile(`${folder}/c.jpeg`, jpeg);
+    for (
+      const [to, from] of [["c.jpeg", "420.jpg"], ["e.x.webp", "lossy.webp"]]
+    ) {
+      await Deno.copyFile(new URL(from, PICTURES), `${folder}/${to}`);
+    }
     const all = await readExamples(folder, { size: 4 });
-    assertEquals(all.length, 3);
-    assertEquals([...all[2].pixels.data], new Array(48).fill(255));
+    assertEquals(all.length, 4);
+    for (const [i, name] of [[2, "420.jpg"], [3, "lossy.webp"]] as const) {
+      const whole = await readPicture(new URL(name, PICTURES));
+      assertEquals(all[i].pixels, square(whole, 4));
+    }
     await Deno.writeFile(`${folder}/d.jpg`, new Uint8Array(3));
     await assertRejects(
       () => readExamples(folder, { size: 4 }),
       Error,
-      "expected a PNG or a JPEG",
+      "expected a PNG, JPEG, WebP or AVIF",
     );
     await Deno.remove(`${folder}/d.jpg`);
     await assertRejects(
@@ -213,18 +217,97 @@ Deno.test("a folder of pictures, captions and masks", async () => {
   }
 });
 
-Deno.test("resizing keeps a ramp a ramp", () => {
-  const ramp = {
-    width: 8,
-    height: 8,
-    channels: 1,
-    data: Uint8Array.from({ length: 64 }, (_, i) => (i % 8) * 32),
-  };
-  // Inside, a triangle filter keeps linear functions.
-  assertEquals([...square(ramp, 4).data.subarray(0, 4)].slice(1, 3), [80, 144]);
-  assertEquals(square(ramp, 8).data, ramp.data);
-  assertEquals(
-    square({ ...ramp, data: ramp.data.fill(7) }, 3).data,
-    new Uint8Array(9).fill(7),
+/** A folder with `a.png` and `masks/a.png` in it. */
+async function withMask(
+  image: Pixels,
+  mask: Pixels,
+  check: (folder: string) => Promise<void>,
+): Promise<void> {
+  const folder = await Deno.makeTempDir();
+  try {
+    await Deno.mkdir(`${folder}/masks`);
+    await Deno.writeFile(`${folder}/a.png`, encodePng(image));
+    await Deno.writeFile(`${folder}/masks/a.png`, encodePng(mask));
+    await check(folder);
+  } finally {
+    await Deno.remove(folder, { recursive: true });
+  }
+}
+
+function drawn(
+  width: number,
+  height: number,
+  channels: number,
+  value: (x: number, y: number, k: number) => number,
+): Pixels {
+  const data = Uint8Array.from(
+    { length: width * height * channels },
+    (_, i) => {
+      const [pixel, k] = [Math.floor(i / channels), i % channels];
+      return value(pixel % width, Math.floor(pixel / width), k);
+    },
   );
+  return { width, height, channels, data };
+}
+
+Deno.test("a mask lies where the subject is, or is refused", async () => {
+  const isSubject = (x: number, y: number) =>
+    x >= 18 && x < 22 && y >= 4 && y < 12;
+  const image = drawn(32, 16, 3, (x, y) => isSubject(x, y) ? 220 : 30);
+  const size = 16;
+  const half = drawn(16, 8, 1, (x, y) => isSubject(2 * x, 2 * y) ? 255 : 0);
+  const cut = drawn(
+    32,
+    16,
+    4,
+    (x, y, k) => isSubject(x, y) ? (k < 3 ? 20 : 255) : 0,
+  );
+  for (const mask of [half, cut]) {
+    await withMask(image, mask, async (folder) => {
+      const [{ pixels, mask }] = await readExamples(folder, { size });
+      // Inside the mask is what is bright in the picture, pixel by pixel.
+      const bright = Array.from(
+        { length: size * size },
+        (_, i) => pixels.data[3 * i] > 125 ? 1 : 0,
+      );
+      assertEquals(Array.from(mask!.data), bright);
+      assertEquals(bright.filter((v) => v === 1).length, 32);
+    });
+  }
+  const squareMask = drawn(16, 16, 1, () => 255);
+  await withMask(image, squareMask, async (folder) => {
+    await assertRejects(
+      () => readExamples(folder, { size }),
+      Error,
+      `Cannot lay ${folder}/masks/a.png over its picture: expected the ` +
+        "picture's 32×16, or that shape in another size, got 16×16",
+    );
+  });
+  // Only in what the centred square leaves out.
+  const outside = drawn(32, 16, 1, (x) => x < 4 ? 255 : 0);
+  await withMask(image, outside, async (folder) => {
+    await assertRejects(
+      () => readExamples(folder, { size }),
+      Error,
+      `Cannot use mask ${folder}/masks/a.png: expected something white`,
+    );
+  });
+});
+
+Deno.test("transparent training pictures show the background asked for", async () => {
+  const image = drawn(4, 4, 4, (x, _, k) => x < 2 ? 0 : k === 3 ? 255 : 90);
+  const full = drawn(4, 4, 1, () => 255);
+  await withMask(image, full, async (folder) => {
+    const row = async (background?: readonly [number, number, number]) => {
+      const [{ pixels, transparent }] = await readExamples(folder, {
+        size: 4,
+        background,
+      });
+      assertEquals(transparent, true);
+      return [...pixels.data.subarray(0, 12)];
+    };
+    const right = new Array(6).fill(90);
+    assertEquals(await row(), [...new Array(6).fill(255), ...right]);
+    assertEquals(await row([1, 2, 3]), [1, 2, 3, 1, 2, 3, ...right]);
+  });
 });

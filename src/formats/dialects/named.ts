@@ -8,7 +8,7 @@ import { z } from "zod";
 import { cannot } from "../../core/errors.ts";
 import { parseJson } from "../../io/files.ts";
 import { parseAutoencoderConfig } from "../../models/config.ts";
-import { ldmEntries } from "../ldm.ts";
+import { ldmEntries } from "../ldm_names.ts";
 import { LYCORIS_PARTS } from "../lycoris.ts";
 import type { LowRank } from "../../nn/linear.ts";
 import {
@@ -98,8 +98,7 @@ function kohyaMetadata(present: Present): Record<string, string> {
 
 const kohya: Dialect = {
   id: "kohya",
-  describe: "kohya-ss sd-scripts and LyCORIS (LoCon, LoHa, LoKr, full); " +
-    "most of Civitai",
+  describe: "kohya-ss sd-scripts, LyCORIS (LoCon, LoHa, LoKr); Civitai",
   detect: (header) => anyKey(header, /^lora_(te1?|unet)_/),
   names: (layers) => {
     const ldm = ldmNames(layers);

@@ -38,8 +38,8 @@ import type { ServerInit, ShardAnswer, ShardRequest } from "./shards.ts";
 import { createShardServer } from "./shards.ts";
 import type { ShardHandlers } from "./worker.ts";
 import {
-  contrastive,
-  type Embeddings,
+  clipLoss,
+  type EmbeddedShard,
   flattenTree,
   LATENT_SIDE,
   networkLayout,
@@ -180,26 +180,17 @@ export async function* pretrain(
       if (name === "clip_a" || name === "clip_b") {
         const embedded = await runner.map(
           shards.map((shard) => ({ kind: "embed", shard })),
-        ) as (Embeddings & { tokens: number[][] })[];
-        const all = {
-          images: joined(embedded.map((e) => e.images)),
-          texts: joined(embedded.map((e) => e.texts)),
-        };
-        const texts = embedded.flatMap((e) => e.tokens.map((t) => t.join()));
+        ) as EmbeddedShard[];
         const at = layout.entries.find((e) => e.path === "logit_scale")!.offset;
-        const { loss, top1, by, byScale } = contrastive(all, texts, shared[at]);
-        const part = by.images.length / shards.length;
+        const { by, byScale, ...parts } = clipLoss(embedded, shared[at]);
         const results = await runner.map(shards.map((shard, i) => ({
           kind: "backward",
           shard,
-          by: {
-            images: by.images.slice(i * part, (i + 1) * part),
-            texts: by.texts.slice(i * part, (i + 1) * part),
-          },
+          by: by[i],
         }))) as ShardResult[];
         for (const r of results) add(grads, r.grads, 1);
         grads[at] += byScale;
-        losses = { loss, top1 };
+        losses = parts.losses;
       } else {
         const results = await runner.map(
           shards.map((shard) => ({ kind: "gradient", shard })),
@@ -234,16 +225,6 @@ export async function* pretrain(
   }
 }
 
-function joined(parts: readonly Float32Array[]): Float32Array {
-  const all = new Float32Array(parts.reduce((n, p) => n + p.length, 0));
-  let at = 0;
-  for (const part of parts) {
-    all.set(part, at);
-    at += part.length;
-  }
-  return all;
-}
-
 function add(to: Float32Array, from: Float32Array, factor: number): void {
   for (let i = 0; i < to.length; i++) to[i] += factor * from[i];
 }
@@ -263,6 +244,9 @@ export function flatten(name: NetworkName, tree: unknown): Float32Array {
 
 const STATE = ["params", "m", "v", "ema"] as const;
 
+/** How a state is kept where its size counts: half of the full one. */
+const SHORT = { params: "F32", m: "BF16", v: "BF16", ema: "F16" } as const;
+
 /** What a run that goes on must have in common with the one that stopped. */
 type Origin = Pick<NetworkRecipe, "seed" | "batch" | "shards">;
 
@@ -272,17 +256,23 @@ type Origin = Pick<NetworkRecipe, "seed" | "batch" | "shards">;
  * @param path Where.
  * @param state The state.
  * @param origin What a run that goes on from it must have in common with it.
+ * @param short Moments and average in 16 bits: a run that goes on from such a
+ * file is not bit for bit the one that was stopped.
  */
 export async function saveState(
   path: string,
   state: FlatState,
   origin: Origin,
+  short = false,
 ): Promise<void> {
-  const tensors = STATE.map((part): [string, RawTensor] => [part, {
-    dtype: "F32",
-    shape: [state[part].length],
-    data: encodeFloat(state[part], "F32"),
-  }]);
+  const tensors = STATE.map((part): [string, RawTensor] => {
+    const dtype = short ? SHORT[part] : "F32";
+    return [part, {
+      dtype,
+      shape: [state[part].length],
+      data: encodeFloat(state[part], dtype),
+    }];
+  });
   const { seed, batch, shards } = origin;
   await writeSafetensors(path, tensors, {
     step: String(state.step),
@@ -292,7 +282,15 @@ export async function saveState(
   });
 }
 
-async function loadState(
+/**
+ * Reads the state of a run.
+ *
+ * @param path A file of {@linkcode saveState}.
+ * @param size Number of parameters.
+ * @param origin What the run that goes on has in common with it.
+ * @throws If it is another run's.
+ */
+export async function loadState(
   path: string,
   size: number,
   origin: Origin,

@@ -30,6 +30,8 @@ export interface NetworkRecipe {
   readonly ema: number;
   /** Root seed of initialisation and data. */
   readonly seed: number;
+  /** Share of the steps, the last ones, in which the rate decays. @default 1 */
+  readonly decay?: number;
 }
 
 /** The networks of the embedded model, by name. */
@@ -38,8 +40,31 @@ export type NetworkName = "clip_a" | "vae" | "unet" | "clip_b" | "adapter";
 /** Longest text in tokens, start and end included. */
 export const MAX_TOKENS = 24;
 
+/** Width of the CLIPs' text towers; the UNet attends to that of CLIP A. */
+export const TEXT_WIDTH = 96;
+
+/** What differs between the micro CLIPs. */
+export interface ClipSize {
+  /** Width of the vision tower. */
+  readonly width: number;
+  /** Side of its pictures in pixels. */
+  readonly image: number;
+  /** Side of its patches in pixels. */
+  readonly patch: number;
+}
+
+/** Vision tower of CLIP A, whose text tower the UNet attends to. */
+export const CLIP_A_SIZE: ClipSize = { width: 96, image: 64, patch: 8 };
+
+/**
+ * Vision tower of CLIP B, the evaluation CLIP: 100 patches of 6 pixels in the
+ * middle 60. With 64 patches of 8 a scrambled picture was as good as a whole.
+ */
+export const CLIP_B_SIZE: ClipSize = { width: 96, image: 60, patch: 6 };
+
 /** Config of a micro CLIP. */
-export function clipConfig(vocabulary: number, width: number): ClipConfig {
+export function clipConfig(vocabulary: number, size: ClipSize): ClipConfig {
+  const width = TEXT_WIDTH;
   return parseClipConfig({
     projection_dim: 64,
     text_config: {
@@ -53,12 +78,12 @@ export function clipConfig(vocabulary: number, width: number): ClipConfig {
       projection_dim: 64,
     },
     vision_config: {
-      hidden_size: width,
-      intermediate_size: 4 * width,
+      hidden_size: size.width,
+      intermediate_size: 4 * size.width,
       num_hidden_layers: 4,
       num_attention_heads: 4,
-      image_size: 64,
-      patch_size: 8,
+      image_size: size.image,
+      patch_size: size.patch,
       hidden_act: "quick_gelu",
       projection_dim: 64,
     },
@@ -71,40 +96,45 @@ export const VAE_CONFIG: AutoencoderConfig = parseAutoencoderConfig({
   down_block_types: new Array(3).fill("DownEncoderBlock2D"),
   up_block_types: new Array(3).fill("UpDecoderBlock2D"),
   latent_channels: 8,
-  layers_per_block: 1,
+  layers_per_block: 2,
   norm_num_groups: 8,
   sample_size: 64,
   scaling_factor: 1,
 });
 
-/** Width of CLIP A's text tower, which the UNet attends to. */
-export const TEXT_WIDTH = 96;
-
-/** Config of the micro UNet. */
+/**
+ * Config of the micro UNet, laid out as Stable Diffusion 1.x: cross-attention on
+ * every level but the lowest, and in the middle. Transformers hold almost half
+ * of the parameters, so that adapters on attention reach as much of it as there.
+ */
 export const UNET_CONFIG: UNetConfig = parseUNetConfig({
   sample_size: 16,
   in_channels: 8,
   out_channels: 8,
-  block_out_channels: [56, 96, 96],
+  block_out_channels: [80, 128, 64],
   down_block_types: [
+    "CrossAttnDownBlock2D",
+    "CrossAttnDownBlock2D",
     "DownBlock2D",
-    "CrossAttnDownBlock2D",
-    "CrossAttnDownBlock2D",
   ],
-  up_block_types: ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+  up_block_types: ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
   layers_per_block: 1,
+  transformer_layers_per_block: [1, 2, 1],
   attention_head_dim: 4,
   cross_attention_dim: TEXT_WIDTH,
   norm_num_groups: 8,
 });
 
-/** Config of the sketch T2I-Adapter: outlines of objects in, a light adapter. */
+/**
+ * Config of the sketch T2I-Adapter: outlines of objects in. A full adapter: a
+ * light one has the same width on its last two levels.
+ */
 export const ADAPTER_CONFIG: T2IAdapterConfig = parseT2IAdapterConfig({
-  adapter_type: "light_adapter",
-  channels: UNET_CONFIG.block_out_channels.slice(0, 2),
+  adapter_type: "full_adapter",
+  channels: UNET_CONFIG.block_out_channels,
   downscale_factor: 4,
   in_channels: 1,
-  num_res_blocks: 2,
+  num_res_blocks: 1,
 });
 
 /** scheduler_config.json of the micro model: SD's schedule, v-prediction. */
@@ -131,7 +161,7 @@ export const MIN_SNR_GAMMA = 5;
 export const DROP_CAPTION = 0.1;
 
 /** Scenes whose latents are encoded once and trained on. */
-export const LATENT_SCENES = 16384;
+export const LATENT_SCENES = 32768;
 
 /**
  * How a fresh run trains each network. The committed weights came about in
@@ -161,19 +191,20 @@ export const RECIPE: Readonly<Record<NetworkName, NetworkRecipe>> = {
     seed: 12,
   },
   unet: {
-    steps: 6000,
+    steps: 30000,
     batch: 32,
     shards: 2,
-    lr: 1.5e-3,
-    warmup: 100,
+    lr: 1.2e-3,
+    warmup: 200,
     weightDecay: 0.01,
     maxNorm: 1,
-    ema: 0.999,
+    ema: 0.9995,
     seed: 13,
+    decay: 0.3,
   },
   clip_b: {
-    steps: 750,
-    batch: 64,
+    steps: 1800,
+    batch: 32,
     shards: 2,
     lr: 1e-3,
     warmup: 100,

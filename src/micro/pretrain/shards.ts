@@ -16,6 +16,7 @@ import {
   adapterShard,
   clipBackward,
   clipEmbed,
+  type EmbeddedShard,
   type Embeddings,
   layoutOf,
   type Materials,
@@ -66,7 +67,7 @@ export type ShardRequest =
 /** What a request gives. */
 export type ShardAnswer =
   | ShardResult
-  | (Embeddings & { readonly tokens: number[][] })
+  | EmbeddedShard
   | null;
 
 /** Answers shard requests of one network. */

@@ -41,18 +41,31 @@ import { flatLayout } from "../../optim/flat.ts";
 import type { Art } from "../art.ts";
 import { captionOf } from "../captions.ts";
 import { conceptImage } from "../concepts.ts";
-import { renderScene, type SampleSceneOptions, trainScene } from "../scenes.ts";
+import {
+  renderMask,
+  renderScene,
+  type SampleSceneOptions,
+  type Scene,
+  trainScene,
+} from "../scenes.ts";
 import { sketchOf } from "../sketch.ts";
+import {
+  identityLoss,
+  identityViews,
+  spoiltLabel,
+  viewsKey,
+} from "./evaluator.ts";
 import { tokenizerOfWorld } from "./vocabulary.ts";
 import { IDENTITIES, WIDE_WORLD, WORLD, type World } from "../world.ts";
 import {
   ADAPTER_CONFIG,
+  CLIP_A_SIZE,
+  CLIP_B_SIZE,
   clipConfig,
   DROP_CAPTION,
   MIN_SNR_GAMMA,
   type NetworkName,
   SCHEDULER_CONFIG,
-  TEXT_WIDTH,
   UNET_CONFIG,
   VAE_CONFIG,
 } from "./recipe.ts";
@@ -79,8 +92,12 @@ export interface Materials {
 
 /** Images and token ids of a contrastive shard. */
 export interface ClipInputs {
+  /** As the vision tower takes them. */
   readonly images: tf.Tensor4D;
+  /** Captions of the first images, as token ids. */
   readonly tokens: number[][];
+  /** What each image shows; null is like nothing else. */
+  readonly labels: (string | null)[];
 }
 
 /** One shard of one step. */
@@ -107,17 +124,36 @@ export interface Embeddings {
   readonly texts: Float32Array;
 }
 
+/** Embeddings of a contrastive shard and what they are of. */
+export interface EmbeddedShard extends Embeddings {
+  /** Captions of the first images, as token ids. */
+  readonly tokens: number[][];
+  /** What each image shows; null is like nothing else. */
+  readonly labels: (string | null)[];
+}
+
 /** Side of a scene's latent. */
 export const LATENT_SIDE: number = WORLD.side / downsampleFactor(VAE_CONFIG);
 
 /** The tokenizer of the embedded world. */
 export const TOKENIZER: Tokenizer = tokenizerOfWorld();
 
-/** Config of both micro CLIPs. */
+/** Config of CLIP A. */
 export const CLIP_CONFIG: ClipConfig = clipConfig(
   TOKENIZER.vocabSize,
-  TEXT_WIDTH,
+  CLIP_A_SIZE,
 );
+
+/** Config of CLIP B. */
+export const EVALUATOR_CONFIG: ClipConfig = clipConfig(
+  TOKENIZER.vocabSize,
+  CLIP_B_SIZE,
+);
+
+/** Config of a micro CLIP, by name. */
+export function clipConfigOf(name: NetworkName): ClipConfig {
+  return name === "clip_b" ? EVALUATOR_CONFIG : CLIP_CONFIG;
+}
 
 /** Spec of a network of the embedded model. */
 // deno-lint-ignore no-explicit-any
@@ -130,7 +166,7 @@ export function networkSpec(name: NetworkName): Spec<any> {
     case "adapter":
       return t2iAdapterSpec(ADAPTER_CONFIG);
     default:
-      return clipSpec(CLIP_CONFIG);
+      return clipSpec(clipConfigOf(name));
   }
 }
 
@@ -350,8 +386,8 @@ function degrade(
   return tf.tidy(() => {
     const draw = stream(from);
     const [b, h, w] = images.shape;
-    // A quarter is plenty, and a round trip costs more than the rest.
-    const half = Math.floor(b / 4);
+    // A few are plenty, and a round trip costs more than the rest.
+    const half = Math.floor(b / 8);
     const first = tf.slice(images, 0, half);
     const tripped = decode(
       autoencoder,
@@ -385,7 +421,26 @@ function clipInputs(
   const samples = members(shard).map((i) =>
     clipSample(name, i, shard, materials)
   );
-  let images = pixels(samples.map((s) => s.image), WORLD.side);
+  // The evaluation CLIP also tells drawings apart, without words.
+  const views = name === "clip_b"
+    ? members(shard).filter((i) => i % 2 === 0).map((i) =>
+      identityViews(viewsKey(shard.seed, i), materials.frames)
+    )
+    : [];
+  const labels = [
+    ...samples.map(() => null),
+    ...views.flatMap(({ label }) => [
+      label,
+      label,
+      spoiltLabel(label),
+      spoiltLabel(label),
+    ]),
+  ];
+  const drawn = [
+    ...samples.map((s) => s.image),
+    ...views.flatMap(({ views, spoilt }) => [...views, ...spoilt]),
+  ];
+  let images = pixels(drawn, WORLD.side);
   if (name === "clip_b" && materials.autoencoder) {
     const degraded = degrade(
       images,
@@ -395,7 +450,16 @@ function clipInputs(
     images.dispose();
     images = degraded;
   }
-  return { images, tokens: ids(samples.map((s) => s.text)) };
+  const inputs = centred(images, clipConfigOf(name).vision_config.image_size);
+  images.dispose();
+  return { images: inputs, tokens: ids(samples.map((s) => s.text)), labels };
+}
+
+/** The middle of images, as a centre crop takes it. */
+function centred(images: tf.Tensor4D, size: number): tf.Tensor4D {
+  const [b, h, w, c] = images.shape;
+  const top = Math.floor((h - size) / 2), left = Math.floor((w - size) / 2);
+  return tf.slice(images, [0, top, left, 0], [b, size, size, c]);
 }
 
 function shardKey(shard: Shard): string {
@@ -408,19 +472,21 @@ export async function clipEmbed(
   params: Clip,
   shard: Shard,
   materials: Materials,
-): Promise<Embeddings & { readonly tokens: number[][] }> {
-  const { images, tokens } = clipInputs(name, shard, materials);
+): Promise<EmbeddedShard> {
+  const { images, tokens, labels } = clipInputs(name, shard, materials);
+  const config = clipConfigOf(name);
   const [a, b] = tf.tidy(() => [
-    normalise(imageEmbedding(params, CLIP_CONFIG, images)),
-    normalise(textEmbedding(params, CLIP_CONFIG, tokens)),
+    normalise(imageEmbedding(params, config, images)),
+    normalise(textEmbedding(params, config, tokens)),
   ]);
   const result = {
     images: await a.data() as Float32Array,
     texts: await b.data() as Float32Array,
     tokens,
+    labels,
   };
   tf.dispose([a, b]);
-  materials.waiting.set(shardKey(shard), { images, tokens });
+  materials.waiting.set(shardKey(shard), { images, tokens, labels });
   return result;
 }
 
@@ -436,12 +502,12 @@ export async function clipBackward(
   const kept = materials.waiting.get(shardKey(shard));
   materials.waiting.delete(shardKey(shard));
   const { images, tokens } = kept ?? clipInputs(name, shard, materials);
-  const shape: [number, number] = [tokens.length, CLIP_CONFIG.projection_dim];
+  const config = clipConfigOf(name);
   const { value, grads } = valueAndGrads((p: Clip) => {
-    const a = normalise(imageEmbedding(p, CLIP_CONFIG, images));
-    const b = normalise(textEmbedding(p, CLIP_CONFIG, tokens));
-    return tf.sum(a.mul(tf.tensor2d(by.images, shape))).add(
-      tf.sum(b.mul(tf.tensor2d(by.texts, shape))),
+    const a = normalise(imageEmbedding(p, config, images));
+    const b = normalise(textEmbedding(p, config, tokens));
+    return tf.sum(a.mul(tf.tensor2d(by.images, a.shape))).add(
+      tf.sum(b.mul(tf.tensor2d(by.texts, b.shape))),
     ) as tf.Scalar;
   }, params);
   const flat = await flattenGrads(layout, grads);
@@ -525,6 +591,66 @@ export function contrastive(
   return { loss, top1: right / n, by, byScale };
 }
 
+/**
+ * The loss of a contrastive step over all shards: of images and captions, and
+ * of images that show the same drawing.
+ *
+ * @param shards Embeddings of every shard, in order.
+ * @param logScale Logarithm of the inverse temperature.
+ * @returns Losses, and the gradient by each shard's embeddings.
+ */
+export function clipLoss(
+  shards: readonly EmbeddedShard[],
+  logScale: number,
+): { losses: Record<string, number>; by: Embeddings[]; byScale: number } {
+  const d = shards[0].texts.length / shards[0].tokens.length;
+  const captioned = {
+    images: joined(
+      shards.map(({ images, tokens }) => images.subarray(0, tokens.length * d)),
+    ),
+    texts: joined(shards.map(({ texts }) => texts)),
+  };
+  const texts = shards.flatMap(({ tokens }) => tokens.map((t) => t.join()));
+  const { loss, top1, by, byScale } = contrastive(captioned, texts, logScale);
+  const labels = shards.flatMap((shard) => shard.labels);
+  const known = labels.some((label) => label !== null);
+  const identity = known
+    ? identityLoss(joined(shards.map(({ images }) => images)), labels)
+    : undefined;
+  let image = 0, caption = 0;
+  return {
+    losses: {
+      loss,
+      top1,
+      ...(identity ? { identity: identity.loss, hard: identity.hard } : {}),
+    },
+    byScale,
+    by: shards.map(({ images, tokens }) => {
+      const own = identity?.by.slice(image, image + images.length) ??
+        new Float32Array(images.length);
+      const size = tokens.length * d;
+      for (let i = 0; i < size; i++) own[i] += by.images[caption + i];
+      const part = {
+        images: own,
+        texts: by.texts.slice(caption, caption + size),
+      };
+      image += images.length;
+      caption += size;
+      return part;
+    }),
+  };
+}
+
+function joined(parts: readonly Float32Array[]): Float32Array {
+  const all = new Float32Array(parts.reduce((n, p) => n + p.length, 0));
+  let at = 0;
+  for (const part of parts) {
+    all.set(part, at);
+    at += part.length;
+  }
+  return all;
+}
+
 const SCHEDULE: Schedule = schedule(SCHEDULER_CONFIG);
 
 /** What a denoising loss is made of. */
@@ -532,13 +658,37 @@ interface DenoisingBatch {
   /** Numbers of the scenes. */
   readonly scenes: readonly number[];
   readonly timesteps: readonly number[];
-  /** Noisy latents, their velocity, weights [b, 1, 1, 1] and text states. */
+  /** Noisy latents, their velocity, weights [b, h, w, 1] and text states. */
   readonly inputs: {
     readonly x: tf.Tensor4D;
     readonly v: tf.Tensor4D;
     readonly weight: tf.Tensor4D;
     readonly states: tf.Tensor3D;
   };
+}
+
+/** Weight of a latent inside an object; outside it is 1. */
+const OBJECT_WEIGHT = 3;
+
+/**
+ * How much each latent's error counts, at a mean of about one. Most of a picture
+ * is background, whose texture nothing can predict: with even weights it makes
+ * most of the gradient.
+ */
+function objectWeights(scene: Scene, art: Art): Float32Array {
+  const { side } = scene, factor = side / LATENT_SIDE;
+  const weights = new Float32Array(LATENT_SIDE ** 2).fill(
+    2 / (1 + OBJECT_WEIGHT),
+  );
+  const gain = (OBJECT_WEIGHT - 1) * weights[0] / factor ** 2;
+  scene.objects.forEach((_, i) =>
+    renderMask(scene, art, i).forEach((alpha, p) => {
+      const y = Math.floor(p / side / factor);
+      const x = Math.floor((p % side) / factor);
+      weights[y * LATENT_SIDE + x] += gain * alpha;
+    })
+  );
+  return weights;
 }
 
 /**
@@ -590,6 +740,13 @@ function denoisingBatch(
     const snr = (signal[i] / noisy[i]) ** 2;
     return (Math.min(snr, MIN_SNR_GAMMA) + 1) / (snr + 1);
   });
+  const objects = new Float32Array(batch.length * side * side);
+  scenes.forEach((scene, i) =>
+    objects.set(
+      objectWeights(trainScene(scene, WORLD, {}, materials.art), materials.art),
+      i * side * side,
+    )
+  );
   const inputs = tf.tidy(() => {
     const x0 = tf.tensor4d(latents, [batch.length, side, side, c]);
     const noise = tf.tensor4d(
@@ -602,7 +759,9 @@ function denoisingBatch(
     return {
       x: x0.mul(a).add(noise.mul(s)) as tf.Tensor4D,
       v: noise.mul(a).sub(x0.mul(s)) as tf.Tensor4D,
-      weight: column(weights),
+      weight: column(weights).mul(
+        tf.tensor4d(objects, [batch.length, side, side, 1]),
+      ) as tf.Tensor4D,
       states:
         textEncoder(materials.text!, CLIP_CONFIG.text_config, ids(texts)).last,
     };

@@ -3,6 +3,7 @@ import { joinPath, pathOf, writeJson } from "../../io/files.ts";
 import { openComponent } from "../../io/folder.ts";
 import { load, save } from "../../models/checkpoint.ts";
 import type { Clip } from "../../models/image_encoder.ts";
+import { WORLD } from "../world.ts";
 import { modelIndex } from "../../models/model.ts";
 import {
   ADAPTER_CONFIG,
@@ -13,6 +14,7 @@ import {
 } from "./recipe.ts";
 import {
   CLIP_CONFIG,
+  clipConfigOf,
   networkLayout,
   networkSpec,
   TEXT_SPEC,
@@ -71,31 +73,31 @@ export async function writeNetwork(
       options,
     );
     await writeJson(joinPath(dir, "config.json"), CONFIGS[name]);
-    if (isClip) await writeClipParts(dir);
+    if (isClip) await writeClipParts(dir, name);
     if (name === "clip_a") await writeModelParts(root, tree as Clip, options);
   } finally {
     disposeTree(tree);
   }
 }
 
-const CLIP = {
+const clip = (name: NetworkName) => ({
   architectures: ["CLIPModel"],
   model_type: "clip",
-  ...CLIP_CONFIG,
-};
+  ...clipConfigOf(name),
+});
 
 /** The config.json of each network. */
 const CONFIGS: Readonly<Record<NetworkName, unknown>> = {
-  clip_a: CLIP,
-  clip_b: CLIP,
+  clip_a: clip("clip_a"),
+  clip_b: clip("clip_b"),
   vae: { _class_name: "AutoencoderKL", ...VAE_CONFIG },
   unet: { _class_name: "UNet2DConditionModel", ...UNET_CONFIG },
   adapter: { _class_name: "T2IAdapter", ...ADAPTER_CONFIG },
 };
 
 /** What makes a CLIP's folder complete: tokenizer and preprocessing. */
-async function writeClipParts(dir: string): Promise<void> {
-  const side = CLIP_CONFIG.vision_config.image_size;
+async function writeClipParts(dir: string, name: NetworkName): Promise<void> {
+  const side = clipConfigOf(name).vision_config.image_size;
   await TOKENIZER.save(dir);
   await writeJson(joinPath(dir, "preprocessor_config.json"), {
     image_processor_type: "CLIPImageProcessor",
@@ -107,7 +109,7 @@ async function writeClipParts(dir: string): Promise<void> {
     image_mean: [0.5, 0.5, 0.5],
     image_std: [0.5, 0.5, 0.5],
     resample: 3,
-    size: { shortest_edge: side },
+    size: { shortest_edge: WORLD.side },
   });
 }
 

@@ -1,0 +1,118 @@
+/**
+ * What drawing a picture needs of the machine's memory, before it is begun.
+ *
+ * @module
+ */
+import * as tf from "@tensorflow/tfjs";
+import { cannot } from "../core/errors.ts";
+import { parameterCount } from "../core/tree.ts";
+import { downsampleFactor } from "../models/autoencoder.ts";
+import type { ModelParts } from "../models/model.ts";
+
+/** Bytes that WebAssembly can address: 2³². */
+const WASM_BYTES = 2 ** 32;
+
+/** The least memory that a picture takes, and what takes it. */
+export interface DrawingMemory {
+  /** Bytes of the largest feature maps that lie side by side, and weights. */
+  readonly bytes: number;
+  /** The sum written out. */
+  readonly arithmetic: string;
+}
+
+const gigabytes = (bytes: number) => `${(bytes / 1e9).toFixed(1)} GB`;
+
+/**
+ * The least memory that drawing one picture takes: all weights, and the maps
+ * that a residual block of the UNet or the decoder holds at full resolution (its
+ * input, the normalised input, its output). Less is impossible; more is usual.
+ *
+ * @param model The model.
+ * @param height Pixels.
+ * @param width Pixels.
+ * @param branches UNet inputs side by side: two with guidance.
+ */
+export function drawingMemory(
+  model: ModelParts,
+  height: number,
+  width: number,
+  branches = 2,
+): DrawingMemory {
+  const factor = downsampleFactor(model.autoencoder.config);
+  const weights = 4 * [
+    model.textEncoder.params,
+    model.unet.params,
+    model.autoencoder.params,
+  ].reduce((sum, tree) => sum + parameterCount(tree), 0);
+  const [first] = model.unet.config.block_out_channels;
+  const [last, below = last] = model.autoencoder.config.block_out_channels;
+  const maps = [
+    {
+      name: "the UNet",
+      channels: 3 * first * branches,
+      high: height / factor,
+      wide: width / factor,
+    },
+    // Its last block takes over the level below at full resolution.
+    {
+      name: "the decoder",
+      channels: 2 * below + last,
+      high: height,
+      wide: width,
+    },
+  ].map((map) => ({ ...map, bytes: 4 * map.channels * map.high * map.wide }));
+  const most = maps.reduce((a, b) => (b.bytes > a.bytes ? b : a));
+  return {
+    bytes: weights + most.bytes,
+    arithmetic: `${most.channels} channels × ${most.high} × ${most.wide} × 4 ` +
+      `bytes in ${most.name} = ${gigabytes(most.bytes)}` +
+      (weights < 5e7 ? "" : `, and ${gigabytes(weights)} of weights`),
+  };
+}
+
+/** Bytes there are for tensors, as far as it can be known. */
+function memoryLimit(): { bytes: number; whose: string } {
+  const backend = tf.getBackend();
+  if (backend === "wasm") {
+    return { bytes: WASM_BYTES, whose: "that WebAssembly can address" };
+  }
+  if (backend === "cpu") {
+    try {
+      const { total } = Deno.systemMemoryInfo();
+      return { bytes: total, whose: "of this machine" };
+    } catch {
+      // Not permitted to ask: then the machine has to say no itself.
+    }
+  }
+  return { bytes: Infinity, whose: "" };
+}
+
+/**
+ * Refuses pictures that cannot fit into memory, whatever is done.
+ *
+ * @param model The model.
+ * @param height Pixels.
+ * @param width Pixels.
+ * @param branches UNet inputs side by side.
+ * @throws If the least they take is more than there is, with the arithmetic.
+ *
+ * @example
+ * ```ts ignore
+ * assertFits(model, 512, 512);
+ * ```
+ */
+export function assertFits(
+  model: ModelParts,
+  height: number,
+  width: number,
+  branches?: number,
+): void {
+  const { bytes, arithmetic } = drawingMemory(model, height, width, branches);
+  const limit = memoryLimit();
+  if (bytes <= limit.bytes) return;
+  throw cannot(
+    `draw ${width}×${height} pixels`,
+    `a size that needs at most ${gigabytes(limit.bytes)}, all ${limit.whose}`,
+    `one that needs ${gigabytes(bytes)} (${arithmetic}); a smaller size fits`,
+  );
+}
