@@ -370,11 +370,11 @@ export {
   inspectLora,
   type LoraSummary,
 } from "./src/formats/convert.ts";
+export { fillCaption } from "./src/customize/captions.ts";
 export {
   encodeData,
   type EncodeOptions,
   type Example,
-  fillCaption,
   readExamples,
   type ReadExamplesOptions,
   type TrainData,

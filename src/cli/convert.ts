@@ -39,6 +39,7 @@ import {
   openNetworks,
 } from "./models.ts";
 import {
+  columns,
   DTYPE_OPTION,
   file,
   flag,
@@ -385,7 +386,7 @@ export const convertCommand: Command<ConvertRequest> = command({
 word: what a format cannot hold is an error.`,
   options: OPTIONS,
   notes: `Formats of a LoRA:
-${DIALECTS.map((d) => `  ${d.id.padEnd(15)}${d.describe}`).join("\n")}
+${columns(DIALECTS.map((d) => [d.id, d.describe]), 17)}
 Formats of a model:
   folder         diffusers
   single-file    one .safetensors (LDM) for the other tools`,

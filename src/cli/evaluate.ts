@@ -9,6 +9,7 @@ import {
   parseLayout,
   resolveLayout,
 } from "../diffusion/layout.ts";
+import { captionsBeside } from "../customize/captions.ts";
 import { shapeMap } from "../diffusion/regions.ts";
 import {
   type ClipModel,
@@ -31,14 +32,16 @@ import {
   joinPath,
   parentOf,
   readJson,
-  readText,
   writeJson,
 } from "../io/files.ts";
 import { listPictures, readPicture } from "../io/picture.ts";
 import type { Pixels } from "../io/png.ts";
 import { flatten, isTransparent } from "../io/resize.ts";
 import { type Command, command } from "./command.ts";
+import { cutOff } from "../models/model.ts";
+import { plainWords } from "../models/prompts.ts";
 import { pictureNumber } from "./drawn.ts";
+import { loraTags, shortened } from "./prompts.ts";
 import { EMBEDDED, localModel, mustExist, startBackend } from "./models.ts";
 import {
   anyText,
@@ -59,7 +62,8 @@ const OPTIONS = optionTable({
     type: folder,
     needed: true,
     help:
-      "PNG, JPEG, WebP or AVIF pictures; their prompts are in a.txt beside a.png, else " +
+      "PNG, JPEG, WebP or AVIF pictures; their prompts are in a.txt beside " +
+      "a.png (the first line that is not blank), else " +
       "in layout.json (written by sample); beside it, pictures 000.png … " +
       "beyond its count are left out",
   },
@@ -180,6 +184,14 @@ function over(
   return images.map((image) => flatten(image, background));
 }
 
+/**
+ * What a prompt of a layout says: LoRA tags, weights and breaks of A1111's
+ * syntax are no words.
+ */
+function wordsOf(prompt: string, { syntax }: Pick<Layout, "syntax">): string {
+  return syntax === "plain" ? prompt : plainWords(loraTags(prompt).text);
+}
+
 /** Prompts of pictures, words in the place of learned tokens. */
 async function promptsOf(
   request: EvaluateRequest,
@@ -187,17 +199,43 @@ async function promptsOf(
   layout: Layout | undefined,
 ): Promise<(string | undefined)[]> {
   const prompts: (string | undefined)[] = [];
+  let used = false;
   for (const name of names) {
-    const beside = joinPath(
+    const beside = await captionsBeside(
       request.images,
-      `${name.replace(/\.[^.]*$/, "")}.txt`,
+      name.replace(/\.[^.]*$/, ""),
     );
-    const own = await exists(beside)
-      ? (await readText(beside)).split("\n")[0].trim()
-      : layout?.prompt ?? request.prompt;
+    const found = beside?.lines[0] ??
+      (layout && wordsOf(layout.prompt, layout));
+    used ||= found === undefined;
+    const own = found ?? request.prompt;
     prompts.push(own === undefined ? undefined : said(request, own));
   }
+  if (request.prompt !== undefined && !used) {
+    throw cannot(
+      `evaluate ${request.images}`,
+      "a picture without a prompt of its own for --prompt",
+      layout ? "layout.json, which has one" : "captions beside all of them",
+    );
+  }
   return prompts;
+}
+
+/** Says which prompts are longer than the CLIP reads, each once. */
+function saidCut(clip: ClipModel, prompts: readonly string[]): void {
+  const { tokenizer, config } = clip;
+  const length = Math.min(
+    tokenizer.modelMaxLength,
+    config.text_config.max_position_embeddings,
+  );
+  for (const prompt of new Set(prompts)) {
+    const cut = cutOff({ tokenizer }, prompt, length);
+    if (!cut) continue;
+    console.error(
+      `"${shortened(prompt)}" has ${cut.tokens} tokens, the CLIP reads ` +
+        `${cut.limit}; not scored: "${cut.lost}"`,
+    );
+  }
 }
 
 /** A prompt with words in the place of learned tokens. */
@@ -227,8 +265,11 @@ async function regionScores(
     size: images[0],
     read: readPicture,
   });
-  const prompts = regions.map(({ prompt }) => said(request, prompt));
+  const prompts = regions.map(({ prompt }) =>
+    said(request, wordsOf(prompt, layout))
+  );
   checkTokens(prompts);
+  saidCut(clip, prompts.map((prompt) => prefixOf(request) + prompt));
   const texts = await embedTexts(
     clip,
     prompts.map((prompt) => prefixOf(request) + prompt),
@@ -287,6 +328,12 @@ export async function scorePictures(
       "neither",
     );
   }
+  saidCut(
+    clip,
+    prompts.flatMap((prompt) =>
+      prompt === undefined ? [] : [prefixOf(request) + prompt]
+    ),
+  );
   const list = [...images.values()];
   const compared = references ? [...(await pictures(references)).values()] : [];
   if (request.background && ![...list, ...compared].some(isTransparent)) {

@@ -461,6 +461,23 @@ function wrapped(text: string, width: number): string[] {
   return lines;
 }
 
+/**
+ * A table of names and what they are, 80 characters wide.
+ *
+ * @param rows Names and texts.
+ * @param indent Where the texts begin.
+ */
+export function columns(
+  rows: readonly (readonly [string, string])[],
+  indent = INDENT,
+): string {
+  return rows.flatMap(([name, text]) =>
+    wrapped(text, WIDTH - indent).map((line, i) =>
+      (i === 0 ? `  ${name}` : "").padEnd(indent) + line
+    )
+  ).join("\n");
+}
+
 function shownDefault({ default: value, otherwise, type }: Option): string {
   if (otherwise !== undefined) return ` (default: ${otherwise})`;
   if (value === undefined || isFlag(type)) return "";

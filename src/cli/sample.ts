@@ -67,6 +67,7 @@ import {
   whole,
 } from "./options.ts";
 import { createProgress } from "./progress.ts";
+import { calledConcepts, longPrompts, loraTags, uncalled } from "./prompts.ts";
 
 /** How several concepts act without being fused. */
 export const COMPOSITIONS = ["sum", "region", "switch", "composite"] as const;
@@ -100,6 +101,11 @@ const OPTIONS = optionTable({
   composite  side by side, mean (LoRA Composite)`,
     otherwise: "region if regions of the layout name concepts, else sum",
   },
+  loraFolder: {
+    type: folder,
+    help: "where files that a prompt calls as <lora:NAME:X> are; those given " +
+      "as --concept are found without it",
+  },
   network: {
     type: parsed("NAME=DIR", (what, name, found) => {
       const at = found.indexOf("=");
@@ -125,6 +131,19 @@ const OPTIONS = optionTable({
     type: number(),
     otherwise: "7.5",
     help: "classifier-free guidance; 1 is none",
+  },
+  clipSkip: {
+    type: count,
+    otherwise: "1",
+    help: "1 ends at the text encoder's last layer, 2 at the one before it",
+  },
+  syntax: {
+    type: oneOf(["a1111", "plain"]),
+    otherwise: "a1111",
+    help:
+      "a1111: (fox:1.5), ((fox)), [fox], \\( and BREAK mean what they do in " +
+      "A1111's web UI, and long prompts are read in chunks; plain: text as it " +
+      "stands, cut off at the limit",
   },
   sampler: { type: oneOf(SAMPLERS), otherwise: "dpmpp_2m", help: "sampler" },
   size: {
@@ -164,6 +183,8 @@ const LAYOUT_FIELDS = [
   "count",
   "steps",
   "guidance",
+  "clipSkip",
+  "syntax",
 ] as const;
 
 /** Refuses options that do not go together. */
@@ -221,6 +242,44 @@ async function sceneOf(command: SampleRequest): Promise<Scene> {
   await resolveLayout({ ...layout, conditions: [] }, files);
   checkNetworks(command, layout);
   return { layout, files, adapters: adaptersOf(command, layout) };
+}
+
+/** The prompt of a layout without LoRA tags, and the tags. */
+function tagsOf(layout: Layout): ReturnType<typeof loraTags> {
+  if (layout.syntax === "plain") return { text: layout.prompt, tags: [] };
+  const others = [
+    layout.negative,
+    ...layout.regions.flatMap((
+      { prompt, negative = "" },
+    ) => [prompt, negative]),
+  ];
+  for (const prompt of others) {
+    const [first] = loraTags(prompt).tags;
+    if (first) {
+      throw cannot(
+        WHAT,
+        'LoRA tags in the prompt only (regions name theirs in "concepts")',
+        first.tag,
+      );
+    }
+  }
+  return loraTags(layout.prompt);
+}
+
+/** Says what a user should know of the prompts before drawing. */
+function noticed(model: Model, layout: Layout, concepts: readonly Concept[]) {
+  const prompts = [
+    layout.prompt,
+    layout.negative,
+    ...layout.regions.flatMap((
+      { prompt, negative = "" },
+    ) => [prompt, negative]),
+  ];
+  const lines = [
+    ...longPrompts(model, prompts, layout.syntax),
+    ...uncalled(model, prompts, concepts),
+  ];
+  for (const line of lines) console.error(line);
 }
 
 /** Refuses condition networks that would not be used. */
@@ -312,7 +371,8 @@ function castOf(
     concepts.map(({ name }, i) => [name, command.concept[i].alpha ?? 1]),
   );
   const weights = (name: string) => alphas.get(name) ?? 1;
-  const { prompt, negative, regional } = layout;
+  const { prompt, negative, regional, clipSkip, syntax } = layout;
+  const reading = { skipLast: clipSkip - 1, syntax };
   const wrap = (sampling: AdapterSampling): Cast => ({
     model: sampling.model,
     sampling,
@@ -323,7 +383,12 @@ function castOf(
     case "switch":
     case "composite": {
       const compose = adapters === "switch" ? loraSwitch : loraComposite;
-      return wrap(compose(base, concepts, { prompt, negative, weights }));
+      return wrap(compose(base, concepts, {
+        prompt,
+        negative,
+        weights,
+        ...reading,
+      }));
     }
     case "region": {
       const cast = layout.regions.map((region, i) =>
@@ -348,7 +413,7 @@ function castOf(
       return wrap(regionAdapters(
         base,
         regions.map((region, i) => ({ ...region, concepts: cast[i] })),
-        { ...regional, weights },
+        { ...regional, ...reading, weights },
       ));
     }
     case "sum": {
@@ -385,9 +450,20 @@ export const sampleCommand: Command<SampleRequest> = command({
       ...request.network.map(([, path]) => path),
     );
     const scene = await sceneOf(request);
+    const { text, tags } = tagsOf(scene.layout);
+    if (request.loraFolder !== undefined && tags.length === 0) {
+      throw cannot(WHAT, "a prompt with <lora:NAME:X> for --lora-folder", text);
+    }
+    const concept = await calledConcepts(
+      tags,
+      request.concept,
+      request.loraFolder,
+    );
     await assertWritable(request.out);
     await startBackend(request.backend);
-    for (const path of await draw(request, scene)) console.log(path);
+    const drawn = { ...scene.layout, prompt: text };
+    const files = await draw({ ...request, concept }, scene, drawn);
+    for (const path of files) console.log(path);
   },
 });
 
@@ -411,10 +487,14 @@ export function stepsDrawn(
   };
 }
 
-/** Draws what is asked for and returns the files. */
+/**
+ * Draws what is asked for and returns the files; `layout` is the one asked for
+ * without LoRA tags.
+ */
 async function draw(
   command: SampleRequest,
-  { layout, files: source, adapters }: Scene,
+  { layout: asked, files: source, adapters }: Scene,
+  layout: Layout,
 ): Promise<string[]> {
   const { out } = command;
   const base = await openModel(command);
@@ -430,6 +510,7 @@ async function draw(
     networks = await networksOf(command, layout);
     cast = castOf(command, adapters, base, concepts, resolved);
     const { model, sampling } = cast;
+    noticed(model, layout, concepts);
     const unet = sampling?.pipeline.unet;
     const prepared = prepareLayout(model, resolved, {
       networks,
@@ -459,7 +540,7 @@ async function draw(
         }
       }
       progress.finish();
-      const written = await movable(layout, command.layout);
+      const written = await movable(asked, command.layout);
       await removeStale(out, layout.count, JSON.stringify(written));
       await writeJson(joinPath(out, "layout.json"), written);
       return files;

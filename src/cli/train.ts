@@ -3,13 +3,26 @@
  *
  * @module
  */
-import { cannot } from "../core/errors.ts";
+import { cannot, listed } from "../core/errors.ts";
 import { key } from "../core/random.ts";
-import { disposeConcept } from "../customize/concept.ts";
+import { fillCaption } from "../customize/captions.ts";
+import {
+  type CaptionCheck,
+  checkCaptions,
+  requireNamed,
+  trainingSummary,
+} from "../customize/check.ts";
+import {
+  addTokens,
+  type Concept,
+  disposeConcept,
+  releaseTokens,
+} from "../customize/concept.ts";
 import { saveConcept } from "../formats/concept_file.ts";
 import {
   encodeData,
   type Example,
+  folderClass,
   readExamples,
 } from "../customize/dataset.ts";
 import {
@@ -21,7 +34,7 @@ import {
 import { customize } from "../customize/train.ts";
 import { modelSize } from "../diffusion/layout.ts";
 import { assertWritable, joinPath, parentOf } from "../io/files.ts";
-import { disposeModel } from "../models/model.ts";
+import { disposeModel, type Model } from "../models/model.ts";
 import { type Command, command } from "./command.ts";
 import { MODEL_OPTIONS, mustExist, openModel, startBackend } from "./models.ts";
 import {
@@ -56,20 +69,27 @@ const OPTIONS = optionTable({
   class: {
     type: text,
     hint: "WORD",
-    needed: true,
+    otherwise: "that of a folder named 10_rex dog",
     help: "the ordinary word for it, such as man, dog or chair",
   },
   images: {
     type: folder,
     needed: true,
-    help:
-      "PNG, JPEG, WebP or AVIF pictures; beside a.png there may be a.txt, a caption a " +
-      "line, {} in it stands for the concept",
+    help: "PNG, JPEG, WebP or AVIF pictures, or kohya's folders such as " +
+      "10_rex dog; beside a.png there may be a.txt or a.caption, one caption " +
+      "per line, {} in it stands for the concept",
+  },
+  trigger: {
+    type: text,
+    hint: "WORDS",
+    otherwise: "rex of a folder named 10_rex dog",
+    help: "words that call the concept in captions without {}",
   },
   masks: {
     type: folder,
     otherwise: "masks/ inside the folder, if it is there",
-    help: "where the subject is, white or a cut-out, a.png for a.jpg",
+    help: "where the subject is, white or a cut-out, named like the " +
+      "pictures (a.png, a_mask.jpg); turns the masked loss on",
   },
   caption: {
     type: text,
@@ -77,9 +97,28 @@ const OPTIONS = optionTable({
     otherwise: '"photo of a {}" and "{}"',
     help: "caption of pictures without one",
   },
+  shuffleCaptions: {
+    type: flag,
+    help: "captions are lists between commas, in a new order each time",
+  },
+  keepTokens: {
+    type: whole({ least: 0 }),
+    otherwise: "0",
+    help: "parts that stay first with --shuffle-captions",
+  },
+  captionDropout: {
+    type: number({ least: 0, most: 1 }),
+    otherwise: "0",
+    help: "share of the prompts that are left empty",
+  },
   prior: {
     type: folder,
     help: "pictures of the class, for prior preservation",
+  },
+  priorWeight: {
+    type: number({ least: 0 }),
+    otherwise: "1",
+    help: "weight of their loss",
   },
   ...BACKGROUND_OPTION,
   flips: { type: flag, help: "also every picture mirrored" },
@@ -137,10 +176,123 @@ const OPTIONS = optionTable({
 /** What the command line asks for. */
 export type TrainRequest = Values<typeof OPTIONS>;
 
+/** Refuses options that do not go together. */
+function checked(request: TrainRequest): TrainRequest {
+  const { keepTokens, shuffleCaptions, priorWeight, prior } = request;
+  if (keepTokens !== undefined && !shuffleCaptions) {
+    throw cannot("train", "--shuffle-captions with --keep-tokens", "none");
+  }
+  if (priorWeight !== undefined && prior === undefined) {
+    throw cannot("train", "--prior with --prior-weight", "none");
+  }
+  return request;
+}
+
+/** The class: as it is given, else as kohya's folder is named. */
+async function classOf(
+  { class: given, images }: TrainRequest,
+): Promise<string> {
+  const found = given ?? await folderClass(images);
+  if (found !== undefined) return found;
+  throw cannot("train", "--class WORD", "none");
+}
+
+/** Class pictures; their captions say the class where they say the concept. */
+async function classExamples(
+  { prior, trigger }: TrainRequest,
+  classWord: string,
+  size: number,
+): Promise<Example[]> {
+  if (prior === undefined) return [];
+  const captions = ["photo of a {}"];
+  const examples = await readExamples(prior, { size, captions, trigger });
+  return examples.map((example) => ({
+    ...example,
+    captions: example.captions.map((c) => fillCaption(c, classWord)),
+  }));
+}
+
+/** Refuses rates of parts that the concept does not have. */
+function checkRates(request: TrainRequest, { adapter }: Concept): void {
+  const parts = {
+    "--lr-text": [request.lrText, adapter.textEncoder.size],
+    "--lr-unet": [request.lrUnet, adapter.unet.size],
+    "--rank": [request.rank, adapter.textEncoder.size + adapter.unet.size],
+  } as const;
+  for (const [name, [value, layers]] of Object.entries(parts)) {
+    if (value === undefined || layers > 0) continue;
+    throw cannot(
+      "train",
+      `a method with an adapter for ${name}`,
+      request.method,
+    );
+  }
+}
+
+/** Options that change nothing with these captions or this class. */
+function idle(
+  request: TrainRequest,
+  examples: readonly Example[],
+  { tokenizer }: Model,
+  classWord: string,
+): string[] {
+  const { averageClass, shuffleCaptions, keepTokens = 0, trigger } = request;
+  const lines: string[] = [];
+  const rare = ["dreambooth", "custom-diffusion"].includes(request.method);
+  if (averageClass && (rare || tokenizer.tokenize(classWord).length === 1)) {
+    lines.push(
+      rare
+        ? `--average-class changes nothing: the token of ${request.method} does not start at the class`
+        : `--average-class changes nothing: "${classWord}" is one token`,
+    );
+  }
+  const captions = examples.flatMap(({ captions }) => captions);
+  const parts = Math.max(...captions.map((c) => c.split(",").length));
+  if (shuffleCaptions && parts - keepTokens < 2) {
+    lines.push(
+      `--shuffle-captions changes nothing: the longest caption has ${parts} parts between commas`,
+    );
+  }
+  return trigger !== undefined && !examples.some(({ triggered }) => triggered)
+    ? [...lines, `--trigger changes nothing: no caption has "${trigger}"`]
+    : lines;
+}
+
+/** What is wrong, but not so wrong that nothing can be trained. */
+function warnings(examples: readonly Example[], check: CaptionCheck): string[] {
+  const { total, naming, unnamed, cut } = check;
+  const bare = examples.filter(({ mask }) => !mask)
+    .map(({ name }) => name ?? "");
+  const lines: string[] = [];
+  if (naming < total) {
+    lines.push(
+      `${total - naming} of ${total} captions do not name the concept: ` +
+        listed(unnamed),
+    );
+  }
+  if (bare.length > 0 && bare.length < examples.length) {
+    lines.push(
+      `${bare.length} pictures have no mask, all of them counts: ${
+        listed(bare)
+      }`,
+    );
+  }
+  for (const { file, limit, tokens, lost } of cut.slice(0, 10)) {
+    lines.push(
+      `${file}: ${tokens} tokens, the limit is ${limit}; cut off: "${lost}"`,
+    );
+  }
+  if (cut.length > 10) {
+    lines.push(`${cut.length - 10} more captions are cut off`);
+  }
+  return lines;
+}
+
 /** The method, with what the command line changes in it. */
 function methodOf(request: TrainRequest): Method {
   const { seed, steps, batch, lrEmbedding, lrText, lrUnet } = request;
-  const { lr } = method(request.method, request.preset).train;
+  const { masks, prior, priorWeight, keepTokens: keep = 0 } = request;
+  const { lr, priorWeight: own } = method(request.method, request.preset).train;
   return method(request.method, request.preset, {
     seed,
     steps,
@@ -150,6 +302,11 @@ function methodOf(request: TrainRequest): Method {
       textEncoder: lrText ?? lr.textEncoder,
       unet: lrUnet ?? lr.unet,
     },
+    // What is given is used, whatever the method does by itself.
+    masked: masks === undefined ? undefined : true,
+    priorWeight: priorWeight ?? (prior === undefined ? own : own || 1),
+    shuffleCaptions: request.shuffleCaptions ? { keep } : undefined,
+    captionDropout: request.captionDropout,
   });
 }
 
@@ -163,6 +320,7 @@ function methodOf(request: TrainRequest): Method {
 export async function runTrain(request: TrainRequest): Promise<void> {
   const { name, out = joinPath("out", `${name}.safetensors`) } = request;
   await mustExist("train", request.images, request.masks, request.prior);
+  const classWord = await classOf(request);
   await assertWritable(parentOf(out));
   const state = `${out.replace(/\.safetensors$/, "")}.state.safetensors`;
   if (request.fresh) await Deno.remove(state).catch(ifThere);
@@ -170,19 +328,19 @@ export async function runTrain(request: TrainRequest): Promise<void> {
   const model = await openModel(request);
   try {
     const size = request.size ?? modelSize(model).width;
+    const { caption, masks, trigger, flips } = request;
     const examples = await readExamples(request.images, {
       size,
-      captions: request.caption.length > 0 ? request.caption : undefined,
-      masks: request.masks,
+      captions: caption.length > 0 ? caption : undefined,
+      masks,
+      trigger,
       background: request.background,
     });
-    const classes: Example[] = request.prior
-      ? await readExamples(request.prior, {
-        size,
-        background: request.background,
-        captions: [`photo of a ${request.class}`],
-      })
-      : [];
+    const own = examples.filter(({ captionFile }) => captionFile).length;
+    if (caption.length > 0 && own === examples.length) {
+      throw cannot("train", "a picture without captions for --caption", "none");
+    }
+    const classes = await classExamples(request, classWord, size);
     if (
       request.background &&
       ![...examples, ...classes].some(({ transparent }) => transparent)
@@ -190,23 +348,47 @@ export async function runTrain(request: TrainRequest): Promise<void> {
       throw cannot("use --background", "a transparent picture", "none");
     }
     const chosen = methodOf(request);
-    const start = await startConcept(model, chosen, {
+    const fresh = await startConcept(model, chosen, {
       name,
-      classWord: request.class,
+      classWord,
       key: key(chosen.train.seed),
       rank: request.rank,
       overrides: request.averageClass ? { severalTokens: "mean" } : undefined,
     });
     try {
-      const { flips } = request;
+      checkRates(request, fresh);
+      const withTokens = addTokens(model, [fresh]);
+      const check = checkCaptions(withTokens, fresh, examples);
+      releaseTokens(withTokens, model);
+      requireNamed(check);
+      const summary = trainingSummary(fresh, chosen.train, {
+        examples,
+        classes,
+        captions: check,
+        flips,
+      });
+      const start: Concept = {
+        ...fresh,
+        meta: { ...fresh.meta, data: JSON.stringify(summary) },
+      };
+      const { train } = chosen;
+      console.log(
+        `${request.method}, preset ${request.preset}, ${train.steps} steps of ` +
+          `${train.batch}, as ${start.phrase}`,
+      );
+      for (const [field, value] of Object.entries(summary)) {
+        const label = field.replace(/[A-Z]/g, (c) => ` ${c.toLowerCase()}`);
+        console.log(`  ${label.padEnd(15)}${value}`);
+      }
+      const notes = [
+        ...idle(request, [...examples, ...classes], model, classWord),
+        ...warnings(examples, check),
+      ];
+      for (const line of notes) console.error(line);
       const data = await encodeData(model, examples, { flips });
       const prior = classes.length > 0
         ? await encodeData(model, classes)
         : undefined;
-      console.log(
-        `${request.method}, ${chosen.train.steps} steps, ${examples.length} ` +
-          `pictures of ${size}×${size}, as ${start.phrase}`,
-      );
       const progress = createProgress();
       let smooth: number | undefined;
       const concept = await customize(model, start, data, chosen.train, {
@@ -230,7 +412,7 @@ export async function runTrain(request: TrainRequest): Promise<void> {
         `deno task sample --concept ${out} --prompt "photo of a ${start.phrase}"`,
       );
     } finally {
-      disposeConcept(start);
+      disposeConcept(fresh);
     }
   } finally {
     disposeModel(model);
@@ -255,6 +437,6 @@ format of the official Mix-of-Show code. A run that is stopped continues.`,
     "deno task train --name rex --class dog --images photos/rex \\\n" +
     "    --model sd-v1-5 --backend webgpu --steps 1500",
   ],
-  request: (values) => values,
+  request: checked,
   run: runTrain,
 });

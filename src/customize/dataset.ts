@@ -9,7 +9,7 @@
  */
 import * as tf from "@tensorflow/tfjs";
 import { cannot } from "../core/errors.ts";
-import { exists, joinPath, pathOf, readBytes, readText } from "../io/files.ts";
+import { exists, joinPath, pathOf, readBytes } from "../io/files.ts";
 import { fitMask, maskOf } from "../io/mask.ts";
 import { listPictures, PICTURE, readPicture } from "../io/picture.ts";
 import type { Pixels } from "../io/png.ts";
@@ -22,11 +22,10 @@ import {
 } from "../io/resize.ts";
 import { downsampleFactor, encode } from "../models/autoencoder.ts";
 import type { Model } from "../models/model.ts";
+import { captionsBeside, kohyaFolder, triggered } from "./captions.ts";
+import { masksIn } from "./masks.ts";
 
 export { square };
-
-/** Where the concept stands in a caption. */
-export const PLACEHOLDERS: readonly string[] = ["{}", "<TOK>"];
 
 /** A picture to train on. */
 export interface Example {
@@ -39,6 +38,18 @@ export interface Example {
    * concept.
    */
   readonly captions: readonly string[];
+  /** The file it comes from, for messages. */
+  readonly name?: string;
+  /** The file its captions come from. */
+  readonly captionFile?: string;
+  /** Whether trigger words were found in its captions. */
+  readonly triggered?: boolean;
+  /**
+   * How often it counts, relative to the others.
+   *
+   * @default 1
+   */
+  readonly repeats?: number;
   /** Where the subject is, same size: 1 or 255 inside, 0 outside. */
   readonly mask?: { readonly width: number; readonly height: number } & {
     /** One number a pixel. */
@@ -165,15 +176,50 @@ export async function encodeData(
       mask.set(small, (first + i) * h * w);
     });
   }
+  return repeated(
+    {
+      count: views.length,
+      height: h,
+      width: w,
+      channels: c,
+      mean,
+      std,
+      captions: views.map((e) => e.captions),
+      mask,
+    },
+    views.map(({ repeats = 1 }) => repeats),
+  );
+}
+
+const divisor = (a: number, b: number): number =>
+  b === 0 ? a : divisor(b, a % b);
+
+/** Pictures that count more often, as often as that in the data. */
+function repeated(data: TrainData, repeats: readonly number[]): TrainData {
+  const common = repeats.reduce(divisor);
+  if (repeats.every((times) => times === common)) return data;
+  const order = repeats.flatMap((times, i) =>
+    new Array<number>(times / common).fill(i)
+  );
+  const rows = <A extends Float32Array | Uint8Array>(
+    from: A,
+    make: (n: number) => A,
+  ): A => {
+    const size = from.length / data.count;
+    const to = make(order.length * size);
+    order.forEach((row, i) =>
+      to.set(from.subarray(row * size, (row + 1) * size), i * size)
+    );
+    return to;
+  };
+  const floats = (n: number) => new Float32Array(n);
   return {
-    count: views.length,
-    height: h,
-    width: w,
-    channels: c,
-    mean,
-    std,
-    captions: views.map((e) => e.captions),
-    mask,
+    ...data,
+    count: order.length,
+    mean: rows(data.mean as Float32Array<ArrayBuffer>, floats),
+    std: rows(data.std as Float32Array<ArrayBuffer>, floats),
+    captions: order.map((i) => data.captions[i]),
+    mask: rows(data.mask as Uint8Array<ArrayBuffer>, (n) => new Uint8Array(n)),
   };
 }
 
@@ -236,19 +282,6 @@ function mirrored(example: Example): Example {
   };
 }
 
-/**
- * Puts the concept into a caption.
- *
- * @param caption Text with `{}` or `<TOK>`; without either it stays as it is.
- * @param phrase How the concept stands in prompts.
- */
-export function fillCaption(caption: string, phrase: string): string {
-  return PLACEHOLDERS.reduce(
-    (text, placeholder) => text.replaceAll(placeholder, phrase),
-    caption,
-  ).replace(/ +/g, " ").trim();
-}
-
 /** Settings of {@linkcode readExamples}. */
 export interface ReadExamplesOptions {
   /** Side in pixels: pictures are cropped to a centred square and resized. */
@@ -259,7 +292,10 @@ export interface ReadExamplesOptions {
    * @default {["photo of a {}", "{}"]}
    */
   readonly captions?: readonly string[];
-  /** Folder of masks, `<name>.png` each, where it is not `masks` inside. */
+  /**
+   * Folder of masks, named like the pictures (see `matchMasks`), where it is
+   * not `masks` inside.
+   */
   readonly masks?: string;
   /**
    * What transparent pixels show.
@@ -267,14 +303,49 @@ export interface ReadExamplesOptions {
    * @default {BACKGROUND}
    */
   readonly background?: Colour;
+  /**
+   * Words that call the concept in captions; they become the placeholder (see
+   * `triggered`). By default those of a folder named `10_sks dog`.
+   */
+  readonly trigger?: string;
   /** Decodes files of other kinds than `readPicture` reads. */
   readonly decode?: (bytes: Uint8Array, name: string) => Pixels;
 }
 
 /**
- * Reads training pictures from a folder: `name.png`, `.jpg`, `.webp` or `.avif` with
- * an optional `name.txt` (one caption a line) and an optional `masks/name.png`
- * in the picture's shape.
+ * Folders that pictures lie in: the folder itself or, if it has none and
+ * kohya's folders `10_sks dog` are in it, those.
+ */
+async function pictureFolders(folder: string | URL): Promise<string[]> {
+  const path = pathOf(folder);
+  if ((await listPictures(path)).length > 0) return [path];
+  const inside = (await Array.fromAsync(Deno.readDir(path)))
+    .filter(({ name, isDirectory }) => isDirectory && kohyaFolder(name))
+    .map(({ name }) => joinPath(path, name)).sort();
+  return inside.length > 0 ? inside : [path];
+}
+
+/**
+ * The class that kohya's folder names say: `dog` of `10_sks dog`.
+ *
+ * @param folder The folder of pictures, or of such folders.
+ * @returns The class; none if the folders are named otherwise or differ.
+ */
+export async function folderClass(
+  folder: string | URL,
+): Promise<string | undefined> {
+  const classes = new Set(
+    (await pictureFolders(folder)).map((path) => kohyaFolder(path)?.class),
+  );
+  return classes.size === 1 ? [...classes][0] : undefined;
+}
+
+/**
+ * Reads training pictures from a folder: `name.png`, `.jpg`, `.webp` or `.avif`
+ * with an optional `name.txt` or `name.caption` (one caption a line) and an
+ * optional mask of its name (`masks/name.png`, `masks/name_mask.jpg`) in the
+ * picture's shape. If kohya's folders `10_sks dog` lie in it instead of
+ * pictures, those are read.
  *
  * @param folder The folder.
  * @param options Size, captions.
@@ -287,53 +358,70 @@ export async function readExamples(
   options: ReadExamplesOptions,
 ): Promise<Example[]> {
   const what = `read training pictures from ${pathOf(folder)}`;
-  const {
-    size,
-    captions = ["photo of a {}", "{}"],
-    background = BACKGROUND,
-  } = options;
+  const { size, captions = ["photo of a {}", "{}"] } = options;
   if (!Number.isInteger(size) || size < 1) {
     throw cannot(what, "a size in pixels", size);
   }
-  const names = await listPictures(folder);
-  if (names.length === 0) throw cannot(what, "pictures", "none");
   if (options.masks !== undefined && !await exists(options.masks)) {
     throw cannot(what, "a folder of masks", `none: ${options.masks}`);
   }
+  const examples: Example[] = [];
+  for (const at of await pictureFolders(folder)) {
+    examples.push(...await examplesIn(at, { ...options, captions }));
+  }
+  if (examples.length === 0) throw cannot(what, "png or jpg files", "none");
+  return examples;
+}
+
+/** Pictures of one folder. */
+async function examplesIn(
+  folder: string,
+  options: ReadExamplesOptions & { readonly captions: readonly string[] },
+): Promise<Example[]> {
+  const { size, captions, decode, background = BACKGROUND } = options;
+  const names = await listPictures(folder);
   const picture = async (path: string): Promise<Pixels> =>
-    options.decode && !/\.(png|jpe?g|webp|avif)$/i.test(path)
-      ? options.decode(await readBytes(path), path)
+    decode && !/\.(png|jpe?g|webp|avif)$/i.test(path)
+      ? decode(await readBytes(path), path)
       : await readPicture(path);
+  const inside = joinPath(folder, "masks");
+  const maskFolder = options.masks ??
+    (await exists(inside) ? inside : undefined);
+  const { masks } = maskFolder === undefined || names.length === 0
+    ? { masks: new Map<string, string>() }
+    : await masksIn(maskFolder, names);
+  const kohya = kohyaFolder(folder);
+  const trigger = options.trigger ?? kohya?.trigger;
   const examples: Example[] = [];
   for (const name of names) {
-    const stem = name.replace(PICTURE, "");
-    const texts = joinPath(folder, `${stem}.txt`);
-    const maskPath = joinPath(
-      options.masks ?? joinPath(folder, "masks"),
-      `${stem}.png`,
-    );
-    const lines = await exists(texts)
-      ? (await readText(texts)).split("\n").map((l) => l.trim()).filter((l) =>
-        l !== ""
-      )
-      : [];
+    const beside = await captionsBeside(folder, name.replace(PICTURE, ""));
     const whole = await picture(joinPath(folder, name));
     const pixels = square(flatten(whole, background), size);
-    const mask = await exists(maskPath)
-      ? inside(maskOf(await picture(maskPath)), whole, size, maskPath)
-      : undefined;
+    const maskName = masks.get(name);
+    const maskPath = joinPath(maskFolder ?? folder, maskName ?? name);
+    const mask = maskName === undefined
+      ? undefined
+      : insideOf(maskOf(await picture(maskPath)), whole, size, maskPath);
+    const written = beside?.lines ?? captions;
+    const filled = trigger
+      ? written.map((caption) => triggered(caption, trigger))
+      : written;
     examples.push({
       pixels,
-      captions: lines.length > 0 ? lines : captions,
+      name,
+      captions: filled,
+      triggered: filled.some((caption, i) => caption !== written[i]),
+      captionFile: beside?.file,
+      repeats: kohya?.repeats,
+      mask,
       ...(isTransparent(whole) ? { transparent: true } : {}),
-      ...(mask ? { mask } : {}),
     });
   }
   return examples;
 }
 
 /** A mask cut and scaled as its picture is, 1 inside and 0 outside. */
-function inside(
+function insideOf(
   mask: Pixels,
   picture: Pixels,
   size: number,

@@ -11,6 +11,7 @@ import * as tf from "@tensorflow/tfjs";
 import { cannot } from "../core/errors.ts";
 import type { LowRank } from "../nn/linear.ts";
 import type { Model } from "../models/model.ts";
+import type { PromptSyntax } from "../models/prompts.ts";
 import { levelSizes, unet, type UNetOptions } from "../models/unet.ts";
 import type { PipelineOptions, UNetCall } from "../diffusion/pipeline.ts";
 import {
@@ -276,6 +277,8 @@ export interface CompositionOptions extends AttachOptions {
   readonly negative?: string;
   /** Skips the last n layers of the text encoder. */
   readonly skipLast?: number;
+  /** Whether prompts have A1111's weights, breaks and chunks. */
+  readonly syntax?: PromptSyntax;
 }
 
 /** One adapted model a concept, with the tokens of all. */
@@ -292,7 +295,7 @@ function solos(
   if (concepts.length === 0) {
     throw cannot("compose adapters", "at least one concept", 0);
   }
-  const { prompt, negative = "", skipLast, alpha, weights } = options;
+  const { prompt, negative = "", skipLast, syntax, alpha, weights } = options;
   const named = addTokens(base, concepts);
   const all: Solo[] = [];
   const dispose = () => {
@@ -314,7 +317,7 @@ function solos(
         model,
         prompt,
         negative,
-        skipLast === undefined ? {} : { skipLast },
+        { skipLast, syntax },
       );
       all.push({ model, rows });
     }

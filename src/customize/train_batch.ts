@@ -6,7 +6,8 @@
 import * as tf from "@tensorflow/tfjs";
 import { fold, type Key, normal, permutation, stream } from "../core/random.ts";
 import type { Schedule } from "../diffusion/schedule.ts";
-import { fillCaption, type TrainData } from "./dataset.ts";
+import { fillCaption } from "./captions.ts";
+import type { TrainData } from "./dataset.ts";
 import { offsetNoise } from "./losses.ts";
 import type { TrainConfig } from "./train_config.ts";
 import type { TrainBatch } from "./train_loss.ts";
@@ -121,8 +122,12 @@ function pick(
     const choose = fold(here, "caption", row);
     const captions = data.captions[i];
     const caption = captions[stream(choose).integer(captions.length)];
+    const dropped = stream(fold(choose, 2)).uniform() <
+      (config.captionDropout ?? 0);
     prompts.push(
-      fillCaption(shuffled(caption, config, fold(choose, 1)), phrase),
+      dropped
+        ? ""
+        : fillCaption(shuffled(caption, config, fold(choose, 1)), phrase),
     );
   }
   return { rows: config.batch, latents, mask, prompts };

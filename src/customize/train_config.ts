@@ -73,6 +73,12 @@ export interface TrainConfig extends LossConfig {
   readonly freezeDown: boolean;
   /** Parts of captions between commas are shuffled, but for the first n. */
   readonly shuffleCaptions: false | { readonly keep: number };
+  /**
+   * Share of the prompts that are left empty, from 0 to 1.
+   *
+   * @default 0
+   */
+  readonly captionDropout?: number;
 }
 
 /**

@@ -18,6 +18,7 @@ import type { Pixels } from "../io/png.ts";
 import { flatten } from "../io/resize.ts";
 import { downsampleFactor } from "../models/autoencoder.ts";
 import type { Model } from "../models/model.ts";
+import type { PromptSyntax } from "../models/prompts.ts";
 import { attentionGrids, type UNetOptions } from "../models/unet.ts";
 import {
   canny,
@@ -139,6 +140,13 @@ const layoutSchema = z.strictObject({
     .default("dpmpp_2m"),
   steps: z.number().int().positive().default(20),
   guidance: number.default(7.5),
+  clipSkip: z.number().int().min(1).default(1).describe(
+    "Ends the text encoder early: 1 is its last layer, 2 the one before it",
+  ),
+  syntax: z.enum(["a1111", "plain"]).default("a1111").describe(
+    "Whether (fox:1.5), [fox] and BREAK are A1111's weights and breaks and " +
+      "long prompts are read in chunks, or all is plain text",
+  ),
   regions: z.array(regionSchema).default([])
     .describe("Places with prompts of their own, each a box or a mask"),
   regional: z.strictObject({
@@ -276,6 +284,10 @@ export interface Layout {
   readonly steps: number;
   /** Guidance scale. */
   readonly guidance: number;
+  /** 1 is the text encoder's last layer, 2 the one before it. */
+  readonly clipSkip: number;
+  /** Whether prompts are in A1111's syntax, or plain text. */
+  readonly syntax: PromptSyntax;
   /** Places with prompts of their own. */
   readonly regions: readonly LayoutRegion[];
   /** How regions are blended and when they count. */
@@ -719,9 +731,12 @@ export function checkLayout(
   const report = (path: string, message: string) =>
     problems.push({ path, message });
   const known = Object.keys(model.added?.sites ?? {});
+  const lower = new Set(known.map((token) => token.toLowerCase()));
   const tokens = (path: string, prompt: string) => {
     for (const [token] of prompt.matchAll(/<[^<>\s]+>/g)) {
-      if (known.includes(token) || model.tokenizer.has(token)) continue;
+      if (lower.has(token.toLowerCase()) || model.tokenizer.has(token)) {
+        continue;
+      }
       report(
         path,
         `unknown concept ${token} (known: ${known.join(", ") || "none"})`,
@@ -928,10 +943,13 @@ export function prepareLayout(
   const owned: { dispose(): void }[] = [];
   const dispose = () => owned.forEach((part) => part.dispose());
   try {
-    const skipLast = options.pipeline?.skipLast;
+    const reading = {
+      skipLast: options.pipeline?.skipLast ?? layout.clipSkip - 1,
+      syntax: layout.syntax,
+    };
     const regional = sampler(model, regions, {
       ...layout.regional,
-      ...(skipLast === undefined ? {} : { skipLast }),
+      ...reading,
     });
     owned.push(regional);
     const prepared = conditions.map(({ spec, image }): Condition => {
@@ -967,6 +985,7 @@ export function prepareLayout(
         sampler: layout.sampler,
         steps: layout.steps,
         guidance: layout.guidance,
+        ...reading,
         ...sizeOf(layout, model),
         ...options.pipeline,
         unet: (call) => ({

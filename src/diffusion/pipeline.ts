@@ -12,7 +12,13 @@ import { fold, type Key, key as rootKey, normal } from "../core/random.ts";
 import type { Pixels } from "../io/png.ts";
 import { decode, downsampleFactor } from "../models/autoencoder.ts";
 import { crossAttentionSites } from "../models/config.ts";
-import { type Model, promptStates } from "../models/model.ts";
+import type { Model } from "../models/model.ts";
+import {
+  promptChunks,
+  type PromptReading,
+  type PromptSyntax,
+  readPrompts,
+} from "../models/prompts.ts";
 import { assertTextToImage } from "../models/purpose.ts";
 import { unet, type UNetOptions, widestFeatures } from "../models/unet.ts";
 import { classifierFree, type GuidanceBranch } from "./guidance.ts";
@@ -105,8 +111,14 @@ export interface PipelineOptions extends PlanOptions {
    * @default 4
    */
   readonly batch?: number;
-  /** Skips the last n layers of the text encoder (clip skip). */
+  /** Skips the last n layers of the text encoder (clip skip − 1). */
   readonly skipLast?: number;
+  /**
+   * Whether prompts have A1111's weights, breaks and chunks.
+   *
+   * @default "plain"
+   */
+  readonly syntax?: PromptSyntax;
   /** Image-to-image: clean latents [pictures, h, w, c], with `startStep`. */
   readonly init?: tf.Tensor4D;
   /** Observers of the UNet, residuals, replaced attention. */
@@ -266,17 +278,19 @@ function noiseOf(
 /** Text states by prompt, computed once and kept until their last use. */
 class States {
   readonly #model: Model;
-  readonly #skipLast: number | undefined;
+  readonly #reading: PromptReading;
   readonly #left = new Map<string, number>();
   readonly #made = new Map<string, tf.Tensor>();
 
   constructor(
     model: Model,
     uses: readonly string[],
-    skipLast: number | undefined,
+    reading: PromptReading,
   ) {
     this.#model = model;
-    this.#skipLast = skipLast;
+    // Prompts of one batch must be of one length.
+    const chunks = promptChunks(model, [...new Set(uses)], reading.syntax);
+    this.#reading = { ...reading, chunks };
     for (const p of uses) this.#left.set(p, (this.#left.get(p) ?? 0) + 1);
   }
 
@@ -286,13 +300,7 @@ class States {
       if (this.#made.has(prompt)) continue;
       this.#made.set(
         prompt,
-        tf.tidy(() =>
-          promptStates(
-            this.#model,
-            [prompt],
-            this.#skipLast === undefined ? {} : { skipLast: this.#skipLast },
-          )
-        ),
+        tf.tidy(() => readPrompts(this.#model, [prompt], this.#reading)),
       );
     }
     const states = tf.tidy(() => {
@@ -358,7 +366,7 @@ export async function* pipeline(
   const states = new States(
     model,
     guided ? [...prompts, ...job.negative] : prompts,
-    options.skipLast,
+    { skipLast: options.skipLast, syntax: options.syntax },
   );
   try {
     for (let first = 0; first < prompts.length; first += job.batch) {

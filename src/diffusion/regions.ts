@@ -10,7 +10,12 @@
 import * as tf from "@tensorflow/tfjs";
 import { cannot } from "../core/errors.ts";
 import type { AttentionHooks } from "../nn/attention.ts";
-import { type Model, promptStates } from "../models/model.ts";
+import type { Model } from "../models/model.ts";
+import {
+  type PromptReading,
+  type PromptSyntax,
+  readPrompts,
+} from "../models/prompts.ts";
 import type { CrossAttentionCall, UNetOptions } from "../models/unet.ts";
 import type { GuidanceBranch } from "./guidance.ts";
 import type { UNetCall } from "./pipeline.ts";
@@ -567,18 +572,18 @@ export interface PromptRows {
  * @param model What reads them.
  * @param prompt The prompt.
  * @param negative The negative prompt.
- * @param options `skipLast`: clip skip.
+ * @param options Clip skip, syntax.
  * @returns Text states; dispose them afterwards.
  */
 export function promptRows(
   model: TextModel,
   prompt: string,
   negative: string,
-  options: { readonly skipLast?: number } = {},
+  options: PromptReading = {},
 ): PromptRows {
   // One call for both: they come out layer-wise or plain together.
   const pair = tf.tidy(() =>
-    promptStates(model, [negative, prompt], options) as tf.Tensor
+    readPrompts(model, [negative, prompt], options) as tf.Tensor
   );
   const made = new Map<string, tf.Tensor>();
   return {
@@ -639,6 +644,8 @@ export interface RegionalOptions extends RegionMapOptions {
   readonly end?: number;
   /** Skips the last n layers of the text encoder. */
   readonly skipLast?: number;
+  /** Whether prompts have A1111's weights, breaks and chunks. */
+  readonly syntax?: PromptSyntax;
   /** Called around the attention of every region. */
   readonly scope?: RegionScope;
 }
@@ -697,7 +704,7 @@ export function regionalSampling(
   regions: readonly RegionPrompt[],
   options: RegionalOptions = {},
 ): RegionalSampling {
-  const { start = 0, end = 1, skipLast, scope } = options;
+  const { start = 0, end = 1, skipLast, syntax, scope } = options;
   if (!(start >= 0 && start <= end && end <= 1)) {
     throw cannot(
       "sample regions",
@@ -714,7 +721,7 @@ export function regionalSampling(
           text,
           prompt,
           negative,
-          skipLast === undefined ? {} : { skipLast },
+          { skipLast, syntax },
         ),
       );
     }

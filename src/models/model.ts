@@ -305,11 +305,86 @@ export interface BoundPrompt {
   readonly truncated: number;
 }
 
-/** Learned tokens in a text, longest first: one may begin another. */
-function tokensIn({ added }: Pick<Model, "added">, text: string): string[] {
-  return Object.keys(added?.sites ?? {})
-    .filter((token) => text.includes(token))
-    .sort((a, b) => b.length - a.length);
+/** A call of learned tokens in a prompt. */
+export interface TokenCall {
+  /** The tokens that it stands for: all vectors of an embedding. */
+  readonly tokens: readonly string[];
+}
+
+const WORD = /[\p{L}\p{N}_]/u;
+
+/** What finds learned tokens in prompts, by the tokens there are. */
+const finders = new WeakMap<AddedTokens["sites"], RegExp>();
+
+function finderOf(sites: AddedTokens["sites"]): RegExp {
+  const known = finders.get(sites);
+  if (known) return known;
+  const edge = (char: string, pattern: string) =>
+    WORD.test(char) ? pattern : "";
+  const words = Object.keys(sites)
+    // Longest first: one token may be the beginning of another.
+    .sort((a, b) => b.length - a.length)
+    .map((token) =>
+      edge([...token][0], "(?<![\\p{L}\\p{N}_])") +
+      token.replace(/[\\^$.*+?()[\]{}|/]/g, "\\$&") +
+      edge([...token].at(-1)!, "(?![\\p{L}\\p{N}_])")
+    );
+  const finder = new RegExp(words.join("|"), "giu");
+  finders.set(sites, finder);
+  return finder;
+}
+
+/**
+ * Finds the learned tokens that a prompt calls.
+ *
+ * The name of an embedding of several vectors (`cat`, `cat_1`, `cat_2`) stands
+ * for all of them, unless they are written out. A token matches as it is
+ * written, else without regard to case; one of letters does not match inside a
+ * longer word.
+ *
+ * @param added Learned tokens of the model.
+ * @param prompt The text.
+ * @returns Text and calls in order.
+ * @throws If a name matches several tokens but for their case.
+ */
+export function calledTokens(
+  added: Pick<AddedTokens, "sites"> | undefined,
+  prompt: string,
+): (string | TokenCall)[] {
+  if (!added || Object.keys(added.sites).length === 0) return [prompt];
+  const { sites } = added;
+  const names = Object.keys(sites);
+  const parts: (string | TokenCall)[] = [];
+  let at = 0;
+  for (const match of prompt.matchAll(finderOf(sites))) {
+    const [found] = match;
+    const others = Object.hasOwn(sites, found)
+      ? [found]
+      : names.filter((name) => name.toLowerCase() === found.toLowerCase());
+    if (others.length > 1) {
+      throw cannot(
+        `read the prompt "${prompt}"`,
+        `${others.join(" or ")}, written so`,
+        found,
+      );
+    }
+    // The pattern and toLowerCase differ on a few letters, such as ſ.
+    if (others.length === 0) continue;
+    const [token] = others;
+    const end = match.index + found.length;
+    const tokens = [token];
+    const rest = prompt.slice(end).trimStart().toLowerCase();
+    if (!rest.startsWith(`${token}_1`.toLowerCase())) {
+      for (let k = 1; Object.hasOwn(sites, `${token}_${k}`); k++) {
+        tokens.push(`${token}_${k}`);
+      }
+    }
+    if (match.index > at) parts.push(prompt.slice(at, match.index));
+    parts.push({ tokens });
+    at = end;
+  }
+  if (at < prompt.length || parts.length === 0) parts.push(prompt.slice(at));
+  return parts;
 }
 
 /**
@@ -325,11 +400,13 @@ export function bindTokens(
   text: string,
   site: number,
 ): string {
-  return tokensIn(model, text).reduce((bound, token) => {
+  return calledTokens(model.added, text).map((part) => {
+    if (typeof part === "string") return part;
     const { sites, names } = model.added!;
-    const at = sites[token];
-    return bound.replaceAll(token, names[at[Math.min(site, at.length - 1)]]);
-  }, text);
+    return part.tokens.map((token) =>
+      names[sites[token][Math.min(site, sites[token].length - 1)]]
+    ).join(" ");
+  }).join("");
 }
 
 /**
@@ -344,30 +421,87 @@ export function bindPrompt(
   prompt: string,
 ): BoundPrompt {
   const sites = crossAttentionSites(model.unet.config).length;
-  const used = tokensIn(model, prompt);
-  for (const token of used) {
-    const { length } = model.added!.sites[token];
-    if (length < sites) {
-      throw cannot(
-        `bind ${token}`,
-        `a vector for each of ${sites} cross-attention layers`,
-        length,
-      );
-    }
+  const { added } = model;
+  const parts = calledTokens(added, prompt);
+  if (!added || parts.every((part) => typeof part === "string")) {
+    const { ids, truncated } = model.tokenizer.encode(prompt);
+    return { rows: [ids], site: new Array(sites).fill(0), truncated };
   }
-  const texts = Array.from(
-    { length: used.length === 0 ? 1 : sites },
-    (_, site) => bindTokens(model, prompt, site),
+  const rows: number[][] = [];
+  const index = new Map<string, number>();
+  let lost = 0;
+  const site = Array.from({ length: sites }, (_, i) => {
+    const text = parts.map((part) =>
+      typeof part === "string" ? part : part.tokens.map((token) => {
+        const names = added.sites[token];
+        if (names.length < sites) {
+          throw cannot(
+            `bind ${token}`,
+            `a vector for each of ${sites} cross-attention layers`,
+            names.length,
+          );
+        }
+        return added.names[names[i]];
+      }).join(" ")
+    ).join("");
+    const known = index.get(text);
+    if (known !== undefined) return known;
+    const { ids, truncated } = model.tokenizer.encode(text);
+    lost = Math.max(lost, truncated);
+    index.set(text, rows.length);
+    return rows.push(ids) - 1;
+  });
+  return { rows, site, truncated: lost };
+}
+
+/** What a text encoder does not read of a prompt. */
+export interface PromptCut {
+  /** Tokens that it reads, start and end not counted. */
+  readonly limit: number;
+  /** Tokens of the prompt. */
+  readonly tokens: number;
+  /** The words that are read. */
+  readonly kept: string;
+  /** The words that are not. */
+  readonly lost: string;
+}
+
+/**
+ * What a model does not read of a prompt, as it is longer than the limit.
+ *
+ * @param model The model.
+ * @param prompt The text.
+ * @param maxLength Tokens that are read, start and end included.
+ * @returns Limit and words; nothing if all of it is read.
+ */
+export function cutOff(
+  model: Pick<Model, "tokenizer" | "added">,
+  prompt: string,
+  maxLength: number = model.tokenizer.modelMaxLength,
+): PromptCut | undefined {
+  const { tokenizer, added } = model;
+  // Any site will do: a token is one entry at each.
+  const nameOf = (token: string) => added!.names[added!.sites[token][0]];
+  const parts = calledTokens(added, prompt);
+  const bound = parts.map((part) =>
+    typeof part === "string" ? part : part.tokens.map(nameOf).join(" ")
+  ).join("");
+  const written = parts.flatMap((part) =>
+    typeof part === "string" ? [] : part.tokens
   );
-  const distinct = [...new Set(texts)];
-  const encoded = distinct.map((text) => model.tokenizer.encode(text));
+  const ids = tokenizer.tokenize(bound);
+  const limit = maxLength - 2;
+  if (ids.length <= limit) return undefined;
+  const words = (part: readonly number[]) =>
+    written.reduce(
+      (text, token) => text.replaceAll(nameOf(token), token),
+      tokenizer.decode(part),
+    );
   return {
-    rows: encoded.map(({ ids }) => ids),
-    site: Array.from(
-      { length: sites },
-      (_, site) => distinct.indexOf(texts[site] ?? texts[0]),
-    ),
-    truncated: Math.max(...encoded.map(({ truncated }) => truncated)),
+    limit,
+    tokens: ids.length,
+    kept: words(ids.slice(0, limit)),
+    lost: words(ids.slice(limit)),
   };
 }
 

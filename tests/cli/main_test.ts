@@ -60,8 +60,15 @@ Deno.test("bad arguments end with 2 and say what was expected", async () => {
     [["train", "--nmae", "x"], "a known option (--help), got --nmae"],
     [["train"], "expected --name"],
     [["train", "--name", "a b"], "letters, digits"],
-    [["train", "--name", "x"], "expected --class"],
     [["train", "--name", "x", "--class", "dog"], "expected --images"],
+    [
+      ["train", "--name=x", "--images=.", "--keep-tokens", "1"],
+      "--shuffle-captions with --keep-tokens",
+    ],
+    [
+      ["train", "--name=x", "--images=.", "--prior-weight", "1"],
+      "--prior with --prior-weight",
+    ],
     [["train", "--name", "x", "--name", "y"], "one --name"],
     [["train", "--name"], "a value for --name"],
     [
@@ -170,7 +177,7 @@ Deno.test("pictures → concepts → fused model → picture with regions → sc
           "train",
           ...base,
           ...["--name", "rex", "--class", "fox", "--images", at("rex")],
-          ...["--batch", "1", "--rank", "1", "--method", "textual-inversion"],
+          ...["--batch", "1", "--method", "textual-inversion"],
           ...["--out", at("again.safetensors")],
         ];
         // Another run's state in the place of this one's.

@@ -3,10 +3,10 @@ import { assertEquals, assertRejects } from "@std/assert";
 import {
   encodeData,
   type Example,
-  fillCaption,
   readExamples,
   square,
 } from "../../src/customize/dataset.ts";
+import { fillCaption } from "../../src/customize/captions.ts";
 import { readPicture } from "../../src/io/picture.ts";
 import { encodePng, type Pixels } from "../../src/io/png.ts";
 import { encode } from "../../src/models/autoencoder.ts";

@@ -1,0 +1,189 @@
+/**
+ * `deno task completions`: what a shell offers behind `deno task COMMAND`, from
+ * the commands' option tables.
+ *
+ * @module
+ */
+import { type Command, command, runCommand } from "./command.ts";
+import { convertCommand } from "./convert.ts";
+import { evaluateCommand } from "./evaluate.ts";
+import { fuseCommand } from "./fuse.ts";
+import { inspectCommand } from "./inspect.ts";
+import {
+  oneOf,
+  type Option,
+  optionName,
+  type OptionTable,
+  optionTable,
+  takesValue,
+  type Values,
+} from "./options.ts";
+import { pretrainCommand } from "./pretrain.ts";
+import { sampleCommand } from "./sample.ts";
+import { trainCommand } from "./train.ts";
+
+/** Shells that there are completions for. */
+export const SHELLS = ["bash", "zsh", "fish"] as const;
+
+/** A command as completion sees it. */
+export interface Completed {
+  /** Its name behind `deno task`. */
+  readonly name: string;
+  /** What it does, in a line. */
+  readonly summary: string;
+  /** Its options. */
+  readonly options: OptionTable;
+}
+
+/** The option of `deno task completions`. */
+const OPTIONS = optionTable({
+  shell: {
+    type: oneOf(SHELLS),
+    hint: "SHELL",
+    argument: true,
+    needed: true,
+    help: "bash, zsh or fish",
+  },
+});
+
+type Known = Pick<Command<unknown>, "name" | "summary" | "options">;
+
+const listed = (...commands: readonly Known[]): Completed[] =>
+  commands.flatMap(({ name, summary, options }) =>
+    options ? [{ name, summary, options }] : []
+  );
+
+/** Options by how they are written, arguments left out. */
+function named({ options }: Completed): [string, Option][] {
+  return Object.entries(options).filter(([, option]) => !option.argument)
+    .map(([field, option]) => [optionName(field, option), option]);
+}
+
+/** Bash's answer to what stands behind an option. */
+function bashValue({ type: { complete } }: Option): string {
+  if (complete === "file") return "files";
+  if (complete === "folder") return "folders";
+  return complete ? `words "${complete.join(" ")}"` : ":";
+}
+
+function bash(commands: readonly Completed[]): string {
+  const cases = commands.map((one) => {
+    const values = named(one).filter(([, option]) => takesValue(option))
+      .map(([name, option]) => `        ${name}) ${bashValue(option)} ;;`);
+    const places = Object.values(one.options).filter((o) => o.argument);
+    const free = places.length > 0 ? bashValue(places[0]) : ":";
+    const all = [...named(one).map(([name]) => name), "--help"];
+    return `    ${one.name})
+      case "$before" in
+${values.join("\n")}
+        *) if [[ "$now" == -* ]]; then words "${
+      all.join(" ")
+    }"; else ${free}; fi ;;
+      esac ;;`;
+  });
+  return `# Mix-of-Show: completion of deno task COMMAND.
+# bash: source <(deno task completions bash)
+_mix_of_show() {
+  local now="\${COMP_WORDS[COMP_CWORD]}" before="\${COMP_WORDS[COMP_CWORD-1]}"
+  words() { COMPREPLY=($(compgen -W "$1" -- "$now")); }
+  files() { COMPREPLY=($(compgen -f -- "$now")); }
+  folders() { COMPREPLY=($(compgen -d -- "$now")); }
+  COMPREPLY=()
+  if [[ "\${COMP_WORDS[1]}" != task ]]; then
+    if declare -F _deno > /dev/null; then _deno "$@"; fi
+    return
+  fi
+  if [[ $COMP_CWORD -eq 2 ]]; then
+    words "${commands.map(({ name }) => name).join(" ")}"
+    return
+  fi
+  case "\${COMP_WORDS[2]}" in
+${cases.join("\n")}
+  esac
+}
+complete -o filenames -F _mix_of_show deno
+`;
+}
+
+/** A text in fish's single quotes. */
+function quoted(text: string): string {
+  return `'${text.replaceAll("\\", "\\\\").replaceAll("'", "\\'")}'`;
+}
+
+function fish(commands: readonly Completed[]): string {
+  const lines = commands.flatMap((one) => [
+    `complete -c deno -n '__fish_seen_subcommand_from task; and not ` +
+    `__fish_seen_subcommand_from ${one.name}' -f -a ${one.name} -d ${
+      quoted(one.summary)
+    }`,
+    ...named(one).map(([name, option]) => {
+      const { complete } = option.type;
+      const value = !takesValue(option)
+        ? "-f"
+        : complete === "file"
+        ? "-r -F"
+        : complete === "folder"
+        ? "-x -a '(__fish_complete_directories)'"
+        : complete
+        ? `-x -a ${quoted((complete as readonly string[]).join(" "))}`
+        : "-x";
+      return `complete -c deno -n '__fish_seen_subcommand_from ${one.name}' ` +
+        `-l ${name.slice(2)} ${value} -d ${quoted(option.help.split("\n")[0])}`;
+    }),
+  ]);
+  return `# Mix-of-Show: completion of deno task COMMAND.
+# fish: deno task completions fish | source
+${lines.join("\n")}
+`;
+}
+
+/**
+ * The script that a shell reads.
+ *
+ * @param shell Which shell.
+ * @param commands The commands.
+ */
+export function completionScript(
+  shell: typeof SHELLS[number],
+  commands: readonly Completed[],
+): string {
+  if (shell === "fish") return fish(commands);
+  if (shell === "bash") return bash(commands);
+  return `autoload -U +X bashcompinit && bashcompinit\n${bash(commands)}`;
+}
+
+/** Every command with an option table. */
+export function completedCommands(): Completed[] {
+  return listed(
+    trainCommand,
+    fuseCommand,
+    sampleCommand,
+    evaluateCommand,
+    convertCommand,
+    inspectCommand,
+    pretrainCommand,
+    completionsCommand,
+  );
+}
+
+/** `deno task completions`. */
+export const completionsCommand: Command<Values<typeof OPTIONS>> = command({
+  name: "completions",
+  summary: "print a script that completes options in a shell",
+  usage: "deno task completions SHELL",
+  about: "Prints a script that makes a shell complete commands and options.",
+  options: OPTIONS,
+  examples: [
+    "source <(deno task completions bash)",
+    "deno task completions fish | source",
+  ],
+  request: (values) => values,
+  run({ shell }) {
+    console.log(completionScript(shell, completedCommands()));
+    return Promise.resolve();
+  },
+});
+
+if (import.meta.main) {
+  Deno.exit(await runCommand(completionsCommand, Deno.args));
+}

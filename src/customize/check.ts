@@ -1,0 +1,153 @@
+/**
+ * What training would be done on, checked and said before it starts.
+ *
+ * @module
+ */
+import { cannot, listed } from "../core/errors.ts";
+import { cutOff, type Model, type PromptCut } from "../models/model.ts";
+import { fillCaption, namesConcept } from "./captions.ts";
+import { type Concept, conceptTensors } from "./concept.ts";
+import type { Example } from "./dataset.ts";
+import { groupOf, type TrainConfig } from "./train.ts";
+
+/** What the captions of training pictures say. */
+export interface CaptionCheck {
+  /** Captions in all; a picture may have several. */
+  readonly total: number;
+  /** Captions that name the concept. */
+  readonly naming: number;
+  /** Pictures with a caption file. */
+  readonly files: number;
+  /** Files (or pictures) with a caption that does not name the concept. */
+  readonly unnamed: readonly string[];
+  /** Captions longer than the text encoder reads. */
+  readonly cut: readonly (PromptCut & {
+    /** File (or picture) of the caption. */
+    readonly file: string;
+    /** Whether the concept is cut off with the rest. */
+    readonly concept: boolean;
+  })[];
+}
+
+/**
+ * Looks at captions: which name the concept, which are cut off.
+ *
+ * @param model The model with the concept's tokens (`addTokens`).
+ * @param concept The concept.
+ * @param examples Pictures and captions.
+ */
+export function checkCaptions(
+  model: Pick<Model, "tokenizer" | "unet" | "added">,
+  concept: Pick<Concept, "phrase">,
+  examples: readonly Example[],
+): CaptionCheck {
+  const unnamed = new Set<string>();
+  const cut: (PromptCut & { file: string; concept: boolean })[] = [];
+  let total = 0, naming = 0;
+  const seen = new Set<string>();
+  for (const [i, example] of examples.entries()) {
+    const file = example.captionFile ?? example.name ?? `picture ${i}`;
+    for (const caption of example.captions) {
+      total++;
+      const prompt = fillCaption(caption, concept.phrase);
+      const lost = cutOff(model, prompt);
+      const gone = lost !== undefined && !lost.kept.includes(concept.phrase);
+      if (namesConcept(caption) && !gone) naming++;
+      else unnamed.add(file);
+      if (lost === undefined || seen.has(prompt)) continue;
+      seen.add(prompt);
+      cut.push({ ...lost, file, concept: gone });
+    }
+  }
+  const files = examples.filter(({ captionFile }) => captionFile).length;
+  return { total, naming, files, unnamed: [...unnamed], cut };
+}
+
+/**
+ * Refuses captions none of which names the concept: its tokens would be in no
+ * prompt, and only decay.
+ *
+ * @param check What the captions say.
+ */
+export function requireNamed({ naming, unnamed, cut }: CaptionCheck): void {
+  if (naming > 0) return;
+  throw cannot(
+    "train",
+    "captions that name the concept: {} in them, or a word that --trigger gives" +
+      (cut.length > 0 ? ", before the text encoder's limit" : ""),
+    `none in ${listed(unnamed)}`,
+  );
+}
+
+/** What a training run is about; plain data, saved with the concept. */
+export interface TrainingSummary {
+  /** Pictures and their side. */
+  readonly pictures: string;
+  /** How many captions name the concept. */
+  readonly captions: string;
+  /** How many masks there are, and whether they count. */
+  readonly masks: string;
+  /** Class pictures and their weight. */
+  readonly classPictures: string;
+  /** Learned tokens and their vectors. */
+  readonly tokens: string;
+  /** Layers with an adapter. */
+  readonly layers: string;
+  /** Numbers that are trained. */
+  readonly parameters: string;
+}
+
+/**
+ * Says in a few words what is trained, on what.
+ *
+ * @param concept The concept as it starts.
+ * @param config Configuration.
+ * @param data Pictures, class pictures, what the captions say, mirrored or not.
+ */
+export function trainingSummary(
+  concept: Concept,
+  config: TrainConfig,
+  data: {
+    readonly examples: readonly Example[];
+    readonly classes: readonly Example[];
+    readonly captions: CaptionCheck;
+    readonly flips: boolean;
+  },
+): TrainingSummary {
+  const { examples, classes, captions, flips } = data;
+  const [{ pixels: { width, height } }] = examples;
+  const masks = examples.filter(({ mask }) => mask).length;
+  const used = config.masked
+    ? "the masked loss is on"
+    : config.attention.weight > 0
+    ? "of attention regularisation"
+    : "not used (--masks FOLDER turns the masked loss on)";
+  const trained = [...conceptTensors(concept)].filter(([name]) =>
+    config.lr[groupOf(name)] > 0 &&
+    !(config.freezeDown && name.endsWith(".down"))
+  );
+  const vectors = concept.tokens.map(({ token, vectors }) =>
+    `${token} (${vectors.shape[0]})`
+  );
+  const frozen = config.lr.embedding > 0 ? "" : ", frozen";
+  const { textEncoder, unet } = concept.adapter;
+  const count = trained.reduce((sum, [, { size }]) => sum + size, 0);
+  const empty = config.captionDropout
+    ? `; ${100 * config.captionDropout} % of the prompts are empty`
+    : "";
+  return {
+    pictures: `${examples.length} pictures of ${width}×${height}` +
+      (flips ? ", also mirrored" : ""),
+    captions: `${captions.naming} of ${captions.total} name the concept, ` +
+      `${captions.files} pictures have a caption file${empty}`,
+    masks: masks === 0
+      ? "none"
+      : `${masks} of ${examples.length} pictures, ${used}`,
+    classPictures: classes.length === 0
+      ? "none"
+      : `${classes.length}, weight ${config.priorWeight}`,
+    tokens: `${vectors.join(", ")} vectors${frozen}`,
+    layers: `${textEncoder.size} of the text encoder, ${unet.size} of the UNet`,
+    parameters: `${count}`,
+  };
+}
