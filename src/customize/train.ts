@@ -115,6 +115,7 @@ function checkConfig(
     !(pivot > 0 && pivotStep > 0 && pivotStep < config.steps)
   ) {
     throw cannot(what, "a pivot that leaves steps on both sides", pivot);
+  }
   const { captionDropout: dropout = 0 } = config;
   if (!(dropout >= 0 && dropout <= 1)) {
     throw cannot(what, "a caption dropout from 0 to 1", dropout);
