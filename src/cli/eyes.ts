@@ -5,12 +5,8 @@
  */
 import { type BackendChoice, selectBackend } from "../core/backend.ts";
 import { finish } from "../core/finish.ts";
-import { disposeClip, embedImages, loadClip } from "../evaluation/clip.ts";
-import {
-  type Eye,
-  mobileNetEye,
-  type PackedModel,
-} from "../evaluation/outside_eye.ts";
+import { loadClipEvaluator } from "../evaluation/evaluator.ts";
+import { loadMobileNet } from "../evaluation/outside_evaluator.ts";
 import { comparisonTable } from "../experiments/ablation_figures.ts";
 import { ablationSchema } from "../experiments/ablation_schema.ts";
 import { type EyeReport, lookAgain, optionsOf } from "../experiments/eyes.ts";
@@ -64,40 +60,6 @@ function parse(args: readonly string[]): EyesRequest | undefined {
   };
 }
 
-/** What nsfwjs exports of a model. */
-interface PackedModule {
-  readonly MobileNetV2Model: {
-    readonly modelJson: () => Promise<unknown>;
-    readonly weightBundles: readonly (() => Promise<unknown>)[];
-  };
-}
-
-/** nsfwjs' MobileNetV2. */
-async function outsideEye(): Promise<Eye> {
-  // Not a literal: 25 MB are downloaded when they are asked for, not by every
-  // clone that checks or tests this file.
-  const specifier: string = "npm:nsfwjs@4.3.0/models/mobilenet_v2";
-  const { MobileNetV2Model: packed }: PackedModule = await import(specifier);
-  const unwrap = (module: unknown): unknown =>
-    (module as { default?: unknown }).default ?? module;
-  return await mobileNetEye({
-    json: unwrap(await packed.modelJson()) as PackedModel["json"],
-    weights: await Promise.all(
-      packed.weightBundles.map(async (load) => unwrap(await load()) as string),
-    ),
-  });
-}
-
-/** A CLIP as an eye. */
-async function clipEye(folder: string): Promise<Eye> {
-  const clip = await loadClip(folder);
-  return {
-    name: folder,
-    embed: (images) => embedImages(clip, images),
-    [Symbol.dispose]: () => disposeClip(clip),
-  };
-}
-
 /** A finished ablation seen by other eyes. */
 export const eyes: Command<EyesRequest> = {
   name: "eyes",
@@ -114,7 +76,12 @@ export const eyes: Command<EyesRequest> = {
     const progress = createProgress();
     progress.line((await selectBackend(backend)).describe);
     const seen: EyeReport[] = [];
-    for (const open of [outsideEye, ...clips.map((f) => () => clipEye(f))]) {
+    for (
+      const open of [
+        loadMobileNet,
+        ...clips.map((f) => () => loadClipEvaluator(f)),
+      ]
+    ) {
       using eye = await open();
       seen.push(
         await finish(

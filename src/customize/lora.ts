@@ -8,7 +8,7 @@
  * @module
  */
 import * as tf from "@tensorflow/tfjs";
-import { cannot } from "../core/errors.ts";
+import { cannot, KeysError, listed } from "../core/errors.ts";
 import {
   fold,
   type Key,
@@ -399,7 +399,7 @@ function strangers(
  * @param adapters One or several, with names not yet in the model.
  * @param options Factors, which {@linkcode setWeights} can change later.
  * @returns A model that shares all tensors with the base and the adapters.
- * @throws One error that lists all layers that are missing or do not fit; if a
+ * @throws One error about all layers that are missing or do not fit; if a
  * name is taken or a factor is not finite.
  *
  * @example
@@ -469,10 +469,11 @@ export function attach<M extends Adaptable>(
     Object.assign(result, { [component]: { ...network, params } });
   }
   if (problems.length > 0) {
-    throw new Error(
+    throw new KeysError(
       `Cannot attach ${
         list.map((a) => `"${a.name}"`).join(", ")
-      }: ${problems.length} layers do not fit: ${problems.join("; ")}`,
+      }: ${problems.length} layers do not fit: ${listed(problems, 10, "; ")}`,
+      problems,
     );
   }
   return result;
@@ -664,7 +665,7 @@ export async function merge<M extends Adaptable>(model: M): Promise<M> {
     throw cannot(
       "merge adapters",
       "finite weights",
-      `NaN in ${bad.join(", ")}`,
+      `NaN in ${listed(bad)}`,
     );
   }
   return merged;
@@ -692,7 +693,11 @@ async function notFinite(
 export async function assertFinite(adapter: Adapter): Promise<void> {
   const bad = await notFinite(adapterTensors(adapter));
   if (bad.length > 0) {
-    throw cannot(`use "${adapter.name}"`, "finite values", `NaN in ${bad}`);
+    throw cannot(
+      `use "${adapter.name}"`,
+      "finite values",
+      `NaN in ${listed(bad)}`,
+    );
   }
 }
 

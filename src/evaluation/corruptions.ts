@@ -34,30 +34,35 @@ export interface Subject {
   readonly mask: Float32Array;
 }
 
-/** A share of a square picture's side in pixels, at least 1. */
-function tileOf(image: Pixels, tiles64: number): number {
-  return Math.max(
-    1,
-    Math.round(tiles64 * Math.min(image.width, image.height) / 64),
-  );
+/** Pixels of a 64-pixel picture, in a picture of another size; at least 1. */
+function scaled(pixels: number, { width, height }: Pixels): number {
+  return Math.max(1, Math.round(pixels * Math.min(width, height) / 64));
 }
 
 /**
- * Spoils the subject of a picture; the background stays.
+ * Spoils the subject of a picture; the background stays, but for what tiles at
+ * the subject's edge carry along.
  *
- * Tiles and blocks of 8 and 4 pixels are meant for pictures of 64 pixels and
- * grow with the picture.
+ * Tiles and blocks of 8 and 4 pixels are those of a 64-pixel picture and grow
+ * with the picture.
  *
- * - `shuffled`: tiles that lie at least half inside the mask change places;
+ * - `shuffled`: tiles that lie at least half inside the mask change places, all
+ *   of them; a subject of fewer than two tiles stays as it is;
  * - `pixelated`: each block of the subject takes its mean colour;
  * - `blob`: the whole subject is blurred to its colours;
- * - `hue`: colours turn by a third of the circle.
+ * - `hue`: colours turn by a third of the circle; greys stay.
  *
  * @param subject Picture and mask of the same size.
  * @param how Which way.
  * @param key Randomness of a shuffle.
  * @returns A picture of the same size.
- * @throws If the picture is not RGB or the mask has another size.
+ * @throws If the picture is not RGB, the mask has another size or goes beyond
+ * 0–1.
+ *
+ * @example
+ * ```ts ignore
+ * const scrambled = corrupt({ image, mask }, "shuffled8", key(1));
+ * ```
  */
 export function corrupt(
   { image, mask }: Subject,
@@ -71,13 +76,17 @@ export function corrupt(
       `${image.channels} channels, ${image.width}×${image.height} and ${mask.length} mask values`,
     );
   }
+  const odd = mask.find((m) => !(m >= 0 && m <= 1));
+  if (odd !== undefined) {
+    throw cannot("spoil a picture", "mask values from 0 to 1", odd);
+  }
   switch (how) {
     case "shuffled8":
     case "shuffled4":
       return shuffled(
         image,
         mask,
-        tileOf(image, how === "shuffled8" ? 8 : 4),
+        scaled(how === "shuffled8" ? 8 : 4, image),
         key,
       );
     case "pixelated8":
@@ -85,10 +94,10 @@ export function corrupt(
       return blended(
         image,
         mask,
-        pixelated(image, mask, tileOf(image, how === "pixelated8" ? 8 : 4)),
+        pixelated(image, mask, scaled(how === "pixelated8" ? 8 : 4, image)),
       );
     case "blob":
-      return blended(image, mask, blurred(image, mask, tileOf(image, 10)));
+      return blended(image, mask, blurred(image, mask, scaled(10, image)));
     case "hue":
       return blended(image, mask, turned(image));
   }
@@ -149,10 +158,10 @@ function shuffled(
   return { ...image, data };
 }
 
-/** A random order of n in which next to nothing stays in its place. */
+/** A random order of n in which nothing stays in its place, if n > 1. */
 function derangement(n: number, key: Key): number[] {
   const order = [...permutation(fold(key, "tiles"), n)];
-  // Each of those that stayed changes places with its neighbour.
+  // What stayed changes places with its neighbour; neither is home afterwards.
   for (let i = 0; i < n && n > 1; i++) {
     if (order[i] !== i) continue;
     const j = (i + 1) % n;
@@ -234,7 +243,7 @@ function blurred(
   return out;
 }
 
-/** Sums along one axis: `stride` 1 is along rows, `width` along columns. */
+/** Means along one axis: `stride` 1 is along rows, `width` along columns. */
 function boxed(
   plane: Float32Array,
   width: number,
@@ -244,15 +253,18 @@ function boxed(
 ): Float32Array {
   const out = new Float32Array(plane.length);
   const length = stride === 1 ? width : height;
-  for (let i = 0; i < plane.length; i++) {
-    const at = stride === 1 ? i % width : Math.floor(i / width);
-    let sum = 0;
-    for (
-      let k = Math.max(-radius, -at);
-      k <= Math.min(radius, length - 1 - at);
-      k++
-    ) sum += plane[i + k * stride];
-    out[i] = sum / (2 * radius + 1);
+  const lines = stride === 1 ? height : width;
+  const sums = new Float64Array(length + 1);
+  for (let line = 0; line < lines; line++) {
+    const start = line * (stride === 1 ? width : 1);
+    for (let i = 0; i < length; i++) {
+      sums[i + 1] = sums[i] + plane[start + i * stride];
+    }
+    for (let i = 0; i < length; i++) {
+      const from = Math.max(0, i - radius);
+      const to = Math.min(length, i + radius + 1);
+      out[start + i * stride] = (sums[to] - sums[from]) / (2 * radius + 1);
+    }
   }
   return out;
 }

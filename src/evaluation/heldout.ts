@@ -37,9 +37,18 @@ export interface HeldOutOptions {
   readonly key: Key;
   /** Timesteps. @default HELDOUT_TIMESTEPS */
   readonly timesteps?: readonly number[];
-  /** Rows that go through the UNet at a time. @default 20 */
+  /**
+   * Pictures that go through the UNet at once; no result depends on it.
+   *
+   * @default as many as hold 5120 latent pixels: 20 of 16×16, 1 of 64×64
+   */
   readonly batch?: number;
+  /** Called after each batch with the predictions done and all of them. */
+  readonly onProgress?: (done: number, total: number) => void;
 }
+
+/** Latent pixels that go through the UNet at once: 20 pictures of 16×16. */
+const BATCH_PIXELS = 5120;
 
 /** A held-out denoising error. */
 export interface HeldOutError {
@@ -60,10 +69,11 @@ export interface HeldOutError {
  * @param model The model, adapters and tokens included.
  * @param data Encoded pictures and masks, from `encodeData`; latents are the
  * posterior's means.
- * @param prompts One a picture, with the concept's tokens or its class word.
+ * @param prompts One per picture, with the concept's tokens or its class word.
  * @param options Key of the noise, timesteps.
  * @returns Errors by picture and timestep.
- * @throws If there is not one prompt a picture, or a timestep is out of range.
+ * @throws If there is not one prompt per picture, a mask is empty, or a timestep
+ * or the batch is out of range.
  *
  * @example
  * ```ts
@@ -77,8 +87,14 @@ export async function heldOutError(
   prompts: readonly string[],
   options: HeldOutOptions,
 ): Promise<HeldOutError> {
-  const { key, timesteps = HELDOUT_TIMESTEPS, batch = 20 } = options;
+  const { key, timesteps = HELDOUT_TIMESTEPS, onProgress } = options;
   const what = "measure a held-out error";
+  const { height, width, channels, count } = data;
+  const size = height * width * channels, area = height * width;
+  const { batch = Math.max(1, Math.floor(BATCH_PIXELS / area)) } = options;
+  if (!Number.isInteger(batch) || batch < 1) {
+    throw cannot(what, "a batch ≥ 1", batch);
+  }
   if (prompts.length !== data.count || data.count === 0) {
     throw cannot(
       what,
@@ -92,8 +108,11 @@ export async function heldOutError(
   if (odd !== undefined || timesteps.length === 0) {
     throw cannot(what, `timesteps from 0 to ${last}`, odd ?? "none");
   }
-  const { height, width, channels, count } = data;
-  const size = height * width * channels, area = height * width;
+  for (let i = 0; i < count; i++) {
+    if (!data.mask.subarray(i * area, (i + 1) * area).some((m) => m > 0)) {
+      throw cannot(what, "masks with something inside", `picture ${i} without`);
+    }
+  }
   const errors: number[][] = timesteps.map(() => []);
   for (const [k, t] of timesteps.entries()) {
     for (let from = 0; from < count; from += batch) {
@@ -135,6 +154,7 @@ export async function heldOutError(
       });
       errors[k].push(...await row.data());
       row.dispose();
+      onProgress?.(k * count + from + rows, timesteps.length * count);
     }
   }
   const byTimestep = errors.map((row) => mean(row));

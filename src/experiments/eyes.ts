@@ -6,7 +6,7 @@
  */
 import type { ClipVector } from "../evaluation/clip.ts";
 import { imageAlignment } from "../evaluation/clip_score.ts";
-import type { Eye } from "../evaluation/outside_eye.ts";
+import type { Evaluator } from "../evaluation/evaluator.ts";
 import { mean } from "../evaluation/statistics.ts";
 import { decodePng } from "../io/png.ts";
 import { type AblationOptions, ablationStudy, FUSIONS } from "./ablation.ts";
@@ -65,7 +65,7 @@ export function optionsOf(
  */
 export async function* lookAgain(
   options: AblationOptions,
-  eye: Eye,
+  eye: Evaluator,
 ): AsyncGenerator<StageProgress, EyeReport, void> {
   const study = await ablationStudy(options);
   const references = new Map<string, ClipVector[]>();

@@ -44,6 +44,38 @@ export function pathOf(path: string | URL): string {
   return /^\/[A-Za-z]:/.test(decoded) ? decoded.slice(1) : decoded;
 }
 
+/** The longest name that Linux and macOS take, in bytes. */
+const MAX_NAME_BYTES = 255;
+
+/**
+ * The path of a file beside another: its name and an ending. Where that is
+ * longer than systems allow, the name is cut, and a hash tells it from others.
+ *
+ * @param path The other file, without what the ending replaces.
+ * @param ending What stands behind its name.
+ *
+ * @example
+ * ```ts
+ * besidePath("out/hero", ".state.safetensors"); // "out/hero.state.safetensors"
+ * ```
+ */
+export function besidePath(path: string, ending: string): string {
+  const size = (text: string) => new TextEncoder().encode(text).length;
+  const name = nameOf(path);
+  if (size(name + ending) <= MAX_NAME_BYTES) return path + ending;
+  // FNV-1a, 32 bits.
+  const hash = new TextEncoder().encode(name).reduce(
+    (h, byte) => Math.imul(h ^ byte, 0x01000193) >>> 0,
+    0x811c9dc5,
+  ).toString(16).padStart(8, "0");
+  let kept = "";
+  for (const letter of name) {
+    if (size(`${kept}${letter}-${hash}${ending}`) > MAX_NAME_BYTES) break;
+    kept += letter;
+  }
+  return path.slice(0, path.length - name.length) + `${kept}-${hash}${ending}`;
+}
+
 /** Joins a folder and names below it with single slashes. */
 export function joinPath(folder: string | URL, ...names: string[]): string {
   return [pathOf(folder), ...names]
@@ -531,7 +563,7 @@ export async function writePythonJson(
 }
 
 /**
- * Reads a file.
+ * Reads a file, in Deno or Node.
  *
  * @param path The file.
  * @throws If it is none, or cannot be read.
@@ -540,14 +572,37 @@ export async function readBytes(
   path: string | URL,
 ): Promise<Uint8Array<ArrayBuffer>> {
   try {
-    return await Deno.readFile(path);
+    const node = nodeFiles();
+    return node
+      ? Uint8Array.from(await node.readFile(path))
+      : await Deno.readFile(path);
   } catch (error) {
     throw cannot(`read ${pathOf(path)}`, "a readable file", reason(error));
   }
 }
 
+/** What is used here of Node's `node:fs/promises`. */
+interface NodeFiles {
+  readFile(path: string | URL): Promise<Uint8Array>;
+  readdir(
+    path: string | URL,
+    options: { withFileTypes: true },
+  ): Promise<{ name: string; isDirectory(): boolean }[]>;
+}
+
+/** Node's files, where this is not Deno; asked for so that bundlers see none. */
+function nodeFiles(): NodeFiles | undefined {
+  if ("Deno" in globalThis) return undefined;
+  const { process } = globalThis as {
+    process?: { getBuiltinModule?: (name: string) => unknown };
+  };
+  const found = process?.getBuiltinModule?.("node:fs/promises");
+  if (!found) throw new Error("there are no files here: pass bytes instead");
+  return found as NodeFiles;
+}
+
 /**
- * Names of the files in a folder, sorted.
+ * Names of the files in a folder, sorted; in Deno or Node.
  *
  * @param folder The folder.
  * @throws If it cannot be read.
@@ -555,8 +610,15 @@ export async function readBytes(
 export async function listFiles(folder: string | URL): Promise<string[]> {
   const names: string[] = [];
   try {
-    for await (const entry of Deno.readDir(folder)) {
-      if (!entry.isDirectory) names.push(entry.name);
+    const node = nodeFiles();
+    if (node) {
+      for (const entry of await node.readdir(folder, { withFileTypes: true })) {
+        if (!entry.isDirectory()) names.push(entry.name);
+      }
+    } else {
+      for await (const entry of Deno.readDir(folder)) {
+        if (!entry.isDirectory) names.push(entry.name);
+      }
     }
   } catch (error) {
     throw cannot(

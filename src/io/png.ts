@@ -334,7 +334,7 @@ function toBytes(
  *
  * @example
  * ```ts ignore
- * await Deno.writeFile("fox.png", encodePng(picture));
+ * const file = new Blob([encodePng(picture)], { type: "image/png" });
  * ```
  */
 export function encodePng(image: Pixels): Uint8Array {

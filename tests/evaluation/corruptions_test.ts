@@ -118,4 +118,37 @@ Deno.test("what is no RGB picture with its mask is refused", () => {
     Error,
     "RGB",
   );
+  assertThrows(
+    () => corrupt({ image, mask: mask.map((m) => 255 * m) }, "blob", key(1)),
+    Error,
+    "mask values from 0 to 1, got 255",
+  );
+});
+
+Deno.test("a blur is the mean of what is near, as a plain sum gives it", () => {
+  const subject = noisy();
+  const { data } = corrupt(subject, "blob", key(6));
+  const { mask, image } = subject, side = 64, radius = 10;
+  /** A box blur of a plane, written plainly. */
+  const box = (plane: Float64Array) =>
+    plane.map((_, i) => {
+      let sum = 0;
+      for (let dy = -radius; dy <= radius; dy++) {
+        for (let dx = -radius; dx <= radius; dx++) {
+          const y = Math.floor(i / side) + dy, x = i % side + dx;
+          if (y >= 0 && y < side && x >= 0 && x < side) {
+            sum += plane[y * side + x];
+          }
+        }
+      }
+      return sum;
+    });
+  const red = box(
+    box(Float64Array.from(mask, (m, i) => m * image.data[3 * i])),
+  );
+  const area = box(box(Float64Array.from(mask)));
+  mask.forEach((m, i) => {
+    const wanted = m > 0 ? red[i] / area[i] : image.data[3 * i];
+    assert(Math.abs(data[3 * i] - wanted) <= 0.51, `${i}`);
+  });
 });

@@ -84,13 +84,84 @@ Deno.test("an evaluator that is never wrong passes", async () => {
   assertEquals(check.drawn, false);
 });
 
-Deno.test("an evaluator that mistakes everyone for the first fails", async () => {
-  const first: Embed = (images) =>
+Deno.test("an evaluator that gives everyone one vector tells nobody", async () => {
+  const constant: Embed = (images) =>
     Promise.resolve(images.map(() => Float32Array.of(1, 0)));
-  const check = await checkEvaluator(first, set, key(1));
-  assertEquals(check.nearestNeighbour, 1 / 3);
+  const check = await checkEvaluator(constant, set, key(1));
+  assertEquals(check.nearestNeighbour, 0);
+  assertEquals(check.loses.shuffled8, 0);
   assertEquals(check.failures.length, 3);
-  assertEquals(check.mistakes.map(({ count }) => count), [4, 4]);
+  assertEquals(check.mistakes.map(({ count }) => count), [4, 4, 4]);
+});
+
+Deno.test("an evaluator of blurred pixels sees shuffles and not pixelation", async () => {
+  // The same poses again, darker: what such an evaluator can know.
+  const still: EvaluatorSet = {
+    identities: set.identities.map((identity) => ({
+      ...identity,
+      references: [1, 0.8, 0.6].map((light) => {
+        const { image, mask } = identity.references[0];
+        const data = image.data.map((v) => Math.round(v * light));
+        return { image: { ...image, data }, mask };
+      }),
+      gallery: [],
+    })),
+    lookAlikes: set.lookAlikes,
+  };
+  /** Means of 8×8 blocks, their own mean taken off. */
+  const blocks: Embed = (images) =>
+    Promise.resolve(images.map(({ width, data }) => {
+      const sums = new Float32Array(8 * 8 * 3);
+      data.forEach((value, i) => {
+        const pixel = Math.floor(i / 3);
+        const row = Math.floor(pixel / width / 8);
+        const column = Math.floor(pixel % width / 8);
+        sums[(row * 8 + column) * 3 + i % 3] += value;
+      });
+      const middle = sums.reduce((a, b) => a + b) / sums.length;
+      return unit(sums.map((v) => v - middle));
+    }));
+  const check = await checkEvaluator(blocks, still, key(1));
+  assertEquals(check.nearestNeighbour, 1);
+  assert(check.loses.pixelated8 < 0.3, String(check.loses.pixelated8));
+  assert(check.loses.shuffled8 > check.loses.pixelated8 + 0.3);
+  assert(check.failures.some((text) => text.includes("pixelated")));
+});
+
+Deno.test("without a gallery a reference is told by the other references", async () => {
+  const alone: EvaluatorSet = {
+    ...set,
+    identities: set.identities.map((i) => ({ ...i, gallery: [] })),
+  };
+  const check = await checkEvaluator(oracle(alone), alone, key(1));
+  assertEquals(check.nearestNeighbour, 1);
+  // Were a reference its own neighbour, any evaluator that tells pictures apart
+  // would be right.
+  let next = 0;
+  const memory = new Map<string, number>();
+  const apart: Embed = (images) =>
+    Promise.resolve(images.map(({ data }) => {
+      const bytes = data.join();
+      if (!memory.has(bytes)) memory.set(bytes, next++);
+      const row = new Float32Array(500);
+      row[memory.get(bytes)!] = 1;
+      return row;
+    }));
+  assertEquals(
+    (await checkEvaluator(apart, alone, key(1))).nearestNeighbour,
+    0,
+  );
+});
+
+Deno.test("one identity is tested against its class word", async () => {
+  const [first, second] = set.identities;
+  const one: EvaluatorSet = {
+    identities: [{ ...first, classWord: second.gallery }],
+    lookAlikes: [{ name: "its class", gallery: second.gallery }],
+  };
+  const check = await checkEvaluator(oracle(one), one, key(1));
+  assertEquals(check.failures, []);
+  assertEquals(check.nearest, undefined);
 });
 
 Deno.test("pictures of the class word are the far end where there are any", async () => {
@@ -107,22 +178,40 @@ Deno.test("pictures of the class word are the far end where there are any", asyn
 });
 
 Deno.test("an evaluator is not tested on too little", async () => {
+  const [first, second] = set.identities;
+  const bad: [Partial<EvaluatorSet>, string][] = [
+    [{ identities: [] }, "identities, got none"],
+    [{ identities: [first] }, "two identities, or look-alikes and pictures"],
+    [
+      { identities: [first, { ...second, references: [] }] },
+      `two references of ${second.name}, got 0`,
+    ],
+    [
+      { identities: [{ ...first, classWord: first.gallery }, second] },
+      "for all identities, or for none",
+    ],
+    [{ identities: [first, first] }, "different names"],
+    [{ lookAlikes: [{ name: "nobody", gallery: [] }] }, "pictures of nobody"],
+  ];
+  for (const [part, message] of bad) {
+    await assertRejects(
+      () => checkEvaluator(histogram, { ...set, ...part }, key(1)),
+      Error,
+      message,
+    );
+  }
+  // A subject of one tile cannot be shuffled.
+  const small = first.references.map(({ image }) => ({
+    image,
+    mask: new Float32Array(64 * 64).fill(1, 64 * 30 + 30, 64 * 30 + 34),
+  }));
   await assertRejects(
     () =>
       checkEvaluator(histogram, {
         ...set,
-        identities: set.identities.slice(1, 2),
+        identities: [{ ...first, references: small }, second],
       }, key(1)),
     Error,
-    "at least two identities",
-  );
-  await assertRejects(
-    () =>
-      checkEvaluator(histogram, {
-        ...set,
-        identities: set.identities.map((i) => ({ ...i, gallery: [] })),
-      }, key(1)),
-    Error,
-    "a gallery of zeno",
+    "a subject that shuffled8 changes",
   );
 });

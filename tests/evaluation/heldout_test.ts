@@ -38,7 +38,7 @@ function latents(channels: number): TrainData {
 
 forEachBackend(
   "the held-out error is the masked error, written plainly",
-  async () => {
+  async (backend) => {
     const model = await tinySd();
     const data = latents(model.unet.config.in_channels);
     const prompts = ["a cat", "the dog", "a cat"];
@@ -96,10 +96,17 @@ forEachBackend(
       1e-4,
     );
     assertEquals(found.byTimestep.length, 2);
+    // The rest is about rows and prompts, the same on any backend.
+    if (backend !== "wasm") return disposeModel(model);
+    const seen: number[][] = [];
     const single = await heldOutError(model, data, prompts, {
       ...options,
       batch: 1,
+      onProgress: (...done) => seen.push(done),
     });
+    assertEquals(seen, [[1, 6], [2, 6], [3, 6], [4, 6], [5, 6], [6, 6]]);
+    // Whatever is compared meets the same noise.
+    assertEquals(await heldOutError(model, data, prompts, options), found);
     single.byPicture.forEach((error, i) =>
       assertAlmostEquals(error, found.byPicture[i], 1e-3 * error)
     );
@@ -116,6 +123,20 @@ Deno.test("a held-out error needs a prompt a picture and timesteps in range", as
     () => heldOutError(model, data, ["a"], { key: key(1) }),
     Error,
     "a prompt for each of 3 pictures, got 1",
+  );
+  for (const batch of [0, -1, 1.5]) {
+    await assertRejects(
+      () => heldOutError(model, data, ["a", "b", "c"], { key: key(1), batch }),
+      Error,
+      "a batch ≥ 1",
+    );
+  }
+  const mask = data.mask.slice().fill(0, 64, 128);
+  await assertRejects(
+    () =>
+      heldOutError(model, { ...data, mask }, ["a", "b", "c"], { key: key(1) }),
+    Error,
+    "got picture 1 without",
   );
   for (const timesteps of [[1000], [-1], [1.5], []]) {
     await assertRejects(

@@ -7,8 +7,8 @@
  */
 import * as tf from "@tensorflow/tfjs";
 import { cannot } from "../core/errors.ts";
-import type { Pixels } from "../io/png.ts";
 import type { ClipVector } from "./clip.ts";
+import type { Evaluator } from "./evaluator.ts";
 import { resize } from "./preprocess.ts";
 
 /** A layers model as nsfwjs packs it. */
@@ -24,30 +24,57 @@ export interface PackedModel {
   readonly weights: readonly string[];
 }
 
-/** An embedder of pictures. */
-export interface Eye extends Disposable {
-  /** What it is called. */
-  readonly name: string;
-  /** One unit vector a picture. */
-  embed(images: readonly Pixels[]): Promise<ClipVector[]>;
-}
-
 /** Side of MobileNetV2's input. */
 const SIDE = 224;
 
 /** The layer whose output is the pooled features. */
 const FEATURES = "flatten_1";
 
-/** Pictures at a time: 224×224 activations are large. */
+/** Pictures per batch: 224×224 activations are large. */
 const BATCH = 8;
+
+/** What nsfwjs exports of a model. */
+interface PackedModule {
+  readonly MobileNetV2Model: {
+    readonly modelJson: () => Promise<unknown>;
+    readonly weightBundles: readonly (() => Promise<unknown>)[];
+  };
+}
+
+/**
+ * Loads nsfwjs' MobileNetV2 from npm: 25 MB, downloaded on the first call.
+ *
+ * @returns The evaluator; the caller disposes it.
+ * @throws If the package cannot be loaded.
+ *
+ * @example
+ * ```ts ignore
+ * using mobileNet = await loadMobileNet();
+ * const rows = await mobileNet.embed(pictures);
+ * ```
+ */
+export async function loadMobileNet(): Promise<Evaluator> {
+  // No literal: a clone that checks or tests this file downloads nothing.
+  const specifier: string = "npm:nsfwjs@4.3.0/models/mobilenet_v2";
+  const { MobileNetV2Model: packed }: PackedModule = await import(specifier);
+  const unwrap = (module: unknown): unknown =>
+    (module as { default?: unknown }).default ?? module;
+  return await openMobileNet({
+    json: unwrap(await packed.modelJson()) as PackedModel["json"],
+    weights: await Promise.all(
+      packed.weightBundles.map(async (load) => unwrap(await load()) as string),
+    ),
+  });
+}
 
 /**
  * Opens a packed MobileNetV2.
  *
  * @param packed Topology and weights.
+ * @returns The evaluator; the caller disposes it.
  * @throws If the model has no pooled features.
  */
-export async function mobileNetEye(packed: PackedModel): Promise<Eye> {
+export async function openMobileNet(packed: PackedModel): Promise<Evaluator> {
   const parts = packed.weights.map((text) =>
     Uint8Array.from(atob(text), (c) => c.charCodeAt(0))
   );

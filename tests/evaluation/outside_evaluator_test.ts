@@ -3,9 +3,9 @@ import { assertEquals, assertRejects } from "@std/assert";
 import { selectBackend } from "../../src/core/backend.ts";
 import { encodeBase64 } from "../../src/core/kernels/base64.ts";
 import {
-  mobileNetEye,
+  openMobileNet,
   type PackedModel,
-} from "../../src/evaluation/outside_eye.ts";
+} from "../../src/evaluation/outside_evaluator.ts";
 import { close } from "../helpers.ts";
 
 await selectBackend("wasm");
@@ -40,16 +40,16 @@ async function pack(features: string): Promise<PackedModel> {
   };
 }
 
-Deno.test("the eye gives the unit features of the pooled layer", async () => {
+Deno.test("the evaluator gives the unit features of the pooled layer", async () => {
   const packed = await pack("flatten_1");
   const before = tf.memory().numTensors;
   {
-    using eye = await mobileNetEye(packed);
+    using evaluator = await openMobileNet(packed);
     // Left half black, right half red: four quarters of three channels.
     const data = new Uint8Array(64 * 64 * 3);
     for (let i = 0; i < 64 * 64; i++) data[3 * i] = i % 64 < 32 ? 0 : 255;
     const image = { width: 64, height: 64, channels: 3, data };
-    const rows = await eye.embed(new Array(9).fill(image));
+    const rows = await evaluator.embed(new Array(9).fill(image));
     assertEquals(rows.length, 9);
     // The middle column of the enlarged picture is a blend: 1 % of a half.
     const half = Math.SQRT1_2;
@@ -60,5 +60,5 @@ Deno.test("the eye gives the unit features of the pooled layer", async () => {
 
 Deno.test("a network without the pooled layer is refused", async () => {
   const packed = await pack("something_else");
-  await assertRejects(() => mobileNetEye(packed), Error, "flatten_1");
+  await assertRejects(() => openMobileNet(packed), Error, "flatten_1");
 });
