@@ -532,7 +532,10 @@ export {
   type SolveOptions,
 } from "./src/fusion/layer.ts";
 export {
+  constrainedMerge,
+  type ConstraintTerm,
   type Election,
+  fedAvgWeights,
   MERGE_METHODS,
   mergeConcepts,
   type MergeMethod,

@@ -9,7 +9,14 @@
  */
 import * as tf from "@tensorflow/tfjs";
 import { cannot, KeysError, listed } from "../core/errors.ts";
-import { fold, type Key, normal, uniform } from "../core/random.ts";
+import {
+  fold,
+  type Key,
+  key as rootKey,
+  normal,
+  permutation,
+  uniform,
+} from "../core/random.ts";
 import { at, type TreeLike, updateAt } from "../core/tree.ts";
 import {
   type Conv,
@@ -61,11 +68,12 @@ export interface Adapter {
 
 /**
  * How `down` starts: `kaiming` uniform with a = √5 (Mix-of-Show main, PyTorch's
- * default), `normal` N(0, 1/r²) (its research branch), or `identity`: the rank
- * is the number of inputs and `up` is all of ΔW (with `down` frozen in training
- * this is plain fine-tuning of the layer).
+ * default), `normal` N(0, 1/r²) (its research branch), `orthogonal`: columns of
+ * an orthogonal basis that all share, drawn by the key (Po et al. 2024), or
+ * `identity`: the rank is the number of inputs and `up` is all of ΔW (with `down`
+ * frozen in training this is plain fine-tuning of the layer).
  */
-export type LoraInit = "kaiming" | "normal" | "identity";
+export type LoraInit = "kaiming" | "normal" | "orthogonal" | "identity";
 
 /**
  * Gives `down` of a layer by hand, for example a basis shared by all clients.
@@ -205,6 +213,12 @@ function startOfDown(
     }
     case "normal":
       return normal(key, size, 1 / rank);
+    case "orthogonal":
+      return orthogonalColumns(
+        n,
+        permutation(key, n).slice(0, rank),
+        normal(fold(rootKey(0), "orthogonal", component, site.path), n),
+      );
     case "identity": {
       const eye = new Float32Array(n * n);
       for (let i = 0; i < n; i++) eye[i * n + i] = 1;
@@ -213,10 +227,32 @@ function startOfDown(
     default:
       throw cannot(
         "initialise a LoRA",
-        "kaiming, normal, identity or a function",
+        "kaiming, normal, orthogonal, identity or a function",
         String(init),
       );
   }
+}
+
+/**
+ * Columns of an orthogonal matrix that is never formed: the discrete cosine
+ * basis with random signs of its rows, which every client draws alike.
+ */
+function orthogonalColumns(
+  n: number,
+  columns: ArrayLike<number>,
+  signs: ArrayLike<number>,
+): Float32Array {
+  const rank = columns.length;
+  const down = new Float32Array(n * rank);
+  for (let c = 0; c < rank; c++) {
+    const k = columns[c];
+    const scale = Math.sqrt((k === 0 ? 1 : 2) / n);
+    for (let j = 0; j < n; j++) {
+      down[j * rank + c] = Math.sign(signs[j]) * scale *
+        Math.cos(Math.PI * (j + 0.5) * k / n);
+    }
+  }
+  return down;
 }
 
 function freshLowRank(
