@@ -28,6 +28,7 @@ export {
   selectBackend,
   type SelectBackendOptions,
 } from "./src/core/backend.ts";
+export { KeysError } from "./src/core/errors.ts";
 export { finish } from "./src/core/finish.ts";
 export {
   createPool,
@@ -174,8 +175,12 @@ export {
   type VisionModel,
 } from "./src/models/image_encoder.ts";
 export {
+  loadNetworks,
+  type LoadNetworksOptions,
+  loadPart,
   loadSingleFile,
   type LoadSingleFileOptions,
+  type Networks,
   saveSingleFile,
   type SaveSingleFileOptions,
 } from "./src/formats/ldm.ts";
@@ -186,6 +191,7 @@ export {
   type LdmOverrides,
 } from "./src/formats/ldm_config.ts";
 export type {
+  LdmComponent,
   LdmConfigs,
   LdmLayout,
   LdmPrediction,
@@ -197,6 +203,7 @@ export {
   disposeModel,
   loadModel,
   type Model,
+  type ModelParts,
   type Network,
   promptStates,
   saveModel,
@@ -362,6 +369,7 @@ export {
   type TokenInit,
 } from "./src/customize/concept.ts";
 export { loadConcept, saveConcept } from "./src/formats/concept_file.ts";
+export type { DoraWeighting } from "./src/customize/dora.ts";
 export {
   type ConvertedLora,
   convertLora,
@@ -409,7 +417,6 @@ export {
   delta,
   detach,
   disposeAdapter,
-  type DoraWeighting,
   initLora,
   type InitLoraOptions,
   type LoraBasis,
@@ -430,26 +437,35 @@ export {
   type LoraConceptOptions,
 } from "./src/formats/lora_concept.ts";
 export {
+  type ForeignKind,
+  foreignKind,
+  type TensorHeader,
+} from "./src/formats/kinds.ts";
+export type { Algorithm, LycorisPart } from "./src/formats/lycoris.ts";
+export {
   detectDialect,
   type Dialect,
   type DialectId,
   DIALECTS,
   disposeLora,
-  type EncodedLora,
-  encodeLora,
+  type LayerAlgorithm,
   loadLora,
-  loraBytes,
-  type LoraContent,
   type LoraFile,
   type LoraSource,
   type PeftConfig,
   readLora,
   type ReadLoraOptions,
+  type ScaleSource,
+} from "./src/formats/lora.ts";
+export {
+  type EncodedLora,
+  encodeLora,
+  loraBytes,
+  type LoraContent,
   saveLora,
   savePeftFolder,
-  type ScaleSource,
   type WriteLoraOptions,
-} from "./src/formats/lora.ts";
+} from "./src/formats/lora_write.ts";
 export {
   type ExtractedLayer,
   type ExtractedLora,
@@ -516,7 +532,10 @@ export {
   type SolveOptions,
 } from "./src/fusion/layer.ts";
 export {
+  constrainedMerge,
+  type ConstraintTerm,
   type Election,
+  fedAvgWeights,
   MERGE_METHODS,
   mergeConcepts,
   type MergeMethod,
