@@ -28,6 +28,7 @@ export {
   selectBackend,
   type SelectBackendOptions,
 } from "./src/core/backend.ts";
+export { KeysError } from "./src/core/errors.ts";
 export { finish } from "./src/core/finish.ts";
 export {
   createPool,
@@ -174,8 +175,12 @@ export {
   type VisionModel,
 } from "./src/models/image_encoder.ts";
 export {
+  loadNetworks,
+  type LoadNetworksOptions,
+  loadPart,
   loadSingleFile,
   type LoadSingleFileOptions,
+  type Networks,
   saveSingleFile,
   type SaveSingleFileOptions,
 } from "./src/formats/ldm.ts";
@@ -186,6 +191,7 @@ export {
   type LdmOverrides,
 } from "./src/formats/ldm_config.ts";
 export type {
+  LdmComponent,
   LdmConfigs,
   LdmLayout,
   LdmPrediction,
@@ -197,6 +203,7 @@ export {
   disposeModel,
   loadModel,
   type Model,
+  type ModelParts,
   type Network,
   promptStates,
   saveModel,
@@ -362,6 +369,7 @@ export {
   type TokenInit,
 } from "./src/customize/concept.ts";
 export { loadConcept, saveConcept } from "./src/formats/concept_file.ts";
+export type { DoraWeighting } from "./src/customize/dora.ts";
 export {
   type ConvertedLora,
   convertLora,
@@ -409,7 +417,6 @@ export {
   delta,
   detach,
   disposeAdapter,
-  type DoraWeighting,
   initLora,
   type InitLoraOptions,
   type LoraBasis,
@@ -430,26 +437,35 @@ export {
   type LoraConceptOptions,
 } from "./src/formats/lora_concept.ts";
 export {
+  type ForeignKind,
+  foreignKind,
+  type TensorHeader,
+} from "./src/formats/kinds.ts";
+export type { Algorithm, LycorisPart } from "./src/formats/lycoris.ts";
+export {
   detectDialect,
   type Dialect,
   type DialectId,
   DIALECTS,
   disposeLora,
-  type EncodedLora,
-  encodeLora,
+  type LayerAlgorithm,
   loadLora,
-  loraBytes,
-  type LoraContent,
   type LoraFile,
   type LoraSource,
   type PeftConfig,
   readLora,
   type ReadLoraOptions,
+  type ScaleSource,
+} from "./src/formats/lora.ts";
+export {
+  type EncodedLora,
+  encodeLora,
+  loraBytes,
+  type LoraContent,
   saveLora,
   savePeftFolder,
-  type ScaleSource,
   type WriteLoraOptions,
-} from "./src/formats/lora.ts";
+} from "./src/formats/lora_write.ts";
 export {
   type ExtractedLayer,
   type ExtractedLora,
@@ -516,7 +532,10 @@ export {
   type SolveOptions,
 } from "./src/fusion/layer.ts";
 export {
+  constrainedMerge,
+  type ConstraintTerm,
   type Election,
+  fedAvgWeights,
   MERGE_METHODS,
   mergeConcepts,
   type MergeMethod,
@@ -629,14 +648,65 @@ export {
   type World,
 } from "./src/micro/world.ts";
 
+// The lab: memoised training, fusing, drawing, scoring.
+export {
+  type Embedded,
+  type Fused,
+  type Lab,
+  type LabOptions,
+  type LabRecord,
+  openLab,
+  type References,
+  type Stage,
+  type Trained,
+  withLab,
+} from "./src/lab/lab.ts";
+export {
+  inPlace,
+  localPool,
+  NotInStore,
+  nowhere,
+  type Runner,
+} from "./src/lab/runner.ts";
+export type { Folders, Tell } from "./src/lab/run.ts";
+export type {
+  Ask,
+  ComposeHow,
+  ComposeSpec,
+  DrawnPicture,
+  DrawSpec,
+  EmbedSpec,
+  FusedLayer,
+  FuseLog,
+  FuseSpec,
+  GradientSettings,
+  HeldOutSpec,
+  LabSpec,
+  ModelRef,
+  Noise,
+  PictureSet,
+  ReferenceSpec,
+  Sample,
+  SamplingSettings,
+  SketchObject,
+  TextSpec,
+  TrainLog,
+  TrainSpec,
+} from "./src/lab/specs.ts";
+
 // The paper's experiments.
 export {
   ablation,
-  type AblationOptions,
-  ablationPictures,
+  type AblationNumbers,
+  type AblationPictures,
+  type AblationPlan,
+  type AblationRecord,
   finishedSeeds,
   type FusionName,
   FUSIONS,
+  type PictureRow,
+  pictureRows,
+  table2,
 } from "./src/experiments/ablation.ts";
 export {
   ablationFigures,
@@ -647,9 +717,7 @@ export {
   conceptFigure,
   fusionLossFigure,
   PAPER_TABLE_2,
-  type PlotlyFigure,
   scoreFigure,
-  type TextTable,
   tradeFigure,
   trainingFigure,
 } from "./src/experiments/ablation_figures.ts";
@@ -667,21 +735,54 @@ export {
   type Scores,
   type Verdict,
 } from "./src/experiments/ablation_schema.ts";
-export type { StageProgress } from "./src/experiments/crew.ts";
+export {
+  evaluate,
+  type Evaluation,
+  planOf,
+} from "./src/experiments/evaluators.ts";
 export {
   type Domain,
   type DomainMethod,
-  type DomainOptions,
   type DomainPictures,
-  domainPictures,
+  type DomainPlan,
   type DomainReport,
   type DomainRow,
-  domains,
-  domainTable,
   type EmbeddingShare,
-  shareTable,
-} from "./src/experiments/domain.ts";
+  fig3,
+} from "./src/experiments/fig3.ts";
+export { domainTable, shareTable } from "./src/experiments/fig3_table.ts";
 export {
+  COMPARED_SCORES,
+  type ComparedScore,
+  REGION_SCORES,
+  type RegionFinding,
+  type RegionRow,
+  type RegionScore,
+} from "./src/experiments/fig5/judge.ts";
+export {
+  fig5,
+  type RegionPlan,
+  type RegionReport,
+} from "./src/experiments/fig5/run.ts";
+export {
+  REGION_ARMS,
+  type RegionSites,
+} from "./src/experiments/fig5/scenes.ts";
+export {
+  type RegionCell,
+  type RegionComparison,
+  regionComparisonTable,
+  type RegionDifference,
+  regionFigures,
+  regionLabel,
+  regionTable,
+  regionTimingTable,
+  resolutionTable,
+} from "./src/experiments/fig5/table.ts";
+export type { RegionTiming, TimedPart } from "./src/experiments/fig5/timing.ts";
+export type { Capacity } from "./src/experiments/measure.ts";
+export {
+  type MeasureRecord,
   type MicroNumbers,
   type MicroPictures,
   microReport,
@@ -692,51 +793,17 @@ export {
 export {
   type EmbeddingName,
   type ExperimentPreset,
-  type GradientSettings,
   presetOf,
   PRESETS,
-  type SamplingSettings,
 } from "./src/experiments/presets.ts";
-export {
-  regionComparisonTable,
-  regionFigures,
-  regionLabel,
-  regionTable,
-  regionTimingTable,
-  resolutionTable,
-} from "./src/experiments/region_figures.ts";
-export {
-  COMPARED_SCORES,
-  type ComparedScore,
-  REGION_ARMS,
-  REGION_SCORES,
-  type RegionCell,
-  type RegionComparison,
-  type RegionDifference,
-  type RegionFinding,
-  type RegionOptions,
-  type RegionReport,
-  type RegionRow,
-  type RegionScore,
-  regionsExperiment,
-  type RegionSites,
-  type RegionTiming,
-  type TimedPart,
-} from "./src/experiments/regions.ts";
-export type { ConceptJob, StudyOptions } from "./src/experiments/study.ts";
-export type { Capacity } from "./src/experiments/measure.ts";
-export {
-  type RankOptions,
-  type RankRow,
-  ranks,
-  rankTable,
-} from "./src/experiments/ranks.ts";
+export type { Cell, Drawn, Scorer } from "./src/experiments/scorer.ts";
+export { type Subject, subjects } from "./src/experiments/subjects.ts";
 export {
   bestLambdas,
   sweep,
-  type SweepOptions,
+  type SweepPlan,
   type SweepRow,
-} from "./src/experiments/sweep.ts";
+} from "./src/experiments/sweeps.ts";
 
 // Tables, charts and sheets for reports and notebooks.
 export { renderFigure, type RenderOptions } from "./src/report/chart.ts";

@@ -81,7 +81,7 @@ Deno.test("the common lock file has no packages that few need", async () => {
   const lock = await Deno.readTextFile(`${root}/deno.lock`);
   assert(lock.includes("npm:@tensorflow/tfjs@"), "not the lock file");
   // Each of these once cost every fresh clone megabytes before its first task.
-  // Of the art tool, the kernels' compiler, and `experiment eyes`.
+  // Of the art tool, the kernels' compiler, and `experiment evaluators`.
   for (
     const name of [
       ...["npm:sharp@", "@iconify-json/", "@lobehub/"],

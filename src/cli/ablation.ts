@@ -3,41 +3,55 @@
  *
  * @module
  */
-import { finish } from "../core/finish.ts";
-import { type BackendChoice, selectBackend } from "../core/backend.ts";
-import { cannot } from "../core/errors.ts";
 import { sha256 } from "../core/hash.ts";
+import { cannot } from "../core/errors.ts";
 import {
   ablation,
-  type AblationOptions,
-  ablationPictures,
+  type AblationPlan,
   finishedSeeds,
   FUSIONS,
+  pictureRows,
 } from "../experiments/ablation.ts";
 import { ablationTable } from "../experiments/ablation_figures.ts";
-import { ablationSchema } from "../experiments/ablation_schema.ts";
-import { store } from "../experiments/pieces.ts";
-import { EMBEDDINGS, TEST_CONCEPTS } from "../experiments/presets.ts";
-import { canonicalJson, folderHash } from "../experiments/store.ts";
-import { MODEL_PARTS, oneDomain } from "../experiments/study.ts";
-import { pixelsOf } from "../experiments/workshop.ts";
 import {
-  assertWritable,
+  type AblationReport,
+  ablationSchema,
+} from "../experiments/ablation_schema.ts";
+import { EMBEDDINGS, TEST_CONCEPTS } from "../experiments/presets.ts";
+import { oneDomain, referencePictures } from "../experiments/subjects.ts";
+import {
   exists,
   joinPath,
   readJson,
   writeAtomic,
   writeJson,
 } from "../io/files.ts";
-import { decodePng, encodePng, type Pixels } from "../io/png.ts";
-import { conceptImage, loadConceptArt } from "../micro/concepts.ts";
+import { encodePng, type Pixels } from "../io/png.ts";
+import type { Lab } from "../lab/lab.ts";
+import { nowhere } from "../lab/runner.ts";
+import { canonicalJson } from "../lab/store.ts";
 import { conceptOf } from "../micro/in_domain.ts";
 import { PROMPTS_SHA256 } from "../micro/prompts.ts";
-import { backendOf, readOptions, runScript } from "./command.ts";
-import { EMBEDDED, mustExist } from "./models.ts";
-import { stageLabel } from "./stages.ts";
-import { settingsOf, workersFor } from "./study_options.ts";
-import { createProgress } from "./progress.ts";
+import { type Command, command, runCommand } from "./command.ts";
+import {
+  inLab,
+  LAB_OPTIONS,
+  type LabRequest,
+  labRequest,
+  type Machine,
+  RUN_OPTIONS,
+  SETTING_OPTIONS,
+  settingsOf,
+} from "./lab_options.ts";
+import {
+  flag,
+  folder,
+  listOf,
+  oneOf,
+  optionTable,
+  parsed,
+  whole,
+} from "./options.ts";
 import {
   ablationHtml,
   ablationMarkdown,
@@ -45,41 +59,6 @@ import {
 } from "./ablation_page.ts";
 import { contactSheet } from "../report/grid.ts";
 import { textTable } from "../report/markdown.ts";
-
-const HELP = `deno task ablation [options]
-
-Trains concepts as LoRA and as ED-LoRA, fuses them by weight and by gradient,
-draws pictures before and after, scores them, and writes a report.
-
-  (default)           5 concepts, 20 prompts each, one seed
-  --quick             2 concepts, 4 prompts: mechanics only, no conclusion
-  --full              12 concepts, 20 prompts, 3 seeds
-  --concepts LIST     names, or how many of the test concepts
-  --n N               prompts of each concept (1 to 20)
-  --seeds LIST        training seeds, such as 0,1,2
-  --method LIST       lora, edlora (default: both)
-  --fusion LIST       weight, gradient, weight_best_lambda (default: all)
-  --preset NAME       ablation (default) or official
-  --steps N           sampling steps (20)
-  --train-steps N     training steps of a concept
-  --guidance X        guidance scale
-  --rank N            rank of the adapters (4)
-  --backend NAME      auto, webgpu, wasm or cpu
-  --workers N         workers (default: processors; 0: in place)
-  --model FOLDER      base model (default: the embedded one)
-  --clip FOLDER       evaluation CLIP (default: the embedded one)
-  --out FOLDER        where results go (default: out/ablation…)
-  --cache FOLDER      finished pieces (default: cache in the output folder);
-                      share one to score the same pictures by another CLIP
-  --fresh             forget what the cache holds
-  --partial           run nothing: report on the seeds that are finished
-  --dry-run           run nothing: print prompts' hash, hashes and settings
-
-A run that is stopped continues where it was; what is in the cache is not done
-again. Every run is noted in runs.json of its output folder before it starts.
-Concepts that the base model can draw itself (niko, finn, ulla, zara) are asked
-for by name and never averaged with the others.
-`;
 
 /** The scales: what the flags `--quick` and `--full` stand for. */
 const SCALES = {
@@ -93,99 +72,61 @@ const SCALES = {
   },
 } as const;
 
+const OPTIONS = optionTable({
+  quick: {
+    type: flag,
+    help: "2 concepts, 4 prompts: mechanics only, no conclusion",
+  },
+  full: { type: flag, help: "12 concepts, 20 prompts, 3 seeds" },
+  concepts: {
+    type: parsed("LIST", (what, option, found) => {
+      if (!/^[-\d.]+$/.test(found)) {
+        return found.split(",").map((name) => conceptOf(name).name);
+      }
+      const most = TEST_CONCEPTS.length;
+      const count = whole({ least: 1, most }).read(what, option, found);
+      return TEST_CONCEPTS.slice(0, count);
+    }),
+    otherwise: "5",
+    help: "names, or how many of the test concepts",
+  },
+  ...RUN_OPTIONS,
+  method: {
+    type: listOf(oneOf(EMBEDDINGS)),
+    otherwise: "both",
+    help: "lora, edlora",
+  },
+  fusion: {
+    type: listOf(oneOf(FUSIONS)),
+    otherwise: "all",
+    help: FUSIONS.join(", "),
+  },
+  ...SETTING_OPTIONS,
+  ...LAB_OPTIONS,
+  out: { type: folder, otherwise: "out/ablation", help: "where results go" },
+  fresh: { type: flag, help: "forget what the cache holds" },
+  partial: {
+    type: flag,
+    help: "run nothing: report on the seeds that are finished",
+  },
+  dryRun: {
+    type: flag,
+    help: "run nothing: print prompts' hash, hashes and settings",
+  },
+});
+
 /** What the command line asks for. */
-export interface AblationCommand {
-  readonly help: boolean;
+export interface AblationRequest {
   readonly fresh: boolean;
   /** Reports on what is there. */
   readonly partial: boolean;
   /** Only says what would be run. */
   readonly dryRun: boolean;
-  readonly backend: BackendChoice;
-  readonly out: string;
-  readonly workers?: number;
-  readonly options: Omit<AblationOptions, "workers" | "backend" | "version">;
+  readonly lab: LabRequest;
+  readonly plan: AblationPlan;
 }
 
 const WHAT = "start the ablation";
-
-/**
- * Reads the command line; every mistake is an error.
- *
- * @param args Arguments.
- * @throws If an option is unknown or a value does not fit.
- */
-export function parseAblation(args: readonly string[]): AblationCommand {
-  const changing = [
-    "concepts",
-    "seeds",
-    "n",
-    "method",
-    "fusion",
-    "steps",
-    "train-steps",
-    "guidance",
-    "rank",
-  ];
-  const options = readOptions(WHAT, args, {
-    text: [
-      ...changing,
-      "preset",
-      "backend",
-      "workers",
-      "model",
-      "clip",
-      "cache",
-      "out",
-    ],
-    flags: ["quick", "full", "fresh", "partial", "dry-run"],
-  });
-  const quick = options.flag("quick"), full = options.flag("full");
-  if (quick && full) throw cannot(WHAT, "--quick or --full", "both");
-  // What runs nothing must not cost what is there.
-  for (const name of ["partial", "dry-run"]) {
-    if (options.flag("fresh") && options.flag(name)) {
-      throw cannot(WHAT, `--fresh or --${name}`, "both");
-    }
-  }
-  const scale = quick ? "quick" : full ? "full" : "default";
-  const defaults = SCALES[scale];
-  const whole = (name: string, least: number, most = Infinity) =>
-    options.number(name, { whole: true, least, most });
-  const isCount = !Number.isNaN(Number(options.text("concepts") ?? 0));
-  const concepts = isCount
-    ? TEST_CONCEPTS.slice(
-      0,
-      whole("concepts", 1, TEST_CONCEPTS.length) ?? defaults.concepts,
-    )
-    : options.list("concepts")!.map((name) => conceptOf(name).name);
-  const workers = whole("workers", 0);
-  const model = options.text("model") ?? EMBEDDED;
-  const out = options.text("out") ?? defaults.out;
-  const changed = [...changing, "preset", "model"]
-    .some((name) => options.text(name) !== undefined);
-  return {
-    help: options.help,
-    fresh: options.flag("fresh"),
-    partial: options.flag("partial"),
-    dryRun: options.flag("dry-run"),
-    backend: backendOf(options),
-    out,
-    ...(workers === undefined ? {} : { workers }),
-    options: {
-      model,
-      clip: options.text("clip") ?? joinPath(model, "clip_b"),
-      cache: options.text("cache") ?? joinPath(out, "cache"),
-      concepts,
-      prompts: whole("n", 1, 20) ?? defaults.prompts,
-      seeds: options.numbers("seeds", { whole: true }) ?? defaults.seeds,
-      embeddings: options.someOf("method", EMBEDDINGS) ?? EMBEDDINGS,
-      fusions: options.someOf("fusion", FUSIONS) ?? FUSIONS,
-      settings: settingsOf(options),
-      scale: quick ? "quick" : changed ? "custom" : scale,
-    },
-  };
-}
 
 /** The version in deno.json; unknown where the package is not on a disk. */
 async function libraryVersion(): Promise<string> {
@@ -194,120 +135,62 @@ async function libraryVersion(): Promise<string> {
   return (await readJson<{ version: string }>(file)).version;
 }
 
-/** What is finished of a run. */
-async function partOf(options: AblationOptions): Promise<AblationOptions> {
-  const seeds = await finishedSeeds(options);
-  if (seeds.length === 0) {
-    throw cannot("report on a part", "at least one finished seed", "none");
-  }
-  return seeds.length === options.seeds.length
-    ? options
-    : { ...options, seeds, planned: options.seeds };
-}
-
 /** A run as `runs.json` and `--dry-run` tell of it. */
-async function runRecord(
-  options: AblationOptions,
-): Promise<Record<string, unknown>> {
-  const { settings, concepts, prompts, seeds, scale, version } = options;
+async function runRecord(lab: Lab, plan: AblationPlan): Promise<unknown> {
+  const { settings, prompts, ...rest } = plan;
+  const { model, clip } = lab.hashes;
   return {
     started: new Date().toISOString(),
-    scale,
-    concepts,
+    ...rest,
     prompts: { perConcept: prompts, sha256: PROMPTS_SHA256 },
-    seeds,
-    embeddings: options.embeddings,
-    fusions: options.fusions,
-    hashes: {
-      model: await folderHash(options.model, MODEL_PARTS),
-      clip: await folderHash(options.clip),
-      settings: await sha256(canonicalJson(settings)),
-    },
+    hashes: { model, clip, settings: await sha256(canonicalJson(settings)) },
     settings,
-    library: version,
+    library: await libraryVersion(),
   };
 }
 
 /** Notes a run before it starts: what is judged later was fixed before. */
-async function noteRun(
-  out: string,
-  record: Record<string, unknown>,
-): Promise<void> {
+async function noteRun(out: string, record: unknown): Promise<void> {
   const path = joinPath(out, "runs.json");
   const runs = await exists(path) ? await readJson<unknown[]>(path) : [];
   await writeJson(path, [...runs, record]);
 }
 
-/** Pictures of the store for the report, with a reference first. */
-async function pictureRows(
-  options: AblationOptions,
-  perConcept: number,
-): Promise<PictureRow[]> {
-  const art = await loadConceptArt();
-  const rows: PictureRow[] = [];
-  for (const entry of await ablationPictures(options, perConcept)) {
-    const stored = async (id: string) =>
-      decodePng(await Deno.readFile(store.image(options.cache, id)));
-    const cells = new Map<string, Pixels>();
-    if (entry.reference === undefined) {
-      const one = conceptImage(entry.concept, "reference", 0, art);
-      cells.set("reference", pixelsOf(one.image, one.scene.side));
-    } else cells.set("reference", await stored(entry.reference));
-    for (const { arm, id } of entry.pictures) cells.set(arm, await stored(id));
-    rows.push({ label: `${entry.concept}: ${entry.text}`, cells });
-  }
-  return rows;
-}
-
-/**
- * Runs the command.
- *
- * @param args Arguments.
- * @throws Before work starts, if an argument, a file, the output folder or the
- * backend is not as it should be.
- */
-export async function main(args: readonly string[]): Promise<void> {
-  const command = parseAblation(args);
-  if (command.help) return console.log(HELP);
-  const { out } = command;
-  oneDomain(command.options.concepts);
-  await mustExist(WHAT, command.options.model, command.options.clip);
-  await assertWritable(out);
-  const backend = await selectBackend(command.backend);
-  if (command.fresh) {
-    await Deno.remove(command.options.cache, { recursive: true })
-      .catch((error) => {
-        if (!(error instanceof Deno.errors.NotFound)) throw error;
-      });
-  }
-  const workers = workersFor(command.workers, backend.name);
-  const planned: AblationOptions = {
-    ...command.options,
-    workers,
-    backend: backend.name,
-    version: await libraryVersion(),
-  };
-  if (command.dryRun) {
-    return console.log(JSON.stringify(await runRecord(planned), null, 2));
-  }
-  const options = command.partial ? await partOf(planned) : planned;
-  if (!command.partial) await noteRun(out, await runRecord(options));
-  const { concepts, prompts, seeds, settings } = options;
-  console.log(
+/** Runs, or reads what is there, and writes the report. */
+async function run(
+  { lab: { out }, plan, partial }: AblationRequest,
+  lab: Lab,
+  { backend, workers, progress }: Machine,
+): Promise<void> {
+  const { scale, concepts, prompts, seeds, settings } = plan;
+  progress.line(
     `${backend.describe}, ${workers} workers; ${concepts.length} concepts (${
       concepts.join(", ")
     }), ${prompts} prompts, seeds ${seeds.join(", ")}, rank ${settings.rank}`,
   );
-  if (options.scale === "quick") console.log("mechanics only, no conclusion");
-  const progress = createProgress();
-  const found = await finish(
-    ablation(options),
-    ({ stage, done, total, unit }) =>
-      progress.update(stageLabel(stage), done, total, unit),
-  );
-  progress.finish();
-  const report = ablationSchema.parse(JSON.parse(JSON.stringify(found)));
-  const rows = await pictureRows(options, options.scale === "quick" ? 4 : 2);
+  if (scale === "quick") progress.line("mechanics only, no conclusion");
+  if (!partial) await noteRun(out, await runRecord(lab, plan));
+  const { report: numbers, pictures } = await ablation(lab, plan);
+  const report: AblationReport = ablationSchema.parse({
+    ...numbers,
+    created: new Date().toISOString(),
+    machine: {
+      backend: backend.name,
+      workers,
+      processors: navigator.hardwareConcurrency,
+      deno: Deno.version.deno,
+      library: await libraryVersion(),
+      tfjs: "4.22.0",
+    },
+  });
+  const rows: PictureRow[] = [];
+  const shown = pictureRows(pictures, scale === "quick" ? 4 : 2);
+  for (const { subject, text, images } of shown) {
+    const [reference] = await referencePictures(lab, subject, 1);
+    const cells = new Map<string, Pixels>([["reference", reference]]);
+    for (const [arm, id] of images) cells.set(arm, await lab.picture(id));
+    rows.push({ label: `${subject.name}: ${text}`, cells });
+  }
   await writeJson(joinPath(out, "ablation.json"), report);
   await writeAtomic(joinPath(out, "ablation.md"), ablationMarkdown(report));
   await writeAtomic(
@@ -323,11 +206,78 @@ export async function main(args: readonly string[]): Promise<void> {
     },
   );
   await writeAtomic(joinPath(out, "ablation.png"), encodePng(sheet));
+  progress.finish();
   console.log(`\n${textTable(ablationTable(report))}`);
-  console.log(report.verdict);
   console.log(
     `\n${joinPath(out, "ablation.html")}  (also ablation.json, .md, .png)`,
   );
 }
 
-if (import.meta.main) await runScript(() => main(Deno.args));
+/** The paper's Table 2. */
+export const table2Command: Command<AblationRequest> = command({
+  name: "ablation",
+  summary: "The paper's Table 2: LoRA and ED-LoRA, weight and gradient fusion",
+  usage: "deno task ablation [options]",
+  about: `Trains concepts as LoRA and as ED-LoRA, fuses them by weight and by
+gradient, draws pictures before and after, scores them, and writes a report. The
+default is 5 concepts, 20 prompts each, one seed.`,
+  notes: `A run that is stopped continues where it was. Every run is noted in
+runs.json of its output folder before it starts. Concepts that the base model can
+draw itself (niko, finn, ulla, zara) are asked for by name and never averaged with
+the others.`,
+  options: OPTIONS,
+  request({ quick, full, fresh, partial, dryRun, ...values }) {
+    if (quick && full) throw cannot(WHAT, "--quick or --full", "both");
+    // What runs nothing must not cost what is there.
+    if (fresh && partial) throw cannot(WHAT, "--fresh or --partial", "both");
+    if (fresh && dryRun) throw cannot(WHAT, "--fresh or --dry-run", "both");
+    const { concepts, n, seeds, method, fusion, model } = values;
+    const scale = quick ? "quick" : full ? "full" : "default";
+    const defaults = SCALES[scale];
+    const settings = { ...SETTING_OPTIONS };
+    const changed = [concepts, n, seeds, method, fusion, model].concat(
+      Object.keys(settings).map((name) =>
+        values[name as keyof typeof settings]
+      ),
+    ).some((value) => value !== undefined);
+    return {
+      ...{ fresh, partial, dryRun },
+      lab: labRequest(values, values.out ?? defaults.out),
+      plan: {
+        concepts: concepts ?? TEST_CONCEPTS.slice(0, defaults.concepts),
+        prompts: n ?? defaults.prompts,
+        seeds: seeds ?? defaults.seeds,
+        embeddings: method ?? EMBEDDINGS,
+        fusions: fusion ?? FUSIONS,
+        settings: settingsOf(values),
+        scale: quick ? "quick" : changed ? "custom" : scale,
+      },
+    };
+  },
+  async run(request) {
+    const { lab: { store }, plan, partial, dryRun, fresh } = request;
+    oneDomain(plan.concepts);
+    await inLab(WHAT, request.lab, async (lab, machine) => {
+      if (dryRun) {
+        const record = await runRecord(lab, plan);
+        return console.log(JSON.stringify(record, null, 2));
+      }
+      if (fresh) {
+        await Deno.remove(store, { recursive: true }).catch((error) => {
+          if (!(error instanceof Deno.errors.NotFound)) throw error;
+        });
+      }
+      if (!partial) return await run(request, lab, machine);
+      const seeds = await finishedSeeds(lab, plan);
+      if (seeds.length === 0) {
+        throw cannot("report on a part", "at least one finished seed", "none");
+      }
+      const part = seeds.length === plan.seeds.length
+        ? plan
+        : { ...plan, seeds, planned: plan.seeds };
+      await run({ ...request, plan: part }, lab, machine);
+    }, partial || dryRun ? { runner: nowhere } : {});
+  },
+});
+
+if (import.meta.main) Deno.exit(await runCommand(table2Command, Deno.args));

@@ -82,6 +82,23 @@ function facts(report: AblationReport): string[] {
   return lines;
 }
 
+/** Why no conclusion can be drawn from a run, if none can. */
+function reservations(
+  { scale, concepts, seeds, planned, headroom }: AblationReport,
+): string[] {
+  const reasons = [
+    scale === "quick" && "a few concepts and prompts show only that all runs",
+    concepts.length < 2 && "with one concept there is nothing to fuse",
+    !headroom.enough &&
+    `the median concept gains ${
+      decimal(headroom.median ?? NaN)
+    } image alignment over the class word, less than ${headroom.required}`,
+    planned &&
+    `seeds ${seeds.join(", ")} of the planned ${planned.join(", ")} are there`,
+  ];
+  return reasons.flatMap((why) => why ? [`No conclusion: ${why}.`] : []);
+}
+
 /** Which seconds a fusion took. */
 function fusionTimes(report: AblationReport): string {
   const times = Object.entries(report.arms)
@@ -100,8 +117,7 @@ export function ablationMarkdown(report: AblationReport): string {
   return [
     "# Ablation: weight against gradient fusion, LoRA against ED-LoRA",
     "",
-    report.verdict,
-    "",
+    ...reservations(report).flatMap((line) => [line, ""]),
     "Single concept → fused. Intervals and all numbers are in `ablation.json`.",
     "",
     markdownTable(ablationTable(report)),
@@ -131,11 +147,7 @@ export async function ablationHtml(
 ): Promise<string> {
   const arms = [...new Set(pictures.flatMap(({ cells }) => [...cells.keys()]))];
   const parts: Html[] = [
-    {
-      html: `<div class="verdict">${
-        report.verdict.split("\n\n").map((one) => paragraph(one).html).join("")
-      }</div>`,
-    },
+    ...reservations(report).map(paragraph),
     table(ablationTable(report)),
     heading("Same noise in every column"),
     ...(pictures.length === 0 ? [] : [pictureGrid(

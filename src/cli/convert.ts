@@ -7,7 +7,8 @@ import * as tf from "@tensorflow/tfjs";
 import { cannot } from "../core/errors.ts";
 import { disposeTree } from "../core/tree.ts";
 import { convertLora } from "../formats/convert.ts";
-import { type DialectId, DIALECTS, saveLora } from "../formats/lora.ts";
+import { type DialectId, DIALECTS } from "../formats/lora.ts";
+import { saveLora } from "../formats/lora_write.ts";
 import { extractLora } from "../formats/extract.ts";
 import { disposeAdapter, sites } from "../customize/lora.ts";
 import {

@@ -6,7 +6,7 @@
 import { cannot } from "../core/errors.ts";
 import { type Command, EXIT_CODES, runCommand } from "./command.ts";
 import { domain } from "./domain.ts";
-import { eyes } from "./eyes.ts";
+import { evaluators } from "./evaluators.ts";
 import { frames } from "./frames.ts";
 import { regions } from "./regions.ts";
 import { sweeps } from "./sweeps.ts";
@@ -26,7 +26,7 @@ function of<T>(command: Command<T>): Entry {
 const EXPERIMENTS: readonly Entry[] = [
   ...sweeps.map((one) => of(one)),
   of(frames),
-  of(eyes),
+  of(evaluators),
   of(domain),
   of(regions),
 ];
@@ -34,7 +34,7 @@ const EXPERIMENTS: readonly Entry[] = [
 const HELP = `deno task experiment NAME [options]
 
 ${
-  EXPERIMENTS.map(({ name, summary }) => `  ${name.padEnd(9)}${summary}`)
+  EXPERIMENTS.map(({ name, summary }) => `  ${name.padEnd(12)}${summary}`)
     .join("\n")
 }
 

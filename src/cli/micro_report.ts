@@ -8,7 +8,8 @@ import { finish } from "../core/finish.ts";
 import { parseArgs } from "@std/cli/parse-args";
 import { type BackendChoice, selectBackend } from "../core/backend.ts";
 import { cannot } from "../core/errors.ts";
-import { workersFor } from "./study_options.ts";
+import { withLab } from "../lab/lab.ts";
+import { showRecords, workersFor } from "./lab_options.ts";
 import {
   type MicroPictures,
   microReport,
@@ -127,8 +128,6 @@ export async function main(args: readonly string[]): Promise<void> {
     pathOf(new URL("../../models/micro", import.meta.url));
   const out = parsed.out ?? "out/micro";
   const options = {
-    model,
-    cache: joinPath(out, "cache"),
     sampling: {
       ...sampling,
       steps: number("steps", parsed.steps, sampling.steps, 1),
@@ -147,18 +146,18 @@ export async function main(args: readonly string[]): Promise<void> {
   );
   if (!parsed.json) console.log(backend.describe);
   const progress = createProgress();
-  const { numbers, pictures } = await finish(
-    microReport({
-      ...options,
+  const { numbers, pictures } = await withLab(
+    {
+      model,
+      store: joinPath(out, "cache"),
       workers: workersFor(asked, backend.name),
       backend: backend.name,
-    }),
-    ({ stage, done, total, unit }) =>
-      progress.update(
-        stage === "sample" ? "drawing" : "measuring",
-        done,
-        total,
-        unit,
+      onRecord: showRecords(progress),
+    },
+    (lab) =>
+      finish(
+        microReport(lab, options),
+        ({ done, total }) => progress.update("measuring", done, total, "part"),
       ),
   );
   progress.finish();

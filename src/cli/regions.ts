@@ -3,175 +3,116 @@
  *
  * @module
  */
-import { finish } from "../core/finish.ts";
-import { selectBackend } from "../core/backend.ts";
+import { resize } from "../evaluation/preprocess.ts";
+import { type RegionRow, scoreOf } from "../experiments/fig5/judge.ts";
 import {
-  regionComparisonTable,
-  regionFigures,
-  regionLabel,
-  regionTable,
-  regionTimingTable,
-  resolutionTable,
-} from "../experiments/region_figures.ts";
+  fig5,
+  type RegionPlan,
+  type RegionReport,
+} from "../experiments/fig5/run.ts";
 import {
   knowsPlaces,
   REGION_ARMS,
-  type RegionOptions,
-  regionPicture,
-  regionPictures,
-  type RegionReport,
-  type RegionRow,
-  regionsExperiment,
   type RegionSites,
   RESOLUTION_ARMS,
-  scoreOf,
-  sketchFolder,
-} from "../experiments/regions.ts";
-import { resize } from "../evaluation/preprocess.ts";
+} from "../experiments/fig5/scenes.ts";
 import {
-  assertWritable,
-  joinPath,
-  writeAtomic,
-  writeJson,
-} from "../io/files.ts";
-import { decodePng, encodePng, type Pixels } from "../io/png.ts";
+  regionComparisonTable,
+  regionFigures,
+  regionTable,
+  regionTimingTable,
+  resolutionTable,
+} from "../experiments/fig5/table.ts";
+import { exists, joinPath, writeAtomic, writeJson } from "../io/files.ts";
+import { encodePng, type Pixels } from "../io/png.ts";
+import type { Lab } from "../lab/lab.ts";
 import { identityOf } from "../micro/concepts.ts";
+import { type Command, command } from "./command.ts";
 import {
-  backendOf,
-  type Command,
-  EXIT_CODES,
-  readOptions,
-  runCommand,
-} from "./command.ts";
-import { EMBEDDED, mustExist } from "./models.ts";
-import { stageLabel } from "./stages.ts";
-import { settingsOf, workersFor } from "./study_options.ts";
-import { createProgress } from "./progress.ts";
+  inLab,
+  LAB_OPTIONS,
+  type LabRequest,
+  labRequest,
+  SETTING_OPTIONS,
+  settingsOf,
+} from "./lab_options.ts";
+import {
+  flag,
+  folder,
+  listOf,
+  number,
+  oneOf,
+  optionTable,
+  parsed,
+  whole,
+} from "./options.ts";
 import { contactSheet } from "../report/grid.ts";
 import {
   details,
   figure,
   heading,
-  type Html,
   page,
-  paragraph,
   picture,
-  pictureGrid,
   table,
 } from "../report/html.ts";
 import { markdownTable, textTable } from "../report/markdown.ts";
 
-const HELP = `deno task experiment regions [options]
+const count = whole({ least: 1 });
 
-Several concepts in one picture: is each in its place, and only there? Trains
-and fuses concepts, draws them with a plain prompt, with regions, with adapters
-that are not fused, and scores every region by the evaluation CLIP.
-
-  --quick            2 concepts, 1 picture: mechanics only
-  --concepts LIST    names (kuro,lila,momo,raja,zorp, as in the ablation); all
-                     are fused into one model
-  --counts LIST      concepts in a picture (2,3,4)
-  --sets N           choices of concepts for each count (5)
-  --backgrounds N    backgrounds of each choice (2)
-  --pictures N       pictures of each layout (4)
-  --column PIXELS    width of a concept's column: 32, 48 or 64 (64)
-  --arms LIST        ${REGION_ARMS.slice(0, 4).join(", ")} … (default: all)
-  --scales LIST      resolutions of the resolution study (1.5,2)
-  --seed N           (0)
-  --preset NAME      ablation or official
-  --train-steps N    training steps of a concept
-  --steps N          sampling steps
-  --guidance X       guidance scale
-  --sketch FOLDER    sketch T2I-Adapter (default: the model's, if it has one)
-  --no-timing        do not time pictures with regions
-  --cache FOLDER     finished pieces; that of an ablation has its concepts
-  --model FOLDER     base model (default: the embedded one)
-  --clip FOLDER      evaluation CLIP (default: the embedded one)
-  --backend NAME     auto, webgpu, wasm or cpu
-  --workers N        workers (default: processors; 0: in place)
-  --out FOLDER       where results go (default out/regions)
-
-Writes regions.json, .md, .html, regions-N.png (every arm, the first scenes of N
-concepts), fig5.png (rendered, plain prompt, regions), fig10-leakage.png (where
-the plain prompt mixes two or three concepts most, and negative prompts) and
-fig10-resolution.png. Below a picture is who stands out in each column. On two
-cores the default takes about half an hour; a run that was stopped continues.
-
-${EXIT_CODES}
-`;
+const OPTIONS = optionTable({
+  quick: { type: flag, help: "2 concepts, 1 picture: mechanics only" },
+  concepts: {
+    type: listOf(
+      parsed("NAME", (_what, _option, name) => identityOf(name).name),
+    ),
+    otherwise: "kuro,lila,momo,raja,zorp",
+    help: "names; all are fused into one model",
+  },
+  counts: {
+    type: listOf(whole()),
+    otherwise: "2,3,4",
+    help: "concepts in a picture",
+  },
+  sets: { type: count, otherwise: "5", help: "choices of concepts per count" },
+  backgrounds: {
+    type: count,
+    otherwise: "2",
+    help: "backgrounds of each choice",
+  },
+  pictures: { type: count, otherwise: "4", help: "pictures of each layout" },
+  column: {
+    type: count,
+    default: 64,
+    help: "width of a concept's column in pixels: 32, 48 or 64",
+  },
+  arms: {
+    type: listOf(oneOf(REGION_ARMS)),
+    otherwise: "all",
+    help: REGION_ARMS.join(", "),
+  },
+  scales: {
+    type: listOf(number()),
+    otherwise: "1.5,2",
+    help: "resolutions of the resolution study",
+  },
+  seed: { type: whole(), default: 0, help: "seed of training and noise" },
+  sketch: {
+    type: folder,
+    otherwise: "the model's, if it has one",
+    help: "sketch T2I-Adapter",
+  },
+  noTiming: { type: flag, help: "do not time pictures with regions" },
+  ...SETTING_OPTIONS,
+  ...LAB_OPTIONS,
+  out: { type: folder, otherwise: "out/regions", help: "where results go" },
+});
 
 /** What the command line asks for. */
 export interface RegionRequest {
-  readonly out: string;
+  readonly lab: LabRequest;
+  /** Folder of a sketch adapter. */
   readonly sketch?: string;
-  readonly workers?: number;
-  readonly backend: ReturnType<typeof backendOf>;
-  readonly options: Omit<RegionOptions, "workers" | "backend" | "sketch">;
-}
-
-const WHAT = "run the regions experiment";
-
-/** Reads the command line; nothing if it is help. */
-function parse(args: readonly string[]): RegionRequest | undefined {
-  const options = readOptions(WHAT, args, {
-    text: [
-      "concepts",
-      "counts",
-      "column",
-      "sets",
-      "backgrounds",
-      "pictures",
-      "arms",
-      "scales",
-      "seed",
-      "preset",
-      "train-steps",
-      "steps",
-      "guidance",
-      "sketch",
-      "cache",
-      "model",
-      "clip",
-      "backend",
-      "workers",
-      "out",
-    ],
-    flags: ["quick", "no-timing"],
-  });
-  if (options.help) return undefined;
-  const quick = options.flag("quick");
-  const count = (name: string, fallback: number) =>
-    options.number(name, { whole: true, least: 1 }) ?? fallback;
-  const arms = options.list("arms");
-  const model = options.text("model") ?? EMBEDDED;
-  const out = options.text("out") ??
-    joinPath("out", quick ? "regions-quick" : "regions");
-  const sketch = options.text("sketch");
-  const workers = options.number("workers", { whole: true, least: 0 });
-  return {
-    out,
-    ...(sketch === undefined ? {} : { sketch }),
-    ...(workers === undefined ? {} : { workers }),
-    backend: backendOf(options),
-    options: {
-      model,
-      clip: options.text("clip") ?? joinPath(model, "clip_b"),
-      cache: options.text("cache") ?? joinPath(out, "cache"),
-      concepts: (options.list("concepts") ??
-        (quick ? ["kuro", "momo"] : ["kuro", "lila", "momo", "raja", "zorp"]))
-        .map((name) => identityOf(name).name),
-      counts: options.numbers("counts") ?? (quick ? [2] : [2, 3, 4]),
-      column: count("column", 64),
-      sets: count("sets", quick ? 1 : 5),
-      backgrounds: count("backgrounds", quick ? 1 : 2),
-      pictures: count("pictures", quick ? 1 : 4),
-      seed: options.number("seed", { whole: true }) ?? 0,
-      ...(arms ? { arms } : {}),
-      scales: options.numbers("scales") ?? (quick ? [] : [1.5, 2]),
-      timing: !options.flag("no-timing"),
-      settings: settingsOf(options),
-    },
-  };
+  readonly plan: RegionPlan;
 }
 
 /** At how many cross-attention sites regions act, as a list's line. */
@@ -187,8 +128,6 @@ function sitesLine({ settings }: RegionReport): string[] {
 export function regionsMarkdown(report: RegionReport): string {
   return [
     "# Several concepts in one picture",
-    "",
-    report.verdict,
     "",
     markdownTable(regionTable(report)),
     `Each concept has a column ${report.settings.column} pixels wide; its ` +
@@ -243,42 +182,15 @@ export function regionsMarkdown(report: RegionReport): string {
   ].join("\n");
 }
 
-/** Scenes of a number of concepts side by side, an arm a row: they are wide. */
-interface Scenes {
-  readonly n: number;
-  readonly labels: readonly string[];
+/** A contact sheet, before its pictures are read. */
+interface Sheet {
+  readonly name: string;
+  readonly title: string;
+  readonly columns: readonly string[];
   readonly rows: readonly {
-    readonly arm: string;
-    readonly cells: readonly (Pixels | undefined)[];
-    /** Who was found in each picture, from left to right. */
-    readonly captions: readonly string[];
+    readonly label: string;
+    readonly cells: readonly (RegionRow | undefined)[];
   }[];
-}
-
-/** Who is in each region, in a contact sheet: `kuro, -`. */
-function foundCaption(labels: readonly string[] | undefined): string {
-  return labels?.map((label) => label === "background" ? "-" : label)
-    .join(", ") ?? "";
-}
-
-async function scenesOf(
-  report: RegionReport,
-  cache: string,
-): Promise<Scenes[]> {
-  const read = async (path: string | undefined) =>
-    path === undefined ? undefined : decodePng(await Deno.readFile(path));
-  const counts = Map.groupBy(regionPictures(report, cache, 4), ({ n }) => n);
-  return await Promise.all([...counts].map(async ([n, scenes]) => ({
-    n,
-    labels: scenes.map(({ concepts }) => concepts.join(" ")),
-    rows: await Promise.all(report.arms.map(async (arm) => ({
-      arm,
-      cells: await Promise.all(
-        scenes.map(({ pictures }) => read(pictures.get(arm))),
-      ),
-      captions: scenes.map(({ found }) => foundCaption(found.get(arm))),
-    }))),
-  })));
 }
 
 /** A picture on white, in the middle. */
@@ -298,25 +210,18 @@ function onCanvas(image: Pixels, width: number, height: number): Pixels {
   return { width, height, channels: 3, data };
 }
 
-/** A sheet of pictures of any sizes, each with who was found in it. */
-async function sheetOf(
-  cache: string,
-  columns: readonly string[],
-  rows: readonly {
-    readonly label: string;
-    readonly cells: readonly (RegionRow | undefined)[];
-  }[],
-): Promise<Pixels> {
+/** Draws a sheet: below each picture, who was found in each region. */
+async function drawSheet(lab: Lab, { columns, rows }: Sheet): Promise<Pixels> {
   const pictures = await Promise.all(
     rows.map(({ cells }) =>
       Promise.all(cells.map(async (row) => {
         if (!row) return undefined;
-        const bytes = await Deno.readFile(regionPicture(row, cache));
-        const image = decodePng(bytes);
+        const image = await lab.picture(row.image);
+        const { width, height } = image;
         // Other resolutions of one scene are shown at one size.
         return row.scale === 1
           ? image
-          : resize(image, image.width / row.scale, image.height / row.scale);
+          : resize(image, width / row.scale, height / row.scale);
       }))
     ),
   );
@@ -330,12 +235,17 @@ async function sheetOf(
     {
       columnLabels: columns,
       rowLabels: rows.map(({ label }) => label),
-      captions: rows.map(({ cells }) =>
-        cells.map((row) => foundCaption(row?.regions.map(({ label }) => label)))
-      ),
+      captions: rows.map(({ cells }) => cells.map(foundCaption)),
       scale: 2,
     },
   );
+}
+
+/** Who is in each region, in a contact sheet: `kuro, -`. */
+function foundCaption(row: RegionRow | undefined): string {
+  return row?.regions
+    .map(({ label }) => label === "background" ? "-" : label)
+    .join(", ") ?? "";
 }
 
 /** An arm's name in a contact sheet. */
@@ -343,107 +253,115 @@ function sheetLabel(arm: string): string {
   return arm.replace(/[.+-]/g, " ");
 }
 
+type Rows = readonly RegionRow[];
+
+/** Rows of one scene and noise each. */
+function scenesOf(rows: Rows): Rows[] {
+  const groups = Map.groupBy(
+    rows,
+    (row) => [...row.concepts, row.background, row.picture].join(" "),
+  );
+  return [...groups.values()];
+}
+
+/** Every arm on the first scenes of each number of concepts. */
+function sceneSheets({ rows, arms }: RegionReport): Sheet[] {
+  const first = rows.filter(({ picture, scale }) =>
+    picture === 0 && scale === 1
+  );
+  return [...Map.groupBy(first, ({ n }) => n)].map(([n, own]) => {
+    const scenes = scenesOf(own).slice(0, 4);
+    return {
+      name: `regions-${n}`,
+      title: `${n} concepts, the same noise along a column`,
+      columns: scenes.map(([{ concepts }]) => concepts.join(" ")),
+      rows: arms.map((arm) => ({
+        label: sheetLabel(arm),
+        cells: scenes.map((rows) => rows.find((row) => row.arm === arm)),
+      })),
+    };
+  });
+}
+
 /** The paper's Figs 5 and 10, as far as their arms were drawn. */
-async function paperSheets(
-  report: RegionReport,
-  cache: string,
-): Promise<[string, Pixels][]> {
-  const sceneOf = (row: RegionRow) =>
-    [...row.concepts, row.background, row.picture].join(" ");
-  const scenes = (
-    rows: readonly RegionRow[],
-  ) => [...Map.groupBy(rows, sceneOf).values()];
-  const sheet = async (
+function paperSheets({ rows, arms }: RegionReport): Sheet[] {
+  const sheet = (
     name: string,
-    arms: readonly string[],
-    chosen: readonly (readonly RegionRow[])[],
-  ): Promise<[string, Pixels][]> => {
-    const shown = arms.filter((arm) => report.arms.includes(arm));
-    if (shown.filter((arm) => arm !== "real").length < 2) return [];
-    if (chosen.length === 0) return [];
-    const rows = chosen.map((rows) => ({
-      label: `${rows[0].concepts.join(" ")}, ${rows[0].background}`,
-      cells: shown.map((arm) => rows.find((row) => row.arm === arm)),
-    }));
-    return [[name, await sheetOf(cache, shown.map(sheetLabel), rows)]];
+    title: string,
+    wanted: readonly string[],
+    chosen: readonly Rows[],
+  ): Sheet[] => {
+    const shown = wanted.filter((arm) => arms.includes(arm));
+    const drawn = shown.filter((arm) => arm !== "real");
+    if (drawn.length < 2 || chosen.length === 0) return [];
+    return [{
+      name,
+      title,
+      columns: shown.map(sheetLabel),
+      rows: chosen.map((rows) => ({
+        label: `${rows[0].concepts.join(" ")}, ${rows[0].background}`,
+        cells: shown.map((arm) => rows.find((row) => row.arm === arm)),
+      })),
+    }];
   };
-  const usual = scenes(report.rows.filter(({ scale }) => scale === 1));
-  const leaked = (rows: readonly RegionRow[]) => {
+  const usual = scenesOf(rows.filter(({ scale }) => scale === 1));
+  const leaked = (rows: Rows) => {
     const plain = rows.find(({ arm }) => arm === "plain.gradient");
     return plain ? scoreOf(plain, "leakage") + plain.n / 100 : 0;
   };
   // Where the plain prompt says no places, concepts elsewhere are no leakage.
   const told = usual.filter(([{ n }]) => knowsPlaces("plain.gradient", n));
-  const counts = [...new Set(report.rows.map(({ n }) => n))];
-  const figures = [
-    ...await sheet(
+  const gradient = ["plain.gradient", "regional.gradient"];
+  return [
+    ...sheet(
       "fig5",
-      ["real", "plain.gradient", "regional.gradient"],
-      counts.flatMap((n) =>
+      "Plain prompt and regions (Fig 5)",
+      ["real", ...gradient],
+      [...new Set(rows.map(({ n }) => n))].flatMap((n) =>
         usual.filter(([row]) => row.n === n && row.picture === 0).slice(0, 2)
       ),
     ),
-    ...await sheet(
+    ...sheet(
       "fig10-leakage",
-      [
-        "real",
-        "plain.gradient",
-        "regional.gradient",
-        "regional+negative.gradient",
-      ],
+      "Where concepts mix, and negative prompts (Fig 10)",
+      ["real", ...gradient, "regional+negative.gradient"],
       told.toSorted((a, b) => leaked(b) - leaked(a)).slice(0, 4),
     ),
+    ...resolutionSheet(rows, arms),
   ];
-  const scaled = new Set(
-    report.rows.filter(({ scale }) => scale !== 1).map(sceneOf),
-  );
-  const scales = [...new Set(report.rows.map(({ scale }) => scale))]
-    .sort((a, b) => a - b);
-  const rows = scenes(report.rows.filter((row) => scaled.has(sceneOf(row))))
-    .slice(0, 3)
-    .flatMap((rows) =>
-      RESOLUTION_ARMS.filter((arm) => report.arms.includes(arm)).map((arm) => ({
-        label: `${rows[0].concepts.join(" ")}, ${sheetLabel(arm)}`,
-        cells: scales.map((scale) =>
-          rows.find((row) => row.arm === arm && row.scale === scale)
-        ),
-      }))
-    );
-  if (rows.length > 0) {
-    const columns = scales.map((scale) => `${64 * scale} pixels high`);
-    figures.push(["fig10-resolution", await sheetOf(cache, columns, rows)]);
-  }
-  return figures;
 }
 
-/** What the sheets of the paper's figures show. */
-const SHEETS: Readonly<Record<string, string>> = {
-  fig5: "Plain prompt and regions (Fig 5)",
-  "fig10-leakage": "Where concepts mix, and negative prompts (Fig 10)",
-  "fig10-resolution": "The same scenes at other resolutions (Fig 10)",
-};
+function resolutionSheet(rows: Rows, arms: readonly string[]): Sheet[] {
+  const scales = [...new Set(rows.map(({ scale }) => scale))]
+    .sort((a, b) => a - b);
+  const scaled = scenesOf(rows)
+    .filter((own) => own.some(({ scale }) => scale !== 1));
+  const lines = scaled.slice(0, 3).flatMap((own) =>
+    RESOLUTION_ARMS.filter((arm) => arms.includes(arm)).map((arm) => ({
+      label: `${own[0].concepts.join(" ")}, ${sheetLabel(arm)}`,
+      cells: scales.map((scale) =>
+        own.find((row) => row.arm === arm && row.scale === scale)
+      ),
+    }))
+  );
+  return lines.length === 0 ? [] : [{
+    name: "fig10-resolution",
+    title: "The same scenes at other resolutions (Fig 10)",
+    columns: scales.map((scale) => `${64 * scale} pixels high`),
+    rows: lines,
+  }];
+}
 
 async function regionsHtml(
   report: RegionReport,
-  scenes: readonly Scenes[],
-  sheets: readonly (readonly [string, Pixels])[],
+  sheets: readonly { readonly title: string; readonly pixels: Pixels }[],
 ): Promise<string> {
-  const parts: Html[] = [
-    ...report.verdict.split("\n\n").map(paragraph),
+  return await page("Mix-of-Show: several concepts in one picture", [
     table(regionTable(report)),
     ...regionFigures(report).map(([id, plot]) => figure(id, plot)),
-    ...scenes.flatMap(({ n, labels, rows }) => [
-      heading(`${n} concepts, the same noise along a column`),
-      pictureGrid(
-        labels,
-        rows.map(({ arm, cells }) => ({ label: regionLabel(arm), cells })),
-        // As large as fits on a page.
-        n > 2 ? 1 : 2,
-      ),
-    ]),
-    ...sheets.flatMap(([name, sheet]) => [
-      heading(SHEETS[name]),
-      picture(sheet, SHEETS[name]),
+    ...sheets.flatMap(({ title, pixels }) => [
+      heading(title),
+      picture(pixels, title),
     ]),
     heading("Same scenes, same noise"),
     table(regionComparisonTable(report)),
@@ -454,66 +372,90 @@ async function regionsHtml(
       ? []
       : [heading("Time"), table(regionTimingTable(report))]),
     details("Settings", JSON.stringify(report.settings, null, 2)),
-  ];
-  return await page("Mix-of-Show: several concepts in one picture", parts);
+  ]);
 }
 
 /** Several concepts in one picture, measured. */
-export const regions: Command<RegionRequest> = {
+export const regions: Command<RegionRequest> = command({
   name: "regions",
   summary: "Several concepts in one picture: identity per region, leakage",
-  help: HELP,
-  parse,
-  async run({ out, options, ...request }) {
-    await mustExist(WHAT, options.model, options.clip, request.sketch);
-    await assertWritable(out);
-    const backend = await selectBackend(request.backend);
-    const sketch = request.sketch ?? await sketchFolder(options.model);
-    const progress = createProgress();
-    progress.line(
-      `${backend.describe}; ${options.concepts.join(", ")}; sketch adapter: ${
-        sketch ?? "none, its arms are left out"
-      }`,
+  usage: "deno task experiment regions [options]",
+  about: `Several concepts in one picture: is each in its place, and only there?
+Trains and fuses concepts, draws them with a plain prompt, with regions, and with
+adapters that are not fused, and scores every region by the evaluation CLIP.`,
+  notes: `Writes regions.json, .md, .html, regions-N.png (every arm, the first
+scenes of N concepts), fig5.png (rendered, plain prompt, regions),
+fig10-leakage.png (where the plain prompt mixes two or three concepts most, and
+negative prompts) and fig10-resolution.png. The evaluation CLIP names each column
+below a picture. On two cores the default takes about half an hour; a run that was
+stopped continues.`,
+  options: OPTIONS,
+  request: ({ quick, out, ...values }) => ({
+    lab: labRequest(
+      values,
+      out ?? (quick ? "out/regions-quick" : "out/regions"),
+    ),
+    sketch: values.sketch,
+    plan: {
+      concepts: values.concepts ??
+        (quick ? ["kuro", "momo"] : ["kuro", "lila", "momo", "raja", "zorp"]),
+      counts: values.counts ?? (quick ? [2] : [2, 3, 4]),
+      column: values.column,
+      sets: values.sets ?? (quick ? 1 : 5),
+      backgrounds: values.backgrounds ?? (quick ? 1 : 2),
+      pictures: values.pictures ?? (quick ? 1 : 4),
+      seed: values.seed,
+      arms: values.arms,
+      scales: values.scales ?? (quick ? [] : [1.5, 2]),
+      timing: !values.noTiming,
+      settings: settingsOf(values),
+    },
+  }),
+  async run({ lab: request, plan, ...given }) {
+    const { out, model } = request;
+    const own = joinPath(model, "adapter");
+    const sketch = given.sketch ??
+      (await exists(joinPath(own, "config.json")) ? own : undefined);
+    const networks: Record<string, string> = sketch ? { sketch } : {};
+    await inLab(
+      "run the regions experiment",
+      request,
+      async (lab, { backend, workers, progress }) => {
+        progress.line(
+          `${backend.describe}; ${plan.concepts.join(", ")}; sketch adapter: ${
+            sketch ?? "none, its arms are left out"
+          }`,
+        );
+        const found = await fig5(lab, plan);
+        const settings = { ...found.settings, backend: backend.name, workers };
+        const created = new Date().toISOString();
+        const report: RegionReport = { ...found, settings, created };
+        const sheets = await Promise.all(
+          [...sceneSheets(report), ...paperSheets(report)].map(async (
+            sheet,
+          ) => (
+            { ...sheet, pixels: await drawSheet(lab, sheet) }
+          )),
+        );
+        await writeJson(joinPath(out, "regions.json"), report);
+        await writeAtomic(joinPath(out, "regions.md"), regionsMarkdown(report));
+        await writeAtomic(
+          joinPath(out, "regions.html"),
+          await regionsHtml(report, sheets),
+        );
+        for (const { name, pixels } of sheets) {
+          await writeAtomic(joinPath(out, `${name}.png`), encodePng(pixels));
+        }
+        progress.finish();
+        console.log(`\n${textTable(regionTable(report))}`);
+        if (report.timing.length > 0) {
+          console.log(textTable(regionTimingTable(report)));
+        }
+        console.log(
+          `${joinPath(out, "regions.html")}  (also .json, .md, .png)`,
+        );
+      },
+      { networks },
     );
-    const run = regionsExperiment({
-      ...options,
-      ...(sketch === undefined ? {} : { sketch }),
-      workers: workersFor(request.workers, backend.name),
-      backend: backend.name,
-    });
-    const report = await finish(
-      run,
-      ({ stage, done, total, unit }) =>
-        progress.update(stageLabel(stage), done, total, unit),
-    );
-    progress.finish();
-    const scenes = await scenesOf(report, options.cache);
-    const sheets = await paperSheets(report, options.cache);
-    await writeJson(joinPath(out, "regions.json"), report);
-    await writeAtomic(joinPath(out, "regions.md"), regionsMarkdown(report));
-    await writeAtomic(
-      joinPath(out, "regions.html"),
-      await regionsHtml(report, scenes, sheets),
-    );
-    for (const { n, labels, rows } of scenes) {
-      const sheet = contactSheet(rows.map(({ cells }) => cells), {
-        columnLabels: labels,
-        rowLabels: rows.map(({ arm }) => sheetLabel(arm)),
-        captions: rows.map(({ captions }) => captions),
-        scale: 2,
-      });
-      await writeAtomic(joinPath(out, `regions-${n}.png`), encodePng(sheet));
-    }
-    for (const [name, sheet] of sheets) {
-      await writeAtomic(joinPath(out, `${name}.png`), encodePng(sheet));
-    }
-    console.log(`\n${textTable(regionTable(report))}`);
-    if (report.timing.length > 0) {
-      console.log(textTable(regionTimingTable(report)));
-    }
-    console.log(report.verdict);
-    console.log(`\n${joinPath(out, "regions.html")}  (also .json, .md, .png)`);
   },
-};
-
-if (import.meta.main) Deno.exit(await runCommand(regions, Deno.args));
+});

@@ -33,7 +33,7 @@ import {
 } from "../customize/methods.ts";
 import { customize } from "../customize/train.ts";
 import { modelSize } from "../diffusion/layout.ts";
-import { assertWritable, joinPath, parentOf } from "../io/files.ts";
+import { assertWritableFile, besidePath, joinPath } from "../io/files.ts";
 import { disposeModel, type Model } from "../models/model.ts";
 import { type Command, command } from "./command.ts";
 import { MODEL_OPTIONS, mustExist, openModel, startBackend } from "./models.ts";
@@ -323,8 +323,11 @@ export async function runTrain(request: TrainRequest): Promise<void> {
   const { name, out = joinPath("out", `${name}.safetensors`) } = request;
   await mustExist("train", request.images, request.masks, request.prior);
   const classWord = await classOf(request);
-  await assertWritable(parentOf(out));
-  const state = `${out.replace(/\.safetensors$/, "")}.state.safetensors`;
+  await assertWritableFile(out);
+  const state = besidePath(
+    out.replace(/\.safetensors$/, ""),
+    ".state.safetensors",
+  );
   if (request.fresh) await Deno.remove(state).catch(ifThere);
   await startBackend(request.backend);
   const model = await openModel(request);

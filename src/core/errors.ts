@@ -47,6 +47,7 @@ export class KeysError extends Error {
  *
  * @param keys The keys.
  * @param most How many are shown.
+ * @param separator What stands between them.
  *
  * @example
  * ```ts
@@ -56,8 +57,9 @@ export class KeysError extends Error {
 export function listed(
   keys: readonly string[],
   most: number = SHOWN_KEYS,
+  separator = ", ",
 ): string {
-  const shown = keys.slice(0, most).join(", ");
+  const shown = keys.slice(0, most).join(separator);
   const more = keys.length - most;
   return more > 0 ? `${shown} and ${more} more` : shown;
 }

@@ -8,8 +8,15 @@
  * @module
  */
 import * as tf from "@tensorflow/tfjs";
-import { cannot } from "../core/errors.ts";
-import { fold, type Key, normal, uniform } from "../core/random.ts";
+import { cannot, KeysError, listed } from "../core/errors.ts";
+import {
+  fold,
+  type Key,
+  key as rootKey,
+  normal,
+  permutation,
+  uniform,
+} from "../core/random.ts";
 import { at, type TreeLike, updateAt } from "../core/tree.ts";
 import {
   type Conv,
@@ -61,11 +68,12 @@ export interface Adapter {
 
 /**
  * How `down` starts: `kaiming` uniform with a = √5 (Mix-of-Show main, PyTorch's
- * default), `normal` N(0, 1/r²) (its research branch), or `identity`: the rank
- * is the number of inputs and `up` is all of ΔW (with `down` frozen in training
- * this is plain fine-tuning of the layer).
+ * default), `normal` N(0, 1/r²) (its research branch), `orthogonal`: columns of
+ * an orthogonal basis that all share, drawn by the key (Po et al. 2024), or
+ * `identity`: the rank is the number of inputs and `up` is all of ΔW (with `down`
+ * frozen in training this is plain fine-tuning of the layer).
  */
-export type LoraInit = "kaiming" | "normal" | "identity";
+export type LoraInit = "kaiming" | "normal" | "orthogonal" | "identity";
 
 /**
  * Gives `down` of a layer by hand, for example a basis shared by all clients.
@@ -205,6 +213,12 @@ function startOfDown(
     }
     case "normal":
       return normal(key, size, 1 / rank);
+    case "orthogonal":
+      return orthogonalColumns(
+        n,
+        permutation(key, n).slice(0, rank),
+        normal(fold(rootKey(0), "orthogonal", component, site.path), n),
+      );
     case "identity": {
       const eye = new Float32Array(n * n);
       for (let i = 0; i < n; i++) eye[i * n + i] = 1;
@@ -213,10 +227,32 @@ function startOfDown(
     default:
       throw cannot(
         "initialise a LoRA",
-        "kaiming, normal, identity or a function",
+        "kaiming, normal, orthogonal, identity or a function",
         String(init),
       );
   }
+}
+
+/**
+ * Columns of an orthogonal matrix that is never formed: the discrete cosine
+ * basis with random signs of its rows, which every client draws alike.
+ */
+function orthogonalColumns(
+  n: number,
+  columns: ArrayLike<number>,
+  signs: ArrayLike<number>,
+): Float32Array {
+  const rank = columns.length;
+  const down = new Float32Array(n * rank);
+  for (let c = 0; c < rank; c++) {
+    const k = columns[c];
+    const scale = Math.sqrt((k === 0 ? 1 : 2) / n);
+    for (let j = 0; j < n; j++) {
+      down[j * rank + c] = Math.sign(signs[j]) * scale *
+        Math.cos(Math.PI * (j + 0.5) * k / n);
+    }
+  }
+  return down;
 }
 
 function freshLowRank(
@@ -363,7 +399,7 @@ function strangers(
  * @param adapters One or several, with names not yet in the model.
  * @param options Factors, which {@linkcode setWeights} can change later.
  * @returns A model that shares all tensors with the base and the adapters.
- * @throws One error that lists all layers that are missing or do not fit; if a
+ * @throws One error about all layers that are missing or do not fit; if a
  * name is taken or a factor is not finite.
  *
  * @example
@@ -433,10 +469,11 @@ export function attach<M extends Adaptable>(
     Object.assign(result, { [component]: { ...network, params } });
   }
   if (problems.length > 0) {
-    throw new Error(
+    throw new KeysError(
       `Cannot attach ${
         list.map((a) => `"${a.name}"`).join(", ")
-      }: ${problems.length} layers do not fit: ${problems.join("; ")}`,
+      }: ${problems.length} layers do not fit: ${listed(problems, 10, "; ")}`,
+      problems,
     );
   }
   return result;
@@ -628,7 +665,7 @@ export async function merge<M extends Adaptable>(model: M): Promise<M> {
     throw cannot(
       "merge adapters",
       "finite weights",
-      `NaN in ${bad.join(", ")}`,
+      `NaN in ${listed(bad)}`,
     );
   }
   return merged;
@@ -656,7 +693,11 @@ async function notFinite(
 export async function assertFinite(adapter: Adapter): Promise<void> {
   const bad = await notFinite(adapterTensors(adapter));
   if (bad.length > 0) {
-    throw cannot(`use "${adapter.name}"`, "finite values", `NaN in ${bad}`);
+    throw cannot(
+      `use "${adapter.name}"`,
+      "finite values",
+      `NaN in ${listed(bad)}`,
+    );
   }
 }
 

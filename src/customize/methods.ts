@@ -24,7 +24,9 @@ export type MethodName =
   | "lora"
   | "ed-lora"
   | "dreambooth"
-  | "custom-diffusion";
+  | "custom-diffusion"
+  | "pivotal-tuning"
+  | "orthogonal-adaptation";
 
 /** Every method. */
 export const METHODS: readonly MethodName[] = [
@@ -34,6 +36,8 @@ export const METHODS: readonly MethodName[] = [
   "ed-lora",
   "dreambooth",
   "custom-diffusion",
+  "pivotal-tuning",
+  "orthogonal-adaptation",
 ];
 
 /**
@@ -216,6 +220,25 @@ export function method(
         priorWeight: 1,
         freezeDown: true,
       });
+    case "pivotal-tuning":
+      // First the word (a pivot), then the adapter around it.
+      return made({
+        concept: { layerwise: false, lora: attention },
+        tokens: one,
+        phrase: written(one),
+      }, { pivot: 0.5, noiseOffset: 0 });
+    case "orthogonal-adaptation":
+      // Po et al. 2024: `down` are columns of one orthogonal basis, drawn by each
+      // client for itself, and only `up` learns: adapters add up without
+      // crosstalk.
+      return made({
+        concept: {
+          layerwise: true,
+          lora: { ...attention, init: "orthogonal" },
+        },
+        tokens: two,
+        phrase: written(two),
+      }, { freezeDown: true });
     default:
       throw cannot("choose a method", METHODS.join(", "), String(name));
   }

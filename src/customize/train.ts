@@ -18,6 +18,7 @@ import {
 import type { Model } from "../models/model.ts";
 import { tableSpread } from "../nn/embedding.ts";
 import {
+  adamwInit,
   adamwStep,
   clipGlobalNorm,
   constantRate,
@@ -107,6 +108,14 @@ function checkConfig(
   for (const [group, lr] of Object.entries(config.lr)) {
     if (!(lr >= 0)) throw cannot(what, `a ${group} rate ≥ 0`, lr);
   }
+  const { pivot = 0 } = config;
+  const pivotStep = pivotOf(config);
+  if (
+    pivot !== 0 &&
+    !(pivot > 0 && pivotStep > 0 && pivotStep < config.steps)
+  ) {
+    throw cannot(what, "a pivot that leaves steps on both sides", pivot);
+  }
   const { captionDropout: dropout = 0 } = config;
   if (!(dropout >= 0 && dropout <= 1)) {
     throw cannot(what, "a caption dropout from 0 to 1", dropout);
@@ -123,6 +132,11 @@ function checkConfig(
       `${prior.height}×${prior.width}`,
     );
   }
+}
+
+/** The first step in which adapters learn; 0 without pivotal tuning. */
+function pivotOf({ pivot = 0, steps }: TrainConfig): number {
+  return Math.round(pivot * steps);
 }
 
 /** Names of the parameters that are trained. */
@@ -229,6 +243,15 @@ export async function* train(
   if (names.length === 0) {
     throw cannot("train", "a group with a rate above 0", config.lr);
   }
+  const pivot = pivotOf(config);
+  const isWord = (name: string) => groupOf(name) === "embedding";
+  if (pivot > 0 && (!names.some(isWord) || names.every(isWord))) {
+    throw cannot(
+      "train with a pivot",
+      "an embedding and an adapter with rates above 0",
+      config.lr,
+    );
+  }
   // Fails here, before work, if the concept does not fit the model.
   tf.tidy(() => void attachConcept(model, concept));
   const id = await fingerprint(concept, data, config, options.prior);
@@ -239,12 +262,19 @@ export async function* train(
     while (state.step < config.steps) {
       const begun = performance.now();
       const { step } = state;
+      if (pivot > 0 && step === pivot) {
+        disposeTensors(state.adam.m, state.adam.v);
+        state = { ...state, adam: adamwInit(state.params) };
+      }
+      const [from, to] = step < pivot ? [0, pivot] : [pivot, config.steps];
       const factor = config.schedule === "linear"
-        ? linearDecay(step, config.steps, config.warmup)
-        : constantRate(step, config.warmup);
-      const moving = state.embeddingsStopped
-        ? names.filter((name) => groupOf(name) !== "embedding")
-        : names;
+        ? linearDecay(step - from, to - from, config.warmup)
+        : constantRate(step - from, config.warmup);
+      const moving = names.filter((name) =>
+        isWord(name)
+          ? !state.embeddingsStopped && (pivot === 0 || step < pivot)
+          : step >= pivot
+      );
       const { grads, values } = gradients(
         model,
         concept,

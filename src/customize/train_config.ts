@@ -62,6 +62,13 @@ export interface TrainConfig extends LossConfig {
     readonly limit: number;
     readonly relative: boolean;
   };
+  /**
+   * Pivotal tuning: the share of the steps in which only the embedding learns;
+   * in the rest only the adapter does. Rates decay and moments begin anew.
+   *
+   * @default 0, all groups learn together
+   */
+  readonly pivot?: number;
   /** Leaves `down` of every adapter as it started. */
   readonly freezeDown: boolean;
   /** Parts of captions between commas are shuffled, but for the first n. */

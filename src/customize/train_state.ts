@@ -157,6 +157,7 @@ export async function saveTrainState(
   await writeSafetensors(path, raw, {
     format: "mix-of-show train state 1",
     step: String(state.step),
+    adam_step: String(state.adam.step),
     embeddings_stopped: String(state.embeddingsStopped),
     fingerprint: state.fingerprint,
   });
@@ -212,7 +213,9 @@ export async function loadTrainState(
         name.startsWith("param.") ? [[name.slice(6), t] as const] : []
       ),
     );
-    const adam = adamwFromTensors(tensors, step, "adam.");
+    // Files from before pivotal tuning have one count for both.
+    const adamStep = Number(metadata.adam_step ?? step);
+    const adam = adamwFromTensors(tensors, adamStep, "adam.");
     return {
       step,
       params,

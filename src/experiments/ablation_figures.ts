@@ -10,22 +10,8 @@ import type {
   ScoreEstimate,
   ScoreName,
 } from "./ablation_schema.ts";
-
-/** A plotly figure as plain data. */
-export interface PlotlyFigure {
-  /** Traces. */
-  readonly data: readonly Readonly<Record<string, unknown>>[];
-  /** Layout. */
-  readonly layout: Readonly<Record<string, unknown>>;
-}
-
-/** A table as plain text cells. */
-export interface TextTable {
-  /** Column heads. */
-  readonly head: readonly string[];
-  /** Rows of cells. */
-  readonly rows: readonly (readonly string[])[];
-}
+import type { Figure } from "../report/html.ts";
+import type { Table } from "../report/markdown.ts";
 
 /** Table 2 of the paper, means over 14 concepts, image alignment. */
 export const PAPER_TABLE_2: readonly {
@@ -106,6 +92,15 @@ function arrow(single: ScoreEstimate, fused: ScoreEstimate): string {
   return `${text(single.mean)} → ${text(fused.mean)} (${sign}${text(d)})`;
 }
 
+/** `88 % (70 to 95)`. */
+function percent({ mean, low, high }: ScoreEstimate): string {
+  if (mean === null) return "–";
+  const whole = (share: number) => text(Math.round(100 * share), 0);
+  return low === null || high === null
+    ? `${whole(mean)} %`
+    : `${whole(mean)} % (${whole(low)} to ${whole(high)})`;
+}
+
 /** Fused arms in the order of the table. */
 const ORDER = [
   "lora.weight",
@@ -127,7 +122,7 @@ export function armsOf(report: AblationReport): string[] {
  *
  * @param report The report.
  */
-export function ablationTable(report: AblationReport): TextTable {
+export function ablationTable(report: AblationReport): Table {
   const paper = (arm: string): string => {
     const row = PAPER_TABLE_2.find((entry) => entry.arm === arm);
     if (!row) return "–";
@@ -138,12 +133,19 @@ export function ablationTable(report: AblationReport): TextTable {
     })`;
   };
   const { lower, ceiling } = report.base;
-  const bound = (label: string, scores: typeof lower, last: string) => [
+  const bound = (
+    label: string,
+    scores: typeof lower,
+    last: string,
+    error?: ScoreEstimate,
+  ) => [
     label,
     text(scores.text.mean),
     text(scores.image.mean),
     text(scores.masked.mean),
     text(scores.retrieval.mean),
+    "",
+    error ? text(error.mean) : "–",
     "",
     last,
   ];
@@ -155,27 +157,31 @@ export function ablationTable(report: AblationReport): TextTable {
       "masked image",
       "retrieval",
       "image kept",
+      "held-out error",
+      "held-out kept",
       "paper: image",
     ],
     rows: [
-      bound("class word, base model", lower, paper("base")),
+      bound(
+        "class word, base model",
+        lower,
+        paper("base"),
+        report.base.heldout,
+      ),
       ...armsOf(report).map((arm) => {
-        const { single, fused, retained, lambda } = report.arms[arm];
+        const { single, fused, retained, lambda, heldout } = report.arms[arm];
         const label = arm.endsWith("weight_best_lambda")
           ? `${armLabel(arm)} ${text(lambda, 2)}`
           : armLabel(arm);
-        const { mean: kept, low, high } = retained.image;
-        const percent = (share: number) => Math.round(100 * share);
-        const range = low === null || high === null
-          ? ""
-          : ` (${text(percent(low), 0)} to ${text(percent(high), 0)})`;
         return [
           label,
           arrow(single.text, fused.text),
           arrow(single.image, fused.image),
           arrow(single.masked, fused.masked),
           arrow(single.retrieval, fused.retrieval),
-          kept === null ? "–" : `${text(percent(kept), 0)} %${range}`,
+          percent(retained.image),
+          heldout ? arrow(heldout.single, heldout.fused) : "–",
+          heldout ? percent(heldout.kept) : "–",
           paper(arm),
         ];
       }),
@@ -193,7 +199,7 @@ export function ablationTable(report: AblationReport): TextTable {
 export function comparisonTable(
   report: Pick<AblationReport, "comparisons">,
   paper?: boolean,
-): TextTable {
+): Table {
   return {
     head: [
       "claim",
@@ -265,7 +271,7 @@ const SCORE_LABEL: Readonly<Record<ScoreName, string>> = {
 export function scoreFigure(
   report: AblationReport,
   score: ScoreName,
-): PlotlyFigure {
+): Figure {
   const arms = armsOf(report);
   const x = arms.map(armLabel);
   const of = (kind: "single" | "fused") =>
@@ -324,7 +330,7 @@ export function scoreFigure(
  *
  * @param report The report.
  */
-export function tradeFigure(report: AblationReport): PlotlyFigure {
+export function tradeFigure(report: AblationReport): Figure {
   const arms = armsOf(report);
   return {
     data: [
@@ -375,7 +381,7 @@ export function tradeFigure(report: AblationReport): PlotlyFigure {
 export function fusionLossFigure(
   report: AblationReport,
   arm: string,
-): PlotlyFigure {
+): Figure {
   const layers = report.arms[arm].layers.filter(({ before }) =>
     before !== null && before > 0
   );
@@ -414,7 +420,7 @@ export function fusionLossFigure(
  *
  * @param report The report.
  */
-export function conceptFigure(report: AblationReport): PlotlyFigure {
+export function conceptFigure(report: AblationReport): Figure {
   const names = report.concepts.map(({ name }) => name);
   const arms = ["base", "lora.single", "edlora.single", ...armsOf(report)]
     .filter((arm) => report.rows.some((row) => row.arm === arm));
@@ -454,7 +460,7 @@ export function conceptFigure(report: AblationReport): PlotlyFigure {
  *
  * @param report The report.
  */
-export function trainingFigure(report: AblationReport): PlotlyFigure {
+export function trainingFigure(report: AblationReport): Figure {
   return {
     data: report.training.map(({ embedding, concept, seed, losses }) => ({
       type: "scatter",
@@ -480,7 +486,7 @@ export function trainingFigure(report: AblationReport): PlotlyFigure {
  */
 export function ablationFigures(
   report: AblationReport,
-): [string, PlotlyFigure][] {
+): [string, Figure][] {
   const gradient = armsOf(report).filter((arm) => arm.endsWith("gradient"));
   return [
     ["image", scoreFigure(report, "image")],
@@ -489,7 +495,7 @@ export function ablationFigures(
     ["retrieval", scoreFigure(report, "retrieval")],
     ["text", scoreFigure(report, "text")],
     ["concepts", conceptFigure(report)],
-    ...gradient.map((arm): [string, PlotlyFigure] => [
+    ...gradient.map((arm): [string, Figure] => [
       `loss-${arm.replace(".", "-")}`,
       fusionLossFigure(report, arm),
     ]),

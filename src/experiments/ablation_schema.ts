@@ -86,6 +86,13 @@ export interface Arm {
   loss: Scores;
   /** (fused − lower) / (single − lower) of the means; null for text. */
   retained: Scores;
+  /** Masked denoising error on held-out references: lower is better. */
+  heldout?: {
+    single: ScoreEstimate;
+    fused: ScoreEstimate;
+    /** (class word − fused) / (class word − single) of the means. */
+    kept: ScoreEstimate;
+  };
   /** Time of fusion, first seed. */
   fusionSeconds: Maybe;
   /** 1 − cosine to the base's picture of the same noise, other prompts. */
@@ -144,6 +151,8 @@ export interface ScoreRow {
   masked: number[];
   /** 0 or 1, in the same order. */
   retrieval: number[];
+  /** Masked denoising error on held-out references: lower is better. */
+  heldout?: number;
 }
 
 /** Cosines between pairs of concepts. */
@@ -175,17 +184,21 @@ export interface AblationReport {
   /**
    * Bounds: class word on the untouched base (for text the upper bound);
    * references among themselves; and for text the lower bound: the base's
-   * pictures against captions of other prompts of the same concept.
+   * pictures against captions of other prompts of the same concept; the
+   * held-out error with the class word.
    */
-  base: { lower: Scores; ceiling: Scores; unrelated?: ScoreEstimate };
+  base: {
+    lower: Scores;
+    ceiling: Scores;
+    unrelated?: ScoreEstimate;
+    heldout?: ScoreEstimate;
+  };
   /** Fused arms by name, such as `edlora.gradient`. */
   arms: Record<string, Arm>;
   /** The paper's claims, and what goes beyond them. */
   comparisons: Comparison[];
   /** Median over concepts of single − lower image alignment. */
   headroom: { median: Maybe; required: number; enough: boolean };
-  /** A sentence computed from the numbers. */
-  verdict: string;
   /** The gallery of retrieval. */
   retrieval: { chance: number; gallery: string[] };
   /** n·r/d, smallest and largest over adapted layers. */
@@ -258,6 +271,7 @@ export const ablationSchema: z.ZodType<AblationReport> = z.object({
     lower: scores,
     ceiling: scores,
     unrelated: estimate.optional(),
+    heldout: estimate.optional(),
   }),
   arms: z.record(
     z.string(),
@@ -269,6 +283,8 @@ export const ablationSchema: z.ZodType<AblationReport> = z.object({
       fused: scores,
       loss: scores,
       retained: scores,
+      heldout: z.object({ single: estimate, fused: estimate, kept: estimate })
+        .optional(),
       fusionSeconds: maybe,
       drift: maybe,
       layers: z.array(z.object({
@@ -306,7 +322,6 @@ export const ablationSchema: z.ZodType<AblationReport> = z.object({
     required: z.number(),
     enough: z.boolean(),
   }),
-  verdict: z.string(),
   retrieval: z.object({ chance: z.number(), gallery: z.array(z.string()) }),
   capacity: z.object({
     rank: z.number(),
@@ -327,6 +342,7 @@ export const ablationSchema: z.ZodType<AblationReport> = z.object({
     image: z.array(z.number()),
     masked: z.array(z.number()),
     retrieval: z.array(z.number()),
+    heldout: z.number().optional(),
   })),
   groups: z.array(z.object({
     arm: z.string(),

@@ -8,6 +8,7 @@ import { fold, key } from "../core/random.ts";
 import {
   hierarchicalBootstrap,
   mean,
+  type PairedDifference,
   pairedDifference,
 } from "../evaluation/statistics.ts";
 import {
@@ -16,6 +17,7 @@ import {
   finite,
   orNull,
   type ScoreName,
+  type Verdict,
 } from "./ablation_schema.ts";
 import { type EmbeddingName, EMBEDDINGS } from "./presets.ts";
 
@@ -174,14 +176,19 @@ export function compareArms(
         bootstrap: { low: orNull(low), high: orNull(high) },
         n: d.n,
         wins: d.wins,
-        verdict: !conclusive
-          ? "no conclusion"
-          : d.low > 0
-          ? paper ? "reproduced" : "shown"
-          : d.high < 0
-          ? "reversed"
-          : "not shown",
+        verdict: verdictOf(d, paper, conclusive),
       };
     })
   );
+}
+
+/** What a paired difference says of a claim that it is positive. */
+function verdictOf(
+  { low, high }: Pick<PairedDifference, "low" | "high">,
+  paper: boolean,
+  conclusive: boolean,
+): Verdict {
+  if (!conclusive) return "no conclusion";
+  if (low > 0) return paper ? "reproduced" : "shown";
+  return high < 0 ? "reversed" : "not shown";
 }

@@ -1,117 +1,20 @@
 /**
- * From embeddings of pictures to the four scores.
+ * What is measured of models and concepts themselves, without pictures.
  *
  * @module
  */
 import { attentionSites } from "../customize/lora.ts";
+import { type Concept, disposeConcept } from "../customize/concept.ts";
+import { method, startConcept } from "../customize/methods.ts";
 import type { ClipVector } from "../evaluation/clip.ts";
-import {
-  cosine,
-  imageAlignment,
-  textAlignment,
-} from "../evaluation/clip_score.ts";
-import type { Box } from "../evaluation/preprocess.ts";
-import { type GalleryEntry, retrieve } from "../evaluation/retrieval.ts";
-import type { Prompt } from "../micro/prompts.ts";
+import { cosine } from "../evaluation/clip_score.ts";
+import { mean } from "../evaluation/statistics.ts";
+import { loadConcept } from "../formats/concept_file.ts";
+import { type Ask, conceptKey, type TrainSpec } from "../lab/specs.ts";
+import { pathOf } from "../lab/store.ts";
 import type { Model } from "../models/model.ts";
-import type { ScoreName } from "./ablation_schema.ts";
-
-/** Embedded references of a concept. */
-export interface Evidence {
-  /** Whole references. */
-  readonly whole: readonly ClipVector[];
-  /** References cut to their masks. */
-  readonly masked: readonly ClipVector[];
-}
-
-/** A picture's embeddings. */
-export interface Seen {
-  /** Of the whole picture. */
-  readonly whole: ClipVector;
-  /** Of windows in it. */
-  readonly views: readonly ClipVector[];
-}
-
-/** Scores of one picture. */
-export type PictureScores = Readonly<Record<ScoreName, number>>;
-
-/**
- * The part of the picture in which a prompt wants its concept: a little more
- * than half where there is a partner, else everything.
- *
- * @param prompt The prompt.
- * @returns Shares of the picture, or null for all of it.
- */
-export function promptRegion(prompt: Pick<Prompt, "facts">): Box | null {
-  const { side } = prompt.facts;
-  if (side === undefined) return null;
-  return { x: side === "left" ? 0 : 0.4, y: 0, width: 0.6, height: 1 };
-}
-
-/**
- * Masked image alignment: the mean of max(cos, 0) to references cut to their
- * masks, of the window where it is largest.
- *
- * @param views Windows of the picture.
- * @param masked Cut references.
- */
-export function maskedAlignment(
-  views: readonly ClipVector[],
-  masked: readonly ClipVector[],
-): number {
-  return Math.max(...views.map((view) => imageAlignment(view, masked)));
-}
-
-/**
- * The four scores of a picture.
- *
- * @param seen Its embeddings.
- * @param caption ClipVector of its prefixed caption with the class word.
- * @param evidence References of its concept.
- * @param entries Gallery of all identities and look-alikes.
- * @param concept Its concept's label in the gallery.
- */
-export function scorePicture(
-  seen: Seen,
-  caption: ClipVector,
-  evidence: Evidence,
-  entries: readonly GalleryEntry[],
-  concept: string,
-): PictureScores {
-  return {
-    text: textAlignment(seen.whole, caption),
-    image: imageAlignment(seen.whole, evidence.whole),
-    masked: maskedAlignment(seen.views, evidence.masked),
-    retrieval: retrieve(seen.views, entries, concept).rank === 1 ? 1 : 0,
-  };
-}
-
-/**
- * What the references themselves score: alignment each with the others,
- * retrieval in a gallery whose entry for the concept they are part of.
- *
- * @param evidence References of a concept.
- * @param entries Gallery of cut references.
- * @param concept The concept's label in the gallery.
- * @returns Without text, which references have no prompt for.
- */
-export function scoreReferences(
-  evidence: Evidence,
-  entries: readonly GalleryEntry[],
-  concept: string,
-): Readonly<Record<Exclude<ScoreName, "text">, number>>[] {
-  return evidence.whole.map((whole, i) => {
-    const others = (rows: readonly ClipVector[]) =>
-      rows.filter((_, j) => j !== i);
-    return {
-      image: imageAlignment(whole, others(evidence.whole)),
-      masked: imageAlignment(evidence.masked[i], others(evidence.masked)),
-      retrieval: retrieve([evidence.masked[i]], entries, concept).rank === 1
-        ? 1
-        : 0,
-    };
-  });
-}
+import type { PairCosines } from "./ablation_schema.ts";
+import { rounded } from "./scorer.ts";
 
 /** n·r/d of all adapted layers: the smallest and the largest. */
 export interface Capacity {
@@ -142,8 +45,7 @@ export function capacityOf(
 ): Capacity {
   const of = (tree: unknown): [number, number] => {
     const all = attentionSites(tree).map(({ inputs }) => n * rank / inputs);
-    const five = (value: number) => Math.round(value * 1e5) / 1e5;
-    return [five(Math.min(...all)), five(Math.max(...all))];
+    return [rounded(Math.min(...all)), rounded(Math.max(...all))];
   };
   return {
     unet: of(model.unet.params),
@@ -162,6 +64,70 @@ export function drift(
   pictures: readonly ClipVector[],
   base: readonly ClipVector[],
 ): number {
-  return pictures.reduce((sum, row, i) => sum + 1 - cosine(row, base[i]), 0) /
-    pictures.length;
+  return mean(pictures.map((row, i) => 1 - cosine(row, base[i])));
+}
+
+/**
+ * How alike the embeddings of different concepts are, before and after training.
+ *
+ * @param model The base model.
+ * @param store Folder of the lab's store.
+ * @param trained What was asked for, and names of the results in the store.
+ */
+export async function distinguishability(
+  model: Model,
+  store: string,
+  trained: readonly { readonly ask: Ask<TrainSpec>; readonly id: string }[],
+): Promise<{ before: PairCosines; after: PairCosines }> {
+  const before: ClipVector[][] = [], after: ClipVector[][] = [];
+  for (const { ask, id } of trained) {
+    const start = await startConcept(
+      model,
+      method(ask.method, ask.preset, ask.config),
+      {
+        name: ask.concept,
+        classWord: ask.classWord,
+        key: conceptKey(ask.seed, ask.concept),
+        rank: ask.rank,
+      },
+    );
+    before.push(await vectorsOf(start));
+    const end = await loadConcept(pathOf.concept(store, id), model);
+    after.push(await vectorsOf(end));
+    disposeConcept(start);
+    disposeConcept(end);
+  }
+  return { before: pairCosines(before), after: pairCosines(after) };
+}
+
+/** A concept's vectors, unit length: every token at every site. */
+async function vectorsOf(concept: Concept): Promise<ClipVector[]> {
+  const rows: ClipVector[] = [];
+  for (const { vectors } of concept.tokens) {
+    const [n, width] = vectors.shape;
+    const values = await vectors.data() as Float32Array;
+    for (let i = 0; i < n; i++) {
+      const row = values.slice(i * width, (i + 1) * width);
+      const norm = Math.hypot(...row);
+      rows.push(row.map((value) => value / norm));
+    }
+  }
+  return rows;
+}
+
+/** Cosines between pairs of concepts, of vectors in the same place. */
+function pairCosines(
+  concepts: readonly (readonly ClipVector[])[],
+): PairCosines {
+  const pairs: number[] = [];
+  for (let i = 0; i < concepts.length; i++) {
+    for (let j = i + 1; j < concepts.length; j++) {
+      pairs.push(
+        mean(concepts[i].map((row, k) => cosine(row, concepts[j][k]))),
+      );
+    }
+  }
+  return pairs.length === 0
+    ? { mean: null, max: null }
+    : { mean: rounded(mean(pairs)), max: rounded(Math.max(...pairs)) };
 }

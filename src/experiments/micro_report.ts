@@ -20,19 +20,15 @@ import {
 } from "../evaluation/retrieval.ts";
 import { mean } from "../evaluation/statistics.ts";
 import { crop } from "../evaluation/preprocess.ts";
-import { decodePng, type Pixels } from "../io/png.ts";
+import type { Pixels } from "../io/png.ts";
 import { type Art, loadArt } from "../micro/art.ts";
 import { captionOf, withArticle } from "../micro/captions.ts";
 import { heldOutScene, renderScene, type Scene } from "../micro/scenes.ts";
 import { BACKGROUNDS, NOUNS } from "../micro/world.ts";
 import { decode, encode } from "../models/autoencoder.ts";
 import { disposeModel, loadModel, type Model } from "../models/model.ts";
-import { gatherCrew, type StageProgress } from "./crew.ts";
-import { type SamplePiece, type Shot, store } from "./pieces.ts";
-import type { SamplingSettings } from "./presets.ts";
-import { folderHash } from "./store.ts";
-import { MODEL_PARTS } from "./study.ts";
-import { imageId, pixelsOf } from "./workshop.ts";
+import type { Lab } from "../lab/lab.ts";
+import type { Sample, SamplingSettings } from "../lab/specs.ts";
 
 /** The numbers of `micro:report`. */
 export interface MicroNumbers {
@@ -81,18 +77,16 @@ export interface MicroPictures {
   }[];
 }
 
+/** How many of the measurements are done. */
+export interface MeasureRecord {
+  readonly done: number;
+  readonly total: number;
+}
+
 /** What is measured. */
 export interface MicroReportOptions {
-  /** Folder of the model; CLIP A and B are `clip_a` and `clip_b` in it. */
-  readonly model: string;
-  /** Folder of finished pictures. */
-  readonly cache: string;
   /** How pictures are drawn. */
   readonly sampling: SamplingSettings;
-  /** Workers; 0 is in place. */
-  readonly workers: number;
-  /** What is computed on. */
-  readonly backend: "webgpu" | "wasm" | "cpu";
   /**
    * One-object prompts.
    *
@@ -279,14 +273,16 @@ async function reconstruct(
  * a {noun} {background}" over all backgrounds, a background the same over all
  * nouns; a half of a two-object picture is doubled by its mirror image.
  *
- * @param options Folders and numbers.
+ * @param lab The lab; CLIP A and B are `clip_a` and `clip_b` in its model folder.
+ * @param options Numbers.
  * @returns Yields progress; returns numbers and pictures.
  * @throws If a model is missing, truncated or misshapen.
  */
 export async function* microReport(
+  lab: Lab,
   options: MicroReportOptions,
 ): AsyncGenerator<
-  StageProgress,
+  MeasureRecord,
   { numbers: MicroNumbers; pictures: MicroPictures },
   void
 > {
@@ -295,7 +291,8 @@ export async function* microReport(
   const alone = Array.from({ length: single }, (_, i) => plainScene(i, 1, art));
   const two = Array.from({ length: pairs }, (_, i) => plainScene(i, 2, art));
   const nounsOf = (scene: Scene) => scene.objects.map(({ noun }) => noun);
-  const shots: Shot[] = [
+  const { model: folder } = lab.folders;
+  const samples: Sample[] = [
     ...alone.map((scene, i) => ({
       text: singlePrompt(nounsOf(scene)[0], scene.background),
       noise: [0, "micro report", "single", i],
@@ -305,58 +302,34 @@ export async function* microReport(
       noise: [0, "micro report", "pair", i],
     })),
   ];
-  const base = await folderHash(options.model, MODEL_PARTS);
-  const pieces: SamplePiece[] = [];
-  for (let from = 0; from < shots.length; from += 12) {
-    pieces.push({
-      kind: "sample",
-      base,
-      model: { type: "base" },
-      shots: shots.slice(from, from + 12),
-      sampling: options.sampling,
-    });
-  }
-  {
-    using crew = await gatherCrew(options, options.backend, options.workers);
-    yield* crew.run({
-      name: "sample",
-      unit: "image",
-      pieces,
-      size: (piece) => (piece as SamplePiece).shots.length,
-    });
-  }
-  const drawn: Pixels[] = [];
-  for (const piece of pieces) {
-    for (const shot of piece.shots) {
-      const path = store.image(options.cache, await imageId(piece, shot));
-      drawn.push(decodePng(await Deno.readFile(path)));
-    }
-  }
-  const render = (scene: Scene) =>
-    pixelsOf(renderScene(scene, art), scene.side);
-  const steps = 4;
-  const at = (done: number): StageProgress => ({
-    stage: "measure",
-    done,
-    total: steps,
-    unit: "part",
+  const [ids] = await lab.draw([
+    { model: { type: "base" }, samples, sampling: options.sampling },
+  ]);
+  const drawn = await Promise.all(ids.map((id) => lab.picture(id)));
+  const render = (scene: Scene): Pixels => ({
+    width: scene.side,
+    height: scene.side,
+    channels: 3,
+    data: renderScene(scene, art),
   });
+  const steps = 4;
+  const at = (done: number): MeasureRecord => ({ done, total: steps });
   yield at(0);
   const held = Array.from(
     { length: sceneCount },
     (_, i) => heldOutScene(i, undefined, {}, art),
   );
   const images = held.map(render);
-  const model = await loadModel(options.model);
+  const model = await loadModel(folder);
   const { psnr, decoded } = await reconstruct(model, images);
   disposeModel(model);
   yield at(1);
-  const tokenizer = `${options.model}/tokenizer`;
-  const clipA = await loadClip(`${options.model}/clip_a`, { tokenizer });
+  const tokenizer = `${folder}/tokenizer`;
+  const clipA = await loadClip(`${folder}/clip_a`, { tokenizer });
   const topA = await top1(clipA, held, images);
   disposeClip(clipA);
   yield at(2);
-  const clip = await loadClip(`${options.model}/clip_b`, { tokenizer });
+  const clip = await loadClip(`${folder}/clip_b`, { tokenizer });
   try {
     const topB = await top1(clip, held, images);
     yield at(3);
@@ -406,9 +379,12 @@ export async function* microReport(
         two_nouns_real: real.both,
       },
       pictures: {
-        single: alone.map((_, i) => ({ text: shots[i].text, image: drawn[i] })),
+        single: alone.map((_, i) => ({
+          text: samples[i].text,
+          image: drawn[i],
+        })),
         pairs: two.map((_, i) => ({
-          text: shots[single + i].text,
+          text: samples[single + i].text,
           image: drawn[single + i],
         })),
         scenes: images.slice(0, 24).map((image, i) => ({

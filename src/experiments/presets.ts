@@ -9,8 +9,7 @@
 import { cannot } from "../core/errors.ts";
 import type { MethodName, Preset } from "../customize/methods.ts";
 import type { TrainConfig } from "../customize/train.ts";
-import type { SamplerName } from "../diffusion/samplers.ts";
-import type { TargetName } from "../customize/lora.ts";
+import type { GradientSettings, SamplingSettings } from "../lab/specs.ts";
 
 /** The two embeddings that the ablation compares. */
 export type EmbeddingName = "lora" | "edlora";
@@ -42,34 +41,6 @@ export const TEST_CONCEPTS: readonly string[] = [
   "kiki",
   "whir",
 ];
-
-/** How pictures are drawn for scores. */
-export interface SamplingSettings {
-  /** How the noise is removed. */
-  readonly sampler: SamplerName;
-  /** Sampling steps. */
-  readonly steps: number;
-  /** Scale of classifier-free guidance. */
-  readonly guidance: number;
-  /** One text to stay away from, for all arms. */
-  readonly negative: string;
-}
-
-/** How concepts are fused by gradient. */
-export interface GradientSettings {
-  /** How least squares are solved. */
-  readonly method: "closed" | "lbfgs";
-  /** Relative to the mean of the Gram matrix's diagonal. */
-  readonly ridge: number;
-  /** Prompts that features come from. */
-  readonly templates: readonly string[];
-  /** Sampling steps of the run that spatial layers are observed in. */
-  readonly steps: number;
-  /** Pictures drawn in that run, for each concept. */
-  readonly images: number;
-  /** Layers fused by gradient. */
-  readonly layers: TargetName;
-}
 
 /** Everything that shapes an ablation besides concepts, prompts and seeds. */
 export interface ExperimentPreset {

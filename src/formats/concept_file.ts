@@ -7,7 +7,8 @@ import { cannot } from "../core/errors.ts";
 import type { Concept } from "../customize/concept.ts";
 import { disposeAdapter, rankOf, type ScaleRule } from "../customize/lora.ts";
 import type { Model } from "../models/model.ts";
-import { readLora, saveLora } from "./lora.ts";
+import { readLora } from "./lora.ts";
+import { saveLora } from "./lora_write.ts";
 import { openTensors } from "./pickle.ts";
 
 /** Keys of a concept's metadata in its file. */

@@ -27,16 +27,18 @@ import {
   type DialectId,
   DIALECTS,
   disposeLora,
-  encodeLora,
   loadLora,
   type LoraFile,
   loraFiles,
   type ReadLoraOptions,
+  type ScaleSource,
+} from "./lora.ts";
+import {
+  encodeLora,
   saveLora,
   savePeftFolder,
-  type ScaleSource,
   type WriteLoraOptions,
-} from "./lora.ts";
+} from "./lora_write.ts";
 
 /** Settings of {@linkcode convertLora} and {@linkcode inspectLora}. */
 export interface FindLoraOptions {

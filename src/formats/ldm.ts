@@ -258,17 +258,16 @@ function matchKeys(
   return found;
 }
 
-/** A network of a model, as {@linkcode Model} has it. */
-type Part<C extends LdmComponent> = ModelParts[C];
-
 /** What is to know of each network: its folder, its config, its parameters. */
 const PARTS: {
   readonly [C in LdmComponent]: {
     readonly name: string;
     readonly option: string;
     readonly folder: string;
-    readonly parse: (json: unknown) => Part<C>["config"];
-    readonly spec: (config: Part<C>["config"]) => Spec<Part<C>["params"]>;
+    readonly parse: (json: unknown) => ModelParts[C]["config"];
+    readonly spec: (
+      config: ModelParts[C]["config"],
+    ) => Spec<ModelParts[C]["params"]>;
     readonly load?: {
       readonly aliases?: (path: string) => readonly string[];
       readonly ignore?: RegExp;
@@ -323,12 +322,12 @@ async function readPart<C extends LdmComponent>(
   configs: LdmConfigs,
   matches: Matches,
   what: string,
-): Promise<Part<C>> {
+): Promise<ModelParts[C]> {
   const { spec } = PARTS[component];
-  const config = configs[component] as Part<C>["config"];
+  const config = configs[component] as ModelParts[C]["config"];
   const source = derivedSource(file, matches.get(component)!);
   const params = await load(spec(config), source, { what });
-  return { config, params } as Part<C>;
+  return { config, params } as ModelParts[C];
 }
 
 /**
@@ -386,7 +385,7 @@ export async function loadPart<C extends LdmComponent>(
   component: C,
   path: string | URL,
   options: { readonly variant?: string } = {},
-): Promise<Part<C>> {
+): Promise<ModelParts[C]> {
   const shown = pathOf(path);
   const part = PARTS[component];
   const what = `load ${part.name} from ${shown}`;
@@ -396,7 +395,7 @@ export async function loadPart<C extends LdmComponent>(
       ...part.load,
       what: `${part.name.replace(/^a /, "the ")} of ${shown}`,
     });
-    return { config, params } as Part<C>;
+    return { config, params } as ModelParts[C];
   };
   if ((await stat(shown, what)).isDirectory) {
     const inside = joinPath(shown, part.folder);
@@ -536,8 +535,10 @@ export async function loadNetworks(
     const ours = own.filter((c) => present.get(c) !== "diffusers");
     const { configs, layout } = described;
     const matches = matchKeys(file, configs, layout, new Set(ours), what);
-    const read = async <C extends LdmComponent>(c: C): Promise<Part<C>> => {
-      if (given[c]) return given[c] as Part<C>;
+    const read = async <C extends LdmComponent>(
+      c: C,
+    ): Promise<ModelParts[C]> => {
+      if (given[c]) return given[c] as ModelParts[C];
       const part = ours.includes(c)
         ? await readPart(c, file, configs, matches, shown)
         : await loadPart(c, path);

@@ -1,5 +1,5 @@
 /**
- * Reading and writing LoRA files in every dialect, strictly.
+ * Reading LoRA files of every dialect, strictly.
  *
  * A dialect is data (see dialects/): it says what every layer of the model at
  * hand is called. All names are generated from that, so a key is either exactly
@@ -10,29 +10,14 @@
  */
 import * as tf from "@tensorflow/tfjs";
 import { cannot, keyFaults, KeysError, listed } from "../core/errors.ts";
-import {
-  exists,
-  joinPath,
-  parentOf,
-  pathOf,
-  readJson,
-  writePythonJson,
-} from "../io/files.ts";
+import { exists, joinPath, parentOf, pathOf, readJson } from "../io/files.ts";
 import { openTensors } from "./pickle.ts";
-import {
-  encodeFloat,
-  encodeSafetensors,
-  isFloat,
-  type RawTensor,
-  toFloat32,
-  writeSafetensors,
-} from "../io/safetensors.ts";
+import { isFloat, toFloat32 } from "../io/safetensors.ts";
 import type { LowRank } from "../nn/linear.ts";
 import {
   fromDisk,
   sameDiskShape,
   type TensorSource,
-  toDisk,
 } from "../models/checkpoint.ts";
 import {
   diskShapes,
@@ -67,21 +52,14 @@ import {
   configuredScale,
   parsePeftConfig,
   type PeftConfig,
-  peftConfig,
   type PeftConfigs,
 } from "./dialects/peft_config.ts";
-import {
-  encodeTokens,
-  type TokenKey,
-  tokenKeys,
-  tokenMisfit,
-} from "./dialects/tokens.ts";
+import { type TokenKey, tokenKeys, tokenMisfit } from "./dialects/tokens.ts";
 import {
   type Adapter,
   type Component,
   COMPONENTS,
   disposeAdapter,
-  rankOf,
   type ScaleRule,
   type Site,
 } from "../customize/lora.ts";
@@ -530,7 +508,7 @@ function report(
 }
 
 /** Where files of ours say by which rule their scales are made. */
-const SCALE_RULE = "mix_of_show.scale_rule";
+export const SCALE_RULE = "mix_of_show.scale_rule";
 
 /** The rule of a file's scales, and that it says nothing else itself. */
 function ruleOf(
@@ -750,8 +728,10 @@ function throughMid(
   return result;
 }
 
-const ADAPTER_MODEL = "adapter_model.safetensors";
-const ADAPTER_CONFIG = "adapter_config.json";
+/** Name of the weights in a folder of PEFT's. */
+export const ADAPTER_MODEL = "adapter_model.safetensors";
+/** Name of the config beside them. */
+export const ADAPTER_CONFIG = "adapter_config.json";
 
 /** Names of the weights in a folder of PEFT's. */
 const PEFT_WEIGHTS = [ADAPTER_MODEL, "adapter_model.bin"];
@@ -929,285 +909,5 @@ export function disposeLora(
   disposeAdapter(file.adapter);
   for (const vectors of file.embeddings.values()) {
     if (!vectors.isDisposed) vectors.dispose();
-  }
-}
-
-/** What goes into a LoRA file. */
-export interface LoraContent {
-  /** The layers. */
-  readonly adapter: Adapter;
-  /** Learned tokens, for dialects that hold them. */
-  readonly embeddings?: ReadonlyMap<string, tf.Tensor2D>;
-}
-
-/** A LoRA as named tensors and metadata. */
-export interface EncodedLora {
-  /** By name, in the order they are written. */
-  readonly tensors: [string, RawTensor][];
-  /** What goes into the header. */
-  readonly metadata: Record<string, string>;
-}
-
-/** How a LoRA is written. */
-export interface WriteLoraOptions {
-  /**
-   * Type on disk.
-   *
-   * @default "F32"
-   */
-  readonly dtype?: "F32" | "F16" | "BF16";
-  /** Further metadata; it takes precedence. */
-  readonly metadata?: Readonly<Record<string, string>>;
-}
-
-/**
- * Names the tensors of a LoRA as a dialect does. Where the dialect has no α,
- * the scale is multiplied into `up`, so that a reader who adds `up·down` gets
- * the same change of weights.
- *
- * @param content Adapter and learned tokens.
- * @param base The model it is for, or only its configs.
- * @param to The dialect.
- * @param options Type on disk, further metadata.
- * @throws If the dialect cannot hold something: learned tokens, DoRA, a layer;
- * if a number is not finite or too large for the type.
- */
-export async function encodeLora(
-  content: LoraContent,
-  base: LoraBase,
-  to: DialectId,
-  options: WriteLoraOptions = {},
-): Promise<EncodedLora> {
-  const d = dialect(to);
-  const layers = layersOf(base);
-  const { adapter, embeddings = new Map() } = content;
-  const tokens = await encodeTokens(d, embeddings);
-  checkLayers(d, adapter, layers);
-  const metadata: Record<string, string> = {
-    ...d.metadata?.(adapter, [...embeddings.keys()], layers),
-    ...(adapter.textEncoder.size + adapter.unet.size > 0
-      ? { [SCALE_RULE]: d.scaleRule }
-      : {}),
-    ...options.metadata,
-  };
-  const names = d.names(layers, { entries: new Map(), metadata });
-  const tensors = await encodeLayers(
-    d,
-    adapter,
-    layers,
-    (component, path) => names(component, path)[0],
-    options.dtype,
-    d.parts.alpha && !d.readOnly?.includes("alpha") ? "tensors" : "folded",
-  );
-  const put = writer(d, options.dtype);
-  return {
-    tensors: [
-      ...tokens.map(({ key, shape, values }) => put(key, shape, values)),
-      ...tensors,
-    ],
-    metadata,
-  };
-}
-
-/** Makes a tensor of a file, and sure that the type can hold its values. */
-function writer(d: Dialect, dtype: WriteLoraOptions["dtype"] = "F32") {
-  // Half of the step above 65504 rounds to infinity.
-  const limit = dtype === "F16" ? 65520 : Infinity;
-  return (
-    key: string,
-    shape: number[],
-    values: Float32Array,
-  ): [string, RawTensor] => {
-    if (!values.every((v) => Math.abs(v) < limit)) {
-      throw cannot(
-        `write a LoRA as ${d.id}`,
-        dtype === "F16" ? "finite values below 65520 (F16)" : "finite values",
-        `others in ${key}`,
-      );
-    }
-    return [key, { dtype, shape, data: encodeFloat(values, dtype) }];
-  };
-}
-
-/** Makes sure that a dialect has names and places for everything. */
-function checkLayers(d: Dialect, adapter: Adapter, layers: LoraLayers): void {
-  const what = `write a LoRA as ${d.id}`;
-  const problems: [string, string][] = [];
-  for (const component of COMPONENTS) {
-    for (const [path, low] of adapter[component]) {
-      const site = layers.sites[component].get(path);
-      const name = `${component} ${path}`;
-      if (!site) {
-        problems.push(["layers of the model", name]);
-      } else if (!d.parts.down) {
-        problems.push(["no layers", name]);
-      } else if (low.magnitude && !d.parts.magnitude) {
-        problems.push(["no DoRA", `a magnitude at ${path}`]);
-      } else if (
-        low.magnitude &&
-        !d.magnitudeShape?.(site, low.dora?.of ?? "output")
-      ) {
-        problems.push(["magnitudes of outputs", `of inputs at ${path}`]);
-      } else if (
-        (low.dora?.share ?? 1) !== 1 || (low.dora?.strength ?? 1) !== 1
-      ) {
-        problems.push(["DoRA at weight 1", `another at ${path}`]);
-      }
-    }
-  }
-  if (problems.length > 0) {
-    const [expected] = problems[0];
-    const all = problems.filter(([e]) => e === expected).map(([, got]) => got);
-    throw new KeysError(cannot(what, expected, listed(all)).message, all);
-  }
-}
-
-/** The tensors of layers. */
-async function encodeLayers(
-  d: Dialect,
-  adapter: Pick<Adapter, Component>,
-  layers: LoraLayers,
-  stemOf: (component: Component, path: string) => string | undefined,
-  dtype: WriteLoraOptions["dtype"],
-  scales: "tensors" | "folded" | "elsewhere",
-): Promise<[string, RawTensor][]> {
-  const put = writer(d, dtype);
-  const raw: [string, RawTensor][] = [];
-  for (const component of COMPONENTS) {
-    for (const [path, low] of adapter[component]) {
-      const site = layers.sites[component].get(path)!;
-      const stem = stemOf(component, path);
-      if (stem === undefined) {
-        throw cannot(
-          `write a LoRA as ${d.id}`,
-          "layers the dialect can name",
-          `${component} ${path}`,
-        );
-      }
-      const rank = rankOf(low);
-      const disk = diskShapes(site, rank);
-      const own = ownShapes(site, rank);
-      for (const part of ["down", "up"] as const) {
-        if (!tf.util.arraysEqual(low[part].shape, own[part])) {
-          throw cannot(
-            `write a LoRA as ${d.id}`,
-            `${part} [${own[part]}] of ${path}`,
-            `[${low[part].shape}]`,
-          );
-        }
-        const values = await low[part].data() as Float32Array;
-        const scale = part === "up" && scales === "folded" ? low.scale : 1;
-        raw.push(put(
-          stem + d.parts[part]![0],
-          disk[part],
-          toDisk(
-            site.kind,
-            own[part],
-            scale === 1 ? values : values.map((v) => v * scale),
-          ),
-        ));
-      }
-      if (scales === "tensors") {
-        raw.push(
-          put(stem + d.parts.alpha![0], [], Float32Array.of(low.scale * rank)),
-        );
-      }
-      if (low.magnitude) {
-        raw.push(put(
-          stem + d.parts.magnitude![0],
-          d.magnitudeShape!(site, low.dora?.of ?? "output")!,
-          await low.magnitude.data() as Float32Array,
-        ));
-      }
-    }
-  }
-  return raw;
-}
-
-/**
- * A LoRA as the bytes of a safetensors file; see {@linkcode encodeLora}.
- *
- * @param content Adapter and learned tokens.
- * @param base The model it is for, or only its configs.
- * @param to The dialect.
- * @param options Type on disk, further metadata.
- */
-export async function loraBytes(
-  content: LoraContent,
-  base: LoraBase,
-  to: DialectId,
-  options: WriteLoraOptions = {},
-): Promise<Uint8Array> {
-  const { tensors, metadata } = await encodeLora(content, base, to, options);
-  return encodeSafetensors(tensors, { format: "pt", ...metadata });
-}
-
-/**
- * Writes a LoRA file, atomically; see {@linkcode encodeLora}.
- *
- * @param path The safetensors file.
- * @param content Adapter and learned tokens.
- * @param base The model it is for, or only its configs.
- * @param to The dialect.
- * @param options Type on disk, further metadata.
- */
-export async function saveLora(
-  path: string | URL,
-  content: LoraContent,
-  base: LoraBase,
-  to: DialectId,
-  options: WriteLoraOptions = {},
-): Promise<void> {
-  const { tensors, metadata } = await encodeLora(content, base, to, options);
-  await writeSafetensors(path, tensors, { format: "pt", ...metadata });
-}
-
-/**
- * Writes a LoRA as PEFT's own folders, atomically file by file: unlike in a
- * single file, scales stay apart from the weights, exactly, by the adapter's
- * own rule (rsLoRA included).
- *
- * @param folder The folder; `unet` and `text_encoder` below it where both have
- * layers.
- * @param content The adapter; learned tokens cannot be held.
- * @param base The model it is for, or only its configs.
- * @param options Type on disk, further metadata.
- * @throws As {@linkcode encodeLora}.
- */
-export async function savePeftFolder(
-  folder: string,
-  content: LoraContent,
-  base: LoraBase,
-  options: WriteLoraOptions = {},
-): Promise<void> {
-  const { adapter } = content;
-  const layers = layersOf(base);
-  await encodeTokens(peft, content.embeddings ?? new Map());
-  checkLayers(peft, adapter, layers);
-  const used = COMPONENTS.filter((c) => adapter[c].size > 0);
-  if (used.length === 0) throw cannot(`write ${folder}`, "layers", "none");
-  const names = peft.names(layers, { entries: new Map() });
-  const parts = await Promise.all(used.map(async (component) => ({
-    at: used.length === 1 ? folder : joinPath(folder, PREFIX[component]),
-    config: peftConfig(adapter[component], adapter.scaleRule),
-    tensors: await encodeLayers(
-      peft,
-      {
-        textEncoder: new Map(),
-        unet: new Map(),
-        [component]: adapter[component],
-      },
-      layers,
-      (c, path) => names(c, path).find((n) => n.startsWith("base_model.")),
-      options.dtype,
-      "elsewhere",
-    ),
-  })));
-  for (const { at, config, tensors } of parts) {
-    await writeSafetensors(joinPath(at, ADAPTER_MODEL), tensors, {
-      format: "pt",
-      ...options.metadata,
-    });
-    await writePythonJson(joinPath(at, ADAPTER_CONFIG), config);
   }
 }

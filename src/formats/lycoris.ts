@@ -17,26 +17,31 @@ import { sameDiskShape } from "../models/checkpoint.ts";
 /** How the parts of a layer make its change of weights. */
 export type Algorithm = "LoRA" | "LoHa" | "LoKr" | "full";
 
-/** Parts of layers that are no plain LoRA. */
-export const LYCORIS_PARTS = [
-  "hada_w1_a",
-  "hada_w1_b",
-  "hada_w2_a",
-  "hada_w2_b",
-  "hada_t1",
-  "hada_t2",
-  "lokr_w1",
-  "lokr_w1_a",
-  "lokr_w1_b",
-  "lokr_w2",
-  "lokr_w2_a",
-  "lokr_w2_b",
-  "lokr_t2",
-  "diff",
-] as const;
-
 /** A part of a layer that is no plain LoRA. */
-export type LycorisPart = typeof LYCORIS_PARTS[number];
+export type LycorisPart =
+  | "hada_w1_a"
+  | "hada_w1_b"
+  | "hada_w2_a"
+  | "hada_w2_b"
+  | "hada_t1"
+  | "hada_t2"
+  | "lokr_w1"
+  | "lokr_w1_a"
+  | "lokr_w1_b"
+  | "lokr_w2"
+  | "lokr_w2_a"
+  | "lokr_w2_b"
+  | "lokr_t2"
+  | "diff";
+
+/** Parts of layers that are no plain LoRA. */
+export const LYCORIS_PARTS: readonly LycorisPart[] = [
+  ...["hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"] as const,
+  ...["hada_t1", "hada_t2"] as const,
+  ...["lokr_w1", "lokr_w1_a", "lokr_w1_b"] as const,
+  ...["lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"] as const,
+  "diff",
+];
 
 /**
  * The algorithm of a layer with these parts.

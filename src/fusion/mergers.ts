@@ -475,6 +475,74 @@ export function ssr(
   };
 }
 
+/** A change and the text features it must be right on. */
+export interface ConstraintTerm {
+  readonly delta: Delta;
+  /** C [rows, in]: states of the concept's prompts. */
+  readonly rows: Matrix;
+}
+
+/**
+ * Custom Diffusion's merge (Kumari et al. 2023, eqs. 4 and 5): the change of
+ * weight that does what each concept's own does on its features, and as little
+ * as possible on those of ordinary captions.
+ *
+ * argmin ‖C_reg·ΔW‖² with Cᵢ·ΔW = Cᵢ·ΔWᵢ for all i, which is
+ * G⁻¹Cᵀ(C·G⁻¹·Cᵀ)⁻¹·T with G = C_regᵀ·C_reg, C all features one below the other
+ * and T what is asked of them. Where features contradict each other, the nearest
+ * change in least squares.
+ *
+ * @param terms One a concept.
+ * @param regular G [in, in], of the captions' features.
+ * @param ridge Added to G's diagonal, relative to its mean, as captions may not
+ * take every direction.
+ * @throws If there are no concepts.
+ *
+ * @example
+ * ```ts
+ * const merged = constrainedMerge([fox, owl], gram(captionStates));
+ * ```
+ */
+export function constrainedMerge(
+  terms: readonly ConstraintTerm[],
+  regular: Matrix,
+  ridge = 1e-5,
+): Matrix {
+  if (terms.length === 0) throw cannot("merge", "at least one change", "none");
+  const c = stack(...terms.map(({ rows }) => rows));
+  const asked = stack(
+    ...terms.map(({ rows, delta }) =>
+      multiply(multiply(rows, delta.down), delta.up)
+    ),
+  );
+  const free = solver(regular, ridge)(transpose(c));
+  return multiply(free, solver(multiply(c, free), 0)(asked));
+}
+
+/**
+ * FedAvg's weights (McMahan et al. 2017): clients count by how many pictures
+ * they have.
+ *
+ * @param counts Pictures of each client.
+ * @returns wᵢ, adding up to 1.
+ * @throws If a count is not positive.
+ *
+ * @example
+ * ```ts
+ * const weights = fedAvgWeights([4, 12]); // [0.25, 0.75]
+ * await mergeConcepts(base, clients, { method: "task_arithmetic", weights });
+ * ```
+ */
+export function fedAvgWeights(counts: readonly number[]): number[] {
+  const total = counts.reduce((sum, n) => sum + n, 0);
+  if (
+    counts.length === 0 || counts.some((n) => !(n > 0)) || total === Infinity
+  ) {
+    throw cannot("weight clients", "positive numbers of pictures", counts);
+  }
+  return counts.map((n) => n / total);
+}
+
 /** The mergers {@linkcode mergeConcepts} knows. */
 export type MergeMethod =
   | "task_arithmetic"

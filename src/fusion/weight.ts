@@ -5,7 +5,7 @@
  */
 import * as tf from "@tensorflow/tfjs";
 import { addAll } from "../core/device.ts";
-import { cannot } from "../core/errors.ts";
+import { cannot, KeysError, listed } from "../core/errors.ts";
 import { at, type TreeLike, updateAt } from "../core/tree.ts";
 import { addTokens, type Concept } from "../customize/concept.ts";
 import {
@@ -122,10 +122,11 @@ export function checkFusion(
     )
   );
   if (problems.length > 0) {
-    throw new Error(
+    throw new KeysError(
       `Cannot ${what}: ${problems.length} layers do not fit: ${
-        problems.join("; ")
+        listed(problems, 10, "; ")
       }`,
+      problems,
     );
   }
 }

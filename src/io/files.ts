@@ -44,6 +44,38 @@ export function pathOf(path: string | URL): string {
   return /^\/[A-Za-z]:/.test(decoded) ? decoded.slice(1) : decoded;
 }
 
+/** The longest name that Linux and macOS take, in bytes. */
+const MAX_NAME_BYTES = 255;
+
+/**
+ * The path of a file beside another: its name and an ending. Where that is
+ * longer than systems allow, the name is cut, and a hash tells it from others.
+ *
+ * @param path The other file, without what the ending replaces.
+ * @param ending What stands behind its name.
+ *
+ * @example
+ * ```ts
+ * besidePath("out/hero", ".state.safetensors"); // "out/hero.state.safetensors"
+ * ```
+ */
+export function besidePath(path: string, ending: string): string {
+  const size = (text: string) => new TextEncoder().encode(text).length;
+  const name = nameOf(path);
+  if (size(name + ending) <= MAX_NAME_BYTES) return path + ending;
+  // FNV-1a, 32 bits.
+  const hash = new TextEncoder().encode(name).reduce(
+    (h, byte) => Math.imul(h ^ byte, 0x01000193) >>> 0,
+    0x811c9dc5,
+  ).toString(16).padStart(8, "0");
+  let kept = "";
+  for (const letter of name) {
+    if (size(`${kept}${letter}-${hash}${ending}`) > MAX_NAME_BYTES) break;
+    kept += letter;
+  }
+  return path.slice(0, path.length - name.length) + `${kept}-${hash}${ending}`;
+}
+
 /** Joins a folder and names below it with single slashes. */
 export function joinPath(folder: string | URL, ...names: string[]): string {
   return [pathOf(folder), ...names]

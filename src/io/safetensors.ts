@@ -15,10 +15,32 @@ import { otherContent, pathOf, writeAtomic } from "./files.ts";
  * The element types of the format, by their spelling on disk. Files may have
  * others, too: their tensors are listed and can be copied, but not read.
  */
-export type DType = keyof typeof DTYPE_BITS;
+export type DType =
+  | "F64"
+  | "F32"
+  | "F16"
+  | "BF16"
+  | "F8_E4M3"
+  | "F8_E5M2"
+  | "F8_E4M3FNUZ"
+  | "F8_E5M2FNUZ"
+  | "F8_E8M0"
+  | "F6_E2M3"
+  | "F6_E3M2"
+  | "F4"
+  | "C64"
+  | "I64"
+  | "I32"
+  | "I16"
+  | "I8"
+  | "U64"
+  | "U32"
+  | "U16"
+  | "U8"
+  | "BOOL";
 
 /** Bits of one element of each type. */
-const DTYPE_BITS = {
+const DTYPE_BITS: Readonly<Record<DType, number>> = {
   F64: 64,
   F32: 32,
   F16: 16,
@@ -41,7 +63,7 @@ const DTYPE_BITS = {
   U16: 16,
   U8: 8,
   BOOL: 8,
-} as const;
+};
 
 /**
  * Whether values of a type are real numbers with fractions, as weights are:
@@ -51,6 +73,16 @@ const DTYPE_BITS = {
  */
 export function isFloat(dtype: string): boolean {
   return /^(F64|F32|F16|BF16|F8_\w+)$/.test(dtype);
+}
+
+/**
+ * Bytes of an element of a type; a fraction of one for those of less than 8
+ * bits.
+ *
+ * @param dtype The type.
+ */
+export function elementBytes(dtype: DType): number {
+  return DTYPE_BITS[dtype] / 8;
 }
 
 /** A tensor as it lies on disk: row-major, little-endian bytes. */

@@ -1,14 +1,16 @@
 import { assertEquals, assertRejects, assertThrows } from "@std/assert";
-import { main, parseAblation } from "../../src/cli/ablation.ts";
+import { table2Command } from "../../src/cli/ablation.ts";
+
+const parseAblation = (args: readonly string[]) => table2Command.parse(args)!;
 
 Deno.test("the scales", () => {
-  const quick = parseAblation(["--quick"]).options;
+  const quick = parseAblation(["--quick"]).plan;
   assertEquals([quick.concepts.length, quick.prompts, quick.scale], [
     2,
     4,
     "quick",
   ]);
-  const plain = parseAblation([]).options;
+  const plain = parseAblation([]).plan;
   assertEquals(
     [plain.concepts.length, plain.prompts, plain.seeds, plain.scale],
     [
@@ -18,7 +20,7 @@ Deno.test("the scales", () => {
       "default",
     ],
   );
-  const full = parseAblation(["--full"]).options;
+  const full = parseAblation(["--full"]).plan;
   assertEquals([full.concepts.length, full.seeds, full.scale], [
     12,
     [0, 1, 2],
@@ -28,7 +30,7 @@ Deno.test("the scales", () => {
 });
 
 Deno.test("options reach the settings and make the scale custom", () => {
-  const { options, out, workers } = parseAblation([
+  const { plan: options, lab: { out, workers, store } } = parseAblation([
     "--concepts=momo,kuro",
     "--n=6",
     "--seeds=3,4",
@@ -48,7 +50,7 @@ Deno.test("options reach the settings and make the scale custom", () => {
   assertEquals(options.settings.rank, 2);
   assertEquals(options.embeddings, ["edlora"]);
   assertEquals(options.fusions, ["gradient"]);
-  assertEquals(options.cache, "/tmp/x/cache");
+  assertEquals(store, "/tmp/x/cache");
   assertEquals([options.scale, out, workers], ["custom", "/tmp/x", 0]);
   const shared = parseAblation([
     "--full",
@@ -56,17 +58,17 @@ Deno.test("options reach the settings and make the scale custom", () => {
     "--partial",
     "--concepts=ulla,finn",
   ]);
-  assertEquals([shared.options.cache, shared.partial, shared.dryRun], [
+  assertEquals([shared.lab.store, shared.partial, shared.dryRun], [
     "/tmp/c",
     true,
     false,
   ]);
-  assertEquals(shared.options.concepts, ["ulla", "finn"]);
+  assertEquals(shared.plan.concepts, ["ulla", "finn"]);
   for (const changed of ["--preset=official", "--model=m"]) {
-    assertEquals(parseAblation(["--full", changed]).options.scale, "custom");
+    assertEquals(parseAblation(["--full", changed]).plan.scale, "custom");
   }
   // A quick run stays one that allows no conclusion, whatever is changed.
-  assertEquals(parseAblation(["--quick", "--n=5"]).options.scale, "quick");
+  assertEquals(parseAblation(["--quick", "--n=5"]).plan.scale, "quick");
 });
 
 for (
@@ -75,10 +77,10 @@ for (
     [["--concepts=0"], "1 to 12"],
     [["--n=21"], "1 to 20"],
     [["--n="], "a value for --n"],
-    [["--seeds=a"], "whole numbers"],
+    [["--seeds=a"], "a whole number"],
     [["--method=dora"], "lora, edlora"],
     [["--fusion=sum"], "weight, gradient"],
-    [["--preset=mine"], "ablation or official"],
+    [["--preset=mine"], "ablation, official"],
     [["--rank=1.5"], "whole number"],
     [["--backend=cuda"], "webgpu, wasm, cpu"],
     [["--what"], "known option"],
@@ -94,13 +96,26 @@ for (
 
 Deno.test("missing weights and unwritable folders end it before work", async () => {
   await assertRejects(
-    () => main(["--model", "/nowhere", "--out", "/tmp"]),
+    () =>
+      table2Command.run(
+        parseAblation(["--model", "/nowhere", "--out", "/tmp"]),
+      ),
     Error,
     "/nowhere",
   );
   const file = await Deno.makeTempFile();
   await assertRejects(
-    () => main(["--model", "/tmp", "--clip", "/tmp", "--out", `${file}/x`]),
+    () =>
+      table2Command.run(
+        parseAblation([
+          "--model",
+          "/tmp",
+          "--clip",
+          "/tmp",
+          "--out",
+          `${file}/x`,
+        ]),
+      ),
     Error,
     "Cannot write into",
   );

@@ -3,14 +3,14 @@ import { domain } from "../../src/cli/domain.ts";
 
 Deno.test("the domain experiment: defaults and options", () => {
   const plain = domain.parse([])!;
-  assertEquals([plain.out, plain.options.prompts, plain.options.seeds], [
+  assertEquals([plain.lab.out, plain.plan.prompts, plain.plan.seeds], [
     "out/domain",
     20,
     [0],
   ]);
-  assertEquals(plain.options.inDomain, undefined);
-  assertEquals(plain.options.fuse, true);
-  const { options } = domain.parse([
+  assertEquals(plain.plan.inDomain, undefined);
+  assertEquals(plain.plan.fuse, true);
+  const { plan: options, lab } = domain.parse([
     "--concepts=ulla",
     "--out-domain=kiki,pogo",
     "--method=p+,ed-lora",
@@ -24,14 +24,14 @@ Deno.test("the domain experiment: defaults and options", () => {
   assertEquals(options.methods, ["p+", "ed-lora"]);
   assertEquals(options.alphas, [0, 0.5]);
   assertEquals(options.adapterEmbeddingRate, 1e-3);
-  assertEquals([options.fuse, options.cache], [false, "/tmp/cache"]);
+  assertEquals([options.fuse, lab.store], [false, "/tmp/cache"]);
   assertEquals(domain.parse(["--help"]), undefined);
 });
 
 for (
   const [args, message] of [
     [["--method=dreambooth"], "ed-lora"],
-    [["--alphas=0,x"], "--alphas numbers"],
+    [["--alphas=0,x"], "--alphas a number"],
     [["--n=21"], "1 to 20"],
     [["--what=1"], "known option"],
   ] as const

@@ -1,6 +1,6 @@
 import { assertEquals, assertRejects, assertThrows } from "@std/assert";
 import { main } from "../../src/cli/experiment.ts";
-import { eyes } from "../../src/cli/eyes.ts";
+import { evaluators } from "../../src/cli/evaluators.ts";
 import { frames } from "../../src/cli/frames.ts";
 import { sweeps } from "../../src/cli/sweeps.ts";
 
@@ -8,17 +8,17 @@ const sweep = (name: string) => sweeps.find((one) => one.name === name)!;
 
 Deno.test("sweeps: defaults and options", () => {
   const plain = sweep("ridge").parse([])!;
-  assertEquals(plain.options.concepts, ["jin", "bobo", "fifi", "dash"]);
-  assertEquals([plain.out, plain.options.prompts, plain.options.seeds], [
+  assertEquals(plain.plan.concepts, ["jin", "bobo", "fifi", "dash"]);
+  assertEquals([plain.lab.out, plain.plan.prompts, plain.plan.seeds], [
     "out/ridge",
     20,
     [0],
   ]);
-  assertEquals(sweep("rank").parse([])!.options.concepts.length, 12);
-  const { values, options, workers, variants } = sweep("lambda").parse([
+  assertEquals(sweep("rank").parse([])!.plan.concepts.length, 12);
+  const { plan: options, lab, variants } = sweep("lambda").parse([
     "--values=0.1,1",
     "--concepts=jin",
-    "--crowd=niko,kuro",
+    "--distractors=niko,kuro",
     "--method=edlora",
     "--train-steps=7",
     "--rank=2",
@@ -26,11 +26,14 @@ Deno.test("sweeps: defaults and options", () => {
     "--variants=v.json",
     "--out=o",
   ])!;
-  assertEquals(values, [0.1, 1]);
-  assertEquals([options.concepts, options.crowd], [["jin"], ["niko", "kuro"]]);
+  assertEquals(options.lambdas, [0.1, 1]);
+  assertEquals([options.concepts, options.distractors], [["jin"], [
+    "niko",
+    "kuro",
+  ]]);
   assertEquals(options.embeddings, ["edlora"]);
   assertEquals([options.settings.train.steps, options.settings.rank], [7, 2]);
-  assertEquals([workers, variants, options.cache], [0, "v.json", "o/cache"]);
+  assertEquals([lab.workers, variants, lab.store], [0, "v.json", "o/cache"]);
   for (const { parse, help, name } of sweeps) {
     assertEquals(parse(["--help"]), undefined);
     assertEquals(help.startsWith(`deno task experiment ${name} `), true);
@@ -39,14 +42,13 @@ Deno.test("sweeps: defaults and options", () => {
 
 for (
   const [name, args, message] of [
-    ["lambda", ["--values=0.1,x"], "--values numbers"],
+    ["lambda", ["--values=0.1,x"], "--values a number"],
     ["lambda", ["--concepts=nobody"], "Cannot find a concept"],
-    ["lambda", ["--crowd=nobody"], "Cannot find a concept"],
+    ["lambda", ["--distractors=nobody"], "Cannot find a concept"],
     ["ridge", ["--method=dreambooth"], "lora, edlora"],
     ["ridge", ["--n=21"], "1 to 20"],
     ["tune", [], "--variants"],
     ["tune", ["--values=1"], "known option"],
-    ["rank", ["--crowd=niko"], "known option"],
     ["rank", ["--rank=3"], "known option"],
     ["rank", ["--train-steps=0"], "--train-steps a whole number from 1"],
   ] as const
@@ -80,11 +82,11 @@ Deno.test("files of a sweep are checked before work starts", async () => {
   }
 });
 
-Deno.test("frames and eyes read their options", () => {
+Deno.test("frames and evaluators read their options", () => {
   assertEquals(frames.parse(["--out=o"]), { out: "o" });
-  const { clips, cache } = eyes.parse(["--out=o", "--clips=a,b"])!;
-  assertEquals([clips, cache], [["a", "b"], "o/cache"]);
-  assertThrows(() => eyes.parse(["--n=1"]), Error, "known option");
+  const { clips, lab } = evaluators.parse(["--out=o", "--clips=a,b"])!;
+  assertEquals([clips, lab.store], [["a", "b"], "o/cache"]);
+  assertThrows(() => evaluators.parse(["--n=1"]), Error, "known option");
 });
 
 Deno.test("an experiment that does not exist is bad usage", async () => {

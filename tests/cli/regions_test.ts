@@ -9,17 +9,17 @@ Deno.test("regions: the command line", () => {
     ...["--concepts", "kuro,momo,pogo", "--counts", "2,3"],
     ...["--train-steps", "5", "--arms", "plain.weight,switch"],
   ])!;
-  assertEquals(request.options.counts, [2, 3]);
-  assertEquals(request.options.arms, ["plain.weight", "switch"]);
-  assertEquals(request.options.settings.train.steps, 5);
+  assertEquals(request.plan.counts, [2, 3]);
+  assertEquals(request.plan.arms, ["plain.weight", "switch"]);
+  assertEquals(request.plan.settings.train.steps, 5);
   assertThrows(
     () => regions.parse(["--concepts", "nobody"]),
     Error,
     "nobody",
   );
   assertThrows(() => regions.parse(["--sets", "0"]), Error, "--sets");
-  assertEquals(request.options.column, 64);
-  assertEquals(regions.parse(["--column", "48"])!.options.column, 48);
+  assertEquals(request.plan.column, 64);
+  assertEquals(regions.parse(["--column", "48"])!.plan.column, 48);
   assertEquals(regions.parse(["--help"]), undefined);
 });
 

@@ -11,7 +11,7 @@ import { loadConcept } from "../../src/formats/concept_file.ts";
 import { encodeData, type TrainData } from "../../src/customize/dataset.ts";
 import { withTensors } from "../../src/customize/lora.ts";
 import { offsetNoise } from "../../src/customize/losses.ts";
-import { method } from "../../src/customize/methods.ts";
+import { method, startConcept } from "../../src/customize/methods.ts";
 import {
   conceptGradients,
   conceptOf,
@@ -418,6 +418,113 @@ forEachBackend("a stopped run goes on to the same numbers", async () => {
     disposeModel(model);
   });
 }, ["wasm"]);
+
+forEachBackend("pivotal tuning: first the word, then the adapter", async () => {
+  const model = await tinySd();
+  const data = await pictures(model);
+  const concept = await begin(model);
+  const config: TrainConfig = {
+    ...SHORT,
+    pivot: 0.5,
+    weightDecay: 0,
+    lr: { embedding: 1e-3, textEncoder: 2e-4, unet: 3e-4 },
+  };
+  const folder = await Deno.makeTempDir();
+  const checkpoint = `${folder}/state.safetensors`;
+  const seen: Map<string, number[]>[] = [await values(concept)];
+  const rates: number[] = [];
+  for await (const { step, state, lr } of train(model, concept, data, config)) {
+    const now = conceptOf(concept, state);
+    seen.push(await values(now));
+    disposeConcept(now);
+    rates.push(lr.embedding);
+    if (step === 2) await saveTrainState(checkpoint, state);
+  }
+  // Each phase has a decay of its own.
+  close(rates, [1e-3, 5e-4, 1e-3, 5e-4], 1e-9);
+  for (const name of seen[0].keys()) {
+    const moves = seen.slice(1).map((now, i) =>
+      now.get(name)!.some((v, k) => v !== seen[i].get(name)![k])
+    );
+    const word = name.startsWith("embedding.");
+    // `down` has no gradient while `up` is zero.
+    const second = !word && !name.endsWith(".down");
+    assertEquals(moves, [word, word, second, !word], name);
+    if (!second) continue;
+    // Moments begin anew: Adam's first step is the rate, whatever the gradient.
+    const rate = name.startsWith("unet.") ? 3e-4 : 2e-4;
+    const largest = Math.max(...seen[3].get(name)!.map(Math.abs));
+    close(largest / rate, 1, 1e-2, name);
+  }
+  // The state's file knows that AdamW counts from the pivot.
+  const rest = await customize(model, concept, data, config, { checkpoint });
+  assertEquals(await values(rest), seen[4]);
+  disposeConcept(rest);
+  for (const pivot of [-0.5, 0.01, 1, NaN]) {
+    await assertRejects(
+      () => customize(model, concept, data, { ...config, pivot }),
+      Error,
+      "a pivot that leaves steps on both sides",
+    );
+  }
+  for (const lr of [{ embedding: 0 }, { textEncoder: 0, unet: 0 }]) {
+    const frozen = { ...config, lr: { ...config.lr, ...lr } };
+    await assertRejects(
+      () => customize(model, concept, data, frozen),
+      Error,
+      "an embedding and an adapter",
+    );
+  }
+  await Deno.remove(folder, { recursive: true });
+  disposeConcept(concept);
+  disposeModel(model);
+}, ["wasm"]);
+
+Deno.test("orthogonal adaptation: adapters of clients do not meet", async () => {
+  const model = await tinySd();
+  const how = method("orthogonal-adaptation");
+  assertEquals(how.train.freezeDown, true);
+  const concepts = await Promise.all(
+    [1, 2].map((i) =>
+      startConcept(model, how, {
+        name: `toy${i}`,
+        classWord: "cat",
+        key: key(i),
+        rank: 4,
+      })
+    ),
+  );
+  let disjoint = 0;
+  for (const component of ["textEncoder", "unet"] as const) {
+    for (const [path, first] of concepts[0].adapter[component]) {
+      const second = concepts[1].adapter[component].get(path)!;
+      const inner = async (a: typeof first, b: typeof first) => {
+        const product = tf.tidy(() =>
+          tf.matMul(a.down as tf.Tensor2D, b.down as tf.Tensor2D, true)
+        );
+        const data = [...await product.data()];
+        product.dispose();
+        return data;
+      };
+      // Columns of one orthogonal matrix: each client's are orthonormal,
+      close(
+        await inner(first, first),
+        Array.from({ length: 16 }, (_, k) => k % 5 === 0 ? 1 : 0),
+        1e-5,
+        path,
+      );
+      // and two clients have a column in common or are orthogonal.
+      const shared = await inner(first, second);
+      for (const x of shared) {
+        assert(Math.abs(x) < 1e-5 || Math.abs(x - 1) < 1e-5, `${path}: ${x}`);
+      }
+      if (shared.every((x) => Math.abs(x) < 1e-5)) disjoint++;
+    }
+  }
+  assert(disjoint > 30, `${disjoint} layers without crosstalk`);
+  concepts.forEach(disposeConcept);
+  disposeModel(model);
+});
 
 Deno.test("kill -9 while training: the rerun ends in the same numbers", async () => {
   const folder = await Deno.makeTempDir();

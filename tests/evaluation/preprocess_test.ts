@@ -85,7 +85,7 @@ Deno.test("mean and spread of one half map bytes to [-1, 1]", () => {
   assertEquals([...values.slice(0, 3)], [-1, 1, Math.fround(-0.6)]);
 });
 
-Deno.test("alpha is dropped and grey repeated", () => {
+Deno.test("transparency is white and grey repeated", () => {
   const config = parsePreprocess({
     do_resize: false,
     do_center_crop: false,
@@ -96,9 +96,11 @@ Deno.test("alpha is dropped and grey repeated", () => {
       { width: 1, height: 1, channels, data: Uint8Array.from(data) },
       config,
     ).values;
-  assertEquals(of(4, [255, 0, 0, 7]), Float32Array.of(1, 0, 0));
+  assertEquals(of(4, [255, 0, 0, 255]), Float32Array.of(1, 0, 0));
+  assertEquals(of(4, [255, 0, 0, 0]), Float32Array.of(1, 1, 1));
   assertEquals(of(1, [255]), Float32Array.of(1, 1, 1));
-  assertEquals(of(2, [255, 9]), Float32Array.of(1, 1, 1));
+  assertEquals(of(2, [0, 255]), Float32Array.of(0, 0, 0));
+  assertEquals(of(2, [0, 0]), Float32Array.of(1, 1, 1));
 });
 
 Deno.test("a centre crop starts at half the difference, rounded down", () => {

@@ -3,26 +3,29 @@ import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
 import { selectBackend } from "../../src/core/backend.ts";
 import {
   ablation,
-  type AblationOptions,
-  ablationPictures,
+  type AblationPlan,
   driftTexts,
+  pictureRows,
 } from "../../src/experiments/ablation.ts";
-import { ablationSchema } from "../../src/experiments/ablation_schema.ts";
-import { lookAgain, optionsOf } from "../../src/experiments/eyes.ts";
+import { ablationTable } from "../../src/experiments/ablation_figures.ts";
+import {
+  type AblationReport,
+  ablationSchema,
+} from "../../src/experiments/ablation_schema.ts";
+import { evaluate, planOf } from "../../src/experiments/evaluators.ts";
 import { presetOf } from "../../src/experiments/presets.ts";
+import { chosenPrompts } from "../../src/experiments/subjects.ts";
 import { exists } from "../../src/io/files.ts";
-import { store } from "../../src/experiments/pieces.ts";
+import { type LabOptions, type LabRecord, withLab } from "../../src/lab/lab.ts";
+import { nowhere } from "../../src/lab/runner.ts";
+import { pathOf } from "../../src/lab/store.ts";
 import { PROMPT_GROUPS } from "../../src/micro/prompts.ts";
-import { chosenPrompts } from "../../src/experiments/study.ts";
 import { writeTinyWorld } from "./tiny_world.ts";
 
 await selectBackend("wasm");
 
 const preset = presetOf("ablation");
-const options = (folder: string): AblationOptions => ({
-  model: `${folder}/model`,
-  clip: `${folder}/clip`,
-  cache: `${folder}/cache`,
+const plan: AblationPlan = {
   concepts: ["kuro", "momo"],
   prompts: 4,
   seeds: [0],
@@ -33,31 +36,39 @@ const options = (folder: string): AblationOptions => ({
     sampling: { ...preset.sampling, steps: 2 },
     gradient: { ...preset.gradient, steps: 2, images: 1 },
   },
+  scale: "quick",
+};
+const labOf = (folder: string): LabOptions => ({
+  model: `${folder}/model`,
+  clip: `${folder}/clip`,
+  store: `${folder}/store`,
   workers: 0,
   backend: "wasm",
-  scale: "quick",
-  version: "test",
-  created: "2000-01-01",
 });
 
-async function run(o: AblationOptions) {
-  const stages = new Map<string, [number, number]>();
-  const it = ablation(o);
-  let next = await it.next();
-  for (; !next.done; next = await it.next()) {
-    const { stage, done, total } = next.value;
-    assert(done <= total);
-    stages.set(stage, [done, total]);
-  }
+async function run(options: LabOptions, own: AblationPlan = plan) {
+  const records: LabRecord[] = [];
+  const { report: numbers, pictures } = await withLab(
+    { ...options, onRecord: (record) => records.push(record) },
+    (lab) => ablation(lab, own),
+  );
+  const report: AblationReport = ablationSchema.parse(JSON.parse(JSON.stringify(
+    {
+      ...numbers,
+      created: "2000-01-01",
+      machine: {
+        ...{ backend: "wasm", deno: "", library: "", tfjs: "" },
+        ...{ workers: 0, processors: 1 },
+      },
+    },
+  )));
   // Times differ; nothing else may.
   const text = JSON.stringify(
-    next.value,
+    report,
     (key, value) =>
-      ["timings", "seconds", "fusionSeconds", "workers"].includes(key)
-        ? undefined
-        : value,
+      ["timings", "seconds", "fusionSeconds"].includes(key) ? undefined : value,
   );
-  return { report: next.value, text, stages };
+  return { report, text, records, pictures };
 }
 
 Deno.test("an ablation of a tiny world: schema, resume, workers", async (t) => {
@@ -65,56 +76,60 @@ Deno.test("an ablation of a tiny world: schema, resume, workers", async (t) => {
   try {
     await writeTinyWorld(folder);
     const before = tf.memory().numTensors;
-    const first = await run(options(folder));
+    const first = await run(labOf(folder));
     await t.step(
       "no tensors are left",
       () => assertEquals(tf.memory().numTensors, before),
     );
     await t.step("the report fits its schema, through JSON", () => {
-      const read = ablationSchema.parse(
-        JSON.parse(JSON.stringify(first.report)),
-      );
-      assertEquals(Object.keys(read.arms).length, 6);
-      assertEquals(read.rows.length, 2 * 9);
-      assert(read.verdict.startsWith("Mechanics only, no conclusion"));
-      assertEquals(read.arms["lora.weight"].lambda, 0.5);
-      assertEquals(
-        read.comparisons.every((c) => c.verdict === "no conclusion"),
-        true,
-      );
-      assert(read.arms["edlora.gradient"].layers.length > 0);
-      assert(read.retrieval.chance > 0 && read.retrieval.chance <= 1 / 16);
-    });
-    await t.step("stages end complete", () => {
-      for (const [done, total] of first.stages.values()) {
-        assertEquals(done, total);
+      const { arms, rows, base, comparisons, retrieval } = first.report;
+      assertEquals(Object.keys(arms).length, 6);
+      assertEquals(rows.length, 2 * 9);
+      assertEquals(arms["lora.weight"].lambda, 0.5);
+      assert(comparisons.every((c) => c.verdict === "no conclusion"));
+      assert(arms["edlora.gradient"].layers.length > 0);
+      assert(retrieval.chance > 0 && retrieval.chance <= 1 / 16);
+      for (const { concept, heldout } of rows) {
+        assert(heldout! > 0, concept);
       }
-      assertEquals(first.stages.get("train"), [8, 8]);
+      const { heldout } = arms["edlora.gradient"];
+      const mean = (arm: string) =>
+        rows.filter((row) => row.arm === arm)
+          .reduce((sum, row) => sum + row.heldout! / 2, 0);
+      assert(Math.abs(heldout!.single.mean! - mean("edlora.single")) < 1e-9);
+      assert(Math.abs(base.heldout!.mean! - mean("base")) < 1e-9);
+      const { head, rows: cells } = ablationTable(first.report);
+      for (const row of cells) assertEquals(row.length, head.length);
     });
-    await t.step("a second run finds all and says the same", async () => {
-      const again = await run(options(folder));
+    await t.step("every call ends complete", () => {
+      const last = new Map(
+        first.records.map((record) => [record.stage, record]),
+      );
+      for (const { done, total } of last.values()) assertEquals(done, total);
+      assertEquals(last.get("train")!.total, 4);
+    });
+    await t.step("what is in the store is only read", async () => {
+      const again = await run({ ...labOf(folder), runner: nowhere });
       assertEquals(again.text, first.text);
     });
-    await t.step("another eye sees the same pictures", async () => {
-      const o = optionsOf(
-        ablationSchema.parse(JSON.parse(JSON.stringify(first.report))),
-        options(folder),
+    await t.step("another evaluator sees the same pictures", async () => {
+      const found = planOf(first.report);
+      assertEquals(found.concepts, ["kuro", "momo"]);
+      const { image, ceiling, comparisons } = await withLab(
+        { ...labOf(folder), runner: nowhere },
+        (lab) =>
+          evaluate(lab, found, {
+            name: "colours",
+            embed: (images) =>
+              Promise.resolve(images.map(({ data }) => {
+                const sum = [0, 0, 0];
+                data.forEach((byte, i) => sum[i % 3] += byte);
+                const norm = Math.hypot(...sum);
+                return Float32Array.from(sum, (v) => v / norm);
+              })),
+            [Symbol.dispose]: () => {},
+          }),
       );
-      assertEquals(o.concepts, ["kuro", "momo"]);
-      const it = lookAgain(o, {
-        name: "colours",
-        embed: (images) =>
-          Promise.resolve(images.map(({ data }) => {
-            const sum = [0, 0, 0];
-            data.forEach((byte, i) => sum[i % 3] += byte);
-            const norm = Math.hypot(...sum);
-            return Float32Array.from(sum, (v) => v / norm);
-          })),
-        [Symbol.dispose]: () => {},
-      });
-      let next = await it.next();
-      while (!next.done) next = await it.next();
-      const { image, ceiling, comparisons } = next.value;
       assertEquals(Object.keys(image).length, 9);
       assert(Object.values(image).every((v) => v > 0 && v <= 1));
       assert(ceiling > 0 && ceiling < 1);
@@ -125,28 +140,28 @@ Deno.test("an ablation of a tiny world: schema, resume, workers", async (t) => {
       assert(Math.abs(mean! - difference) < 2e-5);
     });
     await t.step(
-      "after a loss of some pieces the numbers are the same",
+      "after a loss of results the numbers are the same",
       async () => {
-        const [entry] = await ablationPictures(options(folder), 1);
-        const lost = store.image(`${folder}/cache`, entry.pictures[1].id);
+        const [{ images }] = pictureRows(first.pictures, 1);
+        const lost = pathOf.image(
+          `${folder}/store`,
+          images.get("lora.single")!,
+        );
         assert(await exists(lost));
         await Deno.remove(lost);
-        await Deno.remove(`${folder}/cache/embeddings`, { recursive: true });
-        await Deno.remove(`${folder}/cache/fused`, { recursive: true });
-        const again = await run(options(folder));
+        for (const kind of ["embeddings", "fused", "heldout"]) {
+          await Deno.remove(`${folder}/store/${kind}`, { recursive: true });
+        }
+        const again = await run(labOf(folder));
         assertEquals(again.text, first.text);
       },
     );
     await t.step("two workers change nothing", async () => {
-      const again = await run({
-        ...options(folder),
-        cache: `${folder}/cache2`,
-        workers: 2,
-        embeddings: ["edlora"],
-        fusions: ["gradient"],
-      });
+      const { report: { rows } } = await run(
+        { ...labOf(folder), store: `${folder}/store2`, workers: 2 },
+        { ...plan, embeddings: ["edlora"], fusions: ["gradient"] },
+      );
       // Fewer arms, so only theirs are compared.
-      const { rows } = again.report;
       assertEquals(
         rows,
         first.report.rows.filter(({ arm }) =>
@@ -164,19 +179,21 @@ Deno.test("bad options are refused before work starts", async () => {
   const folder = await Deno.makeTempDir();
   try {
     await writeTinyWorld(folder);
-    const refused = async (change: Partial<AblationOptions>, why: string) =>
+    const refused = async (change: Partial<AblationPlan>, why: string) =>
       await assertRejects(
-        () => run({ ...options(folder), ...change }),
+        () => run(labOf(folder), { ...plan, ...change }),
         Error,
         why,
       );
+    const { settings } = plan;
     await refused({ concepts: ["nobody"] }, "kuro, lila");
     await refused({ concepts: ["momo", "momo"] }, "different concepts");
     await refused({ prompts: 21 }, "1 to 20");
     await refused({ seeds: [] }, "a seed");
-    const { settings } = options(folder);
+    await refused({ seeds: [1, 1] }, "different whole seeds");
+    await refused({ fusions: ["weight", "weight"] }, "each arm once");
     await refused({ settings: { ...settings, rank: 0 } }, "rank");
-    assert(!await exists(`${folder}/cache`));
+    assert(!await exists(`${folder}/store`));
     await Deno.truncate(
       `${folder}/model/vae/diffusion_pytorch_model.safetensors`,
       5000,

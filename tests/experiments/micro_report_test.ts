@@ -1,5 +1,6 @@
 import { assert, assertEquals } from "@std/assert";
 import { selectBackend } from "../../src/core/backend.ts";
+import { finish } from "../../src/core/finish.ts";
 import {
   doubledHalf,
   type MicroNumbers,
@@ -10,6 +11,7 @@ import {
 } from "../../src/experiments/micro_report.ts";
 import { presetOf } from "../../src/experiments/presets.ts";
 import { joinPath } from "../../src/io/files.ts";
+import { withLab } from "../../src/lab/lab.ts";
 import { writeTinyWorld } from "./tiny_world.ts";
 
 await selectBackend("wasm");
@@ -27,19 +29,16 @@ Deno.test("a random model is measured: chance accuracies, the same every time", 
     }
     const { sampling } = presetOf("ablation");
     const run = async () => {
-      const it = microReport({
-        model,
-        cache: `${folder}/cache`,
-        sampling: { ...sampling, steps: 2 },
-        workers: 0,
-        backend: "wasm",
-        single: 24,
-        pairs: 6,
-        scenes: 64,
-      });
-      let next = await it.next();
-      while (!next.done) next = await it.next();
-      return next.value;
+      return await withLab(
+        { model, store: `${folder}/store`, workers: 0, backend: "wasm" },
+        (lab) =>
+          finish(microReport(lab, {
+            sampling: { ...sampling, steps: 2 },
+            single: 24,
+            pairs: 6,
+            scenes: 64,
+          })),
+      );
     };
     const { numbers, pictures } = await run();
     // A random CLIP tells 64 captions apart no better than one in a few.

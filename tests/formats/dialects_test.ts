@@ -33,15 +33,17 @@ import {
   type DialectId,
   DIALECTS,
   disposeLora,
-  encodeLora,
   loadLora,
-  loraBytes,
-  type LoraContent,
   type LoraFile,
   readLora,
+} from "../../src/formats/lora.ts";
+import {
+  encodeLora,
+  loraBytes,
+  type LoraContent,
   saveLora,
   savePeftFolder,
-} from "../../src/formats/lora.ts";
+} from "../../src/formats/lora_write.ts";
 import {
   encodeFloat,
   encodeSafetensors,

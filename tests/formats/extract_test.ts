@@ -8,7 +8,8 @@ import {
   initLora,
   merge,
 } from "../../src/customize/lora.ts";
-import { encodeLora, readLora } from "../../src/formats/lora.ts";
+import { readLora } from "../../src/formats/lora.ts";
+import { encodeLora } from "../../src/formats/lora_write.ts";
 import { extractLora } from "../../src/formats/extract.ts";
 import {
   encodeSafetensors,

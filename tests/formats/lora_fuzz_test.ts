@@ -18,10 +18,10 @@ import { COMPONENTS } from "../../src/customize/lora.ts";
 import {
   DIALECTS,
   disposeLora,
-  encodeLora,
   loadLora,
   type LoraFile,
 } from "../../src/formats/lora.ts";
+import { encodeLora } from "../../src/formats/lora_write.ts";
 import {
   encodeFloat,
   encodeSafetensors,

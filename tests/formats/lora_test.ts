@@ -12,12 +12,14 @@ import {
   detectDialect,
   dialect,
   type DialectId,
-  encodeLora,
   loadLora,
-  loraBytes,
   type LoraFile,
-  saveLora,
 } from "../../src/formats/lora.ts";
+import {
+  encodeLora,
+  loraBytes,
+  saveLora,
+} from "../../src/formats/lora_write.ts";
 import {
   encodeFloat,
   encodeSafetensors,

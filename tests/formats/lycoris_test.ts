@@ -20,9 +20,9 @@ import { loraConcept } from "../../src/formats/lora_concept.ts";
 import {
   type Algorithm,
   disposeLora,
-  loraBytes,
   readLora,
 } from "../../src/formats/lora.ts";
+import { loraBytes } from "../../src/formats/lora_write.ts";
 import { fuse } from "../../src/fusion/gradient.ts";
 import { mergeConcepts } from "../../src/fusion/mergers.ts";
 import { weightFusion } from "../../src/fusion/weight.ts";

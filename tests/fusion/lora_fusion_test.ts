@@ -13,7 +13,8 @@ import {
   delta,
 } from "../../src/customize/lora.ts";
 import { loraConcept } from "../../src/formats/lora_concept.ts";
-import { type DialectId, loadLora, loraBytes } from "../../src/formats/lora.ts";
+import { type DialectId, loadLora } from "../../src/formats/lora.ts";
+import { loraBytes } from "../../src/formats/lora_write.ts";
 import { pipeline } from "../../src/diffusion/pipeline.ts";
 import { keyValueStatistics } from "../../src/fusion/features.ts";
 import {

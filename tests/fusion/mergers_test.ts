@@ -5,10 +5,12 @@ import { conceptStatistics } from "../../src/fusion/features.ts";
 import { type Delta, denseDelta, fuseLayer } from "../../src/fusion/layer.ts";
 import {
   concatenate,
+  constrainedMerge,
   dareLinear,
   dareMask,
   dareTies,
   drop,
+  fedAvgWeights,
   knots,
   magnitudePrune,
   MERGE_METHODS,
@@ -37,6 +39,8 @@ import {
   type Matrix,
   matrix,
   multiply,
+  solver,
+  stack,
   svd,
   transpose,
 } from "../../src/optim/least_squares.ts";
@@ -177,6 +181,74 @@ for (const layer of Object.keys(json.layers)) {
 function random(seed: number, rows: number, columns: number): Matrix {
   return matrix(rows, columns, normal(key(seed), rows * columns));
 }
+
+Deno.test("Custom Diffusion's merge: right on the concepts, least elsewhere", () => {
+  const [d, out] = [12, 7];
+  const terms = [1, 2, 3].map((seed) => ({
+    rows: random(seed, 2, d),
+    delta: { down: random(seed + 10, d, 2), up: random(seed + 20, 2, out) },
+  }));
+  const captions = random(40, 60, d);
+  const merged = constrainedMerge(terms, gram(captions), 0);
+  for (const { rows, delta } of terms) {
+    close(
+      multiply(rows, merged).data,
+      multiply(multiply(rows, delta.down), delta.up).data,
+      1e-9,
+    );
+  }
+  // Anything else that is right on the concepts changes captions more.
+  const energy = (change: Matrix) => {
+    const seen = multiply(captions, change);
+    return inner(seen, seen);
+  };
+  const c = stack(...terms.map(({ rows }) => rows));
+  const onto = multiply(
+    transpose(c),
+    solver(multiply(c, transpose(c)), 0)(c),
+  );
+  for (const seed of [50, 51, 52]) {
+    const any = random(seed, d, out);
+    const free = combine(any, multiply(onto, any), 0.1, -0.1);
+    close(multiply(c, free).data, new Float64Array(6 * out), 1e-9);
+    assert(energy(combine(merged, free)) > energy(merged));
+    assert(energy(combine(merged, free, 1, -1)) > energy(merged));
+  }
+  // A sum is not right on any of them.
+  const sum = taskArithmetic(terms.map(({ delta }) => denseDelta(delta)), [
+    1,
+    1,
+    1,
+  ]);
+  assert(
+    energy(sum) > 0 && multiply(c, combine(sum, merged, 1, -1)).data
+      .some((x) => Math.abs(x) > 0.1),
+  );
+  // The same features asked twice for different things: halfway.
+  const [{ rows, delta }] = terms;
+  const other = {
+    down: delta.down,
+    up: matrix(2, out, delta.up.data.map((x) => -x)),
+  };
+  const torn = constrainedMerge(
+    [{ rows, delta }, { rows, delta: other }],
+    gram(captions),
+    0,
+  );
+  close(torn.data, new Float64Array(d * out), 1e-9);
+  assertThrows(
+    () => constrainedMerge([], gram(captions)),
+    Error,
+    "at least one",
+  );
+});
+
+Deno.test("FedAvg counts clients by their pictures", () => {
+  close(fedAvgWeights([4, 12, 16]), [0.125, 0.375, 0.5], 0);
+  for (const bad of [[], [0, 1], [-1], [NaN], [Infinity]]) {
+    assertThrows(() => fedAvgWeights(bad), Error, "positive");
+  }
+});
 
 Deno.test("RegMean with a = 1 is gradient fusion's minimiser", () => {
   const terms = [1, 2, 3].map((seed) => {

@@ -3,6 +3,7 @@ import { z } from "zod";
 import {
   assertWritable,
   assertWritableFile,
+  besidePath,
   exists,
   joinPath,
   otherContent,
@@ -220,6 +221,19 @@ Deno.test("names as long as the system takes them can be written", async () => {
   );
   assertEquals(await names(root), [...written, "folder"].sort());
   await Deno.remove(root, { recursive: true });
+});
+
+Deno.test("a file beside one with a long name has a name that fits", () => {
+  assertEquals(besidePath("a/hero", ".state"), "a/hero.state");
+  const names = ["a", "b"].map((end) =>
+    besidePath(`x/${"角".repeat(83)}${end}`, ".state.safetensors")
+  );
+  for (const name of names) {
+    assert(name.startsWith("x/角") && name.endsWith(".state.safetensors"));
+    const bytes = new TextEncoder().encode(name).length - 2;
+    assert(bytes <= 255 && bytes > 250, `${bytes}`);
+  }
+  assert(names[0] !== names[1]);
 });
 
 Deno.test("a link as output stays, and what it points to is written", async () => {

@@ -17,9 +17,9 @@ import {
   DIALECTS,
   disposeLora,
   loadLora,
-  loraBytes,
   type LoraFile,
 } from "../../src/formats/lora.ts";
+import { loraBytes } from "../../src/formats/lora_write.ts";
 import { openTensors } from "../../src/formats/pickle.ts";
 
 /** Largest relative difference of a number: factors, scales, tokens. */

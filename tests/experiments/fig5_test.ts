@@ -5,36 +5,38 @@ import { key } from "../../src/core/random.ts";
 import { disposeTree } from "../../src/core/tree.ts";
 import { parseLayout, resolveLayout } from "../../src/diffusion/layout.ts";
 import { shapeMap } from "../../src/diffusion/regions.ts";
-import { artHash, sketchImage } from "../../src/experiments/compose.ts";
-import { presetOf } from "../../src/experiments/presets.ts";
 import {
-  regionComparisonTable,
-  regionFigures,
-  regionTable,
-} from "../../src/experiments/region_figures.ts";
+  bestOrder,
+  type RegionFinding,
+  type RegionRow,
+  scoreOf,
+  whoIsThere,
+  windowShares,
+} from "../../src/experiments/fig5/judge.ts";
+import { fig5, type RegionPlan } from "../../src/experiments/fig5/run.ts";
 import {
   actingSites,
-  bestOrder,
   choices,
   columns,
   groupPrompt,
   knowsPlaces,
   REGION_ARMS,
-  type RegionComparison,
-  type RegionDifference,
-  type RegionFinding,
-  type RegionOptions,
-  regionPictures,
-  type RegionRow,
-  regionsExperiment,
-  regionVerdict,
   SCENE_BACKGROUNDS,
   sceneLayout,
-  scoreOf,
   sketchOfScene,
-  whoIsThere,
-  windowShares,
-} from "../../src/experiments/regions.ts";
+} from "../../src/experiments/fig5/scenes.ts";
+import {
+  type RegionComparison,
+  regionComparisonTable,
+  type RegionDifference,
+  regionFigures,
+  regionTable,
+} from "../../src/experiments/fig5/table.ts";
+import { presetOf } from "../../src/experiments/presets.ts";
+import { sketchImage } from "../../src/lab/compose.ts";
+import { type LabOptions, type LabRecord, withLab } from "../../src/lab/lab.ts";
+import { nowhere } from "../../src/lab/runner.ts";
+import { artHash, pathOf } from "../../src/lab/store.ts";
 import { exists, readJson, writeJson } from "../../src/io/files.ts";
 import { decodePng } from "../../src/io/png.ts";
 import { identityOf, loadConceptArt } from "../../src/micro/concepts.ts";
@@ -320,7 +322,7 @@ Deno.test("scenes have backgrounds with which no prompt is cut", () => {
   assertEquals(words.length, 8);
 });
 
-Deno.test("the verdict judges what the arms were told", () => {
+Deno.test("comparisons leave out places that an arm was not told", () => {
   const certain = (mean: number): RegionDifference => ({
     mean,
     low: mean - 0.05,
@@ -343,28 +345,6 @@ Deno.test("the verdict judges what the arms were told", () => {
       own: certain(0.1),
     },
   });
-  const rows = ["plain.gradient", "regional.gradient", "empty"].map((arm) =>
-    picture([
-      finding("a", "b"),
-      finding("b", "a"),
-      finding("c", "background"),
-      finding("d", "d"),
-    ], { arm })
-  );
-  const placed = regionVerdict([comparison(3)], rows);
-  assert(placed.includes("beat the plain prompt in identity per"), placed);
-  const unplaced = regionVerdict([comparison(4)], rows);
-  assert(unplaced.includes("no words for so many places"), unplaced);
-  assert(unplaced.includes("in leakage in any order only"), unplaced);
-  assert(unplaced.includes("any order +0.00 [−0.05, +0.05], which"), unplaced);
-  assert(unplaced.includes("75 % of the concepts somewhere"), unplaced);
-  assert(unplaced.includes("in empty backgrounds, "), unplaced);
-  assert(!unplaced.includes("identity per region"), unplaced);
-  const one = { ...certain(0.9), low: -Infinity, high: Infinity };
-  const single = comparison(2);
-  const differences = { ...single.differences, identity: one };
-  const alone = regionVerdict([{ ...single, sets: 1, differences }], rows);
-  assert(alone.includes("+0.90 [−∞, +∞], which may be chance"), alone);
   // The table leaves out what would be unfair, and shows both intervals.
   const table = regionComparisonTable({
     comparisons: [comparison(3), comparison(4)],
@@ -435,11 +415,11 @@ Deno.test("the regions experiment on a tiny world", async (t) => {
     );
     await writeJson(`${sketch}/config.json`, config);
     disposeTree(adapter);
-    const options: RegionOptions = {
-      model,
-      clip,
-      sketch,
-      cache: `${folder}/cache`,
+    const lab: LabOptions = {
+      ...{ model, clip, store: `${folder}/store` },
+      ...{ networks: { sketch }, workers: 0, backend: "wasm" },
+    };
+    const plan: RegionPlan = {
       concepts: ["kuro", "momo", "pogo"],
       counts: [2, 3],
       column: 32,
@@ -455,22 +435,24 @@ Deno.test("the regions experiment on a tiny world", async (t) => {
         sampling: { ...preset.sampling, steps: 2 },
         gradient: { ...preset.gradient, steps: 2, images: 1 },
       },
-      workers: 0,
-      backend: "wasm",
-      created: "2000-01-01",
     };
-    const run = async (o: RegionOptions) => {
-      const it = regionsExperiment(o);
+    const run = async (
+      change: Partial<RegionPlan> = {},
+      more: Partial<LabOptions> = {},
+    ) => {
       const stages = new Set<string>();
-      let next = await it.next();
-      for (; !next.done; next = await it.next()) {
-        assert(next.value.done <= next.value.total);
-        stages.add(next.value.stage);
-      }
-      return { report: next.value, stages };
+      const onRecord = ({ stage, done, total }: LabRecord) => {
+        assert(done <= total);
+        stages.add(stage);
+      };
+      const report = await withLab(
+        { ...lab, onRecord, ...more },
+        (open) => fig5(open, { ...plan, ...change }),
+      );
+      return { report, stages };
     };
     const before = tf.memory().numTensors;
-    const { report, stages } = await run(options);
+    const { report, stages } = await run();
     await t.step("no tensors are left", () => {
       assertEquals(tf.memory().numTensors, before);
     });
@@ -487,7 +469,7 @@ Deno.test("the regions experiment on a tiny world", async (t) => {
           ["regional.gradient", 1.5],
         ],
       );
-      assertEquals([...stages], ["train", "fuse", "sample", "score", "time"]);
+      assertEquals([...stages], ["train", "fuse", "compose", "embed"]);
       for (const row of report.rows) {
         assertEquals(row.regions.length, row.n);
         assert(row.text >= 0);
@@ -511,63 +493,43 @@ Deno.test("the regions experiment on a tiny world", async (t) => {
         regionFigures(report).map(([id]) => id),
         ["identity", "nearest", "leakage", "resolution", "time"],
       );
-      assert(report.verdict.startsWith("2 concepts, weight fusion: regions"));
-      // Nothing is learned in two steps, so the report says why.
-      assert(
-        report.verdict.includes("in rendered pictures, the right concept"),
-      );
-      for (const stage of ["train", "fuse", "sample", "score", "time"]) {
+      for (const stage of ["train", "fuse", "compose", "embed", "time"]) {
         assert(report.seconds[stage] >= 0, stage);
       }
       assert(JSON.parse(JSON.stringify(report)).format.endsWith("regions 3"));
     });
     await t.step("pictures have their sizes and differ by arm", async () => {
-      const scenes = regionPictures(report, options.cache);
-      assertEquals(scenes.map(({ n }) => n), [2, 3]);
-      const bytes = new Map<string, Uint8Array>();
-      for (const [arm, path] of scenes[1].pictures) {
-        const picture = decodePng(await Deno.readFile(path));
-        assertEquals([picture.width, picture.height], [96, 64], arm);
-        bytes.set(arm, picture.data);
+      const texts = new Set<string>();
+      for (const { arm, n, picture, scale, image } of report.rows) {
+        if (n !== 3 || picture !== 0 || scale !== 1) continue;
+        const bytes = await Deno.readFile(pathOf.image(lab.store, image));
+        const { width, height, data } = decodePng(bytes);
+        assertEquals([width, height], [96, 64], arm);
+        texts.add(data.join());
       }
-      const texts = [...bytes.values()].map((b) => b.join());
-      assertEquals(new Set(texts).size, REGION_ARMS.length);
+      assertEquals(texts.size, REGION_ARMS.length);
     });
-    await t.step("a second run finds everything", async () => {
-      const seen = await Deno.stat(
-        [...regionPictures(report, options.cache)[0].pictures.values()][1],
-      );
-      const again = await run({ ...options, timing: false });
+    await t.step("a second run only reads", async () => {
+      const again = await run({ timing: false }, { runner: nowhere });
       assertEquals(again.report.timing, []);
       assertEquals(again.report.rows, report.rows);
       assertEquals(again.report.table, report.table);
-      const [, path] = [
-        ...regionPictures(report, options.cache)[0].pictures.values(),
-      ];
-      assertEquals((await Deno.stat(path)).mtime, seen.mtime);
     });
     await t.step("without a sketch its arms are left out", async () => {
-      const { sketch: _, ...rest } = options;
-      const { report: less } = await run({
-        ...rest,
-        timing: false,
-        scales: [],
-        counts: [2],
-      });
+      const { report: less } = await run(
+        { timing: false, scales: [], counts: [2] },
+        { networks: {} },
+      );
       assertEquals(
         less.arms,
         REGION_ARMS.filter((arm) => !arm.includes("sketch")),
       );
     });
     await t.step("bad options are refused before work starts", async () => {
-      const refuse = async (change: Partial<RegionOptions>, say: string) => {
-        const cache = `${folder}/none`;
-        await assertRejects(
-          () => regionsExperiment({ ...options, cache, ...change }).next(),
-          Error,
-          say,
-        );
-        assert(!await exists(cache));
+      const refuse = async (change: Partial<RegionPlan>, say: string) => {
+        const store = `${folder}/none`;
+        await assertRejects(() => run(change, { store }), Error, say);
+        assert(!await exists(store));
       };
       await refuse({ counts: [4] }, "counts from 2 to 3");
       await refuse({ counts: [] }, "a number of concepts");
@@ -579,7 +541,7 @@ Deno.test("the regions experiment on a tiny world", async (t) => {
       await refuse({ pictures: 0 }, "pictures ≥ 1");
       await refuse({ backgrounds: 9 }, "1 to 8 backgrounds");
       const settings = {
-        ...options.settings,
+        ...plan.settings,
         textPrefix: "a photo of a photo of a photo of ",
       };
       await refuse({ settings }, "prompts of at most 24 tokens");

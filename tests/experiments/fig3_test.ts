@@ -6,58 +6,60 @@ import {
   assertRejects,
 } from "@std/assert";
 import { selectBackend } from "../../src/core/backend.ts";
-import { finish } from "../../src/core/finish.ts";
 import {
   ablation,
-  type AblationOptions,
-  ablationPictures,
+  type AblationPlan,
   finishedSeeds,
 } from "../../src/experiments/ablation.ts";
-import { ablationSchema } from "../../src/experiments/ablation_schema.ts";
 import {
   domainLabel,
-  type DomainOptions,
-  domainPictures,
-  domains,
-  domainTable,
-  shareTable,
-} from "../../src/experiments/domain.ts";
-import { store } from "../../src/experiments/pieces.ts";
+  type DomainPlan,
+  fig3,
+} from "../../src/experiments/fig3.ts";
+import { domainTable, shareTable } from "../../src/experiments/fig3_table.ts";
 import { presetOf } from "../../src/experiments/presets.ts";
+import { referencePictures } from "../../src/experiments/subjects.ts";
 import { exists } from "../../src/io/files.ts";
+import { type LabOptions, type LabRecord, withLab } from "../../src/lab/lab.ts";
+import { nowhere } from "../../src/lab/runner.ts";
+import { pathOf } from "../../src/lab/store.ts";
 import { writeTinyWorld } from "./tiny_world.ts";
 
 await selectBackend("wasm");
 
 const preset = presetOf("ablation");
-const common = (folder: string) => ({
+const settings = {
+  ...preset,
+  rank: 1,
+  train: { ...preset.train, steps: 2, batch: 1 },
+  sampling: { ...preset.sampling, steps: 1 },
+  gradient: { ...preset.gradient, steps: 1, images: 1 },
+};
+const labOf = (folder: string): LabOptions => ({
   model: `${folder}/model`,
   clip: `${folder}/clip`,
-  cache: `${folder}/cache`,
-  settings: {
-    ...preset,
-    rank: 1,
-    train: { ...preset.train, steps: 2, batch: 1 },
-    sampling: { ...preset.sampling, steps: 1 },
-    gradient: { ...preset.gradient, steps: 1, images: 1 },
-  },
+  store: `${folder}/store`,
   workers: 0,
-  backend: "wasm" as const,
+  backend: "wasm",
 });
 
 Deno.test("in-domain and out-domain concepts of a tiny world", async (t) => {
   const folder = await Deno.makeTempDir();
   try {
     await writeTinyWorld(folder);
-    const options: DomainOptions = {
-      ...common(folder),
+    const lab = labOf(folder);
+    const plan: DomainPlan = {
+      settings,
       inDomain: ["ulla", "finn"],
       prompts: 1,
       seeds: [0],
       alphas: [0, 1],
     };
     const before = tf.memory().numTensors;
-    const report = await finish(domains(options));
+    const { report, pictures } = await withLab(
+      lab,
+      (open) => fig3(open, plan),
+    );
     assertEquals(tf.memory().numTensors, before);
     const of = (domain: string) =>
       report.rows.filter((row) => row.domain === domain);
@@ -98,39 +100,37 @@ Deno.test("in-domain and out-domain concepts of a tiny world", async (t) => {
       assertEquals(report.shares.length, 4);
     });
     await t.step("every picture of the grid is there", async () => {
-      const rows = await domainPictures(options);
-      assertEquals(rows.map(({ concept }) => concept), [
+      assertEquals(pictures.map(({ subject }) => subject.name), [
         "ulla",
         "finn",
         "pogo",
         "momo",
       ]);
-      for (const { domain, reference, pictures } of rows) {
-        assertEquals(reference !== undefined, domain === "in");
-        assertEquals(pictures.size, domain === "in" ? 10 : 9);
-        for (
-          const id of [...pictures.values(), ...(reference ? [reference] : [])]
-        ) {
-          assert(await exists(store.image(options.cache, id)));
+      for (const { domain, subject, images } of pictures) {
+        assertEquals(subject.references.of, domain === "in" ? "drawn" : "art");
+        assertEquals(images.size, domain === "in" ? 10 : 9);
+        for (const id of images.values()) {
+          assert(await exists(pathOf.image(lab.store, id)));
         }
       }
     });
     await t.step("a second run finds all and says the same", async () => {
-      const stages = new Map<string, number>();
-      const again = await finish(domains(options), ({ stage }) => {
-        stages.set(stage, (stages.get(stage) ?? 0) + 1);
-      });
-      assertEquals(again, report);
-      assert([...stages.values()].every((count) => count === 1));
+      const again = await withLab(
+        { ...lab, runner: nowhere },
+        (open) => fig3(open, plan),
+      );
+      assertEquals(again.report, report);
     });
     await t.step("domains are not mixed up", async () => {
       await assertRejects(
-        () => finish(domains({ ...options, inDomain: ["momo"] })),
+        () =>
+          withLab(lab, (open) => fig3(open, { ...plan, inDomain: ["momo"] })),
         Error,
         "niko, finn",
       );
       await assertRejects(
-        () => finish(domains({ ...options, outDomain: ["finn"] })),
+        () =>
+          withLab(lab, (open) => fig3(open, { ...plan, outDomain: ["finn"] })),
         Error,
         "identities",
       );
@@ -144,52 +144,61 @@ Deno.test("an ablation of in-domain concepts, stopped after its first seed", asy
   const folder = await Deno.makeTempDir();
   try {
     await writeTinyWorld(folder);
-    const options: AblationOptions = {
-      ...common(folder),
+    const options = labOf(folder);
+    const plan: AblationPlan = {
+      settings,
       concepts: ["ulla", "niko"],
       prompts: 2,
       seeds: [0, 1],
       embeddings: ["edlora"],
       fusions: ["weight"],
       scale: "custom",
-      version: "test",
-      created: "2000-01-01",
     };
+    const run = (
+      change: Partial<AblationPlan>,
+      more: Partial<LabOptions> = {},
+    ) =>
+      withLab(
+        { ...options, ...more },
+        (lab) => ablation(lab, { ...plan, ...change }),
+      );
     await assertRejects(
-      () => finish(ablation({ ...options, concepts: ["ulla", "momo"] })),
+      () => run({ concepts: ["ulla", "momo"] }),
       Error,
       "in-domain concepts only",
     );
-    assertEquals(await finishedSeeds(options), []);
-    const run = ablation(options);
-    let last = "";
-    for (let next = await run.next(); !next.done; next = await run.next()) {
-      // The second seed begins where the first one ended.
-      if (last === "score" && next.value.stage !== "score") break;
-      last = next.value.stage;
-    }
-    await run.return(undefined as never);
-    const seeds = await finishedSeeds(options);
-    assertEquals(seeds, [0]);
-    const part = ablationSchema.parse(JSON.parse(JSON.stringify(
-      await finish(ablation({ ...options, seeds, planned: options.seeds })),
-    )));
+    const finished = () =>
+      withLab(
+        { ...options, runner: nowhere },
+        (lab) => finishedSeeds(lab, plan),
+      );
+    assertEquals(await finished(), []);
+    // The second seed begins with the second training.
+    let trained = 0;
+    const onRecord = ({ stage, done }: LabRecord) => {
+      if (stage === "train" && done === 0 && ++trained > 1) {
+        throw new Error("stopped");
+      }
+    };
+    await assertRejects(() => run({}, { onRecord }), Error, "stopped");
+    assertEquals(await finished(), [0]);
+    const part = (await run({ seeds: [0], planned: plan.seeds })).report;
     assertEquals([part.seeds, part.planned], [[0], [0, 1]]);
     assert(part.comparisons.every((c) => c.verdict === "no conclusion"));
-    const whole = await finish(ablation(options));
+    const { report: whole, pictures } = await run({});
     assertEquals(whole.planned, undefined);
-    assertEquals(
-      whole.rows.filter(({ seed }) => seed === 0),
-      part.rows,
-    );
+    assertEquals(whole.rows.filter(({ seed }) => seed === 0), part.rows);
     assertEquals(whole.rows.length, 2 * part.rows.length);
     assert(whole.retrieval.gallery.includes("ulla (glossy owl)"));
     assert(whole.base.unrelated!.mean !== null);
     for (const { bootstrap, mean } of whole.comparisons) {
       assert(bootstrap!.low! <= mean! && mean! <= bootstrap!.high!);
     }
-    const [{ reference }] = await ablationPictures(options, 1);
-    assert(await exists(store.image(options.cache, reference!)));
+    const [reference] = await withLab(
+      { ...options, runner: nowhere },
+      (lab) => referencePictures(lab, pictures[0].subject, 1),
+    );
+    assertEquals(reference.width, 64);
   } finally {
     await Deno.remove(folder, { recursive: true });
   }

@@ -1,34 +1,28 @@
 import { assertAlmostEquals, assertEquals, assertRejects } from "@std/assert";
 import { selectBackend } from "../../src/core/backend.ts";
-import { ranks, rankTable } from "../../src/experiments/ranks.ts";
-import { finish } from "../../src/core/finish.ts";
 import { presetOf } from "../../src/experiments/presets.ts";
 import {
   bestLambdas,
   sweep,
-  type SweepOptions,
+  type SweepPlan,
   type SweepRow,
-} from "../../src/experiments/sweep.ts";
+} from "../../src/experiments/sweeps.ts";
+import { withLab } from "../../src/lab/lab.ts";
 import { writeTinyWorld } from "./tiny_world.ts";
 
 await selectBackend("wasm");
-
-async function run(options: SweepOptions): Promise<SweepRow[]> {
-  const it = sweep(options);
-  let next = await it.next();
-  while (!next.done) next = await it.next();
-  return next.value;
-}
 
 Deno.test("a sweep has a row for the base, singles, factors and ridges", async () => {
   const folder = await Deno.makeTempDir();
   try {
     const { model, clip } = await writeTinyWorld(folder);
     const preset = presetOf("ablation");
-    const options: SweepOptions = {
-      model,
-      clip,
-      cache: `${folder}/cache`,
+    const run = (plan: SweepPlan): Promise<SweepRow[]> =>
+      withLab({
+        ...{ model, clip, store: `${folder}/store` },
+        ...{ workers: 0, backend: "wasm" },
+      }, (lab) => sweep(lab, plan));
+    const options: SweepPlan = {
       settings: {
         ...preset,
         rank: 1,
@@ -36,8 +30,6 @@ Deno.test("a sweep has a row for the base, singles, factors and ridges", async (
         sampling: { ...preset.sampling, steps: 1 },
         gradient: { ...preset.gradient, steps: 1, images: 1 },
       },
-      workers: 0,
-      backend: "wasm",
       concepts: ["jin", "bobo"],
       prompts: 1,
       seeds: [0],
@@ -68,19 +60,19 @@ Deno.test("a sweep has a row for the base, singles, factors and ridges", async (
     assertAlmostEquals(whole.concepts.jin, single.concepts.jin, 2.5e-5);
     assertEquals(Object.keys(rows[2].concepts), ["jin"]);
     assertEquals(Object.keys(rows[6].concepts), ["jin", "bobo"]);
-    // A crowd is fused and not scored.
-    const crowded = await run({
+    // Distractors are fused and not scored.
+    const distracted = await run({
       ...options,
       concepts: ["jin"],
-      crowd: ["bobo"],
+      distractors: ["bobo"],
       counts: [1],
     });
     assertEquals(
-      crowded.filter(({ fusion }) => fusion !== "none")
+      distracted.filter(({ fusion }) => fusion !== "none")
         .map(({ fusion, n, value }) => [fusion, n, value]),
       [["sum", 2, 0.5], ["sum", 2, 0], ["gradient", 2, 1e-3]],
     );
-    assertEquals(crowded.map(({ concepts }) => Object.keys(concepts)), [
+    assertEquals(distracted.map(({ concepts }) => Object.keys(concepts)), [
       ["jin"],
       ["jin"],
       ["jin"],
@@ -90,41 +82,42 @@ Deno.test("a sweep has a row for the base, singles, factors and ridges", async (
     // The same two, fused in the same order, draw the same pictures of jin.
     for (const [i, k] of [[2, 6], [3, 7], [4, 8]]) {
       assertAlmostEquals(
-        crowded[i].concepts.jin,
+        distracted[i].concepts.jin,
         rows[k].concepts.jin,
         2.5e-5,
       );
     }
     await assertRejects(
-      () => run({ ...options, crowd: ["jin"] }),
+      () => run({ ...options, distractors: ["jin"] }),
       Error,
       "different concepts",
     );
-    const byRank = await finish(ranks({
+    const [lower, ...byRank] = await run({
       ...options,
       embeddings: ["edlora"],
+      counts: [2],
+      lambdas: [],
       ranks: [1, 2],
-    }));
+    });
+    assertEquals(lower.capacity, 0);
     assertEquals(
       byRank.map(({ rank, fusion }) => [rank, fusion]),
       [1, 2].flatMap((rank) =>
-        ["none", "weight", "gradient"].map((fusion) => [rank, fusion])
+        (["none", "sum", "gradient"] as const).map((one) => [rank, one])
       ),
     );
-    // Two concepts in layers that are 16 or 8 wide.
-    assertEquals(byRank[0].capacity.textEncoder, [2 / 16, 2 / 16]);
-    assertEquals(byRank[3].capacity.unet[1], 4 / 16);
-    for (const { loss, image, fusion, rank, overWeight } of byRank) {
+    // Two concepts in layers that are at least 16 wide.
+    assertEquals(byRank[1].capacity, 2 / 16);
+    assertEquals(byRank[4].capacity, 4 / 16);
+    for (const { loss, kept, image, fusion, rank, overWeight } of byRank) {
       const [single, weight] = byRank.filter((row) => row.rank === rank);
-      if (fusion !== "gradient") assertEquals(overWeight.mean, null);
-      else assertAlmostEquals(overWeight.mean!, image - weight.image, 2e-5);
-      if (fusion === "none") assertEquals(loss.mean, null);
-      else assertAlmostEquals(loss.mean!, single.image - image, 2e-5);
+      if (fusion !== "gradient") assertEquals(overWeight, undefined);
+      else assertAlmostEquals(overWeight!.mean!, image - weight.image, 2e-5);
+      if (fusion === "none") assertEquals([loss, kept], [undefined, undefined]);
+      else assertAlmostEquals(loss!.mean!, single.image - image, 2e-5);
     }
-    const { head, rows: cells } = rankTable(byRank);
-    for (const row of cells) assertEquals(row.length, head.length);
     await assertRejects(
-      () => finish(ranks({ ...options, ranks: [0] })),
+      () => run({ ...options, ranks: [0] }),
       Error,
       "ranks ≥ 1",
     );
@@ -149,6 +142,7 @@ Deno.test("the best λ has the most identity and still follows its prompts", () 
     image,
     masked: 0,
     retrieval: 0,
+    capacity: 0,
     concepts: {},
   });
   const rows = [

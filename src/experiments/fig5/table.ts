@@ -1,23 +1,200 @@
 /**
- * Tables and plotly figures of the regions experiment, from its report alone:
- * for the command line, the HTML report and notebooks.
+ * Scores, differences, tables and figures of several concepts in one picture.
  *
  * @module
  */
-import type { Estimate } from "../evaluation/statistics.ts";
+import { fold, key } from "../../core/random.ts";
 import {
-  errorBars,
-  type PlotlyFigure,
-  type TextTable,
-} from "./ablation_figures.ts";
+  type Estimate,
+  hierarchicalBootstrap,
+  type Nested,
+  nestedMean,
+  tInterval,
+} from "../../evaluation/statistics.ts";
+import type { Figure } from "../../report/html.ts";
+import type { Table } from "../../report/markdown.ts";
+import { errorBars } from "../ablation_figures.ts";
 import {
+  COMPARED_SCORES,
   type ComparedScore,
-  knowsPlaces,
-  type RegionCell,
-  type RegionDifference,
-  type RegionReport,
+  REGION_SCORES,
+  type RegionRow,
   type RegionScore,
-} from "./regions.ts";
+  scoreOf,
+} from "./judge.ts";
+import type { RegionReport } from "./run.ts";
+import {
+  knowsPlaces,
+  REGION_ARMS,
+  REGION_FUSIONS,
+  RESOLUTION_ARMS,
+} from "./scenes.ts";
+
+/** One line of the table. */
+export interface RegionCell {
+  /** How pictures were drawn. */
+  readonly arm: string;
+  /** Number of concepts. */
+  readonly n: number;
+  /** Resolution, a factor of 64 pixels. */
+  readonly scale: number;
+  /** Pictures behind it. */
+  readonly pictures: number;
+  /** Means with 95 % intervals (hierarchical bootstrap over choices). */
+  readonly scores: Readonly<Record<RegionScore, Estimate>>;
+}
+
+/** A difference between two arms, with two 95 % intervals. */
+export interface RegionDifference extends Estimate {
+  /**
+   * Student's t over the means of choices: infinite, in JSON null, if there is
+   * one choice.
+   */
+  readonly low: number;
+  /** Upper end of the same interval. */
+  readonly high: number;
+  /** Hierarchical bootstrap: too narrow where there are few choices. */
+  readonly bootstrap: Estimate;
+}
+
+/**
+ * Differences that should be positive; of `replaced` and of leakage, negative.
+ */
+export interface RegionComparison {
+  /** The arm that is expected to be better. */
+  readonly better: string;
+  /** The arm it is compared with. */
+  readonly worse: string;
+  /** Number of concepts. */
+  readonly n: number;
+  /** Choices of concepts behind the intervals. */
+  readonly sets: number;
+  /** Whether both arms were told who is where; else only any order counts. */
+  readonly placed: boolean;
+  /** The differences. */
+  readonly differences: Readonly<Record<ComparedScore, RegionDifference>>;
+}
+
+/** Values of rows, nested by choice of concepts and background. */
+function nested(
+  rows: readonly RegionRow[],
+  value: (row: RegionRow) => number,
+): Nested[] {
+  const sets = Map.groupBy(rows, ({ concepts }) => concepts.join());
+  return [...sets.values()].map((own) =>
+    [...Map.groupBy(own, ({ background }) => background).values()]
+      .map((same) => same.map(value))
+  );
+}
+
+function cellOf(
+  arm: string,
+  n: number,
+  scale: number,
+  rows: readonly RegionRow[],
+): RegionCell {
+  return {
+    arm,
+    n,
+    scale,
+    pictures: rows.length,
+    scores: Object.fromEntries(
+      REGION_SCORES.map((score) => [
+        score,
+        hierarchicalBootstrap(
+          nested(rows, (row) => scoreOf(row, score)),
+          fold(key(0), "regions", arm, n, score),
+        ),
+      ]),
+    ) as Record<RegionScore, Estimate>,
+  };
+}
+
+/** Pictures of the same scene and noise, in two arms. */
+function paired(
+  rows: readonly RegionRow[],
+  better: string,
+  worse: string,
+  n: number,
+): RegionComparison | undefined {
+  const nameOf = (row: RegionRow) =>
+    [row.n, ...row.concepts, row.background, row.picture].join();
+  const own = (arm: string) =>
+    rows.filter((row) => row.arm === arm && row.n === n && row.scale === 1);
+  const other = new Map(own(worse).map((row) => [nameOf(row), row]));
+  const both = own(better).filter((row) => other.has(nameOf(row)));
+  if (both.length === 0) return undefined;
+  const difference = (score: ComparedScore): RegionDifference => {
+    const values = nested(
+      both,
+      (row) => scoreOf(row, score) - scoreOf(other.get(nameOf(row))!, score),
+    );
+    return {
+      ...tInterval(values.map(nestedMean)),
+      bootstrap: hierarchicalBootstrap(
+        values,
+        fold(key(0), "regions", better, worse, n, score),
+      ),
+    };
+  };
+  return {
+    better,
+    worse,
+    n,
+    sets: new Set(both.map(({ concepts }) => concepts.join())).size,
+    placed: knowsPlaces(better, n) && knowsPlaces(worse, n),
+    differences: Object.fromEntries(
+      COMPARED_SCORES.map((score) => [score, difference(score)]),
+    ) as Record<ComparedScore, RegionDifference>,
+  };
+}
+
+/** Arms that are compared: the first is expected to be better. */
+const PAIRS: readonly (readonly [string, string])[] = [
+  ...REGION_FUSIONS.flatMap((fusion): [string, string][] => [
+    [`regional.${fusion}`, `plain.${fusion}`],
+    [`regional+negative.${fusion}`, `regional.${fusion}`],
+    [`regional+sketch.${fusion}`, `regional.${fusion}`],
+  ]),
+  ["regional.gradient", "regional.weight"],
+  ["regional.gradient", "region-adapters"],
+  ["regional.gradient", "switch"],
+  ["regional.gradient", "composite"],
+];
+
+/**
+ * Scores of every arm, and differences between arms on the same scenes.
+ *
+ * @param rows Every picture.
+ * @param counts Numbers of concepts.
+ */
+export function summarise(
+  rows: readonly RegionRow[],
+  counts: readonly number[],
+): Pick<RegionReport, "arms" | "table" | "resolution" | "comparisons"> {
+  const arms = REGION_ARMS.filter((arm) => rows.some((r) => r.arm === arm));
+  const groups = Map.groupBy(
+    rows,
+    ({ arm, n, scale }) => [arm, n, scale].join(),
+  );
+  const cells = [...groups.values()]
+    .map((own) => cellOf(own[0].arm, own[0].n, own[0].scale, own))
+    .sort((a, b) =>
+      a.n - b.n || arms.indexOf(a.arm) - arms.indexOf(b.arm) ||
+      a.scale - b.scale
+    );
+  return {
+    arms,
+    table: cells.filter(({ scale }) => scale === 1),
+    resolution: cells.filter(({ arm, n }) =>
+      RESOLUTION_ARMS.includes(arm) &&
+      cells.some((c) => c.n === n && c.scale !== 1)
+    ),
+    comparisons: counts.flatMap((n) =>
+      PAIRS.flatMap(([better, worse]) => paired(rows, better, worse, n) ?? [])
+    ),
+  };
+}
 
 /** How arms are called in tables. */
 export const REGION_LABELS: Readonly<Record<string, string>> = {
@@ -90,7 +267,7 @@ function tableOf(
   cells: readonly RegionCell[],
   first: readonly string[],
   lead: (cell: RegionCell) => readonly string[],
-): TextTable {
+): Table {
   return {
     head: [...first, ...COLUMNS.map(([, title]) => title), "pictures"],
     rows: cells.map((cell) => [
@@ -106,7 +283,7 @@ function tableOf(
  *
  * @param report The report.
  */
-export function regionTable(report: Pick<RegionReport, "table">): TextTable {
+export function regionTable(report: Pick<RegionReport, "table">): Table {
   return tableOf(
     report.table,
     ["concepts", "arm"],
@@ -121,7 +298,7 @@ export function regionTable(report: Pick<RegionReport, "table">): TextTable {
  */
 export function resolutionTable(
   report: Pick<RegionReport, "resolution">,
-): TextTable {
+): Table {
   return tableOf(
     report.resolution,
     ["pixels of height", "arm"],
@@ -149,7 +326,7 @@ const COMPARED: readonly (readonly [ComparedScore, string])[] = [
  */
 export function regionComparisonTable(
   report: Pick<RegionReport, "comparisons">,
-): TextTable {
+): Table {
   const signed = (e: Estimate) => e.mean >= 0 ? `+${shown(e)}` : shown(e);
   const both = (difference: RegionDifference) => {
     const { low, high } = difference.bootstrap;
@@ -186,7 +363,7 @@ export function regionComparisonTable(
  */
 export function regionTimingTable(
   report: Pick<RegionReport, "timing">,
-): TextTable {
+): Table {
   return {
     head: [
       "regions",
@@ -212,7 +389,7 @@ function barsOf(
   { table, arms }: Pick<RegionReport, "table" | "arms">,
   score: RegionScore,
   title: string,
-): PlotlyFigure {
+): Figure {
   const counts = [...new Set(table.map(({ n }) => n))];
   return {
     data: counts.map((n) => {
@@ -238,7 +415,7 @@ function barsOf(
 }
 
 /** Own concept nearest, against height of the pictures (the paper's Fig 10). */
-function resolutionFigure(cells: readonly RegionCell[]): PlotlyFigure {
+function resolutionFigure(cells: readonly RegionCell[]): Figure {
   return {
     data: [...Map.groupBy(cells, ({ arm }) => arm)].map(([arm, own]) => {
       const scores = own.map((cell) => fairScore(cell, "nearest"));
@@ -267,9 +444,9 @@ function resolutionFigure(cells: readonly RegionCell[]): PlotlyFigure {
  * @param report The report.
  */
 export function regionFigures(
-  report: RegionReport,
-): [string, PlotlyFigure][] {
-  const figures: [string, PlotlyFigure][] = [
+  report: Omit<RegionReport, "created">,
+): [string, Figure][] {
+  const figures: [string, Figure][] = [
     ["identity", barsOf(report, "identity", "Right concept in its region")],
     [
       "nearest",
@@ -290,7 +467,7 @@ export function regionFigures(
 }
 
 /** Time against that of a plain picture, and the aim. */
-function timingFigure({ timing }: Pick<RegionReport, "timing">): PlotlyFigure {
+function timingFigure({ timing }: Pick<RegionReport, "timing">): Figure {
   const x = timing.map(({ regions }) => regions);
   const measured = (part: "step" | "picture", name: string) => ({
     type: "scatter",

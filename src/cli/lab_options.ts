@@ -1,0 +1,225 @@
+/**
+ * What the experiments' commands share: options of the preset and of the lab,
+ * and a lab with a progress bar.
+ *
+ * @module
+ */
+import {
+  type BackendChoice,
+  type BackendInfo,
+  type BackendName,
+  selectBackend,
+} from "../core/backend.ts";
+import { hardwareWorkers } from "../core/pool.ts";
+import { type ExperimentPreset, presetOf } from "../experiments/presets.ts";
+import { assertWritable, joinPath } from "../io/files.ts";
+import { type Lab, type LabRecord, type Stage, withLab } from "../lab/lab.ts";
+import type { Runner } from "../lab/runner.ts";
+import { conceptOf } from "../micro/in_domain.ts";
+import { EMBEDDED, mustExist } from "./models.ts";
+import {
+  BACKEND_OPTION,
+  folder,
+  listOf,
+  number,
+  oneOf,
+  optionTable,
+  type OptionType,
+  parsed,
+  type Values,
+  whole,
+} from "./options.ts";
+import { createProgress, type Progress } from "./progress.ts";
+
+/** Where an experiment's models, results and work are. */
+export interface LabRequest {
+  readonly model: string;
+  /** Folder of the evaluation CLIP. */
+  readonly clip: string;
+  /** Folder of the store. */
+  readonly store: string;
+  /** Folder of reports. */
+  readonly out: string;
+  readonly backend: BackendChoice;
+  readonly workers?: number;
+}
+
+/** Options of the lab. */
+export const LAB_OPTIONS = optionTable({
+  cache: {
+    type: folder,
+    otherwise: "cache in the output folder",
+    help: "finished results; what is in it is not done again",
+  },
+  model: {
+    type: folder,
+    otherwise: "the embedded one",
+    help: "base model",
+  },
+  clip: {
+    type: folder,
+    otherwise: "clip_b of the model",
+    help: "evaluation CLIP",
+  },
+  ...BACKEND_OPTION,
+  workers: {
+    type: whole({ least: 0 }),
+    otherwise: "processors",
+    help: "workers; 0: in place",
+  },
+});
+
+/**
+ * Where a lab is opened.
+ *
+ * @param values Of {@linkcode LAB_OPTIONS}.
+ * @param out Folder of reports.
+ */
+export function labRequest(
+  values: Partial<Values<typeof LAB_OPTIONS>>,
+  out: string,
+): LabRequest {
+  const { model = EMBEDDED, backend = "auto", workers } = values;
+  return {
+    model,
+    clip: values.clip ?? joinPath(model, "clip_b"),
+    store: values.cache ?? joinPath(out, "cache"),
+    out,
+    backend,
+    workers,
+  };
+}
+
+/** Names of concepts between commas. */
+export const CONCEPTS: OptionType<readonly string[]> = listOf(
+  parsed("NAME", (_what, _option, name) => conceptOf(name).name),
+);
+
+/** Training seeds, and prompts of each concept. */
+export const RUN_OPTIONS = optionTable({
+  n: {
+    type: whole({ least: 1, most: 20 }),
+    otherwise: "20",
+    help: "prompts of each concept",
+  },
+  seeds: {
+    type: listOf(whole()),
+    otherwise: "0",
+    help: "training seeds",
+  },
+});
+
+/** Options that change a preset. */
+export const SETTING_OPTIONS = optionTable({
+  preset: {
+    type: oneOf(["ablation", "official"]),
+    otherwise: "ablation",
+    help: "preset that the other settings change: ablation or official",
+  },
+  rank: { type: whole({ least: 1 }), help: "rank of the adapters" },
+  trainSteps: {
+    type: whole({ least: 1 }),
+    help: "training steps of a concept",
+  },
+  steps: { type: whole({ least: 1, most: 1000 }), help: "sampling steps" },
+  guidance: { type: number(), help: "guidance scale" },
+});
+
+/**
+ * A preset, changed by options.
+ *
+ * @param values Of {@linkcode SETTING_OPTIONS}.
+ */
+export function settingsOf(
+  values: Partial<Values<typeof SETTING_OPTIONS>>,
+): ExperimentPreset {
+  const preset = presetOf(values.preset ?? "ablation");
+  const { train, sampling } = preset;
+  return {
+    ...preset,
+    rank: values.rank ?? preset.rank,
+    train: { ...train, steps: values.trainSteps ?? train.steps },
+    sampling: {
+      ...sampling,
+      steps: values.steps ?? sampling.steps,
+      guidance: values.guidance ?? sampling.guidance,
+    },
+  };
+}
+
+/**
+ * How many workers there are: as many as asked for, else none on a graphics card
+ * (it is one, and they would only take turns on it), else all processors.
+ *
+ * @param asked Of `--workers`.
+ * @param backend The backend in use.
+ */
+export function workersFor(
+  asked: number | undefined,
+  backend: BackendName,
+): number {
+  return asked ?? (backend === "webgpu" ? 0 : hardwareWorkers());
+}
+
+const LABELS: Readonly<Record<Stage, string>> = {
+  train: "training concepts",
+  fuse: "fusing",
+  draw: "drawing",
+  compose: "drawing layouts",
+  embed: "scoring",
+  heldout: "held-out error",
+};
+
+/**
+ * Shows a lab's progress on a bar.
+ *
+ * @param progress The bar.
+ */
+export function showRecords(progress: Progress): (record: LabRecord) => void {
+  return ({ stage, done, total, unit }) =>
+    progress.update(LABELS[stage], done, total, unit);
+}
+
+/** Where an experiment runs. */
+export interface Machine {
+  readonly backend: BackendInfo;
+  readonly workers: number;
+  readonly progress: Progress;
+}
+
+/**
+ * Opens a lab with a progress bar, uses it, and closes both.
+ *
+ * @param what What is done, for messages.
+ * @param request Folders, backend, workers.
+ * @param use What is done with the lab.
+ * @param more Condition networks, another runner.
+ * @throws Before work starts, if a folder or the backend is not as it should be.
+ */
+export async function inLab<T>(
+  what: string,
+  request: LabRequest,
+  use: (lab: Lab, machine: Machine) => Promise<T>,
+  more: {
+    readonly networks?: Readonly<Record<string, string>>;
+    readonly runner?: Runner;
+  } = {},
+): Promise<T> {
+  const { model, clip, store, out } = request;
+  await mustExist(what, model, clip, ...Object.values(more.networks ?? {}));
+  await assertWritable(out);
+  const backend = await selectBackend(request.backend);
+  const workers = workersFor(request.workers, backend.name);
+  const progress = createProgress();
+  const result = await withLab(
+    {
+      ...more,
+      ...{ model, clip, store, workers },
+      backend: backend.name,
+      onRecord: showRecords(progress),
+    },
+    (lab) => use(lab, { backend, workers, progress }),
+  );
+  progress.finish();
+  return result;
+}

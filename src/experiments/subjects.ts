@@ -1,0 +1,296 @@
+/**
+ * The concepts of an experiment: their prompts and pictures, and what the lab is
+ * asked for to train and draw them.
+ *
+ * @module
+ */
+import { cannot } from "../core/errors.ts";
+import { method, type MethodName } from "../customize/methods.ts";
+import type { TrainConfig } from "../customize/train.ts";
+import type { Pixels } from "../io/png.ts";
+import type { Lab } from "../lab/lab.ts";
+import {
+  type Ask,
+  type PictureSet,
+  type Sample,
+  type SamplingSettings,
+  trainSeed,
+  type TrainSpec,
+} from "../lab/specs.ts";
+import { conceptImage, REFERENCE_IMAGES } from "../micro/concepts.ts";
+import {
+  conceptOf,
+  drawings,
+  type DrawnSet,
+  inDomain,
+  promptsOf,
+} from "../micro/in_domain.ts";
+import {
+  loadPrompts,
+  type Prompt,
+  PROMPT_GROUPS,
+  promptText,
+} from "../micro/prompts.ts";
+import {
+  type EmbeddingName,
+  type ExperimentPreset,
+  METHOD_OF,
+} from "./presets.ts";
+
+/** A concept, and those of its prompts that are used. */
+export interface Subject {
+  /** Proper name of an identity, or of an in-domain concept. */
+  readonly name: string;
+  /** Class word. */
+  readonly class: string;
+  /** Prompts that it is drawn from. */
+  readonly prompts: readonly Prompt[];
+  /** Pictures that it is trained on. */
+  readonly train: PictureSet;
+  /** Pictures that it is scored by. */
+  readonly references: PictureSet;
+  /** Pictures of look-alikes that the base model draws, by their words. */
+  readonly others: Readonly<Record<string, PictureSet>>;
+}
+
+/**
+ * Which prompts are used when not all are: one of each group in turn.
+ *
+ * @param count How many.
+ * @param prompts All prompts of a concept.
+ * @returns Indices in ascending order.
+ * @throws If there are not so many.
+ */
+export function chosenPrompts(
+  count: number,
+  prompts: readonly Pick<Prompt, "group">[],
+): number[] {
+  if (!Number.isInteger(count) || count < 1 || count > prompts.length) {
+    throw cannot("choose prompts", `1 to ${prompts.length} of them`, count);
+  }
+  const groups = PROMPT_GROUPS.map((group) =>
+    prompts.flatMap((prompt, i) => prompt.group === group ? [i] : [])
+  );
+  const order = groups[0].flatMap((_, round) =>
+    groups.flatMap((group) => group[round] ?? [])
+  );
+  return order.slice(0, count).sort((a, b) => a - b);
+}
+
+/**
+ * Refuses concepts of both domains: a mean over both would be of neither.
+ *
+ * @param names Proper names.
+ * @throws If some are in-domain concepts and some are not.
+ */
+export function oneDomain(names: readonly string[]): void {
+  const inside = names.filter((name) => inDomain(name) !== undefined);
+  if (inside.length === 0 || inside.length === names.length) return;
+  throw cannot(
+    "average over concepts",
+    "identities only, or in-domain concepts only",
+    names.join(", "),
+  );
+}
+
+/**
+ * Refuses settings that make no sense.
+ *
+ * @param settings The preset.
+ * @param seeds Training seeds.
+ * @throws If a number is out of bounds, or a seed comes twice.
+ */
+export function checkSettings(
+  { sampling, rank }: ExperimentPreset,
+  seeds: readonly number[],
+): void {
+  const what = "start an experiment";
+  if (!Number.isInteger(sampling.steps) || sampling.steps < 1) {
+    throw cannot(what, "sampling steps ≥ 1", sampling.steps);
+  }
+  if (!Number.isFinite(sampling.guidance)) {
+    throw cannot(what, "a finite guidance scale", sampling.guidance);
+  }
+  if (!Number.isInteger(rank) || rank < 1) {
+    throw cannot(what, "a rank ≥ 1", rank);
+  }
+  if (seeds.length === 0) throw cannot(what, "a seed", "none");
+  const odd = seeds.find((seed, i) =>
+    !Number.isSafeInteger(seed) || seeds.indexOf(seed) !== i
+  );
+  if (odd !== undefined) throw cannot(what, "different whole seeds", odd);
+}
+
+/**
+ * Checks names, finds prompts and pictures. The base model draws the pictures of
+ * in-domain concepts here.
+ *
+ * @param lab The lab.
+ * @param names Proper names of identities or in-domain concepts.
+ * @param count Prompts of each.
+ * @param sampling How in-domain pictures are drawn.
+ * @throws If a name is unknown or comes twice, before anything is drawn.
+ */
+export async function subjects(
+  lab: Lab,
+  names: readonly string[],
+  count: number,
+  sampling: SamplingSettings,
+): Promise<Subject[]> {
+  if (names.length === 0) throw cannot("run", "at least one concept", "none");
+  if (new Set(names).size !== names.length) {
+    throw cannot("run", "different concepts", names.join(", "));
+  }
+  const all = await loadPrompts();
+  const plain = names.map((name): Subject => {
+    const { prompts } = promptsOf(name, all);
+    return {
+      name,
+      class: conceptOf(name).class,
+      prompts: chosenPrompts(count, prompts).map((i) => prompts[i]),
+      train: { of: "art", concept: name, set: "train" },
+      references: { of: "art", concept: name, set: "reference" },
+      others: {},
+    };
+  });
+  const result: Subject[] = [];
+  for (const subject of plain) {
+    const draw = (set: DrawnSet, look?: string) =>
+      drawnSet(lab, subject.name, sampling, set, look);
+    const found = inDomain(subject.name);
+    if (!found) {
+      result.push(subject);
+      continue;
+    }
+    const others: Record<string, PictureSet> = {};
+    for (const look of found.others) others[look] = await draw("other", look);
+    result.push({
+      ...subject,
+      train: await draw("train"),
+      references: await draw("reference"),
+      others,
+    });
+  }
+  return result;
+}
+
+/** Pictures that the base model draws of an in-domain concept. */
+async function drawnSet(
+  lab: Lab,
+  name: string,
+  sampling: SamplingSettings,
+  set: DrawnSet,
+  look?: string,
+): Promise<PictureSet> {
+  const asked = drawings(name, set, look);
+  const samples = asked.map(({ text, noise }) => ({ text, noise }));
+  const [images] = await lab.draw([
+    { model: { type: "base" }, samples, sampling },
+  ]);
+  const pictures = asked.map(({ caption, box }, i) => ({
+    image: images[i],
+    caption,
+    box,
+  }));
+  return { of: "drawn", pictures };
+}
+
+/** A method by its own name or by that of an embedding. */
+export function methodOf(name: EmbeddingName | MethodName): MethodName {
+  return name === "lora" || name === "edlora" ? METHOD_OF[name] : name;
+}
+
+/**
+ * How a concept stands in prompts.
+ *
+ * @param settings The preset.
+ * @param embedding Its embedding, or the method.
+ * @param subject The concept.
+ */
+export function phraseOf(
+  settings: ExperimentPreset,
+  embedding: EmbeddingName | MethodName,
+  subject: Pick<Subject, "name" | "class">,
+): string {
+  return method(methodOf(embedding), settings.preset)
+    .phrase(subject.name, subject.class);
+}
+
+/**
+ * What the lab is asked for to train a concept.
+ *
+ * @param settings The preset.
+ * @param subject The concept.
+ * @param embedding Its embedding, or the method.
+ * @param seed The seed.
+ * @param change What is changed in the preset's training configuration.
+ */
+export function training(
+  settings: ExperimentPreset,
+  subject: Subject,
+  embedding: EmbeddingName | MethodName,
+  seed: number,
+  change: Partial<TrainConfig> = {},
+): Ask<TrainSpec> {
+  const name = methodOf(embedding);
+  return {
+    concept: subject.name,
+    classWord: subject.class,
+    pictures: subject.train,
+    method: name,
+    preset: settings.preset,
+    rank: settings.rank,
+    config: {
+      ...method(name, settings.preset).train,
+      ...settings.train,
+      ...change,
+      seed: trainSeed(seed, subject.name),
+    },
+    seed,
+  };
+}
+
+/**
+ * A concept's prompts with noise that depends on seed, concept and prompt only:
+ * it is the same in every arm.
+ *
+ * @param subject The concept.
+ * @param seed The seed.
+ * @param words What stands for the concept.
+ */
+export function promptSamples(
+  subject: Subject,
+  seed: number,
+  words: string,
+): Sample[] {
+  return subject.prompts.map((prompt) => ({
+    text: promptText(prompt, words),
+    // Named by its text, so that a shorter list draws the same pictures.
+    noise: [seed, subject.name, prompt.text],
+  }));
+}
+
+/**
+ * References of a concept as pictures.
+ *
+ * @param lab The lab.
+ * @param subject The concept.
+ * @param count How many, from the first. @default all
+ */
+export async function referencePictures(
+  lab: Lab,
+  { name, references }: Pick<Subject, "name" | "references">,
+  count = Infinity,
+): Promise<Pixels[]> {
+  if (references.of === "drawn") {
+    return await Promise.all(
+      references.pictures.slice(0, count)
+        .map(({ image }) => lab.picture(image)),
+    );
+  }
+  return Array.from({ length: Math.min(count, REFERENCE_IMAGES) }, (_, i) => {
+    const { image, scene } = conceptImage(name, "reference", i, lab.art);
+    const { side } = scene;
+    return { width: side, height: side, channels: 3, data: image };
+  });
+}

@@ -1,0 +1,293 @@
+/**
+ * How scores depend on λ of weight fusion, on the ridge of gradient fusion, on
+ * the rank, on the number of fused concepts and on how concepts were trained.
+ *
+ * @module
+ */
+import { cannot } from "../core/errors.ts";
+import { fold, key } from "../core/random.ts";
+import type { TrainConfig } from "../customize/train.ts";
+import {
+  mean,
+  pairedDifference,
+  retainedShare,
+} from "../evaluation/statistics.ts";
+import type { Lab } from "../lab/lab.ts";
+import type { FuseSpec } from "../lab/specs.ts";
+import { disposeModel, loadModel } from "../models/model.ts";
+import {
+  finite,
+  type ScoreEstimate,
+  type ScoreName,
+} from "./ablation_schema.ts";
+import { capacityOf } from "./measure.ts";
+import type { EmbeddingName, ExperimentPreset } from "./presets.ts";
+import {
+  type Cell,
+  conceptMeans,
+  drawCells,
+  openScorer,
+  perScore,
+  rounded,
+} from "./scorer.ts";
+import { checkSettings, oneDomain, subjects, training } from "./subjects.ts";
+
+/** What is swept. */
+export interface SweepPlan {
+  /** How concepts are trained, fused and drawn. */
+  readonly settings: ExperimentPreset;
+  /** Proper names; the first n are fused where a count is n. */
+  readonly concepts: readonly string[];
+  /**
+   * Concepts of either domain that are always fused with them, and neither
+   * drawn nor scored.
+   *
+   * @default none
+   */
+  readonly distractors?: readonly string[];
+  /** Prompts of each. */
+  readonly prompts: number;
+  /** Training seeds. */
+  readonly seeds: readonly number[];
+  /** Which embeddings are compared. */
+  readonly embeddings: readonly EmbeddingName[];
+  /** Numbers of fused concepts without the distractors. @default all */
+  readonly counts?: readonly number[];
+  /**
+   * Factors λ of the sum; one over the number of fused concepts, distractors
+   * among them, is always there where anything is fused.
+   */
+  readonly lambdas?: readonly number[];
+  /** Ridges of gradient fusion. */
+  readonly ridges?: readonly number[];
+  /** Ranks of adapters. @default the preset's */
+  readonly ranks?: readonly number[];
+  /** Training configurations by name. @default the preset's */
+  readonly variants?: Readonly<Record<string, Partial<TrainConfig>>>;
+}
+
+/** One arm of a sweep. */
+interface SweepArm {
+  /** Which embedding, or the untouched base. */
+  readonly embedding: EmbeddingName | "base";
+  /** Training configuration. */
+  readonly variant: string;
+  /** Rank of the adapters; absent for the base. */
+  readonly rank?: number;
+  /** How concepts were put together. */
+  readonly fusion: "none" | "sum" | "gradient";
+  /** Fused concepts, distractors among them; 1 where nothing is fused. */
+  readonly n: number;
+  /** λ or ridge. */
+  readonly value: number | null;
+}
+
+/** Means over concepts, seeds and prompts of one arm. */
+export interface SweepRow
+  extends SweepArm, Readonly<Record<ScoreName, number>> {
+  /** Largest n·r/d of an adapted layer; 0 for the base. */
+  readonly capacity: number;
+  /** Image alignment of each concept. */
+  readonly concepts: Readonly<Record<string, number>>;
+  /** Single − fused image alignment, paired by concept; of fused arms. */
+  readonly loss?: ScoreEstimate;
+  /** (fused − lower) / (single − lower) of image alignment; of fused arms. */
+  readonly kept?: ScoreEstimate;
+  /** Gradient fusion − sum at λ = 1/n, paired by concept. */
+  readonly overWeight?: ScoreEstimate;
+}
+
+function check(plan: SweepPlan): void {
+  const { concepts, counts = [], ranks = [], settings, seeds } = plan;
+  checkSettings(settings, seeds);
+  oneDomain(concepts);
+  for (const n of counts) {
+    if (!Number.isInteger(n) || n < 1 || n > concepts.length) {
+      throw cannot("sweep", `counts from 1 to ${concepts.length}`, n);
+    }
+  }
+  for (const rank of ranks) {
+    if (!Number.isInteger(rank) || rank < 1) {
+      throw cannot("sweep", "ranks ≥ 1", rank);
+    }
+  }
+}
+
+/** The fusions of n concepts that a plan has. */
+function fusionsOf(
+  { lambdas = [], ridges = [], settings }: SweepPlan,
+  n: number,
+): { fusion: "sum" | "gradient"; value: number; how: FuseSpec["how"] }[] {
+  if (lambdas.length === 0 && ridges.length === 0) return [];
+  return [
+    ...[...new Set([1 / n, ...lambdas])].map((lambda) => ({
+      fusion: "sum" as const,
+      value: lambda,
+      how: { type: "weight" as const, lambda },
+    })),
+    ...ridges.map((ridge) => ({
+      fusion: "gradient" as const,
+      value: ridge,
+      how: {
+        type: "gradient" as const,
+        settings: { ...settings.gradient, ridge },
+      },
+    })),
+  ];
+}
+
+/**
+ * Runs a sweep.
+ *
+ * @param lab The lab.
+ * @param plan What is swept.
+ * @returns A row per arm, the base first.
+ * @throws Before work starts, if an option is wrong.
+ */
+export async function sweep(lab: Lab, plan: SweepPlan): Promise<SweepRow[]> {
+  check(plan);
+  const { settings, concepts, distractors = [], seeds, embeddings } = plan;
+  const { counts = [concepts.length], ranks = [settings.rank] } = plan;
+  const all = await subjects(
+    lab,
+    [...concepts, ...distractors],
+    plan.prompts,
+    settings.sampling,
+  );
+  const scored = all.slice(0, concepts.length);
+  const arms = new Map<string, SweepArm>();
+  const named = (arm: SweepArm): string => {
+    const name = JSON.stringify(arm);
+    arms.set(name, arm);
+    return name;
+  };
+  const none = { fusion: "none", n: 1, value: null } as const;
+  const cells: Cell[] = [];
+  for (const seed of seeds) {
+    const lower = named({ embedding: "base", variant: "", ...none });
+    cells.push(...scored.map((subject): Cell => ({
+      ...{ arm: lower, seed, subject, words: subject.class },
+      model: { type: "base" },
+    })));
+    for (const embedding of embeddings) {
+      for (const rank of ranks) {
+        for (
+          const [variant, change] of Object.entries(plan.variants ?? { "": {} })
+        ) {
+          const own = { embedding, variant, rank };
+          const singles = await lab.train(all.map((subject) => ({
+            ...training(settings, subject, embedding, seed, change),
+            rank,
+          })));
+          const arm = named({ ...own, ...none });
+          cells.push(...scored.map((subject, i) => ({
+            ...{ arm, seed, subject },
+            model: singles[i].model,
+            words: singles[i].phrase,
+          })));
+          for (const count of counts) {
+            const n = count + distractors.length;
+            const fusions = fusionsOf(plan, n);
+            const chosen = singles.filter((_, i) =>
+              i < count || i >= scored.length
+            ).map(({ model }) => model.id);
+            const fused = await lab.fuse(
+              fusions.map(({ how }) => ({ concepts: chosen, how, seed })),
+            );
+            for (const [k, { fusion, value }] of fusions.entries()) {
+              const arm = named({ ...own, fusion, n, value });
+              cells.push(
+                ...scored.slice(0, count).map((subject, i) => ({
+                  ...{ arm, seed, subject },
+                  model: fused[k].model,
+                  words: singles[i].phrase,
+                })),
+              );
+            }
+          }
+        }
+      }
+    }
+  }
+  const drawn = await drawCells(lab, settings.sampling, cells);
+  const scorer = await openScorer(lab, scored, settings.textPrefix);
+  const rows = await scorer.score(drawn);
+  const model = await loadModel(lab.folders.model);
+  const means = [...arms].map(([name, arm]): SweepRow => {
+    const own = rows.filter((row) => row.arm === name);
+    const names = [...new Set(own.map(({ concept }) => concept))];
+    const of = (score: ScoreName) => conceptMeans(own, names, score);
+    const { unet, textEncoder } = capacityOf(model, arm.n, arm.rank ?? 0);
+    return {
+      ...arm,
+      ...perScore((score) => rounded(mean(of(score)))),
+      capacity: Math.max(unet[1], textEncoder[1]),
+      concepts: Object.fromEntries(
+        of("image").map((value, i) => [names[i], rounded(value)]),
+      ),
+    };
+  });
+  disposeModel(model);
+  return means.map((row) => ({ ...row, ...compared(row, means) }));
+}
+
+/** What a fused arm loses and keeps, of the concepts that are fused in it. */
+function compared(
+  row: SweepRow,
+  rows: readonly SweepRow[],
+): Pick<SweepRow, "loss" | "kept" | "overWeight"> {
+  if (row.fusion === "none") return {};
+  const { embedding, variant, rank, fusion, n, value } = row;
+  const other = (fusion: SweepRow["fusion"], n: number) =>
+    rows.find((one) =>
+      one.fusion === fusion && one.embedding === embedding &&
+      one.variant === variant && one.rank === rank && one.n === n &&
+      (fusion === "none" || one.value === 1 / n)
+    )!;
+  const values = ({ concepts }: SweepRow) =>
+    Object.keys(row.concepts).map((name) => concepts[name]);
+  const own = values(row), single = values(other("none", 1));
+  const random = fold(
+    key(0),
+    ...["sweep", embedding, variant, rank ?? 0, fusion, n, String(value)],
+  );
+  return {
+    loss: finite(pairedDifference(single, own)),
+    kept: finite(retainedShare(own, single, values(rows[0]), random)),
+    ...(fusion === "gradient"
+      ? {
+        overWeight: finite(pairedDifference(own, values(other("sum", n)))),
+      }
+      : {}),
+  };
+}
+
+/** Share of text alignment whose loss means that prompts are not followed. */
+const TEXT_LOSS = 0.1;
+
+/**
+ * The λ with the best image alignment, for each embedding, among those that
+ * still follow their prompts: text alignment no more than a tenth below that of
+ * the single-concept models.
+ *
+ * @param rows From {@linkcode sweep}.
+ */
+export function bestLambdas(
+  rows: readonly SweepRow[],
+): Partial<Record<EmbeddingName, number>> {
+  const best: Partial<Record<EmbeddingName, SweepRow>> = {};
+  for (const row of rows) {
+    const { embedding, variant } = row;
+    if (row.fusion !== "sum" || embedding === "base") continue;
+    const single = rows.find((other) =>
+      other.fusion === "none" && other.embedding === embedding &&
+      other.variant === variant
+    );
+    if (single && row.text < (1 - TEXT_LOSS) * single.text) continue;
+    const known = best[embedding];
+    if (!known || row.image > known.image) best[embedding] = row;
+  }
+  return Object.fromEntries(
+    Object.entries(best).map(([embedding, row]) => [embedding, row.value!]),
+  );
+}

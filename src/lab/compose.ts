@@ -1,0 +1,176 @@
+/**
+ * Draws a layout in one of several ways: with a model that has its concepts, or
+ * with adapters that are not fused.
+ *
+ * @module
+ */
+import { disposeTree } from "../core/tree.ts";
+import { type Concept, disposeConcept } from "../customize/concept.ts";
+import {
+  type AdapterSampling,
+  loraComposite,
+  loraSwitch,
+  regionAdapters,
+} from "../customize/region_adapters.ts";
+import { type Grey, greyPixels } from "../diffusion/condition_images.ts";
+import type { ConditionNetwork } from "../diffusion/conditions.ts";
+import {
+  type Layout,
+  parseLayout,
+  prepareLayout,
+  type ResolvedLayout,
+  resolveLayout,
+} from "../diffusion/layout.ts";
+import { generate } from "../diffusion/pipeline.ts";
+import { loadConcept } from "../formats/concept_file.ts";
+import type { Pixels } from "../io/png.ts";
+import type { Art } from "../micro/art.ts";
+import { renderMask } from "../micro/scenes.ts";
+import { outlineOf } from "../micro/sketch.ts";
+import { loadControlNet } from "../models/controlnet.ts";
+import type { Model } from "../models/model.ts";
+import { loadT2IAdapter } from "../models/t2i_adapter.ts";
+import {
+  type ComposeHow,
+  type ComposeSpec,
+  noiseKey,
+  type SketchObject,
+} from "./specs.ts";
+import { pathOf } from "./store.ts";
+
+/** Outlines of identities on one picture. */
+export function sketchImage(
+  objects: readonly SketchObject[],
+  width: number,
+  height: number,
+  art: Art,
+): Grey {
+  const values = new Float32Array(width * height);
+  for (const { concept, frame, x, y, side } of objects) {
+    const mask = renderMask({
+      side,
+      background: "",
+      texture: 0,
+      objects: [{
+        noun: concept,
+        class: "",
+        design: `train-${frame}`,
+        color: null,
+        size: null,
+        place: "center",
+        x: side / 2,
+        y: side / 2,
+        // A border, so that an outline that fills the square is closed.
+        scale: side - 2,
+        flip: false,
+      }],
+    }, art);
+    outlineOf(mask, side).values.forEach((v, i) => {
+      const [row, column] = [y + Math.floor(i / side), x + i % side];
+      if (v === 0 || row < 0 || column < 0) return;
+      if (row < height && column < width) values[row * width + column] = 1;
+    });
+  }
+  return { width, height, values };
+}
+
+/**
+ * Draws a layout once per noise.
+ *
+ * @param model The model that the spec refers to.
+ * @param spec The spec.
+ * @param from Folder of the store, folders of condition networks, art.
+ */
+export async function compose(
+  model: Model,
+  spec: ComposeSpec,
+  from: {
+    readonly store: string;
+    readonly networks: Readonly<Record<string, string>>;
+    readonly art: Art;
+  },
+): Promise<Pixels[]> {
+  const layout = parseLayout(spec.layout);
+  const sketch = (): Pixels => {
+    const { width, height } = layout.size!;
+    const outlines = sketchImage(spec.sketch ?? [], width, height, from.art);
+    return greyPixels(outlines);
+  };
+  const resolved = await resolveLayout(layout, {
+    read: () => Promise.resolve(sketch()),
+  });
+  const networks = await openNetworks(layout, from.networks);
+  const concepts: Concept[] = [];
+  let sampling: AdapterSampling | undefined;
+  try {
+    for (const id of spec.concepts) {
+      concepts.push(await loadConcept(pathOf.concept(from.store, id), model));
+    }
+    sampling = samplingOf(model, resolved, concepts, spec.how);
+    const { model: own = model, pipeline = {} } = sampling ?? {};
+    const { unet, denoise } = pipeline;
+    const prepared = prepareLayout(own, resolved, {
+      networks,
+      concepts: concepts.map(({ name }) => name),
+      ...(unet ? { regions: () => ({ unet, dispose: () => {} }) } : {}),
+    });
+    try {
+      const count = spec.noise.length;
+      return await generate(own, {
+        ...prepared.options,
+        ...(denoise ? { denoise } : {}),
+        prompts: new Array<string>(count).fill(layout.prompt),
+        key: spec.noise.map(noiseKey),
+        batch: count,
+      });
+    } finally {
+      prepared.dispose();
+    }
+  } finally {
+    sampling?.dispose();
+    concepts.forEach(disposeConcept);
+    disposeTree(Object.values(networks).map(({ params }) => params));
+  }
+}
+
+async function openNetworks(
+  { conditions }: Layout,
+  folders: Readonly<Record<string, string>>,
+): Promise<Record<string, ConditionNetwork>> {
+  const networks: Record<string, ConditionNetwork> = {};
+  for (const { network: name, type } of conditions) {
+    if (networks[name] || !folders[name]) continue;
+    networks[name] = type === "t2i_adapter"
+      ? { type, ...await loadT2IAdapter(folders[name]) }
+      : { type, ...await loadControlNet(folders[name]) };
+  }
+  return networks;
+}
+
+function samplingOf(
+  model: Model,
+  { layout, regions }: ResolvedLayout,
+  concepts: readonly Concept[],
+  how: ComposeHow,
+): AdapterSampling | undefined {
+  const { prompt, negative, regional } = layout;
+  switch (how) {
+    case "model":
+      return undefined;
+    case "switch":
+      return loraSwitch(model, concepts, { prompt, negative });
+    case "composite":
+      return loraComposite(model, concepts, { prompt, negative });
+    case "region-adapters":
+      return regionAdapters(
+        model,
+        regions.map((region, i) => ({
+          ...region,
+          concepts: concepts.filter(({ name }) =>
+            layout.regions[i].concepts.includes(name)
+          ),
+        })),
+        regional,
+      );
+  }
+}

@@ -1,0 +1,396 @@
+/**
+ * The lab: trains, fuses, draws, composes, embeds and measures. Each is a call
+ * from specs to results, memoised by the hash of the spec: what the store has is
+ * read, the rest is worked on by a runner.
+ *
+ * @module
+ */
+import type { BackendName } from "../core/backend.ts";
+import { cannot } from "../core/errors.ts";
+import type { ClipVector } from "../evaluation/clip.ts";
+import type { HeldOutError } from "../evaluation/heldout.ts";
+import { exists, readJson, writeAtomic } from "../io/files.ts";
+import { encodePng, type Pixels } from "../io/png.ts";
+import type { Art } from "../micro/art.ts";
+import { loadConceptArt } from "../micro/concepts.ts";
+import type { Folders } from "./run.ts";
+import { inPlace, localPool, type Runner } from "./runner.ts";
+import type {
+  Ask,
+  ComposeSpec,
+  DrawSpec,
+  EmbedSpec,
+  FuseLog,
+  FuseSpec,
+  HeldOutSpec,
+  LabSpec,
+  ModelRef,
+  PictureSet,
+  TrainLog,
+  TrainSpec,
+} from "./specs.ts";
+import {
+  artHash,
+  folderHash,
+  imageIds,
+  isDone,
+  pathOf,
+  readImage,
+  readVectors,
+  specId,
+} from "./store.ts";
+
+/** Parts of a model folder that shape its numbers. */
+export const MODEL_PARTS: readonly string[] = [
+  "tokenizer",
+  "text_encoder",
+  "unet",
+  "vae",
+  "scheduler",
+];
+
+/** Pictures that are drawn at once. */
+const BATCH = 10;
+
+/** What a call works on. */
+export type Stage = "train" | "fuse" | "draw" | "compose" | "embed" | "heldout";
+
+/** How far a call is. */
+export interface LabRecord {
+  /** The call. */
+  readonly stage: Stage;
+  /** Units done, those found in the store included. */
+  readonly done: number;
+  /** Units of this call. */
+  readonly total: number;
+  /** What is counted. */
+  readonly unit: string;
+}
+
+/** How a lab is opened. */
+export interface LabOptions {
+  /** Folder of the base model. */
+  readonly model: string;
+  /** Folder of the evaluation CLIP; absent where nothing is embedded. */
+  readonly clip?: string;
+  /** Folder of the store. */
+  readonly store: string;
+  /** Folders of condition networks by name. */
+  readonly networks?: Readonly<Record<string, string>>;
+  /** The backend in use, for workers. */
+  readonly backend: BackendName;
+  /** Local workers; 0: in place on the current backend. */
+  readonly workers: number;
+  /** Works on specs. @default in place, or local workers */
+  readonly runner?: Runner;
+  /** Called with progress. */
+  readonly onRecord?: (record: LabRecord) => void;
+}
+
+/** A trained concept. */
+export interface Trained extends TrainLog {
+  /** The base with this concept. */
+  readonly model: Extract<ModelRef, { type: "concept" }>;
+}
+
+/** A fused model. */
+export interface Fused extends FuseLog {
+  /** The model. */
+  readonly model: Extract<ModelRef, { type: "fused" }>;
+}
+
+/** An embedded picture: unit vectors. */
+export interface Embedded {
+  /** Of the whole picture. */
+  readonly whole: ClipVector;
+  /** Of the windows in each of its regions. */
+  readonly regions: readonly (readonly ClipVector[])[];
+}
+
+/** Embedded pictures of a concept: unit vectors. */
+export interface References {
+  /** Of whole pictures. */
+  readonly whole: readonly ClipVector[];
+  /** Of pictures cut to their masks. */
+  readonly masked: readonly ClipVector[];
+}
+
+/** A lab; every call gives its results in the order of what was asked. */
+export interface Lab extends Disposable {
+  /** Folders of models and store. */
+  readonly folders: Folders;
+  /** Hashes of base model, evaluation CLIP, art and condition networks. */
+  readonly hashes: {
+    readonly model: string;
+    readonly clip: string;
+    readonly art: string;
+    readonly networks: Readonly<Record<string, string>>;
+  };
+  /** The art of the embedded world. */
+  readonly art: Art;
+  /** Seconds that each kind of call took so far. */
+  readonly seconds: Readonly<Record<string, number>>;
+  /** Trains concepts. */
+  train(asks: readonly Ask<TrainSpec>[]): Promise<Trained[]>;
+  /** Fuses concepts, a model per ask. */
+  fuse(asks: readonly Ask<FuseSpec>[]): Promise<Fused[]>;
+  /** Draws pictures; gives their names in the store. */
+  draw(asks: readonly Ask<DrawSpec>[]): Promise<string[][]>;
+  /** Draws layouts; gives the pictures' names in the store. */
+  compose(asks: readonly Ask<ComposeSpec>[]): Promise<string[][]>;
+  /** Embeds pictures of the store. */
+  embed(asks: readonly Ask<EmbedSpec>[]): Promise<Embedded[][]>;
+  /** Embeds pictures of concepts. */
+  references(sets: readonly PictureSet[]): Promise<References[]>;
+  /** Embeds lists of texts. */
+  texts(lists: readonly (readonly string[])[]): Promise<ClipVector[][]>;
+  /** Measures held-out denoising errors. */
+  heldout(asks: readonly Ask<HeldOutSpec>[]): Promise<HeldOutError[]>;
+  /** Puts a rendered picture into the store, under the hash of what it shows. */
+  put(what: unknown, render: () => Pixels): Promise<string>;
+  /** A picture of the store. */
+  picture(id: string): Promise<Pixels>;
+}
+
+/**
+ * Opens a lab.
+ *
+ * @param options Folders, where the work runs.
+ * @throws If a folder lacks a part, or the base model is not as it should be.
+ */
+export async function openLab(options: LabOptions): Promise<Lab> {
+  const { model, clip, store, networks, backend, workers } = options;
+  const folders: Folders = { model, clip, store, networks };
+  const art = await loadConceptArt();
+  const hashes = {
+    model: await folderHash(model, MODEL_PARTS),
+    clip: clip ? await folderHash(clip) : "",
+    art: await artHash(art),
+    networks: Object.fromEntries(
+      await Promise.all(
+        Object.entries(networks ?? {}).map(async (
+          [name, folder],
+        ) => [name, await folderHash(folder)] as const),
+      ),
+    ),
+  };
+  const runner = options.runner ??
+    (workers === 0
+      ? await inPlace(folders)
+      : await localPool(folders, backend, workers));
+  const seconds: Record<string, number> = {};
+  const running = new Map<string, Promise<void>>();
+
+  /** Works on the specs that the store lacks; reports as `stage`. */
+  const work = async (
+    stage: Stage,
+    unit: string,
+    specs: readonly LabSpec[],
+    size: (spec: LabSpec) => number,
+  ): Promise<void> => {
+    const before = performance.now();
+    const total = specs.reduce((sum, spec) => sum + size(spec), 0);
+    const shares = specs.map(() => 0);
+    const report = () => {
+      const done = shares.reduce((sum, share) => sum + share, 0);
+      options.onRecord?.({ stage, unit, total, done: Math.floor(done) });
+    };
+    const missing: number[] = [];
+    for (const [i, spec] of specs.entries()) {
+      if (await isDone(store, spec)) shares[i] = size(spec);
+      else missing.push(i);
+    }
+    report();
+    await Promise.all(missing.map(async (i) => {
+      const spec = specs[i], id = await specId(spec);
+      const job = running.get(id) ??
+        runner.run(spec, (done, all) => {
+          shares[i] = Math.min(1, done / all) * size(spec);
+          report();
+        });
+      running.set(id, job);
+      await job;
+      shares[i] = size(spec);
+      report();
+    }));
+    seconds[stage] = (seconds[stage] ?? 0) +
+      (performance.now() - before) / 1000;
+  };
+
+  const { model: base, clip: clipHash, art: artId } = hashes;
+  return {
+    folders,
+    hashes,
+    art,
+    seconds,
+    async train(asks) {
+      const specs = asks.map((ask): TrainSpec => ({
+        kind: "train",
+        base,
+        art: artId,
+        ...ask,
+      }));
+      await work("train", "step", specs, (s) => (s as TrainSpec).config.steps);
+      return await Promise.all(specs.map(async (spec) => {
+        const id = await specId(spec);
+        const log = await readJson<TrainLog>(pathOf.trainLog(store, id));
+        return { ...log, model: { type: "concept", id } };
+      }));
+    },
+    async fuse(asks) {
+      const specs = asks.map((ask): FuseSpec => ({
+        kind: "fuse",
+        base,
+        ...ask,
+      }));
+      await work("fuse", "model", specs, () => 1);
+      return await Promise.all(specs.map(async (spec) => {
+        const id = await specId(spec);
+        const log = await readJson<FuseLog>(pathOf.fuseLog(store, id));
+        return { ...log, model: { type: "fused", id } };
+      }));
+    },
+    async draw(asks) {
+      const specs = asks.map(({ samples, ...ask }) =>
+        batches(samples).map((samples): DrawSpec => ({
+          kind: "draw",
+          base,
+          ...ask,
+          samples,
+        }))
+      );
+      const size = (spec: LabSpec) => (spec as DrawSpec).samples.length;
+      await work("draw", "image", specs.flat(), size);
+      return await Promise.all(
+        specs.map(async (own) => (await Promise.all(own.map(imageIds))).flat()),
+      );
+    },
+    async compose(asks) {
+      const specs = asks.map((ask): ComposeSpec => ({
+        kind: "compose",
+        base,
+        art: artId,
+        // Layouts without conditions do not depend on networks.
+        networks: ask.layout.conditions?.length ? hashes.networks : {},
+        ...ask,
+      }));
+      const size = (spec: LabSpec) => (spec as ComposeSpec).noise.length;
+      await work("compose", "image", specs, size);
+      return await Promise.all(specs.map(imageIds));
+    },
+    async embed(asks) {
+      const specs = asks.map((ask) =>
+        batches(ask.images).map((images, i): EmbedSpec => ({
+          kind: "embed",
+          clip: clipHash,
+          ...ask,
+          images,
+          regions: ask.regions.slice(i * BATCH, i * BATCH + images.length),
+        }))
+      );
+      const size = (spec: LabSpec) => (spec as EmbedSpec).images.length;
+      await work("embed", "image", specs.flat(), size);
+      return await Promise.all(specs.map(async (own) => {
+        const parts = await Promise.all(own.map(async (spec) => {
+          const lists = await vectorsOf(store, spec);
+          return spec.images.map((_, i): Embedded => ({
+            whole: lists.get("whole")![i],
+            regions: spec.regions[i].map((_, r) => lists.get(`${i}.${r}`)!),
+          }));
+        }));
+        return parts.flat();
+      }));
+    },
+    async references(sets) {
+      const specs = sets.map((pictures): LabSpec => ({
+        kind: "references",
+        clip: clipHash,
+        art: artId,
+        pictures,
+      }));
+      await work("embed", "set", specs, () => 1);
+      return await Promise.all(specs.map(async (spec) => {
+        const lists = await vectorsOf(store, spec);
+        return { whole: lists.get("whole")!, masked: lists.get("masked")! };
+      }));
+    },
+    async texts(lists) {
+      const specs = lists.map((texts): LabSpec => ({
+        kind: "texts",
+        clip: clipHash,
+        texts,
+      }));
+      await work("embed", "list", specs, () => 1);
+      return await Promise.all(
+        specs.map(async (spec) => (await vectorsOf(store, spec)).get("texts")!),
+      );
+    },
+    async heldout(asks) {
+      const specs = asks.map((ask): HeldOutSpec => ({
+        kind: "heldout",
+        base,
+        art: artId,
+        ...ask,
+      }));
+      await work("heldout", "model", specs, () => 1);
+      return await Promise.all(
+        specs.map(async (spec) =>
+          await readJson<HeldOutError>(
+            pathOf.heldout(store, await specId(spec)),
+          )
+        ),
+      );
+    },
+    async put(what, render) {
+      const id = await specId({ kind: "rendered", art: artId, what });
+      const path = pathOf.image(store, id);
+      if (!await exists(path)) await writeAtomic(path, encodePng(render()));
+      return id;
+    },
+    picture: (id) => readImage(store, id),
+    [Symbol.dispose]: () => runner[Symbol.dispose](),
+  };
+}
+
+/** Parts of a list that are worked on at once. */
+function batches<T>(list: readonly T[]): T[][] {
+  return Array.from(
+    { length: Math.ceil(list.length / BATCH) },
+    (_, i) => list.slice(i * BATCH, (i + 1) * BATCH),
+  );
+}
+
+async function vectorsOf(
+  store: string,
+  spec: LabSpec,
+): Promise<Map<string, ClipVector[]>> {
+  return await readVectors(pathOf.embedding(store, await specId(spec)));
+}
+
+/**
+ * Opens a lab, uses it, and closes it.
+ *
+ * @param options Folders, where the work runs.
+ * @param use What is done with the lab.
+ * @returns What `use` gives.
+ * @throws If the model or the CLIP changed meanwhile: customised models are
+ * judged by the CLIP that was there before them.
+ */
+export async function withLab<T>(
+  options: LabOptions,
+  use: (lab: Lab) => Promise<T>,
+): Promise<T> {
+  using lab = await openLab(options);
+  const result = await use(lab);
+  if (
+    await folderHash(options.model, MODEL_PARTS) !== lab.hashes.model ||
+    (options.clip && await folderHash(options.clip) !== lab.hashes.clip)
+  ) {
+    throw cannot(
+      "finish an experiment",
+      "the model and the CLIP that it began with",
+      "changed files",
+    );
+  }
+  return result;
+}

@@ -1,0 +1,421 @@
+/**
+ * Works on specs: one function per kind. Results go to the store. The same code
+ * runs in a worker and in place.
+ *
+ * @module
+ */
+import * as tf from "@tensorflow/tfjs";
+import { BACKENDS } from "../core/backend.ts";
+import { cannot } from "../core/errors.ts";
+import { finish } from "../core/finish.ts";
+import { type Concept, disposeConcept } from "../customize/concept.ts";
+import {
+  encodeData,
+  type Example,
+  type TrainData,
+} from "../customize/dataset.ts";
+import { fillCaption } from "../customize/captions.ts";
+import { method, startConcept } from "../customize/methods.ts";
+import { customize } from "../customize/train.ts";
+import { generate } from "../diffusion/pipeline.ts";
+import {
+  type ClipModel,
+  type ClipVector,
+  disposeClip,
+  embedImages,
+  embedTexts,
+  loadClip,
+} from "../evaluation/clip.ts";
+import { squareAround, windows } from "../evaluation/crops.ts";
+import { heldOutError } from "../evaluation/heldout.ts";
+import { type Box, crop, resize } from "../evaluation/preprocess.ts";
+import { loadConcept, saveConcept } from "../formats/concept_file.ts";
+import { fuse } from "../fusion/gradient.ts";
+import { weightFusion } from "../fusion/weight.ts";
+import { writeAtomic, writeJson } from "../io/files.ts";
+import { encodePng, type Pixels } from "../io/png.ts";
+import type { Art } from "../micro/art.ts";
+import {
+  conceptImages,
+  loadConceptArt,
+  otherDesignImage,
+  PLACEHOLDER,
+} from "../micro/concepts.ts";
+import { boxMask } from "../micro/in_domain.ts";
+import { disposeModel, loadModel, type Model } from "../models/model.ts";
+import { compose } from "./compose.ts";
+import { saveFused, withModel } from "./model_ref.ts";
+import {
+  conceptKey,
+  type EmbedSpec,
+  type FusedLayer,
+  type FuseLog,
+  type FuseSpec,
+  type HeldOutSpec,
+  type LabSpec,
+  noiseKey,
+  type PictureSet,
+  type ReferenceSpec,
+  type TrainLog,
+  type TrainSpec,
+} from "./specs.ts";
+import {
+  canonicalJson,
+  imageIds,
+  isDone,
+  pathOf,
+  readImage,
+  specId,
+  writeVectors,
+} from "./store.ts";
+
+/** Where models and results are; plain data. */
+export interface Folders {
+  /** Folder of the base model. */
+  readonly model: string;
+  /** Folder of the evaluation CLIP; absent where nothing is scored. */
+  readonly clip?: string;
+  /** Folder of the store. */
+  readonly store: string;
+  /** Folders of condition networks, by the names that layouts use. */
+  readonly networks?: Readonly<Record<string, string>>;
+}
+
+/** Tells how far a spec is. */
+export type Tell = (done: number, total: number) => void;
+
+/** Opened models that specs are worked on with. */
+export interface Bench extends Disposable {
+  /**
+   * Works on a spec, unless the store has its result.
+   *
+   * @param spec The spec.
+   * @param tell Called as it goes.
+   */
+  run(spec: LabSpec, tell?: Tell): Promise<void>;
+}
+
+/** What a spec is worked on with. */
+interface Open {
+  readonly base: Model;
+  readonly store: string;
+  readonly networks: Readonly<Record<string, string>>;
+  readonly clip: () => Promise<ClipModel>;
+  readonly art: () => Promise<Art>;
+  /** Pictures of a concept as the model encodes them. */
+  readonly encoded: (set: PictureSet) => Promise<TrainData>;
+}
+
+/**
+ * Opens models on the current tfjs backend.
+ *
+ * @param folders Where they are; the CLIP and the art are read when needed.
+ * @throws If the base model is missing, truncated or misshapen.
+ */
+export async function openBench(folders: Folders): Promise<Bench> {
+  const { store, networks = {} } = folders;
+  const base = await loadModel(folders.model);
+  let clip: ClipModel | undefined;
+  let art: Art | undefined;
+  // Plain numbers, and every model of an arm is measured on the same pictures.
+  const encoded = new Map<string, TrainData>();
+  const open: Open = {
+    base,
+    store,
+    networks,
+    async clip() {
+      if (!folders.clip) throw cannot("embed", "a CLIP folder", "none");
+      return clip ??= await loadClip(folders.clip);
+    },
+    async art() {
+      return art ??= await loadConceptArt();
+    },
+    async encoded(set) {
+      const name = canonicalJson(set);
+      const data = encoded.get(name) ??
+        await encodeData(base, await examplesOf(open, set), { batch: 12 });
+      encoded.set(name, data);
+      return data;
+    },
+  };
+  return {
+    async run(spec, tell = () => {}) {
+      if (!await isDone(store, spec)) await work(open, spec, tell);
+    },
+    [Symbol.dispose]() {
+      disposeModel(base);
+      if (clip) disposeClip(clip);
+    },
+  };
+}
+
+async function work(open: Open, spec: LabSpec, tell: Tell): Promise<void> {
+  switch (spec.kind) {
+    case "train":
+      return await train(open, spec, tell);
+    case "fuse":
+      return await fuseConcepts(open, spec, tell);
+    case "draw": {
+      const { samples, sampling } = spec;
+      const images = await withModel(
+        open.base,
+        open.store,
+        spec.model,
+        (m) =>
+          generate(m, {
+            ...sampling,
+            prompts: samples.map(({ text }) => text),
+            key: samples.map(({ noise }) => noiseKey(noise)),
+            batch: samples.length,
+          }),
+      );
+      return await saveImages(open.store, await imageIds(spec), images);
+    }
+    case "compose": {
+      const { base, store, networks } = open;
+      const images = await withModel(
+        base,
+        store,
+        spec.model,
+        async (m) =>
+          await compose(m, spec, { store, networks, art: await open.art() }),
+      );
+      return await saveImages(store, await imageIds(spec), images);
+    }
+    case "embed":
+      return await embed(open, spec, tell);
+    case "references":
+      return await embedReferences(open, spec);
+    case "texts":
+      return await saveVectors(open, spec, [
+        ["texts", await embedTexts(await open.clip(), spec.texts)],
+      ]);
+    case "heldout":
+      return await heldOut(open, spec);
+  }
+}
+
+async function saveImages(
+  store: string,
+  ids: readonly string[],
+  images: readonly Pixels[],
+): Promise<void> {
+  for (const [i, id] of ids.entries()) {
+    await writeAtomic(pathOf.image(store, id), encodePng(images[i]));
+  }
+}
+
+async function saveVectors(
+  { store }: Open,
+  spec: LabSpec,
+  lists: readonly (readonly [string, readonly ClipVector[]])[],
+): Promise<void> {
+  await writeVectors(pathOf.embedding(store, await specId(spec)), lists);
+}
+
+/** Pictures of a concept as training examples. */
+async function examplesOf(open: Open, set: PictureSet): Promise<Example[]> {
+  const caption = (text: string) => [text.replaceAll(PLACEHOLDER, "{}")];
+  if (set.of === "drawn") {
+    return await Promise.all(set.pictures.map(async (picture) => {
+      const pixels = await readImage(open.store, picture.image);
+      const { width, height } = pixels;
+      const data = [...boxMask(picture.box, width)];
+      const captions = caption(picture.caption);
+      return { pixels, captions, mask: { width, height, data } };
+    }));
+  }
+  const art = await open.art();
+  const images = set.of === "art"
+    ? conceptImages(set.concept, set.set, art)
+    : Array.from(
+      { length: LOOKALIKE_IMAGES },
+      (_, i) => otherDesignImage(set.concept, set.design, i, art),
+    );
+  return images.map(({ image, mask, scene: { side }, caption: text }) => ({
+    pixels: { width: side, height: side, channels: 3, data: image },
+    captions: caption(text),
+    mask: {
+      width: side,
+      height: side,
+      data: Array.from(mask, (alpha) => alpha > 0.5 ? 1 : 0),
+    },
+  }));
+}
+
+/** Pictures that stand for a look-alike. */
+const LOOKALIKE_IMAGES = 10;
+
+async function train(open: Open, spec: TrainSpec, tell: Tell): Promise<void> {
+  const { base, store } = open;
+  const id = await specId(spec);
+  const data = await open.encoded(spec.pictures);
+  const how = method(spec.method, spec.preset, spec.config);
+  const started = await startConcept(base, how, {
+    name: spec.concept,
+    classWord: spec.classWord,
+    key: conceptKey(spec.seed, spec.concept),
+    rank: spec.rank,
+  });
+  const losses: number[] = [];
+  const before = performance.now();
+  let trained: Concept | undefined;
+  const state = pathOf.trainState(store, id, tf.getBackend());
+  await Deno.mkdir(state.slice(0, state.lastIndexOf("/")), {
+    recursive: true,
+  });
+  try {
+    trained = await customize(base, started, data, how.train, {
+      checkpoint: state,
+      every: 100,
+      onRecord({ step, total, loss }) {
+        losses.push(loss);
+        tell(step + 1, total);
+      },
+    });
+    const log: TrainLog = {
+      concept: spec.concept,
+      method: spec.method,
+      steps: how.train.steps,
+      losses: tenths(losses),
+      seconds: (performance.now() - before) / 1000,
+      phrase: started.phrase,
+    };
+    await writeJson(pathOf.trainLog(store, id), log);
+    await saveConcept(pathOf.concept(store, id), trained, base);
+    // Also what a run on another backend has left of it.
+    for (const backend of BACKENDS) {
+      await Deno.remove(pathOf.trainState(store, id, backend)).catch(() => {});
+    }
+  } finally {
+    disposeConcept(started);
+    if (trained) disposeConcept(trained);
+  }
+}
+
+/** Means of ten parts of a run. */
+function tenths(values: readonly number[]): number[] {
+  const parts = Math.min(10, values.length);
+  return Array.from({ length: parts }, (_, i) => {
+    const part = values.slice(
+      Math.floor(i * values.length / parts),
+      Math.floor((i + 1) * values.length / parts),
+    );
+    return part.reduce((a, b) => a + b, 0) / part.length;
+  });
+}
+
+async function fuseConcepts(
+  { base, store }: Open,
+  spec: FuseSpec,
+  tell: Tell,
+): Promise<void> {
+  const id = await specId(spec);
+  const concepts: Concept[] = [];
+  const layers: FusedLayer[] = [];
+  let fused: Model | undefined;
+  try {
+    for (const one of spec.concepts) {
+      concepts.push(await loadConcept(pathOf.concept(store, one), base));
+    }
+    const before = performance.now();
+    const { how } = spec;
+    if (how.type === "weight") {
+      fused = weightFusion(base, concepts, { lambda: how.lambda });
+    } else {
+      const key = noiseKey([spec.seed, "fusion"]);
+      const run = fuse(base, concepts, { ...how.settings, key });
+      fused = await finish(run, (record) => {
+        if (record.type !== "layer") return;
+        tell(record.index, record.total);
+        layers.push({
+          stage: record.stage,
+          layer: record.layer,
+          rows: record.rows,
+          features: record.features,
+          before: record.lossBefore,
+          after: record.lossAfter,
+          average: record.lossWeightFusion,
+        });
+      });
+    }
+    const log: FuseLog = {
+      concepts: concepts.map(({ name }) => name),
+      seconds: (performance.now() - before) / 1000,
+      layers,
+    };
+    await writeJson(pathOf.fuseLog(store, id), log);
+    await saveFused(pathOf.fused(store, id), base, fused);
+  } finally {
+    concepts.forEach(disposeConcept);
+    if (fused) disposeModel(fused, base);
+  }
+}
+
+/** The box of a share of a picture, whole pixels. */
+function pixelBox(share: Box, { width, height }: Pixels): Box {
+  const x = Math.round(share.x * width), y = Math.round(share.y * height);
+  const right = Math.round((share.x + share.width) * width);
+  const bottom = Math.round((share.y + share.height) * height);
+  return {
+    x,
+    y,
+    width: Math.min(width, right) - x,
+    height: Math.min(height, bottom) - y,
+  };
+}
+
+/** Embeds `whole` [pictures, d] and `PICTURE.REGION` [windows, d]. */
+async function embed(open: Open, spec: EmbedSpec, tell: Tell): Promise<void> {
+  const clip = await open.clip();
+  const side = clip.config.vision_config.image_size;
+  const images = await Promise.all(
+    spec.images.map((id) => readImage(open.store, id)),
+  );
+  // Squashed, not cropped: a wide picture's outer regions count as well.
+  const wholes = images.map((image) =>
+    image.width === image.height ? image : resize(image, side, side)
+  );
+  const lists: [string, ClipVector[]][] = [
+    ["whole", await embedImages(clip, wholes)],
+  ];
+  for (const [i, image] of images.entries()) {
+    for (const [r, share] of spec.regions[i].entries()) {
+      const views = windows(image.width, image.height, {
+        ...spec.windows,
+        region: pixelBox(share, image),
+      }).map((box) => crop(image, box));
+      lists.push([`${i}.${r}`, await embedImages(clip, views)]);
+    }
+    tell(i + 1, images.length);
+  }
+  await saveVectors(open, spec, lists);
+}
+
+/** Embeds `whole` and `masked`, [pictures, d] each. */
+async function embedReferences(open: Open, spec: ReferenceSpec): Promise<void> {
+  const clip = await open.clip();
+  const examples = await examplesOf(open, spec.pictures);
+  const whole = examples.map(({ pixels }) => pixels);
+  const cut = examples.map(({ pixels, mask }) =>
+    crop(pixels, squareAround(Float32Array.from(mask!.data), pixels.width))
+  );
+  await saveVectors(open, spec, [
+    ["whole", await embedImages(clip, whole)],
+    ["masked", await embedImages(clip, cut)],
+  ]);
+}
+
+async function heldOut(open: Open, spec: HeldOutSpec): Promise<void> {
+  const { base, store } = open;
+  const data = await open.encoded(spec.pictures);
+  const prompts = data.captions.map(([c]) => fillCaption(c, spec.phrase));
+  const key = noiseKey(spec.noise);
+  const error = await withModel(
+    base,
+    store,
+    spec.model,
+    (model) => heldOutError(model, data, prompts, { key }),
+  );
+  await writeJson(pathOf.heldout(store, await specId(spec)), error);
+}

@@ -1,0 +1,292 @@
+/**
+ * What the lab can be asked for, as plain data. A spec says all that shapes its
+ * result: its hash names the result, any worker may work on it, and working on
+ * it again gives the same.
+ *
+ * @module
+ */
+import { fold, type Key, key } from "../core/random.ts";
+import type { TargetName } from "../customize/lora.ts";
+import type { MethodName, Preset } from "../customize/methods.ts";
+import type { TrainConfig } from "../customize/train.ts";
+import type { LayoutInput } from "../diffusion/layout.ts";
+import type { SamplerName } from "../diffusion/samplers.ts";
+import type { Box } from "../evaluation/preprocess.ts";
+
+/** How pictures are drawn. */
+export interface SamplingSettings {
+  /** The sampler. */
+  readonly sampler: SamplerName;
+  /** Sampling steps. */
+  readonly steps: number;
+  /** Scale of classifier-free guidance. */
+  readonly guidance: number;
+  /** Negative prompt, the same for all pictures. */
+  readonly negative: string;
+}
+
+/** How concepts are fused by gradient. */
+export interface GradientSettings {
+  /** How least squares are solved. */
+  readonly method: "closed" | "lbfgs";
+  /** Relative to the mean of the Gram matrix's diagonal. */
+  readonly ridge: number;
+  /** Prompts that features come from. */
+  readonly templates: readonly string[];
+  /** Sampling steps of the run in which spatial layers are observed. */
+  readonly steps: number;
+  /** Pictures per concept in that run. */
+  readonly images: number;
+  /** Layers fused by gradient. */
+  readonly layers: TargetName;
+}
+
+/** What noise is drawn for; the first entry is the seed. */
+export type Noise = readonly (string | number)[];
+
+/** A picture of the store that shows a concept. */
+export interface DrawnPicture {
+  /** Its name in the store. */
+  readonly image: string;
+  /** A caption with the placeholder in the concept's place. */
+  readonly caption: string;
+  /** Where the concept is, in pixels. */
+  readonly box: Box;
+}
+
+/** Pictures of a concept with captions and masks. */
+export type PictureSet =
+  | {
+    readonly of: "art";
+    /** Proper name of the identity. */
+    readonly concept: string;
+    /** Which block of its frames. */
+    readonly set: "train" | "reference";
+  }
+  | {
+    readonly of: "look-alike";
+    /** Proper name of the identity. */
+    readonly concept: string;
+    /** Style word of another design of it. */
+    readonly design: string;
+  }
+  | { readonly of: "drawn"; readonly pictures: readonly DrawnPicture[] };
+
+/** Trains one concept. */
+export interface TrainSpec {
+  readonly kind: "train";
+  /** Hash of the base model. */
+  readonly base: string;
+  /** Hash of the art. */
+  readonly art: string;
+  /** Proper name of the concept. */
+  readonly concept: string;
+  /** Class word. */
+  readonly classWord: string;
+  /** What it is trained on. */
+  readonly pictures: PictureSet;
+  readonly method: MethodName;
+  readonly preset: Preset;
+  /** Rank of the adapters. */
+  readonly rank: number;
+  /** Whole configuration; its seed is made of `seed` and the concept. */
+  readonly config: TrainConfig;
+  /** Seed of the first parameters. */
+  readonly seed: number;
+}
+
+/** Fuses concepts into one model. */
+export interface FuseSpec {
+  readonly kind: "fuse";
+  readonly base: string;
+  /** Names of trained concepts in the store, in order. */
+  readonly concepts: readonly string[];
+  readonly how:
+    | { readonly type: "weight"; readonly lambda: number }
+    | { readonly type: "gradient"; readonly settings: GradientSettings };
+  readonly seed: number;
+}
+
+/** A model: the base, the base with a concept, or a fused one. */
+export type ModelRef =
+  | { readonly type: "base" }
+  | {
+    readonly type: "concept";
+    /** Name of the concept in the store. */
+    readonly id: string;
+    /** Strength α of its adapter. @default 1 */
+    readonly alpha?: number;
+  }
+  | {
+    readonly type: "fused";
+    /** Name of the fused model in the store. */
+    readonly id: string;
+  };
+
+/** One picture to draw. */
+export interface Sample {
+  /** The prompt; concepts stand in it with their tokens. */
+  readonly text: string;
+  /** What its noise is drawn for: the same for all models that are compared. */
+  readonly noise: Noise;
+}
+
+/** Draws pictures from one model. */
+export interface DrawSpec {
+  readonly kind: "draw";
+  readonly base: string;
+  readonly model: ModelRef;
+  readonly samples: readonly Sample[];
+  readonly sampling: SamplingSettings;
+}
+
+/** How the concepts of a layout come into the picture. */
+export type ComposeHow =
+  /** The model has them: the layout is drawn as it stands. */
+  | "model"
+  /** Adapters inside their regions, not fused. */
+  | "region-adapters"
+  | "switch"
+  | "composite";
+
+/** An outline in a sketch: a frame of an identity in a square. */
+export interface SketchObject {
+  /** Proper name. */
+  readonly concept: string;
+  /** Which of its training frames. */
+  readonly frame: number;
+  /** Left edge of the square, pixels. */
+  readonly x: number;
+  /** Top edge, pixels. */
+  readonly y: number;
+  /** Side of the square, pixels. */
+  readonly side: number;
+}
+
+/** Draws one layout with several noises. */
+export interface ComposeSpec {
+  readonly kind: "compose";
+  readonly base: string;
+  readonly art: string;
+  /** The model for `how: "model"`, else the base. */
+  readonly model: ModelRef;
+  readonly how: ComposeHow;
+  /** Names of trained concepts in the store that the model lacks. */
+  readonly concepts: readonly string[];
+  readonly layout: LayoutInput;
+  /** What the condition image "sketch" shows. */
+  readonly sketch?: readonly SketchObject[];
+  /** Hashes of condition networks by name. */
+  readonly networks: Readonly<Record<string, string>>;
+  /** A picture each. */
+  readonly noise: readonly Noise[];
+}
+
+/** Embeds pictures of the store: whole, and windows in regions of them. */
+export interface EmbedSpec {
+  readonly kind: "embed";
+  /** Hash of the evaluation CLIP. */
+  readonly clip: string;
+  /** Names of pictures in the store. */
+  readonly images: readonly string[];
+  /** Regions of each picture, as shares of it. */
+  readonly regions: readonly (readonly Box[])[];
+  /** Sides and steps of the windows. @default those of `windows` */
+  readonly windows?: {
+    readonly sides: readonly number[];
+    readonly step: number;
+  };
+}
+
+/** Embeds pictures of a concept: whole, and cut to their masks. */
+export interface ReferenceSpec {
+  readonly kind: "references";
+  readonly clip: string;
+  readonly art: string;
+  readonly pictures: PictureSet;
+}
+
+/** Embeds texts. */
+export interface TextSpec {
+  readonly kind: "texts";
+  readonly clip: string;
+  readonly texts: readonly string[];
+}
+
+/** Measures the denoising error on pictures that were not trained on. */
+export interface HeldOutSpec {
+  readonly kind: "heldout";
+  readonly base: string;
+  readonly art: string;
+  readonly model: ModelRef;
+  readonly pictures: PictureSet;
+  /** What stands for the concept in captions. */
+  readonly phrase: string;
+  /** What its noise is drawn for: the same for all models that are compared. */
+  readonly noise: Noise;
+}
+
+/** Anything the lab can be asked for. */
+export type LabSpec =
+  | TrainSpec
+  | FuseSpec
+  | DrawSpec
+  | ComposeSpec
+  | EmbedSpec
+  | ReferenceSpec
+  | TextSpec
+  | HeldOutSpec;
+
+/** A spec as an experiment writes it: hashes are added by the lab. */
+export type Ask<S extends LabSpec> = Omit<
+  S,
+  "kind" | "base" | "art" | "clip" | "networks"
+>;
+
+/** A trained concept's log. */
+export interface TrainLog {
+  readonly concept: string;
+  readonly method: MethodName;
+  readonly steps: number;
+  /** Mean loss of each tenth of the steps that the last attempt did. */
+  readonly losses: readonly number[];
+  /** Seconds of training in the last attempt. */
+  readonly seconds: number;
+  /** How it stands in prompts. */
+  readonly phrase: string;
+}
+
+/** A fused model's log. */
+export interface FuseLog {
+  readonly concepts: readonly string[];
+  readonly seconds: number;
+  /** Layers fitted by gradient fusion; empty for weight fusion. */
+  readonly layers: readonly FusedLayer[];
+}
+
+/** How one layer was fitted. */
+export interface FusedLayer {
+  readonly stage: string;
+  readonly layer: string;
+  readonly rows: number;
+  readonly features: number;
+  /** Mean squared feature error of W₀, of the fused and of the averaged weight. */
+  readonly before: number;
+  readonly after: number;
+  readonly average: number;
+}
+
+/** The key of a training run's first parameters; concepts draw independently. */
+export function conceptKey(seed: number, concept: string): Key {
+  return fold(key(seed), "concept", concept);
+}
+
+/** The seed of a training run's noise and order: the same for all methods. */
+export function trainSeed(seed: number, concept: string): number {
+  return fold(key(seed), "train", concept)[0];
+}
+
+/** The key of a picture's noise. */
+export function noiseKey([seed, ...purpose]: Noise): Key {
+  return fold(key(Number(seed)), "sample", ...purpose);
+}

@@ -1,0 +1,226 @@
+/**
+ * A store of results: what shaped a result is hashed, and the hash is its name.
+ * What is in the store is never done again, so a killed run continues, and two
+ * runs share what they have in common.
+ *
+ * @module
+ */
+import { sha256 } from "../core/hash.ts";
+import type { ClipVector } from "../evaluation/clip.ts";
+import { exists, joinPath } from "../io/files.ts";
+import { decodePng, type Pixels } from "../io/png.ts";
+import {
+  encodeFloat,
+  openSafetensors,
+  toFloat32,
+  writeSafetensors,
+} from "../io/safetensors.ts";
+import type { Art } from "../micro/art.ts";
+import type { ComposeSpec, DrawSpec, LabSpec } from "./specs.ts";
+
+/** Raised whenever a change of code changes numbers: old results are left. */
+export const CODE_VERSION = 2;
+
+/**
+ * JSON in one way only: keys in order, no white space, `undefined` left out.
+ *
+ * @param value Plain data.
+ */
+export function canonicalJson(value: unknown): string {
+  const ordered = (node: unknown): unknown => {
+    if (Array.isArray(node)) return node.map(ordered);
+    if (typeof node !== "object" || node === null) return node;
+    return Object.fromEntries(
+      Object.entries(node).filter(([, v]) => v !== undefined)
+        .sort(([a], [b]) => a < b ? -1 : 1)
+        .map(([key, v]) => [key, ordered(v)]),
+    );
+  };
+  return JSON.stringify(ordered(value));
+}
+
+/**
+ * The name of a result: SHA-256 of the canonical JSON of what shaped it.
+ *
+ * @param spec Plain data.
+ */
+export async function specId(spec: unknown): Promise<string> {
+  return await sha256(canonicalJson({ code: CODE_VERSION, spec }));
+}
+
+/**
+ * The names of the pictures that a spec draws: each by itself, so that a longer
+ * list shares those of a shorter one.
+ *
+ * @param spec What draws them.
+ */
+export async function imageIds(
+  spec: DrawSpec | ComposeSpec,
+): Promise<string[]> {
+  if (spec.kind === "draw") {
+    const { samples, ...rest } = spec;
+    return await Promise.all(
+      samples.map((sample) => specId({ ...rest, sample })),
+    );
+  }
+  const { noise: all, ...rest } = spec;
+  return await Promise.all(all.map((noise) => specId({ ...rest, noise })));
+}
+
+/**
+ * SHA-256 over the files of a folder, by name: the identity of a model.
+ *
+ * @param folder The folder.
+ * @param parts Subfolders or files of it that count. @default all
+ * @throws If a part is missing.
+ */
+export async function folderHash(
+  folder: string,
+  parts: readonly string[] = [""],
+): Promise<string> {
+  // `models/micro/` is the same folder as `models/micro`.
+  const root = folder.replace(/(?<=.)\/+$/, "");
+  const files: string[] = [];
+  const visit = async (path: string) => {
+    const { isDirectory } = await Deno.stat(path);
+    if (!isDirectory) return void files.push(path);
+    for await (const { name } of Deno.readDir(path)) {
+      if (!name.startsWith(".")) await visit(joinPath(path, name));
+    }
+  };
+  for (const part of parts) await visit(joinPath(root, part));
+  const hashes: [string, string][] = [];
+  for (const file of files.sort()) {
+    hashes.push([
+      file.slice(root.length),
+      await sha256(await Deno.readFile(file)),
+    ]);
+  }
+  return await sha256(canonicalJson(hashes));
+}
+
+/**
+ * SHA-256 of all sprites and their names: part of the name of what is rendered.
+ *
+ * @param art Loaded art.
+ */
+export async function artHash(art: Pick<Art, "sprites">): Promise<string> {
+  const hashes: [string, string][] = [];
+  for (const [name, { data }] of art.sprites) {
+    hashes.push([name, await sha256(Uint8Array.from(data))]);
+  }
+  return await sha256(canonicalJson(hashes.sort(([a], [b]) => a < b ? -1 : 1)));
+}
+
+/** Where results lie below the store's folder. */
+export const pathOf = {
+  concept: (store: string, id: string): string =>
+    joinPath(store, "concepts", `${id}.safetensors`),
+  trainLog: (store: string, id: string): string =>
+    joinPath(store, "concepts", `${id}.json`),
+  // One per backend: their rounding differs, and a run continues only its own.
+  trainState: (store: string, id: string, backend: string): string =>
+    joinPath(store, "concepts", `${id}.${backend}.state`),
+  fused: (store: string, id: string): string =>
+    joinPath(store, "fused", `${id}.safetensors`),
+  fuseLog: (store: string, id: string): string =>
+    joinPath(store, "fused", `${id}.json`),
+  image: (store: string, id: string): string =>
+    joinPath(store, "images", id.slice(0, 2), `${id}.png`),
+  embedding: (store: string, id: string): string =>
+    joinPath(store, "embeddings", `${id}.safetensors`),
+  heldout: (store: string, id: string): string =>
+    joinPath(store, "heldout", `${id}.json`),
+} as const;
+
+/** The files of a spec's result; the last one written is among them. */
+async function filesOf(store: string, spec: LabSpec): Promise<string[]> {
+  if (spec.kind === "draw" || spec.kind === "compose") {
+    return (await imageIds(spec)).map((id) => pathOf.image(store, id));
+  }
+  const id = await specId(spec);
+  switch (spec.kind) {
+    case "train":
+      return [pathOf.concept(store, id), pathOf.trainLog(store, id)];
+    case "fuse":
+      return [pathOf.fused(store, id), pathOf.fuseLog(store, id)];
+    case "heldout":
+      return [pathOf.heldout(store, id)];
+    default:
+      return [pathOf.embedding(store, id)];
+  }
+}
+
+/**
+ * Whether the store has the whole result of a spec.
+ *
+ * @param store Its folder.
+ * @param spec The spec.
+ */
+export async function isDone(store: string, spec: LabSpec): Promise<boolean> {
+  for (const file of await filesOf(store, spec)) {
+    if (!await exists(file)) return false;
+  }
+  return true;
+}
+
+/**
+ * A picture of the store.
+ *
+ * @param store Its folder.
+ * @param id The picture's name.
+ */
+export async function readImage(store: string, id: string): Promise<Pixels> {
+  return decodePng(await Deno.readFile(pathOf.image(store, id)));
+}
+
+/**
+ * Writes lists of unit vectors, each list as one tensor F32 [n, d].
+ *
+ * @param path File.
+ * @param lists Lists by name, none of them empty.
+ */
+export async function writeVectors(
+  path: string,
+  lists: readonly (readonly [string, readonly ClipVector[]])[],
+): Promise<void> {
+  await writeSafetensors(
+    path,
+    lists.map(([name, rows]) => {
+      const width = rows[0].length;
+      const values = new Float32Array(rows.length * width);
+      rows.forEach((row, i) => values.set(row, i * width));
+      const data = encodeFloat(values, "F32");
+      return [name, { dtype: "F32", shape: [rows.length, width], data }];
+    }),
+  );
+}
+
+/**
+ * Reads what {@linkcode writeVectors} wrote.
+ *
+ * @param path File.
+ */
+export async function readVectors(
+  path: string,
+): Promise<Map<string, ClipVector[]>> {
+  const file = await openSafetensors(path);
+  try {
+    const lists = new Map<string, ClipVector[]>();
+    for (const name of file.entries.keys()) {
+      const raw = await file.read(name);
+      const values = toFloat32(raw);
+      const [n, width] = raw.shape;
+      lists.set(
+        name,
+        Array.from(
+          { length: n },
+          (_, i) => values.slice(i * width, (i + 1) * width),
+        ),
+      );
+    }
+    return lists;
+  } finally {
+    file.close();
+  }
+}
