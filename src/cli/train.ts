@@ -218,6 +218,8 @@ function checkRates(request: TrainRequest, { adapter }: Concept): void {
     "--lr-text": [request.lrText, adapter.textEncoder.size],
     "--lr-unet": [request.lrUnet, adapter.unet.size],
     "--rank": [request.rank, adapter.textEncoder.size + adapter.unet.size],
+    // Class captions do not call the concept: its tokens learn nothing of them.
+    "--prior": [request.prior, adapter.textEncoder.size + adapter.unet.size],
   } as const;
   for (const [name, [value, layers]] of Object.entries(parts)) {
     if (value === undefined || layers > 0) continue;
