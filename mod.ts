@@ -580,6 +580,29 @@ export {
   type WindowOptions,
   windows,
 } from "./src/evaluation/crops.ts";
+export {
+  corrupt,
+  type Corruption,
+  CORRUPTIONS,
+  type MaskedPicture,
+} from "./src/evaluation/corruptions.ts";
+export type { Evaluator } from "./src/evaluation/evaluator.ts";
+export {
+  checkEvaluator,
+  type Embed,
+  EVALUATOR_FLOORS,
+  type EvaluatorCheck,
+  type EvaluatorSet,
+  type TestedIdentity,
+} from "./src/evaluation/evaluator_check.ts";
+export {
+  HELDOUT_TIMESTEPS,
+  type HeldOutError,
+  heldOutError,
+  type HeldOutOptions,
+  keptShare,
+} from "./src/evaluation/heldout.ts";
+export type { PromptSyntax } from "./src/models/prompts.ts";
 export { type Preprocess, preprocess } from "./src/evaluation/preprocess.ts";
 export {
   centroid,
@@ -800,6 +823,7 @@ export { type Subject, subjects } from "./src/experiments/subjects.ts";
 export {
   bestLambdas,
   sweep,
+  type SweepArm,
   type SweepPlan,
   type SweepRow,
 } from "./src/experiments/sweeps.ts";

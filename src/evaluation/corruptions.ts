@@ -27,7 +27,7 @@ export const CORRUPTIONS: readonly Corruption[] = [
 ];
 
 /** A picture of RGB bytes and where its subject is. */
-export interface Subject {
+export interface MaskedPicture {
   /** RGB. */
   readonly image: Pixels;
   /** `[height * width]`, 0–1: the subject. */
@@ -65,7 +65,7 @@ function scaled(pixels: number, { width, height }: Pixels): number {
  * ```
  */
 export function corrupt(
-  { image, mask }: Subject,
+  { image, mask }: MaskedPicture,
   how: Corruption,
   key: Key,
 ): Pixels {

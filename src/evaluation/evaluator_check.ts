@@ -14,7 +14,7 @@ import {
   corrupt,
   type Corruption,
   CORRUPTIONS,
-  type Subject,
+  type MaskedPicture,
 } from "./corruptions.ts";
 import { mean } from "./statistics.ts";
 
@@ -26,7 +26,7 @@ export interface TestedIdentity {
   /** Its name. */
   readonly name: string;
   /** Held-out pictures with the subject's mask, at least two. */
-  readonly references: readonly Subject[];
+  readonly references: readonly MaskedPicture[];
   /**
    * Other pictures of it, which references are told by; where there are none,
    * a reference is told by the other references.
@@ -126,7 +126,7 @@ function checkSet({ identities, lookAlikes }: EvaluatorSet): void {
 
 /** A reference's subject, spoilt; refused where that changes nothing. */
 function spoil(
-  subject: Subject,
+  subject: MaskedPicture,
   how: Corruption,
   key: Key,
   which: string,

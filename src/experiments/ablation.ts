@@ -225,6 +225,7 @@ export async function finishedSeeds(
 
 /** Pictures of one concept and prompt, the same noise in every arm. */
 export interface PictureRow {
+  /** The concept. */
   readonly subject: Subject;
   /** The prompt, with the proper name. */
   readonly text: string;

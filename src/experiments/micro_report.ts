@@ -79,7 +79,9 @@ export interface MicroPictures {
 
 /** How many of the measurements are done. */
 export interface MeasureRecord {
+  /** Measurements done. */
   readonly done: number;
+  /** Measurements in all. */
   readonly total: number;
 }
 

@@ -67,7 +67,7 @@ export interface SweepPlan {
 }
 
 /** One arm of a sweep. */
-interface SweepArm {
+export interface SweepArm {
   /** Which embedding, or the untouched base. */
   readonly embedding: EmbeddingName | "base";
   /** Training configuration. */

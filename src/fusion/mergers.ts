@@ -477,6 +477,7 @@ export function ssr(
 
 /** A change and the text features it must be right on. */
 export interface ConstraintTerm {
+  /** The change. */
   readonly delta: Delta;
   /** C [rows, in]: states of the concept's prompts. */
   readonly rows: Matrix;

@@ -74,6 +74,7 @@ export type PictureSet =
 
 /** Trains one concept. */
 export interface TrainSpec {
+  /** Which work it is. */
   readonly kind: "train";
   /** Hash of the base model. */
   readonly base: string;
@@ -85,7 +86,9 @@ export interface TrainSpec {
   readonly classWord: string;
   /** What it is trained on. */
   readonly pictures: PictureSet;
+  /** The method it is trained with. */
   readonly method: MethodName;
+  /** Which variant of the method. */
   readonly preset: Preset;
   /** Rank of the adapters. */
   readonly rank: number;
@@ -97,13 +100,17 @@ export interface TrainSpec {
 
 /** Fuses concepts into one model. */
 export interface FuseSpec {
+  /** Which work it is. */
   readonly kind: "fuse";
+  /** Hash of the base model. */
   readonly base: string;
   /** Names of trained concepts in the store, in order. */
   readonly concepts: readonly string[];
+  /** How they come into the model or the picture. */
   readonly how:
     | { readonly type: "weight"; readonly lambda: number }
     | { readonly type: "gradient"; readonly settings: GradientSettings };
+  /** Seed of the fusion. */
   readonly seed: number;
 }
 
@@ -133,10 +140,15 @@ export interface Sample {
 
 /** Draws pictures from one model. */
 export interface DrawSpec {
+  /** Which work it is. */
   readonly kind: "draw";
+  /** Hash of the base model. */
   readonly base: string;
+  /** The model that is drawn with or measured. */
   readonly model: ModelRef;
+  /** What is drawn. */
   readonly samples: readonly Sample[];
+  /** How it is drawn. */
   readonly sampling: SamplingSettings;
 }
 
@@ -165,14 +177,19 @@ export interface SketchObject {
 
 /** Draws one layout with several noises. */
 export interface ComposeSpec {
+  /** Which work it is. */
   readonly kind: "compose";
+  /** Hash of the base model. */
   readonly base: string;
+  /** Hash of the art. */
   readonly art: string;
   /** The model for `how: "model"`, else the base. */
   readonly model: ModelRef;
+  /** How they come into the model or the picture. */
   readonly how: ComposeHow;
   /** Names of trained concepts in the store that the model lacks. */
   readonly concepts: readonly string[];
+  /** The layout. */
   readonly layout: LayoutInput;
   /** What the condition image "sketch" shows. */
   readonly sketch?: readonly SketchObject[];
@@ -184,6 +201,7 @@ export interface ComposeSpec {
 
 /** Embeds pictures of the store: whole, and windows in regions of them. */
 export interface EmbedSpec {
+  /** Which work it is. */
   readonly kind: "embed";
   /** Hash of the evaluation CLIP. */
   readonly clip: string;
@@ -200,25 +218,37 @@ export interface EmbedSpec {
 
 /** Embeds pictures of a concept: whole, and cut to their masks. */
 export interface ReferenceSpec {
+  /** Which work it is. */
   readonly kind: "references";
+  /** Hash of the evaluation CLIP. */
   readonly clip: string;
+  /** Hash of the art. */
   readonly art: string;
+  /** Which pictures. */
   readonly pictures: PictureSet;
 }
 
 /** Embeds texts. */
 export interface TextSpec {
+  /** Which work it is. */
   readonly kind: "texts";
+  /** Hash of the evaluation CLIP. */
   readonly clip: string;
+  /** The texts. */
   readonly texts: readonly string[];
 }
 
 /** Measures the denoising error on pictures that were not trained on. */
 export interface HeldOutSpec {
+  /** Which work it is. */
   readonly kind: "heldout";
+  /** Hash of the base model. */
   readonly base: string;
+  /** Hash of the art. */
   readonly art: string;
+  /** The model that is drawn with or measured. */
   readonly model: ModelRef;
+  /** Which pictures. */
   readonly pictures: PictureSet;
   /** What stands for the concept in captions. */
   readonly phrase: string;
@@ -245,8 +275,11 @@ export type Ask<S extends LabSpec> = Omit<
 
 /** A trained concept's log. */
 export interface TrainLog {
+  /** Proper name of the concept. */
   readonly concept: string;
+  /** The method it is trained with. */
   readonly method: MethodName;
+  /** Optimisation steps. */
   readonly steps: number;
   /** Mean loss of each tenth of the steps that the last attempt did. */
   readonly losses: readonly number[];
@@ -258,7 +291,9 @@ export interface TrainLog {
 
 /** A fused model's log. */
 export interface FuseLog {
+  /** Names of the concepts, in order. */
   readonly concepts: readonly string[];
+  /** Seconds that it took. */
   readonly seconds: number;
   /** Layers fitted by gradient fusion; empty for weight fusion. */
   readonly layers: readonly FusedLayer[];
@@ -266,13 +301,19 @@ export interface FuseLog {
 
 /** How one layer was fitted. */
 export interface FusedLayer {
+  /** Stage of the fusion: text, keys and values, or spatial. */
   readonly stage: string;
+  /** Path of the layer. */
   readonly layer: string;
+  /** Rows of features that were fitted. */
   readonly rows: number;
+  /** Width of a row. */
   readonly features: number;
-  /** Mean squared feature error of W₀, of the fused and of the averaged weight. */
+  /** Mean squared feature error of W₀. */
   readonly before: number;
+  /** The same of the fused weight. */
   readonly after: number;
+  /** The same of the averaged weight. */
   readonly average: number;
 }
 

@@ -3,11 +3,11 @@ import { key, normal } from "../../src/core/random.ts";
 import {
   corrupt,
   CORRUPTIONS,
-  type Subject,
+  type MaskedPicture,
 } from "../../src/evaluation/corruptions.ts";
 
 /** A square subject of 32 pixels, of noise, on grey. */
-function noisy(side = 64): Subject {
+function noisy(side = 64): MaskedPicture {
   const noise = normal(key(1), side * side * 3);
   const mask = new Float32Array(side * side);
   const data = new Uint8Array(side * side * 3).fill(128);

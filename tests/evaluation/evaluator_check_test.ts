@@ -6,7 +6,7 @@ import {
   type Embed,
   type EvaluatorSet,
 } from "../../src/evaluation/evaluator_check.ts";
-import type { Subject } from "../../src/evaluation/corruptions.ts";
+import type { MaskedPicture } from "../../src/evaluation/corruptions.ts";
 import type { Pixels } from "../../src/io/png.ts";
 import { loadConceptArt } from "../../src/micro/concepts.ts";
 import { evaluatorSet } from "../../src/micro/evaluator_set.ts";
@@ -14,7 +14,7 @@ import { evaluatorSet } from "../../src/micro/evaluator_set.ts";
 const whole = evaluatorSet(await loadConceptArt(), () => []);
 
 /** The subject alone, on grey: without it a histogram sees backgrounds. */
-function alone({ image, mask }: Subject): Subject {
+function alone({ image, mask }: MaskedPicture): MaskedPicture {
   const data = image.data.map((v, i) => {
     const m = mask[Math.floor(i / 3)];
     return Math.round(v * m + 128 * (1 - m));

@@ -9,7 +9,7 @@ import type { Stream } from "../../core/random.ts";
 import {
   corrupt,
   type Corruption,
-  type Subject,
+  type MaskedPicture,
 } from "../../evaluation/corruptions.ts";
 import type { Art } from "../art.ts";
 import { placeObject, renderMask, renderScene, type Scene } from "../scenes.ts";
@@ -63,7 +63,7 @@ function drawings(art: Art): Map<string, string[]> {
 const groupsOf = new WeakMap<Art, Map<string, string[]>>();
 
 /** A drawing somewhere on some background. */
-function view(sprite: string, art: Art, draw: Stream): Subject {
+function view(sprite: string, art: Art, draw: Stream): MaskedPicture {
   const [noun, design] = sprite.split("/");
   const { side, backgrounds } = WIDE_WORLD;
   const scene: Scene = {
@@ -113,12 +113,12 @@ export function identityViews(from: Key, art: Art): IdentityViews {
       ? IDENTITIES[draw.integer(IDENTITIES.length)].name
       : labels[draw.integer(labels.length)];
   const label = any();
-  const one = (name: string): Subject => {
+  const one = (name: string): MaskedPicture => {
     const sprites = groups.get(name)!;
     return view(sprites[draw.integer(sprites.length)], art, draw);
   };
   const a = one(label), b = one(label);
-  const spoil = (subject: Subject, i: number): Uint8Array => {
+  const spoil = (subject: MaskedPicture, i: number): Uint8Array => {
     let u = draw.uniform();
     const how = SPOILT.find(([, share]) => (u -= share) < 0)?.[0];
     return how === "recoloured"
@@ -138,7 +138,7 @@ export function spoiltLabel(label: string): string {
 }
 
 /** Mean and spread of each channel inside a mask. */
-function colours({ image, mask }: Subject): [number, number][] {
+function colours({ image, mask }: MaskedPicture): [number, number][] {
   return [0, 1, 2].map((c) => {
     let weight = 1e-6, sum = 0, squares = 0;
     mask.forEach((m, i) => {
@@ -153,7 +153,7 @@ function colours({ image, mask }: Subject): [number, number][] {
 }
 
 /** A subject in the colours of another: mean and spread of each channel. */
-function recoloured(subject: Subject, like: Subject): Uint8Array {
+function recoloured(subject: MaskedPicture, like: MaskedPicture): Uint8Array {
   const own = colours(subject), wanted = colours(like);
   return subject.image.data.map((value, i) => {
     const c = i % 3, m = subject.mask[Math.floor(i / 3)];
