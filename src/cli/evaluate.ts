@@ -42,7 +42,13 @@ import { cutOff } from "../models/model.ts";
 import { plainWords } from "../models/prompts.ts";
 import { pictureNumber } from "./drawn.ts";
 import { loraTags, shortened } from "./prompts.ts";
-import { EMBEDDED, localModel, mustExist, startBackend } from "./models.ts";
+import {
+  EMBEDDED,
+  localModel,
+  MODEL_OPTIONS,
+  mustExist,
+  startBackend,
+} from "./models.ts";
 import {
   anyText,
   BACKEND_OPTION,
@@ -50,17 +56,24 @@ import {
   file,
   flag,
   folder,
+  optionName,
   optionTable,
   parsed,
   text,
   type Values,
+  whole,
 } from "./options.ts";
 import { decimal, textTable } from "../report/markdown.ts";
+import { CONCEPT_OPTION } from "./concepts.ts";
+import { type HeldOutRequest, runHeldOut } from "./heldout.ts";
+import {
+  type EvaluatorTestRequest,
+  runEvaluatorTest,
+} from "./test_evaluator.ts";
 
 const OPTIONS = optionTable({
   images: {
     type: folder,
-    needed: true,
     help:
       "PNG, JPEG, WebP or AVIF pictures; their prompts are in a.txt beside " +
       "a.png (the first line that is not blank), else " +
@@ -70,7 +83,9 @@ const OPTIONS = optionTable({
   prompt: { type: text, help: "prompt of pictures that have none there" },
   references: {
     type: folder,
-    help: "pictures of the concept, for image alignment",
+    help: "pictures of the concept, for image alignment; with " +
+      "--test-evaluator pictures and masks/NAME.png, or a folder of them for " +
+      "each of several concepts",
   },
   say: {
     type: parsed("OLD=NEW", (what, name, found) => {
@@ -92,6 +107,47 @@ const OPTIONS = optionTable({
     type: flag,
     help: "also each region of layout.json against its own prompt",
   },
+  heldout: {
+    type: folder,
+    section: "Held-out denoising error, without drawing or a CLIP:",
+    help: "photos that the concept was not trained on, with captions (a.txt, " +
+      "{} for the concept) and masks/a.png, as train reads them",
+  },
+  masks: { type: folder, help: "masks, where they are elsewhere" },
+  ...CONCEPT_OPTION,
+  ...MODEL_OPTIONS,
+  fused: {
+    type: file,
+    hint: "MODEL",
+    help: "a fused model that knows the concept: which share it keeps",
+  },
+  phrase: {
+    type: text,
+    otherwise: "the concept's tokens",
+    help: "words that call the concept",
+  },
+  class: {
+    type: text,
+    hint: "WORD",
+    otherwise: "the concept's",
+    help: "ordinary word for it",
+  },
+  seed: { type: whole({ least: 0 }), otherwise: "0", help: "of the noise" },
+  testEvaluator: {
+    type: flag,
+    section: "A test of the evaluator, by itself:",
+    help:
+      "whether --clip sees shuffled tiles, pixelation and other subjects: " +
+      "on the embedded world, or on --references",
+  },
+  classPictures: {
+    type: folder,
+    help: "what the base model draws for the class word, to compare with",
+  },
+  mobileNet: {
+    type: flag,
+    help: "also nsfwjs' MobileNetV2 (npm, 25 MB, downloaded once)",
+  },
   clip: {
     type: folder,
     hint: "CLIP",
@@ -106,8 +162,111 @@ const OPTIONS = optionTable({
   ...BACKEND_OPTION,
 });
 
+/** Options of pictures' scores. */
+export type EvaluateRequest = Values<typeof OPTIONS> & {
+  readonly images: string;
+};
+
 /** What the command line asks for. */
-export type EvaluateRequest = Values<typeof OPTIONS>;
+export type EvaluateUse =
+  | { readonly type: "pictures"; readonly request: EvaluateRequest }
+  | { readonly type: "heldout"; readonly request: HeldOutRequest }
+  | { readonly type: "evaluator"; readonly request: EvaluatorTestRequest };
+
+/** Options that only some uses of the command have. */
+const USES = {
+  "--images": [
+    "prompt",
+    "references",
+    "say",
+    "prefix",
+    "noPrefix",
+    "regions",
+    "clip",
+    "background",
+  ],
+  "--heldout": [
+    "masks",
+    "concept",
+    "model",
+    "variant",
+    "tokenizer",
+    "prediction",
+    "fused",
+    "phrase",
+    "class",
+    "seed",
+    "background",
+  ],
+  "--test-evaluator": [
+    "references",
+    "classPictures",
+    "mobileNet",
+    "clip",
+    "background",
+    "seed",
+  ],
+} as const;
+
+/** Which use is meant; refuses options of the others. */
+function requestOf(values: Values<typeof OPTIONS>): EvaluateUse {
+  const what = "evaluate";
+  const chosen = [
+    ...(values.images === undefined ? [] : ["--images" as const]),
+    ...(values.heldout === undefined ? [] : ["--heldout" as const]),
+    ...(values.testEvaluator ? ["--test-evaluator" as const] : []),
+  ];
+  if (chosen.length !== 1) {
+    throw cannot(
+      what,
+      "one of --images, --heldout and --test-evaluator",
+      chosen.join(" and ") || "none",
+    );
+  }
+  const fields: readonly string[] = USES[chosen[0]];
+  for (const field of new Set(Object.values(USES).flat())) {
+    const value = values[field];
+    const absent = value === undefined || value === false ||
+      (Array.isArray(value) && field !== "background" && value.length === 0);
+    if (absent || fields.includes(field)) continue;
+    const use = Object.entries(USES).filter(([, own]) =>
+      (own as readonly string[]).includes(field)
+    ).map(([name]) => name);
+    throw cannot(
+      what,
+      `${use.join(" or ")} with ${optionName(field)}`,
+      chosen[0],
+    );
+  }
+  if (values.prefix !== undefined && values.noPrefix) {
+    throw cannot(what, "--prefix or --no-prefix", "both");
+  }
+  const { images, heldout, concept } = values;
+  if (heldout !== undefined) {
+    if (concept.length > 1) throw cannot(what, "one --concept", concept.length);
+    if (concept.length === 0 && values.fused === undefined) {
+      throw cannot(what, "--concept or --fused with --heldout", "neither");
+    }
+    return {
+      type: "heldout",
+      request: { ...values, heldout, concept: concept[0] },
+    };
+  }
+  if (images !== undefined) {
+    return { type: "pictures", request: { ...values, images } };
+  }
+  if (values.classPictures !== undefined && values.references === undefined) {
+    throw cannot(what, "--references with --class-pictures", "none");
+  }
+  return {
+    type: "evaluator",
+    request: {
+      ...values,
+      clip: values.clip ?? joinPath(EMBEDDED, "clip_b"),
+      seed: values.seed ?? 0,
+    },
+  };
+}
 
 /** What stands before prompts. */
 function prefixOf({ prefix, noPrefix }: EvaluateRequest): string {
@@ -442,24 +601,35 @@ export async function runEvaluate(request: EvaluateRequest): Promise<void> {
 }
 
 /** `deno task evaluate`. */
-export const evaluateCommand: Command<EvaluateRequest> = command({
+export const evaluateCommand: Command<EvaluateUse> = command({
   name: "evaluate",
   summary: "score pictures against prompts and references",
-  usage: "deno task evaluate --images FOLDER [options]",
+  usage: `deno task evaluate --images FOLDER [options]
+deno task evaluate --heldout FOLDER --concept FILE [options]
+deno task evaluate --test-evaluator [options]`,
   about:
     `Scores pictures with a CLIP: text alignment, 2.5·max(cos, 0) between picture and
-prompt, and image alignment, the mean of max(cos, 0) over reference pictures.`,
+prompt, and image alignment, the mean of max(cos, 0) over reference pictures.
+Measures the masked denoising error of a concept on held-out photos.
+Tests the CLIP: does it see shape, and tell subjects apart?`,
   options: OPTIONS,
   examples: [
     'deno task evaluate --images out/sample --no-prefix --say "<rex1> <rex2>=dog"',
     "deno task evaluate --images out/sample --references photos/rex \\\n" +
     "    --clip openai/clip-vit-large-patch14",
+    "deno task evaluate --heldout photos/rex_more --model sd-v1-5 \\\n" +
+    "    --concept out/rex.safetensors --fused out/fused",
+    "deno task evaluate --test-evaluator --clip openai/clip-vit-large-patch14",
   ],
-  request(values) {
-    if (values.prefix !== undefined && values.noPrefix) {
-      throw cannot("evaluate", "--prefix or --no-prefix", "both");
+  request: requestOf,
+  async run(chosen) {
+    switch (chosen.type) {
+      case "pictures":
+        return await runEvaluate(chosen.request);
+      case "heldout":
+        return await runHeldOut(chosen.request);
+      case "evaluator":
+        return await runEvaluatorTest(chosen.request);
     }
-    return values;
   },
-  run: runEvaluate,
 });

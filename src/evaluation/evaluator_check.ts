@@ -7,6 +7,7 @@
 import { cannot } from "../core/errors.ts";
 import { fold, type Key } from "../core/random.ts";
 import type { Pixels } from "../io/png.ts";
+import { decimal, type Table } from "../report/markdown.ts";
 import type { ClipVector } from "./clip.ts";
 import type { Evaluator } from "./evaluator.ts";
 import { cosine, imageAlignment } from "./clip_score.ts";
@@ -298,4 +299,69 @@ function failures(
     );
   }
   return said;
+}
+
+/** What tables call the corruptions. */
+const CORRUPTION_NAMES: Readonly<Record<Corruption, string>> = {
+  shuffled8: "8 px tiles shuffled",
+  shuffled4: "4 px tiles shuffled",
+  pixelated8: "pixelated, 8 px",
+  pixelated4: "pixelated, 4 px",
+  blob: "blurred to its colours",
+  hue: "hue turned",
+};
+
+/**
+ * The outcome in a line, the first of any report that uses the evaluator.
+ *
+ * @param name The evaluator.
+ * @param check Its test.
+ */
+export function evaluatorVerdict(name: string, check: EvaluatorCheck): string {
+  return check.failures.length === 0
+    ? `The evaluator ${name} passes its test.`
+    : `THE EVALUATOR ${name} FAILS ITS TEST: ${check.failures.join(" ")}`;
+}
+
+/**
+ * Tests of evaluators as a table, an evaluator per column: alignments, and in
+ * brackets the share of the distance from "same" to the class word that is lost.
+ *
+ * @param checks Evaluators by name.
+ */
+export function evaluatorTable(
+  checks: Readonly<Record<string, EvaluatorCheck>>,
+): Table {
+  const all = Object.values(checks);
+  const row = (name: string, cell: (check: EvaluatorCheck) => string) => [
+    name,
+    ...all.map(cell),
+  ];
+  const drawn = all.every((check) => check.drawn);
+  return {
+    head: ["image alignment", ...Object.keys(checks)],
+    rows: [
+      row("same", ({ same }) => decimal(same)),
+      ...CORRUPTIONS.map((how) =>
+        row(
+          CORRUPTION_NAMES[how],
+          ({ spoilt, loses }) =>
+            `${decimal(spoilt[how])} (${decimal(loses[how], 2)})`,
+        )
+      ),
+      row(
+        "nearest other identity",
+        ({ nearest }) => nearest === undefined ? "" : decimal(nearest),
+      ),
+      row(
+        drawn ? "class word" : "other identities",
+        ({ classWord }) => decimal(classWord),
+      ),
+      row(
+        "nearest neighbour right, share",
+        ({ nearestNeighbour }) => decimal(nearestNeighbour),
+      ),
+      row("test", ({ failures }) => failures.length > 0 ? "fails" : "passes"),
+    ],
+  };
 }

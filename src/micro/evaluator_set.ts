@@ -1,10 +1,25 @@
 import type { Pixels } from "../io/png.ts";
 import type { Art } from "./art.ts";
+import { withArticle } from "./captions.ts";
 import { conceptImages, otherDesignImage, otherDesigns } from "./concepts.ts";
-import { IDENTITIES, WORLD } from "./world.ts";
+import { BACKGROUNDS, IDENTITIES, WORLD } from "./world.ts";
 
 /** Pictures of a look-alike. */
 const LOOK_ALIKES = 6;
+
+/**
+ * Prompts with the identities' class words, one per background: what the base
+ * model draws from them is the far end of an evaluator's test.
+ */
+export function classWordPrompts(): { classWord: string; text: string }[] {
+  return [...new Set(IDENTITIES.map((identity) => identity.class))].flatMap(
+    (classWord) =>
+      BACKGROUNDS.map(({ phrases }) => ({
+        classWord,
+        text: `a photo of ${withArticle(classWord)} ${phrases[0]}`,
+      })),
+  );
+}
 
 /**
  * What an evaluator of the embedded world is tested on: references of the

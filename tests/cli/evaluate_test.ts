@@ -1,11 +1,22 @@
 import { assert, assertEquals, assertRejects } from "@std/assert";
-import { evaluateCommand, scorePictures } from "../../src/cli/evaluate.ts";
+import {
+  evaluateCommand,
+  type EvaluateRequest,
+  scorePictures,
+} from "../../src/cli/evaluate.ts";
 import { selectBackend } from "../../src/core/backend.ts";
 import { disposeClip, loadClip } from "../../src/evaluation/clip.ts";
 import { mean, tInterval } from "../../src/evaluation/statistics.ts";
 import { encodePng } from "../../src/io/png.ts";
 import { flatten } from "../../src/io/resize.ts";
 import { writeTinyWorld } from "../experiments/tiny_world.ts";
+
+/** What a command line asks for, of pictures' scores. */
+function pictures(args: readonly string[]): EvaluateRequest {
+  const asked = evaluateCommand.parse(args);
+  if (asked?.type !== "pictures") throw new Error(`${asked?.type}`);
+  return asked.request;
+}
 
 Deno.test("a layout's pictures are scored, each with its regions as one sample", async () => {
   await selectBackend("wasm");
@@ -39,7 +50,7 @@ Deno.test("a layout's pictures are scored, each with its regions as one sample",
       }),
     );
     const report = await scorePictures(
-      evaluateCommand.parse(["--images", images, "--regions", "--no-prefix"])!,
+      pictures(["--images", images, "--regions", "--no-prefix"]),
       clip,
     );
     assertEquals(
@@ -55,7 +66,7 @@ Deno.test("a layout's pictures are scored, each with its regions as one sample",
     // Without a layout nothing is known to be of another one.
     await Deno.remove(`${images}/layout.json`);
     const all = await scorePictures(
-      evaluateCommand.parse(["--images", images, "--prompt", "a fox"])!,
+      pictures(["--images", images, "--prompt", "a fox"]),
       clip,
     );
     assertEquals(all.pictures.length, 4);
@@ -93,7 +104,7 @@ Deno.test("cut-outs score as what they show, on the background asked for", async
       const args = ["--images", images, "--references", references]
         .map((arg) => arg.startsWith("--") ? arg : `${folder}/${arg}`);
       const { pictures: [{ image }] } = await scorePictures(
-        evaluateCommand.parse([...args, ...(on ? ["--background", on] : [])])!,
+        pictures([...args, ...(on ? ["--background", on] : [])]),
         clip,
       );
       return image!;

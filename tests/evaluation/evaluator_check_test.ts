@@ -5,6 +5,8 @@ import {
   checkEvaluator,
   type Embed,
   type EvaluatorSet,
+  evaluatorTable,
+  evaluatorVerdict,
 } from "../../src/evaluation/evaluator_check.ts";
 import type { MaskedPicture } from "../../src/evaluation/corruptions.ts";
 import type { Pixels } from "../../src/io/png.ts";
@@ -214,4 +216,17 @@ Deno.test("an evaluator is not tested on too little", async () => {
     Error,
     "a subject that shuffled8 changes",
   );
+});
+
+Deno.test("the table and the first line say what failed", async () => {
+  const good = await checkEvaluator(oracle(set), set, key(1));
+  const bad = await checkEvaluator(histogram, set, key(1));
+  const { head, rows } = evaluatorTable({ oracle: good, histogram: bad });
+  assertEquals(head.slice(1), ["oracle", "histogram"]);
+  assertEquals(rows[0], ["same", "1.000", bad.same.toFixed(3)]);
+  assertEquals(rows.at(-1), ["test", "passes", "fails"]);
+  assertEquals(rows[1][1], "0.000 (1.00)");
+  assert(evaluatorVerdict("oracle", good).endsWith("passes its test."));
+  const line = evaluatorVerdict("histogram", bad);
+  assert(line.includes("FAILS") && line.includes("shuffled"));
 });
