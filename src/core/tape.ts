@@ -194,16 +194,16 @@ function walkBack(
       const inputs = Object.entries(node.inputs).filter(([, x]) =>
         x && reached.has(x.id)
       );
+      // Copies share their data. They are the walk's to free, whatever a custom
+      // gradient hands out: a saved tensor, dy itself, a constant of its own.
       const parts = engine.tidy(node.kernelName, () => {
         const by = gradientOf(node)(dys);
-        return inputs.map(([name, x]) => gradientBy(node, by, name, x));
+        return inputs.map(([name, x]) =>
+          tf.clone(gradientBy(node, by, name, x))
+        );
       });
       inputs.forEach(([, x], k) => {
-        // A gradient may be the very tensor that came in, or serve two inputs.
-        const given = parts[k],
-          shared = dys.includes(given) ||
-            parts.indexOf(given) < k;
-        const part = shared ? tf.clone(given) : given;
+        const part = parts[k];
         const before = sums.get(x.id);
         if (!before) {
           sums.set(x.id, part);

@@ -77,6 +77,40 @@ forEachBackend("gradients are tfjs's, bit for bit", async (backend) => {
   tf.dispose(inputs);
 });
 
+forEachBackend(
+  "a gradient that is somebody else's tensor stays theirs",
+  async () => {
+    const x = tensor(1, 2, 2), constant = tensor(2, 2, 2);
+    const before = tf.memory().numTensors;
+    // Handed out as it was saved, and as it was captured: d/dx of x²/2 and of
+    // constant·x, where the gradient from above is one.
+    const own = tf.customGrad((x, save) => {
+      (save as (t: tf.Tensor[]) => void)([x as tf.Tensor]);
+      return {
+        value: (x as tf.Tensor).square().div(2),
+        gradFunc: (_dy: tf.Tensor, [saved]: tf.Tensor[]) => saved,
+      };
+    });
+    const captured = tf.customGrad((x) => ({
+      value: (x as tf.Tensor).mul(constant),
+      gradFunc: () => constant,
+    }));
+    const [gradient] = tf.tidy(() =>
+      gradientsOf(
+        () => tf.sum(own(x.mul(1)).add(captured(x.mul(1)))),
+        [x],
+      ).grads
+    );
+    const [a, b, sum] = [x, constant, gradient!].map((t) => t.dataSync());
+    sum.forEach((value, i) => assert(Math.abs(value - a[i] - b[i]) < 1e-6));
+    gradient!.dispose();
+    assertEquals(tf.memory().numTensors, before);
+    assertEquals(await constant.data(), b);
+    tf.dispose([x, constant]);
+  },
+  ["wasm"],
+);
+
 forEachBackend("a gradient of a gradient still works", async () => {
   const x = tf.scalar(3);
   const second = tf.grad((x) => {
