@@ -1,3 +1,4 @@
+import type { EvaluatorSet } from "../evaluation/evaluator_check.ts";
 import type { Pixels } from "../io/png.ts";
 import type { Art } from "./art.ts";
 import { withArticle } from "./captions.ts";
@@ -24,8 +25,7 @@ export function classWordPrompts(): { classWord: string; text: string }[] {
 /**
  * What an evaluator of the embedded world is tested on: references of the
  * sixteen identities, their training pictures as the gallery, and their code
- * points in other hands' designs as look-alikes. The shape is that of
- * `EvaluatorSet`.
+ * points in other hands' designs as look-alikes.
  *
  * @param art From `loadConceptArt`.
  * @param classPictures What the base model draws for a class word.
@@ -33,15 +33,7 @@ export function classWordPrompts(): { classWord: string; text: string }[] {
 export function evaluatorSet(
   art: Art,
   classPictures: (classWord: string) => readonly Pixels[],
-): {
-  identities: {
-    name: string;
-    references: { image: Pixels; mask: Float32Array }[];
-    gallery: Pixels[];
-    classWord: readonly Pixels[];
-  }[];
-  lookAlikes: { name: string; gallery: Pixels[] }[];
-} {
+): EvaluatorSet {
   const rgb = (data: Uint8Array): Pixels => ({
     width: WORLD.side,
     height: WORLD.side,

@@ -387,6 +387,16 @@ export function calledTokens(
   return parts;
 }
 
+/** A prompt's text with a vocabulary entry in the place of each called token. */
+function withEntries(
+  parts: readonly (string | TokenCall)[],
+  entry: (token: string) => string,
+): string {
+  return parts.map((part) =>
+    typeof part === "string" ? part : part.tokens.map(entry).join(" ")
+  ).join("");
+}
+
 /**
  * Replaces a text's learned tokens by their vocabulary entry at one
  * cross-attention site.
@@ -400,13 +410,10 @@ export function bindTokens(
   text: string,
   site: number,
 ): string {
-  return calledTokens(model.added, text).map((part) => {
-    if (typeof part === "string") return part;
+  return withEntries(calledTokens(model.added, text), (token) => {
     const { sites, names } = model.added!;
-    return part.tokens.map((token) =>
-      names[sites[token][Math.min(site, sites[token].length - 1)]]
-    ).join(" ");
-  }).join("");
+    return names[sites[token][Math.min(site, sites[token].length - 1)]];
+  });
 }
 
 /**
@@ -431,19 +438,17 @@ export function bindPrompt(
   const index = new Map<string, number>();
   let lost = 0;
   const site = Array.from({ length: sites }, (_, i) => {
-    const text = parts.map((part) =>
-      typeof part === "string" ? part : part.tokens.map((token) => {
-        const names = added.sites[token];
-        if (names.length < sites) {
-          throw cannot(
-            `bind ${token}`,
-            `a vector for each of ${sites} cross-attention layers`,
-            names.length,
-          );
-        }
-        return added.names[names[i]];
-      }).join(" ")
-    ).join("");
+    const text = withEntries(parts, (token) => {
+      const names = added.sites[token];
+      if (names.length < sites) {
+        throw cannot(
+          `bind ${token}`,
+          `a vector for each of ${sites} cross-attention layers`,
+          names.length,
+        );
+      }
+      return added.names[names[i]];
+    });
     const known = index.get(text);
     if (known !== undefined) return known;
     const { ids, truncated } = model.tokenizer.encode(text);
@@ -483,9 +488,7 @@ export function cutOff(
   // Any site will do: a token is one entry at each.
   const nameOf = (token: string) => added!.names[added!.sites[token][0]];
   const parts = calledTokens(added, prompt);
-  const bound = parts.map((part) =>
-    typeof part === "string" ? part : part.tokens.map(nameOf).join(" ")
-  ).join("");
+  const bound = withEntries(parts, nameOf);
   const written = parts.flatMap((part) =>
     typeof part === "string" ? [] : part.tokens
   );
