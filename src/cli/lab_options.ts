@@ -15,9 +15,10 @@ import { hardwareWorkers } from "../core/pool.ts";
 import { type ExperimentPreset, presetOf } from "../experiments/presets.ts";
 import { assertWritable, joinPath } from "../io/files.ts";
 import { type Lab, type LabRecord, type Stage, withLab } from "../lab/lab.ts";
+import { openSharedStore } from "../lab/open_store.ts";
 import type { QueueIdentity } from "../lab/queue.ts";
 import type { Runner } from "../lab/runner.ts";
-import { isBucket, openSharedStore } from "../lab/shared_store.ts";
+import { isBucket } from "../lab/shared_store.ts";
 import { conceptOf } from "../micro/in_domain.ts";
 import { EMBEDDED, mustExist } from "./models.ts";
 import {

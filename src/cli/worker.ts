@@ -6,8 +6,9 @@
 import { selectBackend } from "../core/backend.ts";
 import { cannot } from "../core/errors.ts";
 import { exists, joinPath } from "../io/files.ts";
+import { openSharedStore } from "../lab/open_store.ts";
 import { serveQueue } from "../lab/queue_worker.ts";
-import { isBucket, openSharedStore } from "../lab/shared_store.ts";
+import { isBucket } from "../lab/shared_store.ts";
 import { type Command, command, runCommand } from "./command.ts";
 import {
   LAB_OPTIONS,

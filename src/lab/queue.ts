@@ -7,7 +7,6 @@
 import { type Job, Queue, QueueEvents } from "bullmq";
 import type { BackendName } from "../core/backend.ts";
 import { cannot } from "../core/errors.ts";
-import type { LabHashes } from "./lab.ts";
 import { type Link, type LinkOptions, openLink } from "./link.ts";
 import type { Tell } from "./run.ts";
 import type { Runner } from "./runner.ts";
@@ -31,7 +30,7 @@ const LOOK = 2000;
 const LATE = 30_000;
 
 /** Milliseconds without a worker after which that is said. */
-const LONELY = 5000;
+const LONELY = 10_000;
 
 /** What the workers of a queue must have in common. */
 export interface QueueIdentity {

@@ -6,7 +6,6 @@
  */
 import { cannot } from "../core/errors.ts";
 import { assertWritable, exists, joinPath, readJson } from "../io/files.ts";
-import type { S3Settings } from "./s3.ts";
 
 /** A store that several machines see. */
 export interface SharedStore {
@@ -38,27 +37,6 @@ export const STORE_FILE = "store.json";
 /** Whether a store is a bucket. */
 export function isBucket(where: string): boolean {
   return where.startsWith("s3://");
-}
-
-/**
- * Opens a store that several machines see.
- *
- * @param where A folder, or `s3://bucket/prefix`.
- * @param copy Folder of the local copy of a bucket's objects.
- * @param settings How a bucket is reached. @default the environment
- * @throws If it cannot be written, or the bucket does not answer.
- */
-export async function openSharedStore(
-  where: string,
-  copy: string,
-  settings?: S3Settings,
-): Promise<SharedStore> {
-  if (!isBucket(where)) return await folderStore(where);
-  // By address: who has no bucket does not load the client.
-  const { bucketStore }: typeof import("./s3.ts") = await import(
-    new URL("./s3.ts", import.meta.url).href
-  );
-  return await bucketStore(where, copy, settings);
 }
 
 /**

@@ -1,4 +1,4 @@
-import { assert, assertEquals, assertRejects } from "@std/assert";
+import { assert, assertEquals } from "@std/assert";
 import { selectBackend } from "../../src/core/backend.ts";
 import { ablation } from "../../src/experiments/ablation.ts";
 import { ablationTable } from "../../src/experiments/ablation_figures.ts";
@@ -16,6 +16,13 @@ import { CODE_VERSION } from "../../src/lab/store.ts";
 import { textTable } from "../../src/report/markdown.ts";
 import { writeTinyWorld } from "../experiments/tiny_world.ts";
 import { hasRedis, startRedis } from "./redis_server.ts";
+
+/** Tells CI what happened: `deno test -q` hides what tests print. */
+function log(text: string): void {
+  console.log(text);
+  const file = Deno.env.get("MIX_OF_SHOW_QUEUE_LOG");
+  if (file) Deno.writeTextFileSync(file, `${text}\n`, { append: true });
+}
 
 const root = new URL("../../", import.meta.url).pathname;
 const ignore = !await hasRedis();
@@ -177,18 +184,18 @@ Deno.test({
       const job = /train \w+ \w+(?=: taken)/.exec(victim.log)![0];
       assert(!victim.log.includes(`${job}: done`), "it was too fast");
       victim.child.kill("SIGKILL");
-      console.log(`kill -9 of ${victim.name} while it works on ${job}`);
+      log(`kill -9 of ${victim.name} while it works on ${job}`);
       const queued = await running;
       const taken = other.log.split("\n").filter((line) =>
         line.startsWith(job) || line.includes("was silent")
       );
-      for (const line of taken) console.log(`${other.name}: ${line}`);
+      for (const line of taken) log(`${other.name}: ${line}`);
       assert(taken.some((line) => line.startsWith(`${job}: done`)), other.log);
       assert(taken.some((line) => line.includes("was silent")), other.log);
       assert(notes.some((line) => line.startsWith(job)), notes.join("\n"));
-      console.log(`${queued}\nthe local table:\n${local}`);
+      log(`${queued}\nthe local table:\n${local}`);
       assertEquals(queued, local);
-      console.log(`equal: ${queued === local}`);
+      log(`equal: ${queued === local}`);
       // All that was trained, fused, drawn and measured, too.
       const [mine, theirs] = [
         await contents(`${folder}/local`),

@@ -1,0 +1,28 @@
+/**
+ * Opens a store that several machines see, by how the user calls it.
+ *
+ * @module
+ */
+import type { S3Settings } from "./s3.ts";
+import { folderStore, isBucket, type SharedStore } from "./shared_store.ts";
+
+/**
+ * Opens a store that several machines see.
+ *
+ * @param where A folder, or `s3://bucket/prefix`.
+ * @param copy Folder of the local copy of a bucket's objects.
+ * @param settings How a bucket is reached. @default the environment
+ * @throws If it cannot be written, or the bucket does not answer.
+ */
+export async function openSharedStore(
+  where: string,
+  copy: string,
+  settings?: S3Settings,
+): Promise<SharedStore> {
+  if (!isBucket(where)) return await folderStore(where);
+  // By address: who has no bucket does not load the client.
+  const { bucketStore }: typeof import("./s3.ts") = await import(
+    new URL("./s3.ts", import.meta.url).href
+  );
+  return await bucketStore(where, copy, settings);
+}
