@@ -158,3 +158,57 @@ redisTest("what evicts keys is warned of, replicas are refused", async () => {
   ]);
   assert((await refusal(replica.url)).includes("a read-only replica"));
 });
+
+redisTest(
+  "TLS: a known authority is trusted, an unknown one is named",
+  async () => {
+    const folder = await Deno.makeTempDir();
+    const openssl = async (...args: string[]) => {
+      const command = new Deno.Command("openssl", { args, cwd: folder });
+      const { success, stderr } = await command.output();
+      assert(success, new TextDecoder().decode(stderr));
+    };
+    const key = (
+      name: string,
+    ) => ["-newkey", "rsa:2048", "-nodes", "-keyout", name];
+    await openssl(
+      ...["req", "-x509", ...key("ca.key"), "-out", "ca.pem"],
+      ...["-days", "2", "-subj", "/CN=authority"],
+    );
+    await openssl(
+      ...["req", ...key("key.pem"), "-out", "request.pem"],
+      ...["-subj", "/CN=localhost"],
+    );
+    await Deno.writeTextFile(
+      `${folder}/names`,
+      "subjectAltName=DNS:localhost\n",
+    );
+    await openssl(
+      ...["x509", "-req", "-in", "request.pem", "-CA", "ca.pem"],
+      ...["-CAkey", "ca.key", "-CAcreateserial", "-out", "cert.pem"],
+      ...["-days", "2", "-extfile", "names"],
+    );
+    const port = freePort();
+    await using _redis = await startRedis([
+      ...["--port", "0", "--tls-port", `${port}`, "--tls-auth-clients", "no"],
+      ...["--tls-cert-file", `${folder}/cert.pem`],
+      ...["--tls-key-file", `${folder}/key.pem`],
+      ...["--tls-ca-cert-file", `${folder}/ca.pem`],
+    ], port);
+    const said = async (env: Record<string, string>): Promise<string> => {
+      const module = new URL("./link_process.ts", import.meta.url).pathname;
+      const { stdout } = await new Deno.Command(Deno.execPath(), {
+        args: [
+          ...["run", "-q", "-A", "--no-check", module],
+          `rediss://localhost:${port}`,
+        ],
+        env,
+      }).output();
+      return new TextDecoder().decode(stdout).trim();
+    };
+    assertEquals(await said({ DENO_CERT: `${folder}/ca.pem` }), "PONG");
+    const message = await said({});
+    assert(message.includes("self-signed certificate in certificate"), message);
+    await Deno.remove(folder, { recursive: true });
+  },
+);

@@ -1,4 +1,4 @@
-import { assert, assertEquals } from "@std/assert";
+import { assert, assertEquals, assertRejects } from "@std/assert";
 import { selectBackend } from "../../src/core/backend.ts";
 import { ablation } from "../../src/experiments/ablation.ts";
 import { ablationTable } from "../../src/experiments/ablation_figures.ts";
@@ -304,5 +304,91 @@ Deno.test({
     // A second client finds all of it in the store, without a worker.
     const again = await withLab(lab, (lab) => lab.texts([["a boat"]]));
     assertEquals(again, [local[1]]);
+  },
+});
+
+Deno.test({
+  name: "a Redis that comes back empty: the client hands its work out again",
+  ignore,
+  sanitizeOps: false,
+  sanitizeResources: false,
+  async fn() {
+    await using world = await tinyWorld();
+    const { folder } = world;
+    const options = labOf(folder, "store");
+    const store = await folderStore(options.store);
+    const first = await startRedis();
+    const heard: string[] = [];
+    const lab = await queueLab(first.url, options, (line) => heard.push(line));
+    const asked = withLab(lab, (lab) => lab.texts([["a fox"], ["a boat"]]));
+    asked.catch(() => {});
+    await until("jobs", () => heard.some((line) => /2 jobs wait/.test(line)));
+    await first[Symbol.asyncDispose]();
+    await until("a note", () => heard.some((l) => /does not answer/.test(l)));
+    await using _second = await startRedis([], first.port);
+    const worker = serve(first.url, options, { store });
+    const vectors = await asked;
+    assertEquals(await worker.stop(), 2);
+    assertEquals(vectors.length, 2);
+    assert(heard.some((line) => line.endsWith("answers again")));
+  },
+});
+
+Deno.test({
+  name: "a Redis that does not come back: client and worker end and say so",
+  ignore,
+  sanitizeOps: false,
+  sanitizeResources: false,
+  async fn() {
+    await using world = await tinyWorld();
+    const { folder } = world;
+    const options = labOf(folder, "store");
+    const store = await folderStore(options.store);
+    const redis = await startRedis();
+    const lab = await queueLab(redis.url, options, () => {}, 2);
+    // A job that nobody takes: the CLIP is missing.
+    const worker = serve(redis.url, options, {
+      store,
+      folders: { model: options.model },
+      patience: 2,
+    });
+    await until("work", () => worker.notes.some((l) => /works for/.test(l)));
+    const asked = withLab(lab, (lab) => lab.texts([["a fox"]]));
+    asked.catch(() => {});
+    await until("a job", () => worker.notes.some((l) => /^refused/.test(l)));
+    await redis[Symbol.asyncDispose]();
+    const expected = `Cannot use the queue ${redis.url}: expected a Redis ` +
+      "that answers within 2 s";
+    for (const end of [asked, worker.stop()]) {
+      const { message } = await assertRejects(() => end, Error);
+      assert(message.startsWith(expected), message);
+    }
+  },
+});
+
+Deno.test({
+  name: "a job that fails is tried again, and its reason comes back",
+  ignore,
+  sanitizeOps: false,
+  sanitizeResources: false,
+  async fn() {
+    await using world = await tinyWorld();
+    const { folder } = world;
+    const options = labOf(folder, "store");
+    const store = await folderStore(options.store);
+    await using redis = await startRedis();
+    const worker = serve(redis.url, options, { store });
+    const lab = await queueLab(redis.url, options, () => {});
+    const bad = { of: "art", concept: "nobody", set: "train" } as const;
+    const message = await withLab(lab, async (lab) => {
+      const error = await assertRejects(() => lab.references([bad]), Error);
+      // The same lab works on.
+      assertEquals((await lab.texts([["a fox"]])).length, 1);
+      return error.message;
+    });
+    assert(/^references \w{8}: .*nobody/.test(message), message);
+    const tries = worker.notes.filter((l) => /^references \w+: taken/.test(l));
+    assertEquals(tries.length, 3);
+    assertEquals(await worker.stop(), 1);
   },
 });
