@@ -11,11 +11,13 @@ import { presetOf } from "../../src/experiments/presets.ts";
 import { type LabOptions, type LabRecord, withLab } from "../../src/lab/lab.ts";
 import { queueRunner } from "../../src/lab/queue.ts";
 import { type ServeOptions, serveQueue } from "../../src/lab/queue_worker.ts";
+import { bucketStore } from "../../src/lab/s3.ts";
 import { folderStore } from "../../src/lab/shared_store.ts";
 import { CODE_VERSION } from "../../src/lab/store.ts";
 import { textTable } from "../../src/report/markdown.ts";
 import { writeTinyWorld } from "../experiments/tiny_world.ts";
 import { hasRedis, startRedis } from "./redis_server.ts";
+import { KEYS, startS3 } from "./s3_server.ts";
 
 /** Tells CI what happened: `deno test -q` hides what tests print. */
 function log(text: string): void {
@@ -390,5 +392,64 @@ Deno.test({
     const tries = worker.notes.filter((l) => /^references \w+: taken/.test(l));
     assertEquals(tries.length, 3);
     assertEquals(await worker.stop(), 1);
+  },
+});
+
+Deno.test({
+  name: "a bucket as the store: worker and client each have a copy",
+  ignore,
+  sanitizeOps: false,
+  sanitizeResources: false,
+  async fn() {
+    await using world = await tinyWorld();
+    const { folder } = world;
+    await using redis = await startRedis();
+    await using server = startS3();
+    const settings = { ...KEYS, endpoint: server.endpoint };
+    const open = (copy: string) =>
+      bucketStore("s3://bucket/lab", `${folder}/${copy}`, settings);
+    const work = async (options: LabOptions) =>
+      await withLab(options, async (lab) => {
+        const sampling = {
+          ...{ sampler: "ddim", steps: 2, guidance: 2, negative: "" } as const,
+        };
+        const [drawn] = await lab.draw([{
+          model: { type: "base" },
+          samples: [{ text: "a fox", noise: [0, "fox"] }],
+          sampling,
+        }]);
+        const grey = await lab.put("grey", () => ({
+          ...{ width: 64, height: 64, channels: 3 },
+          data: new Uint8Array(64 * 64 * 3).fill(128),
+        }));
+        const images = [...drawn, grey];
+        const vectors = await lab.embed([{
+          images,
+          regions: images.map(() => []),
+        }]);
+        const pixels = await Promise.all(images.map(lab.picture));
+        return { images, vectors, pixels };
+      });
+    const options = labOf(folder, "client");
+    const store = await open("client");
+    const worker = serve(redis.url, options, { store: await open("worker") });
+    const queued = await work({
+      ...options,
+      runner: ({ model }) =>
+        queueRunner({
+          url: redis.url,
+          identity: { model, backend: "wasm" },
+          store,
+        }),
+    });
+    assertEquals(await worker.stop(), 2);
+    assertEquals(queued, await work(labOf(folder, "local")));
+    const kinds = [...server.objects.keys()].map((name) => name.split("/")[2]);
+    assertEquals(kinds.sort(), [
+      "embeddings",
+      "images",
+      "images",
+      "store.json",
+    ]);
   },
 });
