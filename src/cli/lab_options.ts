@@ -15,8 +15,7 @@ import { hardwareWorkers } from "../core/pool.ts";
 import { type ExperimentPreset, presetOf } from "../experiments/presets.ts";
 import { assertWritable, joinPath } from "../io/files.ts";
 import { type Lab, type LabRecord, type Stage, withLab } from "../lab/lab.ts";
-import { openSharedStore } from "../lab/open_store.ts";
-import type { QueueIdentity } from "../lab/queue.ts";
+import { openQueue, type QueueRequest } from "../lab/open_queue.ts";
 import type { Runner } from "../lab/runner.ts";
 import { isBucket } from "../lab/shared_store.ts";
 import { conceptOf } from "../micro/in_domain.ts";
@@ -34,16 +33,6 @@ import {
   whole,
 } from "./options.ts";
 import { createProgress, type Progress } from "./progress.ts";
-
-/** A queue that work is handed to, and how it is reached. */
-export interface QueueRequest {
-  /** Address of the Redis. */
-  readonly url: string;
-  /** The store that all machines see: a folder, or `s3://bucket/prefix`. */
-  readonly store: string;
-  /** Seconds that a Redis which does not answer is tried again. */
-  readonly patience?: number;
-}
 
 /** Where an experiment's models, results and work are. */
 export interface LabRequest {
@@ -270,29 +259,6 @@ export interface Machine {
   readonly backend: BackendInfo;
   readonly workers: number;
   readonly progress: Progress;
-}
-
-/**
- * Opens a runner that hands work to other machines.
- *
- * @param request The queue and the store that all of them see.
- * @param identity What the workers must have in common.
- * @param copy Folder of the local copy of a bucket.
- * @param onNote Called with what a person should know.
- * @throws If queue or store do not answer or refuse.
- */
-export async function openQueue(
-  { url, store, patience }: QueueRequest,
-  identity: QueueIdentity,
-  copy: string,
-  onNote: (line: string) => void,
-): Promise<Runner> {
-  const shared = await openSharedStore(store, copy);
-  // By address: who asks for no queue does not load BullMQ.
-  const { queueRunner }: typeof import("../lab/queue.ts") = await import(
-    new URL("../lab/queue.ts", import.meta.url).href
-  );
-  return await queueRunner({ url, patience, identity, store: shared, onNote });
 }
 
 /**

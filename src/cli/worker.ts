@@ -6,16 +6,12 @@
 import { selectBackend } from "../core/backend.ts";
 import { cannot } from "../core/errors.ts";
 import { exists, joinPath } from "../io/files.ts";
+import type { QueueRequest } from "../lab/open_queue.ts";
 import { openSharedStore } from "../lab/open_store.ts";
 import { serveQueue } from "../lab/queue_worker.ts";
 import { isBucket } from "../lab/shared_store.ts";
 import { type Command, command, runCommand } from "./command.ts";
-import {
-  LAB_OPTIONS,
-  type QueueRequest,
-  queueRequest,
-  workersFor,
-} from "./lab_options.ts";
+import { LAB_OPTIONS, queueRequest, workersFor } from "./lab_options.ts";
 import { EMBEDDED, mustExist } from "./models.ts";
 import { folder, number, optionTable, type Values, whole } from "./options.ts";
 

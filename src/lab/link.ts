@@ -6,16 +6,7 @@
  */
 import { Redis } from "ioredis";
 import { cannot } from "../core/errors.ts";
-
-/** How a queue is reached. */
-export interface LinkOptions {
-  /** `redis://[user:password@]host[:port][/db]`, or `rediss://` with TLS. */
-  readonly url: string;
-  /** Seconds that a Redis which does not answer is tried again. @default 60 */
-  readonly patience?: number;
-  /** Called with what a person should know. */
-  readonly onNote?: (line: string) => void;
-}
+import type { LinkOptions } from "./queue_options.ts";
 
 /** A connection to Redis. */
 export interface Link {

@@ -3,8 +3,21 @@
  *
  * @module
  */
-import type { S3Settings } from "./s3.ts";
-import { folderStore, isBucket, type SharedStore } from "./shared_store.ts";
+import {
+  folderStore,
+  isBucket,
+  type S3Settings,
+  type SharedStore,
+} from "./shared_store.ts";
+
+/** What is used of s3.ts. */
+interface BucketModule {
+  bucketStore(
+    where: string,
+    copy: string,
+    settings?: S3Settings,
+  ): Promise<SharedStore>;
+}
 
 /**
  * Opens a store that several machines see.
@@ -21,7 +34,7 @@ export async function openSharedStore(
 ): Promise<SharedStore> {
   if (!isBucket(where)) return await folderStore(where);
   // By address: who has no bucket does not load the client.
-  const { bucketStore }: typeof import("./s3.ts") = await import(
+  const { bucketStore }: BucketModule = await import(
     new URL("./s3.ts", import.meta.url).href
   );
   return await bucketStore(where, copy, settings);

@@ -5,12 +5,11 @@
  * @module
  */
 import { type Job, Queue, QueueEvents } from "bullmq";
-import type { BackendName } from "../core/backend.ts";
 import { cannot } from "../core/errors.ts";
-import { type Link, type LinkOptions, openLink } from "./link.ts";
+import { type Link, openLink } from "./link.ts";
+import type { QueueIdentity, QueueOptions } from "./queue_options.ts";
 import type { Tell } from "./run.ts";
 import type { Runner } from "./runner.ts";
-import type { SharedStore } from "./shared_store.ts";
 import type { LabSpec } from "./specs.ts";
 import { CODE_VERSION, inputPaths, resultPaths, specId } from "./store.ts";
 
@@ -32,16 +31,6 @@ const LATE = 30_000;
 /** Milliseconds without a worker after which that is said. */
 const LONELY = 10_000;
 
-/** What the workers of a queue must have in common. */
-export interface QueueIdentity {
-  /** Hash of the base model. */
-  readonly model: string;
-  /** The backend: another one rounds otherwise. */
-  readonly backend: BackendName;
-  /** Version of the code that makes numbers. @default this one's */
-  readonly code?: number;
-}
-
 /** What a job holds. */
 export interface SpecJob {
   /** What is worked on; its hash is the job's name. */
@@ -54,14 +43,6 @@ export interface SpecJob {
 export type JobNews =
   | { readonly done: number; readonly total: number }
   | { readonly refused: string; readonly worker: string };
-
-/** How a queue is used. */
-export interface QueueOptions extends LinkOptions {
-  /** What its workers must have in common. */
-  readonly identity: QueueIdentity;
-  /** Where results go. */
-  readonly store: SharedStore;
-}
 
 /**
  * A queue's name: version, backend and base model are in it, so that a worker

@@ -12,7 +12,7 @@ import type { BackendName } from "../core/backend.ts";
 import { cannot } from "../core/errors.ts";
 import { loadConceptArt } from "../micro/concepts.ts";
 import { type LabHashes, labHashes } from "./lab.ts";
-import { type LinkOptions, openLink } from "./link.ts";
+import { openLink } from "./link.ts";
 import {
   countWorkers,
   describeQueue,
@@ -25,6 +25,7 @@ import {
   type SpecJob,
   workersKey,
 } from "./queue.ts";
+import type { LinkOptions } from "./queue_options.ts";
 import type { Folders } from "./run.ts";
 import { localPool, type Runner } from "./runner.ts";
 import type { SharedStore } from "./shared_store.ts";

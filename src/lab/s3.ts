@@ -10,26 +10,11 @@ import { sha256 } from "../core/hash.ts";
 import { exists, joinPath, parseJson, writeAtomic } from "../io/files.ts";
 import {
   identityIn,
+  type S3Settings,
   type SharedStore,
   STORE_FILE,
   storeText,
 } from "./shared_store.ts";
-
-/** How a bucket is reached. */
-export interface S3Settings {
-  /** Access key. */
-  readonly accessKeyId: string;
-  /** Secret key. */
-  readonly secretAccessKey: string;
-  /** Token of temporary keys. */
-  readonly sessionToken?: string;
-  /** Region. @default us-east-1 */
-  readonly region?: string;
-  /** Address of a server other than Amazon's: MinIO, R2, Ceph. */
-  readonly endpoint?: string;
-  /** How often a request is tried that gets no answer, or 5xx. @default 6 */
-  readonly attempts?: number;
-}
 
 /** Requests of one store at a time. */
 const AT_ONCE = 8;

@@ -31,6 +31,22 @@ export interface SharedStore {
   push(paths: readonly string[]): Promise<void>;
 }
 
+/** How a bucket is reached. */
+export interface S3Settings {
+  /** Access key. */
+  readonly accessKeyId: string;
+  /** Secret key. */
+  readonly secretAccessKey: string;
+  /** Token of temporary keys. */
+  readonly sessionToken?: string;
+  /** Region. @default us-east-1 */
+  readonly region?: string;
+  /** Address of a server other than Amazon's: MinIO, R2, Ceph. */
+  readonly endpoint?: string;
+  /** How often a request is tried that gets no answer, or 5xx. @default 6 */
+  readonly attempts?: number;
+}
+
 /** The file that gives a store its identity. */
 export const STORE_FILE = "store.json";
 

@@ -1,6 +1,6 @@
 import { assert, assertEquals, assertRejects } from "@std/assert";
-import { bucketStore, type S3Settings } from "../../src/lab/s3.ts";
-import { folderStore } from "../../src/lab/shared_store.ts";
+import { bucketStore } from "../../src/lab/s3.ts";
+import { folderStore, type S3Settings } from "../../src/lab/shared_store.ts";
 import { KEYS, startS3 } from "./s3_server.ts";
 
 const encoder = new TextEncoder();
