@@ -88,7 +88,7 @@ async function startWorker(url: string, folder: string) {
       ...["run", "-q", "-P=online", "src/cli/worker.ts"],
       ...["--queue", url, "--store", `${folder}/queue`],
       ...["--model", `${folder}/model`, "--clip", `${folder}/clip`],
-      ...["--backend", "wasm", "--workers", "1", "--lease", "2"],
+      ...["--backend", "wasm", "--workers", "1", "--lease", "3"],
     ],
     cwd: root,
     stdout: "null",
