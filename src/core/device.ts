@@ -25,8 +25,18 @@ interface GraphicsBackend extends tf.KernelBackend {
   uploadToGPU(id: object): void;
 }
 
+/**
+ * Names of the backends that count bytes (counting.ts), by the backend that they
+ * count for.
+ */
+export const COUNTING = {
+  webgpu: "counting-webgpu",
+  wasm: "counting-wasm",
+} as const;
+
 function graphics(): GraphicsBackend | undefined {
-  return tf.getBackend() === "webgpu"
+  const name = tf.getBackend();
+  return name === "webgpu" || name === COUNTING.webgpu
     ? tf.backend() as GraphicsBackend
     : undefined;
 }
