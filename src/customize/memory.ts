@@ -1,0 +1,148 @@
+/**
+ * The memory that training takes, counted before it is begun.
+ *
+ * @module
+ */
+import {
+  counting,
+  type CountingOptions,
+  type Meter,
+} from "../core/counting.ts";
+import { key } from "../core/random.ts";
+import { downsampleFactor } from "../models/autoencoder.ts";
+import { BLANK_WORD, blankModel, type ModelConfigs } from "../models/blank.ts";
+import { disposeModel } from "../models/model.ts";
+import { conceptTensors, disposeConcept } from "./concept.ts";
+import type { TrainData } from "./dataset.ts";
+import { type Method, startConcept } from "./methods.ts";
+import { train } from "./train.ts";
+
+/** Bytes that a run needs, and what for. */
+export interface MemoryNeed {
+  /** What the machine or the graphics card must have. */
+  readonly bytes: number;
+  /** The model's weights. */
+  readonly weights: number;
+  /** Adapters and learned vectors. */
+  readonly adapters: number;
+  /** The optimizer's moments. */
+  readonly optimizer: number;
+  /** Everything else at the highest point: activations, gradients. */
+  readonly activations: number;
+  /** Tensors at the highest point. */
+  readonly peak: number;
+  /** Buffers at the highest point (see `MemoryCount`). */
+  readonly held: number;
+  /** The largest tensor. */
+  readonly largest: number;
+}
+
+/** What is trained how. */
+export interface TrainingPlan {
+  /** The method, with its configuration. */
+  readonly method: Method;
+  /**
+   * Rank of the adapter.
+   *
+   * @default 4
+   */
+  readonly rank?: number;
+  /** Height of the pictures in pixels. */
+  readonly height: number;
+  /** Width of the pictures in pixels. */
+  readonly width: number;
+  /**
+   * Class pictures in a step.
+   *
+   * @default 0
+   */
+  readonly prior?: number;
+}
+
+/** Pictures of zeros, each with a caption of its own. */
+function noPictures(
+  { height, width }: TrainingPlan,
+  { autoencoder, unet }: ModelConfigs,
+  count: number,
+): TrainData {
+  const factor = downsampleFactor(autoencoder);
+  const [h, w] = [Math.ceil(height / factor), Math.ceil(width / factor)];
+  const size = count * h * w * unet.in_channels;
+  return {
+    count,
+    height: h,
+    width: w,
+    channels: unet.in_channels,
+    mean: new Float32Array(size),
+    std: new Float32Array(size),
+    captions: Array.from({ length: count }, (_, i) => [`${i} {}`]),
+    mask: new Uint8Array(count * h * w).fill(1),
+  };
+}
+
+/**
+ * Counts the bytes of training: two steps of the trainer itself, on a backend
+ * that computes nothing.
+ *
+ * @param configs Configs of the model.
+ * @param plan What is trained how.
+ * @param options Whose kernels, and what an operation may read.
+ *
+ * @example
+ * ```ts ignore
+ * const { bytes } = await trainingMemory(configsOf(model), {
+ *   method: method("ed-lora"),
+ *   height: 512,
+ *   width: 512,
+ * });
+ * ```
+ */
+export async function trainingMemory(
+  configs: ModelConfigs,
+  plan: TrainingPlan,
+  options: CountingOptions = {},
+): Promise<MemoryNeed> {
+  return await counting(options, (meter) => countTraining(configs, plan, meter));
+}
+
+async function countTraining(
+  configs: ModelConfigs,
+  plan: TrainingPlan,
+  meter: Meter,
+): Promise<MemoryNeed> {
+  const { method, rank, prior = 0 } = plan;
+  const model = blankModel(configs, meter.empty);
+  const weights = meter.count().live;
+  const concept = await startConcept(model, method, {
+    name: "n",
+    classWord: BLANK_WORD,
+    key: key(0),
+    rank,
+  });
+  const data = noPictures(plan, configs, method.train.batch);
+  const config = { ...method.train, steps: 2, pivot: 0 };
+  meter.restart();
+  for await (
+    const _ of train(model, concept, data, config, {
+      ...(prior > 0
+        ? { prior: noPictures(plan, configs, prior) }
+        : {}),
+    })
+  ) { /* two steps: the second has the moments of the first */ }
+  const { peak, held, largest } = meter.count();
+  const params = [...conceptTensors(concept).values()];
+  const adapters = params.reduce((sum, { size }) => sum + 4 * size, 0);
+  disposeConcept(concept);
+  disposeModel(model);
+  const optimizer = 2 * adapters;
+  return {
+    bytes: peak,
+    weights,
+    adapters,
+    optimizer,
+    activations: peak - weights - adapters - optimizer,
+    peak,
+    held,
+    largest,
+  };
+}

@@ -1,0 +1,100 @@
+/**
+ * Models without values: what their configs say of shapes, for counting.
+ *
+ * @module
+ */
+import * as tf from "@tensorflow/tfjs";
+import { buildTree, type ParamSpec, type Spec } from "../nn/spec.ts";
+import { type Autoencoder, autoencoderSpec } from "./autoencoder.ts";
+import type {
+  AutoencoderConfig,
+  TextEncoderConfig,
+  UNetConfig,
+} from "./config.ts";
+import type { Model } from "./model.ts";
+import { type TextEncoder, textEncoderSpec } from "./text_encoder.ts";
+import { byteAlphabet, createTokenizer, type Tokenizer } from "./tokenizer.ts";
+import { type UNet, unetSpec } from "./unet.ts";
+
+/** What a model is made of, without its numbers. */
+export interface ModelConfigs {
+  /** Config of the text encoder. */
+  readonly textEncoder: TextEncoderConfig;
+  /** Config of the UNet. */
+  readonly unet: UNetConfig;
+  /** Config of the autoencoder. */
+  readonly autoencoder: AutoencoderConfig;
+  /** scheduler_config.json. */
+  readonly scheduler: Readonly<Record<string, unknown>>;
+}
+
+/**
+ * The configs of a model.
+ *
+ * @param model The model.
+ */
+export function configsOf(model: Model): ModelConfigs {
+  return {
+    textEncoder: model.textEncoder.config,
+    unet: model.unet.config,
+    autoencoder: model.autoencoder.config,
+    scheduler: model.scheduler,
+  };
+}
+
+/** The class word that {@linkcode blankModel}'s tokenizer knows as one token. */
+export const BLANK_WORD = "a";
+
+/** A tokenizer that knows letters; entries without a meaning fill it up. */
+function letters({ vocab_size, max_position_embeddings }: TextEncoderConfig): {
+  tokenizer: Tokenizer;
+} {
+  const alphabet = byteAlphabet().map(([, letter]) => letter);
+  const words = [...alphabet, ...alphabet.map((letter) => `${letter}</w>`)];
+  // A vocabulary below that of bytes keeps the ones that prompts here use.
+  const known = words.filter((word) => /^[a-z0-9<>{}]/.test(word))
+    .concat(words.filter((word) => !/^[a-z0-9<>{}]/.test(word)))
+    .slice(0, Math.max(vocab_size - 2, 1));
+  while (known.length < vocab_size - 2) known.push(`unused ${known.length}`);
+  const all = [...known, "<|startoftext|>", "<|endoftext|>"];
+  return {
+    tokenizer: createTokenizer({
+      vocab: Object.fromEntries(all.map((token, id) => [token, id])),
+      merges: [],
+      modelMaxLength: max_position_embeddings,
+    }),
+  };
+}
+
+/** Makes a tensor of a shape; `onHost` where it is read row by row. */
+export type MakeTensor = (shape: number[], onHost: boolean) => tf.Tensor;
+
+/**
+ * A model of a shape, with tensors from elsewhere.
+ *
+ * @param configs Its configs.
+ * @param make Makes each tensor, such as `empty` of a counting backend's meter.
+ * @returns The model; its tokenizer knows letters only.
+ */
+export function blankModel(configs: ModelConfigs, make: MakeTensor): Model {
+  const blank = <T>(spec: Spec<T>): T =>
+    buildTree<T>(spec, ({ shape, kind }: ParamSpec) =>
+      // Loading leaves tables of vectors on the host: see checkpoint.ts.
+      make(shape, kind === "plain" && shape.length === 2));
+  return {
+    ...letters(configs.textEncoder),
+    textEncoder: {
+      config: configs.textEncoder,
+      params: blank<TextEncoder>(textEncoderSpec(configs.textEncoder)),
+    },
+    unet: {
+      config: configs.unet,
+      params: blank<UNet>(unetSpec(configs.unet)),
+    },
+    autoencoder: {
+      config: configs.autoencoder,
+      params: blank<Autoencoder>(autoencoderSpec(configs.autoencoder)),
+    },
+    scheduler: configs.scheduler,
+  };
+}
