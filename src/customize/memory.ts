@@ -15,7 +15,7 @@ import { disposeModel } from "../models/model.ts";
 import { conceptTensors, disposeConcept } from "./concept.ts";
 import type { TrainData } from "./dataset.ts";
 import { type Method, startConcept } from "./methods.ts";
-import { train } from "./train.ts";
+import { type Memory, train } from "./train.ts";
 
 /** Bytes that a run needs, and what for. */
 export interface MemoryNeed {
@@ -57,6 +57,12 @@ export interface TrainingPlan {
    * @default 0
    */
   readonly prior?: number;
+  /**
+   * What gradients keep.
+   *
+   * @default "high"
+   */
+  readonly memory?: Memory;
 }
 
 /** Pictures of zeros, each with a caption of its own. */
@@ -102,7 +108,10 @@ export async function trainingMemory(
   plan: TrainingPlan,
   options: CountingOptions = {},
 ): Promise<MemoryNeed> {
-  return await counting(options, (meter) => countTraining(configs, plan, meter));
+  return await counting(
+    options,
+    (meter) => countTraining(configs, plan, meter),
+  );
 }
 
 async function countTraining(
@@ -124,9 +133,8 @@ async function countTraining(
   meter.restart();
   for await (
     const _ of train(model, concept, data, config, {
-      ...(prior > 0
-        ? { prior: noPictures(plan, configs, prior) }
-        : {}),
+      memory: plan.memory,
+      ...(prior > 0 ? { prior: noPictures(plan, configs, prior) } : {}),
     })
   ) { /* two steps: the second has the moments of the first */ }
   const { peak, held, largest } = meter.count();

@@ -3,7 +3,7 @@
  *
  * @module
  */
-import * as tf from "@tensorflow/tfjs";
+import type * as tf from "@tensorflow/tfjs";
 import { buildTree, type ParamSpec, type Spec } from "../nn/spec.ts";
 import { type Autoencoder, autoencoderSpec } from "./autoencoder.ts";
 import type {

@@ -513,7 +513,8 @@ export function cutOff(
  *
  * @param model The model.
  * @param prompts One a sample.
- * @param options `skipLast`: clip skip; observers of the text encoder.
+ * @param options `skipLast`: clip skip; `recompute`: keep less for gradients;
+ * observers of the text encoder.
  * @returns [b, tokens, width], or [b, sites, tokens, width] as soon as one
  * prompt is layer-wise.
  *
@@ -525,7 +526,10 @@ export function cutOff(
 export function promptStates(
   model: Pick<Model, "tokenizer" | "unet" | "added" | "textEncoder">,
   prompts: readonly string[],
-  options: Context & { readonly skipLast?: number } = {},
+  options: Context & {
+    readonly skipLast?: number;
+    readonly recompute?: boolean;
+  } = {},
 ): tf.Tensor3D | tf.Tensor4D {
   const bound = prompts.map((prompt) => bindPrompt(model, prompt));
   const layerwise = bound.some((b) => b.rows.length > 1);
