@@ -86,11 +86,13 @@ interface Replaced extends tf.KernelBackend {
     releaseBuffer(buffer: { size: number }): void;
     readonly numBytesAllocated: number;
   };
+  thresholdToIncreaseWorkgroups: number;
   commandEncoder: unknown;
   readonly commandQueueOwnedIds: WeakSet<object>;
   dispatchCountInPass: number;
   makeTensorInfo(shape: number[], dtype: tf.DataType): tf.TensorInfo;
   submitQueue(): void;
+  endComputePassEncoder(): void;
   uploadToGPU(id: object): void;
   releaseResource(id: object): void;
   runWebGPUProgram(
@@ -145,6 +147,8 @@ async function makeBackend(
     info,
   ) as unknown as Replaced;
   const pooled = kernels === "webgpu";
+  // Small convolutions write their patches out on a card, never on wasm.
+  if (!pooled) backend.thresholdToIncreaseWorkgroups = 0;
   const usage = GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC |
     GPUBufferUsage.COPY_DST;
   let [live, peak, held, largest, operations] = [0, 0, 0, 0, 0];
@@ -164,7 +168,7 @@ async function makeBackend(
     largest = Math.max(largest, size);
     seen();
   };
-  const { disposeData } = backend;
+  const { disposeData, write } = backend;
   const zeros = ({ values, dtype, shape }: Entry) =>
     values ?? tf.util.getTypedArrayFromDType(
       dtype as "float32",
@@ -176,7 +180,13 @@ async function makeBackend(
       const entry = backend.tensorMap.get(id);
       if (entry.resource) return;
       allocate(entry);
-      entry.values = null;
+      if (pooled) entry.values = null;
+    },
+    // Wasm has one memory; a card gets what an operation needs.
+    write(values, shape, dtype) {
+      const id = write.call(backend, values, shape, dtype);
+      if (!pooled && values) backend.uploadToGPU(id);
+      return id;
     },
     releaseResource(id) {
       const entry = backend.tensorMap.get(id);
@@ -216,6 +226,7 @@ async function makeBackend(
       return zeros(backend.tensorMap.get(id)) as tf.BackendValues;
     },
     read: (id) => Promise.resolve(replaced.readSync!(id)),
+    endComputePassEncoder: () => {},
     submitQueue() {
       backend.commandEncoder = { finish: () => ({}) };
       submitQueue.call(backend);

@@ -12,6 +12,7 @@ import * as tf from "@tensorflow/tfjs";
 interface GraphicsBackend extends tf.KernelBackend {
   readonly device: GPUDevice;
   readonly tensorMap: {
+    has(id: object): boolean;
     get(id: object): {
       values: tf.TypedArray | null | undefined;
       resource?: unknown;
@@ -21,7 +22,18 @@ interface GraphicsBackend extends tf.KernelBackend {
     readonly freeBuffers: Map<string, GPUBuffer[]>;
     numFreeBuffers: number;
     numBytesAllocated: number;
+    numBytesUsed: number;
+    acquireBuffer(
+      size: number,
+      usage: number,
+      mapped?: boolean,
+      reuse?: boolean,
+    ): GPUBuffer;
   };
+  readonly dispatchCountInPass: number;
+  disposeData(id: object, force?: boolean): boolean;
+  endComputePassEncoder(): void;
+  submitQueue(): void;
   uploadToGPU(id: object): void;
 }
 
@@ -112,6 +124,58 @@ export function trimCard(): void {
       buffer.destroy();
     }
   }
+}
+
+/**
+ * Bounds what the graphics card holds beside the tensors there are. tfjs frees a
+ * tensor only when the commands that use it have been submitted, fifteen
+ * operations later, and then keeps its buffer for another tensor of exactly its
+ * size: together as much as the tensors of a training step. From here on it
+ * submits, and gives buffers back, as soon as there are more bytes than that.
+ *
+ * @param bytes How many bytes may wait to be freed, and how many may be free.
+ * @returns Undoes it; does nothing where there is no card.
+ */
+export function boundCard(bytes: number): () => void {
+  const backend = graphics();
+  if (!backend) return () => {};
+  const { bufferManager } = backend;
+  const { disposeData } = backend;
+  const { acquireBuffer } = bufferManager;
+  let waiting = 0;
+  let dispatched = 0;
+  backend.disposeData = (id, force) => {
+    // Commands have been submitted since: nothing waits any more.
+    if (backend.dispatchCountInPass < dispatched) waiting = 0;
+    dispatched = backend.dispatchCountInPass;
+    const size = sizeOnCard(backend, id);
+    const done = disposeData.call(backend, id, force);
+    if (size === 0 || !done) return done;
+    waiting += size;
+    if (waiting > bytes && dispatched > 0) {
+      backend.endComputePassEncoder();
+      backend.submitQueue();
+      [waiting, dispatched] = [0, 0];
+    }
+    return done;
+  };
+  bufferManager.acquireBuffer = (size, usage, ...rest) => {
+    const free = bufferManager.freeBuffers.get(`${size}_${usage}`);
+    const unused = bufferManager.numBytesAllocated - bufferManager.numBytesUsed;
+    if (!free?.length && unused + size > bytes) trimCard();
+    return acquireBuffer.call(bufferManager, size, usage, ...rest);
+  };
+  return () => {
+    backend.disposeData = disposeData;
+    bufferManager.acquireBuffer = acquireBuffer;
+  };
+}
+
+/** Bytes of a tensor's buffer; none where it waits on the host or is gone. */
+function sizeOnCard(backend: GraphicsBackend, id: object): number {
+  if (!backend.tensorMap.has(id)) return 0;
+  const { resource } = backend.tensorMap.get(id);
+  return (resource as GPUBuffer | undefined)?.size ?? 0;
 }
 
 /** Buffers that a WebGPU program may read besides the one it writes. */

@@ -7,6 +7,7 @@
  * @module
  */
 import * as tf from "@tensorflow/tfjs";
+import { boundCard } from "../core/device.ts";
 import { cannot } from "../core/errors.ts";
 import { key as rootKey } from "../core/random.ts";
 import { valueAndGrads } from "../core/tree.ts";
@@ -107,6 +108,9 @@ export interface TrainOptions {
    */
   readonly memory?: Memory;
 }
+
+/** Bytes that a card may hold beside the tensors where memory is low. */
+const CARD_BYTES = 256 * 2 ** 20;
 
 function checkConfig(
   config: TrainConfig,
@@ -275,6 +279,7 @@ export async function* train(
   const root = rootKey(config.seed);
   const limit = await normLimit(model, config);
   let state = startState(names, own, id, options.resume);
+  const unbound = options.memory === "low" ? boundCard(CARD_BYTES) : () => {};
   try {
     while (state.step < config.steps) {
       const begun = performance.now();
@@ -357,6 +362,7 @@ export async function* train(
       };
     }
   } finally {
+    unbound();
     disposeState(state);
   }
 }
