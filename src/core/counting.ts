@@ -47,10 +47,10 @@ export interface Meter {
    * Makes a tensor without values.
    *
    * @param shape Its shape.
-   * @param onHost Whether it waits on the host, as tables of vectors do: not
-   * counted until an operation reads it.
+   * @param kept `host`: it waits there, as tables of vectors do, not counted
+   * until an operation reads it; `half`: it takes two bytes a number.
    */
-  empty(shape: number[], onHost?: boolean): tf.Tensor;
+  empty(shape: number[], kept?: "host" | "half"): tf.Tensor;
 }
 
 /** Settings of {@linkcode counting}. */
@@ -135,6 +135,11 @@ function noDevice(binding: number): GPUDevice {
 const bytesOf = (shape: readonly number[]) =>
   4 * shape.reduce((a, b) => a * b, 1);
 
+/** Bytes of so many half floats, two to a word. */
+export function halfBytes(count: number): number {
+  return 4 * Math.ceil(count / 2);
+}
+
 /** tfjs's WebGPU backend with counters in place of a card. */
 async function makeBackend(
   kernels: CountedBackend,
@@ -159,8 +164,7 @@ async function makeBackend(
       pooled ? backend.bufferManager.numBytesAllocated : live,
     );
   };
-  const allocate = (entry: Entry) => {
-    const size = bytesOf(entry.shape);
+  const allocate = (entry: Entry, size = bytesOf(entry.shape)) => {
     entry.resource = pooled
       ? backend.bufferManager.acquireBuffer(size, usage)
       : { size };
@@ -240,10 +244,15 @@ async function makeBackend(
       [peak, held, largest, operations] = [0, 0, 0, 0];
       seen();
     },
-    empty: (shape, onHost = false) => {
-      if (onHost) return tf.tensor(new Float32Array(bytesOf(shape) / 4), shape);
+    empty: (shape, kept) => {
+      if (kept === "host") {
+        return tf.tensor(new Float32Array(bytesOf(shape) / 4), shape);
+      }
       const info = backend.makeTensorInfo(shape, "float32");
-      backend.uploadToGPU(info.dataId);
+      allocate(
+        backend.tensorMap.get(info.dataId),
+        kept === "half" ? halfBytes(tf.util.sizeFromShape(shape)) : undefined,
+      );
       return tf.engine().makeTensorFromTensorInfo(info);
     },
   };

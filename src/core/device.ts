@@ -61,6 +61,27 @@ export function bindingLimit(): number {
   return graphics()?.device.limits.maxStorageBufferBindingSize ?? Infinity;
 }
 
+/** Names of adapters that compute on the processor, in its memory. */
+const SOFTWARE =
+  /llvmpipe|lavapipe|swiftshader|software|microsoft basic render/i;
+
+/**
+ * Whether an adapter is no graphics card but a program.
+ *
+ * @param info What it says of itself.
+ */
+export function isSoftware(info: GPUAdapterInfo): boolean {
+  const { description, device, vendor, architecture } = info;
+  return info.isFallbackAdapter === true ||
+    SOFTWARE.test([description, device, vendor, architecture].join(" "));
+}
+
+/** Whether WebGPU runs on such an adapter. */
+export function softwareCard(): boolean {
+  const info = graphics()?.device.adapterInfo;
+  return info !== undefined && isSoftware(info);
+}
+
 /**
  * The values of a tensor that waits on the host of a graphics card: no operation
  * has needed it yet. Not to be changed.
@@ -134,9 +155,10 @@ export function trimCard(): void {
  * submits, and gives buffers back, as soon as there are more bytes than that.
  *
  * @param bytes How many bytes may wait to be freed, and how many may be free.
+ * @default bytes 256 MiB
  * @returns Undoes it; does nothing where there is no card.
  */
-export function boundCard(bytes: number): () => void {
+export function boundCard(bytes = 256 * 2 ** 20): () => void {
   const backend = graphics();
   if (!backend) return () => {};
   const { bufferManager } = backend;

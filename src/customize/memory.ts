@@ -11,32 +11,17 @@ import {
 } from "../core/counting.ts";
 import { key } from "../core/random.ts";
 import { downsampleFactor } from "../models/autoencoder.ts";
-import { BLANK_WORD, blankModel, type ModelConfigs } from "../models/blank.ts";
+import {
+  BLANK_WORD,
+  blankModel,
+  type MemoryNeed,
+  type ModelConfigs,
+} from "../models/blank.ts";
 import { disposeModel } from "../models/model.ts";
 import { conceptTensors, disposeConcept } from "./concept.ts";
 import type { TrainData } from "./dataset.ts";
 import { type Method, startConcept } from "./methods.ts";
 import { type Memory, train } from "./train.ts";
-
-/** Bytes that a run needs, and what for. */
-export interface MemoryNeed {
-  /** What the machine or the graphics card must have. */
-  readonly bytes: number;
-  /** The model's weights. */
-  readonly weights: number;
-  /** Adapters and learned vectors. */
-  readonly adapters: number;
-  /** The optimizer's moments. */
-  readonly optimizer: number;
-  /** Everything else at the highest point: activations, gradients. */
-  readonly activations: number;
-  /** Tensors at the highest point. */
-  readonly peak: number;
-  /** Buffers at the highest point (see `MemoryCount`). */
-  readonly held: number;
-  /** The largest tensor. */
-  readonly largest: number;
-}
 
 /** What is trained how. */
 export interface TrainingPlan {
@@ -64,6 +49,12 @@ export interface TrainingPlan {
    * @default "high"
    */
   readonly memory?: Memory;
+  /**
+   * Whether the model's weights are half floats.
+   *
+   * @default false
+   */
+  readonly half?: boolean;
 }
 
 /** Pictures of zeros, each with a caption of its own. */
@@ -122,7 +113,7 @@ async function countTraining(
   kernels: CountedBackend = "webgpu",
 ): Promise<MemoryNeed> {
   const { method, rank, prior = 0 } = plan;
-  const model = blankModel(configs, meter.empty);
+  const model = blankModel(configs, meter.empty, plan.half);
   const weights = meter.count().live;
   const concept = await startConcept(model, method, {
     name: "n",

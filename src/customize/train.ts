@@ -109,9 +109,6 @@ export interface TrainOptions {
   readonly memory?: Memory;
 }
 
-/** Bytes that a card may hold beside the tensors where memory is low. */
-const CARD_BYTES = 256 * 2 ** 20;
-
 function checkConfig(
   config: TrainConfig,
   data: TrainData,
@@ -279,7 +276,7 @@ export async function* train(
   const root = rootKey(config.seed);
   const limit = await normLimit(model, config);
   let state = startState(names, own, id, options.resume);
-  const unbound = options.memory === "low" ? boundCard(CARD_BYTES) : () => {};
+  const unbound = options.memory === "low" ? boundCard() : () => {};
   try {
     while (state.step < config.steps) {
       const begun = performance.now();

@@ -66,21 +66,58 @@ function letters({ vocab_size, max_position_embeddings }: TextEncoderConfig): {
   };
 }
 
-/** Makes a tensor of a shape; `onHost` where it is read row by row. */
-export type MakeTensor = (shape: number[], onHost: boolean) => tf.Tensor;
+/** How a tensor is kept, if not as floats where the others are. */
+export type Kept = "host" | "half" | undefined;
+
+/**
+ * How a loaded parameter is kept: tables of vectors wait on the host of a
+ * graphics card, weights of layers may be half floats.
+ *
+ * @param param The parameter.
+ * @param half Whether weights are.
+ */
+export function keptAs({ kind, shape }: ParamSpec, half: boolean): Kept {
+  if (kind === "plain") return shape.length === 2 ? "host" : undefined;
+  return half ? "half" : undefined;
+}
+
+/** Bytes that a run needs, and what for. */
+export interface MemoryNeed {
+  /** What the machine or the graphics card must have. */
+  readonly bytes: number;
+  /** The model's weights. */
+  readonly weights: number;
+  /** Adapters and learned vectors, or what a fusion makes. */
+  readonly adapters: number;
+  /** The optimizer's moments. */
+  readonly optimizer: number;
+  /** Everything else at the highest point: activations, gradients. */
+  readonly activations: number;
+  /** Tensors at the highest point. */
+  readonly peak: number;
+  /** Buffers at the highest point (see `MemoryCount`). */
+  readonly held: number;
+  /** The largest tensor. */
+  readonly largest: number;
+  /** Bytes on the host of a graphics card, where they are not few. */
+  readonly host?: number;
+}
 
 /**
  * A model of a shape, with tensors from elsewhere.
  *
  * @param configs Its configs.
  * @param make Makes each tensor, such as `empty` of a counting backend's meter.
+ * @param half Whether weights of layers are half floats.
  * @returns The model; its tokenizer knows letters only.
  */
-export function blankModel(configs: ModelConfigs, make: MakeTensor): Model {
+export function blankModel(
+  configs: ModelConfigs,
+  make: (shape: number[], kept: Kept) => tf.Tensor,
+  half = false,
+): Model {
   const blank = <T>(spec: Spec<T>): T =>
-    buildTree<T>(spec, ({ shape, kind }: ParamSpec) =>
-      // Loading leaves tables of vectors on the host: see checkpoint.ts.
-      make(shape, kind === "plain" && shape.length === 2));
+    buildTree<T>(spec, (param) => make(param.shape, keptAs(param, half)));
   return {
     ...letters(configs.textEncoder),
     textEncoder: {
