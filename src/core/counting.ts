@@ -11,6 +11,7 @@
 import * as tf from "@tensorflow/tfjs";
 import { COUNTING } from "./device.ts";
 import { FUSED, PREFIX } from "./kernels/fused.ts";
+import { halfBytes } from "./kernels/half.ts";
 import type { SimdExports, WasmBackend } from "./kernels/simd.ts";
 
 /** Whose kernels are counted. */
@@ -134,11 +135,6 @@ function noDevice(binding: number): GPUDevice {
 
 const bytesOf = (shape: readonly number[]) =>
   4 * shape.reduce((a, b) => a * b, 1);
-
-/** Bytes of so many half floats, two to a word. */
-export function halfBytes(count: number): number {
-  return 4 * Math.ceil(count / 2);
-}
 
 /** tfjs's WebGPU backend with counters in place of a card. */
 async function makeBackend(
