@@ -31,6 +31,7 @@ import {
   METHODS,
   startConcept,
 } from "../customize/methods.ts";
+import { trainingMemory } from "../customize/memory.ts";
 import { customize } from "../customize/train.ts";
 import { modelSize } from "../diffusion/layout.ts";
 import { assertWritableFile, besidePath, joinPath } from "../io/files.ts";
@@ -53,6 +54,13 @@ import {
   whole,
 } from "./options.ts";
 import { createProgress } from "./progress.ts";
+import {
+  makeRoom,
+  MEMORY_OPTIONS,
+  modelConfigs,
+  type Room,
+  useRoom,
+} from "./room.ts";
 
 const rate = number({ least: 0 });
 const count = whole({ least: 1 });
@@ -171,6 +179,7 @@ const OPTIONS = optionTable({
   dtype: { ...DTYPE_OPTION.dtype, otherwise: "F32" },
   fresh: { type: flag, help: "do not continue a run that was stopped" },
   ...BACKEND_OPTION,
+  ...MEMORY_OPTIONS,
 });
 
 /** What the command line asks for. */
@@ -330,7 +339,9 @@ export async function runTrain(request: TrainRequest): Promise<void> {
   );
   if (request.fresh) await Deno.remove(state).catch(ifThere);
   await startBackend(request.backend);
-  const model = await openModel(request);
+  const room = await roomFor(request);
+  const model = await openModel(request, room);
+  const release = useRoom(room, request);
   try {
     const size = request.size ?? modelSize(model).width;
     const { caption, masks, trigger, flips } = request;
@@ -390,15 +401,17 @@ export async function runTrain(request: TrainRequest): Promise<void> {
         ...warnings(examples, check),
       ];
       for (const line of notes) console.error(line);
-      const data = await encodeData(model, examples, { flips });
+      const batch = room.memory === "low" ? 1 : undefined;
+      const data = await encodeData(model, examples, { flips, batch });
       const prior = classes.length > 0
-        ? await encodeData(model, classes)
+        ? await encodeData(model, classes, { batch })
         : undefined;
       const progress = createProgress();
       let smooth: number | undefined;
       const concept = await customize(model, start, data, chosen.train, {
         checkpoint: state,
         prior,
+        memory: room.memory,
         onRecord({ step, total, loss }) {
           smooth = smooth === undefined ? loss : 0.95 * smooth + 0.05 * loss;
           progress.update("training", step + 1, total);
@@ -420,8 +433,35 @@ export async function runTrain(request: TrainRequest): Promise<void> {
       disposeConcept(fresh);
     }
   } finally {
+    release();
     disposeModel(model);
   }
+}
+
+/** How memory is used, where the run fits at all. */
+async function roomFor(request: TrainRequest): Promise<Room> {
+  const configs = await modelConfigs(request);
+  const chosen = methodOf(request);
+  const { width } = modelSize({
+    unet: { config: configs.unet },
+    autoencoder: { config: configs.autoencoder },
+  });
+  const size = request.size ?? width;
+  const { batch } = chosen.train;
+  return await makeRoom(request, {
+    what: "train",
+    configs,
+    run: { height: size, width: size, batch },
+    batched: true,
+    count: ({ batch, ...run }, options) =>
+      trainingMemory(configs, {
+        ...run,
+        method: { ...chosen, train: { ...chosen.train, batch } },
+        rank: request.rank,
+        prior: request.prior === undefined ? 0 : batch,
+        encoding: true,
+      }, options),
+  });
 }
 
 function ifThere(error: unknown): void {

@@ -9,6 +9,7 @@ import {
   type CountingOptions,
   type Meter,
 } from "../core/counting.ts";
+import { boundCard } from "../core/device.ts";
 import { key } from "../core/random.ts";
 import { downsampleFactor } from "../models/autoencoder.ts";
 import {
@@ -19,7 +20,7 @@ import {
 } from "../models/blank.ts";
 import { disposeModel } from "../models/model.ts";
 import { conceptTensors, disposeConcept } from "./concept.ts";
-import type { TrainData } from "./dataset.ts";
+import { encodeData, type TrainData } from "./dataset.ts";
 import { type Method, startConcept } from "./methods.ts";
 import { type Memory, train } from "./train.ts";
 
@@ -55,6 +56,12 @@ export interface TrainingPlan {
    * @default false
    */
   readonly half?: boolean;
+  /**
+   * Whether pictures are encoded first: four at a time, one where memory is low.
+   *
+   * @default false
+   */
+  readonly encoding?: boolean;
 }
 
 /** Pictures of zeros, each with a caption of its own. */
@@ -124,12 +131,26 @@ async function countTraining(
   const data = noPictures(plan, configs, method.train.batch);
   const config = { ...method.train, steps: 1, pivot: 0 };
   meter.restart();
+  const unbound = plan.memory === "low" ? boundCard() : () => {};
+  if (plan.encoding) {
+    const { height, width } = plan;
+    const pixels = {
+      width,
+      height,
+      channels: 3 as const,
+      data: new Uint8Array(3 * height * width),
+    };
+    const picture = { pixels, captions: ["{}"] };
+    const count = plan.memory === "low" ? 1 : 4;
+    await encodeData(model, new Array(count).fill(picture));
+  }
   for await (
     const _ of train(model, concept, data, config, {
       memory: plan.memory,
       ...(prior > 0 ? { prior: noPictures(plan, configs, prior) } : {}),
     })
   ) { /* one step has all there is in any */ }
+  unbound();
   const counted = meter.count();
   const params = [...conceptTensors(concept).values()];
   const adapters = params.reduce((sum, { size }) => sum + 4 * size, 0);

@@ -31,6 +31,12 @@ export interface FusionPlan {
   /** How many concepts. */
   readonly concepts: number;
   /**
+   * Whether layers are fused by gradient, or all by weight.
+   *
+   * @default "gradient"
+   */
+  readonly method?: "gradient" | "weight";
+  /**
    * Layers fused by gradient.
    *
    * @default "attention"
@@ -103,11 +109,13 @@ export async function fusionMemory(
       .filter((path) => !KEY_OR_VALUE.test(path));
     const unbound = plan.memory === "low" ? boundCard() : () => {};
     meter.restart();
-    let stats: ReadonlyMap<string, Stats>;
+    let stats: ReadonlyMap<string, Stats> = new Map();
     try {
-      stats = await finish(
-        spatialStatistics(model, concept, spatial, { images, steps: 1 }),
-      );
+      if (plan.method !== "weight") {
+        stats = await finish(
+          spatialStatistics(model, concept, spatial, { images, steps: 1 }),
+        );
+      }
     } finally {
       unbound();
     }
