@@ -166,6 +166,8 @@ function smaller(
  *
  * @param request What the user wants.
  * @param counted The run.
+ * @param known The memory there is, as far as it is known.
+ * @default known what the backend, the machine or `--card` says
  * @returns The first way that fits.
  * @throws If none does, with the bytes, the limit, and what would fit; or if an
  * option does not go with the backend.
@@ -173,6 +175,7 @@ function smaller(
 export async function makeRoom(
   request: MemoryRequest,
   counted: Counted,
+  known: MemoryLimit = memoryLimit(request.card && 1e9 * request.card),
 ): Promise<Room> {
   const { what, configs, run } = counted;
   const webgpu = tf.getBackend() === "webgpu";
@@ -180,7 +183,6 @@ export async function makeRoom(
     if (!request[option] || webgpu) continue;
     throw cannot(what, `--backend webgpu with --${option}`, tf.getBackend());
   }
-  const known = memoryLimit(request.card && 1e9 * request.card);
   const limit: MemoryLimit = known.bytes < Infinity || !webgpu
     ? known
     : { bytes: USUAL_CARD, whose: "of an ordinary graphics card (--card GB)" };
