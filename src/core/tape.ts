@@ -21,7 +21,7 @@ interface TapeNode {
   readonly inputs: Inputs;
   readonly outputs: tf.Tensor[];
   readonly saved: tf.Tensor[];
-  readonly gradient?: Gradient;
+  gradient?: Gradient;
 }
 
 /** What is used of tfjs's engine; the package does not type it. */
@@ -77,6 +77,33 @@ const SHAPES_ONLY: ReadonlySet<string> = new Set([
   "Concat",
   "PadV2",
 ]);
+
+/**
+ * A gradient repeated along the axes that were summed. tfjs multiplies it by
+ * ones, which it makes on the host at the size of the input.
+ */
+function spreadSum(
+  dy: tf.Tensor,
+  shape: number[],
+  axis: number | number[],
+): tf.Tensor {
+  const axes = new Set(tf.util.parseAxisParam(axis, shape));
+  const kept = shape.map((size, i) => axes.has(i) ? 1 : size);
+  return tf.tile(
+    tf.reshape(dy, kept),
+    shape.map((size, i) => axes.has(i) ? size : 1),
+  );
+}
+
+/** Gradients of sums by the input `x`. */
+const SPREAD: Readonly<Record<string, typeof spreadSum>> = {
+  Sum: spreadSum,
+  Mean: (dy, shape, axis) => {
+    const axes = tf.util.parseAxisParam(axis, shape);
+    const count = axes.reduce((product, i) => product * shape[i], 1);
+    return spreadSum(tf.div(dy, count), shape, axis);
+  },
+};
 
 /** Stands for a tensor of which a gradient only needs the shape. */
 function shapeOf({ shape, dtype, rank, rankType, size }: tf.Tensor): tf.Tensor {
@@ -157,6 +184,11 @@ function record(
     }
     outputs.forEach(({ id }) => reached.add(id));
     addTapeNode.call(engine, name, inputs, outputs, gradient, saved, attrs);
+    const spread = SPREAD[name];
+    if (!spread) return;
+    const { axis } = attrs as { axis: number | number[] };
+    const node = engine.state.activeTape!.at(-1)!;
+    node.gradient = ([dy]) => ({ x: () => spread(dy!, inputs.x.shape, axis) });
   };
   engine.getTensorsForGradient = (name, inputs, outputs) => {
     if (!Object.values(inputs).some(reaches)) return [];

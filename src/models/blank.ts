@@ -45,10 +45,21 @@ export function configsOf(model: Model): ModelConfigs {
 /** The class word that {@linkcode blankModel}'s tokenizer knows as one token. */
 export const BLANK_WORD = "a";
 
+/** Tokenizers that have been made: a large vocabulary takes a second. */
+const made = new Map<string, Tokenizer>();
+
 /** A tokenizer that knows letters; entries without a meaning fill it up. */
-function letters({ vocab_size, max_position_embeddings }: TextEncoderConfig): {
-  tokenizer: Tokenizer;
-} {
+function letters(config: TextEncoderConfig): Tokenizer {
+  const { vocab_size, max_position_embeddings } = config;
+  const name = `${vocab_size} ${max_position_embeddings}`;
+  const known = made.get(name) ?? makeLetters(config);
+  made.set(name, known);
+  return known;
+}
+
+function makeLetters(
+  { vocab_size, max_position_embeddings }: TextEncoderConfig,
+): Tokenizer {
   const alphabet = byteAlphabet().map(([, letter]) => letter);
   const words = [...alphabet, ...alphabet.map((letter) => `${letter}</w>`)];
   // A vocabulary below that of bytes keeps the ones that prompts here use.
@@ -57,13 +68,11 @@ function letters({ vocab_size, max_position_embeddings }: TextEncoderConfig): {
     .slice(0, Math.max(vocab_size - 2, 1));
   while (known.length < vocab_size - 2) known.push(`unused ${known.length}`);
   const all = [...known, "<|startoftext|>", "<|endoftext|>"];
-  return {
-    tokenizer: createTokenizer({
-      vocab: Object.fromEntries(all.map((token, id) => [token, id])),
-      merges: [],
-      modelMaxLength: max_position_embeddings,
-    }),
-  };
+  return createTokenizer({
+    vocab: Object.fromEntries(all.map((token, id) => [token, id])),
+    merges: [],
+    modelMaxLength: max_position_embeddings,
+  });
 }
 
 /** How a tensor is kept, if not as floats where the others are. */
@@ -119,7 +128,7 @@ export function blankModel(
   const blank = <T>(spec: Spec<T>): T =>
     buildTree<T>(spec, (param) => make(param.shape, keptAs(param, half)));
   return {
-    ...letters(configs.textEncoder),
+    tokenizer: letters(configs.textEncoder),
     textEncoder: {
       config: configs.textEncoder,
       params: blank<TextEncoder>(textEncoderSpec(configs.textEncoder)),
