@@ -15,7 +15,7 @@ import { halfBytes } from "./kernels/half.ts";
 import type { SimdExports, WasmBackend } from "./kernels/simd.ts";
 
 /** Whose kernels are counted. */
-export type CountedBackend = keyof typeof COUNTING;
+export type CountedBackend = "webgpu" | "wasm";
 
 /** What a graphics card lets an operation read, unless it says otherwise. */
 export const USUAL_BINDING = 128 * 2 ** 20;
