@@ -42,7 +42,7 @@ export interface MemoryCount {
 export interface Meter {
   /** What was counted since the start, or since `restart`. */
   count(): MemoryCount;
-  /** Forgets peaks; what is alive stays counted. */
+  /** Forgets peaks; what is alive, and the largest tensor, stay counted. */
   restart(): void;
   /**
    * Makes a tensor without values.
@@ -237,7 +237,7 @@ async function makeBackend(
   const meter: Meter = {
     count: () => ({ live, peak, held, largest, operations }),
     restart: () => {
-      [peak, held, largest, operations] = [0, 0, 0, 0];
+      [peak, held, operations] = [0, 0, 0];
       seen();
     },
     empty: (shape, kept) => {
