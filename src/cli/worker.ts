@@ -11,9 +11,10 @@ import { openSharedStore } from "../lab/open_store.ts";
 import { serveQueue } from "../lab/queue_worker.ts";
 import { isBucket } from "../lab/shared_store.ts";
 import { type Command, command, runCommand } from "./command.ts";
-import { LAB_OPTIONS, queueRequest, workersFor } from "./lab_options.ts";
+import { LAB_OPTIONS, queueRequest } from "./lab_options.ts";
 import { EMBEDDED, mustExist } from "./models.ts";
 import { folder, number, optionTable, type Values, whole } from "./options.ts";
+import { workersFor } from "./workers.ts";
 
 const OPTIONS = optionTable({
   queue: {

@@ -111,6 +111,13 @@ export interface PipelineOptions extends PlanOptions {
    * @default 4
    */
   readonly batch?: number;
+  /**
+   * Only these pictures are drawn: the first, and the one after the last. They
+   * are what they are among all, so that several may share the work.
+   *
+   * @default all
+   */
+  readonly range?: readonly [first: number, end: number];
   /** Skips the last n layers of the text encoder (clip skip − 1). */
   readonly skipLast?: number;
   /**
@@ -188,6 +195,8 @@ interface Job {
   readonly sampler: SamplerName;
   readonly guidance: number;
   readonly batch: number;
+  /** The first picture, and the one after the last. */
+  readonly range: readonly [first: number, end: number];
   /** Latent [h, w, c]. */
   readonly shape: readonly [number, number, number];
 }
@@ -205,6 +214,14 @@ function prepare(model: Model, options: PipelineOptions): Job {
   };
   if (!Number.isInteger(batch) || batch < 1) {
     throw cannot(what, "a batch of at least 1", batch);
+  }
+  const { range = [0, count] } = options;
+  const [start, end] = range;
+  if (
+    !Number.isInteger(start) || !Number.isInteger(end) ||
+    start < 0 || start > end || end > count
+  ) {
+    throw cannot(what, `a range inside 0 to ${count}`, `[${range}]`);
   }
   if (!Number.isInteger(steps) || steps < 1) {
     throw cannot(what, "steps ≥ 1", steps);
@@ -257,6 +274,7 @@ function prepare(model: Model, options: PipelineOptions): Job {
     sampler,
     guidance,
     batch: Math.max(1, Math.min(batch, fitting)),
+    range,
     shape,
   };
 }
@@ -284,12 +302,13 @@ class States {
 
   constructor(
     model: Model,
+    prompts: readonly string[],
     uses: readonly string[],
     reading: PromptReading,
   ) {
     this.#model = model;
-    // Prompts of one batch must be of one length.
-    const chunks = promptChunks(model, [...new Set(uses)], reading.syntax);
+    // Prompts of one batch must be of one length, whoever draws which.
+    const chunks = promptChunks(model, [...new Set(prompts)], reading.syntax);
     this.#reading = { ...reading, chunks };
     for (const p of uses) this.#left.set(p, (this.#left.get(p) ?? 0) + 1);
   }
@@ -363,14 +382,17 @@ export async function* pipeline(
   );
   const { prompts } = options;
   const guided = job.guidance !== 1;
+  const [start, end] = job.range;
+  const read = (list: readonly string[]) => list.slice(start, end);
   const states = new States(
     model,
     guided ? [...prompts, ...job.negative] : prompts,
+    guided ? [...read(prompts), ...read(job.negative)] : read(prompts),
     { skipLast: options.skipLast, syntax: options.syntax },
   );
   try {
-    for (let first = 0; first < prompts.length; first += job.batch) {
-      const last = Math.min(first + job.batch, prompts.length);
+    for (let first = start; first < end; first += job.batch) {
+      const last = Math.min(first + job.batch, end);
       yield* drawBatch(model, options, job, course, states, first, last);
     }
   } finally {
