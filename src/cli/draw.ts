@@ -48,7 +48,8 @@ export async function drawPictures(
   settings: DrawSettings,
 ): Promise<void> {
   const { count } = request.layout;
-  const workers = Math.min(settings.workers, count);
+  // A single picture is drawn sooner by who is there already.
+  const workers = count > 1 ? Math.min(settings.workers, count) : 0;
   if (workers > 0) return await onWorkers(request, settings, workers);
   const drawing = await openDrawing(request);
   try {

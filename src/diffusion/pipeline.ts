@@ -19,6 +19,7 @@ import {
   type PromptSyntax,
   readPrompts,
 } from "../models/prompts.ts";
+import { KeyValues } from "../nn/attention.ts";
 import { assertTextToImage } from "../models/purpose.ts";
 import { unet, type UNetOptions, widestFeatures } from "../models/unet.ts";
 import { classifierFree, type GuidanceBranch } from "./guidance.ts";
@@ -421,6 +422,8 @@ async function* drawBatch(
   const noise = part(options.noise) ?? noiseOf(keys, job.shape, "initial");
   const init = part(options.init);
   let final: tf.Tensor4D | undefined;
+  // The text is the same in all steps.
+  const keyValues = new KeyValues();
   try {
     const predict = classifierFree((sample, timestep, index, branch) =>
       // Inside tidy also what the options make: residuals of a ControlNet.
@@ -440,7 +443,10 @@ async function* drawBatch(
           : options.unet;
         const { params, config } = model.unet;
         const run = (own = extra) =>
-          unet(params, config, sample, [timestep], text, own);
+          unet(params, config, sample, [timestep], text, {
+            ...own,
+            keyValues,
+          });
         return options.denoise ? options.denoise(run, call) : run();
       }), {
       scale: job.guidance,
@@ -468,11 +474,13 @@ async function* drawBatch(
       if (step.index === step.total - 1) final = step.latent.clone();
       before = performance.now();
     }
+    keyValues.dispose();
     if (final && (options.decode ?? true)) {
       const images = decodeImages(model, final);
       yield { type: "images", first, count, images };
     }
   } finally {
+    keyValues.dispose();
     tf.dispose([text, noise]);
     init?.dispose();
     final?.dispose();

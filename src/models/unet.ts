@@ -8,6 +8,7 @@ import {
   type Attention,
   type AttentionHooks,
   attentionSpec,
+  type KeyValues,
 } from "../nn/attention.ts";
 import {
   type Context,
@@ -414,6 +415,11 @@ export interface UNetOptions extends Context {
   readonly crossAttend?: (
     call: CrossAttentionCall,
   ) => AttentionHooks | undefined;
+  /**
+   * Keeps what cross-attention makes of the text states, for further calls with
+   * the same ones; the caller's.
+   */
+  readonly keyValues?: KeyValues;
   /** Sees named intermediate activations (NHWC), named as in the state dict. */
   readonly activation?: (path: string, value: tf.Tensor) => void;
   /** T2I-Adapter features, one a down block [b, h, w, c]. */
@@ -656,7 +662,15 @@ function transformers(
       const hooks = options.crossAttend?.({ ...here, height, width, heads });
       const attendText = () => {
         const normed = layerNorm(block.norm2, h);
-        return attend(block.attn2, normed, text, heads, options, hooks);
+        return attend(
+          block.attn2,
+          normed,
+          text,
+          heads,
+          options,
+          hooks,
+          options.keyValues,
+        );
       };
       // What is made of probabilities outlives the call.
       const cross = hooks?.probabilities ? attendText() : tf.tidy(attendText);
