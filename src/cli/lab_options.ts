@@ -7,11 +7,9 @@
 import {
   type BackendChoice,
   type BackendInfo,
-  type BackendName,
   selectBackend,
 } from "../core/backend.ts";
 import { cannot } from "../core/errors.ts";
-import { hardwareWorkers } from "../core/pool.ts";
 import { type ExperimentPreset, presetOf } from "../experiments/presets.ts";
 import { assertWritable, joinPath } from "../io/files.ts";
 import { type Lab, type LabRecord, type Stage, withLab } from "../lab/lab.ts";
@@ -34,6 +32,7 @@ import {
 } from "./options.ts";
 import { createProgress, type Progress } from "./progress.ts";
 import { QUEUE_OPTIONS, queueRequest } from "./queue_options.ts";
+import { WORKERS_OPTION, workersFor } from "./workers.ts";
 
 /** Where an experiment's models, results and work are. */
 export interface LabRequest {
@@ -68,11 +67,7 @@ export const LAB_OPTIONS = optionTable({
     help: "evaluation CLIP",
   },
   ...BACKEND_OPTION,
-  workers: {
-    type: whole({ least: 0 }),
-    otherwise: "processors",
-    help: "workers; 0: in place",
-  },
+  ...WORKERS_OPTION,
   ...QUEUE_OPTIONS,
 });
 
@@ -162,20 +157,6 @@ export function settingsOf(
       guidance: values.guidance ?? sampling.guidance,
     },
   };
-}
-
-/**
- * How many workers there are: as many as asked for, else none on a graphics card
- * (it is one, and they would only take turns on it), else all processors.
- *
- * @param asked Of `--workers`.
- * @param backend The backend in use.
- */
-export function workersFor(
-  asked: number | undefined,
-  backend: BackendName,
-): number {
-  return asked ?? (backend === "webgpu" ? 0 : hardwareWorkers());
 }
 
 const LABELS: Readonly<Record<Stage, string>> = {

@@ -4,7 +4,11 @@
  * @module
  */
 import * as tf from "@tensorflow/tfjs";
-import { type BackendChoice, selectBackend } from "../core/backend.ts";
+import {
+  type BackendChoice,
+  type BackendName,
+  selectBackend,
+} from "../core/backend.ts";
 import { cannot } from "../core/errors.ts";
 import { disposeTree } from "../core/tree.ts";
 import { exists, joinPath, pathOf } from "../io/files.ts";
@@ -84,12 +88,31 @@ export const MODEL_OPTIONS = optionTable({
 export type ModelRequest = Partial<Values<typeof MODEL_OPTIONS>>;
 
 /**
+ * What a command's options say of the model, and nothing else: it may be posted
+ * to workers.
+ *
+ * @param values Of {@linkcode MODEL_OPTIONS} and others.
+ */
+export function modelRequest(values: ModelRequest): ModelRequest {
+  return Object.fromEntries(
+    Object.keys(MODEL_OPTIONS).map((
+      field,
+    ) => [field, values[field as keyof ModelRequest]]),
+  );
+}
+
+/**
  * Starts the backend that is asked for and says which it is.
  *
  * @param choice Of `--backend`.
+ * @returns Its name.
  */
-export async function startBackend(choice: BackendChoice): Promise<void> {
-  console.error((await selectBackend(choice)).describe);
+export async function startBackend(
+  choice: BackendChoice,
+): Promise<BackendName> {
+  const { name, describe } = await selectBackend(choice);
+  console.error(describe);
+  return name;
 }
 
 /**

@@ -4,37 +4,15 @@
  * @module
  */
 import { z } from "zod";
+import type { BackendName } from "../core/backend.ts";
 import { cannot } from "../core/errors.ts";
-import { disposeTree } from "../core/tree.ts";
-import {
-  attachConcept,
-  type Concept,
-  disposeConcept,
-  releaseTokens,
-} from "../customize/concept.ts";
-import {
-  type AdapterSampling,
-  loraComposite,
-  loraSwitch,
-  regionAdapters,
-} from "../customize/region_adapters.ts";
-import type { ConditionNetwork } from "../diffusion/conditions.ts";
 import {
   type Layout,
   layoutJsonSchema,
   modelSize,
   parseLayout,
-  prepareLayout,
-  type ResolvedLayout,
   resolveLayout,
-  type ResolveOptions,
 } from "../diffusion/layout.ts";
-import {
-  pipeline,
-  type PipelineOptions,
-  type StepRecord,
-  toPixels,
-} from "../diffusion/pipeline.ts";
 import { SAMPLERS } from "../diffusion/samplers.ts";
 import { samplingMemory } from "../diffusion/sampling_memory.ts";
 import {
@@ -45,15 +23,17 @@ import {
   writeAtomic,
   writeJson,
 } from "../io/files.ts";
-import { readPicture } from "../io/picture.ts";
-import { encodePng } from "../io/png.ts";
-import { loadControlNet } from "../models/controlnet.ts";
-import { disposeModel, type Model } from "../models/model.ts";
-import { loadT2IAdapter } from "../models/t2i_adapter.ts";
 import { type Command, command, runCommand } from "./command.ts";
-import { CONCEPT_OPTION, openConcepts } from "./concepts.ts";
+import { CONCEPT_OPTION, type ConceptRequest } from "./concepts.ts";
+import { drawnSteps, drawPictures } from "./draw.ts";
+import { type Composition, COMPOSITIONS, layoutFiles } from "./drawing.ts";
 import { pictureName, pictureNumber } from "./drawn.ts";
-import { MODEL_OPTIONS, mustExist, openModel, startBackend } from "./models.ts";
+import {
+  MODEL_OPTIONS,
+  modelRequest,
+  mustExist,
+  startBackend,
+} from "./models.ts";
 import {
   anyText,
   BACKEND_OPTION,
@@ -75,12 +55,8 @@ import {
   type Room,
   useRoom,
 } from "./room.ts";
-import { calledConcepts, longPrompts, loraTags, uncalled } from "./prompts.ts";
-
-/** How several concepts act without being fused. */
-export const COMPOSITIONS = ["sum", "region", "switch", "composite"] as const;
-
-type Composition = typeof COMPOSITIONS[number];
+import { calledConcepts, loraTags } from "./prompts.ts";
+import { WORKERS_OPTION, workersFor } from "./workers.ts";
 
 const WHAT = "sample";
 
@@ -177,6 +153,11 @@ const OPTIONS = optionTable({
   },
   ...BACKEND_OPTION,
   ...MEMORY_OPTIONS,
+  workers: {
+    ...WORKERS_OPTION.workers,
+    help: "workers, each with a copy of the model; 0: in place. Pictures are " +
+      "the same",
+  },
 });
 
 /** What the command line asks for. */
@@ -221,8 +202,6 @@ function checked(request: SampleRequest): SampleRequest {
 /** What is asked for, as far as it can be known without a model. */
 interface Scene {
   readonly layout: Layout;
-  /** How the layout's pictures are read, and its name. */
-  readonly files: ResolveOptions;
   readonly adapters: Composition;
 }
 
@@ -241,16 +220,10 @@ async function sceneOf(command: SampleRequest): Promise<Scene> {
     ? {}
     : await readJson(path, z.record(z.string(), z.unknown()));
   const layout = parseLayout({ ...fields, ...changes }, name);
-  const folder = parentOf(name);
-  const files: ResolveOptions = {
-    name,
-    read: (file) =>
-      readPicture(file.startsWith("/") ? file : joinPath(folder, file)),
-  };
   // Conditions may need the model's size to be drawn, regions do not.
-  await resolveLayout({ ...layout, conditions: [] }, files);
+  await resolveLayout({ ...layout, conditions: [] }, layoutFiles(path));
   checkNetworks(command, layout);
-  return { layout, files, adapters: adaptersOf(command, layout) };
+  return { layout, adapters: adaptersOf(command, layout) };
 }
 
 /** The prompt of a layout without LoRA tags, and the tags. */
@@ -273,22 +246,6 @@ function tagsOf(layout: Layout): ReturnType<typeof loraTags> {
     }
   }
   return loraTags(layout.prompt);
-}
-
-/** Says what a user should know of the prompts before drawing. */
-function noticed(model: Model, layout: Layout, concepts: readonly Concept[]) {
-  const prompts = [
-    layout.prompt,
-    layout.negative,
-    ...layout.regions.flatMap((
-      { prompt, negative = "" },
-    ) => [prompt, negative]),
-  ];
-  const lines = [
-    ...longPrompts(model, prompts, layout.syntax),
-    ...uncalled(model, prompts, concepts),
-  ];
-  for (const line of lines) console.error(line);
 }
 
 /** Refuses condition networks that would not be used. */
@@ -340,98 +297,6 @@ function adaptersOf(
   return how;
 }
 
-/** Loads the condition networks that the layout names. */
-async function networksOf(
-  { network: folders }: SampleRequest,
-  { conditions }: Layout,
-): Promise<Record<string, ConditionNetwork>> {
-  const networks = Object.fromEntries(folders);
-  const loaded: Record<string, ConditionNetwork> = {};
-  try {
-    for (const { network: name, type } of conditions) {
-      const folder = networks[name];
-      if (folder === undefined || loaded[name]) continue;
-      loaded[name] = type === "t2i_adapter"
-        ? { type, ...await loadT2IAdapter(folder) }
-        : { type, ...await loadControlNet(folder) };
-    }
-    return loaded;
-  } catch (error) {
-    disposeTree(Object.values(loaded).map(({ params }) => params));
-    throw error;
-  }
-}
-
-/** A model with concepts in it, and what the pipeline needs for them. */
-interface Cast {
-  readonly model: Model;
-  readonly sampling?: AdapterSampling;
-  dispose(): void;
-}
-
-function castOf(
-  command: SampleRequest,
-  adapters: Composition,
-  base: Model,
-  concepts: readonly Concept[],
-  { layout, regions }: ResolvedLayout,
-): Cast {
-  const alphas = new Map(
-    concepts.map(({ name }, i) => [name, command.concept[i].alpha ?? 1]),
-  );
-  const weights = (name: string) => alphas.get(name) ?? 1;
-  const { prompt, negative, regional, clipSkip, syntax } = layout;
-  const reading = { skipLast: clipSkip - 1, syntax };
-  const wrap = (sampling: AdapterSampling): Cast => ({
-    model: sampling.model,
-    sampling,
-    dispose: () => sampling.dispose(),
-  });
-  if (concepts.length === 0) return { model: base, dispose: () => {} };
-  switch (adapters) {
-    case "switch":
-    case "composite": {
-      const compose = adapters === "switch" ? loraSwitch : loraComposite;
-      return wrap(compose(base, concepts, {
-        prompt,
-        negative,
-        weights,
-        ...reading,
-      }));
-    }
-    case "region": {
-      const cast = layout.regions.map((region, i) =>
-        region.concepts.map((name) => {
-          const found = concepts.find((concept) => concept.name === name);
-          if (found) return found;
-          throw cannot(
-            `read regions.${i}.concepts`,
-            concepts.map((concept) => concept.name).join(", "),
-            name,
-          );
-        })
-      );
-      const idle = concepts.filter((concept) => !cast.flat().includes(concept));
-      if (idle.length > 0) {
-        throw cannot(
-          "sample with --adapters region",
-          "a region for each --concept that names it",
-          `none for ${idle.map(({ name }) => name).join(", ")}`,
-        );
-      }
-      return wrap(regionAdapters(
-        base,
-        regions.map((region, i) => ({ ...region, concepts: cast[i] })),
-        { ...regional, ...reading, weights },
-      ));
-    }
-    case "sum": {
-      const model = attachConcept(base, concepts, { weights });
-      return { model, dispose: () => releaseTokens(model, base) };
-    }
-  }
-}
-
 /** Draws pictures from a prompt or a layout. */
 export const sampleCommand: Command<SampleRequest> = command({
   name: WHAT,
@@ -469,32 +334,16 @@ export const sampleCommand: Command<SampleRequest> = command({
       request.loraFolder,
     );
     await assertWritable(request.out);
-    await startBackend(request.backend);
-    const drawn = { ...scene.layout, prompt: text };
-    const files = await draw({ ...request, concept }, scene, drawn);
+    const backend = await startBackend(request.backend);
+    const files = await draw(request, scene, {
+      prompt: text,
+      concepts: concept,
+      workers: workersFor(request.workers, backend),
+      backend,
+    });
     for (const path of files) console.log(path);
   },
 });
-
-/**
- * How far drawing is, in steps of single pictures: how many the pipeline draws
- * at once is its own affair.
- *
- * @param step The step that has ended.
- * @param pictures Pictures in all.
- */
-export function stepsDrawn(
-  { first, count, index, total }: Pick<
-    StepRecord,
-    "first" | "count" | "index" | "total"
-  >,
-  pictures: number,
-): { done: number; total: number } {
-  return {
-    done: first * total + count * (index + 1),
-    total: pictures * total,
-  };
-}
 
 /** How memory is used, where the pictures fit at all. */
 async function roomFor(
@@ -516,75 +365,50 @@ async function roomFor(
   });
 }
 
-/**
- * Draws what is asked for and returns the files; `layout` is the one asked for
- * without LoRA tags.
- */
+/** Draws what is asked for and returns the files. */
 async function draw(
   command: SampleRequest,
-  { layout: asked, files: source, adapters }: Scene,
-  layout: Layout,
+  { layout, adapters }: Scene,
+  { prompt, concepts, ...where }: {
+    /** The layout's, without LoRA tags. */
+    readonly prompt: string;
+    readonly concepts: readonly ConceptRequest[];
+    readonly workers: number;
+    readonly backend: BackendName;
+  },
 ): Promise<string[]> {
-  const { out } = command;
+  const { out, batch } = command;
+  const files: string[] = [];
+  const progress = createProgress();
+  const steps = drawnSteps(layout.count);
   const room = await roomFor(command, layout);
-  const base = await openModel(command, room);
   const release = useRoom(room, command);
-  let concepts: Concept[] = [];
-  let networks: Record<string, ConditionNetwork> = {};
-  let cast: Cast | undefined;
-  try {
-    concepts = await openConcepts(command.concept, base);
-    const resolved = await resolveLayout(layout, {
-      ...source,
-      size: modelSize(base),
-    });
-    networks = await networksOf(command, layout);
-    cast = castOf(command, adapters, base, concepts, resolved);
-    const { model, sampling } = cast;
-    noticed(model, layout, concepts);
-    const unet = sampling?.pipeline.unet;
-    const prepared = prepareLayout(model, resolved, {
-      networks,
-      concepts: concepts.map(({ name }) => name),
-      pipeline: { batch: command.batch },
-      regions: unet && (() => ({ unet, dispose: () => {} })),
-    });
-    try {
-      const files: string[] = [];
-      const progress = createProgress();
-      const options: PipelineOptions = {
-        ...prepared.options,
-        denoise: sampling?.pipeline.denoise,
-      };
-      for await (const record of pipeline(model, options)) {
-        if (record.type === "step") {
-          const { done, total } = stepsDrawn(record, options.prompts.length);
-          progress.update("drawing", done, total, "step");
-          continue;
-        }
-        const pictures = await toPixels(record.images);
-        record.images.dispose();
-        for (const [i, picture] of pictures.entries()) {
-          const name = pictureName(record.first + i);
-          await writeAtomic(joinPath(out, name), encodePng(picture));
-          files.push(joinPath(out, name));
-        }
-      }
-      progress.finish();
-      const written = await movable(asked, command.layout);
-      await removeStale(out, layout.count, JSON.stringify(written));
-      await writeJson(joinPath(out, "layout.json"), written);
-      return files;
-    } finally {
-      prepared.dispose();
-    }
-  } finally {
-    release();
-    cast?.dispose();
-    disposeTree(Object.values(networks).map(({ params }) => params));
-    concepts.forEach(disposeConcept);
-    disposeModel(base);
-  }
+  await drawPictures({
+    layout: { ...layout, prompt },
+    file: command.layout,
+    adapters,
+    batch,
+    model: modelRequest(command),
+    ...{ memory: room.memory, half: room.half },
+    concepts,
+    networks: Object.fromEntries(command.network),
+  }, {
+    ...where,
+    onNotice: (line) => console.error(line),
+    onStep(step) {
+      const { done, total } = steps(step);
+      progress.update("drawing", done, total, "step");
+    },
+    async onPicture({ number, png }) {
+      files[number] = joinPath(out, pictureName(number));
+      await writeAtomic(files[number], png);
+    },
+  }).finally(release);
+  progress.finish();
+  const written = await movable(layout, command.layout);
+  await removeStale(out, layout.count, JSON.stringify(written));
+  await writeJson(joinPath(out, "layout.json"), written);
+  return files;
 }
 
 /**

@@ -10,10 +10,11 @@ import type { QueueRequest } from "../lab/open_queue.ts";
 import { openSharedStore } from "../lab/open_store.ts";
 import { isBucket } from "../lab/shared_store.ts";
 import { type Command, command, runCommand } from "./command.ts";
-import { LAB_OPTIONS, workersFor } from "./lab_options.ts";
+import { LAB_OPTIONS } from "./lab_options.ts";
 import { EMBEDDED, mustExist } from "./models.ts";
 import { queueRequest } from "./queue_options.ts";
 import { folder, number, optionTable, type Values, whole } from "./options.ts";
+import { workersFor } from "./workers.ts";
 
 const OPTIONS = optionTable({
   queue: {

@@ -19,6 +19,7 @@ import {
   type PromptSyntax,
   readPrompts,
 } from "../models/prompts.ts";
+import { KeyValues } from "../nn/attention.ts";
 import { assertTextToImage } from "../models/purpose.ts";
 import { unet, type UNetOptions, widestFeatures } from "../models/unet.ts";
 import { classifierFree, type GuidanceBranch } from "./guidance.ts";
@@ -111,6 +112,13 @@ export interface PipelineOptions extends PlanOptions {
    * @default 4
    */
   readonly batch?: number;
+  /**
+   * Only these pictures are drawn: the first, and the one after the last. They
+   * are what they are among all, so that several may share the work.
+   *
+   * @default all
+   */
+  readonly range?: readonly [first: number, end: number];
   /** Skips the last n layers of the text encoder (clip skip − 1). */
   readonly skipLast?: number;
   /**
@@ -195,6 +203,8 @@ interface Job {
   readonly sampler: SamplerName;
   readonly guidance: number;
   readonly batch: number;
+  /** The first picture, and the one after the last. */
+  readonly range: readonly [first: number, end: number];
   /** Latent [h, w, c]. */
   readonly shape: readonly [number, number, number];
 }
@@ -212,6 +222,14 @@ function prepare(model: Model, options: PipelineOptions): Job {
   };
   if (!Number.isInteger(batch) || batch < 1) {
     throw cannot(what, "a batch of at least 1", batch);
+  }
+  const { range = [0, count] } = options;
+  const [start, end] = range;
+  if (
+    !Number.isInteger(start) || !Number.isInteger(end) ||
+    start < 0 || start > end || end > count
+  ) {
+    throw cannot(what, `a range inside 0 to ${count}`, `[${range}]`);
   }
   if (!Number.isInteger(steps) || steps < 1) {
     throw cannot(what, "steps ≥ 1", steps);
@@ -264,6 +282,7 @@ function prepare(model: Model, options: PipelineOptions): Job {
     sampler,
     guidance,
     batch: Math.max(1, Math.min(batch, fitting)),
+    range,
     shape,
   };
 }
@@ -291,12 +310,13 @@ class States {
 
   constructor(
     model: Model,
+    prompts: readonly string[],
     uses: readonly string[],
     reading: PromptReading,
   ) {
     this.#model = model;
-    // Prompts of one batch must be of one length.
-    const chunks = promptChunks(model, [...new Set(uses)], reading.syntax);
+    // Prompts of one batch must be of one length, whoever draws which.
+    const chunks = promptChunks(model, [...new Set(prompts)], reading.syntax);
     this.#reading = { ...reading, chunks };
     for (const p of uses) this.#left.set(p, (this.#left.get(p) ?? 0) + 1);
   }
@@ -370,15 +390,18 @@ export async function* pipeline(
   );
   const { prompts } = options;
   const guided = job.guidance !== 1;
+  const [start, end] = job.range;
+  const read = (list: readonly string[]) => list.slice(start, end);
   const states = new States(
     model,
     guided ? [...prompts, ...job.negative] : prompts,
+    guided ? [...read(prompts), ...read(job.negative)] : read(prompts),
     { skipLast: options.skipLast, syntax: options.syntax },
   );
   const unbound = options.memory === "low" ? boundCard() : () => {};
   try {
-    for (let first = 0; first < prompts.length; first += job.batch) {
-      const last = Math.min(first + job.batch, prompts.length);
+    for (let first = start; first < end; first += job.batch) {
+      const last = Math.min(first + job.batch, end);
       yield* drawBatch(model, options, job, course, states, first, last);
     }
   } finally {
@@ -408,6 +431,8 @@ async function* drawBatch(
   const noise = part(options.noise) ?? noiseOf(keys, job.shape, "initial");
   const init = part(options.init);
   let final: tf.Tensor4D | undefined;
+  // The text is the same in all steps.
+  const keyValues = new KeyValues();
   try {
     const predict = classifierFree((sample, timestep, index, branch) =>
       // Inside tidy also what the options make: residuals of a ControlNet.
@@ -427,7 +452,10 @@ async function* drawBatch(
           : options.unet;
         const { params, config } = model.unet;
         const run = (own = extra) =>
-          unet(params, config, sample, [timestep], text, own);
+          unet(params, config, sample, [timestep], text, {
+            ...own,
+            keyValues,
+          });
         return options.denoise ? options.denoise(run, call) : run();
       }), {
       scale: job.guidance,
@@ -455,11 +483,13 @@ async function* drawBatch(
       if (step.index === step.total - 1) final = step.latent.clone();
       before = performance.now();
     }
+    keyValues.dispose();
     if (final && (options.decode ?? true)) {
       const images = decodeImages(model, final);
       yield { type: "images", first, count, images };
     }
   } finally {
+    keyValues.dispose();
     tf.dispose([text, noise]);
     init?.dispose();
     final?.dispose();

@@ -54,7 +54,13 @@ export {
   updateAt,
   valueAndGrads,
 } from "../core/tree.ts";
-export type { Attend, Attention, AttentionHooks } from "../nn/attention.ts";
+export type {
+  Attend,
+  Attention,
+  AttentionHooks,
+  KeyValue,
+} from "../nn/attention.ts";
+export { KeyValues } from "../nn/attention.ts";
 export type { Embedding } from "../nn/embedding.ts";
 export type { Context, Conv, Dora, Linear, LowRank } from "../nn/linear.ts";
 export type { Norm } from "../nn/norm.ts";

@@ -9,6 +9,7 @@ import {
   type Attention,
   type AttentionHooks,
   attentionSpec,
+  type KeyValues,
 } from "../nn/attention.ts";
 import {
   type Context,
@@ -415,6 +416,11 @@ export interface UNetOptions extends Context {
   readonly crossAttend?: (
     call: CrossAttentionCall,
   ) => AttentionHooks | undefined;
+  /**
+   * Keeps what cross-attention makes of the text states, for further calls with
+   * the same ones; the caller's.
+   */
+  readonly keyValues?: KeyValues;
   /** Sees named intermediate activations (NHWC), named as in the state dict. */
   readonly activation?: (path: string, value: tf.Tensor) => void;
   /** T2I-Adapter features, one a down block [b, h, w, c]. */
@@ -687,7 +693,15 @@ function transformers(
       const hooks = options.crossAttend?.({ ...here, height, width, heads });
       const crossInputs = { norm: block.norm2, attn: block.attn2, h, text };
       const attendText = ({ norm, attn, h, text }: typeof crossInputs) =>
-        attend(attn, layerNorm(norm, h), text, heads, options, hooks);
+        attend(
+          attn,
+          layerNorm(norm, h),
+          text,
+          heads,
+          options,
+          hooks,
+          options.keyValues,
+        );
       // What is made of probabilities outlives the call.
       const cross = hooks?.probabilities ? attendText(crossInputs) : runPart(
         hooks ? { ...options, recompute: false } : options,

@@ -1,4 +1,5 @@
 import * as tf from "@tensorflow/tfjs";
+import { cannot } from "../core/errors.ts";
 import { attention as attentionKernel } from "../core/kernels/ops.ts";
 import { type Context, type Linear, linear, linearSpec } from "./linear.ts";
 import type { Spec } from "./spec.ts";
@@ -40,6 +41,65 @@ export type Attend = (
   query: tf.Tensor3D,
   states: tf.Tensor3D,
 ) => tf.Tensor3D;
+
+/**
+ * Keys and values of states that stay what they are over many calls, such as
+ * those of a prompt over the steps of a sampler. A module's are projected in its
+ * first call and kept until they are disposed.
+ *
+ * All calls with one of these have to have the same states for a module.
+ *
+ * @example
+ * ```ts ignore
+ * const keyValues = new KeyValues();
+ * for (const t of timesteps) unet(params, config, x, [t], states, { keyValues });
+ * keyValues.dispose();
+ * ```
+ */
+export class KeyValues {
+  readonly #made = new Map<
+    Attention,
+    { readonly states: readonly number[]; readonly pair: KeyValue }
+  >();
+
+  /**
+   * A module's keys and values.
+   *
+   * @param module The module, by identity.
+   * @param states Their source, [b, m, d].
+   * @param project Makes them, once.
+   * @throws If the states have another shape than before.
+   */
+  of(
+    module: Attention,
+    states: tf.Tensor3D,
+    project: () => KeyValue,
+  ): KeyValue {
+    const known = this.#made.get(module);
+    if (!known) {
+      const pair = project().map((x) => tf.keep(x)) as unknown as KeyValue;
+      this.#made.set(module, { states: states.shape, pair });
+      return pair;
+    }
+    if (!tf.util.arraysEqual(known.states as number[], states.shape)) {
+      throw cannot(
+        "keep keys and values",
+        `states [${known.states}] as before`,
+        `[${states.shape}]`,
+      );
+    }
+    return known.pair;
+  }
+
+  /** Frees them. */
+  dispose(): void {
+    for (const { pair } of this.#made.values()) tf.dispose([...pair]);
+    this.#made.clear();
+  }
+}
+
+/** Projected keys and values [b, m, c]. */
+export type KeyValue = readonly [keys: tf.Tensor3D, values: tf.Tensor3D];
 
 /** What an attention call lets its caller replace or observe. */
 export interface AttentionHooks {
@@ -87,6 +147,8 @@ function probabilities(
  * @param heads Number of heads.
  * @param context Observers of projections.
  * @param hooks Replacement and observation of the attention itself.
+ * @param kept Where keys and values of `states` are kept for later calls; not
+ * where `context` observes or alters projections.
  * @returns [b, n, c].
  */
 export function attend(
@@ -96,11 +158,16 @@ export function attend(
   heads: number,
   context?: Context,
   hooks?: AttentionHooks,
+  kept?: KeyValues,
 ): tf.Tensor3D {
   const query = linear(p.to_q, x, context);
   const plain: Attend = (q, s) => {
-    const k = linear(p.to_k, s, context);
-    const v = linear(p.to_v, s, context);
+    const project = () =>
+      [linear(p.to_k, s, context), linear(p.to_v, s, context)] as const;
+    // Regions have states of their own.
+    const [k, v] = kept && s === states && !context?.gate && !context?.tap
+      ? kept.of(p, s, project)
+      : project();
     if (!hooks?.probabilities) return attentionKernel(q, k, v, heads);
     const probs = probabilities(q, k, heads);
     hooks.probabilities(probs);

@@ -1,6 +1,6 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { runCommand } from "../../src/cli/command.ts";
-import { sampleCommand, stepsDrawn } from "../../src/cli/sample.ts";
+import { sampleCommand } from "../../src/cli/sample.ts";
 import { key } from "../../src/core/random.ts";
 import { disposeConcept, initConcept } from "../../src/customize/concept.ts";
 import { saveConcept } from "../../src/formats/concept_file.ts";
@@ -149,17 +149,6 @@ for (const [name, fields, args, message] of undrawable) {
     }
   });
 }
-
-Deno.test("progress never goes back, however few are drawn at once", () => {
-  const done = [[0, 2], [2, 2], [4, 1]].flatMap(([first, count]) =>
-    Array.from({ length: 3 }, (_, index) => {
-      const step = stepsDrawn({ first, count, index, total: 3 }, 5);
-      assertEquals(step.total, 15);
-      return step.done;
-    })
-  );
-  assertEquals(done, [2, 4, 6, 8, 10, 12, 13, 14, 15]);
-});
 
 Deno.test("pictures of an earlier sample do not stay beside a new layout", async () => {
   const folder = await Deno.makeTempDir();

@@ -1,5 +1,6 @@
 import * as tf from "@tensorflow/tfjs";
 import { assert, assertEquals, assertRejects } from "@std/assert";
+import { selectBackend } from "../../src/core/backend.ts";
 import { fold, key } from "../../src/core/random.ts";
 import {
   decodeImages,
@@ -276,3 +277,33 @@ forEachBackend("bad settings are errors before work starts", async () => {
   noise.dispose();
   disposeModel(model);
 }, ["wasm"]);
+
+Deno.test("a range of pictures is what it is among all", async () => {
+  await selectBackend("wasm");
+  await noLeak(async () => {
+    const model = await tinySd();
+    const options: PipelineOptions = {
+      // Of several lengths: a batch is as long as the longest of all.
+      prompts: ["a cat", "a dog BREAK on grass", "a cat", "a (bird:1.2)"],
+      negative: ["", "red", "", "blue"],
+      syntax: "a1111",
+      steps: 2,
+      batch: 3,
+    };
+    const all = await generate(model, options);
+    const parts = [
+      ...await generate(model, { ...options, range: [0, 1] }),
+      ...await generate(model, { ...options, range: [1, 4], batch: 2 }),
+    ];
+    assertEquals(parts, all);
+    assertEquals(await generate(model, { ...options, range: [2, 2] }), []);
+    for (const range of [[0, 5], [-1, 2], [3, 2], [0.5, 2]] as const) {
+      await assertRejects(
+        () => generate(model, { ...options, range }),
+        Error,
+        `expected a range inside 0 to 4, got [${range}]`,
+      );
+    }
+    disposeModel(model);
+  });
+});

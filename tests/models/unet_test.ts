@@ -1,5 +1,10 @@
 import * as tf from "@tensorflow/tfjs";
-import { assert, assertEquals } from "@std/assert";
+import {
+  assert,
+  assertEquals,
+  assertNotEquals,
+  assertRejects,
+} from "@std/assert";
 import { fold, key, normal } from "../../src/core/random.ts";
 import { disposeTree, updateAt, valueAndGrads } from "../../src/core/tree.ts";
 import {
@@ -11,8 +16,10 @@ import {
   timestepFeatures,
   type UNet,
   unet,
+  type UNetOptions,
   unetSpec,
 } from "../../src/models/unet.ts";
+import { KeyValues } from "../../src/nn/attention.ts";
 import type { Context, Linear } from "../../src/nn/linear.ts";
 import { initialise, specLeaves } from "../../src/nn/spec.ts";
 import { close, forEachBackend, noLeak, tolerance } from "../helpers.ts";
@@ -206,3 +213,57 @@ forEachBackend("timestep features", async (backend) => {
   );
   features.dispose();
 });
+
+forEachBackend("keys and values of the text are projected once", async () => {
+  await noLeak(async () => {
+    const config = parseUNetConfig(tiny);
+    const params = initialise<UNet>(unetSpec(config), key(1));
+    const random = (shape: number[], name: string) =>
+      tf.tensor(
+        normal(fold(key(2), name), shape.reduce((a, b) => a * b)),
+        shape,
+      );
+    const sites = crossAttentionSites(config).length;
+    const sample = random([2, 4, 4, 4], "sample") as tf.Tensor4D;
+    const states = random([2, sites, 3, 6], "states") as tf.Tensor4D;
+    const other = tf.zerosLike(states);
+    const keyValues = new KeyValues();
+    const run = async (
+      text: tf.Tensor4D,
+      t: number,
+      options: UNetOptions = {},
+    ) => {
+      const y = tf.tidy(() => unet(params, config, sample, [t], text, options));
+      const values = await y.data();
+      y.dispose();
+      return values;
+    };
+    // Bit for bit, in the call that makes them and in those that use them.
+    for (const t of [900, 400, 1]) {
+      assertEquals(
+        await run(states, t, { keyValues }),
+        await run(states, t),
+      );
+    }
+    // They are used indeed: other states are not looked at any more.
+    const plain = await run(states, 1);
+    assertEquals(await run(other, 1, { keyValues }), plain);
+    assertNotEquals(await run(other, 1), plain);
+    // Nor kept where somebody has to see every projection.
+    assertEquals(
+      await run(other, 1, { keyValues, tap: () => {} }),
+      await run(other, 1),
+    );
+    const longer = random([2, sites, 5, 6], "longer") as tf.Tensor4D;
+    await assertRejects(
+      () => run(longer, 1, { keyValues }),
+      Error,
+      "expected states [2,3,6] as before, got [2,5,6]",
+    );
+    keyValues.dispose();
+    assertEquals(await run(other, 1, { keyValues }), await run(other, 1));
+    keyValues.dispose();
+    tf.dispose([sample, states, other, longer]);
+    disposeTree(params);
+  });
+}, ["wasm"]);
