@@ -586,6 +586,15 @@ export {
   CORRUPTIONS,
   type MaskedPicture,
 } from "./src/evaluation/corruptions.ts";
+export {
+  type Claim,
+  compare,
+  type Comparison,
+  comparisonTable,
+  type Verdict,
+  verdictOf,
+} from "./src/evaluation/compare.ts";
+export type { PairCosines } from "./src/evaluation/concept_cosines.ts";
 export type { Evaluator } from "./src/evaluation/evaluator.ts";
 export {
   checkEvaluator,
@@ -671,6 +680,9 @@ export {
   type World,
 } from "./src/micro/world.ts";
 
+export type { Capacity } from "./src/fusion/capacity.ts";
+export { bestOrder, type Found, identify } from "./src/evaluation/regions.ts";
+
 // The lab: memoised training, fusing, drawing, scoring.
 export {
   type Embedded,
@@ -699,6 +711,7 @@ export type {
   DrawnPicture,
   DrawSpec,
   EmbedSpec,
+  EvaluatorSpec,
   FusedLayer,
   FuseLog,
   FuseSpec,
@@ -720,89 +733,85 @@ export type {
 // The paper's experiments.
 export {
   ablation,
+  type AblationNumbers,
   finishedSeeds,
-  FUSIONS,
-  type PictureRow,
-  pictureRows,
-  table2,
 } from "./src/experiments/ablation.ts";
-export type {
-  AblationNumbers,
-  AblationPictures,
-  AblationPlan,
-  AblationRecord,
-  FusionName,
-} from "./src/experiments/ablation_plan.ts";
 export {
-  ablationFigures,
+  type AblationPictures,
+  type AblationPlan,
+  type AblationRecord,
+  type FusionName,
+  FUSIONS,
+  table2,
+} from "./src/experiments/table2.ts";
+export {
+  ablationReport,
   ablationTable,
   armLabel,
   armsOf,
-  comparisonTable,
   conceptFigure,
   fusionLossFigure,
   PAPER_TABLE_2,
   scoreFigure,
   tradeFigure,
   trainingFigure,
-} from "./src/experiments/ablation_figures.ts";
+} from "./src/experiments/ablation_table.ts";
 export {
   type AblationReport,
   ablationSchema,
   type Arm,
-  type Comparison,
   type LayerFit,
-  type Maybe,
-  type PairCosines,
-  type ScoreEstimate,
-  type ScoreName,
   type ScoreRow,
   type Scores,
-  type Verdict,
-} from "./src/experiments/ablation_schema.ts";
+} from "./src/experiments/ablation_json.ts";
 export {
+  type EvaluatorOutcome,
+  testEvaluator,
+} from "./src/experiments/evaluator.ts";
+export {
+  checkOther,
   evaluate,
   type Evaluation,
+  evaluationTable,
   planOf,
 } from "./src/experiments/evaluators.ts";
 export {
   type Domain,
+  domainLabel,
   type DomainMethod,
-  type DomainPictures,
   type DomainPlan,
   type DomainReport,
+  domainReport,
   type DomainRow,
+  domainTable,
   type EmbeddingShare,
   fig3,
+  shareTable,
 } from "./src/experiments/fig3.ts";
-export { domainTable, shareTable } from "./src/experiments/fig3_table.ts";
 export {
-  COMPARED_SCORES,
-  type ComparedScore,
   REGION_SCORES,
   type RegionFinding,
   type RegionRow,
   type RegionScore,
-} from "./src/experiments/fig5/judge.ts";
+} from "./src/experiments/fig5/score.ts";
 export { fig5, type RegionPlan } from "./src/experiments/fig5/run.ts";
+export { REGION_ARMS } from "./src/experiments/fig5/scenes.ts";
+export { regionSheets } from "./src/experiments/fig5/sheets.ts";
 export {
-  REGION_ARMS,
-  type RegionSites,
-} from "./src/experiments/fig5/scenes.ts";
-export {
+  readRegions,
   type RegionCell,
-  type RegionComparison,
-  regionComparisonTable,
-  type RegionDifference,
   regionFigures,
   regionLabel,
   type RegionReport,
+  type RegionSites,
+  regionsReport,
+  type RegionSummary,
   regionTable,
+  type RegionTiming,
   regionTimingTable,
   resolutionTable,
+  type TimedPart,
 } from "./src/experiments/fig5/table.ts";
-export type { RegionTiming, TimedPart } from "./src/experiments/fig5/timing.ts";
-export type { Capacity } from "./src/experiments/measure.ts";
 export {
   type MeasureRecord,
   type MicroNumbers,
@@ -813,12 +822,23 @@ export {
   type Target,
 } from "./src/experiments/micro_report.ts";
 export {
+  conceptSheet,
+  type PictureRow,
+  pictureRows,
+} from "./src/experiments/pictures.ts";
+export {
   type EmbeddingName,
   type ExperimentPreset,
   presetOf,
   PRESETS,
 } from "./src/experiments/presets.ts";
-export type { Cell, Drawn, Scorer } from "./src/experiments/scorer.ts";
+export type {
+  Cell,
+  ConceptScores,
+  Drawn,
+  ScoreName,
+  Scorer,
+} from "./src/experiments/scores.ts";
 export { type Subject, subjects } from "./src/experiments/subjects.ts";
 export {
   bestLambdas,
@@ -826,13 +846,48 @@ export {
   type SweepArm,
   type SweepPlan,
   type SweepRow,
+  sweepTable,
 } from "./src/experiments/sweeps.ts";
 
 // Tables, charts and sheets for reports and notebooks.
+export {
+  type Part as ReportPart,
+  type Report,
+  reportHtml,
+  reportMarkdown,
+  writeReport,
+} from "./src/report/document.ts";
+export {
+  type Figure,
+  plot,
+  type PlotOptions,
+  type Series,
+} from "./src/report/figure.ts";
+export {
+  change,
+  decimal,
+  duration,
+  type Interval,
+  interval,
+  type Maybe,
+  percent,
+  range,
+  signed,
+} from "./src/report/format.ts";
 export { renderFigure, type RenderOptions } from "./src/report/chart.ts";
-export { contactSheet, type ContactSheetOptions } from "./src/report/grid.ts";
-export type { Figure } from "./src/report/html.ts";
-export { markdownTable, type Table, textTable } from "./src/report/markdown.ts";
+export {
+  contactSheet,
+  type ContactSheetOptions,
+  type Sheet,
+  sheetPixels,
+} from "./src/report/grid.ts";
+export {
+  type Column,
+  markdownTable,
+  type Table,
+  tableOf,
+  textTable,
+} from "./src/report/table.ts";
 export {
   type Displayable,
   type MimeBundle,

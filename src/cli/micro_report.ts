@@ -26,7 +26,8 @@ import {
 import { encodePng } from "../io/png.ts";
 import { createProgress } from "./progress.ts";
 import { contactSheet } from "../report/grid.ts";
-import { decimal, textTable } from "../report/markdown.ts";
+import { decimal } from "../report/format.ts";
+import { textTable } from "../report/table.ts";
 
 const HELP = `deno task micro:report [options]
 

@@ -256,6 +256,20 @@ export interface HeldOutSpec {
   readonly noise: Noise;
 }
 
+/** Tests the evaluation CLIP on the embedded world. */
+export interface EvaluatorSpec {
+  /** Which work it is. */
+  readonly kind: "evaluator";
+  /** Hash of the evaluation CLIP. */
+  readonly clip: string;
+  /** Hash of the art. */
+  readonly art: string;
+  /** Names of pictures in the store that the base model drew, by class word. */
+  readonly classPictures: Readonly<Record<string, readonly string[]>>;
+  /** Seed of the shuffles. */
+  readonly seed: number;
+}
+
 /** Anything the lab can be asked for. */
 export type LabSpec =
   | TrainSpec
@@ -265,7 +279,8 @@ export type LabSpec =
   | EmbedSpec
   | ReferenceSpec
   | TextSpec
-  | HeldOutSpec;
+  | HeldOutSpec
+  | EvaluatorSpec;
 
 /** A spec as an experiment writes it: hashes are added by the lab. */
 export type Ask<S extends LabSpec> = Omit<

@@ -131,6 +131,8 @@ export const pathOf = {
     joinPath(store, "embeddings", `${id}.safetensors`),
   heldout: (store: string, id: string): string =>
     joinPath(store, "heldout", `${id}.json`),
+  evaluator: (store: string, id: string): string =>
+    joinPath(store, "evaluators", `${id}.json`),
 } as const;
 
 /** The files of a spec's result; the last one written is among them. */
@@ -146,6 +148,8 @@ async function filesOf(store: string, spec: LabSpec): Promise<string[]> {
       return [pathOf.fused(store, id), pathOf.fuseLog(store, id)];
     case "heldout":
       return [pathOf.heldout(store, id)];
+    case "evaluator":
+      return [pathOf.evaluator(store, id)];
     default:
       return [pathOf.embedding(store, id)];
   }

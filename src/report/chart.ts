@@ -8,7 +8,7 @@
 import { cannot } from "../core/errors.ts";
 import type { Pixels } from "../io/png.ts";
 import { drawText, GLYPH_HEIGHT, textWidth } from "./font.ts";
-import type { Figure } from "./html.ts";
+import type { Figure } from "./figure.ts";
 
 type Color = readonly [number, number, number];
 

@@ -8,12 +8,8 @@ import {
   pictureGrid,
   table,
 } from "../../src/report/html.ts";
-import {
-  decimal,
-  markdownTable,
-  signed,
-  textTable,
-} from "../../src/report/markdown.ts";
+import { decimal, signed } from "../../src/report/format.ts";
+import { markdownTable, textTable } from "../../src/report/table.ts";
 import type { Pixels } from "../../src/io/png.ts";
 
 const solid = (color: number[], side = 4): Pixels => ({
@@ -119,7 +115,10 @@ Deno.test("nothing in a page can end its script or its element", async () => {
 });
 
 Deno.test("plotly is inlined where it is needed, and nothing is fetched", async () => {
-  const grid = pictureGrid(["a"], [{ label: "b", cells: [solid([1, 2, 3])] }]);
+  const grid = pictureGrid({
+    columns: ["a"],
+    rows: [{ label: "b", cells: [solid([1, 2, 3])] }],
+  });
   const without = await page("t", [grid]);
   assert(without.length < 10_000);
   assert(without.includes("data:image/png;base64,"));

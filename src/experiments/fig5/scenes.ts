@@ -6,12 +6,7 @@
  */
 import { cannot } from "../../core/errors.ts";
 import { fold, key } from "../../core/random.ts";
-import {
-  type LayoutInput,
-  parseLayout,
-  resolveLayout,
-} from "../../diffusion/layout.ts";
-import { shapeMap } from "../../diffusion/regions.ts";
+import type { LayoutInput } from "../../diffusion/layout.ts";
 import type { Box } from "../../evaluation/preprocess.ts";
 import type { Pixels } from "../../io/png.ts";
 import type { SketchObject } from "../../lab/specs.ts";
@@ -20,8 +15,6 @@ import { withArticle } from "../../micro/captions.ts";
 import { conceptImage, TRAIN_IMAGES } from "../../micro/concepts.ts";
 import { renderScene } from "../../micro/scenes.ts";
 import { BACKGROUNDS, type Identity } from "../../micro/world.ts";
-import type { UNetConfig } from "../../models/config.ts";
-import { attentionGrids } from "../../models/unet.ts";
 import type { ExperimentPreset } from "../presets.ts";
 
 /** Ways to fuse that are compared. */
@@ -209,8 +202,8 @@ function regionRows(column: number, n: number): [string, ...string[]] {
           ? "#"
           : ".",
     ).join("");
-  const [first, ...rest] = Array.from({ length: MASK_CELLS }, (_, y) => row(y));
-  return [first, ...rest];
+  const rows = Array.from({ length: MASK_CELLS }, (_, y) => row(y));
+  return rows as [string, ...string[]];
 }
 
 /** How a concept stands in prompts. */
@@ -261,31 +254,6 @@ export function sceneLayout(
 }
 
 /**
- * At how many cross-attention sites every region of a layout has a cell.
- *
- * @param config The UNet's config.
- * @param layout The layout, with a size.
- * @param factor Pixels of a latent cell's side.
- */
-export async function actingSites(
-  config: UNetConfig,
-  layout: LayoutInput,
-  factor: number,
-): Promise<Pick<RegionSites, "acting" | "all">> {
-  const { layout: { size }, regions } = await resolveLayout(
-    parseLayout(layout),
-  );
-  const grids = attentionGrids(config, {
-    height: size!.height / factor,
-    width: size!.width / factor,
-  });
-  const acting = grids.filter(({ height, width }) =>
-    regions.every(({ shape }) => shapeMap(shape, height, width).some((v) => v))
-  );
-  return { acting: acting.length, all: grids.length };
-}
-
-/**
  * Outlines of a scene's concepts, each as wide as its region, in its middle.
  *
  * @param scene Who is in it, and its size.
@@ -303,18 +271,6 @@ export function sketchOfScene(
     y: Math.round((height - side) / 2),
     side,
   }));
-}
-
-/** At how many cross-attention sites of the UNet regions act. */
-export interface RegionSites {
-  /** Number of concepts. */
-  readonly n: number;
-  /** Resolution, a factor of 64 pixels. */
-  readonly scale: number;
-  /** Sites at which every region has a cell. */
-  readonly acting: number;
-  /** All cross-attention sites. */
-  readonly all: number;
 }
 
 /** The text of a scene without names, for text alignment. */
