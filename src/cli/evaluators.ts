@@ -17,7 +17,11 @@ import {
 } from "../experiments/evaluators.ts";
 import { joinPath, readJson } from "../io/files.ts";
 import { nowhere } from "../lab/runner.ts";
-import { type Part, reportText, writeReport } from "../report/document.ts";
+import {
+  type ReportPart,
+  reportText,
+  writeReport,
+} from "../report/document.ts";
 import { type Command, command } from "./command.ts";
 import {
   inLab,
@@ -94,7 +98,7 @@ MobileNetV2 (npm, 25 MB, downloaded when this is run) and by other CLIPs.`,
         name: "evaluators",
         title: "an ablation's pictures by other evaluators",
         lead,
-        parts: found.flatMap((one): Part[] => [
+        parts: found.flatMap((one): ReportPart[] => [
           {
             type: "table",
             title: one.evaluator,

@@ -3,66 +3,79 @@
  *
  * @module
  */
-import { runScript } from "./command.ts";
-import { finish } from "../core/finish.ts";
-import { parseArgs } from "@std/cli/parse-args";
-import { type BackendChoice, selectBackend } from "../core/backend.ts";
 import { cannot } from "../core/errors.ts";
-import { withLab } from "../lab/lab.ts";
-import { showRecords, workersFor } from "./lab_options.ts";
+import { finish } from "../core/finish.ts";
+import {
+  evaluatorTable,
+  evaluatorVerdict,
+} from "../evaluation/evaluator_check.ts";
 import {
   type MicroPictures,
   microReport,
   microTargets,
 } from "../experiments/micro_report.ts";
-import { presetOf } from "../experiments/presets.ts";
-import {
-  assertWritable,
-  joinPath,
-  pathOf,
-  writeAtomic,
-  writeJson,
-} from "../io/files.ts";
+import { joinPath, writeAtomic, writeJson } from "../io/files.ts";
 import { encodePng } from "../io/png.ts";
-import { createProgress } from "./progress.ts";
+import { BACKGROUNDS } from "../micro/world.ts";
 import { contactSheet } from "../report/grid.ts";
 import { decimal } from "../report/format.ts";
 import { textTable } from "../report/table.ts";
+import { type Command, command, runCommand } from "./command.ts";
+import {
+  inLab,
+  LAB_OPTIONS,
+  labRequest,
+  SETTING_OPTIONS,
+  settingsOf,
+} from "./lab_options.ts";
+import {
+  flag,
+  folder,
+  optionTable,
+  parsed,
+  type Values,
+  whole,
+} from "./options.ts";
 
-const HELP = `deno task micro:report [options]
+const count = whole({ least: 1 });
 
-Measures the embedded model on held-out scenes and draws contact sheets.
+const OPTIONS = optionTable({
+  json: { type: flag, help: "print the numbers as JSON, nothing else" },
+  out: { type: folder, default: "out/micro", help: "where pictures go" },
+  single: { type: count, default: 96, help: "one-object prompts" },
+  pairs: { type: count, default: 48, help: "two-object prompts" },
+  scenes: {
+    type: parsed("N", (what, option, text) => {
+      const value = Number(text);
+      if (value >= 64 && value % 64 === 0) return value;
+      throw cannot(what, `a multiple of 64 for ${option}`, text);
+    }),
+    default: 256,
+    help: "scenes for PSNR and captions, a multiple of 64",
+  },
+  naming: {
+    type: flag,
+    help: "also naming.png, 48 numbered pictures (each noun twice) to be " +
+      "named by looking, and naming.json, the key",
+  },
+  references: {
+    type: whole({ least: 2, most: 20 }),
+    default: 20,
+    help: "references per identity in the evaluator's test",
+  },
+  classPictures: {
+    type: whole({ least: 1, most: BACKGROUNDS.length }),
+    default: BACKGROUNDS.length,
+    help: "pictures per class word in the evaluator's test",
+  },
+  steps: SETTING_OPTIONS.steps,
+  guidance: SETTING_OPTIONS.guidance,
+  model: LAB_OPTIONS.model,
+  backend: LAB_OPTIONS.backend,
+  workers: LAB_OPTIONS.workers,
+});
 
-  --json           print the numbers to stdout as JSON, nothing else
-  --model FOLDER   the model (default: the embedded one)
-  --out FOLDER     where contact sheets go (default: out/micro)
-  --single N       one-object prompts (96)
-  --pairs N        two-object prompts (48)
-  --scenes N       scenes for PSNR and captions, a multiple of 64 (256)
-  --steps N        sampling steps
-  --guidance X     guidance scale
-  --backend NAME   auto, webgpu, wasm or cpu
-  --workers N      workers (default: processors; 0: in place)
-`;
-
-function number(
-  name: string,
-  text: string | undefined,
-  fallback: number,
-  least: number,
-  step = 1,
-): number {
-  if (text === undefined) return fallback;
-  const value = text.trim() === "" ? NaN : Number(text);
-  if (!(value >= least) || (step > 0 && value % step !== 0)) {
-    throw cannot(
-      `read --${name}`,
-      step > 1 ? `a multiple of ${step}` : `a number ≥ ${least}`,
-      text,
-    );
-  }
-  return value;
-}
+type Request = Values<typeof OPTIONS>;
 
 /** Writes the contact sheets. */
 async function writeSheets(
@@ -87,6 +100,23 @@ async function writeSheets(
     );
     await writeAtomic(joinPath(out, `${name}.png`), encodePng(sheet));
   }
+  if (pictures.naming.length > 0) {
+    const rows = grid(pictures.naming, 8);
+    const sheet = contactSheet(rows.map((row) => row.map((p) => p.image)), {
+      captions: rows.map((row, i) => row.map((_, j) => `${8 * i + j + 1}`)),
+      scale: 2,
+      gap: 4,
+    });
+    await writeAtomic(joinPath(out, "naming.png"), encodePng(sheet));
+    await writeJson(
+      joinPath(out, "naming.json"),
+      pictures.naming.map(({ noun, text }, i) => ({
+        number: i + 1,
+        noun,
+        prompt: text,
+      })),
+    );
+  }
   const columns = grid(pictures.scenes, 8);
   const sheet = contactSheet(
     columns.flatMap((row) => [
@@ -98,95 +128,65 @@ async function writeSheets(
   await writeAtomic(joinPath(out, "autoencoder.png"), encodePng(sheet));
 }
 
-/**
- * Runs the command.
- *
- * @param args Arguments.
- * @throws If an argument, a file, the output folder or the backend is not as it
- * should be.
- */
-export async function main(args: readonly string[]): Promise<void> {
-  const parsed = parseArgs([...args], {
-    string: [
-      "model",
-      "out",
-      "single",
-      "pairs",
-      "scenes",
-      "steps",
-      "guidance",
-      "backend",
-      "workers",
-    ],
-    boolean: ["json", "help"],
-    unknown: (name: string) => {
-      throw cannot("report on the model", "a known option (--help)", name);
-    },
-  });
-  if (parsed.help) return console.log(HELP);
-  const { sampling } = presetOf("ablation");
-  const model = parsed.model ??
-    pathOf(new URL("../../models/micro", import.meta.url));
-  const out = parsed.out ?? "out/micro";
-  const options = {
-    sampling: {
-      ...sampling,
-      steps: number("steps", parsed.steps, sampling.steps, 1),
-      guidance: number("guidance", parsed.guidance, sampling.guidance, 0, 0),
-    },
-    single: number("single", parsed.single, 96, 1),
-    pairs: number("pairs", parsed.pairs, 48, 1),
-    scenes: number("scenes", parsed.scenes, 256, 64, 64),
-  };
-  const asked = parsed.workers === undefined
-    ? undefined
-    : number("workers", parsed.workers, 0, 0);
-  await assertWritable(out);
-  const backend = await selectBackend(
-    (parsed.backend ?? "auto") as BackendChoice,
-  );
-  if (!parsed.json) console.log(backend.describe);
-  const progress = createProgress();
-  const { numbers, pictures } = await withLab(
-    {
-      model,
-      store: joinPath(out, "cache"),
-      workers: workersFor(asked, backend.name),
-      backend: backend.name,
-      onRecord: showRecords(progress),
-    },
-    (lab) =>
-      finish(
-        microReport(lab, options),
+/** Measures the embedded model. */
+export const microReportCommand: Command<Request> = command({
+  name: "micro:report",
+  summary: "measure the embedded model on held-out scenes",
+  usage: "deno task micro:report [options]",
+  about:
+    "Measures the embedded model on held-out scenes, tests its evaluation " +
+    "CLIP,\nand draws contact sheets.",
+  notes: "Writes report.json, single.png, pairs.png and autoencoder.png.",
+  examples: [
+    "deno task micro:report --json",
+    "deno task micro:report --naming",
+  ],
+  options: OPTIONS,
+  request: (values) => values,
+  run,
+});
+
+async function run(request: Request): Promise<void> {
+  const { json, naming, single, pairs, scenes, references, classPictures } =
+    request;
+  const lab = labRequest(request, request.out);
+  const { out } = lab;
+  const { sampling } = settingsOf(request);
+  const { numbers, evaluator, pictures } = await inLab(
+    "measure the model",
+    lab,
+    (lab, { backend, progress }) => {
+      if (!json) progress.line(backend.describe);
+      const sizes = { single, pairs, scenes, references, classPictures };
+      return finish(
+        microReport(lab, { sampling, naming, ...sizes }),
         ({ done, total }) => progress.update("measuring", done, total, "part"),
-      ),
+      );
+    },
   );
-  progress.finish();
   await writeSheets(out, pictures);
   await writeJson(joinPath(out, "report.json"), numbers);
-  if (parsed.json) return console.log(JSON.stringify(numbers));
+  if (json) return console.log(JSON.stringify(numbers));
+  console.log(evaluatorVerdict("clip_b", evaluator));
+  console.log("\n" + textTable(evaluatorTable({ clip_b: evaluator })));
   for (const [name, value] of Object.entries(numbers)) {
     console.log(`${name.padEnd(22)} ${decimal(value)}`);
   }
   console.log(
     "\n" + textTable({
-      head: ["", "value", "floor", "aim", ""],
-      rows: microTargets(numbers).map(({ name, value, floor, aim }) => [
+      head: ["", "value", "floor", ""],
+      rows: microTargets(numbers).map(({ name, value, floor }) => [
         name,
         decimal(value, 2),
-        floor === null ? "" : decimal(floor, 2),
-        decimal(aim, 2),
-        value >= aim
-          ? "aim reached"
-          : floor === null
-          ? "below the aim"
-          : value >= floor
-          ? "floor reached"
-          : "BELOW THE FLOOR",
+        decimal(floor, 2),
+        value >= floor ? "floor reached" : "BELOW THE FLOOR",
       ]),
     }),
   );
+  if (naming) console.log(`${out}/naming.png, naming.json`);
   console.log(`${out}/single.png, pairs.png, autoencoder.png`);
 }
 
-if (import.meta.main) await runScript(() => main(Deno.args));
+if (import.meta.main) {
+  Deno.exit(await runCommand(microReportCommand, Deno.args));
+}

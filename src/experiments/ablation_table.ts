@@ -5,7 +5,7 @@
  */
 import { comparisonTable } from "../evaluation/compare.ts";
 import { inDomain } from "../micro/in_domain.ts";
-import type { Part, Report } from "../report/document.ts";
+import type { Report, ReportPart } from "../report/document.ts";
 import { type Figure, plot, type Series } from "../report/figure.ts";
 import {
   change,
@@ -400,10 +400,10 @@ export function ablationReport(
   report: AblationReport,
   pictures: Sheet,
 ): Report {
-  const figure = (id: string, figure: Figure): Part => (
+  const figure = (id: string, figure: Figure): ReportPart => (
     { type: "figure", id, figure }
   );
-  const claims = (paper: boolean, title: string): Part => (
+  const claims = (paper: boolean, title: string): ReportPart => (
     { type: "table", title, table: comparisonTable(report, paper) }
   );
   return {

@@ -7,7 +7,7 @@ import type { Key } from "../core/random.ts";
 import type { ClipVector } from "../evaluation/clip.ts";
 import { imageAlignment, textAlignment } from "../evaluation/clip_score.ts";
 import { finite, rounded } from "../evaluation/compare.ts";
-import type { Box } from "../evaluation/preprocess.ts";
+import type { PixelBox } from "../evaluation/preprocess.ts";
 import {
   gallery,
   type GalleryEntry,
@@ -160,7 +160,7 @@ function gallerySets(
  * The part of the picture in which a prompt wants its concept: a little more
  * than half where there is a partner, else everything.
  */
-function promptRegion({ facts: { side } }: Prompt): Box {
+function promptRegion({ facts: { side } }: Prompt): PixelBox {
   if (side === undefined) return { x: 0, y: 0, width: 1, height: 1 };
   return { x: side === "left" ? 0 : 0.4, y: 0, width: 0.6, height: 1 };
 }

@@ -22,7 +22,7 @@ import {
 import { markdownTable, type Table, textTable } from "./table.ts";
 
 /** A part of a report. */
-export type Part =
+export type ReportPart =
   | {
     readonly type: "table";
     /** Its heading. */
@@ -65,7 +65,7 @@ export interface Report {
   /** Lines under the title: what a reader has to know first. */
   readonly lead: readonly string[];
   /** The rest, in order. */
-  readonly parts: readonly Part[];
+  readonly parts: readonly ReportPart[];
 }
 
 /**
@@ -86,7 +86,7 @@ export function reportMarkdown({ title, lead, parts }: Report): string {
   return [`# ${title}`, ...lead, ...blocks].join("\n\n") + "\n";
 }
 
-function htmlOf(part: Part): Html[] {
+function htmlOf(part: ReportPart): Html[] {
   switch (part.type) {
     case "table":
       return [

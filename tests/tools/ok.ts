@@ -24,6 +24,14 @@ async function quietRooms(): Promise<string[]> {
   return paths.filter((_, i) => present[i]);
 }
 
+/** The modules that deno.json exports, which users import. */
+async function exported(): Promise<string[]> {
+  const { exports } = JSON.parse(
+    await Deno.readTextFile(`${root}/deno.json`),
+  ) as { exports: Record<string, string> };
+  return Object.values(exports).map((path) => path.replace("./", ""));
+}
+
 const notebooks = await listFiles("notebooks", ".ipynb");
 
 /**
@@ -72,8 +80,7 @@ const steps: [name: string, args: string[]][] = [
     "-q",
     "-P=develop",
     `${tools}/doc_lint.ts`,
-    "mod.ts",
-    "src/cli/main.ts",
+    ...await exported(),
   ]],
   ["imports go down", ["run", "-q", "-P=develop", `${tools}/layers.ts`]],
   ["can be published", ["publish", "--dry-run", "--allow-dirty"]],

@@ -5,7 +5,7 @@
  */
 import { resize } from "../../evaluation/preprocess.ts";
 import type { Lab } from "../../lab/lab.ts";
-import type { Part } from "../../report/document.ts";
+import type { ReportPart } from "../../report/document.ts";
 import { REGION_SCORES, type RegionRow } from "./score.ts";
 import { knowsPlaces, RESOLUTION_ARMS } from "./scenes.ts";
 import type { RegionReport } from "./table.ts";
@@ -133,7 +133,7 @@ function paperSheets(report: RegionReport): Plan[] {
 export async function regionSheets(
   lab: Lab,
   report: RegionReport,
-): Promise<Extract<Part, { type: "pictures" }>[]> {
+): Promise<Extract<ReportPart, { type: "pictures" }>[]> {
   const read = async (row: RegionRow | undefined) => {
     if (!row) return undefined;
     const image = await lab.picture(row.image);

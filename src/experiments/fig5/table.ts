@@ -14,7 +14,7 @@ import {
   hierarchicalBootstrap,
   type Nested,
 } from "../../evaluation/statistics.ts";
-import type { Part, Report } from "../../report/document.ts";
+import type { Report, ReportPart } from "../../report/document.ts";
 import { type Figure, plot } from "../../report/figure.ts";
 import { decimal, type Interval, interval } from "../../report/format.ts";
 import { type Column, type Table, tableOf } from "../../report/table.ts";
@@ -404,9 +404,9 @@ export function regionFigures(
  */
 export function regionsReport(
   report: RegionReport,
-  sheets: readonly Extract<Part, { type: "pictures" }>[],
+  sheets: readonly Extract<ReportPart, { type: "pictures" }>[],
 ): Report {
-  const table = (title: string, table: Table, brief = false): Part[] =>
+  const table = (title: string, table: Table, brief = false): ReportPart[] =>
     table.rows.length === 0 ? [] : [{ type: "table", title, table, brief }];
   const { sites } = report.settings.regions as { sites: RegionSites[] };
   return {
@@ -415,7 +415,7 @@ export function regionsReport(
     lead: [],
     parts: [
       { type: "table", table: regionTable(report), brief: true },
-      ...regionFigures(report).map(([id, figure]): Part => (
+      ...regionFigures(report).map(([id, figure]): ReportPart => (
         { type: "figure", id, figure }
       )),
       ...sheets,
