@@ -13,7 +13,7 @@ import {
   type MicroPictures,
   microReport,
   microTargets,
-} from "../experiments/micro_report.ts";
+} from "../micro/quality.ts";
 import { joinPath, writeAtomic, writeJson } from "../io/files.ts";
 import { encodePng } from "../io/png.ts";
 import { BACKGROUNDS } from "../micro/world.ts";
@@ -159,7 +159,16 @@ async function run(request: Request): Promise<void> {
       if (!json) progress.line(backend.describe);
       const sizes = { single, pairs, scenes, references, classPictures };
       return finish(
-        microReport(lab, { sampling, naming, ...sizes }),
+        microReport({
+          model: lab.folders.model,
+          async draw(samples) {
+            const model = { type: "base" } as const;
+            const [ids] = await lab.draw([{ model, samples, sampling }]);
+            return await Promise.all(ids.map((id) => lab.picture(id)));
+          },
+          naming,
+          ...sizes,
+        }),
         ({ done, total }) => progress.update("measuring", done, total, "part"),
       );
     },

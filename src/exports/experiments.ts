@@ -93,15 +93,6 @@ export {
   type TimedPart,
 } from "../experiments/fig5/table.ts";
 export {
-  type MeasureRecord,
-  type MicroNumbers,
-  type MicroPictures,
-  microReport,
-  type MicroReportOptions,
-  microTargets,
-  type Target,
-} from "../experiments/micro_report.ts";
-export {
   conceptSheet,
   type PictureRow,
   pictureRows,

@@ -47,7 +47,7 @@ Deno.test("regions: report, page and contact sheet of a tiny world", async () =>
     assert(markdown.includes("LoRA Switch"));
     assert(markdown.includes("masked alignment ↑ |"), markdown);
     assert(markdown.includes("replaced by another ↓ | another seen there ↓"));
-    assert(markdown.includes("somebody in every region ↑"));
+    assert(markdown.includes("an identity in every region ↑"));
     assert(markdown.includes("| 95 % interval (t) |"));
     assert(markdown.includes("## Cross-attention sites at which regions act"));
     assert(markdown.includes("4 of 4"));

@@ -125,7 +125,7 @@ Deno.test("an ablation of a tiny world: schema, resume, workers", async (t) => {
         assert(markdown.includes(text), text);
       }
       const html = await reportHtml(report);
-      assertEquals(html.match(/Plotly.newPlot\(/g)?.length, 9);
+      assertEquals(html.match(/class="figure"/g)?.length, 9);
       assertEquals(html.match(/<img class="pixels"/g)?.length, 40);
     });
     await t.step("every call ends complete", () => {

@@ -89,7 +89,7 @@ function renderedSide({ column }: Pick<Scene, "column">): number {
 
 /**
  * Choices of n among names, spread evenly over all of them; every second one is
- * turned round, so that nobody is always on the left.
+ * turned round, so that no concept is always on the left.
  *
  * @param names Names.
  * @param n How many in a choice.
@@ -280,7 +280,7 @@ export function captionOf({ concepts, where }: Scene, prefix: string): string {
 
 /**
  * What pictures would look like: columns side by side, each with its concept or
- * with nobody. Concepts show training frames: the gallery has the reference
+ * empty. Concepts show training frames: the gallery has the reference
  * frames, the evaluation CLIP has seen the third block.
  */
 export function renderColumns(

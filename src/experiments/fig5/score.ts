@@ -124,12 +124,12 @@ export const REGION_SCORES = {
   },
   /** Regions without an identity. */
   missing: {
-    title: "nobody there ↓",
+    title: "no identity there ↓",
     of: (row) => share(row, ({ label }) => label === EMPTY),
   },
   /** Whether every region has an identity, whichever. */
   occupied: {
-    title: "somebody in every region ↑",
+    title: "an identity in every region ↑",
     of: (row) => row.regions.every(({ label }) => label !== EMPTY) ? 1 : 0,
   },
   /** Whether every concept is in its place. */
