@@ -73,6 +73,7 @@ export {
   type RegionFinding,
   type RegionRow,
   type RegionScore,
+  type RegionScoreKind,
 } from "../experiments/fig5/score.ts";
 export { fig5, type RegionPlan } from "../experiments/fig5/run.ts";
 export { REGION_ARMS } from "../experiments/fig5/scenes.ts";

@@ -72,8 +72,22 @@ export interface RegionRow {
   readonly order: readonly string[];
 }
 
+/** Name of a score, in the order of the table. */
+export type RegionScore =
+  | "identity"
+  | "nearest"
+  | "replaced"
+  | "leakage"
+  | "missing"
+  | "occupied"
+  | "complete"
+  | "anyOrder"
+  | "anyOrderLeakage"
+  | "own"
+  | "text";
+
 /** A score: how it is computed and shown. */
-interface ScoreKind {
+export interface RegionScoreKind {
   /** What tables call it; the arrow says which way is better. */
   readonly title: string;
   /** The score of a picture. */
@@ -96,7 +110,7 @@ const among = (
 const EMPTY = "background";
 
 /** Scores of a picture, in the order of the table. */
-export const REGION_SCORES = {
+export const REGION_SCORES: Readonly<Record<RegionScore, RegionScoreKind>> = {
   /** Regions with the right concept, of all identities. */
   identity: {
     title: "identity per region ↑",
@@ -160,16 +174,11 @@ export const REGION_SCORES = {
   },
   /** Text alignment. */
   text: { title: "text ↑", of: ({ text }) => text },
-} as const satisfies Record<string, ScoreKind>;
-
-/** What a row of the table says of its pictures. */
-export type RegionScore = keyof typeof REGION_SCORES;
+};
 
 /** The scores by name, in the order of the table. */
-export const SCORE_KINDS = Object.entries(REGION_SCORES) as readonly [
-  RegionScore,
-  ScoreKind,
-][];
+export const SCORE_KINDS: readonly [RegionScore, RegionScoreKind][] = Object
+  .entries(REGION_SCORES) as [RegionScore, RegionScoreKind][];
 
 /** Pictures of one arm and one scene. */
 export interface ScenePictures {
