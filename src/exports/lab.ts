@@ -55,7 +55,6 @@ export type {
   ReferenceSpec,
   Sample,
   SamplingSettings,
-  SketchObject,
   TextSpec,
   TrainLog,
   TrainSpec,

@@ -12,6 +12,7 @@ import type { TrainConfig } from "../customize/train.ts";
 import type { LayoutInput } from "../diffusion/layout.ts";
 import type { SamplerName } from "../diffusion/samplers.ts";
 import type { PixelBox } from "../evaluation/preprocess.ts";
+import type { SketchObject } from "../micro/sketch.ts";
 
 /** How pictures are drawn. */
 export interface SamplingSettings {
@@ -160,20 +161,6 @@ export type ComposeHow =
   | "region-adapters"
   | "switch"
   | "composite";
-
-/** An outline in a sketch: a frame of an identity in a square. */
-export interface SketchObject {
-  /** Proper name. */
-  readonly concept: string;
-  /** Which of its training frames. */
-  readonly frame: number;
-  /** Left edge of the square, pixels. */
-  readonly x: number;
-  /** Top edge, pixels. */
-  readonly y: number;
-  /** Side of the square, pixels. */
-  readonly side: number;
-}
 
 /** Draws one layout with several noises. */
 export interface ComposeSpec {

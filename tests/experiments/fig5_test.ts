@@ -17,12 +17,9 @@ import {
 } from "../../src/experiments/fig5/score.ts";
 import { fig5, type RegionPlan } from "../../src/experiments/fig5/run.ts";
 import {
-  choices,
   columns,
-  groupPrompt,
   knowsPlaces,
   REGION_ARMS,
-  SCENE_BACKGROUNDS,
   sceneLayout,
   sketchOfScene,
 } from "../../src/experiments/fig5/scenes.ts";
@@ -33,13 +30,18 @@ import {
   summarise,
 } from "../../src/experiments/fig5/table.ts";
 import { presetOf } from "../../src/experiments/presets.ts";
-import { sketchImage } from "../../src/lab/compose.ts";
 import { type LabOptions, type LabRecord, withLab } from "../../src/lab/lab.ts";
 import { nowhere } from "../../src/lab/runner.ts";
 import { artHash, pathOf } from "../../src/lab/store.ts";
 import { exists, readJson, writeJson } from "../../src/io/files.ts";
 import { decodePng } from "../../src/io/png.ts";
 import { identityOf, loadConceptArt } from "../../src/micro/concepts.ts";
+import {
+  choices,
+  groupPrompt,
+  SCENE_BACKGROUNDS,
+} from "../../src/micro/group_scene.ts";
+import { sketchImage } from "../../src/micro/sketch.ts";
 import { save } from "../../src/models/checkpoint.ts";
 import { parseUNetConfig } from "../../src/models/config.ts";
 import {

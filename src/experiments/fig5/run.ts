@@ -20,6 +20,14 @@ import type { Lab } from "../../lab/lab.ts";
 import { withModel } from "../../lab/model_ref.ts";
 import type { ComposeHow, ModelRef, Noise } from "../../lab/specs.ts";
 import { identityOf } from "../../micro/concepts.ts";
+import {
+  captionOf,
+  choices,
+  type GroupScene,
+  renderColumns,
+  SCENE_BACKGROUNDS,
+  sizeOf,
+} from "../../micro/group_scene.ts";
 import { downsampleFactor } from "../../models/autoencoder.ts";
 import {
   parseAutoencoderConfig,
@@ -36,21 +44,15 @@ import {
   windowShares,
 } from "./score.ts";
 import {
-  captionOf,
-  choices,
   classOf,
   COLUMN_WIDTHS,
   type PhraseOf,
   REGION_ARMS,
   REGION_EDGES,
   REGION_FUSIONS,
-  renderColumns,
   RENDERED_ARMS,
   RESOLUTION_ARMS,
-  type Scene,
-  SCENE_BACKGROUNDS,
   sceneLayout,
-  sizeOf,
   sketchOfScene,
   type Way,
 } from "./scenes.ts";
@@ -129,7 +131,7 @@ function check(plan: RegionPlan): void {
 }
 
 /** Every scene of a plan; other resolutions of those with fewest concepts. */
-function scenesOf(plan: RegionPlan): Scene[] {
+function scenesOf(plan: RegionPlan): GroupScene[] {
   const { counts, column, backgrounds } = plan;
   return counts.flatMap((n) =>
     choices(plan.concepts, n, plan.sets).flatMap((names, set) =>
@@ -152,7 +154,7 @@ function scenesOf(plan: RegionPlan): Scene[] {
 /** A scene in an arm: rendered, or drawn by a model. */
 interface Cell {
   readonly arm: string;
-  readonly scene: Scene;
+  readonly scene: GroupScene;
   /** A picture each: the same noise in every arm. */
   readonly noise: readonly Noise[];
   /** Absent for rendered pictures. */

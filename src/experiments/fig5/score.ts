@@ -15,9 +15,10 @@ import {
   type GalleryEntry,
 } from "../../evaluation/retrieval.ts";
 import type { Lab } from "../../lab/lab.ts";
+import { captionOf, type GroupScene, HEIGHT } from "../../micro/group_scene.ts";
 import { renderScene } from "../../micro/scenes.ts";
 import { BACKGROUNDS, IDENTITIES } from "../../micro/world.ts";
-import { captionOf, columns, HEIGHT, type Scene } from "./scenes.ts";
+import { columns } from "./scenes.ts";
 
 /** Sides of the windows in which a concept is looked for. */
 const WINDOW_SIDES = [0.8, 1] as const;
@@ -185,7 +186,7 @@ export interface ScenePictures {
   /** The arm. */
   readonly arm: string;
   /** The scene. */
-  readonly scene: Scene;
+  readonly scene: GroupScene;
   /** Names of the pictures in the store. */
   readonly images: readonly string[];
 }
