@@ -51,7 +51,8 @@ export async function testEvaluator(
   lab: Lab,
   sampling: SamplingSettings,
 ): Promise<EvaluatorOutcome> {
-  const name = `${lab.folders.clip} (${lab.hashes.clip.slice(0, 8)})`;
+  const folder = lab.folders.clip?.split("/").findLast((part) => part !== "");
+  const name = `${folder} (${lab.hashes.clip.slice(0, 8)})`;
   try {
     const check = await lab.testEvaluator({
       classPictures: await classPictures(lab, sampling),
