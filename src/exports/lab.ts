@@ -51,6 +51,8 @@ export type {
   LabSpec,
   ModelRef,
   Noise,
+  OwnPicture,
+  OwnPictures,
   PictureSet,
   ReferenceSpec,
   Sample,
