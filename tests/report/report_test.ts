@@ -8,7 +8,13 @@ import {
   pictureGrid,
   table,
 } from "../../src/report/html.ts";
-import { decimal, signed } from "../../src/report/format.ts";
+import {
+  change,
+  decimal,
+  interval,
+  percent,
+  signed,
+} from "../../src/report/format.ts";
 import { markdownTable, textTable } from "../../src/report/table.ts";
 import type { Pixels } from "../../src/io/png.ts";
 
@@ -101,6 +107,13 @@ Deno.test("numbers for people", () => {
   assertEquals(signed(0.5, 1), "+0.5");
   assertEquals(signed(-0.5, 1), "−0.5");
   assertEquals(signed(Infinity), "–");
+  assertEquals(change(0.816, 0.701), "0.816 → 0.701 (−0.115)");
+  assertEquals(change(0.8, null), "0.800 → – (–)");
+  const share = { mean: 0.88, low: 0.7, high: 0.951 };
+  assertEquals(interval(share, 2), "0.88 (0.70 to 0.95)");
+  assertEquals(interval({ ...share, low: null }, 2), "0.88");
+  assertEquals(interval(undefined), "–");
+  assertEquals(percent(share), "88 % (70 to 95)");
 });
 
 Deno.test("nothing in a page can end its script or its element", async () => {
