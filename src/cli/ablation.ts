@@ -5,34 +5,21 @@
  */
 import { sha256 } from "../core/hash.ts";
 import { cannot } from "../core/errors.ts";
-import {
-  ablation,
-  finishedSeeds,
-  FUSIONS,
-  pictureRows,
-} from "../experiments/ablation.ts";
-import type { AblationPlan } from "../experiments/ablation_plan.ts";
-import { ablationTable } from "../experiments/ablation_figures.ts";
-import {
-  type AblationReport,
-  ablationSchema,
-} from "../experiments/ablation_schema.ts";
+import { ablation, finishedSeeds } from "../experiments/ablation.ts";
+import { ablationSchema } from "../experiments/ablation_json.ts";
+import { ablationReport, armLabel } from "../experiments/ablation_table.ts";
+import { conceptSheet, pictureRows } from "../experiments/pictures.ts";
 import { EMBEDDINGS, TEST_CONCEPTS } from "../experiments/presets.ts";
-import { oneDomain, referencePictures } from "../experiments/subjects.ts";
-import {
-  exists,
-  joinPath,
-  readJson,
-  writeAtomic,
-  writeJson,
-} from "../io/files.ts";
-import { encodePng, type Pixels } from "../io/png.ts";
+import { oneDomain } from "../experiments/subjects.ts";
+import { type AblationPlan, FUSIONS } from "../experiments/table2.ts";
+import { exists, joinPath, readJson, writeJson } from "../io/files.ts";
 import type { Lab } from "../lab/lab.ts";
 import { nowhere } from "../lab/runner.ts";
 import { canonicalJson } from "../lab/store.ts";
 import { conceptOf } from "../micro/in_domain.ts";
 import { PROMPTS_SHA256 } from "../micro/prompts.ts";
 import { type Command, command, runCommand } from "./command.ts";
+import { publish } from "./experiment_command.ts";
 import {
   inLab,
   LAB_OPTIONS,
@@ -52,13 +39,6 @@ import {
   parsed,
   whole,
 } from "./options.ts";
-import {
-  ablationHtml,
-  ablationMarkdown,
-  type PictureRow,
-} from "./ablation_page.ts";
-import { contactSheet } from "../report/grid.ts";
-import { textTable } from "../report/markdown.ts";
 
 /** The scales: what the flags `--quick` and `--full` stand for. */
 const SCALES = {
@@ -158,10 +138,12 @@ async function noteRun(out: string, record: unknown): Promise<void> {
 
 /** Runs, or reads what is there, and writes the report. */
 async function run(
-  { lab: { out }, plan, partial }: AblationRequest,
+  request: AblationRequest,
   lab: Lab,
-  { backend, workers, progress }: Machine,
+  machine: Machine,
 ): Promise<void> {
+  const { backend, workers, progress } = machine;
+  const { lab: { out }, plan, partial } = request;
   const { scale, concepts, prompts, seeds, settings } = plan;
   progress.line(
     `${backend.describe}, ${workers} workers; ${concepts.length} concepts (${
@@ -171,7 +153,7 @@ async function run(
   if (scale === "quick") progress.line("mechanics only, no conclusion");
   if (!partial) await noteRun(out, await runRecord(lab, plan));
   const { report: numbers, pictures } = await ablation(lab, plan);
-  const report: AblationReport = ablationSchema.parse({
+  const data = ablationSchema.parse({
     ...numbers,
     created: new Date().toISOString(),
     machine: {
@@ -183,34 +165,13 @@ async function run(
       tfjs: "4.22.0",
     },
   });
-  const rows: PictureRow[] = [];
-  const shown = pictureRows(pictures, scale === "quick" ? 4 : 2);
-  for (const { subject, text, images } of shown) {
-    const [reference] = await referencePictures(lab, subject, 1);
-    const cells = new Map<string, Pixels>([["reference", reference]]);
-    for (const [arm, id] of images) cells.set(arm, await lab.picture(id));
-    rows.push({ label: `${subject.name}: ${text}`, cells });
-  }
-  await writeJson(joinPath(out, "ablation.json"), report);
-  await writeAtomic(joinPath(out, "ablation.md"), ablationMarkdown(report));
-  await writeAtomic(
-    joinPath(out, "ablation.html"),
-    await ablationHtml(report, rows),
+  const rows = pictureRows(
+    pictures,
+    (arm) => arm === "base" ? "base, class word" : armLabel(arm),
+    scale === "quick" ? 4 : 2,
   );
-  const arms = [...rows[0].cells.keys()];
-  const sheet = contactSheet(
-    rows.map(({ cells }) => arms.map((arm) => cells.get(arm))),
-    {
-      columnLabels: arms.map((arm) => arm.replace(/[._]/g, " ")),
-      rowLabels: rows.map(({ label }) => label.split(":")[0]),
-    },
-  );
-  await writeAtomic(joinPath(out, "ablation.png"), encodePng(sheet));
-  progress.finish();
-  console.log(`\n${textTable(ablationTable(report))}`);
-  console.log(
-    `\n${joinPath(out, "ablation.html")}  (also ablation.json, .md, .png)`,
-  );
+  const report = ablationReport(data, await conceptSheet(lab, rows));
+  await publish(lab, request, machine, { report, data });
 }
 
 /** The paper's Table 2. */

@@ -5,20 +5,15 @@
  */
 import {
   DOMAIN_METHODS,
-  type DomainPictures,
   type DomainPlan,
+  domainReport,
   fig3,
 } from "../experiments/fig3.ts";
-import { domainTable, shareTable } from "../experiments/fig3_table.ts";
-import { referencePictures } from "../experiments/subjects.ts";
-import { joinPath, writeAtomic, writeJson } from "../io/files.ts";
-import { encodePng, type Pixels } from "../io/png.ts";
-import type { Lab } from "../lab/lab.ts";
-import { type Command, command } from "./command.ts";
+import { conceptSheet } from "../experiments/pictures.ts";
+import type { Command } from "./command.ts";
+import { experiment, type ExperimentRequest } from "./experiment_command.ts";
 import {
-  inLab,
   LAB_OPTIONS,
-  type LabRequest,
   labRequest,
   RUN_OPTIONS,
   SETTING_OPTIONS,
@@ -33,8 +28,6 @@ import {
   optionTable,
   text,
 } from "./options.ts";
-import { contactSheet } from "../report/grid.ts";
-import { markdownTable, textTable } from "../report/markdown.ts";
 
 const OPTIONS = optionTable({
   quick: {
@@ -79,47 +72,20 @@ const OPTIONS = optionTable({
 });
 
 /** What the command line asks for. */
-export interface DomainRequest {
-  readonly lab: LabRequest;
+export interface DomainRequest extends ExperimentRequest {
+  /** What is run. */
   readonly plan: DomainPlan;
 }
 
-/** The grid: a concept a row, an arm a column. */
-async function sheetOf(
-  lab: Lab,
-  pictures: readonly DomainPictures[],
-): Promise<Pixels> {
-  const columns = [
-    ...new Set(pictures.flatMap(({ images }) => [...images.keys()])),
-  ];
-  const rows = await Promise.all(pictures.map(async ({ subject, images }) => [
-    ...await referencePictures(lab, subject, 1),
-    ...await Promise.all(columns.map(async (label) => {
-      const id = images.get(label);
-      return id === undefined ? undefined : await lab.picture(id);
-    })),
-  ]));
-  return contactSheet(rows, {
-    // The sheet's letters are ASCII.
-    columnLabels: ["reference", ...columns].map((label) =>
-      label.replaceAll("α", "a")
-    ),
-    rowLabels: pictures.map(({ domain, subject }) =>
-      `${domain}: ${subject.name}`
-    ),
-  });
-}
-
 /** In-domain against out-domain concepts. */
-export const domain: Command<DomainRequest> = command({
+export const domain: Command<DomainRequest> = experiment({
   name: "domain",
   summary: "Concepts that the base model can draw, and ones that it cannot",
-  usage: "deno task experiment domain [options]",
   about: `Figure 3 of the paper: concepts that the base model can draw itself
 (in-domain; it draws their pictures first) and identities, which it cannot. What
 does the embedding alone hold, and what do the weights add?`,
   options: OPTIONS,
-  request: ({ quick, out, ...values }) => ({
+  request: ({ quick, out, ...values }): DomainRequest => ({
     lab: labRequest(values, out ?? (quick ? "out/domain-quick" : "out/domain")),
     plan: {
       inDomain: values.concepts ?? (quick ? ["ulla", "finn"] : undefined),
@@ -131,38 +97,15 @@ does the embedding alone hold, and what do the weights add?`,
       embeddingRate: values.lrEmbedding,
       adapterEmbeddingRate: values.lrBeside,
       fuse: !values.noFusion,
+      conclusive: !quick,
       settings: settingsOf(values),
     },
   }),
-  async run({ lab: request, plan }) {
-    const { out } = request;
-    await inLab(
-      "run the domain experiment",
-      request,
-      async (lab, { backend, progress }) => {
-        progress.line(backend.describe);
-        const { report, pictures } = await fig3(lab, plan);
-        const { settings } = plan;
-        await writeJson(joinPath(out, "domain.json"), { ...report, settings });
-        await writeAtomic(
-          joinPath(out, "domain.md"),
-          [
-            "# In-domain and out-domain concepts",
-            "",
-            markdownTable(domainTable(report)),
-            "Share of a concept's gain over the class word that its embedding " +
-            "alone has (95 % bootstrap over concepts):",
-            "",
-            markdownTable(shareTable(report)),
-          ].join("\n"),
-        );
-        const sheet = await sheetOf(lab, pictures);
-        await writeAtomic(joinPath(out, "domain.png"), encodePng(sheet));
-        progress.finish();
-        console.log(`\n${textTable(domainTable(report))}`);
-        console.log(textTable(shareTable(report)));
-        console.log(`${joinPath(out, "domain.md")}  (also domain.json, .png)`);
-      },
-    );
+  async run(lab, { plan }) {
+    const { report, pictures } = await fig3(lab, plan);
+    return {
+      report: domainReport(report, await conceptSheet(lab, pictures)),
+      data: { ...report, settings: plan.settings },
+    };
   },
 });

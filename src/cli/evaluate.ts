@@ -63,7 +63,8 @@ import {
   type Values,
   whole,
 } from "./options.ts";
-import { decimal, textTable } from "../report/markdown.ts";
+import { decimal } from "../report/format.ts";
+import { textTable } from "../report/table.ts";
 import { CONCEPT_OPTION } from "./concepts.ts";
 import { type HeldOutRequest, runHeldOut } from "./heldout.ts";
 import {

@@ -3,17 +3,25 @@
  *
  * @module
  */
+import { comparisonTable } from "../evaluation/compare.ts";
+import { evaluatorVerdict } from "../evaluation/evaluator_check.ts";
 import { loadClipEvaluator } from "../evaluation/evaluator.ts";
 import { loadMobileNet } from "../evaluation/outside_evaluator.ts";
-import { comparisonTable } from "../experiments/ablation_figures.ts";
-import { ablationSchema } from "../experiments/ablation_schema.ts";
+import { ablationSchema } from "../experiments/ablation_json.ts";
 import {
+  checkOther,
   evaluate,
   type Evaluation,
+  evaluationTable,
   planOf,
 } from "../experiments/evaluators.ts";
-import { joinPath, readJson, writeJson } from "../io/files.ts";
+import { joinPath, readJson } from "../io/files.ts";
 import { nowhere } from "../lab/runner.ts";
+import {
+  type ReportPart,
+  reportText,
+  writeReport,
+} from "../report/document.ts";
 import { type Command, command } from "./command.ts";
 import {
   inLab,
@@ -23,7 +31,6 @@ import {
 } from "./lab_options.ts";
 import { mustExist } from "./models.ts";
 import { folder, listOf, optionTable } from "./options.ts";
-import { decimal, textTable } from "../report/markdown.ts";
 
 // Nothing is trained or drawn here.
 const { workers: _w, queue: _q, store: _s, patience: _p, ...ONE_WORKER } =
@@ -73,6 +80,8 @@ MobileNetV2 (npm, 25 MB, downloaded when this is run) and by other CLIPs.`,
     await inLab(WHAT, request, async (lab, { backend, progress }) => {
       progress.line(backend.describe);
       const found: Evaluation[] = [];
+      const lead: string[] = [];
+      const plan = planOf(report);
       const total = report.rows.reduce((sum, { text }) => sum + text.length, 0);
       for (
         const open of [
@@ -81,37 +90,30 @@ MobileNetV2 (npm, 25 MB, downloaded when this is run) and by other CLIPs.`,
         ]
       ) {
         using evaluator = await open();
-        found.push(
-          await evaluate(
-            lab,
-            planOf(report),
-            evaluator,
-            (done) => progress.update(evaluator.name, done, total, "image"),
-          ),
-        );
+        const check = await checkOther(lab, evaluator, plan.settings.sampling);
+        lead.push(evaluatorVerdict(evaluator.name, check));
+        const show = (done: number) =>
+          progress.update(evaluator.name, done, total, "image");
+        found.push(await evaluate(lab, plan, evaluator, show));
       }
-      await writeJson(joinPath(out, "evaluators.json"), found);
+      const whole = {
+        name: "evaluators",
+        title: "an ablation's pictures by other evaluators",
+        lead,
+        parts: found.flatMap((one): ReportPart[] => [
+          {
+            type: "table",
+            title: one.evaluator,
+            table: evaluationTable(one),
+            brief: true,
+          },
+          { type: "table", table: comparisonTable(one), brief: true },
+        ]),
+      };
+      await writeReport(out, whole, found);
       progress.finish();
-      for (const { evaluator, image, ceiling, comparisons } of found) {
-        console.log(`\n${evaluator}`);
-        console.log(textTable({
-          head: ["arm", "image"],
-          rows: [
-            ...Object.entries(image)
-              .map(([arm, value]) => [arm, decimal(value)]),
-            ["references themselves", decimal(ceiling)],
-          ],
-        }));
-        for (const paper of [true, false]) {
-          console.log(paper ? "The paper's claims" : "Beyond the paper");
-          console.log(
-            textTable(
-              comparisonTable({ comparisons: [...comparisons] }, paper),
-            ),
-          );
-        }
-      }
-      console.log(joinPath(out, "evaluators.json"));
+      console.log(`\n${reportText(whole)}`);
+      console.log(`${joinPath(out, "evaluators.html")}  (also .json, .md)`);
     }, { runner: nowhere });
   },
 });

@@ -7,7 +7,8 @@ import { assertWritable, joinPath, writeJson } from "../io/files.ts";
 import { loadConceptArt, loadFrameIndex } from "../micro/concepts.ts";
 import { frameDistances, LEAST_FRAME_DISTANCE } from "../micro/frames.ts";
 import { type Command, EXIT_CODES, readOptions } from "./command.ts";
-import { decimal, textTable } from "../report/markdown.ts";
+import { decimal } from "../report/format.ts";
+import { textTable } from "../report/table.ts";
 
 /** Least distances between training, reference and evaluation frames. */
 export const frames: Command<{ readonly out: string }> = {

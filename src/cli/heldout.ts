@@ -24,7 +24,8 @@ import {
 import { assertWritable, parentOf, writeJson } from "../io/files.ts";
 import { disposeModel, type Model } from "../models/model.ts";
 import type { Colour } from "../io/resize.ts";
-import { decimal, textTable } from "../report/markdown.ts";
+import { decimal } from "../report/format.ts";
+import { textTable } from "../report/table.ts";
 import { type ConceptRequest, openConcept } from "./concepts.ts";
 import {
   type ModelRequest,

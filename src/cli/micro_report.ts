@@ -13,12 +13,13 @@ import {
   type MicroPictures,
   microReport,
   microTargets,
-} from "../experiments/micro_report.ts";
+} from "../micro/quality.ts";
 import { joinPath, writeAtomic, writeJson } from "../io/files.ts";
 import { encodePng } from "../io/png.ts";
 import { BACKGROUNDS } from "../micro/world.ts";
 import { contactSheet } from "../report/grid.ts";
-import { decimal, textTable } from "../report/markdown.ts";
+import { decimal } from "../report/format.ts";
+import { textTable } from "../report/table.ts";
 import { type Command, command, runCommand } from "./command.ts";
 import {
   inLab,
@@ -158,7 +159,16 @@ async function run(request: Request): Promise<void> {
       if (!json) progress.line(backend.describe);
       const sizes = { single, pairs, scenes, references, classPictures };
       return finish(
-        microReport(lab, { sampling, naming, ...sizes }),
+        microReport({
+          model: lab.folders.model,
+          async draw(samples) {
+            const model = { type: "base" } as const;
+            const [ids] = await lab.draw([{ model, samples, sampling }]);
+            return await Promise.all(ids.map((id) => lab.picture(id)));
+          },
+          naming,
+          ...sizes,
+        }),
         ({ done, total }) => progress.update("measuring", done, total, "part"),
       );
     },

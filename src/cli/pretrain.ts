@@ -50,7 +50,8 @@ import {
   type Values,
   whole,
 } from "./options.ts";
-import { createProgress, duration } from "./progress.ts";
+import { duration } from "../report/format.ts";
+import { createProgress } from "./progress.ts";
 
 const NAMES: readonly NetworkName[] = [
   "clip_a",

@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { duration } from "../report/format.ts";
 
 /** Where progress goes: `Deno.stderr`, or a double of it in tests. */
 export interface Terminal {
@@ -44,16 +45,6 @@ export interface Progress {
   line(text: string): void;
   /** Ends the bar. */
   finish(): void;
-}
-
-/** A duration for people: `42 s`, `3 min 20 s`, `1 h 05 min`. */
-export function duration(seconds: number): string {
-  const s = Math.max(0, Math.round(seconds));
-  if (s < 60) return `${s} s`;
-  const pad = (n: number) => String(n).padStart(2, "0");
-  const minutes = Math.floor(s / 60);
-  if (minutes < 60) return `${minutes} min ${pad(s % 60)} s`;
-  return `${Math.floor(minutes / 60)} h ${pad(minutes % 60)} min`;
 }
 
 /** A rate for people: `12 images/s`, or `3.4 s/step` where it is slow. */

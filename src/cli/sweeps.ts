@@ -6,8 +6,6 @@
  */
 import { z } from "zod";
 import type { TrainConfig } from "../customize/train.ts";
-import type { ScoreEstimate } from "../experiments/ablation_schema.ts";
-import { SD_CAPACITY } from "../experiments/measure.ts";
 import {
   EMBEDDINGS,
   type ExperimentPreset,
@@ -18,16 +16,22 @@ import {
   sweep,
   type SweepPlan,
   type SweepRow,
+  sweepTable,
 } from "../experiments/sweeps.ts";
-import { joinPath, readJson, writeAtomic, writeJson } from "../io/files.ts";
+import { readJson } from "../io/files.ts";
+import type { Lab } from "../lab/lab.ts";
 import { IDENTITIES } from "../micro/world.ts";
-import { type Command, command } from "./command.ts";
+import type { Command } from "./command.ts";
+import {
+  experiment,
+  type ExperimentRequest,
+  type Outcome,
+} from "./experiment_command.ts";
 import {
   CONCEPTS,
-  inLab,
   LAB_OPTIONS,
-  type LabRequest,
   labRequest,
+  type Machine,
   RUN_OPTIONS,
   SETTING_OPTIONS,
   settingsOf,
@@ -41,12 +45,6 @@ import {
   optionTable,
   type Values,
 } from "./options.ts";
-import {
-  decimal,
-  markdownTable,
-  type Table,
-  textTable,
-} from "../report/markdown.ts";
 
 /** Where settings are chosen. */
 const DEVELOPMENT: readonly string[] = IDENTITIES.filter(({ split }) =>
@@ -144,43 +142,6 @@ const SWEEPS: readonly Sweep[] = [
   },
 ];
 
-/** A share of `digits` decimals with its interval, where it has one. */
-function interval(estimate: ScoreEstimate | undefined, digits = 3): string {
-  if (!estimate || estimate.mean === null) return "";
-  const [mean, low, high] = [estimate.mean, estimate.low, estimate.high]
-    .map((value) => decimal(value ?? NaN, digits));
-  return estimate.low === null ? mean : `${mean} (${low} to ${high})`;
-}
-
-function sweepTable(
-  rows: readonly SweepRow[],
-  concepts: readonly string[],
-): Table {
-  return {
-    head: [
-      ...["embedding", "training", "rank", "fusion", "n", "λ or ridge"],
-      `n·r/d (SD: ≤ ${SD_CAPACITY})`,
-      ...["text", "image", "masked image", "retrieval"],
-      ...["image lost", "image kept", "gradient − weight", ...concepts],
-    ],
-    rows: rows.map((row) => [
-      row.embedding,
-      row.variant,
-      String(row.rank ?? ""),
-      row.fusion,
-      String(row.n),
-      row.value === null ? "" : String(Number(row.value.toPrecision(3))),
-      decimal(row.capacity, 2),
-      ...[row.text, row.image, row.masked, row.retrieval]
-        .map((score) => decimal(score)),
-      interval(row.loss),
-      interval(row.kept, 2),
-      interval(row.overWeight),
-      ...concepts.map((one) => decimal(row.concepts[one] ?? NaN)),
-    ]),
-  };
-}
-
 /** Options of every sweep. */
 const OPTIONS = optionTable({
   distractors: {
@@ -239,12 +200,12 @@ function optionsOf({ name, split, values }: Sweep) {
 }
 
 /** What the command line asks for. */
-export interface SweepRequest {
-  readonly lab: LabRequest;
+export interface SweepRequest extends ExperimentRequest {
   /** File of training configurations. */
   readonly variants?: string;
   /** File of prompts for features. */
   readonly templates?: string;
+  /** What is swept. */
   readonly plan: SweepPlan;
 }
 
@@ -273,16 +234,18 @@ function requestOf(what: Sweep, values: SweepValues): SweepRequest {
   };
 }
 
-async function run(what: Sweep, request: SweepRequest): Promise<void> {
-  const { variants, templates, lab: { out } } = request;
-  const { settings } = request.plan;
-  const gradient = templates === undefined ? settings.gradient : {
-    ...settings.gradient,
-    templates: await readJson(templates, TEMPLATES),
-  };
-  const plan: SweepPlan = {
-    ...request.plan,
-    settings: { ...settings, gradient },
+/** Reads what the request names files of. */
+async function planOf(request: SweepRequest): Promise<SweepPlan> {
+  const { variants, templates, plan } = request;
+  const { gradient } = plan.settings;
+  return {
+    ...plan,
+    settings: {
+      ...plan.settings,
+      gradient: templates === undefined
+        ? gradient
+        : { ...gradient, templates: await readJson(templates, TEMPLATES) },
+    },
     variants: variants === undefined
       ? undefined
       : await readJson(variants, VARIANTS) as Record<
@@ -290,40 +253,44 @@ async function run(what: Sweep, request: SweepRequest): Promise<void> {
         Partial<TrainConfig>
       >,
   };
-  const doing = `run ${what.name}`;
-  await inLab(doing, request.lab, async (lab, { backend, progress }) => {
-    progress.line(
-      `${backend.describe}; ${what.name}: ${plan.concepts.join(", ")}`,
-    );
-    const rows = await sweep(lab, plan);
-    const table = sweepTable(rows, plan.concepts);
-    const { model, clip } = lab.hashes;
-    const hashes = { model, clip };
-    await writeJson(joinPath(out, `${what.name}.json`), {
-      ...plan,
-      hashes,
-      rows,
-    });
-    await writeAtomic(
-      joinPath(out, `${what.name}.md`),
-      `# ${what.name}\n\n${markdownTable(table)}`,
-    );
-    progress.finish();
-    console.log(`\n${textTable(table)}`);
-    if (what.note) console.log(what.note(rows));
-    console.log(joinPath(out, `${what.name}.json`));
-  });
+}
+
+async function run(
+  { name, summary, note }: Sweep,
+  lab: Lab,
+  request: SweepRequest,
+  { progress }: Machine,
+): Promise<Outcome> {
+  const plan = await planOf(request);
+  progress.line(`${name}: ${plan.concepts.join(", ")}`);
+  const rows = await sweep(lab, plan);
+  const { model, clip } = lab.hashes;
+  const table = sweepTable(rows, plan.concepts);
+  return {
+    report: {
+      name,
+      title: summary,
+      lead: [],
+      parts: [{ type: "table", table, brief: true }],
+    },
+    data: { ...plan, hashes: { model, clip }, rows },
+    note: note?.(rows),
+  };
 }
 
 /** Scores against one setting each. */
 export const sweeps: readonly Command<SweepRequest>[] = SWEEPS.map((what) =>
-  command({
+  experiment({
     name: what.name,
     summary: what.summary,
-    usage: `deno task experiment ${what.name} [options]`,
     about: `${what.summary}.`,
     options: optionsOf(what),
     request: (values) => requestOf(what, values as SweepValues),
-    run: (request) => run(what, request),
+    // Files are checked before a lab is opened.
+    prepare: async (request) => {
+      await planOf(request);
+      return {};
+    },
+    run: (lab, request, machine) => run(what, lab, request, machine),
   })
 );

@@ -26,7 +26,7 @@ import type { Colour } from "../io/resize.ts";
 import { loadConceptArt } from "../micro/concepts.ts";
 import { classWordPrompts, evaluatorSet } from "../micro/evaluator_set.ts";
 import { disposeModel, loadModel } from "../models/model.ts";
-import { textTable } from "../report/markdown.ts";
+import { textTable } from "../report/table.ts";
 import { EMBEDDED, localModel, mustExist, startBackend } from "./models.ts";
 import { createProgress } from "./progress.ts";
 

@@ -7,7 +7,8 @@
 import { cannot } from "../core/errors.ts";
 import { fold, type Key } from "../core/random.ts";
 import type { Pixels } from "../io/png.ts";
-import { decimal, type Table } from "../report/markdown.ts";
+import { decimal } from "../report/format.ts";
+import type { Table } from "../report/table.ts";
 import type { ClipVector } from "./clip.ts";
 import type { Evaluator } from "./evaluator.ts";
 import { cosine, imageAlignment } from "./clip_score.ts";

@@ -5,18 +5,30 @@
  *
  * @module
  */
+import { fold, key } from "../core/random.ts";
 import type { ClipVector } from "../evaluation/clip.ts";
 import { imageAlignment } from "../evaluation/clip_score.ts";
+import { type Comparison, rounded } from "../evaluation/compare.ts";
 import type { Evaluator } from "../evaluation/evaluator.ts";
-import { mean } from "../evaluation/statistics.ts";
+import {
+  checkEvaluator,
+  type EvaluatorCheck,
+} from "../evaluation/evaluator_check.ts";
+import { mean, nestedMean } from "../evaluation/statistics.ts";
+import type { Pixels } from "../io/png.ts";
 import type { Lab } from "../lab/lab.ts";
-import { FUSIONS, table2 } from "./ablation.ts";
-import type { AblationPlan } from "./ablation_plan.ts";
-import type { AblationReport, Comparison } from "./ablation_schema.ts";
+import { NotInStore } from "../lab/runner.ts";
+import type { SamplingSettings } from "../lab/specs.ts";
+import { evaluatorSet } from "../micro/evaluator_set.ts";
+import { decimal } from "../report/format.ts";
+import { type Table, tableOf } from "../report/table.ts";
+import type { AblationReport } from "./ablation_json.ts";
 import { compareArms } from "./claims.ts";
+import { classPictures } from "./evaluator.ts";
+import { referencePictures } from "./pictures.ts";
 import { EMBEDDINGS } from "./presets.ts";
-import { rounded } from "./scorer.ts";
-import { referencePictures, subjects } from "./subjects.ts";
+import { subjects } from "./subjects.ts";
+import { type AblationPlan, FUSIONS, table2 } from "./table2.ts";
 
 /** What an evaluator finds. */
 export interface Evaluation {
@@ -49,6 +61,36 @@ export function planOf(report: AblationReport): AblationPlan {
 }
 
 /**
+ * Tests another evaluator on the embedded world.
+ *
+ * @param lab A lab; class words are left out where its store has no pictures of
+ * them.
+ * @param evaluator The evaluator.
+ * @param sampling How the base model draws class words.
+ */
+export async function checkOther(
+  lab: Lab,
+  evaluator: Evaluator,
+  sampling: SamplingSettings,
+): Promise<EvaluatorCheck> {
+  const drawn = new Map<string, Pixels[]>();
+  try {
+    const found = Object.entries(await classPictures(lab, sampling));
+    for (const [word, ids] of found) {
+      drawn.set(word, await Promise.all(ids.map((id) => lab.picture(id))));
+    }
+  } catch (error) {
+    if (!(error instanceof NotInStore)) throw error;
+  }
+  const set = evaluatorSet(lab.art, (word) => drawn.get(word) ?? []);
+  return await checkEvaluator(
+    (images) => evaluator.embed(images),
+    set,
+    fold(key(0), "evaluator"),
+  );
+}
+
+/**
  * Scores a finished ablation's pictures with another evaluator.
  *
  * @param lab A lab whose store has the ablation.
@@ -69,40 +111,33 @@ export async function evaluate(
     const pictures = await referencePictures(lab, subject);
     references.set(subject.name, await evaluator.embed(pictures));
   }
-  // By arm and concept: a list of its prompts' scores for each seed.
-  const scores = new Map<string, Map<string, number[][]>>();
+  const rows: { arm: string; concept: string; values: number[] }[] = [];
   let done = 0;
   for await (const record of table2(lab, plan, all)) {
     if (record.type !== "drawn") continue;
-    const { arm, subject: { name }, images } = record.pictures;
-    const rows = await evaluator.embed(
-      await Promise.all(images.map((id) => lab.picture(id))),
-    );
-    const own = references.get(name)!;
-    const byConcept = scores.get(arm) ?? new Map<string, number[][]>();
-    byConcept.set(name, [
-      ...byConcept.get(name) ?? [],
-      rows.map((row) => imageAlignment(row, own)),
-    ]);
-    scores.set(arm, byConcept);
+    const { arm, subject: { name: concept }, images } = record.pictures;
+    const pictures = await Promise.all(images.map((id) => lab.picture(id)));
+    const found = await evaluator.embed(pictures);
+    const own = references.get(concept)!;
+    const values = found.map((row) => imageAlignment(row, own));
+    rows.push({ arm, concept, values });
     onProgress?.(done += images.length);
   }
   const nested = (arm: string): number[][][] =>
-    all.map(({ name }) => scores.get(arm)!.get(name)!);
-  const average = (arm: string): number =>
-    mean(nested(arm).map((seeds) => mean(seeds.map((row) => mean(row)))));
+    concepts.map((name) =>
+      rows.filter((row) => row.arm === arm && row.concept === name)
+        .map(({ values }) => values)
+    );
+  const arms = [...new Set(rows.map(({ arm }) => arm))];
+  const ceiling = [...references.values()].flatMap((rows) =>
+    rows.map((row, i) => imageAlignment(row, rows.filter((_, j) => j !== i)))
+  );
   return {
     evaluator: evaluator.name,
     image: Object.fromEntries(
-      [...scores.keys()].map((arm) => [arm, rounded(average(arm))]),
+      arms.map((arm) => [arm, rounded(nestedMean(nested(arm)))]),
     ),
-    ceiling: rounded(mean(
-      [...references.values()].flatMap((rows) =>
-        rows.map((row, i) =>
-          imageAlignment(row, rows.filter((_, j) => j !== i))
-        )
-      ),
-    )),
+    ceiling: rounded(mean(ceiling)),
     comparisons: compareArms(nested, {
       embeddings: plan.embeddings ?? EMBEDDINGS,
       fusions: plan.fusions ?? FUSIONS,
@@ -110,4 +145,16 @@ export async function evaluate(
       scores: ["image"],
     }),
   };
+}
+
+/**
+ * Image alignment by arm as a table.
+ *
+ * @param evaluation What an evaluator found.
+ */
+export function evaluationTable({ image, ceiling }: Evaluation): Table {
+  return tableOf(
+    [...Object.entries(image), ["references themselves", ceiling] as const],
+    [["arm", ([arm]) => arm], ["image", ([, value]) => decimal(value)]],
+  );
 }

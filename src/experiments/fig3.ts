@@ -14,6 +14,7 @@
 import { cannot } from "../core/errors.ts";
 import { fold, key } from "../core/random.ts";
 import type { TrainConfig } from "../customize/train.ts";
+import { finite, rounded, verdictOf } from "../evaluation/compare.ts";
 import {
   mean,
   pairedDifference,
@@ -21,22 +22,21 @@ import {
 } from "../evaluation/statistics.ts";
 import type { Lab } from "../lab/lab.ts";
 import { IN_DOMAIN, inDomain } from "../micro/in_domain.ts";
-import { PROMPTS_SHA256, promptText } from "../micro/prompts.ts";
-import {
-  finite,
-  type ScoreEstimate,
-  type ScoreName,
-} from "./ablation_schema.ts";
+import { PROMPTS_SHA256 } from "../micro/prompts.ts";
+import type { Report } from "../report/document.ts";
+import { decimal, type Interval, interval } from "../report/format.ts";
+import type { Sheet } from "../report/grid.ts";
+import { type Table, tableOf } from "../report/table.ts";
+import { type PictureRow, pictureRows } from "./pictures.ts";
 import type { ExperimentPreset } from "./presets.ts";
 import {
+  type ArmScores,
   type Cell,
   conceptMeans,
-  drawCells,
-  type Drawn,
-  openScorer,
   perScore,
-  rounded,
-} from "./scorer.ts";
+  scoreCells,
+  type ScoreName,
+} from "./scores.ts";
 import { checkSettings, type Subject, subjects, training } from "./subjects.ts";
 
 /** Whether the base model can draw a concept itself. */
@@ -82,6 +82,8 @@ export interface DomainPlan {
   readonly adapterEmbeddingRate?: number;
   /** Whether each domain's concepts are fused. @default true */
   readonly fuse?: boolean;
+  /** Whether a verdict may be given. @default true */
+  readonly conclusive?: boolean;
 }
 
 /** One arm in one domain: means over concepts, seeds and prompts. */
@@ -99,7 +101,7 @@ export interface DomainRow extends Readonly<Record<ScoreName, number | null>> {
   /** How the domain's concepts were put into one model, if they were. */
   readonly fusion: "none" | "weight" | "gradient";
   /** Image alignment above the class word's, paired by concept, t interval. */
-  readonly gain: ScoreEstimate;
+  readonly gain: Interval;
   /** Image alignment of each concept. */
   readonly concepts: Readonly<Record<string, number>>;
 }
@@ -111,15 +113,17 @@ export interface EmbeddingShare {
   /** How the concepts were trained. */
   readonly method: DomainMethod;
   /** (α = 0 − lower) / (α = 1 − lower) of image alignment. */
-  readonly share: ScoreEstimate;
+  readonly share: Interval;
 }
 
 /** What comes out. */
 export interface DomainReport {
-  /** A row an arm and domain. */
+  /** A row per arm and domain. */
   readonly rows: readonly DomainRow[];
   /** What embeddings hold. */
   readonly shares: readonly EmbeddingShare[];
+  /** Whether verdicts are given. */
+  readonly conclusive: boolean;
   /** Training seeds. */
   readonly seeds: readonly number[];
   /** How many prompts of each concept, and the hash of all. */
@@ -129,11 +133,6 @@ export interface DomainReport {
 }
 
 type Arm = Pick<DomainRow, "domain" | "method" | "alpha" | "fusion">;
-
-/** An arm as a name. */
-function nameOf({ domain, method, alpha, fusion }: Arm): string {
-  return JSON.stringify([domain, method, alpha, fusion]);
-}
 
 /** The concepts of both domains. */
 function conceptsOf(plan: DomainPlan): Record<Domain, readonly string[]> {
@@ -171,23 +170,27 @@ function changeOf(
     : {};
 }
 
-/** Trains and fuses one domain: who is to be drawn by which model. */
-async function* cellsOf(
+/** Trains and fuses one domain: each concept in each arm. */
+async function cellsOf(
   lab: Lab,
   plan: DomainPlan,
   domain: Domain,
   own: readonly Subject[],
-): AsyncGenerator<[Arm, Omit<Cell, "arm">], void, void> {
+): Promise<Cell<Arm>[]> {
   const { settings, methods = DOMAIN_METHODS, alphas = [0, 0.7, 1] } = plan;
   const plain = { domain, alpha: null, fusion: "none" } as const;
+  const base = { type: "base" } as const;
+  const cells: Cell<Arm>[] = [];
   for (const seed of plan.seeds) {
-    const model = { type: "base" } as const;
     for (const subject of own) {
-      const words = subject.class, look = inDomain(subject.name)?.look;
-      yield [{ ...plain, method: "class" }, { seed, subject, model, words }];
-      if (look === undefined) continue;
-      const told = { seed, subject, model, words: look };
-      yield [{ ...plain, method: "words" }, told];
+      const untouched = (method: "class" | "words", words: string) =>
+        cells.push({
+          arm: { ...plain, method },
+          ...{ seed, subject, model: base, words },
+        });
+      untouched("class", subject.class);
+      const look = inDomain(subject.name)?.look;
+      if (look !== undefined) untouched("words", look);
     }
     for (const method of methods) {
       const hasAdapter = method === "lora" || method === "ed-lora";
@@ -196,16 +199,13 @@ async function* cellsOf(
         own.map((one) => training(settings, one, method, seed, change)),
       );
       for (const [i, { model, phrase: words }] of singles.entries()) {
-        const subject = own[i];
         for (const alpha of hasAdapter ? alphas : [null]) {
-          // α = 1 is left unsaid, so that pictures are shared.
-          const strong = alpha === null || alpha === 1
-            ? model
-            : { ...model, alpha };
-          yield [
-            { ...plain, method, alpha },
-            { seed, subject, model: strong, words },
-          ];
+          cells.push({
+            arm: { ...plain, method, alpha },
+            ...{ seed, subject: own[i], words },
+            // α = 1 is left unsaid, so that pictures are shared.
+            model: alpha === null || alpha === 1 ? model : { ...model, alpha },
+          });
         }
       }
       if (!(plan.fuse ?? true) || !hasAdapter || own.length < 2) continue;
@@ -217,15 +217,13 @@ async function* cellsOf(
           : { type: "gradient", settings: settings.gradient },
         seed,
       }]);
-      for (const [i, subject] of own.entries()) {
-        const words = singles[i].phrase;
-        yield [
-          { domain, method, alpha: 1, fusion },
-          { seed, subject, model, words },
-        ];
-      }
+      cells.push(...own.map((subject, i): Cell<Arm> => ({
+        arm: { domain, method, alpha: 1, fusion },
+        ...{ seed, subject, model, words: singles[i].phrase },
+      })));
     }
   }
+  return cells;
 }
 
 /**
@@ -239,7 +237,7 @@ async function* cellsOf(
 export async function fig3(
   lab: Lab,
   plan: DomainPlan,
-): Promise<{ report: DomainReport; pictures: DomainPictures[] }> {
+): Promise<{ report: DomainReport; pictures: PictureRow[] }> {
   const { settings, seeds, prompts } = plan;
   checkSettings(settings, seeds);
   const concepts = conceptsOf(plan);
@@ -248,59 +246,59 @@ export async function fig3(
     in: await subjects(lab, concepts.in, prompts, sampling),
     out: await subjects(lab, concepts.out, prompts, sampling),
   };
-  const arms = new Map<string, Arm>();
-  const cells: Cell[] = [];
+  const cells = [
+    ...await cellsOf(lab, plan, "in", own.in),
+    ...await cellsOf(lab, plan, "out", own.out),
+  ];
+  const all = [...own.in, ...own.out];
+  const { arms, drawn, scorer } = await scoreCells(lab, settings, all, cells);
+  const rows: DomainRow[] = [];
+  const shares: EmbeddingShare[] = [];
   for (const domain of DOMAINS) {
-    for await (const [arm, cell] of cellsOf(lab, plan, domain, own[domain])) {
-      arms.set(nameOf(arm), arm);
-      cells.push({ ...cell, arm: nameOf(arm) });
+    const names = concepts[domain];
+    const inside = arms.filter(({ arm }) => arm.domain === domain);
+    const values = (found: ArmScores<Arm>) => (score: ScoreName) =>
+      conceptMeans(found.rows, names, score);
+    const lower = values(inside[0])("image");
+    const references = { domain, method: "references", alpha: null } as const;
+    rows.push(
+      ...inside.map((one) => rowOf(one.arm, names, lower, values(one))),
+      rowOf(
+        { ...references, fusion: "none" },
+        names,
+        lower,
+        (score) =>
+          score === "text"
+            ? []
+            : own[domain].map((subject) =>
+              mean(scorer.ceiling(subject).map((one) => one[score]))
+            ),
+      ),
+    );
+    for (const { arm: { method, alpha, fusion }, ...one } of inside) {
+      const whole = inside.find(({ arm }) =>
+        arm.method === method && arm.alpha === 1 && arm.fusion === "none"
+      );
+      if (alpha !== 0 || fusion !== "none" || !whole) continue;
+      const share = finite(retainedShare(
+        conceptMeans(one.rows, names, "image"),
+        values(whole)("image"),
+        lower,
+        fold(key(0), "embedding share", domain, method),
+      ));
+      shares.push({ domain, method: method as DomainMethod, share });
     }
   }
-  const drawn = await drawCells(lab, sampling, cells);
-  const all = [...own.in, ...own.out];
-  const scorer = await openScorer(lab, all, settings.textPrefix);
-  const scores = await scorer.score(drawn);
-  const values = (arm: Arm, score: ScoreName) =>
-    conceptMeans(
-      scores.filter((row) => row.arm === nameOf(arm)),
-      concepts[arm.domain],
-      score,
-    );
-  const lower = (domain: Domain) =>
-    values({ domain, method: "class", alpha: null, fusion: "none" }, "image");
-  const rows: DomainRow[] = DOMAINS.flatMap((domain) => [
-    ...[...arms.values()].filter((arm) => arm.domain === domain)
-      .map((arm) =>
-        rowOf(
-          arm,
-          concepts[domain],
-          lower(domain),
-          (score) => values(arm, score),
-        )
-      ),
-    rowOf(
-      { domain, method: "references", alpha: null, fusion: "none" },
-      concepts[domain],
-      lower(domain),
-      (score) =>
-        score === "text"
-          ? []
-          : own[domain].map((subject) =>
-            mean(scorer.ceiling(subject).map((one) => one[score]))
-          ),
-    ),
-  ]);
   return {
     report: {
       rows,
-      shares: shares([...arms.values()], values, lower),
+      shares,
+      conclusive: plan.conclusive ?? true,
       seeds: [...seeds],
       prompts: { perConcept: prompts, sha256: PROMPTS_SHA256 },
       hashes: { model: lab.hashes.model, clip: lab.hashes.clip },
     },
-    pictures: DOMAINS.flatMap((domain) =>
-      own[domain].map((subject) => picturesOf(domain, subject, drawn, arms))
-    ),
+    pictures: pictureRows(drawn, domainLabel, 1),
   };
 }
 
@@ -326,60 +324,6 @@ function rowOf(
   };
 }
 
-/** What embeddings alone hold, of the methods that have adapters. */
-function shares(
-  arms: readonly Arm[],
-  values: (arm: Arm, score: ScoreName) => number[],
-  lower: (domain: Domain) => number[],
-): EmbeddingShare[] {
-  return arms.flatMap((arm) => {
-    const { domain, method, alpha, fusion } = arm;
-    if (method !== "lora" && method !== "ed-lora") return [];
-    const whole = arms.find((one) =>
-      nameOf(one) === nameOf({ ...arm, alpha: 1 })
-    );
-    if (alpha !== 0 || fusion !== "none" || !whole) return [];
-    const share = finite(retainedShare(
-      values(arm, "image"),
-      values(whole, "image"),
-      lower(domain),
-      fold(key(0), "embedding share", domain, method),
-    ));
-    return [{ domain, method, share }];
-  });
-}
-
-/** Pictures of one concept's first prompt, the same noise in every arm. */
-export interface DomainPictures {
-  /** Which of the two. */
-  readonly domain: Domain;
-  /** The concept. */
-  readonly subject: Subject;
-  /** The prompt, with the name. */
-  readonly text: string;
-  /** Names in the store by `domainLabel`. */
-  readonly images: ReadonlyMap<string, string>;
-}
-
-function picturesOf(
-  domain: Domain,
-  subject: Subject,
-  drawn: readonly Drawn[],
-  arms: ReadonlyMap<string, Arm>,
-): DomainPictures {
-  const own = drawn.filter((one) =>
-    one.subject === subject && one.seed === drawn[0].seed
-  );
-  return {
-    domain,
-    subject,
-    text: promptText(subject.prompts[0], subject.name),
-    images: new Map(
-      own.map(({ arm, images }) => [domainLabel(arms.get(arm)!), images[0]]),
-    ),
-  };
-}
-
 const LABELS: Readonly<Record<DomainRow["method"], string>> = {
   class: "class word, base model",
   words: "the look in words, base model",
@@ -400,4 +344,72 @@ export function domainLabel(
 ): string {
   if (fusion !== "none") return `${LABELS[method]}, ${fusion} fusion`;
   return alpha === null ? LABELS[method] : `${LABELS[method]}, α = ${alpha}`;
+}
+
+/**
+ * The rows as a table.
+ *
+ * @param report The report.
+ */
+export function domainTable(
+  { rows, conclusive }: Pick<DomainReport, "rows" | "conclusive">,
+): Table {
+  return tableOf(rows, [
+    ["domain", ({ domain }) => domain],
+    ["", domainLabel],
+    ["text", ({ text }) => decimal(text)],
+    ["image", ({ image }) => decimal(image)],
+    ["masked image", ({ masked }) => decimal(masked)],
+    ["retrieval", ({ retrieval }) => decimal(retrieval)],
+    ["image above the class word", ({ gain }) => interval(gain)],
+    [
+      "verdict",
+      ({ gain, method }) =>
+        gain.mean === null || method === "references"
+          ? ""
+          : verdictOf(gain, { paper: false }, conclusive),
+    ],
+  ]);
+}
+
+/**
+ * How much of a concept its embedding alone holds, as a table.
+ *
+ * @param report The report.
+ */
+export function shareTable({ shares }: Pick<DomainReport, "shares">): Table {
+  return tableOf(shares, [
+    ["domain", ({ domain }) => domain],
+    ["method", ({ method }) => LABELS[method]],
+    ["share of the gain at α = 0", ({ share }) => interval(share)],
+  ]);
+}
+
+/**
+ * The whole report.
+ *
+ * @param report The numbers.
+ * @param sheet Pictures of the same noise, an arm per column.
+ */
+export function domainReport(report: DomainReport, sheet: Sheet): Report {
+  return {
+    name: "domain",
+    title: "in-domain and out-domain concepts",
+    lead: report.conclusive ? [] : ["No conclusion: mechanics only."],
+    parts: [
+      { type: "table", table: domainTable(report), brief: true },
+      {
+        type: "table",
+        title: "Share of a concept's gain that its embedding alone has",
+        table: shareTable(report),
+        brief: true,
+      },
+      {
+        type: "pictures",
+        name: "domain",
+        title: "Same noise in every column",
+        sheet,
+      },
+    ],
+  };
 }

@@ -7,7 +7,6 @@
 import { cannot } from "../core/errors.ts";
 import { method, type MethodName } from "../customize/methods.ts";
 import type { TrainConfig } from "../customize/train.ts";
-import type { Pixels } from "../io/png.ts";
 import type { Lab } from "../lab/lab.ts";
 import {
   type Ask,
@@ -17,7 +16,6 @@ import {
   trainSeed,
   type TrainSpec,
 } from "../lab/specs.ts";
-import { conceptImage, REFERENCE_IMAGES } from "../micro/concepts.ts";
 import {
   conceptOf,
   drawings,
@@ -26,9 +24,9 @@ import {
   promptsOf,
 } from "../micro/in_domain.ts";
 import {
+  chosenPrompts,
   loadPrompts,
   type Prompt,
-  PROMPT_GROUPS,
   promptText,
 } from "../micro/prompts.ts";
 import {
@@ -51,30 +49,6 @@ export interface Subject {
   readonly references: PictureSet;
   /** Pictures of look-alikes that the base model draws, by their words. */
   readonly others: Readonly<Record<string, PictureSet>>;
-}
-
-/**
- * Which prompts are used when not all are: one of each group in turn.
- *
- * @param count How many.
- * @param prompts All prompts of a concept.
- * @returns Indices in ascending order.
- * @throws If there are not so many.
- */
-export function chosenPrompts(
-  count: number,
-  prompts: readonly Pick<Prompt, "group">[],
-): number[] {
-  if (!Number.isInteger(count) || count < 1 || count > prompts.length) {
-    throw cannot("choose prompts", `1 to ${prompts.length} of them`, count);
-  }
-  const groups = PROMPT_GROUPS.map((group) =>
-    prompts.flatMap((prompt, i) => prompt.group === group ? [i] : [])
-  );
-  const order = groups[0].flatMap((_, round) =>
-    groups.flatMap((group) => group[round] ?? [])
-  );
-  return order.slice(0, count).sort((a, b) => a - b);
 }
 
 /**
@@ -268,29 +242,4 @@ export function promptSamples(
     // Named by its text, so that a shorter list draws the same pictures.
     noise: [seed, subject.name, prompt.text],
   }));
-}
-
-/**
- * References of a concept as pictures.
- *
- * @param lab The lab.
- * @param subject The concept.
- * @param count How many, from the first. @default all
- */
-export async function referencePictures(
-  lab: Lab,
-  { name, references }: Pick<Subject, "name" | "references">,
-  count = Infinity,
-): Promise<Pixels[]> {
-  if (references.of === "drawn") {
-    return await Promise.all(
-      references.pictures.slice(0, count)
-        .map(({ image }) => lab.picture(image)),
-    );
-  }
-  return Array.from({ length: Math.min(count, REFERENCE_IMAGES) }, (_, i) => {
-    const { image, scene } = conceptImage(name, "reference", i, lab.art);
-    const { side } = scene;
-    return { width: side, height: side, channels: 3, data: image };
-  });
 }

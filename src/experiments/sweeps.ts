@@ -7,29 +7,27 @@
 import { cannot } from "../core/errors.ts";
 import { fold, key } from "../core/random.ts";
 import type { TrainConfig } from "../customize/train.ts";
+import { finite, rounded, verdictOf } from "../evaluation/compare.ts";
 import {
   mean,
   pairedDifference,
   retainedShare,
 } from "../evaluation/statistics.ts";
+import { capacityOf, SD_CAPACITY } from "../fusion/capacity.ts";
 import type { Lab } from "../lab/lab.ts";
 import type { FuseSpec } from "../lab/specs.ts";
 import { disposeModel, loadModel } from "../models/model.ts";
-import {
-  finite,
-  type ScoreEstimate,
-  type ScoreName,
-} from "./ablation_schema.ts";
-import { capacityOf } from "./measure.ts";
+import { decimal, type Interval, interval } from "../report/format.ts";
+import { type Column, type Table, tableOf } from "../report/table.ts";
 import type { EmbeddingName, ExperimentPreset } from "./presets.ts";
 import {
+  type ArmScores,
   type Cell,
   conceptMeans,
-  drawCells,
-  openScorer,
   perScore,
-  rounded,
-} from "./scorer.ts";
+  scoreCells,
+  type ScoreName,
+} from "./scores.ts";
 import { checkSettings, oneDomain, subjects, training } from "./subjects.ts";
 
 /** What is swept. */
@@ -90,11 +88,11 @@ export interface SweepRow
   /** Image alignment of each concept. */
   readonly concepts: Readonly<Record<string, number>>;
   /** Single − fused image alignment, paired by concept; of fused arms. */
-  readonly loss?: ScoreEstimate;
+  readonly loss?: Interval;
   /** (fused − lower) / (single − lower) of image alignment; of fused arms. */
-  readonly kept?: ScoreEstimate;
+  readonly kept?: Interval;
   /** Gradient fusion − sum at λ = 1/n, paired by concept. */
-  readonly overWeight?: ScoreEstimate;
+  readonly overWeight?: Interval;
 }
 
 function check(plan: SweepPlan): void {
@@ -148,6 +146,7 @@ export async function sweep(lab: Lab, plan: SweepPlan): Promise<SweepRow[]> {
   check(plan);
   const { settings, concepts, distractors = [], seeds, embeddings } = plan;
   const { counts = [concepts.length], ranks = [settings.rank] } = plan;
+  const variants = Object.entries(plan.variants ?? { "": {} });
   const all = await subjects(
     lab,
     [...concepts, ...distractors],
@@ -155,33 +154,24 @@ export async function sweep(lab: Lab, plan: SweepPlan): Promise<SweepRow[]> {
     settings.sampling,
   );
   const scored = all.slice(0, concepts.length);
-  const arms = new Map<string, SweepArm>();
-  const named = (arm: SweepArm): string => {
-    const name = JSON.stringify(arm);
-    arms.set(name, arm);
-    return name;
-  };
   const none = { fusion: "none", n: 1, value: null } as const;
-  const cells: Cell[] = [];
+  const cells: Cell<SweepArm>[] = [];
   for (const seed of seeds) {
-    const lower = named({ embedding: "base", variant: "", ...none });
-    cells.push(...scored.map((subject): Cell => ({
+    const lower: SweepArm = { embedding: "base", variant: "", ...none };
+    cells.push(...scored.map((subject): Cell<SweepArm> => ({
       ...{ arm: lower, seed, subject, words: subject.class },
       model: { type: "base" },
     })));
     for (const embedding of embeddings) {
       for (const rank of ranks) {
-        for (
-          const [variant, change] of Object.entries(plan.variants ?? { "": {} })
-        ) {
+        for (const [variant, change] of variants) {
           const own = { embedding, variant, rank };
           const singles = await lab.train(all.map((subject) => ({
             ...training(settings, subject, embedding, seed, change),
             rank,
           })));
-          const arm = named({ ...own, ...none });
-          cells.push(...scored.map((subject, i) => ({
-            ...{ arm, seed, subject },
+          cells.push(...scored.map((subject, i): Cell<SweepArm> => ({
+            ...{ arm: { ...own, ...none }, seed, subject },
             model: singles[i].model,
             words: singles[i].phrase,
           })));
@@ -195,7 +185,7 @@ export async function sweep(lab: Lab, plan: SweepPlan): Promise<SweepRow[]> {
               fusions.map(({ how }) => ({ concepts: chosen, how, seed })),
             );
             for (const [k, { fusion, value }] of fusions.entries()) {
-              const arm = named({ ...own, fusion, n, value });
+              const arm: SweepArm = { ...own, fusion, n, value };
               cells.push(
                 ...scored.slice(0, count).map((subject, i) => ({
                   ...{ arm, seed, subject },
@@ -209,26 +199,35 @@ export async function sweep(lab: Lab, plan: SweepPlan): Promise<SweepRow[]> {
       }
     }
   }
-  const drawn = await drawCells(lab, settings.sampling, cells);
-  const scorer = await openScorer(lab, scored, settings.textPrefix);
-  const rows = await scorer.score(drawn);
+  const { arms } = await scoreCells(lab, settings, scored, cells);
   const model = await loadModel(lab.folders.model);
-  const means = [...arms].map(([name, arm]): SweepRow => {
-    const own = rows.filter((row) => row.arm === name);
-    const names = [...new Set(own.map(({ concept }) => concept))];
-    const of = (score: ScoreName) => conceptMeans(own, names, score);
-    const { unet, textEncoder } = capacityOf(model, arm.n, arm.rank ?? 0);
-    return {
-      ...arm,
-      ...perScore((score) => rounded(mean(of(score)))),
-      capacity: Math.max(unet[1], textEncoder[1]),
-      concepts: Object.fromEntries(
-        of("image").map((value, i) => [names[i], rounded(value)]),
-      ),
-    };
+  const rows = arms.map((own): SweepRow => {
+    const { unet, textEncoder } = capacityOf(
+      model,
+      own.arm.n,
+      own.arm.rank ?? 0,
+    );
+    return rowOf(own, Math.max(unet[1], textEncoder[1]));
   });
   disposeModel(model);
-  return means.map((row) => ({ ...row, ...compared(row, means) }));
+  return rows.map((row) => ({ ...row, ...compared(row, rows) }));
+}
+
+/** Means of an arm. */
+function rowOf(
+  { arm, rows }: ArmScores<SweepArm>,
+  capacity: number,
+): SweepRow {
+  const names = [...new Set(rows.map(({ concept }) => concept))];
+  const of = (score: ScoreName) => conceptMeans(rows, names, score);
+  return {
+    ...arm,
+    ...perScore((score) => rounded(mean(of(score)))),
+    capacity,
+    concepts: Object.fromEntries(
+      of("image").map((value, i) => [names[i], rounded(value)]),
+    ),
+  };
 }
 
 /** What a fused arm loses and keeps, of the concepts that are fused in it. */
@@ -254,12 +253,60 @@ function compared(
   return {
     loss: finite(pairedDifference(single, own)),
     kept: finite(retainedShare(own, single, values(rows[0]), random)),
-    ...(fusion === "gradient"
-      ? {
-        overWeight: finite(pairedDifference(own, values(other("sum", n)))),
-      }
-      : {}),
+    overWeight: fusion === "gradient"
+      ? finite(pairedDifference(own, values(other("sum", n))))
+      : undefined,
   };
+}
+
+/**
+ * A sweep's rows as a table.
+ *
+ * @param rows From {@linkcode sweep}.
+ * @param concepts Whose image alignment has a column each.
+ */
+export function sweepTable(
+  rows: readonly SweepRow[],
+  concepts: readonly string[],
+): Table {
+  const score = (name: ScoreName, head: string = name): Column<SweepRow> => [
+    head,
+    (row) => decimal(row[name]),
+  ];
+  return tableOf(rows, [
+    ["embedding", ({ embedding }) => embedding],
+    ["training", ({ variant }) => variant],
+    ["rank", ({ rank }) => String(rank ?? "")],
+    ["fusion", ({ fusion }) => fusion],
+    ["n", ({ n }) => String(n)],
+    [
+      "λ or ridge",
+      ({ value }) => value === null ? "" : String(Number(value.toPrecision(3))),
+    ],
+    [
+      `n·r/d (SD: ≤ ${SD_CAPACITY})`,
+      ({ capacity }) => decimal(capacity, 2),
+    ],
+    score("text"),
+    score("image"),
+    score("masked", "masked image"),
+    score("retrieval"),
+    ["image lost", ({ loss }) => loss ? interval(loss) : ""],
+    ["image kept", ({ kept }) => kept ? interval(kept, 2) : ""],
+    [
+      "gradient − weight",
+      ({ overWeight }) => overWeight ? interval(overWeight) : "",
+    ],
+    [
+      "verdict",
+      ({ overWeight }) =>
+        overWeight ? verdictOf(overWeight, { paper: false }, true) : "",
+    ],
+    ...concepts.map((name): Column<SweepRow> => [
+      name,
+      (row) => decimal(row.concepts[name]),
+    ]),
+  ]);
 }
 
 /** Share of text alignment whose loss means that prompts are not followed. */

@@ -15,6 +15,19 @@
 export type { LoadClipOptions } from "../evaluation/clip.ts";
 export { CLIP_SCORE_PREFIX, cosine } from "../evaluation/clip_score.ts";
 export {
+  type Claim,
+  compare,
+  type Comparison,
+  comparisonTable,
+  type Verdict,
+  verdictOf,
+} from "../evaluation/compare.ts";
+export {
+  conceptVectors,
+  type PairCosines,
+  pairCosines,
+} from "../evaluation/concept_cosines.ts";
+export {
   squareAround,
   type WindowOptions,
   windows,
@@ -32,6 +45,7 @@ export {
 } from "../evaluation/evaluator_check.ts";
 export { HELDOUT_TIMESTEPS } from "../evaluation/heldout.ts";
 export { type Preprocess, preprocess } from "../evaluation/preprocess.ts";
+export { bestOrder, type Found, identify } from "../evaluation/regions.ts";
 export {
   centroid,
   gallery,

@@ -13,102 +13,104 @@
 
 export {
   ablation,
+  type AblationNumbers,
   finishedSeeds,
-  FUSIONS,
-  type PictureRow,
-  pictureRows,
-  table2,
 } from "../experiments/ablation.ts";
-export type {
-  AblationNumbers,
-  AblationPictures,
-  AblationPlan,
-  AblationRecord,
-  FusionName,
-} from "../experiments/ablation_plan.ts";
 export {
-  ablationFigures,
+  type AblationPictures,
+  type AblationPlan,
+  type AblationRecord,
+  type FusionName,
+  FUSIONS,
+  table2,
+} from "../experiments/table2.ts";
+export {
+  ablationReport,
   ablationTable,
   armLabel,
   armsOf,
-  comparisonTable,
   conceptFigure,
   fusionLossFigure,
   PAPER_TABLE_2,
   scoreFigure,
   tradeFigure,
   trainingFigure,
-} from "../experiments/ablation_figures.ts";
+} from "../experiments/ablation_table.ts";
 export {
   type AblationReport,
   ablationSchema,
   type Arm,
-  type Comparison,
   type LayerFit,
-  type Maybe,
-  type PairCosines,
-  type ScoreEstimate,
-  type ScoreName,
   type ScoreRow,
   type Scores,
-  type Verdict,
-} from "../experiments/ablation_schema.ts";
+} from "../experiments/ablation_json.ts";
 export {
+  type EvaluatorOutcome,
+  testEvaluator,
+} from "../experiments/evaluator.ts";
+export {
+  checkOther,
   evaluate,
   type Evaluation,
+  evaluationTable,
   planOf,
 } from "../experiments/evaluators.ts";
 export {
   type Domain,
+  domainLabel,
   type DomainMethod,
-  type DomainPictures,
   type DomainPlan,
   type DomainReport,
+  domainReport,
   type DomainRow,
+  domainTable,
   type EmbeddingShare,
   fig3,
+  shareTable,
 } from "../experiments/fig3.ts";
-export { domainTable, shareTable } from "../experiments/fig3_table.ts";
 export {
-  COMPARED_SCORES,
-  type ComparedScore,
   REGION_SCORES,
   type RegionFinding,
   type RegionRow,
   type RegionScore,
-} from "../experiments/fig5/judge.ts";
+  type RegionScoreKind,
+} from "../experiments/fig5/score.ts";
 export { fig5, type RegionPlan } from "../experiments/fig5/run.ts";
-export { REGION_ARMS, type RegionSites } from "../experiments/fig5/scenes.ts";
+export { REGION_ARMS } from "../experiments/fig5/scenes.ts";
+export { regionSheets } from "../experiments/fig5/sheets.ts";
 export {
+  readRegions,
   type RegionCell,
-  type RegionComparison,
-  regionComparisonTable,
-  type RegionDifference,
   regionFigures,
   regionLabel,
   type RegionReport,
+  type RegionSites,
+  regionsReport,
+  type RegionSummary,
   regionTable,
+  type RegionTiming,
   regionTimingTable,
   resolutionTable,
+  type TimedPart,
 } from "../experiments/fig5/table.ts";
-export type { RegionTiming, TimedPart } from "../experiments/fig5/timing.ts";
-export type { Capacity } from "../experiments/measure.ts";
 export {
-  type MeasureRecord,
-  type MicroNumbers,
-  type MicroPictures,
-  microReport,
-  type MicroReportOptions,
-  microTargets,
-  type Target,
-} from "../experiments/micro_report.ts";
+  conceptSheet,
+  type PictureRow,
+  pictureRows,
+} from "../experiments/pictures.ts";
 export {
   type EmbeddingName,
   type ExperimentPreset,
   presetOf,
   PRESETS,
 } from "../experiments/presets.ts";
-export type { Cell, Drawn, Scorer } from "../experiments/scorer.ts";
+export type {
+  Cell,
+  ConceptScores,
+  Drawn,
+  ScoreName,
+  Scorer,
+} from "../experiments/scores.ts";
 export { type Subject, subjects } from "../experiments/subjects.ts";
 export {
   bestLambdas,
@@ -116,4 +118,5 @@ export {
   type SweepArm,
   type SweepPlan,
   type SweepRow,
+  sweepTable,
 } from "../experiments/sweeps.ts";

@@ -45,3 +45,4 @@ export {
   type Stats,
   writeStatistics,
 } from "../fusion/statistics.ts";
+export { type Capacity, capacityOf, SD_CAPACITY } from "../fusion/capacity.ts";

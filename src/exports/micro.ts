@@ -35,6 +35,16 @@ export {
   promptText,
 } from "../micro/prompts.ts";
 export {
+  type MeasureRecord,
+  type MicroNumbers,
+  type MicroPictures,
+  microReport,
+  type MicroReportOptions,
+  type MicroSample,
+  microTargets,
+  type Target,
+} from "../micro/quality.ts";
+export {
   heldOutScene,
   renderScene,
   sampleScene,
@@ -44,6 +54,7 @@ export {
   type ScenePlace,
   trainScene,
 } from "../micro/scenes.ts";
+export { sketchImage, type SketchObject } from "../micro/sketch.ts";
 export {
   type Background,
   type Color,

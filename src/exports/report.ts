@@ -12,9 +12,37 @@
  */
 
 export { renderFigure, type RenderOptions } from "../report/chart.ts";
-export { contactSheet, type ContactSheetOptions } from "../report/grid.ts";
-export type { Figure } from "../report/html.ts";
-export { markdownTable, type Table, textTable } from "../report/markdown.ts";
+export {
+  type Report,
+  reportHtml,
+  reportMarkdown,
+  type ReportPart,
+  reportText,
+  writeReport,
+} from "../report/document.ts";
+export {
+  type Figure,
+  plot,
+  type PlotOptions,
+  type Series,
+} from "../report/figure.ts";
+export {
+  change,
+  decimal,
+  duration,
+  type Interval,
+  interval,
+  type Maybe,
+  percent,
+  range,
+  signed,
+} from "../report/format.ts";
+export {
+  contactSheet,
+  type ContactSheetOptions,
+  type Sheet,
+  sheetPixels,
+} from "../report/grid.ts";
 export {
   type Displayable,
   type MimeBundle,
@@ -22,3 +50,10 @@ export {
   showPicture,
   showTable,
 } from "../report/notebook.ts";
+export {
+  type Column,
+  markdownTable,
+  type Table,
+  tableOf,
+  textTable,
+} from "../report/table.ts";

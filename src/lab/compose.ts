@@ -12,7 +12,7 @@ import {
   loraSwitch,
   regionAdapters,
 } from "../customize/region_adapters.ts";
-import { type Grey, greyPixels } from "../diffusion/condition_images.ts";
+import { greyPixels } from "../diffusion/condition_images.ts";
 import type { ConditionNetwork } from "../diffusion/conditions.ts";
 import {
   type Layout,
@@ -25,54 +25,12 @@ import { generate } from "../diffusion/pipeline.ts";
 import { loadConcept } from "../formats/concept_file.ts";
 import type { Pixels } from "../io/png.ts";
 import type { Art } from "../micro/art.ts";
-import { renderMask } from "../micro/scenes.ts";
-import { outlineOf } from "../micro/sketch.ts";
+import { sketchImage } from "../micro/sketch.ts";
 import { loadControlNet } from "../models/controlnet.ts";
 import type { Model } from "../models/model.ts";
 import { loadT2IAdapter } from "../models/t2i_adapter.ts";
-import {
-  type ComposeHow,
-  type ComposeSpec,
-  noiseKey,
-  type SketchObject,
-} from "./specs.ts";
+import { type ComposeHow, type ComposeSpec, noiseKey } from "./specs.ts";
 import { pathOf } from "./store.ts";
-
-/** Outlines of identities on one picture. */
-export function sketchImage(
-  objects: readonly SketchObject[],
-  width: number,
-  height: number,
-  art: Art,
-): Grey {
-  const values = new Float32Array(width * height);
-  for (const { concept, frame, x, y, side } of objects) {
-    const mask = renderMask({
-      side,
-      background: "",
-      texture: 0,
-      objects: [{
-        noun: concept,
-        class: "",
-        design: `train-${frame}`,
-        color: null,
-        size: null,
-        place: "center",
-        x: side / 2,
-        y: side / 2,
-        // A border, so that an outline that fills the square is closed.
-        scale: side - 2,
-        flip: false,
-      }],
-    }, art);
-    outlineOf(mask, side).values.forEach((v, i) => {
-      const [row, column] = [y + Math.floor(i / side), x + i % side];
-      if (v === 0 || row < 0 || column < 0) return;
-      if (row < height && column < width) values[row * width + column] = 1;
-    });
-  }
-  return { width, height, values };
-}
 
 /**
  * Draws a layout once per noise.

@@ -8,6 +8,7 @@
 import type { BackendName } from "../core/backend.ts";
 import { cannot } from "../core/errors.ts";
 import type { ClipVector } from "../evaluation/clip.ts";
+import type { EvaluatorCheck } from "../evaluation/evaluator_check.ts";
 import type { HeldOutError } from "../evaluation/heldout.ts";
 import { exists, readJson, writeAtomic } from "../io/files.ts";
 import { encodePng, type Pixels } from "../io/png.ts";
@@ -20,6 +21,7 @@ import type {
   ComposeSpec,
   DrawSpec,
   EmbedSpec,
+  EvaluatorSpec,
   FuseLog,
   FuseSpec,
   HeldOutSpec,
@@ -157,6 +159,8 @@ export interface Lab extends Disposable {
   texts(lists: readonly (readonly string[])[]): Promise<ClipVector[][]>;
   /** Measures held-out denoising errors. */
   heldout(asks: readonly Ask<HeldOutSpec>[]): Promise<HeldOutError[]>;
+  /** Tests the evaluation CLIP. */
+  testEvaluator(ask: Ask<EvaluatorSpec>): Promise<EvaluatorCheck>;
   /** Puts a rendered picture into the store, under the hash of what it shows. */
   put(what: unknown, render: () => Pixels): Promise<string>;
   /** A picture of the store. */
@@ -366,6 +370,18 @@ export async function openLab(options: LabOptions): Promise<Lab> {
             pathOf.heldout(store, await specId(spec)),
           )
         ),
+      );
+    },
+    async testEvaluator(ask) {
+      const spec: EvaluatorSpec = {
+        kind: "evaluator",
+        clip: clipHash,
+        art: artId,
+        ...ask,
+      };
+      await work("embed", "evaluator", [spec], () => 1);
+      return await readJson<EvaluatorCheck>(
+        pathOf.evaluator(store, await specId(spec)),
       );
     },
     async put(what, render) {

@@ -8,6 +8,7 @@ import * as tf from "@tensorflow/tfjs";
 import { BACKENDS } from "../core/backend.ts";
 import { cannot } from "../core/errors.ts";
 import { finish } from "../core/finish.ts";
+import { fold, key } from "../core/random.ts";
 import { type Concept, disposeConcept } from "../customize/concept.ts";
 import {
   encodeData,
@@ -27,6 +28,7 @@ import {
   loadClip,
 } from "../evaluation/clip.ts";
 import { squareAround, windows } from "../evaluation/crops.ts";
+import { checkEvaluator } from "../evaluation/evaluator_check.ts";
 import { heldOutError } from "../evaluation/heldout.ts";
 import { crop, type PixelBox, resize } from "../evaluation/preprocess.ts";
 import { loadConcept, saveConcept } from "../formats/concept_file.ts";
@@ -41,6 +43,7 @@ import {
   otherDesignImage,
   PLACEHOLDER,
 } from "../micro/concepts.ts";
+import { evaluatorSet } from "../micro/evaluator_set.ts";
 import { boxMask } from "../micro/in_domain.ts";
 import { disposeModel, loadModel, type Model } from "../models/model.ts";
 import { compose } from "./compose.ts";
@@ -48,6 +51,7 @@ import { saveFused, withModel } from "./model_ref.ts";
 import {
   conceptKey,
   type EmbedSpec,
+  type EvaluatorSpec,
   type FusedLayer,
   type FuseLog,
   type FuseSpec,
@@ -199,6 +203,8 @@ async function work(open: Open, spec: LabSpec, tell: Tell): Promise<void> {
       ]);
     case "heldout":
       return await heldOut(open, spec);
+    case "evaluator":
+      return await testEvaluator(open, spec);
   }
 }
 
@@ -446,4 +452,21 @@ async function heldOut(open: Open, spec: HeldOutSpec): Promise<void> {
     (model) => heldOutError(model, data, prompts, { key }),
   );
   await writeJson(pathOf.heldout(store, await specId(spec)), error);
+}
+
+async function testEvaluator(open: Open, spec: EvaluatorSpec): Promise<void> {
+  const clip = await open.clip();
+  const drawn = new Map<string, Pixels[]>();
+  for (const [word, ids] of Object.entries(spec.classPictures)) {
+    drawn.set(
+      word,
+      await Promise.all(ids.map((id) => readImage(open.store, id))),
+    );
+  }
+  const check = await checkEvaluator(
+    (images) => embedImages(clip, images),
+    evaluatorSet(await open.art(), (word) => drawn.get(word) ?? []),
+    fold(key(spec.seed), "evaluator"),
+  );
+  await writeJson(pathOf.evaluator(open.store, await specId(spec)), check);
 }

@@ -12,6 +12,7 @@ import type { TrainConfig } from "../customize/train.ts";
 import type { LayoutInput } from "../diffusion/layout.ts";
 import type { SamplerName } from "../diffusion/samplers.ts";
 import type { PixelBox } from "../evaluation/preprocess.ts";
+import type { SketchObject } from "../micro/sketch.ts";
 
 /** How pictures are drawn. */
 export interface SamplingSettings {
@@ -188,20 +189,6 @@ export type ComposeHow =
   | "switch"
   | "composite";
 
-/** An outline in a sketch: a frame of an identity in a square. */
-export interface SketchObject {
-  /** Proper name. */
-  readonly concept: string;
-  /** Which of its training frames. */
-  readonly frame: number;
-  /** Left edge of the square, pixels. */
-  readonly x: number;
-  /** Top edge, pixels. */
-  readonly y: number;
-  /** Side of the square, pixels. */
-  readonly side: number;
-}
-
 /** Draws one layout with several noises. */
 export interface ComposeSpec {
   /** Which work it is. */
@@ -283,6 +270,20 @@ export interface HeldOutSpec {
   readonly noise: Noise;
 }
 
+/** Tests the evaluation CLIP on the embedded world. */
+export interface EvaluatorSpec {
+  /** Which work it is. */
+  readonly kind: "evaluator";
+  /** Hash of the evaluation CLIP. */
+  readonly clip: string;
+  /** Hash of the art. */
+  readonly art: string;
+  /** Names of pictures in the store that the base model drew, by class word. */
+  readonly classPictures: Readonly<Record<string, readonly string[]>>;
+  /** Seed of the shuffles. */
+  readonly seed: number;
+}
+
 /** Anything the lab can be asked for. */
 export type LabSpec =
   | TrainSpec
@@ -292,7 +293,8 @@ export type LabSpec =
   | EmbedSpec
   | ReferenceSpec
   | TextSpec
-  | HeldOutSpec;
+  | HeldOutSpec
+  | EvaluatorSpec;
 
 /** A spec as an experiment writes it: hashes are added by the lab. */
 export type Ask<S extends LabSpec> = Omit<

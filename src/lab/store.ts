@@ -138,6 +138,8 @@ export const pathOf = {
     joinPath(store, "embeddings", `${id}.safetensors`),
   heldout: (store: string, id: string): string =>
     joinPath(store, "heldout", `${id}.json`),
+  evaluator: (store: string, id: string): string =>
+    joinPath(store, "evaluators", `${id}.json`),
 } as const;
 
 /**
@@ -157,6 +159,8 @@ export async function resultPaths(spec: LabSpec): Promise<string[]> {
       return [pathOf.fused("", id), pathOf.fuseLog("", id)];
     case "heldout":
       return [pathOf.heldout("", id)];
+    case "evaluator":
+      return [pathOf.evaluator("", id)];
     default:
       return [pathOf.embedding("", id)];
   }
@@ -211,6 +215,9 @@ export function inputPaths(spec: LabSpec): string[] {
       return images(spec.images);
     case "heldout":
       return [...model(spec.model), ...pictures(spec.pictures)];
+    case "evaluator":
+      return Object.values(spec.classPictures).flat()
+        .map((id) => pathOf.image("", id));
     case "texts":
       return [];
   }

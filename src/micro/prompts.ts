@@ -123,3 +123,27 @@ export function classTexts(
     ),
   );
 }
+
+/**
+ * Which prompts are used when not all are: one of each group in turn.
+ *
+ * @param count How many.
+ * @param prompts All prompts of a concept.
+ * @returns Indices in ascending order.
+ * @throws If there are not so many.
+ */
+export function chosenPrompts(
+  count: number,
+  prompts: readonly Pick<Prompt, "group">[],
+): number[] {
+  if (!Number.isInteger(count) || count < 1 || count > prompts.length) {
+    throw cannot("choose prompts", `1 to ${prompts.length} of them`, count);
+  }
+  const groups = PROMPT_GROUPS.map((group) =>
+    prompts.flatMap((prompt, i) => prompt.group === group ? [i] : [])
+  );
+  const order = groups[0].flatMap((_, round) =>
+    groups.flatMap((group) => group[round] ?? [])
+  );
+  return order.slice(0, count).sort((a, b) => a - b);
+}

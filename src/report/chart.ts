@@ -1,14 +1,15 @@
 /**
- * A plotly figure as a picture, where no browser is at hand: the fallback that
- * notebooks and repositories show. Bars, lines, markers, error bars and legends
- * are drawn; what a trace has beyond that is left out.
+ * A plotly figure as a picture, drawn here because plotly's own static output
+ * needs a browser's DOM, which Deno has not: the fallback that notebooks and
+ * repositories show. Bars, lines, markers, error bars and legends are drawn;
+ * what a trace has beyond that is left out.
  *
  * @module
  */
 import { cannot } from "../core/errors.ts";
 import type { Pixels } from "../io/png.ts";
 import { drawText, GLYPH_HEIGHT, textWidth } from "./font.ts";
-import type { Figure } from "./html.ts";
+import type { Figure } from "./figure.ts";
 
 type Color = readonly [number, number, number];
 
@@ -154,21 +155,9 @@ class Canvas {
       }
     }
   }
-  text(
-    text: string,
-    x: number,
-    y: number,
-    color: Color = INK,
-    scale = 2,
-  ): void {
-    drawText(
-      this.data,
-      this.width,
-      text,
-      [Math.round(x), Math.round(y)],
-      color,
-      scale,
-    );
+  text(text: string, x: number, y: number, color: Color = INK): void {
+    const at = [Math.round(x), Math.round(y)] as const;
+    drawText(this.data, this.width, text, at, color, SCALE);
   }
 }
 
@@ -188,6 +177,189 @@ export interface RenderOptions {
   readonly height?: number;
 }
 
+/** Pixels of a dot of text. */
+const SCALE = 2;
+
+/** Height of a line of text, pixels. */
+const LINE = (GLYPH_HEIGHT + 3) * SCALE;
+
+const GREY: Color = [110, 110, 110];
+
+/** What the values of a figure reach over, and how they are named. */
+interface Axes {
+  readonly title: string;
+  readonly xTitle: string;
+  readonly yTitle: string;
+  readonly log: boolean;
+  /** Ends of the vertical axis, of logarithms where it is logarithmic. */
+  readonly low: number;
+  readonly high: number;
+  /** Names along the horizontal axis; none where it has numbers. */
+  readonly names: readonly string[];
+  readonly xLow: number;
+  readonly xHigh: number;
+}
+
+/** The inside of a figure in pixels, and where a value is in it. */
+interface Frame extends Axes {
+  readonly left: number;
+  readonly right: number;
+  readonly top: number;
+  readonly bottom: number;
+  readonly yTicks: readonly number[];
+  /** Names below the axis, broken into lines. */
+  readonly below: readonly (readonly string[])[];
+  readonly px: (x: number) => number;
+  readonly py: (y: number) => number;
+}
+
+/** Whether a value can be drawn: a logarithmic axis has no zero. */
+function isShown(value: number | null, log: boolean): value is number {
+  return value !== null && (!log || value > 0);
+}
+
+/** @throws If there is no finite value. */
+function axesOf(traces: readonly Trace[], layout: Loose): Axes {
+  const yaxis = loose(layout.yaxis), xaxis = loose(layout.xaxis);
+  const log = yaxis.type === "log";
+  const ys = traces.flatMap(({ y, plus, minus }) =>
+    y.flatMap((v, i) =>
+      isShown(v, log) ? [v, v + (plus[i] ?? 0), v - (minus[i] ?? 0)] : []
+    )
+  ).filter((v) => isShown(v, log)).map((v) => log ? Math.log10(v) : v);
+  if (ys.length === 0) throw cannot("draw a figure", "finite values", "none");
+  const low = Math.min(...ys), high = Math.max(...ys);
+  const room = (high - low || Math.abs(high) || 1) * 0.08;
+  // Bars stand on zero: cut off, their lengths would lie.
+  const bars = traces.some((trace) => trace.bars) && !log;
+  const words = traces.some(({ x }) => x.some((v) => typeof v === "string"));
+  const names = words
+    ? [...new Set(traces.flatMap(({ x }) => x.map(String)))]
+    : [];
+  const xs = traces.flatMap(({ x }) => x.map(Number)).filter(Number.isFinite);
+  const [first, last] = words
+    ? [-0.5, names.length - 0.5]
+    : [Math.min(...xs), Math.max(...xs)];
+  const margin = words ? 0 : (last - first || 1) * 0.05;
+  return {
+    title: titleOf(layout.title),
+    xTitle: titleOf(xaxis.title),
+    yTitle: titleOf(yaxis.title),
+    ...{ log, names },
+    low: bars ? Math.min(0, low) : low - room,
+    high: high + room,
+    xLow: first - margin,
+    xHigh: last + margin,
+  };
+}
+
+/** Lays out axes on a canvas with so many rows of a legend. */
+function frameOf(axes: Axes, canvas: Canvas, legendRows: number): Frame {
+  const { low, high, log, names, xLow, xHigh, title, xTitle, yTitle } = axes;
+  const yTicks = log
+    ? ticks(low, high, 5).map((t) => 10 ** t)
+    : ticks(low, high);
+  const left = 24 + Math.max(...yTicks.map((t) => textWidth(label(t), SCALE)));
+  const right = canvas.width - 16;
+  // Long names take several lines.
+  const below = names.map((name) =>
+    wrap(name, (right - left) / names.length - 8, SCALE)
+  );
+  const lines = Math.max(1, ...below.map((own) => own.length)) +
+    (xTitle ? 1 : 0) + legendRows;
+  const top = 14 + (title ? LINE : 0) + (yTitle ? LINE : 0);
+  const bottom = canvas.height - 20 - lines * LINE;
+  const of = (value: number): number => log ? Math.log10(value) : value;
+  return {
+    ...axes,
+    ...{ left, right, top, bottom, yTicks, below },
+    px: (x) => left + (x - xLow) / (xHigh - xLow || 1) * (right - left),
+    py: (y) => bottom - (of(y) - low) / (high - low) * (bottom - top),
+  };
+}
+
+/** Titles, grid and what stands beside it. */
+function drawAxes(canvas: Canvas, frame: Frame): void {
+  const { left, right, top, bottom, px, py, title, xTitle, yTitle } = frame;
+  canvas.text(title, left, 10);
+  canvas.text(yTitle, left, 10 + (title ? LINE : 0), GREY);
+  const centred = (text: string, x: number, y: number, color = INK) =>
+    canvas.text(text, x - textWidth(text, SCALE) / 2, y, color);
+  for (const tick of frame.yTicks) {
+    const y = py(tick), text = label(tick);
+    canvas.line([left, y], [right, y], GRID);
+    canvas.text(text, left - 8 - textWidth(text, SCALE), y - GLYPH_HEIGHT);
+  }
+  frame.below.forEach((lines, i) =>
+    lines.forEach((text, k) => centred(text, px(i), bottom + 8 + k * LINE))
+  );
+  if (frame.names.length === 0) {
+    for (const tick of ticks(frame.xLow, frame.xHigh)) {
+      canvas.line([px(tick), top], [px(tick), bottom], GRID);
+      centred(label(tick), px(tick), bottom + 8);
+    }
+  }
+  const lines = Math.max(1, ...frame.below.map((own) => own.length));
+  centred(xTitle, (left + right) / 2, bottom + 8 + lines * LINE, GREY);
+}
+
+/** One trace; bars stand side by side, each in its slot of a name's width. */
+function drawTrace(
+  canvas: Canvas,
+  { names, log, bottom, px, py }: Frame,
+  trace: Trace,
+  bar: { readonly index: number; readonly count: number },
+): void {
+  const slot = trace.bars ? 0.8 / bar.count : 0;
+  const shift = trace.bars ? -0.4 + (bar.index + 0.5) * slot : 0;
+  let before: [number, number] | undefined;
+  trace.y.forEach((y, i) => {
+    if (!isShown(y, log)) return before = undefined;
+    const x = trace.x[i];
+    const at = shift +
+      (names.length > 0 ? names.indexOf(String(x)) : Number(x));
+    const point: [number, number] = [px(at), py(y)];
+    const color = trace.colors[i];
+    if (trace.bars) {
+      const foot = log ? bottom : py(0);
+      const half = slot * 0.46;
+      canvas.box(px(at - half), foot, px(at + half), point[1], color);
+    }
+    if (trace.lines && before) {
+      canvas.line(before, point, color, 2, trace.dashed);
+    }
+    if (trace.markers) canvas.disc(...point, 5, color);
+    const ends = [y + trace.plus[i], y - trace.minus[i]];
+    if (
+      (trace.plus[i] || trace.minus[i]) && ends.every((e) => isShown(e, log))
+    ) {
+      const [a, b] = ends.map(py);
+      canvas.line([point[0], a], [point[0], b], INK, 2);
+      for (const e of [a, b]) {
+        canvas.line([point[0] - 5, e], [point[0] + 5, e], INK, 2);
+      }
+    }
+    before = point;
+  });
+}
+
+function drawLegend(
+  canvas: Canvas,
+  left: number,
+  keys: readonly Trace[],
+  rows: readonly (readonly number[])[],
+): void {
+  rows.forEach((row, r) => {
+    let x = left;
+    const y = canvas.height - 4 - (rows.length - r) * LINE;
+    for (const { name, colors: [color = INK] } of row.map((i) => keys[i])) {
+      canvas.box(x, y, x + 12, y + 12, color);
+      canvas.text(name, x + 18, y);
+      x += 18 + textWidth(name, SCALE) + 24;
+    }
+  });
+}
+
 /**
  * Draws a figure.
  *
@@ -203,151 +375,22 @@ export function renderFigure(
   const { width = 960, height = 540 } = options;
   const traces = figure.data.map(readTrace);
   const layout = loose(figure.layout);
-  const yaxis = loose(layout.yaxis), xaxis = loose(layout.xaxis);
-  const log = yaxis.type === "log";
-  const of = (value: number): number => log ? Math.log10(value) : value;
-  const shown = (v: number | null): v is number =>
-    v !== null && (!log || v > 0);
-  const ys = traces.flatMap(({ y, plus, minus }) =>
-    y.flatMap((v, i) =>
-      shown(v) ? [v, v + (plus[i] ?? 0), v - (minus[i] ?? 0)].filter(shown) : []
-    )
-  ).map(of);
-  if (ys.length === 0) throw cannot("draw a figure", "finite values", "none");
-  const bars = traces.filter((t) => t.bars);
-  let low = Math.min(...ys), high = Math.max(...ys);
-  const room = (high - low || Math.abs(high) || 1) * 0.08;
-  high += room;
-  // Bars stand on zero: cut off, their lengths would lie.
-  low = bars.length > 0 && !log ? Math.min(0, low) : low - room;
-  const words = traces.some(({ x }) => x.some((v) => typeof v === "string"));
-  const names = words
-    ? [...new Set(traces.flatMap(({ x }) => x.map(String)))]
-    : [];
-  const xs = words
-    ? []
-    : traces.flatMap(({ x }) => x.map(Number)).filter(Number.isFinite);
-  const [xLow, xHigh] = words
-    ? [-0.5, names.length - 0.5]
-    : [Math.min(...xs), Math.max(...xs)];
-  const margin = words ? 0 : (xHigh - xLow || 1) * 0.05;
-
+  const axes = axesOf(traces, layout);
   const canvas = new Canvas(width, height);
   const keys = layout.showlegend === false
     ? []
     : traces.filter((t) => t.legend);
-  const yTicks = log
-    ? ticks(low, high, 5).map((t) => 10 ** t)
-    : ticks(low, high);
-  const scale = 2;
-  const line = (GLYPH_HEIGHT + 3) * scale;
-  const left = 16 + Math.max(...yTicks.map((t) => textWidth(label(t), scale))) +
-    8;
-  const right = width - 16;
-  // Long category names take two lines.
-  const perName = words ? (right - left) / names.length : 0;
-  const wrapped = names.map((name) => wrap(name, perName - 8, scale));
-  const under = words
-    ? Math.max(...wrapped.map((lines) => lines.length)) * line
-    : line;
-  const legendRows = layoutLegend(keys.map((k) => k.name), right - left, scale);
-  const top = 14 + (titleOf(layout.title) ? line : 0) +
-    (titleOf(yaxis.title) ? line : 0);
-  const bottom = height - 12 - under - (titleOf(xaxis.title) ? line : 0) -
-    legendRows.length * line - 8;
-  const px = (x: number) =>
-    left +
-    (x - xLow + margin) / (xHigh - xLow + 2 * margin || 1) * (right - left);
-  const py = (y: number) =>
-    bottom - (of(y) - low) / (high - low) * (bottom - top);
-  const place = (x: string | number) =>
-    words ? names.indexOf(String(x)) : Number(x);
-
-  canvas.text(titleOf(layout.title), left, 10);
-  canvas.text(
-    titleOf(yaxis.title),
-    left,
-    10 + (titleOf(layout.title) ? line : 0),
-    [110, 110, 110],
-  );
-  for (const tick of yTicks) {
-    const y = py(tick);
-    canvas.line([left, y], [right, y], GRID);
-    const text = label(tick);
-    canvas.text(text, left - 8 - textWidth(text, scale), y - GLYPH_HEIGHT);
+  const rows = layoutLegend(keys.map((k) => k.name), width - 64, SCALE);
+  const frame = frameOf(axes, canvas, rows.length);
+  const { left, right, bottom } = frame;
+  drawAxes(canvas, frame);
+  const bars = traces.filter((trace) => trace.bars);
+  for (const trace of traces) {
+    const bar = { index: bars.indexOf(trace), count: bars.length };
+    drawTrace(canvas, frame, trace, bar);
   }
-  if (words) {
-    wrapped.forEach((lines, i) =>
-      lines.forEach((text, k) =>
-        canvas.text(
-          text,
-          px(i) - textWidth(text, scale) / 2,
-          bottom + 8 + k * line,
-        )
-      )
-    );
-  } else {
-    for (const tick of ticks(xLow - margin, xHigh + margin)) {
-      canvas.line([px(tick), top], [px(tick), bottom], GRID);
-      const text = label(tick);
-      canvas.text(text, px(tick) - textWidth(text, scale) / 2, bottom + 8);
-    }
-  }
-  const xTitle = titleOf(xaxis.title);
-  canvas.text(
-    xTitle,
-    (left + right - textWidth(xTitle, scale)) / 2,
-    bottom + 8 + under,
-    [110, 110, 110],
-  );
-
-  traces.forEach((trace) => {
-    const k = bars.indexOf(trace);
-    const slot = k < 0 ? 0 : 0.8 / bars.length;
-    const shift = k < 0 ? 0 : -0.4 + (k + 0.5) * slot;
-    let before: [number, number] | undefined;
-    trace.y.forEach((y, i) => {
-      if (!shown(y)) return before = undefined;
-      const at = place(trace.x[i]) + shift;
-      const point: [number, number] = [px(at), py(y)];
-      const color = trace.colors[i];
-      if (trace.bars) {
-        canvas.box(
-          px(at - slot * 0.46),
-          log ? bottom : py(0),
-          px(at + slot * 0.46),
-          point[1],
-          color,
-        );
-      }
-      if (trace.lines && before) {
-        canvas.line(before, point, color, 2, trace.dashed);
-      }
-      if (trace.markers) canvas.disc(...point, 5, color);
-      if (trace.plus[i] || trace.minus[i]) {
-        const ends = [y + trace.plus[i], y - trace.minus[i]].filter(shown);
-        if (ends.length === 2) {
-          const [a, b] = ends.map(py);
-          canvas.line([point[0], a], [point[0], b], INK, 2);
-          for (const e of [a, b]) {
-            canvas.line([point[0] - 5, e], [point[0] + 5, e], INK, 2);
-          }
-        }
-      }
-      before = point;
-    });
-  });
   canvas.line([left, bottom], [right, bottom], INK, 2);
-  legendRows.forEach((row, r) => {
-    let x = left;
-    const y = height - 10 - (legendRows.length - r) * line + 6;
-    for (const i of row) {
-      const key = keys[i];
-      canvas.box(x, y, x + 12, y + 12, key.colors[0] ?? INK);
-      canvas.text(key.name, x + 18, y);
-      x += 18 + textWidth(key.name, scale) + 24;
-    }
-  });
+  drawLegend(canvas, left, keys, rows);
   return { width, height, channels: 3, data: canvas.data };
 }
 

@@ -50,6 +50,60 @@ function wrap(text: string, width: number): string[] {
 
 const LINE = GLYPH_HEIGHT + 2;
 
+/** Pictures in rows and columns, for a page and for a picture file. */
+export interface Sheet {
+  /** What stands above each column. */
+  readonly columns: readonly string[];
+  /** The rows. */
+  readonly rows: readonly {
+    /** What the row shows. */
+    readonly label: string;
+    /** What a page says beside the label. */
+    readonly note?: string;
+    /** A picture per column; `undefined` leaves a place empty. */
+    readonly cells: readonly (Pixels | undefined)[];
+    /** What stands below each picture. */
+    readonly captions?: readonly string[];
+  }[];
+  /** Pixels of the sheet for a pixel of a picture. @default 1 */
+  readonly scale?: number;
+}
+
+/**
+ * A sheet as one picture.
+ *
+ * @param sheet The pictures and labels; smaller ones stand in the middle of
+ * their places.
+ * @throws If there is no picture.
+ */
+export function sheetPixels({ columns, rows, scale }: Sheet): Pixels {
+  const all = rows.flatMap(({ cells }) => cells.flatMap((cell) => cell ?? []));
+  const width = Math.max(...all.map((cell) => cell.width));
+  const height = Math.max(...all.map((cell) => cell.height));
+  const captions = rows.some((row) => row.captions);
+  return contactSheet(
+    rows.map(({ cells }) =>
+      cells.map((cell) => cell && onCanvas(cell, width, height))
+    ),
+    {
+      columnLabels: columns,
+      rowLabels: rows.map(({ label }) => label),
+      captions: captions ? rows.map((row) => row.captions ?? []) : undefined,
+      scale,
+    },
+  );
+}
+
+/** A picture on white, in the middle. */
+function onCanvas(image: Pixels, width: number, height: number): Pixels {
+  if (image.width === width && image.height === height) return image;
+  const data = new Uint8Array(width * height * 3).fill(255);
+  const left = Math.floor((width - image.width) / 2);
+  const top = Math.floor((height - image.height) / 2);
+  paste(data, width, image, left, top, 1);
+  return { width, height, channels: 3, data };
+}
+
 /**
  * Puts pictures on a white sheet.
  *

@@ -6,7 +6,9 @@
  */
 import { encodeBase64 } from "../core/kernels/base64.ts";
 import { encodePng, type Pixels } from "../io/png.ts";
-import type { Table } from "./markdown.ts";
+import type { Figure } from "./figure.ts";
+import type { Sheet } from "./grid.ts";
+import type { Table } from "./table.ts";
 
 /** HTML that may be put into a page as it is. */
 export interface Html {
@@ -14,14 +16,6 @@ export interface Html {
   readonly html: string;
   /** Whether it needs plotly. */
   readonly plotly?: boolean;
-}
-
-/** A plotly figure: what `Plotly.newPlot` takes. */
-export interface Figure {
-  /** Traces. */
-  readonly data: readonly Readonly<Record<string, unknown>>[];
-  /** Layout. */
-  readonly layout?: Readonly<Record<string, unknown>>;
 }
 
 /** Makes text safe inside elements and attributes. */
@@ -56,9 +50,11 @@ export function table({ head, rows }: Table): Html {
       cells.map((cell) => `<${tag}>${escapeHtml(cell)}</${tag}>`).join("")
     }</tr>`;
   return {
-    html: `<table><thead>${line("th", head)}</thead><tbody>${
+    html: `<div class="scroll"><table><thead>${
+      line("th", head)
+    }</thead><tbody>${
       rows.map((row) => line("td", row)).join("")
-    }</tbody></table>`,
+    }</tbody></table></div>`,
   };
 }
 
@@ -67,38 +63,38 @@ export function dataUri(image: Pixels): string {
   return `data:image/png;base64,${encodeBase64(encodePng(image))}`;
 }
 
-/** One picture, enlarged without smoothing. */
-export function picture(image: Pixels, alt: string, scale = 1): Html {
-  return {
-    html: `<img class="pixels" width="${image.width * scale}" height="${
-      image.height * scale
-    }" alt="${escapeHtml(alt)}" src="${dataUri(image)}">`,
-  };
-}
-
-/** A grid of pictures with row and column labels. */
-export function pictureGrid(
-  columns: readonly string[],
-  rows: readonly {
-    readonly label: string;
-    readonly cells: readonly (Pixels | undefined)[];
-  }[],
-  scale = 2,
-): Html {
-  const cell = (image: Pixels | undefined, alt: string) =>
-    `<td>${image ? picture(image, alt, scale).html : ""}</td>`;
-  return {
-    html: `<table class="grid"><thead><tr><th></th>${
-      columns.map((name) => `<th>${escapeHtml(name)}</th>`).join("")
-    }</tr></thead><tbody>${
-      rows.map(({ label, cells }) =>
-        `<tr><th>${escapeHtml(label)}</th>${
-          cells.map((image, j) => cell(image, `${label}, ${columns[j]}`)).join(
-            "",
-          )
-        }</tr>`
+/**
+ * Pictures in rows and columns, enlarged twice where the page has room: every
+ * column is in view, each row's label stands above its pictures.
+ *
+ * @param sheet The pictures and labels.
+ */
+export function pictureGrid({ columns, rows, scale = 1 }: Sheet): Html {
+  const image = (cell: Pixels, alt: string) =>
+    `<img class="pixels" width="${2 * cell.width * scale}" height="${
+      2 * cell.height * scale
+    }" alt="${escapeHtml(alt)}" src="${dataUri(cell)}">`;
+  const cellOf = (
+    cell: Pixels | undefined,
+    alt: string,
+    caption: string | undefined,
+  ) =>
+    `<td>${cell ? image(cell, alt) : ""}${
+      caption ? `<small>${escapeHtml(caption)}</small>` : ""
+    }</td>`;
+  const body = rows.map(({ label, note, cells, captions }) =>
+    `<tr><th colspan="${columns.length}">${
+      escapeHtml(note ? `${label}: ${note}` : label)
+    }</th></tr><tr>${
+      cells.map((cell, j) =>
+        cellOf(cell, `${label}, ${columns[j]}`, captions?.[j])
       ).join("")
-    }</tbody></table>`,
+    }</tr>`
+  );
+  return {
+    html: `<table class="grid"><thead><tr>${
+      columns.map((name) => `<th>${escapeHtml(name)}</th>`).join("")
+    }</tr></thead><tbody>${body.join("")}</tbody></table>`,
   };
 }
 
@@ -135,15 +131,18 @@ export function figure(
 
 const STYLE = `
 :root { color-scheme: light dark; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; overflow-wrap: break-word; }
 h1, h2 { line-height: 1.2; }
-table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto; }
+.scroll { overflow-x: auto; margin: 1rem 0; }
+table { border-collapse: collapse; }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid #8884; text-align: left; font-variant-numeric: tabular-nums; }
-table.grid td, table.grid th { border: 0; padding: .1rem .25rem; font-weight: normal; font-size: .85rem; }
-img.pixels { image-rendering: pixelated; display: block; }
+.scroll td { white-space: nowrap; }
+table.grid { width: 100%; table-layout: fixed; }
+table.grid td, table.grid th { border: 0; padding: .1rem .15rem; font-weight: normal; font-size: .85rem; vertical-align: bottom; }
+img.pixels { image-rendering: pixelated; display: block; max-width: 100%; height: auto; }
 .figure { margin: 1rem 0; background: #fff; }
 pre { overflow-x: auto; font-size: .8rem; }
-.verdict { margin-bottom: 1rem; font-size: 1.1rem; border-left: 4px solid #36c; padding-left: 1rem; }
+@media (max-width: 40rem) { table.grid th, table.grid small { font-size: .6rem; line-height: 1.1; } }
 `;
 
 /** The minified plotly of the pinned npm package. */

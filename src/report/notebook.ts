@@ -7,8 +7,9 @@
 import { encodeBase64 } from "../core/kernels/base64.ts";
 import { encodePng, type Pixels } from "../io/png.ts";
 import { renderFigure, type RenderOptions } from "./chart.ts";
-import { dataUri, type Figure, table as htmlTable } from "./html.ts";
-import { markdownTable, type Table } from "./markdown.ts";
+import type { Figure } from "./figure.ts";
+import { dataUri, table as htmlTable } from "./html.ts";
+import { markdownTable, type Table } from "./table.ts";
 
 /** A MIME bundle by type. */
 export type MimeBundle = Record<string, unknown>;

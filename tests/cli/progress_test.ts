@@ -1,5 +1,6 @@
 import { assert, assertEquals } from "@std/assert";
-import { createProgress, duration, rate } from "../../src/cli/progress.ts";
+import { createProgress, rate } from "../../src/cli/progress.ts";
+import { duration } from "../../src/report/format.ts";
 
 function double(watched: boolean) {
   let text = "";

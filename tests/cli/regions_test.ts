@@ -47,13 +47,18 @@ Deno.test("regions: report, page and contact sheet of a tiny world", async () =>
     assert(markdown.includes("LoRA Switch"));
     assert(markdown.includes("masked alignment ↑ |"), markdown);
     assert(markdown.includes("replaced by another ↓ | another seen there ↓"));
-    assert(markdown.includes("somebody in every region ↑"));
-    assert(markdown.includes("Student's t interval"));
-    assert(markdown.includes("Regions act at cross-attention sites: 4 of 4"));
-    assertEquals(report.comparisons[0].differences.identity.low, null);
+    assert(markdown.includes("an identity in every region ↑"));
+    assert(markdown.includes("| 95 % interval (t) |"));
+    assert(markdown.includes("## Cross-attention sites at which regions act"));
+    assert(markdown.includes("4 of 4"));
+    // A random CLIP is no evaluator, and the report says so first.
+    assert(markdown.split("\n")[2].startsWith("THE EVALUATOR"), markdown);
+    assertEquals(report.evaluator.failures.length > 0, true);
+    assertEquals(report.comparisons[0].low, null);
     assert(!markdown.includes("## Time"));
     const html = await read("regions.html");
     assert(html.includes("plotly") && html.includes("data:image/png"));
+    assert(html.indexOf("THE EVALUATOR") < html.indexOf("<table"));
     const sheet = decodePng(
       await Deno.readFile(`${folder}/out/regions-2.png`),
     );

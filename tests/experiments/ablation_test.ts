@@ -1,25 +1,25 @@
 import * as tf from "@tensorflow/tfjs";
 import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
 import { selectBackend } from "../../src/core/backend.ts";
-import {
-  ablation,
-  driftTexts,
-  pictureRows,
-} from "../../src/experiments/ablation.ts";
-import type { AblationPlan } from "../../src/experiments/ablation_plan.ts";
-import { ablationTable } from "../../src/experiments/ablation_figures.ts";
+import { ablation } from "../../src/experiments/ablation.ts";
 import {
   type AblationReport,
   ablationSchema,
-} from "../../src/experiments/ablation_schema.ts";
+} from "../../src/experiments/ablation_json.ts";
+import {
+  ablationReport,
+  ablationTable,
+} from "../../src/experiments/ablation_table.ts";
 import { evaluate, planOf } from "../../src/experiments/evaluators.ts";
+import { conceptSheet, pictureRows } from "../../src/experiments/pictures.ts";
 import { presetOf } from "../../src/experiments/presets.ts";
-import { chosenPrompts } from "../../src/experiments/subjects.ts";
+import { type AblationPlan, driftTexts } from "../../src/experiments/table2.ts";
 import { exists } from "../../src/io/files.ts";
 import { type LabOptions, type LabRecord, withLab } from "../../src/lab/lab.ts";
 import { nowhere } from "../../src/lab/runner.ts";
 import { pathOf } from "../../src/lab/store.ts";
-import { PROMPT_GROUPS } from "../../src/micro/prompts.ts";
+import { chosenPrompts, PROMPT_GROUPS } from "../../src/micro/prompts.ts";
+import { reportHtml, reportMarkdown } from "../../src/report/document.ts";
 import { writeTinyWorld } from "./tiny_world.ts";
 
 await selectBackend("wasm");
@@ -101,6 +101,33 @@ Deno.test("an ablation of a tiny world: schema, resume, workers", async (t) => {
       const { head, rows: cells } = ablationTable(first.report);
       for (const row of cells) assertEquals(row.length, head.length);
     });
+    await t.step("the report has every table, figure and picture", async () => {
+      const rows = pictureRows(first.pictures, (arm) => arm, 2);
+      const sheet = await withLab(
+        { ...labOf(folder), runner: nowhere },
+        (lab) => conceptSheet(lab, rows),
+      );
+      assertEquals(sheet.columns.length, 10);
+      assertEquals(sheet.rows.map(({ label }) => label), [
+        ...["kuro", "kuro", "momo", "momo"],
+      ]);
+      assert(sheet.rows.every(({ cells }) => cells.every((cell) => cell)));
+      const report = ablationReport(first.report, sheet);
+      const markdown = reportMarkdown(report);
+      for (
+        const text of [
+          "No conclusion: a few concepts and prompts",
+          "| ED-LoRA + gradient fusion",
+          "## The paper's claims",
+          "| n·r/d in the UNet",
+        ]
+      ) {
+        assert(markdown.includes(text), text);
+      }
+      const html = await reportHtml(report);
+      assertEquals(html.match(/class="figure"/g)?.length, 9);
+      assertEquals(html.match(/<img class="pixels"/g)?.length, 40);
+    });
     await t.step("every call ends complete", () => {
       const last = new Map(
         first.records.map((record) => [record.stage, record]),
@@ -142,7 +169,7 @@ Deno.test("an ablation of a tiny world: schema, resume, workers", async (t) => {
     await t.step(
       "after a loss of results the numbers are the same",
       async () => {
-        const [{ images }] = pictureRows(first.pictures, 1);
+        const [{ images }] = pictureRows(first.pictures, (arm) => arm, 1);
         const lost = pathOf.image(
           `${folder}/store`,
           images.get("lora.single")!,

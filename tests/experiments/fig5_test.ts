@@ -5,41 +5,43 @@ import { key } from "../../src/core/random.ts";
 import { disposeTree } from "../../src/core/tree.ts";
 import { parseLayout, resolveLayout } from "../../src/diffusion/layout.ts";
 import { shapeMap } from "../../src/diffusion/regions.ts";
+import { actingSites } from "../../src/diffusion/region_sites.ts";
+import { comparisonTable } from "../../src/evaluation/compare.ts";
+import { bestOrder, identify } from "../../src/evaluation/regions.ts";
 import {
-  bestOrder,
+  REGION_SCORES,
   type RegionFinding,
   type RegionRow,
-  scoreOf,
-  whoIsThere,
+  type RegionScore,
   windowShares,
-} from "../../src/experiments/fig5/judge.ts";
+} from "../../src/experiments/fig5/score.ts";
 import { fig5, type RegionPlan } from "../../src/experiments/fig5/run.ts";
 import {
-  actingSites,
-  choices,
   columns,
-  groupPrompt,
   knowsPlaces,
   REGION_ARMS,
-  SCENE_BACKGROUNDS,
   sceneLayout,
   sketchOfScene,
 } from "../../src/experiments/fig5/scenes.ts";
 import {
-  type RegionComparison,
-  regionComparisonTable,
-  type RegionDifference,
+  readRegions,
   regionFigures,
   regionTable,
+  summarise,
 } from "../../src/experiments/fig5/table.ts";
 import { presetOf } from "../../src/experiments/presets.ts";
-import { sketchImage } from "../../src/lab/compose.ts";
 import { type LabOptions, type LabRecord, withLab } from "../../src/lab/lab.ts";
 import { nowhere } from "../../src/lab/runner.ts";
 import { artHash, pathOf } from "../../src/lab/store.ts";
 import { exists, readJson, writeJson } from "../../src/io/files.ts";
 import { decodePng } from "../../src/io/png.ts";
 import { identityOf, loadConceptArt } from "../../src/micro/concepts.ts";
+import {
+  choices,
+  groupPrompt,
+  SCENE_BACKGROUNDS,
+} from "../../src/micro/group_scene.ts";
+import { sketchImage } from "../../src/micro/sketch.ts";
 import { save } from "../../src/models/checkpoint.ts";
 import { parseUNetConfig } from "../../src/models/config.ts";
 import {
@@ -57,6 +59,9 @@ import { initialise } from "../../src/nn/spec.ts";
 import { writeTinyWorld } from "./tiny_world.ts";
 
 const preset = presetOf("ablation");
+
+const scoreOf = (row: RegionRow, score: RegionScore) =>
+  REGION_SCORES[score].of(row);
 
 function vector(...values: number[]): Float32Array {
   const norm = Math.hypot(...values);
@@ -225,7 +230,7 @@ Deno.test("who is there: the window that stands out from backgrounds", () => {
     center: vector(0, 0, 1),
   }];
   const see = (...views: Float32Array[]) =>
-    whoIsThere(views, identities, backgrounds);
+    identify(views, identities, backgrounds);
   assertEquals(see(vector(0, 0, 1)), { label: "background", seen: [] });
   assertEquals(see(vector(0.2, 0, 1), vector(0, 1, 0.2)).label, "momo");
   // Near to kuro, but nearer to nothing: not somebody.
@@ -323,38 +328,43 @@ Deno.test("scenes have backgrounds with which no prompt is cut", () => {
 });
 
 Deno.test("comparisons leave out places that an arm was not told", () => {
-  const certain = (mean: number): RegionDifference => ({
-    mean,
-    low: mean - 0.05,
-    high: mean + 0.05,
-    bootstrap: { mean, low: mean - 0.01, high: mean + 0.01 },
-  });
-  const comparison = (n: number): RegionComparison => ({
-    better: "regional.gradient",
-    worse: "plain.gradient",
-    n,
-    sets: 5,
-    placed: knowsPlaces("plain.gradient", n),
-    differences: {
-      identity: certain(0.3),
-      nearest: certain(0.2),
-      replaced: certain(-0.3),
-      leakage: certain(-0.2),
-      anyOrder: certain(0),
-      anyOrderLeakage: certain(-0.1),
-      own: certain(0.1),
-    },
-  });
-  // The table leaves out what would be unfair, and shows both intervals.
-  const table = regionComparisonTable({
-    comparisons: [comparison(3), comparison(4)],
-  });
-  assertEquals(
-    table.rows[0][4],
-    "+0.30 [0.25, 0.35]; bootstrap [0.29, 0.31]",
+  // Regions have every concept in its place, the plain prompt has none.
+  const rows = [3, 4].flatMap((n) =>
+    [["a", "b"], ["b", "a"]].flatMap((first) => {
+      const names = [...first, "c", "d"].slice(0, n);
+      const of = (arm: string, labelOf: (name: string) => string) =>
+        [0, 1].map((i) =>
+          picture(names.map((name) => finding(name, labelOf(name))), {
+            arm,
+            picture: i,
+          })
+        );
+      return [
+        ...of("regional.gradient", (name) => name),
+        ...of("plain.gradient", () => "background"),
+      ];
+    })
   );
-  assertEquals(table.rows[1][4], "–");
-  assert(table.rows[1][9].startsWith("+0.00"));
+  const { comparisons } = summarise(rows);
+  const of = (n: number) =>
+    comparisons.filter(({ id }) => id.startsWith(`${n}:`));
+  assertEquals(of(3).length, 7);
+  assertEquals(of(4).map(({ score }) => score), [
+    "identity, any order ↑",
+    "another seen, any order ↓",
+  ]);
+  const [identity, nearest, , leakage] = of(3);
+  assertEquals([identity.mean, identity.n, identity.wins], [1, 2, 2]);
+  assertEquals(identity.verdict, "shown");
+  assertEquals([nearest.mean, nearest.verdict], [0, "not shown"]);
+  // No other concept is seen in either.
+  assertEquals([leakage.mean, leakage.wins], [0, 0]);
+  assertEquals(leakage.verdict, "not shown");
+  const [row] = comparisonTable({ comparisons }).rows;
+  assertEquals(row.slice(1), [
+    ...["identity per region ↑", "+1.000", "1.000 to 1.000"],
+    ...["1.000 to 1.000", "2/2", "shown"],
+  ]);
 });
 
 Deno.test("which arms know who is where", () => {
@@ -480,10 +490,11 @@ Deno.test("the regions experiment on a tiny world", async (t) => {
         assert(picture.seconds > step.seconds);
       }
       // One choice of concepts proves nothing.
-      for (const { sets, differences } of report.comparisons) {
-        assertEquals(sets, 1);
-        assertEquals(differences.identity.high, Infinity);
-        assert(Number.isFinite(differences.identity.bootstrap.high));
+      for (const { n, high, bootstrap, verdict } of report.comparisons) {
+        assertEquals(n, 1);
+        assertEquals(high, null);
+        assert(Number.isFinite(bootstrap!.high));
+        assertEquals(verdict, "no conclusion");
       }
       const { sites } = report.settings.regions as { sites: unknown[] };
       assertEquals(sites.length, 3);
@@ -496,7 +507,11 @@ Deno.test("the regions experiment on a tiny world", async (t) => {
       for (const stage of ["train", "fuse", "compose", "embed", "time"]) {
         assert(report.seconds[stage] >= 0, stage);
       }
-      assert(JSON.parse(JSON.stringify(report)).format.endsWith("regions 3"));
+      const stored = JSON.parse(JSON.stringify(report));
+      assert(stored.format.endsWith("regions 4"));
+      // Of an older document the pictures are enough.
+      const old = { ...stored, format: "mix-of-show regions 3", table: [] };
+      assertEquals(readRegions({ ...old, comparisons: [] }), stored);
     });
     await t.step("pictures have their sizes and differ by arm", async () => {
       const texts = new Set<string>();

@@ -5,12 +5,12 @@ import { trainCommand } from "../../src/cli/train.ts";
 import { workerCommand } from "../../src/cli/worker.ts";
 import { selectBackend } from "../../src/core/backend.ts";
 import { ablation } from "../../src/experiments/ablation.ts";
-import { ablationTable } from "../../src/experiments/ablation_figures.ts";
-import type { AblationPlan } from "../../src/experiments/ablation_plan.ts";
+import { ablationTable } from "../../src/experiments/ablation_table.ts";
+import type { AblationPlan } from "../../src/experiments/table2.ts";
 import {
   type AblationReport,
   ablationSchema,
-} from "../../src/experiments/ablation_schema.ts";
+} from "../../src/experiments/ablation_json.ts";
 import { presetOf } from "../../src/experiments/presets.ts";
 import { writeAtomic } from "../../src/io/files.ts";
 import { encodePng, type Pixels } from "../../src/io/png.ts";
@@ -20,7 +20,7 @@ import { type ServeOptions, serveQueue } from "../../src/lab/queue_worker.ts";
 import { bucketStore } from "../../src/lab/s3.ts";
 import { folderStore } from "../../src/lab/shared_store.ts";
 import { CODE_VERSION } from "../../src/lab/store.ts";
-import { textTable } from "../../src/report/markdown.ts";
+import { textTable } from "../../src/report/table.ts";
 import { writeTinyWorld } from "../experiments/tiny_world.ts";
 import { hasRedis, startRedis } from "./redis_server.ts";
 import { KEYS, startS3 } from "./s3_server.ts";

@@ -9,11 +9,13 @@ import {
   table,
 } from "../../src/report/html.ts";
 import {
+  change,
   decimal,
-  markdownTable,
+  interval,
+  percent,
   signed,
-  textTable,
-} from "../../src/report/markdown.ts";
+} from "../../src/report/format.ts";
+import { markdownTable, textTable } from "../../src/report/table.ts";
 import type { Pixels } from "../../src/io/png.ts";
 
 const solid = (color: number[], side = 4): Pixels => ({
@@ -105,6 +107,13 @@ Deno.test("numbers for people", () => {
   assertEquals(signed(0.5, 1), "+0.5");
   assertEquals(signed(-0.5, 1), "−0.5");
   assertEquals(signed(Infinity), "–");
+  assertEquals(change(0.816, 0.701), "0.816 → 0.701 (−0.115)");
+  assertEquals(change(0.8, null), "0.800 → – (–)");
+  const share = { mean: 0.88, low: 0.7, high: 0.951 };
+  assertEquals(interval(share, 2), "0.88 (0.70 to 0.95)");
+  assertEquals(interval({ ...share, low: null }, 2), "0.88");
+  assertEquals(interval(undefined), "–");
+  assertEquals(percent(share), "88 % (70 to 95)");
 });
 
 Deno.test("nothing in a page can end its script or its element", async () => {
@@ -119,7 +128,10 @@ Deno.test("nothing in a page can end its script or its element", async () => {
 });
 
 Deno.test("plotly is inlined where it is needed, and nothing is fetched", async () => {
-  const grid = pictureGrid(["a"], [{ label: "b", cells: [solid([1, 2, 3])] }]);
+  const grid = pictureGrid({
+    columns: ["a"],
+    rows: [{ label: "b", cells: [solid([1, 2, 3])] }],
+  });
   const without = await page("t", [grid]);
   assert(without.length < 10_000);
   assert(without.includes("data:image/png;base64,"));

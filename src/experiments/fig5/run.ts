@@ -7,54 +7,62 @@
  * @module
  */
 import { cannot } from "../../core/errors.ts";
-import type { LayoutInput } from "../../diffusion/layout.ts";
+import {
+  type LayoutInput,
+  parseLayout,
+  resolveLayout,
+} from "../../diffusion/layout.ts";
+import { actingSites } from "../../diffusion/region_sites.ts";
+import { type PictureTime, timeInTurns } from "../../diffusion/timing.ts";
+import { median } from "../../evaluation/statistics.ts";
 import { joinPath, readJson } from "../../io/files.ts";
 import type { Lab } from "../../lab/lab.ts";
-import type {
-  Ask,
-  ComposeHow,
-  ComposeSpec,
-  ModelRef,
-  Noise,
-} from "../../lab/specs.ts";
+import { withModel } from "../../lab/model_ref.ts";
+import type { ComposeHow, ModelRef, Noise } from "../../lab/specs.ts";
 import { identityOf } from "../../micro/concepts.ts";
+import {
+  captionOf,
+  choices,
+  type GroupScene,
+  renderColumns,
+  SCENE_BACKGROUNDS,
+  sizeOf,
+} from "../../micro/group_scene.ts";
 import { downsampleFactor } from "../../models/autoencoder.ts";
 import {
   parseAutoencoderConfig,
   parseUNetConfig,
 } from "../../models/config.ts";
+import { disposeModel, loadModel } from "../../models/model.ts";
 import { loadTokenizer, type Tokenizer } from "../../models/tokenizer.ts";
 import type { ExperimentPreset } from "../presets.ts";
 import { checkSettings, phraseOf, subjects, training } from "../subjects.ts";
 import {
-  judge,
   type ScenePictures,
+  scoreScenes,
   WINDOW_STEP,
   windowShares,
-} from "./judge.ts";
+} from "./score.ts";
 import {
-  actingSites,
-  captionOf,
-  choices,
   classOf,
   COLUMN_WIDTHS,
   type PhraseOf,
   REGION_ARMS,
   REGION_EDGES,
   REGION_FUSIONS,
-  type RegionSites,
-  renderColumns,
   RENDERED_ARMS,
   RESOLUTION_ARMS,
-  type Scene,
-  SCENE_BACKGROUNDS,
   sceneLayout,
-  sizeOf,
   sketchOfScene,
   type Way,
 } from "./scenes.ts";
-import { type RegionReport, summarise } from "./table.ts";
-import { timeRegions } from "./timing.ts";
+import {
+  type RegionReport,
+  type RegionSites,
+  type RegionTiming,
+  summarise,
+  type TimedPart,
+} from "./table.ts";
 
 /** What is run. */
 export interface RegionPlan {
@@ -83,60 +91,47 @@ export interface RegionPlan {
   readonly arms?: readonly string[];
   /** Resolutions of the resolution study, factors of 64 pixels; 1 is implied. */
   readonly scales?: readonly number[];
-  /**
-   * Whether pictures with regions are timed against plain ones.
-   *
-   * @default {true}
-   */
+  /** Whether pictures with regions are timed against plain ones. @default true */
   readonly timing?: boolean;
 }
 
 function check(plan: RegionPlan): void {
-  const what = "run the regions experiment";
-  const { concepts, counts, column, sets, backgrounds, pictures, seed } = plan;
+  const { concepts, counts, column, sets, backgrounds, pictures } = plan;
+  const refuse = (bad: unknown, expected: string, got: unknown) => {
+    if (bad) throw cannot("run the regions experiment", expected, got);
+  };
+  const whole = (value: number, least: number, most = Infinity) =>
+    Number.isInteger(value) && value >= least && value <= most;
   concepts.forEach(identityOf);
-  if (new Set(concepts).size !== concepts.length) {
-    throw cannot(what, "different concepts", concepts.join(", "));
-  }
+  const names = concepts.join(", ");
+  refuse(
+    new Set(concepts).size !== concepts.length,
+    "different concepts",
+    names,
+  );
+  refuse(counts.length === 0, "a number of concepts", "none");
   for (const n of counts) {
-    if (!Number.isInteger(n) || n < 2 || n > concepts.length) {
-      throw cannot(what, `counts from 2 to ${concepts.length} concepts`, n);
-    }
+    const most = concepts.length;
+    refuse(!whole(n, 2, most), `counts from 2 to ${most} concepts`, n);
   }
-  if (counts.length === 0) throw cannot(what, "a number of concepts", "none");
-  for (const [name, value] of Object.entries({ sets, pictures })) {
-    if (!Number.isInteger(value) || value < 1) {
-      throw cannot(what, `${name} ≥ 1`, value);
-    }
-  }
-  if (
-    !Number.isInteger(backgrounds) || backgrounds < 1 ||
-    backgrounds > SCENE_BACKGROUNDS.length
-  ) {
-    throw cannot(
-      what,
-      `1 to ${SCENE_BACKGROUNDS.length} backgrounds`,
-      backgrounds,
-    );
-  }
-  checkSettings(plan.settings, [seed]);
+  refuse(!whole(sets, 1), "sets ≥ 1", sets);
+  refuse(!whole(pictures, 1), "pictures ≥ 1", pictures);
+  const most = SCENE_BACKGROUNDS.length;
+  refuse(!whole(backgrounds, 1, most), `1 to ${most} backgrounds`, backgrounds);
+  checkSettings(plan.settings, [plan.seed]);
   for (const arm of plan.arms ?? []) {
-    if (!REGION_ARMS.includes(arm)) {
-      throw cannot(what, `arms ${REGION_ARMS.join(", ")}`, arm);
-    }
+    refuse(!REGION_ARMS.includes(arm), `arms ${REGION_ARMS.join(", ")}`, arm);
   }
-  if (!COLUMN_WIDTHS.some((width) => width === column)) {
-    throw cannot(what, `columns of ${COLUMN_WIDTHS.join(", ")} pixels`, column);
-  }
+  const known = COLUMN_WIDTHS.some((width) => width === column);
+  refuse(!known, `columns of ${COLUMN_WIDTHS.join(", ")} pixels`, column);
   for (const scale of plan.scales ?? []) {
-    if (!(scale >= 1) || (COLUMN_WIDTHS[0] * scale) % 8 !== 0) {
-      throw cannot(what, "scales ≥ 1 in steps of 0.25", scale);
-    }
+    const fits = scale >= 1 && (COLUMN_WIDTHS[0] * scale) % 8 === 0;
+    refuse(!fits, "scales ≥ 1 in steps of 0.25", scale);
   }
 }
 
 /** Every scene of a plan; other resolutions of those with fewest concepts. */
-function scenesOf(plan: RegionPlan): Scene[] {
+function scenesOf(plan: RegionPlan): GroupScene[] {
   const { counts, column, backgrounds } = plan;
   return counts.flatMap((n) =>
     choices(plan.concepts, n, plan.sets).flatMap((names, set) =>
@@ -156,45 +151,42 @@ function scenesOf(plan: RegionPlan): Scene[] {
   );
 }
 
-/** What a scene's noise is drawn for, a picture each: the same in every arm. */
-function noiseOf(scene: Scene, { seed, pictures }: RegionPlan): Noise[] {
-  const names = scene.concepts.map(({ name }) => name);
-  return Array.from(
-    { length: pictures },
-    (_, i) => [seed, "regions", ...names, scene.background, i],
-  );
-}
-
 /** A scene in an arm: rendered, or drawn by a model. */
 interface Cell {
   readonly arm: string;
-  readonly scene: Scene;
+  readonly scene: GroupScene;
+  /** A picture each: the same noise in every arm. */
+  readonly noise: readonly Noise[];
   /** Absent for rendered pictures. */
   readonly layout?: LayoutInput;
 }
 
-function cellsOf(plan: RegionPlan, arms: readonly string[]): Cell[] {
-  const phrase: PhraseOf = (one) => phraseOf(plan.settings, "edlora", one);
-  return scenesOf(plan).flatMap((scene) =>
-    arms.filter((arm) => scene.scale === 1 || RESOLUTION_ARMS.includes(arm))
-      .map((arm): Cell =>
-        RENDERED_ARMS.includes(arm) ? { arm, scene } : {
-          arm,
-          scene,
-          layout: sceneLayout(
-            scene,
-            arm.split(".")[0] as Way,
-            phrase,
-            plan.settings,
-          ),
-        }
-      )
-  );
+function cellsOf(
+  plan: RegionPlan,
+  arms: readonly string[],
+  phrase: PhraseOf,
+): Cell[] {
+  const { seed, pictures, settings } = plan;
+  return scenesOf(plan).flatMap((scene) => {
+    const names = scene.concepts.map(({ name }) => name);
+    const noise = Array.from(
+      { length: pictures },
+      (_, i): Noise => [seed, "regions", ...names, scene.background, i],
+    );
+    return arms
+      .filter((arm) => scene.scale === 1 || RESOLUTION_ARMS.includes(arm))
+      .map((arm): Cell => ({
+        ...{ arm, scene, noise },
+        layout: RENDERED_ARMS.includes(arm)
+          ? undefined
+          : sceneLayout(scene, arm.split(".")[0] as Way, phrase, settings),
+      }));
+  });
 }
 
 /**
- * Runs the experiment: trains, fuses, draws every scene in every arm, names who
- * is in each region.
+ * Runs the experiment: trains, fuses, draws every scene in every arm, names the
+ * identity in each region.
  *
  * @param lab The lab; with a condition network "sketch" for the sketch arms.
  * @param plan What is run.
@@ -208,23 +200,24 @@ export async function fig5(
   check(plan);
   const { settings, seed, concepts, column } = plan;
   const { counts, sets, backgrounds, pictures } = plan;
+  const phrase: PhraseOf = (one) => phraseOf(settings, "edlora", one);
   const hasSketch = lab.folders.networks?.sketch !== undefined;
   const arms = (plan.arms ?? REGION_ARMS)
     .filter((arm) => hasSketch || !arm.includes("sketch"));
-  const cells = cellsOf(plan, arms);
+  const cells = cellsOf(plan, arms, phrase);
   await checkPrompts(lab, settings.textPrefix, cells);
 
-  const people = await subjects(lab, concepts, 1, settings.sampling);
-  const fusions = REGION_FUSIONS.filter((fusion) =>
-    arms.some((arm) => arm.endsWith(`.${fusion}`))
-  );
+  const all = await subjects(lab, concepts, 1, settings.sampling);
   // Rendered pictures need no concept.
   const singles = cells.every(({ layout }) => layout === undefined)
     ? []
     : await lab.train(
-      people.map((one) => training(settings, one, "edlora", seed)),
+      all.map((one) => training(settings, one, "edlora", seed)),
     );
   const ids = new Map(singles.map((one) => [one.concept, one.model.id]));
+  const fusions = REGION_FUSIONS.filter((fusion) =>
+    arms.some((arm) => arm.endsWith(`.${fusion}`))
+  );
   const fused = await lab.fuse(fusions.map((fusion) => ({
     concepts: [...ids.values()],
     how: fusion === "gradient"
@@ -235,23 +228,17 @@ export async function fig5(
   const models = new Map<string, ModelRef>(
     fusions.map((fusion, i) => [fusion, fused[i].model]),
   );
-  const drawn = await draw(lab, plan, cells, ids, models);
-  const { rows, labels } = await judge(lab, drawn, settings.textPrefix);
+  const drawn = await draw(lab, cells, ids, models);
+  const { rows, labels } = await scoreScenes(lab, drawn, settings.textPrefix);
   const before = performance.now();
+  const model = models.get("gradient") ?? models.get("weight");
   const timing = plan.timing ?? true
-    ? await timeRegions(
-      lab,
-      models.get("gradient") ?? models.get("weight") ?? { type: "base" },
-      {
-        ...{ concepts, column, settings },
-        phrase: (one) => phraseOf(settings, "edlora", one),
-      },
-    )
+    ? await timeRegions(lab, plan, model, phrase)
     : [];
   return {
-    format: "mix-of-show regions 3",
+    format: "mix-of-show regions 4",
     concepts,
-    ...summarise(rows, counts),
+    ...summarise(rows),
     timing,
     rows,
     gallery: labels,
@@ -274,57 +261,49 @@ export async function fig5(
 /** Draws or renders cells. */
 async function draw(
   lab: Lab,
-  plan: RegionPlan,
   cells: readonly Cell[],
   ids: ReadonlyMap<string, string>,
   models: ReadonlyMap<string, ModelRef>,
 ): Promise<ScenePictures[]> {
   const composed = cells.filter(({ layout }) => layout !== undefined);
-  const images = await lab.compose(
-    composed.map((cell) => askOf(cell, noiseOf(cell.scene, plan), ids, models)),
+  const found = await lab.compose(
+    composed.map(({ arm, scene, noise, layout }) => {
+      const [way, fusion] = arm.split(".");
+      const isFused = fusion !== undefined;
+      return {
+        model: isFused ? models.get(fusion)! : { type: "base" },
+        how: isFused ? "model" : way as ComposeHow,
+        concepts: isFused
+          ? []
+          : scene.concepts.map(({ name }) => ids.get(name)!),
+        layout: layout!,
+        sketch: way === "regional+sketch" ? sketchOfScene(scene) : undefined,
+        noise,
+      };
+    }),
   );
-  const byCell = new Map(composed.map((cell, i) => [cell, images[i]]));
+  const byCell = new Map(composed.map((cell, i) => [cell, found[i]]));
   return await Promise.all(cells.map(async (cell) => {
-    const { arm, scene } = cell;
-    const rendered = noiseOf(scene, plan).map((noise, i) => () =>
-      lab.put(
-        [arm, noise, sizeOf(scene)],
-        () => renderColumns(scene, i, lab.art, arm),
-      )
+    const { arm, scene, noise } = cell;
+    const images = byCell.get(cell) ?? await Promise.all(
+      noise.map((noise, i) =>
+        lab.put(
+          [arm, noise, sizeOf(scene)],
+          () => renderColumns(scene, i, lab.art, arm),
+        )
+      ),
     );
-    const images = byCell.get(cell) ??
-      await Promise.all(rendered.map((render) => render()));
     return { arm, scene, images };
   }));
 }
 
-/** What the lab is asked for to draw a cell. */
-function askOf(
-  { arm, scene, layout }: Cell,
-  noise: readonly Noise[],
-  ids: ReadonlyMap<string, string>,
-  models: ReadonlyMap<string, ModelRef>,
-): Ask<ComposeSpec> {
-  const [way, fusion] = arm.split(".");
-  const isFused = fusion !== undefined;
-  return {
-    model: isFused ? models.get(fusion)! : { type: "base" },
-    how: isFused ? "model" : way as ComposeHow,
-    concepts: isFused ? [] : scene.concepts.map(({ name }) => ids.get(name)!),
-    layout: layout!,
-    ...(way === "regional+sketch" ? { sketch: sketchOfScene(scene) } : {}),
-    noise,
-  };
-}
-
 /** At how many sites regions act, for every size of picture. */
 async function sitesOf(
-  lab: Lab,
+  { folders: { model } }: Lab,
   cells: readonly Cell[],
   settings: ExperimentPreset,
 ): Promise<RegionSites[]> {
-  const read = (part: string) =>
-    readJson(joinPath(lab.folders.model, part, "config.json"));
+  const read = (part: string) => readJson(joinPath(model, part, "config.json"));
   const config = parseUNetConfig(await read("unet"));
   const factor = downsampleFactor(parseAutoencoderConfig(await read("vae")));
   const sizes = Map.groupBy(
@@ -333,11 +312,8 @@ async function sitesOf(
   );
   return await Promise.all([...sizes.values()].map(async ([{ scene }]) => {
     const layout = sceneLayout(scene, "regional", classOf, settings);
-    return {
-      n: scene.concepts.length,
-      scale: scene.scale,
-      ...await actingSites(config, layout, factor),
-    };
+    const { concepts: { length: n }, scale } = scene;
+    return { n, scale, ...await actingSites(config, layout, factor) };
   }));
 }
 
@@ -361,8 +337,7 @@ async function checkPrompts(
   };
   const prompts = cells.flatMap(({ layout }) => layout ? [layout] : [])
     .flatMap(({ prompt, negative = "", regions = [] }) => [
-      prompt,
-      negative,
+      ...[prompt, negative],
       ...regions.flatMap((own) => [own.prompt, own.negative ?? ""]),
     ]);
   // Each learned word is one token once concepts are loaded.
@@ -373,4 +348,70 @@ async function checkPrompts(
     await loadTokenizer(clip!),
     cells.map(({ scene }) => captionOf(scene, textPrefix)),
   );
+}
+
+/** Pairs of pictures that are timed, the first not counted. */
+const TIMED_PAIRS = 4;
+
+/**
+ * Times whole pictures of the experiment's layouts, one to four regions, each
+ * against the plain picture of the same size, drawn in turns.
+ */
+async function timeRegions(
+  lab: Lab,
+  { concepts, column, settings }: RegionPlan,
+  ref: ModelRef = { type: "base" },
+  fusedPhrase: PhraseOf,
+): Promise<RegionTiming[]> {
+  // The base knows class words only.
+  const phrase = ref.type === "base" ? classOf : fusedPhrase;
+  const [{ word: background, phrases: [where] }] = SCENE_BACKGROUNDS;
+  const base = await loadModel(lab.folders.model);
+  try {
+    return await withModel(base, lab.folders.store, ref, async (model) => {
+      const timings: RegionTiming[] = [];
+      for (const regions of [1, 2, 3, 4]) {
+        // With few concepts some come twice: time does not depend on them.
+        const own = Array.from(
+          { length: regions },
+          (_, at) => identityOf(concepts[at % concepts.length]),
+        );
+        const scene = { concepts: own, background, where, scale: 1, column };
+        const layouts = await Promise.all(
+          (["plain", "regional"] as const).map((way) =>
+            resolveLayout(
+              parseLayout(sceneLayout(scene, way, phrase, settings)),
+            )
+          ),
+        );
+        const pairs: PictureTime[][] = [];
+        for (let pair = 0; pair < TIMED_PAIRS; pair++) {
+          pairs.push(await timeInTurns(model, layouts));
+        }
+        timings.push({
+          regions,
+          step: timedPart(pairs.slice(1), ({ steps }) => steps),
+          picture: timedPart(pairs.slice(1), ({ whole }) => [whole]),
+        });
+      }
+      return timings;
+    });
+  } finally {
+    disposeModel(base);
+  }
+}
+
+/** Medians over pairs of a plain and a regional picture. */
+function timedPart(
+  pairs: readonly (readonly PictureTime[])[],
+  times: (picture: PictureTime) => readonly number[],
+): TimedPart {
+  return {
+    seconds: median(pairs.flatMap(([, regional]) => times(regional))),
+    ratio: median(
+      pairs.flatMap(([plain, regional]) =>
+        times(regional).map((own, at) => own / times(plain)[at])
+      ),
+    ),
+  };
 }

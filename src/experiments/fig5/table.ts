@@ -5,54 +5,84 @@
  */
 import { fold, key } from "../../core/random.ts";
 import {
-  type Estimate,
+  compare,
+  type Comparison,
+  comparisonTable,
+  finite,
+} from "../../evaluation/compare.ts";
+import {
   hierarchicalBootstrap,
   type Nested,
-  nestedMean,
-  tInterval,
 } from "../../evaluation/statistics.ts";
-import type { Figure } from "../../report/html.ts";
-import type { Table } from "../../report/markdown.ts";
-import { errorBars } from "../ablation_figures.ts";
-import {
-  COMPARED_SCORES,
-  type ComparedScore,
-  REGION_SCORES,
-  type RegionRow,
-  type RegionScore,
-  scoreOf,
-} from "./judge.ts";
+import type { Report, ReportPart } from "../../report/document.ts";
+import { type Figure, plot } from "../../report/figure.ts";
+import { decimal, type Interval, interval } from "../../report/format.ts";
+import { type Column, type Table, tableOf } from "../../report/table.ts";
+import { type RegionRow, type RegionScore, SCORE_KINDS } from "./score.ts";
 import {
   knowsPlaces,
   REGION_ARMS,
   REGION_FUSIONS,
   RESOLUTION_ARMS,
 } from "./scenes.ts";
-import type { RegionTiming } from "./timing.ts";
 
-/** What the experiment gives. */
-export interface RegionReport {
-  /** What this document is. */
-  readonly format: "mix-of-show regions 3";
-  /** When it was made. */
-  readonly created: string;
-  /** Proper names of all fused concepts. */
-  readonly concepts: readonly string[];
+/** A time with regions, and against the same without. */
+export interface TimedPart {
+  /** Median seconds with regions. */
+  readonly seconds: number;
+  /** Median of the ratios to the same part of a plain picture of the same size. */
+  readonly ratio: number;
+}
+
+/** Times of the experiment's layout with a number of regions. */
+export interface RegionTiming {
+  /** Number of regions. */
+  readonly regions: number;
+  /** One sampling step. */
+  readonly step: TimedPart;
+  /** A whole picture: prompts and regions prepared, all steps, decoded. */
+  readonly picture: TimedPart;
+}
+
+/** At how many cross-attention sites of the UNet regions act. */
+export interface RegionSites {
+  /** Number of concepts. */
+  readonly n: number;
+  /** Resolution, a factor of 64 pixels. */
+  readonly scale: number;
+  /** Sites at which every region has a cell. */
+  readonly acting: number;
+  /** All cross-attention sites. */
+  readonly all: number;
+}
+
+/** What follows from the pictures' scores. */
+export interface RegionSummary {
   /** Arms that were drawn, in the order of the table. */
   readonly arms: readonly string[];
-  /** Scores at the usual resolution, a line for each number of concepts and arm. */
+  /** Scores at the usual resolution, a line per number of concepts and arm. */
   readonly table: readonly RegionCell[];
   /** The same at other resolutions. */
   readonly resolution: readonly RegionCell[];
   /** Differences on the same scenes and noise. */
-  readonly comparisons: readonly RegionComparison[];
+  readonly comparisons: readonly Comparison[];
+}
+
+/** What the experiment gives. */
+export interface RegionReport extends RegionSummary {
+  /** What this document is. */
+  readonly format: "mix-of-show regions 4";
+  /** When it was made. */
+  readonly created: string;
+  /** Proper names of all fused concepts. */
+  readonly concepts: readonly string[];
   /** Time against the number of regions. */
   readonly timing: readonly RegionTiming[];
   /** Every picture. */
   readonly rows: readonly RegionRow[];
   /** Labels of the gallery. */
   readonly gallery: readonly string[];
-  /** Seconds of each stage of this run; pieces that were there cost nothing. */
+  /** Seconds of each stage of this run; what the cache had costs nothing. */
   readonly seconds: Readonly<Record<string, number>>;
   /** What the run was made with. */
   readonly settings: Readonly<Record<string, unknown>>;
@@ -71,38 +101,7 @@ export interface RegionCell {
   /** Pictures behind it. */
   readonly pictures: number;
   /** Means with 95 % intervals (hierarchical bootstrap over choices). */
-  readonly scores: Readonly<Record<RegionScore, Estimate>>;
-}
-
-/** A difference between two arms, with two 95 % intervals. */
-export interface RegionDifference extends Estimate {
-  /**
-   * Student's t over the means of choices: infinite, in JSON null, if there is
-   * one choice.
-   */
-  readonly low: number;
-  /** Upper end of the same interval. */
-  readonly high: number;
-  /** Hierarchical bootstrap: too narrow where there are few choices. */
-  readonly bootstrap: Estimate;
-}
-
-/**
- * Differences that should be positive; of `replaced` and of leakage, negative.
- */
-export interface RegionComparison {
-  /** The arm that is expected to be better. */
-  readonly better: string;
-  /** The arm it is compared with. */
-  readonly worse: string;
-  /** Number of concepts. */
-  readonly n: number;
-  /** Choices of concepts behind the intervals. */
-  readonly sets: number;
-  /** Whether both arms were told who is where; else only any order counts. */
-  readonly placed: boolean;
-  /** The differences. */
-  readonly differences: Readonly<Record<ComparedScore, RegionDifference>>;
+  readonly scores: Readonly<Record<RegionScore, Interval>>;
 }
 
 /** Values of rows, nested by choice of concepts and background. */
@@ -117,66 +116,18 @@ function nested(
   );
 }
 
-function cellOf(
-  arm: string,
-  n: number,
-  scale: number,
-  rows: readonly RegionRow[],
-): RegionCell {
-  return {
-    arm,
-    n,
-    scale,
-    pictures: rows.length,
-    scores: Object.fromEntries(
-      REGION_SCORES.map((score) => [
-        score,
-        hierarchicalBootstrap(
-          nested(rows, (row) => scoreOf(row, score)),
-          fold(key(0), "regions", arm, n, score),
-        ),
-      ]),
-    ) as Record<RegionScore, Estimate>,
-  };
-}
-
-/** Pictures of the same scene and noise, in two arms. */
-function paired(
-  rows: readonly RegionRow[],
-  better: string,
-  worse: string,
-  n: number,
-): RegionComparison | undefined {
-  const nameOf = (row: RegionRow) =>
-    [row.n, ...row.concepts, row.background, row.picture].join();
-  const own = (arm: string) =>
-    rows.filter((row) => row.arm === arm && row.n === n && row.scale === 1);
-  const other = new Map(own(worse).map((row) => [nameOf(row), row]));
-  const both = own(better).filter((row) => other.has(nameOf(row)));
-  if (both.length === 0) return undefined;
-  const difference = (score: ComparedScore): RegionDifference => {
-    const values = nested(
-      both,
-      (row) => scoreOf(row, score) - scoreOf(other.get(nameOf(row))!, score),
-    );
-    return {
-      ...tInterval(values.map(nestedMean)),
-      bootstrap: hierarchicalBootstrap(
-        values,
-        fold(key(0), "regions", better, worse, n, score),
-      ),
-    };
-  };
-  return {
-    better,
-    worse,
-    n,
-    sets: new Set(both.map(({ concepts }) => concepts.join())).size,
-    placed: knowsPlaces(better, n) && knowsPlaces(worse, n),
-    differences: Object.fromEntries(
-      COMPARED_SCORES.map((score) => [score, difference(score)]),
-    ) as Record<ComparedScore, RegionDifference>,
-  };
+/** Means of pictures of one arm, number of concepts and resolution. */
+function cellOf(rows: readonly RegionRow[]): RegionCell {
+  const [{ arm, n, scale }] = rows;
+  const scores = SCORE_KINDS.map(([name, { of }]) => [
+    name,
+    finite(hierarchicalBootstrap(
+      nested(rows, of),
+      fold(key(0), "regions", arm, n, name),
+    )),
+  ]);
+  const pictures = rows.length;
+  return { arm, n, scale, pictures, scores: Object.fromEntries(scores) };
 }
 
 /** Arms that are compared: the first is expected to be better. */
@@ -192,27 +143,60 @@ const PAIRS: readonly (readonly [string, string])[] = [
   ["regional.gradient", "composite"],
 ];
 
+/** Compares two arms on the scenes and noise that both have. */
+function comparisonsOf(
+  rows: readonly RegionRow[],
+  n: number,
+  [better, worse]: readonly [string, string],
+): Comparison[] {
+  const nameOf = (row: RegionRow) =>
+    [...row.concepts, row.background, row.picture].join();
+  const of = (arm: string) =>
+    rows.filter((row) => row.arm === arm && row.n === n && row.scale === 1);
+  const other = new Map(of(worse).map((row) => [nameOf(row), row]));
+  const both = of(better).filter((row) => other.has(nameOf(row)));
+  const sets = new Set(both.map(({ concepts }) => concepts.join())).size;
+  if (sets === 0) return [];
+  const placed = knowsPlaces(better, n) && knowsPlaces(worse, n);
+  const fair = SCORE_KINDS.filter(([, kind]) =>
+    kind.compared && (placed || !kind.byPlace)
+  );
+  return fair.map(([score, { of, title }]) =>
+    compare(
+      {
+        id: `${n}: ${better} > ${worse}`,
+        claim: `${n} concepts: ${regionLabel(better)}, against ${
+          regionLabel(worse)
+        }`,
+        paper: false,
+        score: title,
+        less: title.endsWith("↓"),
+      },
+      nested(both, of),
+      nested(both, (row) => of(other.get(nameOf(row))!)),
+      {
+        key: fold(key(0), "regions", better, worse, n, score),
+        conclusive: sets > 1,
+      },
+    )
+  );
+}
+
 /**
  * Scores of every arm, and differences between arms on the same scenes.
  *
  * @param rows Every picture.
- * @param counts Numbers of concepts.
  */
-export function summarise(
-  rows: readonly RegionRow[],
-  counts: readonly number[],
-): Pick<RegionReport, "arms" | "table" | "resolution" | "comparisons"> {
+export function summarise(rows: readonly RegionRow[]): RegionSummary {
   const arms = REGION_ARMS.filter((arm) => rows.some((r) => r.arm === arm));
   const groups = Map.groupBy(
     rows,
     ({ arm, n, scale }) => [arm, n, scale].join(),
   );
-  const cells = [...groups.values()]
-    .map((own) => cellOf(own[0].arm, own[0].n, own[0].scale, own))
-    .sort((a, b) =>
-      a.n - b.n || arms.indexOf(a.arm) - arms.indexOf(b.arm) ||
-      a.scale - b.scale
-    );
+  const cells = [...groups.values()].map(cellOf).sort((a, b) =>
+    a.n - b.n || arms.indexOf(a.arm) - arms.indexOf(b.arm) || a.scale - b.scale
+  );
+  const counts = [...new Set(cells.map(({ n }) => n))];
   return {
     arms,
     table: cells.filter(({ scale }) => scale === 1),
@@ -221,13 +205,28 @@ export function summarise(
       cells.some((c) => c.n === n && c.scale !== 1)
     ),
     comparisons: counts.flatMap((n) =>
-      PAIRS.flatMap(([better, worse]) => paired(rows, better, worse, n) ?? [])
+      PAIRS.flatMap((pair) => comparisonsOf(rows, n, pair))
     ),
   };
 }
 
+/**
+ * A stored report, of this format or the one before it: what follows from its
+ * pictures is computed again.
+ *
+ * @param json What `regions.json` holds.
+ */
+export function readRegions(json: unknown): RegionReport {
+  const stored = json as RegionReport;
+  return {
+    ...stored,
+    format: "mix-of-show regions 4",
+    ...summarise(stored.rows),
+  };
+}
+
 /** How arms are called in tables. */
-export const REGION_LABELS: Readonly<Record<string, string>> = {
+const LABELS: Readonly<Record<string, string>> = {
   real: "rendered (ceiling)",
   empty: "empty backgrounds (floor)",
   plain: "plain prompt",
@@ -246,79 +245,37 @@ export const REGION_LABELS: Readonly<Record<string, string>> = {
  */
 export function regionLabel(arm: string): string {
   const [way, fusion] = arm.split(".");
-  const label = REGION_LABELS[way] ?? way;
+  const label = LABELS[way] ?? way;
   return fusion === undefined ? label : `${label}, ${fusion} fusion`;
 }
-
-/** `0.75 [0.61, 0.88]`, or the mean alone where there is no interval. */
-function shown(estimate: Estimate | undefined): string {
-  if (!estimate || !Number.isFinite(estimate.mean)) return "–";
-  const { mean, low, high } = estimate;
-  const interval = Number.isFinite(low) && Number.isFinite(high)
-    ? ` [${low.toFixed(2)}, ${high.toFixed(2)}]`
-    : "";
-  return mean.toFixed(2) + interval;
-}
-
-/** Scores that judge by place. */
-const BY_PLACE: readonly RegionScore[] = [
-  "identity",
-  "nearest",
-  "replaced",
-  "leakage",
-  "complete",
-  "own",
-];
 
 /** A score of a line, unless it judges places that the arm was not told. */
 function fairScore(
   { arm, n, scores }: RegionCell,
   score: RegionScore,
-): Estimate | undefined {
-  const unfair = BY_PLACE.includes(score) && !knowsPlaces(arm, n);
+): Interval | undefined {
+  const unfair =
+    SCORE_KINDS.some(([name, { byPlace }]) => name === score && byPlace) &&
+    !knowsPlaces(arm, n);
   return unfair ? undefined : scores[score];
 }
 
-const COLUMNS: readonly (readonly [RegionScore, string])[] = [
-  ["identity", "identity per region ↑"],
-  ["nearest", "own nearest of the picture's ↑"],
-  ["replaced", "replaced by another ↓"],
-  ["leakage", "another seen there ↓"],
-  ["missing", "nobody there ↓"],
-  ["occupied", "somebody in every region ↑"],
-  ["complete", "all in place ↑"],
-  ["anyOrder", "identity, any order ↑"],
-  ["anyOrderLeakage", "another seen, any order ↓"],
-  ["own", "masked alignment ↑"],
-  ["text", "text ↑"],
+const SCORE_COLUMNS: readonly Column<RegionCell>[] = [
+  ["arm", ({ arm }) => regionLabel(arm)],
+  ...SCORE_KINDS.map(([score, { title }]): Column<RegionCell> => [
+    title,
+    (cell) => interval(fairScore(cell, score), 2),
+  ]),
+  ["pictures", ({ pictures }) => String(pictures)],
 ];
-
-function tableOf(
-  cells: readonly RegionCell[],
-  first: readonly string[],
-  lead: (cell: RegionCell) => readonly string[],
-): Table {
-  return {
-    head: [...first, ...COLUMNS.map(([, title]) => title), "pictures"],
-    rows: cells.map((cell) => [
-      ...lead(cell),
-      ...COLUMNS.map(([score]) => shown(fairScore(cell, score))),
-      String(cell.pictures),
-    ]),
-  };
-}
 
 /**
  * The main table: a line for every number of concepts and arm.
  *
  * @param report The report.
  */
-export function regionTable(report: Pick<RegionReport, "table">): Table {
-  return tableOf(
-    report.table,
-    ["concepts", "arm"],
-    ({ n, arm }) => [String(n), regionLabel(arm)],
-  );
+export function regionTable({ table }: Pick<RegionReport, "table">): Table {
+  return tableOf(table, [["concepts", ({ n }) => String(n)], ...SCORE_COLUMNS]);
 }
 
 /**
@@ -327,63 +284,12 @@ export function regionTable(report: Pick<RegionReport, "table">): Table {
  * @param report The report.
  */
 export function resolutionTable(
-  report: Pick<RegionReport, "resolution">,
+  { resolution }: Pick<RegionReport, "resolution">,
 ): Table {
-  return tableOf(
-    report.resolution,
-    ["pixels of height", "arm"],
-    ({ scale, arm }) => [String(64 * scale), regionLabel(arm)],
-  );
-}
-
-/** Columns of the comparisons. */
-const COMPARED: readonly (readonly [ComparedScore, string])[] = [
-  ["identity", "identity ↑"],
-  ["nearest", "own nearest of the picture's ↑"],
-  ["replaced", "replaced by another ↓"],
-  ["leakage", "another seen there ↓"],
-  ["own", "masked alignment ↑"],
-  ["anyOrder", "identity, any order ↑"],
-  ["anyOrderLeakage", "another seen, any order ↓"],
-];
-
-/**
- * Differences between arms on the same scenes and noise: Student's t interval
- * over choices of concepts, then that of the bootstrap. Where an arm was not
- * told who is where, scores by place are left out.
- *
- * @param report The report.
- */
-export function regionComparisonTable(
-  report: Pick<RegionReport, "comparisons">,
-): Table {
-  const signed = (e: Estimate) => e.mean >= 0 ? `+${shown(e)}` : shown(e);
-  const both = (difference: RegionDifference) => {
-    const { low, high } = difference.bootstrap;
-    return `${signed(difference)}; bootstrap [${low.toFixed(2)}, ${
-      high.toFixed(2)
-    }]`;
-  };
-  return {
-    head: [
-      "concepts",
-      "choices",
-      "arm",
-      "against",
-      ...COMPARED.map(([, title]) => title),
-    ],
-    rows: report.comparisons.map(
-      ({ n, sets, better, worse, placed, differences }) => [
-        String(n),
-        String(sets),
-        regionLabel(better),
-        regionLabel(worse),
-        ...COMPARED.map(([score]) =>
-          BY_PLACE.includes(score) && !placed ? "–" : both(differences[score])
-        ),
-      ],
-    ),
-  };
+  return tableOf(resolution, [
+    ["pixels of height", ({ scale }) => String(64 * scale)],
+    ...SCORE_COLUMNS,
+  ]);
 }
 
 /**
@@ -392,26 +298,21 @@ export function regionComparisonTable(
  * @param report The report.
  */
 export function regionTimingTable(
-  report: Pick<RegionReport, "timing">,
+  { timing }: Pick<RegionReport, "timing">,
 ): Table {
-  return {
-    head: [
-      "regions",
-      "ms a step",
-      "against plain",
-      "ms a picture",
-      "against plain",
-      "aim",
-    ],
-    rows: report.timing.map(({ regions, step, picture }) => [
-      String(regions),
-      (1000 * step.seconds).toFixed(1),
-      step.ratio.toFixed(2),
-      (1000 * picture.seconds).toFixed(0),
-      picture.ratio.toFixed(2),
-      `≤ ${(1 + 0.15 * regions).toFixed(2)}`,
-    ]),
-  };
+  return tableOf(timing, [
+    ["regions", ({ regions }) => String(regions)],
+    ["ms per step", ({ step }) => decimal(1000 * step.seconds, 1)],
+    ["against plain", ({ step }) => decimal(step.ratio, 2)],
+    ["ms per picture", ({ picture }) => decimal(1000 * picture.seconds, 0)],
+    ["against plain", ({ picture }) => decimal(picture.ratio, 2)],
+    ["aim", ({ regions }) => `≤ ${decimal(aimOf(regions), 2)}`],
+  ]);
+}
+
+/** Time against a plain picture that is hoped for. */
+function aimOf(regions: number): number {
+  return 1 + 0.15 * regions;
 }
 
 /** A score per arm, grouped by number of concepts. */
@@ -421,51 +322,52 @@ function barsOf(
   title: string,
 ): Figure {
   const counts = [...new Set(table.map(({ n }) => n))];
-  return {
-    data: counts.map((n) => {
-      const scores = arms.map((arm) => {
+  return plot({
+    title,
+    range: [0, 1],
+    series: counts.map((n) => ({
+      name: `${n} concepts`,
+      as: "bars",
+      x: arms.map(regionLabel),
+      y: arms.map((arm) => {
         const cell = table.find((one) => one.arm === arm && one.n === n);
         return cell && fairScore(cell, score);
-      });
-      return {
-        type: "bar",
-        name: `${n} concepts`,
-        x: arms.map(regionLabel),
-        y: scores.map((e) => e?.mean ?? null),
-        error_y: errorBars(scores),
-      };
-    }),
-    layout: {
-      title: { text: title },
-      barmode: "group",
-      yaxis: { range: [0, 1] },
-      xaxis: { tickangle: -30, automargin: true },
-    },
-  };
+      }),
+    })),
+  });
 }
 
 /** Own concept nearest, against height of the pictures (the paper's Fig 10). */
 function resolutionFigure(cells: readonly RegionCell[]): Figure {
-  return {
-    data: [...Map.groupBy(cells, ({ arm }) => arm)].map(([arm, own]) => {
-      const scores = own.map((cell) => fairScore(cell, "nearest"));
-      return {
-        type: "scatter",
-        mode: "lines+markers",
-        name: regionLabel(arm),
-        x: own.map(({ scale }) => 64 * scale),
-        y: scores.map((e) => e?.mean ?? null),
-        error_y: errorBars(scores),
-      };
-    }),
-    layout: {
-      title: {
-        text: "Own concept nearest of the picture's, against resolution",
-      },
-      xaxis: { title: { text: "pixels of height" } },
-      yaxis: { range: [0, 1] },
-    },
-  };
+  return plot({
+    title: "Own concept nearest of the picture's, against resolution",
+    xTitle: "pixels of height",
+    range: [0, 1],
+    series: [...Map.groupBy(cells, ({ arm }) => arm)].map(([arm, own]) => ({
+      name: regionLabel(arm),
+      as: "lines+markers",
+      x: own.map(({ scale }) => 64 * scale),
+      y: own.map((cell) => fairScore(cell, "nearest")),
+    })),
+  });
+}
+
+/** Time against that of a plain picture, and the aim. */
+function timingFigure(timing: readonly RegionTiming[]): Figure {
+  const x = timing.map(({ regions }) => regions);
+  const measured = (part: "step" | "picture", name: string) => ({
+    ...{ name, as: "lines+markers" as const, x },
+    y: timing.map((one) => one[part].ratio),
+  });
+  return plot({
+    title: "Time with regions, against a plain picture",
+    xTitle: "regions",
+    series: [
+      measured("picture", "whole picture"),
+      measured("step", "sampling step"),
+      { name: "aim", as: "lines", dotted: true, x, y: x.map(aimOf) },
+    ],
+  });
 }
 
 /**
@@ -474,55 +376,61 @@ function resolutionFigure(cells: readonly RegionCell[]): Figure {
  * @param report The report.
  */
 export function regionFigures(
-  report: Omit<RegionReport, "created">,
+  report: Pick<RegionReport, "table" | "arms" | "resolution" | "timing">,
 ): [string, Figure][] {
-  const figures: [string, Figure][] = [
-    ["identity", barsOf(report, "identity", "Right concept in its region")],
-    [
-      "nearest",
-      barsOf(report, "nearest", "Own concept nearest of the picture's"),
-    ],
-    [
-      "leakage",
-      barsOf(report, "leakage", "Another concept seen in its region"),
-    ],
+  const { resolution, timing } = report;
+  const bars = (score: RegionScore, title: string): [string, Figure] => [
+    score,
+    barsOf(report, score, title),
   ];
-  if (report.resolution.length > 0) {
-    figures.push(["resolution", resolutionFigure(report.resolution)]);
-  }
-  if (report.timing.length > 0) {
-    figures.push(["time", timingFigure(report)]);
-  }
-  return figures;
+  return [
+    bars("identity", "Right concept in its region"),
+    bars("nearest", "Own concept nearest of the picture's"),
+    bars("leakage", "Another concept seen in its region"),
+    ...resolution.length === 0
+      ? []
+      : [["resolution", resolutionFigure(resolution)] as [string, Figure]],
+    ...timing.length === 0
+      ? []
+      : [["time", timingFigure(timing)] as [string, Figure]],
+  ];
 }
 
-/** Time against that of a plain picture, and the aim. */
-function timingFigure({ timing }: Pick<RegionReport, "timing">): Figure {
-  const x = timing.map(({ regions }) => regions);
-  const measured = (part: "step" | "picture", name: string) => ({
-    type: "scatter",
-    mode: "lines+markers",
-    name,
-    x,
-    y: timing.map((one) => one[part].ratio),
-  });
+/**
+ * The whole report.
+ *
+ * @param report The numbers.
+ * @param sheets Sheets of pictures.
+ */
+export function regionsReport(
+  report: RegionReport,
+  sheets: readonly Extract<ReportPart, { type: "pictures" }>[],
+): Report {
+  const table = (title: string, table: Table, brief = false): ReportPart[] =>
+    table.rows.length === 0 ? [] : [{ type: "table", title, table, brief }];
+  const { sites } = report.settings.regions as { sites: RegionSites[] };
   return {
-    data: [
-      measured("picture", "whole picture"),
-      measured("step", "sampling step"),
-      {
-        type: "scatter",
-        mode: "lines",
-        name: "aim",
-        line: { dash: "dot" },
-        x,
-        y: x.map((regions) => 1 + 0.15 * regions),
-      },
+    name: "regions",
+    title: "several concepts in one picture",
+    lead: [],
+    parts: [
+      { type: "table", table: regionTable(report), brief: true },
+      ...regionFigures(report).map(([id, figure]): ReportPart => (
+        { type: "figure", id, figure }
+      )),
+      ...sheets,
+      ...table("Same scenes, same noise", comparisonTable(report)),
+      ...table("Resolution", resolutionTable(report)),
+      ...table("Time", regionTimingTable(report), true),
+      ...table(
+        "Cross-attention sites at which regions act",
+        tableOf(sites, [
+          ["concepts", ({ n }) => String(n)],
+          ["pixels of height", ({ scale }) => String(64 * scale)],
+          ["acting", ({ acting, all }) => `${acting} of ${all}`],
+        ]),
+      ),
+      { type: "data", title: "Settings", value: report.settings },
     ],
-    layout: {
-      title: { text: "Time with regions, against a plain picture" },
-      xaxis: { title: { text: "regions" } },
-      yaxis: { rangemode: "tozero" },
-    },
   };
 }

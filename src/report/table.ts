@@ -1,5 +1,5 @@
 /**
- * Tables as Markdown and as aligned text.
+ * Tables: of typed rows, as Markdown and as aligned text.
  *
  * @module
  */
@@ -11,6 +11,37 @@ export interface Table {
   readonly head: readonly string[];
   /** Rows of as many cells. */
   readonly rows: readonly (readonly string[])[];
+}
+
+/** A column: its head, and how a row is written in it. */
+export type Column<Row> = readonly [
+  head: string,
+  cell: (row: Row) => string,
+];
+
+/**
+ * A table of typed rows.
+ *
+ * @param rows The rows.
+ * @param columns A head and a cell each.
+ *
+ * @example
+ * ```ts
+ * const scores = [{ name: "kuro", image: 0.75 }];
+ * const table = tableOf(scores, [
+ *   ["concept", ({ name }) => name],
+ *   ["image", ({ image }) => decimal(image)],
+ * ]);
+ * ```
+ */
+export function tableOf<Row>(
+  rows: readonly Row[],
+  columns: readonly Column<Row>[],
+): Table {
+  return {
+    head: columns.map(([head]) => head),
+    rows: rows.map((row) => columns.map(([, cell]) => cell(row))),
+  };
 }
 
 function check(table: Table): void {
@@ -88,32 +119,4 @@ export function textTable(table: Table): string {
     size.map((n) => "─".repeat(n)).join("  "),
     ...table.rows.map(line),
   ].join("\n") + "\n";
-}
-
-/**
- * A number with so many decimals and a true minus sign; `–` where it is not
- * finite.
- *
- * @param value The number.
- * @param digits Decimals.
- * @default digits 3
- */
-export function decimal(value: number, digits = 3): string {
-  if (!Number.isFinite(value)) return "–";
-  const text = value.toFixed(digits);
-  // −0.000 says less than 0.000.
-  const zero = Number(text) === 0;
-  return (zero ? text.replace("-", "") : text).replace("-", "−");
-}
-
-/**
- * A signed number: `+0.012`, `−0.094`.
- *
- * @param value The number.
- * @param digits Decimals.
- * @default digits 3
- */
-export function signed(value: number, digits = 3): string {
-  const text = decimal(value, digits);
-  return Number.isFinite(value) && !text.startsWith("−") ? `+${text}` : text;
 }

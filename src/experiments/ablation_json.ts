@@ -7,50 +7,14 @@
  * @module
  */
 import { z } from "zod";
-
-/** The four scores. */
-export const SCORES: readonly ScoreName[] = [
-  "text",
-  "image",
-  "masked",
-  "retrieval",
-];
-
-/**
- * Name of a score: text alignment (2.5·max(cos, 0), class word in the caption),
- * image alignment (mean of max(cos, 0) over references), masked image alignment
- * (references cut to their masks, best window of the picture), and the share of
- * pictures whose nearest gallery entry is the identity.
- */
-export type ScoreName = "text" | "image" | "masked" | "retrieval";
-
-/** A number, or null where there is none. */
-export type Maybe = number | null;
-
-/** The number, or null where it is none: JSON has no NaN and no infinity. */
-export function orNull(value: number): Maybe {
-  return Number.isFinite(value) ? value : null;
-}
-
-/** An estimate as JSON holds it. */
-export function finite(
-  { mean, low, high }: Readonly<Record<"mean" | "low" | "high", number>>,
-): ScoreEstimate {
-  return { mean: orNull(mean), low: orNull(low), high: orNull(high) };
-}
-
-/** A mean with its 95 % interval. */
-export interface ScoreEstimate {
-  /** Mean over concepts, seeds and prompts. */
-  mean: Maybe;
-  /** Lower end. */
-  low: Maybe;
-  /** Upper end. */
-  high: Maybe;
-}
+import type { Comparison } from "../evaluation/compare.ts";
+import type { PairCosines } from "../evaluation/concept_cosines.ts";
+import type { Interval, Maybe } from "../report/format.ts";
+import type { EvaluatorOutcome } from "./evaluator.ts";
+import type { ConceptScores, ScoreName } from "./scores.ts";
 
 /** All four scores. */
-export type Scores = Record<ScoreName, ScoreEstimate>;
+export type Scores = Record<ScoreName, Interval>;
 
 /** How one layer was fitted: mean squared feature errors. */
 export interface LayerFit {
@@ -88,10 +52,10 @@ export interface Arm {
   retained: Scores;
   /** Masked denoising error on held-out references: lower is better. */
   heldout?: {
-    single: ScoreEstimate;
-    fused: ScoreEstimate;
+    single: Interval;
+    fused: Interval;
     /** (class word − fused) / (class word − single) of the means. */
-    kept: ScoreEstimate;
+    kept: Interval;
   };
   /** Time of fusion, first seed. */
   fusionSeconds: Maybe;
@@ -101,66 +65,10 @@ export interface Arm {
   layers: LayerFit[];
 }
 
-/** What became of a claim; what the paper does not claim is shown at best. */
-export type Verdict =
-  | "reproduced"
-  | "shown"
-  | "not shown"
-  | "reversed"
-  | "no conclusion";
-
-/** A claim as a difference that should be positive. */
-export interface Comparison {
-  /** The arms. */
-  id: string;
-  /** The claim in words. */
-  claim: string;
-  /** Whether it is the paper's; the others go beyond it. */
-  paper: boolean;
-  /** By which score. */
-  score: ScoreName;
-  /** Mean difference over concepts. */
-  mean: Maybe;
-  /** Lower end of Student's t interval. */
-  low: Maybe;
-  /** Upper end. */
-  high: Maybe;
-  /** Hierarchical bootstrap of the same mean: concepts, seeds, prompts. */
-  bootstrap?: { low: Maybe; high: Maybe };
-  /** Concepts. */
-  n: number;
-  /** Concepts with a positive difference. */
-  wins: number;
-  /** Interval above 0, below 0, or neither; none where nothing can be said. */
-  verdict: Verdict;
-}
-
-/** Scores of one arm for one concept and seed, a value a prompt. */
-export interface ScoreRow {
+/** Scores of one arm for one concept and seed, a value per prompt. */
+export interface ScoreRow extends ConceptScores {
   /** `base`, `lora.single`, `lora.weight`, … */
   arm: string;
-  /** Proper name. */
-  concept: string;
-  /** Training seed. */
-  seed: number;
-  /** In the order of `prompts.indices`. */
-  text: number[];
-  /** In the same order. */
-  image: number[];
-  /** In the same order. */
-  masked: number[];
-  /** 0 or 1, in the same order. */
-  retrieval: number[];
-  /** Masked denoising error on held-out references: lower is better. */
-  heldout?: number;
-}
-
-/** Cosines between pairs of concepts. */
-export interface PairCosines {
-  /** Mean over pairs. */
-  mean: Maybe;
-  /** Most alike pair. */
-  max: Maybe;
 }
 
 /** What `ablation.json` holds. */
@@ -179,6 +87,8 @@ export interface AblationReport {
   planned?: number[];
   /** Which prompts of each concept. */
   prompts: { perConcept: number; indices: number[]; sha256: string };
+  /** Whether the evaluation CLIP passes its test, and which floors it misses. */
+  evaluator?: EvaluatorOutcome;
   /** The preset in full. */
   settings: Record<string, unknown>;
   /**
@@ -190,8 +100,8 @@ export interface AblationReport {
   base: {
     lower: Scores;
     ceiling: Scores;
-    unrelated?: ScoreEstimate;
-    heldout?: ScoreEstimate;
+    unrelated?: Interval;
+    heldout?: Interval;
   };
   /** Fused arms by name, such as `edlora.gradient`. */
   arms: Record<string, Arm>;
@@ -243,6 +153,7 @@ export interface AblationReport {
 }
 
 const maybe = z.number().nullable();
+const numbers = z.array(z.number());
 const estimate = z.object({ mean: maybe, low: maybe, high: maybe });
 const scores = z.object({
   text: estimate,
@@ -250,8 +161,38 @@ const scores = z.object({
   masked: estimate,
   retrieval: estimate,
 });
-const scoreName = z.enum(["text", "image", "masked", "retrieval"]);
 const pair = z.object({ mean: maybe, max: maybe });
+const layer = z.object({
+  ...{ stage: z.string(), layer: z.string() },
+  ...{ rows: z.number(), features: z.number() },
+  ...{ before: maybe, after: maybe, average: maybe },
+});
+const arm = z.object({
+  embedding: z.enum(["lora", "edlora"]),
+  fusion: z.enum(["weight", "gradient", "weight_best_lambda"]),
+  lambda: maybe,
+  ...{ single: scores, fused: scores, loss: scores, retained: scores },
+  heldout: z.object({ single: estimate, fused: estimate, kept: estimate })
+    .optional(),
+  fusionSeconds: maybe,
+  drift: maybe,
+  layers: z.array(layer),
+});
+const comparison = z.object({
+  ...{ id: z.string(), claim: z.string(), paper: z.boolean() },
+  ...{ score: z.string(), mean: maybe, low: maybe, high: maybe },
+  bootstrap: z.object({ low: maybe, high: maybe }).optional(),
+  ...{ n: z.number(), wins: z.number() },
+  verdict: z.enum([
+    ...["reproduced", "shown", "not shown"] as const,
+    ...["reversed", "no conclusion"] as const,
+  ]),
+});
+const row = z.object({
+  ...{ arm: z.string(), concept: z.string(), seed: z.number() },
+  ...{ text: numbers, image: numbers, masked: numbers, retrieval: numbers },
+  heldout: z.number().optional(),
+});
 
 /** Schema of {@linkcode AblationReport}. */
 export const ablationSchema: z.ZodType<AblationReport> = z.object({
@@ -259,116 +200,49 @@ export const ablationSchema: z.ZodType<AblationReport> = z.object({
   scale: z.enum(["quick", "default", "full", "custom"]),
   created: z.string(),
   concepts: z.array(z.object({ name: z.string(), class: z.string() })),
-  seeds: z.array(z.number()),
-  planned: z.array(z.number()).optional(),
+  seeds: numbers,
+  planned: numbers.optional(),
   prompts: z.object({
-    perConcept: z.number(),
-    indices: z.array(z.number()),
-    sha256: z.string(),
+    ...{ perConcept: z.number(), indices: numbers, sha256: z.string() },
   }),
+  evaluator: z.object({
+    ...{ line: z.string(), failures: z.array(z.string()).nullable() },
+  }).optional(),
   settings: z.record(z.string(), z.unknown()),
   base: z.object({
-    lower: scores,
-    ceiling: scores,
+    ...{ lower: scores, ceiling: scores },
     unrelated: estimate.optional(),
     heldout: estimate.optional(),
   }),
-  arms: z.record(
-    z.string(),
-    z.object({
-      embedding: z.enum(["lora", "edlora"]),
-      fusion: z.enum(["weight", "gradient", "weight_best_lambda"]),
-      lambda: maybe,
-      single: scores,
-      fused: scores,
-      loss: scores,
-      retained: scores,
-      heldout: z.object({ single: estimate, fused: estimate, kept: estimate })
-        .optional(),
-      fusionSeconds: maybe,
-      drift: maybe,
-      layers: z.array(z.object({
-        stage: z.string(),
-        layer: z.string(),
-        rows: z.number(),
-        features: z.number(),
-        before: maybe,
-        after: maybe,
-        average: maybe,
-      })),
-    }),
-  ),
-  comparisons: z.array(z.object({
-    id: z.string(),
-    claim: z.string(),
-    paper: z.boolean(),
-    score: scoreName,
-    mean: maybe,
-    low: maybe,
-    high: maybe,
-    bootstrap: z.object({ low: maybe, high: maybe }).optional(),
-    n: z.number(),
-    wins: z.number(),
-    verdict: z.enum([
-      "reproduced",
-      "shown",
-      "not shown",
-      "reversed",
-      "no conclusion",
-    ]),
-  })),
+  arms: z.record(z.string(), arm),
+  comparisons: z.array(comparison),
   headroom: z.object({
-    median: maybe,
-    required: z.number(),
-    enough: z.boolean(),
+    ...{ median: maybe, required: z.number(), enough: z.boolean() },
   }),
   retrieval: z.object({ chance: z.number(), gallery: z.array(z.string()) }),
   capacity: z.object({
-    rank: z.number(),
-    n: z.number(),
-    unet: z.array(z.number()),
-    textEncoder: z.array(z.number()),
+    ...{ rank: z.number(), n: z.number(), unet: numbers, textEncoder: numbers },
   }),
   distinguishability: z.record(
     z.string(),
     z.object({ before: pair, after: pair }),
   ),
   drift: z.record(z.string(), maybe),
-  rows: z.array(z.object({
-    arm: z.string(),
-    concept: z.string(),
-    seed: z.number(),
-    text: z.array(z.number()),
-    image: z.array(z.number()),
-    masked: z.array(z.number()),
-    retrieval: z.array(z.number()),
-    heldout: z.number().optional(),
-  })),
+  rows: z.array(row),
   groups: z.array(z.object({
-    arm: z.string(),
-    group: z.string(),
-    text: maybe,
-    image: maybe,
+    ...{ arm: z.string(), group: z.string(), text: maybe, image: maybe },
   })),
   training: z.array(z.object({
-    embedding: z.string(),
-    concept: z.string(),
-    seed: z.number(),
-    seconds: z.number(),
-    losses: z.array(z.number()),
+    ...{ embedding: z.string(), concept: z.string(), seed: z.number() },
+    ...{ seconds: z.number(), losses: numbers },
   })),
   hashes: z.object({
-    model: z.string(),
-    clip: z.string(),
+    ...{ model: z.string(), clip: z.string() },
     data: z.record(z.string(), z.string()),
   }),
   machine: z.object({
-    backend: z.string(),
-    workers: z.number(),
-    processors: z.number(),
-    deno: z.string(),
-    library: z.string(),
-    tfjs: z.string(),
+    ...{ backend: z.string(), workers: z.number(), processors: z.number() },
+    ...{ deno: z.string(), library: z.string(), tfjs: z.string() },
   }),
   timings: z.record(z.string(), z.number()),
 });

@@ -1,29 +1,48 @@
 /**
- * From pictures to the four scores.
+ * From pictures of concepts to the four scores, and from scores to means.
  *
  * @module
  */
+import type { Key } from "../core/random.ts";
 import type { ClipVector } from "../evaluation/clip.ts";
 import { imageAlignment, textAlignment } from "../evaluation/clip_score.ts";
+import { finite, rounded } from "../evaluation/compare.ts";
 import type { PixelBox } from "../evaluation/preprocess.ts";
 import {
   gallery,
   type GalleryEntry,
   retrieve,
 } from "../evaluation/retrieval.ts";
-import { mean } from "../evaluation/statistics.ts";
+import {
+  hierarchicalBootstrap,
+  type Nested,
+  nestedMean,
+} from "../evaluation/statistics.ts";
 import type { Embedded, Lab, References } from "../lab/lab.ts";
 import type { ModelRef, PictureSet, SamplingSettings } from "../lab/specs.ts";
+import { canonicalJson } from "../lab/store.ts";
 import { otherDesigns } from "../micro/concepts.ts";
 import { type Prompt, promptText } from "../micro/prompts.ts";
 import { IDENTITIES } from "../micro/world.ts";
-import { type ScoreName, type ScoreRow, SCORES } from "./ablation_schema.ts";
+import type { Interval } from "../report/format.ts";
+import type { ExperimentPreset } from "./presets.ts";
 import { promptSamples, type Subject } from "./subjects.ts";
 
-/** Five decimals: more than a score of some pictures can say. */
-export function rounded(value: number): number {
-  return Math.round(value * 1e5) / 1e5;
-}
+/**
+ * Name of a score: text alignment (2.5·max(cos, 0), class word in the caption),
+ * image alignment (mean of max(cos, 0) over references), masked image alignment
+ * (references cut to their masks, best window of the picture), and the share of
+ * pictures whose nearest gallery entry is the identity.
+ */
+export type ScoreName = "text" | "image" | "masked" | "retrieval";
+
+/** The four scores. */
+export const SCORES: readonly ScoreName[] = [
+  "text",
+  "image",
+  "masked",
+  "retrieval",
+];
 
 /**
  * One value per score.
@@ -36,22 +55,28 @@ export function perScore<T>(of: (score: ScoreName) => T): Record<ScoreName, T> {
   ) as Record<ScoreName, T>;
 }
 
-/**
- * The part of the picture in which a prompt wants its concept: a little more
- * than half where there is a partner, else everything.
- *
- * @param prompt The prompt.
- * @returns Shares of the picture.
- */
-export function promptRegion({ facts }: Pick<Prompt, "facts">): PixelBox {
-  if (facts.side === undefined) return { x: 0, y: 0, width: 1, height: 1 };
-  return { x: facts.side === "left" ? 0 : 0.4, y: 0, width: 0.6, height: 1 };
+/** Scores of one concept and seed, a value per prompt. */
+export interface ConceptScores {
+  /** Proper name. */
+  concept: string;
+  /** Training seed. */
+  seed: number;
+  /** In the order of the concept's prompts. */
+  text: number[];
+  /** In the same order. */
+  image: number[];
+  /** In the same order. */
+  masked: number[];
+  /** 0 or 1, in the same order. */
+  retrieval: number[];
+  /** Masked denoising error on held-out references: lower is better. */
+  heldout?: number;
 }
 
-/** A concept to draw from its prompts. */
-export interface Cell {
-  /** Name of the arm. */
-  readonly arm: string;
+/** A concept to draw from its prompts, in one arm of an experiment. */
+export interface Cell<Arm = string> {
+  /** The arm. */
+  readonly arm: Arm;
   /** Training seed. */
   readonly seed: number;
   /** The concept. */
@@ -63,7 +88,7 @@ export interface Cell {
 }
 
 /** Pictures of a cell: one per prompt. */
-export interface Drawn extends Cell {
+export interface Drawn<Arm = string> extends Cell<Arm> {
   /** Names of the pictures in the store. */
   readonly images: readonly string[];
 }
@@ -75,29 +100,29 @@ export interface Drawn extends Cell {
  * @param sampling How pictures are drawn.
  * @param cells What is drawn.
  */
-export async function drawCells<C extends Cell>(
+export async function drawCells<Arm>(
   lab: Lab,
   sampling: SamplingSettings,
-  cells: readonly C[],
-): Promise<(C & Drawn)[]> {
-  const images = await lab.draw(cells.map((
-    { model, subject, seed, words },
-  ) => ({
-    model,
-    samples: promptSamples(subject, seed, words),
-    sampling,
-  })));
+  cells: readonly Cell<Arm>[],
+): Promise<Drawn<Arm>[]> {
+  const images = await lab.draw(
+    cells.map(({ model, subject, seed, words }) => ({
+      model,
+      samples: promptSamples(subject, seed, words),
+      sampling,
+    })),
+  );
   return cells.map((cell, i) => ({ ...cell, images: images[i] }));
 }
 
 /** Scores pictures of some concepts. */
 export interface Scorer {
-  /** References of everybody in the gallery, cut to their masks. */
+  /** References of every identity in the gallery, cut to their masks. */
   readonly entries: readonly GalleryEntry[];
   /** Embedded captions of a concept's prompts, with the class word. */
   captions(subject: Subject): readonly ClipVector[];
-  /** Scores, a row per entry. */
-  score(drawn: readonly Drawn[]): Promise<ScoreRow[]>;
+  /** Scores, in the order of what was drawn. */
+  score(drawn: readonly Drawn<unknown>[]): Promise<ConceptScores[]>;
   /**
    * What a concept's references score: alignment each with the others, and
    * retrieval. References have no prompt, so there is no text alignment.
@@ -107,20 +132,13 @@ export interface Scorer {
   ): Readonly<Record<Exclude<ScoreName, "text">, number>>[];
 }
 
-/**
- * Embeds references and captions.
- *
- * @param lab The lab.
- * @param all The concepts.
- * @param textPrefix What stands before a caption.
- */
-export async function openScorer(
+/** Pictures of the gallery: concepts and their look-alikes, each a label. */
+function gallerySets(
   lab: Lab,
   all: readonly Subject[],
-  textPrefix: string,
-): Promise<Scorer> {
+): [string, PictureSet][] {
   // In-domain concepts and their look-alikes, then all identities and theirs.
-  const sets: [string, PictureSet][] = [
+  return [
     ...all.filter(({ references }) => references.of === "drawn")
       .flatMap(({ name, references, others }): [string, PictureSet][] => [
         [name, references],
@@ -136,6 +154,30 @@ export async function openScorer(
       ]),
     ]),
   ];
+}
+
+/**
+ * The part of the picture in which a prompt wants its concept: a little more
+ * than half where there is a partner, else everything.
+ */
+function promptRegion({ facts: { side } }: Prompt): PixelBox {
+  if (side === undefined) return { x: 0, y: 0, width: 1, height: 1 };
+  return { x: side === "left" ? 0 : 0.4, y: 0, width: 0.6, height: 1 };
+}
+
+/**
+ * Embeds references and captions.
+ *
+ * @param lab The lab.
+ * @param all The concepts.
+ * @param textPrefix What stands before a caption.
+ */
+export async function openScorer(
+  lab: Lab,
+  all: readonly Subject[],
+  textPrefix: string,
+): Promise<Scorer> {
+  const sets = gallerySets(lab, all);
   const found = await lab.references(sets.map(([, set]) => set));
   const references = new Map<string, References>(
     sets.map(([label], i) => [label, found[i]]),
@@ -151,7 +193,6 @@ export async function openScorer(
   const captions = new Map(all.map(({ name }, i) => [name, texts[i]]));
   const isFirst = (views: readonly ClipVector[], name: string) =>
     retrieve(views, entries, name).rank === 1 ? 1 : 0;
-  /** The four scores of a picture. */
   const scoresOf = (
     { whole, regions: [views] }: Embedded,
     caption: ClipVector,
@@ -176,12 +217,11 @@ export async function openScorer(
         images,
         regions: subject.prompts.map((prompt) => [promptRegion(prompt)]),
       })));
-      return drawn.map(({ arm, seed, subject: { name } }, k) => {
+      return drawn.map(({ seed, subject: { name } }, k) => {
         const scores = embedded[k].map((picture, i) =>
           scoresOf(picture, captions.get(name)![i], name)
         );
         return {
-          arm,
           concept: name,
           seed,
           ...perScore((score) => scores.map((one) => rounded(one[score]))),
@@ -201,6 +241,63 @@ export async function openScorer(
   };
 }
 
+/** An arm and its scores. */
+export interface ArmScores<Arm> {
+  /** The arm. */
+  readonly arm: Arm;
+  /** Scores of each of its concepts and seeds. */
+  readonly rows: readonly ConceptScores[];
+}
+
+/**
+ * Draws cells and scores them, arm by arm.
+ *
+ * @param lab The lab.
+ * @param settings How pictures are drawn and captions begin.
+ * @param all The concepts that are scored.
+ * @param cells What is drawn; arms that are equal as data are one arm.
+ * @returns Arms in the order in which they come first, and what they are of.
+ */
+export async function scoreCells<Arm>(
+  lab: Lab,
+  settings: Pick<ExperimentPreset, "sampling" | "textPrefix">,
+  all: readonly Subject[],
+  cells: readonly Cell<Arm>[],
+): Promise<{ arms: ArmScores<Arm>[]; drawn: Drawn<Arm>[]; scorer: Scorer }> {
+  const drawn = await drawCells(lab, settings.sampling, cells);
+  const scorer = await openScorer(lab, all, settings.textPrefix);
+  const rows = await scorer.score(drawn);
+  const groups = Map.groupBy(
+    rows.keys(),
+    (i) => canonicalJson(drawn[i].arm),
+  );
+  return {
+    drawn,
+    scorer,
+    arms: [...groups.values()].map((own) => ({
+      arm: drawn[own[0]].arm,
+      rows: own.map((i) => rows[i]),
+    })),
+  };
+}
+
+/**
+ * Values of a score by concept, then seed, then prompt.
+ *
+ * @param rows Rows of one arm.
+ * @param names Proper names, in the order of the result.
+ * @param score Which score.
+ */
+export function nested(
+  rows: readonly ConceptScores[],
+  names: readonly string[],
+  score: ScoreName | "heldout",
+): readonly (readonly Nested[])[] {
+  return names.map((name) =>
+    rows.filter(({ concept }) => concept === name).map((row) => row[score]!)
+  );
+}
+
 /**
  * Means over a concept's rows, concept by concept: seeds and prompts count the
  * same.
@@ -210,14 +307,27 @@ export async function openScorer(
  * @param score Which score.
  */
 export function conceptMeans(
-  rows: readonly ScoreRow[],
+  rows: readonly ConceptScores[],
   names: readonly string[],
-  score: ScoreName,
+  score: ScoreName | "heldout",
 ): number[] {
-  return names.map((name) =>
-    mean(
-      rows.filter(({ concept }) => concept === name)
-        .map((row) => mean(row[score])),
-    )
-  );
+  return nested(rows, names, score).map(nestedMean);
+}
+
+/**
+ * The mean of an arm with its 95 % interval: a bootstrap of prompts in seeds in
+ * concepts.
+ *
+ * @param rows Rows of one arm.
+ * @param names Proper names.
+ * @param score Which score.
+ * @param key Random key.
+ */
+export function estimate(
+  rows: readonly ConceptScores[],
+  names: readonly string[],
+  score: ScoreName | "heldout",
+  key: Key,
+): Interval {
+  return finite(hierarchicalBootstrap(nested(rows, names, score), key));
 }

@@ -27,21 +27,14 @@ import {
 import { mean } from "../evaluation/statistics.ts";
 import { crop } from "../evaluation/preprocess.ts";
 import type { Pixels } from "../io/png.ts";
-import type { Art } from "../micro/art.ts";
-import { loadConceptArt } from "../micro/concepts.ts";
-import { classWordPrompts, evaluatorSet } from "../micro/evaluator_set.ts";
-import { captionOf, withArticle } from "../micro/captions.ts";
-import {
-  heldOutScene,
-  isHeldOut,
-  renderScene,
-  type Scene,
-} from "../micro/scenes.ts";
-import { BACKGROUNDS, NOUNS } from "../micro/world.ts";
+import type { Art } from "./art.ts";
+import { loadConceptArt } from "./concepts.ts";
+import { classWordPrompts, evaluatorSet } from "./evaluator_set.ts";
+import { captionOf, withArticle } from "./captions.ts";
+import { heldOutScene, isHeldOut, renderScene, type Scene } from "./scenes.ts";
+import { BACKGROUNDS, NOUNS } from "./world.ts";
 import { decode, encode } from "../models/autoencoder.ts";
 import { disposeModel, loadModel, type Model } from "../models/model.ts";
-import type { Lab } from "../lab/lab.ts";
-import type { Sample, SamplingSettings } from "../lab/specs.ts";
 
 /** The numbers of `micro:report`. */
 export interface MicroNumbers {
@@ -112,10 +105,24 @@ export interface MeasureRecord {
   readonly total: number;
 }
 
+/** A prompt to draw. */
+export interface MicroSample {
+  /** The prompt. */
+  readonly text: string;
+  /** What its noise is drawn for; the first entry is the seed. */
+  readonly noise: readonly (string | number)[];
+}
+
 /** What is measured. */
 export interface MicroReportOptions {
-  /** How pictures are drawn. */
-  readonly sampling: SamplingSettings;
+  /** Folder of the model; CLIP A and B are `clip_a` and `clip_b` in it. */
+  readonly model: string;
+  /**
+   * Draws prompts with the untouched model.
+   *
+   * @param samples Prompts, and what their noise is drawn for.
+   */
+  readonly draw: (samples: readonly MicroSample[]) => Promise<Pixels[]>;
   /**
    * One-object prompts.
    *
@@ -345,13 +352,11 @@ async function reconstruct(
  * a {noun} {background}" over all backgrounds, a background the same over all
  * nouns; a half of a two-object picture is doubled by its mirror image.
  *
- * @param lab The lab; CLIP A and B are `clip_a` and `clip_b` in its model folder.
- * @param options Numbers.
+ * @param options The model, how it draws, numbers of pictures.
  * @returns Yields progress; returns numbers and pictures.
  * @throws If a model is missing, truncated or misshapen.
  */
 export async function* microReport(
-  lab: Lab,
   options: MicroReportOptions,
 ): AsyncGenerator<
   MeasureRecord,
@@ -365,8 +370,8 @@ export async function* microReport(
   const alone = Array.from({ length: single }, (_, i) => plainScene(i, 1, art));
   const two = Array.from({ length: pairs }, (_, i) => plainScene(i, 2, art));
   const nounsOf = (scene: Scene) => scene.objects.map(({ noun }) => noun);
-  const { model: folder } = lab.folders;
-  const samples: Sample[] = [
+  const { model: folder } = options;
+  const samples: MicroSample[] = [
     ...alone.map((scene, i) => ({
       text: singlePrompt(nounsOf(scene)[0], scene.background),
       noise: [0, "micro report", "single", i],
@@ -384,10 +389,7 @@ export async function* microReport(
       noise: [0, "micro report", "naming", i],
     })),
   ];
-  const [ids] = await lab.draw([
-    { model: { type: "base" }, samples, sampling: options.sampling },
-  ]);
-  const drawn = await Promise.all(ids.map((id) => lab.picture(id)));
+  const drawn = await options.draw(samples);
   const render = (scene: Scene): Pixels => ({
     width: scene.side,
     height: scene.side,

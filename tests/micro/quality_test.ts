@@ -8,12 +8,12 @@ import {
   microTargets,
   pairPrompt,
   singlePrompt,
-} from "../../src/experiments/micro_report.ts";
+} from "../../src/micro/quality.ts";
 import { presetOf } from "../../src/experiments/presets.ts";
 import { joinPath } from "../../src/io/files.ts";
 import { withLab } from "../../src/lab/lab.ts";
 import { NOUNS } from "../../src/micro/world.ts";
-import { writeTinyWorld } from "./tiny_world.ts";
+import { writeTinyWorld } from "../experiments/tiny_world.ts";
 
 await selectBackend("wasm");
 
@@ -33,8 +33,16 @@ Deno.test("a random model is measured: chance accuracies, the same every time", 
       return await withLab(
         { model, store: `${folder}/store`, workers: 0, backend: "wasm" },
         (lab) =>
-          finish(microReport(lab, {
-            sampling: { ...sampling, steps: 2 },
+          finish(microReport({
+            model,
+            async draw(samples) {
+              const base = { type: "base" } as const;
+              const two = { ...sampling, steps: 2 };
+              const [ids] = await lab.draw([
+                { model: base, samples, sampling: two },
+              ]);
+              return await Promise.all(ids.map((id) => lab.picture(id)));
+            },
             single: 24,
             pairs: 6,
             scenes: 64,

@@ -1,0 +1,178 @@
+/**
+ * Two arms on the same concepts: their difference, and what it says of a claim.
+ *
+ * @module
+ */
+import type { Key } from "../core/random.ts";
+import { type Interval, type Maybe, range, signed } from "../report/format.ts";
+import { type Table, tableOf } from "../report/table.ts";
+import {
+  hierarchicalBootstrap,
+  type Nested,
+  nestedMean,
+  pairedDifference,
+} from "./statistics.ts";
+
+/** What became of a claim; what the paper does not claim is shown at best. */
+export type Verdict =
+  | "reproduced"
+  | "shown"
+  | "not shown"
+  | "reversed"
+  | "no conclusion";
+
+/** A claim, before it is tested: of two arms the first has more. */
+export interface Claim {
+  /** The arms. */
+  readonly id: string;
+  /** The claim in words. */
+  readonly claim: string;
+  /** Whether it is the paper's; the others go beyond it. */
+  readonly paper: boolean;
+  /** By which score. */
+  readonly score: string;
+  /** Whether less of the score is better: the difference should be negative. */
+  readonly less?: boolean;
+}
+
+/** A tested claim: a difference that should be positive. */
+export interface Comparison {
+  /** The arms. */
+  id: string;
+  /** The claim in words. */
+  claim: string;
+  /** Whether it is the paper's; the others go beyond it. */
+  paper: boolean;
+  /** By which score. */
+  score: string;
+  /** Mean difference over concepts. */
+  mean: Maybe;
+  /** Lower end of Student's t interval. */
+  low: Maybe;
+  /** Upper end. */
+  high: Maybe;
+  /** Hierarchical bootstrap of the same mean: concepts, seeds, prompts. */
+  bootstrap?: { low: Maybe; high: Maybe };
+  /** Concepts. */
+  n: number;
+  /** Concepts with a difference on the claimed side. */
+  wins: number;
+  /** Interval above 0, below 0, or neither; none where nothing can be said. */
+  verdict: Verdict;
+}
+
+/** Five decimals: more than a score of some pictures can say. */
+export function rounded(value: number): number {
+  return Math.round(value * 1e5) / 1e5;
+}
+
+/** The number, or null where it is none: JSON has no NaN and no infinity. */
+export function orNull(value: number): Maybe {
+  return Number.isFinite(value) ? value : null;
+}
+
+/**
+ * An estimate without what JSON does not have.
+ *
+ * @param estimate Mean and ends, any of them NaN or infinite.
+ */
+export function finite(
+  { mean, low, high }: Readonly<Record<"mean" | "low" | "high", number>>,
+): Interval {
+  return { mean: orNull(mean), low: orNull(low), high: orNull(high) };
+}
+
+/**
+ * What a paired difference says of a claim: its whole interval on the claimed
+ * side, on the other, or neither.
+ *
+ * @param difference Ends of its interval.
+ * @param claim Whose claim it is, and which side is claimed.
+ * @param conclusive Whether the run allows a conclusion at all.
+ */
+export function verdictOf(
+  difference: Pick<Interval, "low" | "high">,
+  { paper, less = false }: Pick<Claim, "paper" | "less">,
+  conclusive: boolean,
+): Verdict {
+  if (!conclusive) return "no conclusion";
+  const [low, high] = [
+    difference.low ?? -Infinity,
+    difference.high ?? Infinity,
+  ];
+  const [above, below] = less ? [high < 0, low > 0] : [low > 0, high < 0];
+  if (above) return paper ? "reproduced" : "shown";
+  return below ? "reversed" : "not shown";
+}
+
+/** Values in the same groups, each less its partner. */
+export function minus(a: Nested, b: Nested): Nested {
+  return typeof a === "number"
+    ? a - (b as number)
+    : a.map((part, i) => minus(part, (b as readonly Nested[])[i]));
+}
+
+/**
+ * Tests a claim: the difference of two arms, paired by concept with Student's t
+ * interval, and a hierarchical bootstrap of the same mean beside it.
+ *
+ * @param claim The claim.
+ * @param first Values of the arm that should have more, by concept and then by
+ * whatever is nested in it.
+ * @param second Those of the other, in the same groups.
+ * @param options Random key of the bootstrap; whether a verdict may be given.
+ *
+ * @example
+ * ```ts
+ * const claim = { id: "b > a", claim: "b has more", paper: false, score: "image" };
+ * const { verdict } = compare(claim, [[0.8], [0.9]], [[0.4], [0.5]], {
+ *   key: key(0),
+ *   conclusive: true,
+ * });
+ * ```
+ */
+export function compare(
+  { id, claim, paper, score, less }: Claim,
+  first: readonly Nested[],
+  second: readonly Nested[],
+  options: { readonly key: Key; readonly conclusive: boolean },
+): Comparison {
+  const a = first.map(nestedMean), b = second.map(nestedMean);
+  const d = pairedDifference(a, b);
+  const { low, high } = hierarchicalBootstrap(
+    minus(first, second) as readonly Nested[],
+    options.key,
+  );
+  return {
+    ...{ id, claim, paper, score },
+    ...finite(d),
+    bootstrap: { low: orNull(low), high: orNull(high) },
+    n: d.n,
+    wins: less ? pairedDifference(b, a).wins : d.wins,
+    verdict: verdictOf(d, { paper, less }, options.conclusive),
+  };
+}
+
+/**
+ * Tested claims as a table: differences with intervals, verdicts.
+ *
+ * @param report Where the comparisons are.
+ * @param paper The paper's claims only, or only the others. @default all
+ */
+export function comparisonTable(
+  { comparisons }: { readonly comparisons: readonly Comparison[] },
+  paper?: boolean,
+): Table {
+  const chosen = comparisons.filter((one) =>
+    paper === undefined || one.paper === paper
+  );
+  return tableOf(chosen, [
+    ["claim", ({ claim }) => claim],
+    ["score", ({ score }) => score],
+    ["difference", ({ mean }) => signed(mean)],
+    ["95 % interval (t)", (one) => range(one)],
+    ["bootstrap", ({ bootstrap }) => bootstrap ? range(bootstrap) : "–"],
+    ["wins", ({ wins, n }) => `${wins}/${n}`],
+    ["verdict", ({ verdict }) => verdict],
+  ]);
+}

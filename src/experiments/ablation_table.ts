@@ -1,0 +1,440 @@
+/**
+ * The ablation's tables, figures and report, from its numbers alone.
+ *
+ * @module
+ */
+import { comparisonTable } from "../evaluation/compare.ts";
+import { inDomain } from "../micro/in_domain.ts";
+import type { Report, ReportPart } from "../report/document.ts";
+import { type Figure, plot, type Series } from "../report/figure.ts";
+import {
+  change,
+  decimal,
+  duration,
+  type Interval,
+  type Maybe,
+  percent,
+  range,
+} from "../report/format.ts";
+import type { Sheet } from "../report/grid.ts";
+import { type Table, tableOf } from "../report/table.ts";
+import type { AblationReport } from "./ablation_json.ts";
+import { EMBEDDINGS } from "./presets.ts";
+import type { ScoreName } from "./scores.ts";
+
+/** Table 2 of the paper, means over 14 concepts, image alignment. */
+export const PAPER_TABLE_2: Readonly<
+  Record<string, { readonly single: number; readonly fused: Maybe }>
+> = {
+  base: { single: 0.596, fused: null },
+  "lora.weight": { single: 0.816, fused: 0.701 },
+  "edlora.weight": { single: 0.843, fused: 0.749 },
+  "edlora.gradient": { single: 0.843, fused: 0.818 },
+};
+
+const LABELS: Readonly<Record<string, string>> = {
+  base: "base",
+  lora: "LoRA",
+  edlora: "ED-LoRA",
+  single: ", single",
+  weight: " + weight fusion",
+  gradient: " + gradient fusion",
+  weight_best_lambda: " + tuned λ",
+};
+
+/**
+ * What an arm is called.
+ *
+ * @param arm Such as `edlora.gradient`.
+ */
+export function armLabel(arm: string): string {
+  return arm.split(".").map((part) => LABELS[part] ?? part).join("");
+}
+
+/**
+ * The fused arms of a report in the order of the table.
+ *
+ * @param report The report.
+ */
+export function armsOf(report: Pick<AblationReport, "arms">): string[] {
+  return EMBEDDINGS.flatMap((embedding) =>
+    ["weight", "weight_best_lambda", "gradient"]
+      .map((fusion) => `${embedding}.${fusion}`)
+  ).filter((arm) => Object.hasOwn(report.arms, arm));
+}
+
+/** A line of the table. */
+interface Line {
+  readonly label: string;
+  /** A bound has one value of each score, an arm a single and a fused one. */
+  readonly of: (score: ScoreName) => readonly [Interval, Interval?];
+  readonly heldout?: readonly [Interval, Interval?];
+  readonly kept?: Interval;
+  readonly heldoutKept?: Interval;
+  readonly paper?: string;
+}
+
+/**
+ * The result table, single → fused, with the paper's image alignment in the
+ * last column.
+ *
+ * @param report The report.
+ */
+export function ablationTable(report: AblationReport): Table {
+  const { base } = report;
+  const lines: Line[] = [
+    {
+      label: "class word, base model",
+      of: (score) => [base.lower[score]],
+      heldout: base.heldout && [base.heldout],
+      paper: decimal(PAPER_TABLE_2.base.single),
+    },
+    ...armsOf(report).map((name): Line => {
+      const arm = report.arms[name];
+      const paper = PAPER_TABLE_2[name];
+      const tuned = name.endsWith("weight_best_lambda");
+      return {
+        label: armLabel(name) + (tuned ? ` ${decimal(arm.lambda, 2)}` : ""),
+        of: (score) => [arm.single[score], arm.fused[score]],
+        heldout: arm.heldout && [arm.heldout.single, arm.heldout.fused],
+        kept: arm.retained.image,
+        heldoutKept: arm.heldout?.kept,
+        paper: paper
+          ? change(paper.single, paper.fused)
+          : tuned
+          ? undefined
+          : "not in the paper",
+      };
+    }),
+    { label: "references themselves", of: (score) => [base.ceiling[score]] },
+  ];
+  const cell = (found: readonly [Interval, Interval?] | undefined) =>
+    found?.[1]
+      ? change(found[0].mean, found[1].mean)
+      : decimal(found?.[0].mean);
+  const share = (found: Interval | undefined) => found ? percent(found) : "";
+  return tableOf(lines, [
+    ["", ({ label }) => label],
+    ["text", ({ of }) => cell(of("text"))],
+    ["image", ({ of }) => cell(of("image"))],
+    ["masked image", ({ of }) => cell(of("masked"))],
+    ["retrieval", ({ of }) => cell(of("retrieval"))],
+    ["image kept", ({ kept }) => share(kept)],
+    ["held-out error", ({ heldout }) => cell(heldout)],
+    ["held-out kept", ({ heldoutKept }) => share(heldoutKept)],
+    ["paper: image", ({ paper = "–" }) => paper],
+  ]);
+}
+
+const COLORS: Readonly<Record<string, string>> = {
+  single: "#9aa5b1",
+  lora: "#d1495b",
+  edlora: "#2e86ab",
+};
+
+/** What a score is called. */
+const SCORE_LABEL: Readonly<Record<ScoreName, string>> = {
+  text: "text alignment",
+  image: "image alignment",
+  masked: "masked image alignment",
+  retrieval: "identity retrieved (share)",
+};
+
+/**
+ * Single against fused for one score, with intervals and bounds.
+ *
+ * @param report The report.
+ * @param score Which score.
+ */
+export function scoreFigure(
+  report: AblationReport,
+  score: ScoreName,
+): Figure {
+  const arms = armsOf(report);
+  const x = arms.map(armLabel);
+  const bars = (name: "single" | "fused", color: Series["color"]): Series => ({
+    name: name === "single" ? "single concept" : "fused",
+    as: "bars",
+    x,
+    y: arms.map((arm) => report.arms[arm][name][score]),
+    color,
+  });
+  const line = (y: Maybe, name: string): Series[] =>
+    y === null ? [] : [{
+      name,
+      as: "lines",
+      x: [x[0], x[x.length - 1]],
+      y: [y, y],
+      dotted: true,
+    }];
+  const { lower, ceiling } = report.base;
+  const bound = score === "text" ? "upper bound" : "lower bound";
+  return plot({
+    title: SCORE_LABEL[score],
+    yTitle: SCORE_LABEL[score],
+    series: [
+      bars("single", COLORS.single),
+      bars("fused", arms.map((arm) => COLORS[report.arms[arm].embedding])),
+      ...line(lower[score].mean, `class word (${bound})`),
+      ...line(ceiling[score].mean, "references"),
+      ...(score === "retrieval" ? line(report.retrieval.chance, "chance") : []),
+    ],
+  });
+}
+
+/**
+ * Text against image alignment, an arrow from single to fused: when identity is
+ * lost, text alignment rises.
+ *
+ * @param report The report.
+ */
+export function tradeFigure(report: AblationReport): Figure {
+  const { lower } = report.base;
+  return plot({
+    title: "Text against image alignment, single → fused",
+    xTitle: SCORE_LABEL.text,
+    yTitle: SCORE_LABEL.image,
+    legend: false,
+    series: [
+      ...armsOf(report).map((arm): Series => {
+        const { single, fused, embedding } = report.arms[arm];
+        return {
+          name: armLabel(arm),
+          as: "lines+markers",
+          x: [single.text.mean, fused.text.mean],
+          y: [single.image.mean, fused.image.mean],
+          text: ["", armLabel(arm)],
+          labelled: true,
+          size: [6, 11],
+          symbol: ["circle-open", "circle"],
+          color: COLORS[embedding],
+          dotted: !arm.endsWith("gradient"),
+        };
+      }),
+      {
+        name: "class word",
+        x: [lower.text.mean],
+        y: [lower.image.mean],
+        text: ["class word"],
+        labelled: true,
+        ...{ size: 11, symbol: "x", color: "#555" },
+      },
+    ],
+  });
+}
+
+/**
+ * Feature error of each layer after gradient fusion and after weight fusion,
+ * relative to that of W₀.
+ *
+ * @param report The report.
+ * @param arm A gradient fusion arm.
+ */
+export function fusionLossFigure(
+  report: AblationReport,
+  arm: string,
+): Figure {
+  const layers = report.arms[arm].layers.filter(({ before }) =>
+    before !== null && before > 0
+  );
+  const series = (
+    name: string,
+    key: "after" | "average",
+    color: string,
+  ): Series => ({
+    ...{ name, color, size: 6 },
+    x: layers.map((_, i) => i),
+    y: layers.map((layer) =>
+      layer[key] === null ? null : layer[key] / layer.before!
+    ),
+    text: layers.map(({ stage, layer }) => `${stage}: ${layer}`),
+  });
+  return plot({
+    title: `Fusion loss by layer, ${armLabel(arm)}`,
+    xTitle: "layer, in the order of fusion",
+    yTitle: "feature error / that of the base weight",
+    log: true,
+    series: [
+      series("weight fusion", "average", COLORS.lora),
+      series("gradient fusion", "after", COLORS.edlora),
+    ],
+  });
+}
+
+/**
+ * Image alignment of each concept, single and fused.
+ *
+ * @param report The report.
+ */
+export function conceptFigure(report: AblationReport): Figure {
+  const names = report.concepts.map(({ name }) => name);
+  const arms = ["base", "lora.single", "edlora.single", ...armsOf(report)]
+    .filter((arm) => report.rows.some((row) => row.arm === arm));
+  const symbols: Record<string, string> = {
+    base: "x",
+    single: "circle-open",
+    gradient: "diamond",
+  };
+  return plot({
+    title: "Image alignment by concept",
+    yTitle: SCORE_LABEL.image,
+    series: arms.map((arm): Series => ({
+      name: armLabel(arm),
+      x: names,
+      y: names.map((name) => {
+        const values = report.rows
+          .filter((row) => row.arm === arm && row.concept === name)
+          .flatMap((row) => row.image);
+        return values.reduce((a, b) => a + b, 0) / values.length;
+      }),
+      size: 10,
+      symbol: symbols[arm.split(".").at(-1)!] ?? "circle",
+    })),
+  });
+}
+
+/**
+ * Training losses, a curve per concept.
+ *
+ * @param report The report.
+ */
+export function trainingFigure(report: AblationReport): Figure {
+  return plot({
+    title: "Training loss (LoRA red, ED-LoRA blue)",
+    xTitle: "share of the run",
+    yTitle: "loss",
+    ...{ log: true, legend: false },
+    series: report.training.map(({ embedding, concept, seed, losses }) => ({
+      name: `${armLabel(embedding)} ${concept}, seed ${seed}`,
+      as: "lines",
+      x: losses.map((_, i) => (i + 0.5) / losses.length),
+      y: losses,
+      color: COLORS[embedding],
+    })),
+  });
+}
+
+/** What was run, as a table of two columns. */
+function factsTable(report: AblationReport): Table {
+  const { concepts, seeds, prompts, machine, timings, capacity } = report;
+  const ends = ([low, high]: readonly number[]) => range({ low, high }, 2);
+  const each = <T>(
+    of: Readonly<Record<string, T>>,
+    text: (value: T) => string,
+  ): string =>
+    Object.entries(of).map(([arm, value]) => `${armLabel(arm)} ${text(value)}`)
+      .join(", ");
+  const inside = concepts.some(({ name }) => inDomain(name));
+  const rows: [string, string][] = [
+    [
+      inside ? "in-domain concepts" : "concepts",
+      concepts.map(({ name, class: word }) => `${name} (${word})`).join(", "),
+    ],
+    ["prompts of each", String(prompts.perConcept)],
+    ["seeds", seeds.join(", ")],
+    ["machine", `${machine.backend}, ${machine.workers} workers`],
+    [
+      "time of this run, without what the cache had",
+      duration(Object.values(timings).reduce((sum, time) => sum + time, 0)),
+    ],
+    [
+      "time of fusion",
+      each(report.arms, (a) => `${decimal(a.fusionSeconds, 1)} s`),
+    ],
+    ["n·r/d in the UNet", ends(capacity.unet)],
+    ["n·r/d in the text encoder", ends(capacity.textEncoder)],
+    [
+      "text alignment: captions of other prompts, class word",
+      `${decimal(report.base.unrelated?.mean)}, ${
+        decimal(report.base.lower.text.mean)
+      }`,
+    ],
+    [
+      "retrieval: labels, chance",
+      `${report.retrieval.gallery.length}, ${decimal(report.retrieval.chance)}`,
+    ],
+    [
+      "cosine of two concepts' learned V: mean before, after, largest",
+      each(
+        report.distinguishability,
+        ({ before, after }) =>
+          [before.mean, after.mean, after.max].map((v) => decimal(v)).join(" "),
+      ),
+    ],
+    [
+      "drift on concept-free prompts (1 − cosine, same noise)",
+      each(report.drift, (value) => decimal(value)),
+    ],
+    ["evaluation CLIP, SHA-256", report.hashes.clip],
+  ];
+  return tableOf(rows, [["what was run", ([what]) => what], [
+    "",
+    ([, is]) => is,
+  ]]);
+}
+
+/** Why no conclusion can be drawn from a run, if none can. */
+function reservations(
+  { scale, concepts, seeds, planned, headroom }: AblationReport,
+): string[] {
+  const reasons = [
+    scale === "quick" && "a few concepts and prompts show only that all runs",
+    concepts.length < 2 && "with one concept there is nothing to fuse",
+    !headroom.enough &&
+    `the median concept gains ${
+      decimal(headroom.median)
+    } image alignment over the class word, less than ${headroom.required}`,
+    planned &&
+    `seeds ${seeds.join(", ")} of the planned ${planned.join(", ")} are there`,
+  ];
+  return reasons.flatMap((why) => why ? [`No conclusion: ${why}.`] : []);
+}
+
+/**
+ * The whole report.
+ *
+ * @param report The numbers.
+ * @param pictures Pictures of the same noise, an arm per column.
+ */
+export function ablationReport(
+  report: AblationReport,
+  pictures: Sheet,
+): Report {
+  const figure = (id: string, figure: Figure): ReportPart => (
+    { type: "figure", id, figure }
+  );
+  const claims = (paper: boolean, title: string): ReportPart => (
+    { type: "table", title, table: comparisonTable(report, paper) }
+  );
+  return {
+    name: "ablation",
+    title: "weight against gradient fusion, LoRA against ED-LoRA",
+    lead: [
+      ...reservations(report),
+      "Single concept → fused. Intervals and all numbers are in ablation.json.",
+    ],
+    parts: [
+      { type: "table", table: ablationTable(report), brief: true },
+      {
+        type: "pictures",
+        name: "ablation",
+        title: "Same noise in every column",
+        sheet: pictures,
+      },
+      figure("image", scoreFigure(report, "image")),
+      figure("trade", tradeFigure(report)),
+      figure("masked", scoreFigure(report, "masked")),
+      figure("retrieval", scoreFigure(report, "retrieval")),
+      figure("text", scoreFigure(report, "text")),
+      figure("concepts", conceptFigure(report)),
+      ...armsOf(report).filter((arm) => arm.endsWith("gradient")).map((arm) =>
+        figure(`loss-${arm.replace(".", "-")}`, fusionLossFigure(report, arm))
+      ),
+      figure("training", trainingFigure(report)),
+      claims(true, "The paper's claims"),
+      claims(false, "Beyond the paper"),
+      { type: "table", title: "What was run", table: factsTable(report) },
+      { type: "data", title: "Settings", value: report.settings },
+    ],
+  };
+}

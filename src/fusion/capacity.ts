@@ -1,0 +1,44 @@
+/**
+ * How full a layer is of fused concepts.
+ *
+ * @module
+ */
+import type { TreeLike } from "../core/tree.ts";
+import { attentionSites } from "../customize/lora.ts";
+import type { Model } from "../models/model.ts";
+
+/** n·r/d of all adapted layers: the smallest and the largest. */
+export interface Capacity {
+  /** Of the UNet. */
+  readonly unet: [number, number];
+  /** Of the text encoder. */
+  readonly textEncoder: [number, number];
+}
+
+/**
+ * What n·r/d is in Stable Diffusion 1.5 with the paper's 14 concepts of rank 4,
+ * at most: 14·4/320.
+ */
+export const SD_CAPACITY = 0.175;
+
+/**
+ * The capacity ratio: ΔW of n concepts of rank r span at most n·r of a layer's
+ * d inputs; above 1 they cannot all be kept apart.
+ *
+ * @param model The model.
+ * @param n Number of fused concepts.
+ * @param rank Rank of their adapters.
+ * @returns Rounded to five decimals.
+ */
+export function capacityOf(
+  model: Pick<Model, "unet" | "textEncoder">,
+  n: number,
+  rank: number,
+): Capacity {
+  const of = (network: Model["unet"] | Model["textEncoder"]) => {
+    const all = attentionSites(network.params as TreeLike)
+      .map(({ inputs }) => Math.round(1e5 * n * rank / inputs) / 1e5);
+    return [Math.min(...all), Math.max(...all)] as [number, number];
+  };
+  return { unet: of(model.unet), textEncoder: of(model.textEncoder) };
+}

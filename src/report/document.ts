@@ -1,0 +1,150 @@
+/**
+ * A report: lines, tables, figures and sheets of pictures, written as Markdown,
+ * as a page, as pictures and beside the numbers that it is made of. Every
+ * experiment's report is one of these.
+ *
+ * @module
+ */
+import { joinPath, writeAtomic, writeJson } from "../io/files.ts";
+import { encodePng } from "../io/png.ts";
+import type { Figure } from "./figure.ts";
+import { type Sheet, sheetPixels } from "./grid.ts";
+import {
+  details,
+  figure,
+  heading,
+  type Html,
+  page,
+  paragraph,
+  pictureGrid,
+  table,
+} from "./html.ts";
+import { markdownTable, type Table, textTable } from "./table.ts";
+
+/** A part of a report. */
+export type ReportPart =
+  | {
+    readonly type: "table";
+    /** Its heading. */
+    readonly title?: string;
+    /** The table. */
+    readonly table: Table;
+    /** Whether the terminal shows it, too. */
+    readonly brief?: boolean;
+  }
+  | {
+    readonly type: "figure";
+    /** Unique in the report. */
+    readonly id: string;
+    /** The figure; Markdown leaves it out. */
+    readonly figure: Figure;
+  }
+  | {
+    readonly type: "pictures";
+    /** Name of the picture file, without `.png`. */
+    readonly name: string;
+    /** Its heading. */
+    readonly title: string;
+    /** The pictures. */
+    readonly sheet: Sheet;
+  }
+  | {
+    readonly type: "data";
+    /** What it is. */
+    readonly title: string;
+    /** Plain data; the page folds it away, Markdown leaves it out. */
+    readonly value: unknown;
+  };
+
+/** A report. */
+export interface Report {
+  /** Name of its files. */
+  readonly name: string;
+  /** Its title. */
+  readonly title: string;
+  /** Lines under the title: what a reader has to know first. */
+  readonly lead: readonly string[];
+  /** The rest, in order. */
+  readonly parts: readonly ReportPart[];
+}
+
+/**
+ * A report as Markdown.
+ *
+ * @param report The report.
+ */
+export function reportMarkdown({ title, lead, parts }: Report): string {
+  const blocks = parts.flatMap((part): string[] => {
+    if (part.type === "table") {
+      const head = part.title ? [`## ${part.title}`] : [];
+      return [...head, markdownTable(part.table).trimEnd()];
+    }
+    return part.type === "pictures"
+      ? [`![${part.title}](${part.name}.png)`]
+      : [];
+  });
+  return [`# ${title}`, ...lead, ...blocks].join("\n\n") + "\n";
+}
+
+function htmlOf(part: ReportPart): Html[] {
+  switch (part.type) {
+    case "table":
+      return [
+        ...(part.title ? [heading(part.title)] : []),
+        table(part.table),
+      ];
+    case "figure":
+      return [figure(part.id, part.figure)];
+    case "pictures":
+      return [heading(part.title), pictureGrid(part.sheet)];
+    case "data":
+      return [details(part.title, JSON.stringify(part.value, null, 2))];
+  }
+}
+
+/**
+ * A report as a page that opens without a network.
+ *
+ * @param report The report.
+ */
+export async function reportHtml(report: Report): Promise<string> {
+  return await page(`Mix-of-Show: ${report.title}`, [
+    ...report.lead.map(paragraph),
+    ...report.parts.flatMap(htmlOf),
+  ]);
+}
+
+/**
+ * What the terminal shows of a report: its first lines and brief tables.
+ *
+ * @param report The report.
+ */
+export function reportText({ lead, parts }: Report): string {
+  const tables = parts.flatMap((part) =>
+    part.type === "table" && part.brief ? [textTable(part.table)] : []
+  );
+  return [...lead, ...tables].join("\n\n");
+}
+
+/**
+ * Writes a report: `NAME.json`, `NAME.md`, `NAME.html` and its pictures.
+ *
+ * @param folder Where they go.
+ * @param report The report.
+ * @param data The numbers that it is made of.
+ */
+export async function writeReport(
+  folder: string,
+  report: Report,
+  data: unknown,
+): Promise<void> {
+  const at = (file: string) => joinPath(folder, file);
+  await writeJson(at(`${report.name}.json`), data);
+  await writeAtomic(at(`${report.name}.md`), reportMarkdown(report));
+  await writeAtomic(at(`${report.name}.html`), await reportHtml(report));
+  for (const part of report.parts) {
+    if (part.type !== "pictures") continue;
+    const bytes = encodePng(sheetPixels(part.sheet));
+    await writeAtomic(at(`${part.name}.png`), bytes);
+  }
+}
