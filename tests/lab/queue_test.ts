@@ -4,6 +4,7 @@ import { runCommand } from "../../src/cli/command.ts";
 import { trainCommand } from "../../src/cli/train.ts";
 import { workerCommand } from "../../src/cli/worker.ts";
 import { selectBackend } from "../../src/core/backend.ts";
+import { method } from "../../src/customize/methods.ts";
 import { ablation } from "../../src/experiments/ablation.ts";
 import { ablationTable } from "../../src/experiments/ablation_table.ts";
 import type { AblationPlan } from "../../src/experiments/table2.ts";
@@ -457,6 +458,42 @@ Deno.test({
       "images",
       "store.json",
     ]);
+  },
+});
+
+Deno.test({
+  name: "a worker that is told to end gives its job back at once",
+  ignore,
+  sanitizeOps: false,
+  sanitizeResources: false,
+  async fn() {
+    await using world = await tinyWorld();
+    const { folder } = world;
+    await using redis = await startRedis();
+    const options = labOf(folder, "store");
+    const store = await folderStore(options.store);
+    const lab = await queueLab(redis.url, options, () => {});
+    // Longer than the test: nobody waits for silence.
+    const first = serve(redis.url, options, { store, lease: 300 });
+    const records: LabRecord[] = [];
+    const asked = withLab(
+      { ...lab, onRecord: (record) => records.push(record) },
+      (lab) =>
+        lab.train([{
+          ...{ concept: "kuro", classWord: "animal", seed: 0, rank: 2 },
+          pictures: { of: "art", concept: "kuro", set: "train" },
+          ...{ method: "ed-lora", preset: "ablation" },
+          config: method("ed-lora", "ablation", { steps: 20, batch: 2 }).train,
+        }]),
+    );
+    asked.catch(() => {});
+    await until("a step", () => records.some(({ done }) => done > 0));
+    assertEquals(await first.stop(), 0);
+    assert(first.notes.some((line) => line.endsWith("given back")));
+    const second = serve(redis.url, options, { store, lease: 300 });
+    const [{ steps }] = await asked;
+    assertEquals(steps, 20);
+    assertEquals(await second.stop(), 1);
   },
 });
 

@@ -30,7 +30,7 @@ if (!Number.isInteger(specs) || specs < 2 || Deno.args.length > 2) {
 await selectBackend("wasm");
 const folder = await Deno.makeTempDir();
 const base = model ?? (await writeTinyWorld(folder)).model;
-await using redis = await startRedis();
+const redis = await startRedis();
 
 /** Peak of a process's memory, MiB. */
 async function peak(pid: number): Promise<number> {
@@ -136,5 +136,6 @@ for (const count of [1, 2]) {
   for (const child of children) child.kill("SIGTERM");
   await Promise.all(children.map(({ status }) => status));
 }
+await redis[Symbol.asyncDispose]();
 await Deno.remove(folder, { recursive: true });
 Deno.exit();
