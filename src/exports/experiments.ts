@@ -119,3 +119,12 @@ export {
   type SweepRow,
   sweepTable,
 } from "../experiments/sweeps.ts";
+export {
+  overfit,
+  type OverfitArm,
+  overfitLabel,
+  type OverfitPlan,
+  overfitReport,
+  type OverfitRow,
+  overfitTable,
+} from "../experiments/overfit.ts";
