@@ -16,6 +16,7 @@ export {
   type Embedded,
   type Fused,
   type Lab,
+  type LabHashes,
   type LabOptions,
   type LabRecord,
   openLab,
@@ -31,6 +32,8 @@ export {
   nowhere,
   type Runner,
 } from "../lab/runner.ts";
+export { openQueue, type QueueRequest } from "../lab/open_queue.ts";
+export type { QueueIdentity } from "../lab/queue_options.ts";
 export type { Folders, Tell } from "../lab/run.ts";
 export type {
   Ask,

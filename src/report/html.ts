@@ -64,15 +64,15 @@ export function dataUri(image: Pixels): string {
 }
 
 /**
- * Pictures in rows and columns, as wide as the page at most: every column is in
- * view, each row's label stands above its pictures.
+ * Pictures in rows and columns, enlarged twice where the page has room: every
+ * column is in view, each row's label stands above its pictures.
  *
  * @param sheet The pictures and labels.
  */
 export function pictureGrid({ columns, rows, scale = 1 }: Sheet): Html {
   const image = (cell: Pixels, alt: string) =>
-    `<img class="pixels" width="${cell.width * scale}" height="${
-      cell.height * scale
+    `<img class="pixels" width="${2 * cell.width * scale}" height="${
+      2 * cell.height * scale
     }" alt="${escapeHtml(alt)}" src="${dataUri(cell)}">`;
   const cellOf = (
     cell: Pixels | undefined,

@@ -5,6 +5,7 @@
  *
  * @module
  */
+import { helped, onlyKnown } from "./help.ts";
 import { floors } from "./layers.ts";
 import {
   denoInTerminal,
@@ -13,6 +14,18 @@ import {
   root,
   runDeno,
 } from "./repository.ts";
+
+if (
+  helped(`
+deno task ok [--static]
+
+Everything that must hold before a commit: format, lint, types, documentation,
+the import rule, the package's file list, and the tests.
+
+  --static   all but the tests
+  --help     this text
+`)
+) Deno.exit(0);
 
 const tools = "tests/tools";
 
@@ -86,6 +99,7 @@ const steps: [name: string, args: string[]][] = [
   ["can be published", ["publish", "--dry-run", "--allow-dirty"]],
 ];
 
+onlyKnown("check", "--static");
 let failed = 0;
 for (const [name, args] of steps) {
   const start = performance.now();
