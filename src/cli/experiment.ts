@@ -7,6 +7,7 @@ import { cannot } from "../core/errors.ts";
 import { type Command, EXIT_CODES, runCommand } from "./command.ts";
 import { domain } from "./domain.ts";
 import { evaluators } from "./evaluators.ts";
+import { overfit } from "./overfit.ts";
 import { frames } from "./frames.ts";
 import { regions } from "./regions.ts";
 import { sweeps } from "./sweeps.ts";
@@ -25,6 +26,7 @@ function of<T>(command: Command<T>): Entry {
 
 const EXPERIMENTS: readonly Entry[] = [
   ...sweeps.map((one) => of(one)),
+  of(overfit),
   of(frames),
   of(evaluators),
   of(domain),

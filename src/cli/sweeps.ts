@@ -18,9 +18,9 @@ import {
   type SweepRow,
   sweepTable,
 } from "../experiments/sweeps.ts";
+import { DEVELOPMENT_CONCEPTS } from "../experiments/subjects.ts";
 import { readJson } from "../io/files.ts";
 import type { Lab } from "../lab/lab.ts";
-import { IDENTITIES } from "../micro/world.ts";
 import type { Command } from "./command.ts";
 import {
   experiment,
@@ -45,12 +45,6 @@ import {
   optionTable,
   type Values,
 } from "./options.ts";
-
-/** Where settings are chosen. */
-const DEVELOPMENT: readonly string[] = IDENTITIES.filter(({ split }) =>
-  split === "development"
-)
-  .map(({ name }) => name);
 
 const rate = z.number().nonnegative();
 
@@ -180,7 +174,7 @@ function optionsOf({ name, split, values }: Sweep) {
       : {}),
     concepts: {
       type: CONCEPTS,
-      default: split === "test" ? TEST_CONCEPTS : DEVELOPMENT,
+      default: split === "test" ? TEST_CONCEPTS : DEVELOPMENT_CONCEPTS,
       help: `the ${split} concepts`,
     },
     variants: {

@@ -43,6 +43,7 @@ export {
   COMPONENTS,
   type Site,
   sites,
+  TARGET_NAMES,
   type TargetName,
   type Targets,
   targets,

@@ -106,6 +106,16 @@ export type TargetName =
   | "linear"
   | "all";
 
+/** Every name of layers. */
+export const TARGET_NAMES: readonly TargetName[] = [
+  "attention",
+  "unet-attention",
+  "cross-attention",
+  "cross-attention-kv",
+  "linear",
+  "all",
+];
+
 /**
  * The layers a name stands for: `attention` (Mix-of-Show), `unet-attention`,
  * `cross-attention`, `cross-attention-kv` (Custom Diffusion), `linear` (every
@@ -134,8 +144,7 @@ export function targets(name: TargetName): Targets {
     default:
       throw cannot(
         "choose layers",
-        "attention, unet-attention, cross-attention, cross-attention-kv, " +
-          "linear or all",
+        TARGET_NAMES.join(", "),
         String(name),
       );
   }

@@ -100,6 +100,8 @@ export interface DomainRow extends Readonly<Record<ScoreName, number | null>> {
   readonly alpha: number | null;
   /** How the domain's concepts were put into one model, if they were. */
   readonly fusion: "none" | "weight" | "gradient";
+  /** Masked denoising error on held-out references; null of the references. */
+  readonly heldout: number | null;
   /** Image alignment above the class word's, paired by concept, t interval. */
   readonly gain: Interval;
   /** Image alignment of each concept. */
@@ -257,7 +259,7 @@ export async function fig3(
   for (const domain of DOMAINS) {
     const names = concepts[domain];
     const inside = arms.filter(({ arm }) => arm.domain === domain);
-    const values = (found: ArmScores<Arm>) => (score: ScoreName) =>
+    const values = (found: ArmScores<Arm>) => (score: ScoreName | "heldout") =>
       conceptMeans(found.rows, names, score);
     const lower = values(inside[0])("image");
     const references = { domain, method: "references", alpha: null } as const;
@@ -268,7 +270,7 @@ export async function fig3(
         names,
         lower,
         (score) =>
-          score === "text"
+          score === "text" || score === "heldout"
             ? []
             : own[domain].map((subject) =>
               mean(scorer.ceiling(subject).map((one) => one[score]))
@@ -307,14 +309,15 @@ function rowOf(
   arm: Arm,
   names: readonly string[],
   lower: readonly number[],
-  values: (score: ScoreName) => readonly number[],
+  values: (score: ScoreName | "heldout") => readonly number[],
 ): DomainRow {
   const image = values("image");
+  const average = (score: ScoreName | "heldout") =>
+    values(score).length === 0 ? null : rounded(mean(values(score)));
   return {
     ...arm,
-    ...perScore((score) =>
-      values(score).length === 0 ? null : rounded(mean(values(score)))
-    ),
+    ...perScore(average),
+    heldout: average("heldout"),
     gain: arm.method === "class"
       ? { mean: null, low: null, high: null }
       : finite(pairedDifference(image, lower)),
@@ -357,6 +360,7 @@ export function domainTable(
   return tableOf(rows, [
     ["domain", ({ domain }) => domain],
     ["", domainLabel],
+    ["held-out", ({ heldout }) => decimal(heldout)],
     ["text", ({ text }) => decimal(text)],
     ["image", ({ image }) => decimal(image)],
     ["masked image", ({ masked }) => decimal(masked)],

@@ -7,6 +7,7 @@ import type { Key } from "../core/random.ts";
 import type { ClipVector } from "../evaluation/clip.ts";
 import { imageAlignment, textAlignment } from "../evaluation/clip_score.ts";
 import { finite, rounded } from "../evaluation/compare.ts";
+import type { HeldOutError } from "../evaluation/heldout.ts";
 import type { PixelBox } from "../evaluation/preprocess.ts";
 import {
   gallery,
@@ -250,7 +251,29 @@ export interface ArmScores<Arm> {
 }
 
 /**
- * Draws cells and scores them, arm by arm.
+ * Errors of cells' models on their concepts' held-out references, the same noise
+ * in all of one concept and seed.
+ *
+ * @param lab The lab.
+ * @param cells Models and what stands for the concept.
+ */
+export async function heldOutErrors(
+  lab: Lab,
+  cells: readonly Cell<unknown>[],
+): Promise<HeldOutError[]> {
+  return await lab.heldout(
+    cells.map(({ model, subject, seed, words }) => ({
+      model,
+      pictures: subject.references,
+      phrase: words,
+      noise: [seed, "heldout", subject.name],
+    })),
+  );
+}
+
+/**
+ * Draws cells and scores them, arm by arm; the error on held-out references is
+ * among the scores.
  *
  * @param lab The lab.
  * @param settings How pictures are drawn and captions begin.
@@ -266,7 +289,9 @@ export async function scoreCells<Arm>(
 ): Promise<{ arms: ArmScores<Arm>[]; drawn: Drawn<Arm>[]; scorer: Scorer }> {
   const drawn = await drawCells(lab, settings.sampling, cells);
   const scorer = await openScorer(lab, all, settings.textPrefix);
-  const rows = await scorer.score(drawn);
+  const scores = await scorer.score(drawn);
+  const errors = await heldOutErrors(lab, cells);
+  const rows = scores.map((row, i) => ({ ...row, heldout: errors[i].mean }));
   const groups = Map.groupBy(
     rows.keys(),
     (i) => canonicalJson(drawn[i].arm),

@@ -29,11 +29,16 @@ import {
   type Prompt,
   promptText,
 } from "../micro/prompts.ts";
+import { IDENTITIES } from "../micro/world.ts";
 import {
   type EmbeddingName,
   type ExperimentPreset,
   METHOD_OF,
 } from "./presets.ts";
+
+/** The identities that settings are chosen on, never reported. */
+export const DEVELOPMENT_CONCEPTS: readonly string[] = IDENTITIES
+  .filter(({ split }) => split === "development").map(({ name }) => name);
 
 /** A concept, and those of its prompts that are used. */
 export interface Subject {

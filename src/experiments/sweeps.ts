@@ -87,6 +87,12 @@ export interface SweepRow
   readonly capacity: number;
   /** Image alignment of each concept. */
   readonly concepts: Readonly<Record<string, number>>;
+  /** Masked denoising error on held-out references; lower is better. */
+  readonly heldout: number;
+  /** The same of each concept. */
+  readonly errors: Readonly<Record<string, number>>;
+  /** (class word − fused) / (class word − single) of it; of fused arms. */
+  readonly heldoutKept?: Interval;
   /** Single − fused image alignment, paired by concept; of fused arms. */
   readonly loss?: Interval;
   /** (fused − lower) / (single − lower) of image alignment; of fused arms. */
@@ -219,14 +225,16 @@ function rowOf(
   capacity: number,
 ): SweepRow {
   const names = [...new Set(rows.map(({ concept }) => concept))];
-  const of = (score: ScoreName) => conceptMeans(rows, names, score);
+  const of = (score: ScoreName | "heldout") => conceptMeans(rows, names, score);
+  const byConcept = (score: ScoreName | "heldout") =>
+    Object.fromEntries(of(score).map((v, i) => [names[i], rounded(v)]));
   return {
     ...arm,
     ...perScore((score) => rounded(mean(of(score)))),
     capacity,
-    concepts: Object.fromEntries(
-      of("image").map((value, i) => [names[i], rounded(value)]),
-    ),
+    concepts: byConcept("image"),
+    heldout: rounded(mean(of("heldout"))),
+    errors: byConcept("heldout"),
   };
 }
 
@@ -234,7 +242,7 @@ function rowOf(
 function compared(
   row: SweepRow,
   rows: readonly SweepRow[],
-): Pick<SweepRow, "loss" | "kept" | "overWeight"> {
+): Pick<SweepRow, "loss" | "kept" | "heldoutKept" | "overWeight"> {
   if (row.fusion === "none") return {};
   const { embedding, variant, rank, fusion, n, value } = row;
   const other = (fusion: SweepRow["fusion"], n: number) =>
@@ -246,6 +254,9 @@ function compared(
   const values = ({ concepts }: SweepRow) =>
     Object.keys(row.concepts).map((name) => concepts[name]);
   const own = values(row), single = values(other("none", 1));
+  // Lower is better.
+  const gains = ({ errors }: SweepRow) =>
+    Object.keys(row.errors).map((name) => -errors[name]);
   const random = fold(
     key(0),
     ...["sweep", embedding, variant, rank ?? 0, fusion, n, String(value)],
@@ -253,6 +264,14 @@ function compared(
   return {
     loss: finite(pairedDifference(single, own)),
     kept: finite(retainedShare(own, single, values(rows[0]), random)),
+    heldoutKept: finite(
+      retainedShare(
+        gains(row),
+        gains(other("none", 1)),
+        gains(rows[0]),
+        fold(random, "heldout"),
+      ),
+    ),
     overWeight: fusion === "gradient"
       ? finite(pairedDifference(own, values(other("sum", n))))
       : undefined,
@@ -287,6 +306,11 @@ export function sweepTable(
       `n·r/d (SD: ≤ ${SD_CAPACITY})`,
       ({ capacity }) => decimal(capacity, 2),
     ],
+    ["held-out", ({ heldout }) => decimal(heldout)],
+    [
+      "held-out kept",
+      ({ heldoutKept }) => heldoutKept ? interval(heldoutKept, 2) : "",
+    ],
     score("text"),
     score("image"),
     score("masked", "masked image"),
@@ -313,8 +337,8 @@ export function sweepTable(
 const TEXT_LOSS = 0.1;
 
 /**
- * The λ with the best image alignment, for each embedding, among those that
- * still follow their prompts: text alignment no more than a tenth below that of
+ * The λ with the least error on held-out references, for each embedding, among
+ * those that still follow their prompts: text alignment no more than a tenth below that of
  * the single-concept models.
  *
  * @param rows From {@linkcode sweep}.
@@ -332,7 +356,7 @@ export function bestLambdas(
     );
     if (single && row.text < (1 - TEXT_LOSS) * single.text) continue;
     const known = best[embedding];
-    if (!known || row.image > known.image) best[embedding] = row;
+    if (!known || row.heldout < known.heldout) best[embedding] = row;
   }
   return Object.fromEntries(
     Object.entries(best).map(([embedding, row]) => [embedding, row.value!]),

@@ -15,7 +15,7 @@ import {
   EMBEDDINGS,
   type ExperimentPreset,
 } from "./presets.ts";
-import { type Cell, drawCells, type Drawn } from "./scores.ts";
+import { type Cell, drawCells, type Drawn, heldOutErrors } from "./scores.ts";
 import { type Subject, training } from "./subjects.ts";
 
 /** A kind of fusion. */
@@ -153,14 +153,7 @@ async function* draw(
     samples: texts.map((text) => ({ text, noise: [seed, "free", text] })),
     sampling,
   })));
-  const heldout = await lab.heldout(
-    cells.map(({ model, subject, seed, words }) => ({
-      model,
-      pictures: subject.references,
-      phrase: words,
-      noise: [seed, "heldout", subject.name],
-    })),
-  );
+  const heldout = await heldOutErrors(lab, cells);
   for (const [i, cell] of drawn.entries()) {
     const pictures = { ...cell, free: free[i], heldout: heldout[i] };
     yield { type: "drawn", pictures };

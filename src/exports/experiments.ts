@@ -120,3 +120,12 @@ export {
   type SweepRow,
   sweepTable,
 } from "../experiments/sweeps.ts";
+export {
+  overfit,
+  type OverfitArm,
+  overfitLabel,
+  type OverfitPlan,
+  overfitReport,
+  type OverfitRow,
+  overfitTable,
+} from "../experiments/overfit.ts";

@@ -16,7 +16,7 @@ import {
   type TrainData,
 } from "../customize/dataset.ts";
 import { fillCaption } from "../customize/captions.ts";
-import { method, startConcept } from "../customize/methods.ts";
+import { type Method, method, startConcept } from "../customize/methods.ts";
 import { customize } from "../customize/train.ts";
 import { generate } from "../diffusion/pipeline.ts";
 import {
@@ -252,7 +252,7 @@ async function examplesOf(
   }
   const art = await open.art();
   const images = set.of === "art"
-    ? conceptImages(set.concept, set.set, art)
+    ? conceptImages(set.concept, set.set, art).slice(0, set.count)
     : Array.from(
       { length: LOOKALIKE_IMAGES },
       (_, i) => otherDesignImage(set.concept, set.design, i, art),
@@ -271,11 +271,21 @@ async function examplesOf(
 /** Pictures that stand for a look-alike. */
 const LOOKALIKE_IMAGES = 10;
 
+/** The method of a spec, on the spec's layers. */
+function methodOf({ method: name, preset, config, layers }: TrainSpec): Method {
+  const how = method(name, preset, config);
+  if (layers === undefined) return how;
+  const { lora } = how.concept;
+  if (!lora) throw cannot("choose layers", "a method with an adapter", name);
+  const concept = { ...how.concept, lora: { ...lora, targets: layers } };
+  return { ...how, concept };
+}
+
 async function train(open: Open, spec: TrainSpec, tell: Tell): Promise<void> {
   const { base, store } = open;
   const id = await specId(spec);
   const data = await open.encoded(spec.pictures);
-  const how = method(spec.method, spec.preset, spec.config);
+  const how = methodOf(spec);
   const prior = spec.prior && await open.encoded(spec.prior);
   const { severalTokens, summary } = spec;
   const fresh = await startConcept(base, how, {

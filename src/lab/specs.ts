@@ -63,6 +63,8 @@ export type PictureSet =
     readonly concept: string;
     /** Which block of its frames. */
     readonly set: "train" | "reference";
+    /** How many of them, from the first. @default all */
+    readonly count?: number;
   }
   | {
     readonly of: "look-alike";
@@ -120,6 +122,8 @@ export interface TrainSpec {
   readonly preset: Preset;
   /** Rank of the adapters. */
   readonly rank: number;
+  /** Layers with an adapter. @default the method's */
+  readonly layers?: TargetName;
   /** Whole configuration; its seed is made of `seed` and the concept. */
   readonly config: TrainConfig;
   /** Seed of the first parameters. */

@@ -1,4 +1,9 @@
-import { assertAlmostEquals, assertEquals, assertRejects } from "@std/assert";
+import {
+  assert,
+  assertAlmostEquals,
+  assertEquals,
+  assertRejects,
+} from "@std/assert";
 import { selectBackend } from "../../src/core/backend.ts";
 import { presetOf } from "../../src/experiments/presets.ts";
 import {
@@ -109,6 +114,18 @@ Deno.test("a sweep has a row for the base, singles, factors and ridges", async (
     // Two concepts in layers that are at least 16 wide.
     assertEquals(byRank[1].capacity, 2 / 16);
     assertEquals(byRank[4].capacity, 4 / 16);
+    for (const { heldoutKept, heldout, fusion, rank } of byRank) {
+      const [single] = byRank.filter((row) => row.rank === rank);
+      if (fusion === "none") assertEquals(heldoutKept, undefined);
+      else {
+        // Five decimals of a small difference: compared as a product.
+        const whole = lower.heldout - single.heldout;
+        const { mean } = heldoutKept!;
+        // Nothing gained is nothing kept.
+        if (mean === null) assert(whole < 5e-5);
+        else assertAlmostEquals(mean * whole, lower.heldout - heldout, 5e-5);
+      }
+    }
     for (const { loss, kept, image, fusion, rank, overWeight } of byRank) {
       const [single, weight] = byRank.filter((row) => row.rank === rank);
       if (fusion !== "gradient") assertEquals(overWeight, undefined);
@@ -132,25 +149,27 @@ Deno.test("a sweep has a row for the base, singles, factors and ridges", async (
 });
 
 Deno.test("the best λ has the most identity and still follows its prompts", () => {
-  const row = (value: number, image: number, text = 1): SweepRow => ({
+  const row = (value: number, heldout: number, text = 1): SweepRow => ({
     embedding: "lora",
     variant: "",
     fusion: "sum",
     n: 4,
     value,
     text,
-    image,
+    image: 0,
     masked: 0,
     retrieval: 0,
     capacity: 0,
     concepts: {},
+    heldout,
+    errors: {},
   });
   const rows = [
-    { ...row(0, 0.8), fusion: "none" as const, value: null },
-    row(0.25, 0.5),
-    row(0.6, 0.7, 0.91),
-    row(1, 0.75, 0.89),
-    { ...row(0, 0.9), fusion: "gradient" as const },
+    { ...row(0, 2), fusion: "none" as const, value: null },
+    row(0.25, 5),
+    row(0.6, 3, 0.91),
+    row(1, 2.5, 0.89),
+    { ...row(0, 1), fusion: "gradient" as const },
   ];
   assertEquals(bestLambdas(rows), { lora: 0.6 });
 });

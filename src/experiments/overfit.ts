@@ -1,0 +1,282 @@
+/**
+ * Does a concept generalise from its pictures or is it learned by heart? The
+ * denoising error on pictures that were trained on and on pictures that were
+ * not, against layers, learning rate, steps and number of pictures.
+ *
+ * @module
+ */
+import { cannot } from "../core/errors.ts";
+import type { TargetName } from "../customize/lora.ts";
+import { finite, rounded } from "../evaluation/compare.ts";
+import { mean, tInterval } from "../evaluation/statistics.ts";
+import type { Lab } from "../lab/lab.ts";
+import type { ModelRef, PictureSet } from "../lab/specs.ts";
+import type { Report } from "../report/document.ts";
+import { plot } from "../report/figure.ts";
+import { decimal, type Interval, interval } from "../report/format.ts";
+import type { Sheet } from "../report/grid.ts";
+import { type Table, tableOf } from "../report/table.ts";
+import { type PictureRow, pictureRows } from "./pictures.ts";
+import type { EmbeddingName, ExperimentPreset } from "./presets.ts";
+import { type Cell, drawCells } from "./scores.ts";
+import { checkSettings, type Subject, subjects, training } from "./subjects.ts";
+
+/** What is run: every combination of the lists. */
+export interface OverfitPlan {
+  /** How concepts are trained and drawn. */
+  readonly settings: ExperimentPreset;
+  /** Proper names of identities. */
+  readonly concepts: readonly string[];
+  /** Which embeddings. */
+  readonly embeddings: readonly EmbeddingName[];
+  /** Which layers have an adapter. */
+  readonly layers: readonly TargetName[];
+  /** Learning rates of the UNet's adapter. @default the preset's */
+  readonly rates?: readonly number[];
+  /** Training steps. @default the preset's */
+  readonly steps?: readonly number[];
+  /** Pictures that are trained on, the first ones. @default all */
+  readonly pictures?: readonly number[];
+  /** Prompts of each concept that are drawn. */
+  readonly prompts: number;
+  /** Training seeds. */
+  readonly seeds: readonly number[];
+}
+
+/** How concepts were trained; the class word on the base model is null. */
+export type OverfitArm = {
+  /** The embedding. */
+  readonly embedding: EmbeddingName;
+  /** Layers with an adapter. */
+  readonly layers: TargetName;
+  /** Learning rate of the UNet's adapter. */
+  readonly rate: number;
+  /** Training steps. */
+  readonly steps: number;
+  /** Pictures that were trained on; null for all. */
+  readonly pictures: number | null;
+} | null;
+
+/** Means over concepts and seeds of one arm. */
+export interface OverfitRow {
+  /** How concepts were trained. */
+  readonly arm: OverfitArm;
+  /** Masked denoising error on training pictures; lower is better. */
+  readonly train: number;
+  /** The same on held-out references. */
+  readonly heldout: number;
+  /** (class word − arm) / class word on training pictures. */
+  readonly trainGain: Interval;
+  /** The same on held-out references. */
+  readonly gain: Interval;
+  /** Both errors of each concept. */
+  readonly concepts: Readonly<
+    Record<string, { readonly train: number; readonly heldout: number }>
+  >;
+}
+
+type Trained = NonNullable<OverfitArm>;
+
+function armsOf(plan: OverfitPlan): Trained[] {
+  const { settings: { train }, embeddings, layers } = plan;
+  const rates = plan.rates ?? [train.lr!.unet];
+  const lengths = plan.steps ?? [train.steps!];
+  const counts = plan.pictures ?? [null];
+  return embeddings.flatMap((embedding) =>
+    layers.flatMap((targets) =>
+      rates.flatMap((rate) =>
+        lengths.flatMap((steps) =>
+          counts.map((pictures) => (
+            { embedding, layers: targets, rate, steps, pictures }
+          ))
+        )
+      )
+    )
+  );
+}
+
+function check(plan: OverfitPlan, all: readonly Subject[]): void {
+  checkSettings(plan.settings, plan.seeds);
+  for (const { name, train } of all) {
+    if (train.of !== "art") {
+      throw cannot("compare training pictures", "identities", name);
+    }
+  }
+}
+
+/** The first pictures of a set. */
+function first(set: PictureSet, count: number | null): PictureSet {
+  return set.of === "art" && count !== null ? { ...set, count } : set;
+}
+
+/** A cell with the pictures that it was trained on. */
+interface Measured extends Cell<OverfitArm> {
+  readonly pictures: PictureSet;
+}
+
+/**
+ * Runs the experiment.
+ *
+ * @param lab The lab.
+ * @param plan What is run.
+ * @returns A row per combination, the class word first, and pictures of the
+ * first seed.
+ * @throws Before work starts, if an option is wrong.
+ */
+export async function overfit(
+  lab: Lab,
+  plan: OverfitPlan,
+): Promise<{ rows: OverfitRow[]; pictures: PictureRow[] }> {
+  const { settings, seeds } = plan;
+  const { sampling } = settings;
+  const all = await subjects(lab, plan.concepts, plan.prompts, sampling);
+  check(plan, all);
+  const arms = armsOf(plan);
+  const base: ModelRef = { type: "base" };
+  const cells: Measured[] = seeds.flatMap((seed) =>
+    all.map((subject) => ({
+      ...{ arm: null, seed, subject, model: base, words: subject.class },
+      pictures: subject.train,
+    }))
+  );
+  for (const seed of seeds) {
+    const asks = arms.flatMap((arm) =>
+      all.map((subject) => {
+        const { rate: unet, steps, pictures } = arm;
+        const change = { lr: { ...settings.train.lr!, unet }, steps };
+        return {
+          ...training(settings, subject, arm.embedding, seed, change),
+          layers: arm.layers,
+          pictures: first(subject.train, pictures),
+        };
+      })
+    );
+    const trained = await lab.train(asks);
+    trained.forEach(({ model, phrase: words }, i) => {
+      const arm = arms[Math.floor(i / all.length)];
+      const subject = all[i % all.length];
+      const { pictures } = asks[i];
+      cells.push({ arm, seed, subject, model, words, pictures });
+    });
+  }
+  const errors = async (set: (cell: Measured) => PictureSet, name: string) => {
+    const found = await lab.heldout(cells.map((cell) => ({
+      model: cell.model,
+      pictures: set(cell),
+      phrase: cell.words,
+      noise: [cell.seed, name, cell.subject.name],
+    })));
+    return found.map(({ mean }) => mean);
+  };
+  const train = await errors(({ pictures }) => pictures, "train");
+  const heldout = await errors(({ subject }) => subject.references, "heldout");
+  const drawn = await drawCells<OverfitArm>(lab, sampling, cells);
+  const rowOf = (arm: OverfitArm): OverfitRow => {
+    const of = (values: readonly number[], { name }: Subject, which = arm) =>
+      mean(
+        values.filter((_, i) =>
+          cells[i].arm === which && cells[i].subject.name === name
+        ),
+      );
+    const gain = (values: readonly number[]) =>
+      finite(tInterval(
+        all.map((one) => 1 - of(values, one) / of(values, one, null)),
+      ));
+    return {
+      arm,
+      train: rounded(mean(all.map((one) => of(train, one)))),
+      heldout: rounded(mean(all.map((one) => of(heldout, one)))),
+      trainGain: gain(train),
+      gain: gain(heldout),
+      concepts: Object.fromEntries(
+        all.map((one) => [one.name, {
+          train: rounded(of(train, one)),
+          heldout: rounded(of(heldout, one)),
+        }]),
+      ),
+    };
+  };
+  return {
+    rows: [null, ...arms].map(rowOf),
+    pictures: pictureRows(drawn, overfitLabel, 1),
+  };
+}
+
+/**
+ * What an arm is called.
+ *
+ * @param arm How concepts were trained.
+ */
+export function overfitLabel(arm: OverfitArm): string {
+  if (!arm) return "class word, base model";
+  const { embedding, layers, rate, steps, pictures } = arm;
+  const count = pictures === null ? "" : `, ${pictures} pictures`;
+  const name = embedding === "lora" ? "LoRA" : "ED-LoRA";
+  return `${name}, ${layers}, ${rate}, ${steps} steps${count}`;
+}
+
+/**
+ * The rows as a table.
+ *
+ * @param rows From {@linkcode overfit}.
+ */
+export function overfitTable(rows: readonly OverfitRow[]): Table {
+  const both = (name: string) => ({ concepts }: OverfitRow) =>
+    `${decimal(concepts[name].train, 2)} / ${
+      decimal(concepts[name].heldout, 2)
+    }`;
+  return tableOf(rows, [
+    ["error on training pictures / held-out", ({ arm }) => overfitLabel(arm)],
+    ...Object.keys(rows[0].concepts).map((name) => [name, both(name)] as const),
+    ["training", ({ train }) => decimal(train, 2)],
+    ["held-out", ({ heldout }) => decimal(heldout, 2)],
+    [
+      "gain, training",
+      ({ arm, trainGain }) => arm ? interval(trainGain, 2) : "",
+    ],
+    ["gain, held-out", ({ arm, gain }) => arm ? interval(gain, 2) : ""],
+  ]);
+}
+
+/**
+ * The whole report.
+ *
+ * @param rows From {@linkcode overfit}.
+ * @param sheet Pictures of the same noise, an arm per column.
+ */
+export function overfitReport(
+  rows: readonly OverfitRow[],
+  sheet: Sheet,
+): Report {
+  const trained = rows.filter(({ arm }) => arm);
+  const x = trained.map(({ arm }) => overfitLabel(arm));
+  return {
+    name: "overfit",
+    title: "training error and held-out error",
+    lead: [
+      "Gain is (class word − arm) / class word of the masked denoising error. " +
+      "A gain on training pictures alone is memory.",
+    ],
+    parts: [
+      { type: "table", table: overfitTable(rows), brief: true },
+      {
+        type: "figure",
+        id: "gain",
+        figure: plot({
+          title: "Gain on training pictures and on held-out ones",
+          yTitle: "gain",
+          series: [
+            { name: "training", x, y: trained.map((row) => row.trainGain) },
+            { name: "held-out", x, y: trained.map((row) => row.gain) },
+          ],
+        }),
+      },
+      {
+        type: "pictures",
+        name: "overfit",
+        title: "Same noise in every column",
+        sheet,
+      },
+    ],
+  };
+}
