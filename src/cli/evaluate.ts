@@ -173,6 +173,9 @@ export type EvaluateUse =
   | { readonly type: "heldout"; readonly request: HeldOutRequest }
   | { readonly type: "evaluator"; readonly request: EvaluatorTestRequest };
 
+/** Options of every use. */
+const SHARED = ["images", "heldout", "testEvaluator", "out", "json", "backend"];
+
 /** Options that only some uses of the command have. */
 const USES = {
   "--images": [
@@ -192,6 +195,9 @@ const USES = {
     "variant",
     "tokenizer",
     "prediction",
+    "vae",
+    "unet",
+    "textEncoder",
     "fused",
     "phrase",
     "class",
@@ -224,10 +230,10 @@ function requestOf(values: Values<typeof OPTIONS>): EvaluateUse {
     );
   }
   const fields: readonly string[] = USES[chosen[0]];
-  for (const field of new Set(Object.values(USES).flat())) {
-    const value = values[field];
+  for (const [field, value] of Object.entries(values)) {
+    if (SHARED.includes(field)) continue;
     const absent = value === undefined || value === false ||
-      (Array.isArray(value) && field !== "background" && value.length === 0);
+      (Array.isArray(value) && value.length === 0);
     if (absent || fields.includes(field)) continue;
     const use = Object.entries(USES).filter(([, own]) =>
       (own as readonly string[]).includes(field)

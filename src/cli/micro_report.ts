@@ -3,13 +3,10 @@
  *
  * @module
  */
-import { runScript } from "./command.ts";
 import { finish } from "../core/finish.ts";
-import { parseArgs } from "@std/cli/parse-args";
-import { type BackendChoice, selectBackend } from "../core/backend.ts";
+import { selectBackend } from "../core/backend.ts";
 import { cannot } from "../core/errors.ts";
 import { withLab } from "../lab/lab.ts";
-import { showRecords, workersFor } from "./lab_options.ts";
 import {
   type MicroPictures,
   microReport,
@@ -19,49 +16,71 @@ import { presetOf } from "../experiments/presets.ts";
 import {
   assertWritable,
   joinPath,
-  pathOf,
   writeAtomic,
   writeJson,
 } from "../io/files.ts";
 import { encodePng } from "../io/png.ts";
+import { type Command, command, runCommand } from "./command.ts";
+import { LAB_OPTIONS, showRecords, workersFor } from "./lab_options.ts";
+import { EMBEDDED, mustExist } from "./models.ts";
+import {
+  flag,
+  folder,
+  number,
+  optionTable,
+  parsed,
+  type Values,
+  whole,
+} from "./options.ts";
 import { createProgress } from "./progress.ts";
 import { contactSheet } from "../report/grid.ts";
 import { decimal, textTable } from "../report/markdown.ts";
 
-const HELP = `deno task micro:report [options]
+const { model, backend, workers } = LAB_OPTIONS;
+const { sampling: SAMPLING } = presetOf("ablation");
 
-Measures the embedded model on held-out scenes and draws contact sheets.
+const OPTIONS = optionTable({
+  model,
+  out: {
+    type: folder,
+    default: joinPath("out", "micro"),
+    help: "where contact sheets go",
+  },
+  single: {
+    type: whole({ least: 1 }),
+    default: 96,
+    help: "one-object prompts",
+  },
+  pairs: { type: whole({ least: 1 }), default: 48, help: "two-object prompts" },
+  scenes: {
+    type: parsed("N", (what, name, found) => {
+      const value = whole({ least: 64 }).read(what, name, found);
+      if (value % 64 === 0) return value;
+      throw cannot(what, `${name} a multiple of 64`, found);
+    }),
+    default: 256,
+    help: "scenes for PSNR and captions, a multiple of 64",
+  },
+  steps: {
+    type: whole({ least: 1, most: 1000 }),
+    default: SAMPLING.steps,
+    help: "sampling steps",
+  },
+  guidance: {
+    type: number({ least: 0 }),
+    default: SAMPLING.guidance,
+    help: "guidance scale",
+  },
+  json: {
+    type: flag,
+    help: "print the numbers to stdout as JSON, nothing else",
+  },
+  backend,
+  workers,
+});
 
-  --json           print the numbers to stdout as JSON, nothing else
-  --model FOLDER   the model (default: the embedded one)
-  --out FOLDER     where contact sheets go (default: out/micro)
-  --single N       one-object prompts (96)
-  --pairs N        two-object prompts (48)
-  --scenes N       scenes for PSNR and captions, a multiple of 64 (256)
-  --steps N        sampling steps
-  --guidance X     guidance scale
-  --backend NAME   auto, webgpu, wasm or cpu
-  --workers N      workers (default: processors; 0: in place)
-`;
-
-function number(
-  name: string,
-  text: string | undefined,
-  fallback: number,
-  least: number,
-  step = 1,
-): number {
-  if (text === undefined) return fallback;
-  const value = text.trim() === "" ? NaN : Number(text);
-  if (!(value >= least) || (step > 0 && value % step !== 0)) {
-    throw cannot(
-      `read --${name}`,
-      step > 1 ? `a multiple of ${step}` : `a number ≥ ${least}`,
-      text,
-    );
-  }
-  return value;
-}
+/** What the command line asks for. */
+export type MicroReportRequest = Values<typeof OPTIONS>;
 
 /** Writes the contact sheets. */
 async function writeSheets(
@@ -98,59 +117,29 @@ async function writeSheets(
 }
 
 /**
- * Runs the command.
+ * Measures and says what came out.
  *
- * @param args Arguments.
- * @throws If an argument, a file, the output folder or the backend is not as it
- * should be.
+ * @param request What is asked for.
+ * @throws Before work starts, if the model, the output folder or the backend is
+ * not as it should be.
  */
-export async function main(args: readonly string[]): Promise<void> {
-  const parsed = parseArgs([...args], {
-    string: [
-      "model",
-      "out",
-      "single",
-      "pairs",
-      "scenes",
-      "steps",
-      "guidance",
-      "backend",
-      "workers",
-    ],
-    boolean: ["json", "help"],
-    unknown: (name: string) => {
-      throw cannot("report on the model", "a known option (--help)", name);
-    },
-  });
-  if (parsed.help) return console.log(HELP);
-  const { sampling } = presetOf("ablation");
-  const model = parsed.model ??
-    pathOf(new URL("../../models/micro", import.meta.url));
-  const out = parsed.out ?? "out/micro";
+async function runMicroReport(request: MicroReportRequest): Promise<void> {
+  const { model = EMBEDDED, out, single, pairs, scenes, json } = request;
+  const { steps, guidance } = request;
   const options = {
-    sampling: {
-      ...sampling,
-      steps: number("steps", parsed.steps, sampling.steps, 1),
-      guidance: number("guidance", parsed.guidance, sampling.guidance, 0, 0),
-    },
-    single: number("single", parsed.single, 96, 1),
-    pairs: number("pairs", parsed.pairs, 48, 1),
-    scenes: number("scenes", parsed.scenes, 256, 64, 64),
+    sampling: { ...SAMPLING, steps, guidance },
+    ...{ single, pairs, scenes },
   };
-  const asked = parsed.workers === undefined
-    ? undefined
-    : number("workers", parsed.workers, 0, 0);
+  await mustExist("report on the model", model);
   await assertWritable(out);
-  const backend = await selectBackend(
-    (parsed.backend ?? "auto") as BackendChoice,
-  );
-  if (!parsed.json) console.log(backend.describe);
+  const backend = await selectBackend(request.backend);
+  if (!json) console.log(backend.describe);
   const progress = createProgress();
   const { numbers, pictures } = await withLab(
     {
       model,
       store: joinPath(out, "cache"),
-      workers: workersFor(asked, backend.name),
+      workers: workersFor(request.workers, backend.name),
       backend: backend.name,
       onRecord: showRecords(progress),
     },
@@ -163,7 +152,7 @@ export async function main(args: readonly string[]): Promise<void> {
   progress.finish();
   await writeSheets(out, pictures);
   await writeJson(joinPath(out, "report.json"), numbers);
-  if (parsed.json) return console.log(JSON.stringify(numbers));
+  if (json) return console.log(JSON.stringify(numbers));
   for (const [name, value] of Object.entries(numbers)) {
     console.log(`${name.padEnd(22)} ${decimal(value)}`);
   }
@@ -188,4 +177,18 @@ export async function main(args: readonly string[]): Promise<void> {
   console.log(`${out}/single.png, pairs.png, autoencoder.png`);
 }
 
-if (import.meta.main) await runScript(() => main(Deno.args));
+/** `deno task micro:report`. */
+export const microReportCommand: Command<MicroReportRequest> = command({
+  name: "micro:report",
+  summary: "measure the embedded model",
+  usage: "deno task micro:report [options]",
+  about:
+    "Measures the embedded model on held-out scenes and draws contact sheets.",
+  options: OPTIONS,
+  request: (values) => values,
+  run: runMicroReport,
+});
+
+if (import.meta.main) {
+  Deno.exit(await runCommand(microReportCommand, Deno.args));
+}
