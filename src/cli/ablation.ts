@@ -160,11 +160,11 @@ async function noteRun(out: string, record: unknown): Promise<void> {
 async function run(
   { lab: { out }, plan, partial }: AblationRequest,
   lab: Lab,
-  { backend, workers, progress }: Machine,
+  { backend, workers, describe, progress }: Machine,
 ): Promise<void> {
   const { scale, concepts, prompts, seeds, settings } = plan;
   progress.line(
-    `${backend.describe}, ${workers} workers; ${concepts.length} concepts (${
+    `${describe}; ${concepts.length} concepts (${
       concepts.join(", ")
     }), ${prompts} prompts, seeds ${seeds.join(", ")}, rank ${settings.rank}`,
   );
@@ -230,6 +230,9 @@ the others.`,
     if (quick && full) throw cannot(WHAT, "--quick or --full", "both");
     // What runs nothing must not cost what is there.
     if (fresh && partial) throw cannot(WHAT, "--fresh or --partial", "both");
+    if (partial && dryRun) {
+      throw cannot(WHAT, "--partial or --dry-run", "both");
+    }
     if (fresh && dryRun) throw cannot(WHAT, "--fresh or --dry-run", "both");
     const { concepts, n, seeds, method, fusion, model } = values;
     const scale = quick ? "quick" : full ? "full" : "default";

@@ -139,8 +139,8 @@ does the embedding alone hold, and what do the weights add?`,
     await inLab(
       "run the domain experiment",
       request,
-      async (lab, { backend, progress }) => {
-        progress.line(backend.describe);
+      async (lab, { describe, progress }) => {
+        progress.line(describe);
         const { report, pictures } = await fig3(lab, plan);
         const { settings } = plan;
         await writeJson(joinPath(out, "domain.json"), { ...report, settings });

@@ -363,7 +363,7 @@ async function promptsOf(
   names: Iterable<string>,
   layout: Layout | undefined,
 ): Promise<(string | undefined)[]> {
-  const prompts: (string | undefined)[] = [];
+  const owns: (string | undefined)[] = [];
   let used = false;
   for (const name of names) {
     const beside = await captionsBeside(
@@ -374,7 +374,7 @@ async function promptsOf(
       (layout && wordsOf(layout.prompt, layout));
     used ||= found === undefined;
     const own = found ?? request.prompt;
-    prompts.push(own === undefined ? undefined : said(request, own));
+    owns.push(own);
   }
   if (request.prompt !== undefined && !used) {
     throw cannot(
@@ -383,7 +383,11 @@ async function promptsOf(
       layout ? "layout.json, which has one" : "captions beside all of them",
     );
   }
-  return prompts;
+  const regions = request.regions && layout
+    ? layout.regions.map(({ prompt }) => wordsOf(prompt, layout))
+    : [];
+  sayIdle(request, [...owns.filter((own) => own !== undefined), ...regions]);
+  return owns.map((own) => own === undefined ? own : said(request, own));
 }
 
 /** Says which prompts are longer than the CLIP reads, each once. */
@@ -406,6 +410,18 @@ function saidCut(clip: ClipModel, prompts: readonly string[]): void {
 /** A prompt with words in the place of learned tokens. */
 function said({ say }: EvaluateRequest, prompt: string): string {
   return say.reduce((text, [old, by]) => text.replaceAll(old, by), prompt);
+}
+
+/** Names what `--say` would replace and no prompt has. */
+function sayIdle({ say }: EvaluateRequest, prompts: readonly string[]): void {
+  let texts = prompts;
+  for (const [old, by] of say) {
+    const after = texts.map((text) => text.replaceAll(old, by));
+    if (after.every((text, i) => text === texts[i])) {
+      console.error(`--say changes nothing: no prompt has "${old}"`);
+    }
+    texts = after;
+  }
 }
 
 /** Refuses prompts with tokens that no CLIP knows. */

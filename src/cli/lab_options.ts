@@ -184,6 +184,8 @@ export function showRecords(progress: Progress): (record: LabRecord) => void {
 export interface Machine {
   readonly backend: BackendInfo;
   readonly workers: number;
+  /** Both in words. */
+  readonly describe: string;
   readonly progress: Progress;
 }
 
@@ -218,7 +220,11 @@ export async function inLab<T>(
       backend: backend.name,
       onRecord: showRecords(progress),
     },
-    (lab) => use(lab, { backend, workers, progress }),
+    (lab) =>
+      use(lab, {
+        ...{ backend, workers, progress },
+        describe: `${backend.describe}, ${workers} workers`,
+      }),
   );
   progress.finish();
   return result;

@@ -36,11 +36,11 @@ import { createProgress } from "./progress.ts";
 import { contactSheet } from "../report/grid.ts";
 import { decimal, textTable } from "../report/markdown.ts";
 
-const { model, backend, workers } = LAB_OPTIONS;
+const { model: MODEL, backend: BACKEND, workers: WORKERS } = LAB_OPTIONS;
 const { sampling: SAMPLING } = presetOf("ablation");
 
 const OPTIONS = optionTable({
-  model,
+  model: MODEL,
   out: {
     type: folder,
     default: joinPath("out", "micro"),
@@ -75,8 +75,8 @@ const OPTIONS = optionTable({
     type: flag,
     help: "print the numbers to stdout as JSON, nothing else",
   },
-  backend,
-  workers,
+  backend: BACKEND,
+  workers: WORKERS,
 });
 
 /** What the command line asks for. */
@@ -133,13 +133,14 @@ async function runMicroReport(request: MicroReportRequest): Promise<void> {
   await mustExist("report on the model", model);
   await assertWritable(out);
   const backend = await selectBackend(request.backend);
-  if (!json) console.log(backend.describe);
+  const workers = workersFor(request.workers, backend.name);
+  if (!json) console.log(`${backend.describe}, ${workers} workers`);
   const progress = createProgress();
   const { numbers, pictures } = await withLab(
     {
       model,
       store: joinPath(out, "cache"),
-      workers: workersFor(request.workers, backend.name),
+      workers,
       backend: backend.name,
       onRecord: showRecords(progress),
     },

@@ -417,9 +417,9 @@ stopped continues.`,
     await inLab(
       "run the regions experiment",
       request,
-      async (lab, { backend, workers, progress }) => {
+      async (lab, { backend, workers, describe, progress }) => {
         progress.line(
-          `${backend.describe}; ${plan.concepts.join(", ")}; sketch adapter: ${
+          `${describe}; ${plan.concepts.join(", ")}; sketch adapter: ${
             sketch ?? "none, its arms are left out"
           }`,
         );

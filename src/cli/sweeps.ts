@@ -291,9 +291,9 @@ async function run(what: Sweep, request: SweepRequest): Promise<void> {
       >,
   };
   const doing = `run ${what.name}`;
-  await inLab(doing, request.lab, async (lab, { backend, progress }) => {
+  await inLab(doing, request.lab, async (lab, { describe, progress }) => {
     progress.line(
-      `${backend.describe}; ${what.name}: ${plan.concepts.join(", ")}`,
+      `${describe}; ${what.name}: ${plan.concepts.join(", ")}`,
     );
     const rows = await sweep(lab, plan);
     const table = sweepTable(rows, plan.concepts);

@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { assert, assertEquals, assertNotEquals } from "@std/assert";
+import { assert, assertEquals } from "@std/assert";
 import { type Command, runCommand } from "../../src/cli/command.ts";
 import { optionName } from "../../src/cli/options.ts";
 import { openSafetensors } from "../../src/io/safetensors.ts";
@@ -28,14 +28,17 @@ export interface Pair {
   readonly says?: RegExp;
   /** The first is refused like this, and the second is not. */
   readonly needs?: RegExp;
-  /** What differs is what is said, such as the backend's name. */
-  readonly shows?: "said";
+  /**
+   * What differs is what is said, such as the backend's name, or what the
+   * command is asked: for what a test cannot run.
+   */
+  readonly shows?: "said" | "asked";
 }
 
 /** Options of a command and their pairs. */
 export interface OptionRows {
   /** The command. */
-  readonly command: Pick<Command<unknown>, "name" | "options">;
+  readonly command: Pick<Command<unknown>, "name" | "options" | "parse">;
   /** Its usual command line, small enough for a test. */
   readonly base: Args;
   /** By field of the command's option table. */
@@ -44,6 +47,10 @@ export interface OptionRows {
   readonly volatile?: readonly string[];
   /** Folder that the command writes into; emptied before each run. */
   readonly out: string;
+  /** Finished work is kept from run to run; the first fills it. */
+  readonly store?: boolean;
+  /** Whether it can only be asked: a run downloads something. */
+  readonly askedOnly?: boolean;
   /** What is done before each run. */
   readonly before?: () => Promise<void>;
 }
@@ -62,6 +69,14 @@ export function argumentsOf(...parts: readonly Args[]): string[] {
           .flatMap((one) => [name, one])
     ),
   ];
+}
+
+/** What a command line asks for, as text. */
+function asked(
+  { parse }: OptionRows["command"],
+  args: readonly string[],
+): string {
+  return JSON.stringify(parse(args));
 }
 
 /** What came out of a run. */
@@ -119,13 +134,13 @@ async function written(
       if (name !== "cache") {
         parts.push(...await written(path, volatile, `${shown}/`));
       }
+    } else if (/\.(html|md|csv|state\.safetensors)$/.test(name)) {
+      // Reports of what JSON beside them says, with times in them.
+      parts.push(shown);
     } else if (name.endsWith(".json")) {
       parts.push(shown, steady(await Deno.readTextFile(path), volatile));
     } else if (name.endsWith(".safetensors")) {
       parts.push(shown, await tensors(path));
-    } else if (/\.(html|md|csv)$/.test(name)) {
-      // Reports of what the JSON beside them says, with times in them.
-      parts.push(shown);
     } else parts.push(shown, await digest(await Deno.readFile(path)));
   }
   return parts;
@@ -206,6 +221,10 @@ export async function checkOptions(
   const run = (args: readonly string[]) => outcome(rows, args);
   await t.step("the same twice", async () => {
     const args = argumentsOf(base);
+    if (rows.askedOnly) {
+      return assertEquals(asked(command, args), asked(command, args));
+    }
+    if (rows.store) await run(args);
     const first = await run(args);
     const again = await run(args);
     assertEquals(first.code, 0, first.said);
@@ -219,6 +238,11 @@ export async function checkOptions(
     }`;
     await t.step(name, async () => {
       const args = argumentsOf(base, both);
+      if (shows === "asked") {
+        const more = argumentsOf(base, both, add);
+        assert(asked(command, args) !== asked(command, more), "the same");
+        return;
+      }
       const without = known.get(args.join("\0")) ?? await run(args);
       known.set(args.join("\0"), without);
       const given = await run(argumentsOf(base, both, add));
@@ -235,8 +259,10 @@ export async function checkOptions(
         return;
       }
       assertEquals(given.code, 0, given.said);
-      if (shows) assertNotEquals(given.said, without.said);
-      else assertNotEquals(given.result, without.result);
+      const same = shows
+        ? given.said === without.said
+        : given.result === without.result;
+      assert(!same, `it changes nothing: ${without.result.slice(0, 300)}`);
     });
   }
 }
@@ -275,7 +301,7 @@ export function optionTableOf(rows: OptionRows): string {
           : needs
           ? `refused without it: \`${needs.source.replaceAll("|", "\\|")}\``
           : shows
-          ? "what is said"
+          ? `what is ${shows}`
           : "the result"
       } |`
     ),

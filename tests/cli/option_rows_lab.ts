@@ -1,0 +1,397 @@
+/**
+ * Every option of the experiments, pretrain, micro:report and verify, with pairs
+ * of runs.
+ *
+ * @module
+ */
+import { table2Command } from "../../src/cli/ablation.ts";
+import { domain } from "../../src/cli/domain.ts";
+import { evaluators } from "../../src/cli/evaluators.ts";
+import { frames } from "../../src/cli/frames.ts";
+import { microReportCommand } from "../../src/cli/micro_report.ts";
+import { pretrainCommand } from "../../src/cli/pretrain.ts";
+import { regions } from "../../src/cli/regions.ts";
+import { sweeps } from "../../src/cli/sweeps.ts";
+import { verifyCommand } from "../verify/main.ts";
+import type { Args, OptionRows, Pair } from "./option_pairs.ts";
+import type { OptionWorld } from "./option_world.ts";
+
+/** Fields of reports that differ from run to run. */
+const VOLATILE = [
+  ...["created", "started", "machine", "seconds", "timings", "workers"],
+  ...["fusionSeconds", "timing", "backend", "library"],
+];
+
+const CPU: Pair = { add: { "--backend": "cpu" }, shows: "said" };
+
+/** The tiny world in a lab of this thread, with a store of its own. */
+function lab({ at, out }: OptionWorld, store: string): Args {
+  return {
+    ...{ "--model": `${at}/model`, "--clip": `${at}/clip` },
+    ...{ "--backend": "wasm", "--workers": 0 },
+    ...{ "--cache": `${at}/store/${store}`, "--out": `${out}/a` },
+  };
+}
+
+/** As little training and drawing as there can be. */
+const LITTLE: Args = { "--train-steps": 1, "--steps": 1, "--rank": 1 };
+
+/** Pairs of the lab's options. */
+function labPairs({ at, out }: OptionWorld): Record<string, Pair> {
+  return {
+    // What is not in it is done again.
+    cache: { add: { "--cache": `${out}/cache` }, shows: "said" },
+    model: { add: { "--model": `${at}/other/model` } },
+    clip: { add: { "--clip": `${at}/other/clip` } },
+    backend: CPU,
+    // Their number changes no result.
+    workers: { add: { "--workers": 1 }, shows: "said" },
+    out: { add: { "--out": `${out}/b` } },
+  };
+}
+
+/** Pairs of the preset's options. */
+function settingPairs(): Record<string, Pair> {
+  return {
+    preset: { add: { "--preset": "official" } },
+    rank: { add: { "--rank": 2 } },
+    trainSteps: { add: { "--train-steps": 2 } },
+    steps: { add: { "--steps": 2 } },
+    guidance: { add: { "--guidance": 2 } },
+  };
+}
+
+/** `deno task ablation`. */
+export function ablationRows(world: OptionWorld): OptionRows {
+  return {
+    command: table2Command,
+    out: world.out,
+    volatile: VOLATILE,
+    store: true,
+    base: {
+      ...lab(world, "ablation"),
+      ...LITTLE,
+      ...{ "--concepts": "kuro,momo", "--n": 1 },
+      ...{ "--method": "lora", "--fusion": "weight" },
+    },
+    pairs: {
+      ...labPairs(world),
+      ...settingPairs(),
+      quick: [
+        { add: { "--quick": true } },
+        { add: { "--quick": true, "--full": true }, says: /got both/ },
+      ],
+      full: { both: { "--dry-run": true }, add: { "--full": true } },
+      concepts: { add: { "--concepts": "kuro,raja" } },
+      n: { add: { "--n": 2 } },
+      seeds: { add: { "--seeds": 1 } },
+      method: { add: { "--method": "edlora" } },
+      fusion: { add: { "--fusion": "gradient" } },
+      partial: [
+        {
+          // Nothing is finished there.
+          both: { "--cache": `${world.out}/cache` },
+          add: { "--partial": true },
+          says: /at least one finished seed/,
+        },
+        {
+          add: { "--partial": true, "--dry-run": true },
+          says: /--partial or --dry-run/,
+        },
+      ],
+      dryRun: { add: { "--dry-run": true } },
+      fresh: [
+        {
+          add: { "--fresh": true, "--partial": true },
+          says: /--fresh or --partial/,
+        },
+        { add: { "--fresh": true }, shows: "said" },
+      ],
+    },
+  };
+}
+
+/** `deno task experiment domain`. */
+export function domainRows(world: OptionWorld): OptionRows {
+  return {
+    command: domain,
+    out: world.out,
+    volatile: VOLATILE,
+    store: true,
+    base: {
+      ...lab(world, "domain"),
+      ...LITTLE,
+      ...{ "--concepts": "ulla", "--n": 1, "--method": "lora" },
+      ...{ "--alphas": "0,1", "--no-fusion": true },
+    },
+    pairs: {
+      ...labPairs(world),
+      ...settingPairs(),
+      quick: { both: { "--n": null }, add: { "--quick": true } },
+      concepts: { add: { "--concepts": "finn" } },
+      outDomain: { add: { "--out-domain": "pogo" } },
+      n: { add: { "--n": 2 } },
+      seeds: { add: { "--seeds": 1 } },
+      method: { add: { "--method": "ed-lora" } },
+      alphas: { add: { "--alphas": "0,0.5,1" } },
+      lrEmbedding: [
+        { both: { "--method": "p+" }, add: { "--lr-embedding": 0.1 } },
+        { add: { "--lr-embedding": 0.1 }, says: /--lr-embedding/ },
+      ],
+      lrBeside: [
+        { add: { "--lr-beside": 0.1 } },
+        {
+          both: { "--method": "p+" },
+          add: { "--lr-beside": 0.1 },
+          says: /--lr-beside/,
+        },
+      ],
+      noFusion: { both: { "--no-fusion": null }, add: { "--no-fusion": true } },
+    },
+  };
+}
+
+/** `deno task experiment regions`. */
+export function regionsRows(world: OptionWorld): OptionRows {
+  const { at } = world;
+  const plain: Args = { "--arms": "plain.weight" };
+  return {
+    command: regions,
+    out: world.out,
+    volatile: VOLATILE,
+    store: true,
+    base: {
+      ...lab(world, "regions"),
+      ...LITTLE,
+      ...{ "--concepts": "kuro,momo", "--counts": 2, "--sets": 1 },
+      ...{ "--backgrounds": 1, "--pictures": 1, "--column": 32 },
+      ...plain,
+      ...{ "--scales": 1, "--no-timing": true },
+    },
+    pairs: {
+      ...labPairs(world),
+      ...settingPairs(),
+      quick: {
+        both: { "--sets": null, "--pictures": null, "--backgrounds": null },
+        add: { "--quick": true },
+      },
+      concepts: { add: { "--concepts": "kuro,raja" } },
+      counts: {
+        both: { "--concepts": "kuro,momo,raja" },
+        add: { "--counts": "2,3" },
+      },
+      sets: {
+        both: { "--concepts": "kuro,momo,raja" },
+        add: { "--sets": 2 },
+      },
+      backgrounds: { add: { "--backgrounds": 2 } },
+      pictures: { add: { "--pictures": 2 } },
+      column: { add: { "--column": 48 } },
+      arms: { add: { "--arms": "plain.weight,switch" } },
+      scales: {
+        both: { "--arms": "plain.gradient" },
+        add: { "--scales": 1.5 },
+      },
+      seed: { add: { "--seed": 1 } },
+      sketch: {
+        both: {
+          "--arms": "regional+sketch.weight",
+          "--sketch": `${at}/sketch/a`,
+        },
+        add: { "--sketch": `${at}/sketch/b` },
+      },
+      noTiming: {
+        both: {
+          "--no-timing": null,
+          "--arms": "plain.gradient,regional.gradient",
+        },
+        add: { "--no-timing": true },
+      },
+    },
+  };
+}
+
+/** `deno task experiment lambda`, `ridge`, `count`, `tune`, `rank`. */
+export function sweepRows(world: OptionWorld): OptionRows[] {
+  const { at } = world;
+  const of: Record<string, { base: Args; values?: string }> = {
+    lambda: { base: { "--values": 0.5 }, values: "0.7" },
+    ridge: { base: { "--values": 0.1 }, values: "1" },
+    count: { base: { "--values": 1 }, values: "2" },
+    tune: { base: { "--variants": `${at}/variants.json` } },
+    rank: { base: { "--values": 1, "--rank": null }, values: "2" },
+  };
+  return sweeps.map((command): OptionRows => {
+    const { base, values } = of[command.name];
+    const { rank, ...settings } = settingPairs();
+    return {
+      command,
+      out: world.out,
+      volatile: VOLATILE,
+      store: true,
+      base: {
+        ...lab(world, "sweeps"),
+        ...LITTLE,
+        ...{ "--concepts": "jin,bobo", "--n": 1, "--method": "lora" },
+        ...base,
+      },
+      pairs: {
+        ...labPairs(world),
+        ...settings,
+        ...(command.name === "rank" ? {} : { rank }),
+        ...(values === undefined
+          ? {}
+          : { values: { add: { "--values": values } } }),
+        concepts: { add: { "--concepts": "jin,dash" } },
+        variants: command.name === "tune"
+          ? {
+            both: { "--variants": `${at}/variants.json` },
+            add: { "--variants": `${at}/other.json` },
+          }
+          : { add: { "--variants": `${at}/variants.json` } },
+        distractors: { add: { "--distractors": "kuro" } },
+        n: { add: { "--n": 2 } },
+        seeds: { add: { "--seeds": 1 } },
+        method: { add: { "--method": "edlora" } },
+        templates: { add: { "--templates": `${at}/templates.json` } },
+      },
+    };
+  });
+}
+
+/** `deno task experiment evaluators`: a run downloads MobileNetV2. */
+export function evaluatorsRows(world: OptionWorld): OptionRows {
+  const asked = (name: string, value: string): Pair => ({
+    add: { [name]: value },
+    shows: "asked",
+  });
+  return {
+    command: evaluators,
+    out: world.out,
+    askedOnly: true,
+    base: {},
+    pairs: {
+      clips: asked("--clips", `${world.at}/clip`),
+      cache: asked("--cache", `${world.at}/store/x`),
+      model: asked("--model", `${world.at}/model`),
+      clip: asked("--clip", `${world.at}/clip`),
+      backend: asked("--backend", "cpu"),
+      out: asked("--out", `${world.out}/b`),
+    },
+  };
+}
+
+/** `deno task experiment frames`. */
+export function framesRows({ out }: OptionWorld): OptionRows {
+  return {
+    command: frames,
+    out,
+    base: { "--out": `${out}/a` },
+    pairs: { out: { add: { "--out": `${out}/b` } } },
+  };
+}
+
+/** `deno task pretrain`. */
+export function pretrainRows({ at, out }: OptionWorld): OptionRows {
+  const cache = `${at}/store/pretrain`;
+  const exported: Args = {
+    ...{ "--steps": null, "--export": true, "--cache": cache },
+  };
+  return {
+    command: pretrainCommand,
+    out,
+    base: {
+      ...{ "--only": "clip_a", "--steps": 1, "--batch": 4, "--workers": 0 },
+      ...{ "--out": `${out}/a`, "--cache": cache },
+    },
+    pairs: {
+      only: { add: { "--only": "vae" } },
+      steps: { add: { "--steps": 2 } },
+      resume: [
+        { add: { "--resume": true } },
+        {
+          add: { "--resume": true, "--from-weights": true },
+          says: /--resume or --from-weights/,
+        },
+      ],
+      fromWeights: { add: { "--from-weights": true } },
+      workers: { add: { "--workers": 1 } },
+      backend: { add: { "--backend": "cpu" } },
+      cache: {
+        add: { "--cache": `${out}/other` },
+      },
+      out: { add: { "--out": `${out}/b` } },
+      base: [
+        {
+          both: { "--only": "clip_b", "--batch": 2 },
+          add: { "--base": `${at}/base` },
+        },
+        { add: { "--base": `${at}/base` }, says: /--base changes nothing/ },
+      ],
+      seed: { add: { "--seed": 77 } },
+      quick: { add: { "--quick": true }, says: /--quick changes nothing/ },
+      batch: { add: { "--batch": 2 } },
+      lr: { add: { "--lr": 0.5 } },
+      export: [
+        { add: { "--export": true }, says: /--export without --steps/ },
+        {
+          both: { "--steps": null, "--with-state": true },
+          add: { "--export": true },
+          needs: /--export with --with-state/,
+        },
+      ],
+      withState: { both: exported, add: { "--with-state": true } },
+    },
+  };
+}
+
+/** `deno task micro:report`. */
+export function microReportRows({ at, out }: OptionWorld): OptionRows {
+  return {
+    command: microReportCommand,
+    out,
+    volatile: VOLATILE,
+    base: {
+      ...{ "--model": `${at}/model`, "--out": `${out}/a`, "--single": 1 },
+      ...{ "--pairs": 1, "--scenes": 64, "--steps": 1 },
+      ...{ "--backend": "wasm", "--workers": 0 },
+    },
+    pairs: {
+      model: { add: { "--model": `${at}/other/model` } },
+      out: { add: { "--out": `${out}/b` } },
+      single: { add: { "--single": 2 } },
+      pairs: { add: { "--pairs": 2 } },
+      scenes: { add: { "--scenes": 128 } },
+      steps: { add: { "--steps": 2 } },
+      guidance: { add: { "--guidance": 1 } },
+      json: { add: { "--json": true } },
+      backend: { add: { "--backend": "cpu" } },
+      workers: { add: { "--workers": 1 } },
+    },
+  };
+}
+
+/** `deno task verify`. */
+export function verifyRows({ out }: OptionWorld): OptionRows {
+  const folder = (name: string) =>
+    new URL(`../fixtures/variants/${name}`, import.meta.url).pathname;
+  return {
+    command: verifyCommand,
+    out,
+    volatile: VOLATILE,
+    base: { "": folder("sd2"), "--only": "vae*", "--backend": "wasm" },
+    pairs: {
+      folder: { add: { "": folder("sd2") + "/../sd2" } },
+      only: { add: { "--only": "tokenizer*" } },
+      backend: { add: { "--backend": "cpu" } },
+      json: [
+        { add: { "--json": true } },
+        {
+          add: { "--json": true, "--verbose": true },
+          says: /--verbose, got both/,
+        },
+      ],
+      verbose: { add: { "--verbose": true } },
+    },
+  };
+}
