@@ -35,6 +35,12 @@ export interface Pair {
   readonly shows?: "said" | "asked";
 }
 
+/** Options whose pairs stand with another command of the same code. */
+export interface As {
+  /** That command's name. */
+  readonly as: string;
+}
+
 /** Options of a command and their pairs. */
 export interface OptionRows {
   /** The command. */
@@ -42,7 +48,10 @@ export interface OptionRows {
   /** Its usual command line, small enough for a test. */
   readonly base: Args;
   /** By field of the command's option table. */
-  readonly pairs: Readonly<Record<string, Pair | readonly Pair[]>>;
+  readonly pairs: Readonly<Record<string, Pair | readonly Pair[] | As>>;
+  /** What a JSON file says came out, without what was asked for. */
+  // deno-lint-ignore no-explicit-any
+  readonly report?: (name: string, json: any) => unknown;
   /** Names of fields in JSON that differ from run to run, such as times. */
   readonly volatile?: readonly string[];
   /** Folder that the command writes into; emptied before each run. */
@@ -100,7 +109,9 @@ function steady(text: string, volatile: readonly string[]): string {
 
 /** Tensors and metadata of a file. */
 async function tensors(path: string): Promise<string> {
-  const file = await openSafetensors(path);
+  const file = await openSafetensors(path).catch(() => undefined);
+  // Some are cut off on purpose.
+  if (!file) return await digest(await Deno.readFile(path));
   try {
     const parts = [JSON.stringify(file.metadata)];
     for (const name of [...file.entries.keys()].sort()) {
@@ -118,9 +129,10 @@ async function tensors(path: string): Promise<string> {
 /** All that a run has written. */
 async function written(
   folder: string,
-  volatile: readonly string[],
+  rows: OptionRows,
   below = "",
 ): Promise<string[]> {
+  const { volatile = [], report = (_name, json) => json } = rows;
   const parts: string[] = [];
   const entries = await Array.fromAsync(Deno.readDir(folder));
   for (
@@ -132,13 +144,21 @@ async function written(
     if (isDirectory) {
       // The store of the experiments is work, not a result.
       if (name !== "cache") {
-        parts.push(...await written(path, volatile, `${shown}/`));
+        parts.push(...await written(path, rows, `${shown}/`));
       }
-    } else if (/\.(html|md|csv|state\.safetensors)$/.test(name)) {
+    } else if (/\.(html|md|csv)$/.test(name)) {
       // Reports of what JSON beside them says, with times in them.
       parts.push(shown);
     } else if (name.endsWith(".json")) {
-      parts.push(shown, steady(await Deno.readTextFile(path), volatile));
+      parts.push(
+        shown,
+        steady(
+          JSON.stringify(
+            report(name, JSON.parse(await Deno.readTextFile(path))),
+          ) ?? "null",
+          volatile,
+        ),
+      );
     } else if (name.endsWith(".safetensors")) {
       parts.push(shown, await tensors(path));
     } else parts.push(shown, await digest(await Deno.readFile(path)));
@@ -152,14 +172,15 @@ function calm(text: string, volatile: readonly string[]): string {
     return steady(text, volatile);
   } catch {
     return text.replace(/^([^\n]*: \d+\/\d+),.*$/gm, "$1")
-      .replace(/\b[\d.]+ (s|min|h|ms)\b/g, "…");
+      .replace(/\b[\d.]+ (s|min|h|ms)\b|\bseconds [\d.]+/g, "…");
   }
 }
 
 async function outcome(
-  { command, out, volatile = [], before }: OptionRows,
+  rows: OptionRows,
   args: readonly string[],
 ): Promise<Outcome> {
+  const { command, out, volatile = [], before } = rows;
   await Deno.remove(out, { recursive: true }).catch(() => {});
   await Deno.mkdir(out, { recursive: true });
   await before?.();
@@ -178,7 +199,7 @@ async function outcome(
     const result = code === 0
       ? [
         calm(printed.join("\n"), volatile),
-        ...await written(out, volatile),
+        ...await written(out, rows),
       ].join("\n")
       : "";
     return { code, said: calm(said.join("\n"), volatile), result };
@@ -193,10 +214,12 @@ export function pairsOf(
   { pairs }: Pick<OptionRows, "pairs">,
 ): [string, Pair][] {
   return Object.entries(pairs).flatMap(([field, some]) =>
-    (Array.isArray(some) ? some : [some]).map((pair): [string, Pair] => [
-      field,
-      pair,
-    ])
+    "as" in some
+      ? []
+      : (Array.isArray(some) ? some : [some]).map((pair): [string, Pair] => [
+        field,
+        pair,
+      ])
   );
 }
 
@@ -304,6 +327,15 @@ export function optionTableOf(rows: OptionRows): string {
           ? `what is ${shows}`
           : "the result"
       } |`
+    ),
+    ...Object.entries(rows.pairs).flatMap(([field, some]) =>
+      "as" in some
+        ? [
+          `| ${
+            optionName(field, command.options![field])
+          } | as ${some.as} | | |`,
+        ]
+        : []
     ),
     "",
   ].join("\n");

@@ -61,12 +61,24 @@ function settingPairs(): Record<string, Pair> {
   };
 }
 
+/** The scores of an experiment, without its plan. */
+const scores: OptionRows["report"] = (name, json) => {
+  if (name === "runs.json") return null;
+  const { rows, shares, table, resolution, comparisons, arms, base } = json;
+  const { timing } = json;
+  return {
+    ...{ rows, shares, table, resolution, comparisons, arms, base },
+    timed: timing?.length,
+  };
+};
+
 /** `deno task ablation`. */
 export function ablationRows(world: OptionWorld): OptionRows {
   return {
     command: table2Command,
     out: world.out,
     volatile: VOLATILE,
+    report: scores,
     store: true,
     base: {
       ...lab(world, "ablation"),
@@ -117,6 +129,7 @@ export function domainRows(world: OptionWorld): OptionRows {
     command: domain,
     out: world.out,
     volatile: VOLATILE,
+    report: scores,
     store: true,
     base: {
       ...lab(world, "domain"),
@@ -133,20 +146,40 @@ export function domainRows(world: OptionWorld): OptionRows {
       n: { add: { "--n": 2 } },
       seeds: { add: { "--seeds": 1 } },
       method: { add: { "--method": "ed-lora" } },
-      alphas: { add: { "--alphas": "0,0.5,1" } },
+      alphas: [
+        { add: { "--alphas": "0,0.5,1" } },
+        {
+          both: { "--method": "p+", "--alphas": null, "--no-fusion": null },
+          add: { "--alphas": "0,1" },
+          says: /lora or ed-lora in --method with --alphas/,
+        },
+      ],
       lrEmbedding: [
-        { both: { "--method": "p+" }, add: { "--lr-embedding": 0.1 } },
+        {
+          both: { "--method": "p+", "--alphas": null, "--no-fusion": null },
+          add: { "--lr-embedding": 0.1 },
+        },
         { add: { "--lr-embedding": 0.1 }, says: /--lr-embedding/ },
       ],
       lrBeside: [
         { add: { "--lr-beside": 0.1 } },
         {
-          both: { "--method": "p+" },
+          both: { "--method": "p+", "--alphas": null, "--no-fusion": null },
           add: { "--lr-beside": 0.1 },
           says: /--lr-beside/,
         },
       ],
-      noFusion: { both: { "--no-fusion": null }, add: { "--no-fusion": true } },
+      noFusion: [
+        {
+          both: { "--no-fusion": null, "--concepts": "ulla,finn" },
+          add: { "--no-fusion": true },
+        },
+        {
+          both: { "--method": "p+", "--alphas": null, "--no-fusion": null },
+          add: { "--no-fusion": true },
+          says: /lora or ed-lora in --method with --no-fusion/,
+        },
+      ],
     },
   };
 }
@@ -159,6 +192,7 @@ export function regionsRows(world: OptionWorld): OptionRows {
     command: regions,
     out: world.out,
     volatile: VOLATILE,
+    report: scores,
     store: true,
     base: {
       ...lab(world, "regions"),
@@ -224,10 +258,21 @@ export function sweepRows(world: OptionWorld): OptionRows[] {
   return sweeps.map((command): OptionRows => {
     const { base, values } = of[command.name];
     const { rank, ...settings } = settingPairs();
+    const shared = {
+      ...labPairs(world),
+      ...settings,
+      concepts: { add: { "--concepts": "jin,dash" } },
+      n: { add: { "--n": 2 } },
+      seeds: { add: { "--seeds": 1 } },
+      method: { add: { "--method": "edlora" } },
+    };
+    const fuses = command.name !== "tune";
+    const gradient = fuses && command.name !== "lambda";
     return {
       command,
       out: world.out,
       volatile: VOLATILE,
+      report: scores,
       store: true,
       base: {
         ...lab(world, "sweeps"),
@@ -236,24 +281,27 @@ export function sweepRows(world: OptionWorld): OptionRows[] {
         ...base,
       },
       pairs: {
-        ...labPairs(world),
-        ...settings,
+        // All sweeps are one function; what is left is where they differ.
+        ...(command.name === "lambda" ? shared : Object.fromEntries(
+          Object.keys(shared).map((field) => [field, { as: "lambda" }]),
+        )),
         ...(command.name === "rank" ? {} : { rank }),
         ...(values === undefined
           ? {}
           : { values: { add: { "--values": values } } }),
-        concepts: { add: { "--concepts": "jin,dash" } },
         variants: command.name === "tune"
-          ? {
-            both: { "--variants": `${at}/variants.json` },
-            add: { "--variants": `${at}/other.json` },
-          }
+          ? { add: { "--variants": `${at}/other.json` } }
           : { add: { "--variants": `${at}/variants.json` } },
-        distractors: { add: { "--distractors": "kuro" } },
-        n: { add: { "--n": 2 } },
-        seeds: { add: { "--seeds": 1 } },
-        method: { add: { "--method": "edlora" } },
-        templates: { add: { "--templates": `${at}/templates.json` } },
+        distractors: fuses ? { add: { "--distractors": "kuro" } } : {
+          add: { "--distractors": "kuro" },
+          says: /fused concepts for --distractors/,
+        },
+        templates: gradient
+          ? { add: { "--templates": `${at}/templates.json` } }
+          : {
+            add: { "--templates": `${at}/templates.json` },
+            says: /gradient fusion for --templates/,
+          },
       },
     };
   });
@@ -316,17 +364,21 @@ export function pretrainRows({ at, out }: OptionWorld): OptionRows {
       ],
       fromWeights: { add: { "--from-weights": true } },
       workers: { add: { "--workers": 1 } },
-      backend: { add: { "--backend": "cpu" } },
+      // On the processor a run takes half a minute.
+      backend: { add: { "--backend": "cpu" }, shows: "asked" },
+      // A checkpoint that cannot be continued lies there.
       cache: {
+        both: { "--resume": true, "--cache": `${out}/broken` },
         add: { "--cache": `${out}/other` },
+        needs: /broken.clip_a\.safetensors/,
       },
       out: { add: { "--out": `${out}/b` } },
       base: [
         {
-          both: { "--only": "clip_b", "--batch": 2 },
-          add: { "--base": `${at}/base` },
+          both: { "--only": "clip_b", "--batch": 2, "--base": `${at}/base/1` },
+          add: { "--base": `${at}/base/2` },
         },
-        { add: { "--base": `${at}/base` }, says: /--base changes nothing/ },
+        { add: { "--base": `${at}/base/1` }, says: /--base changes nothing/ },
       ],
       seed: { add: { "--seed": 77 } },
       quick: { add: { "--quick": true }, says: /--quick changes nothing/ },
@@ -341,6 +393,16 @@ export function pretrainRows({ at, out }: OptionWorld): OptionRows {
         },
       ],
       withState: { both: exported, add: { "--with-state": true } },
+    },
+    before: async () => {
+      for (const name of ["a", "broken"]) await Deno.mkdir(`${out}/${name}`);
+      await Deno.writeTextFile(`${out}/broken/clip_a.safetensors`, "cut off");
+      await Deno.mkdir(`${out}/a/clip_a`);
+      for (const name of ["config.json", "model.safetensors"]) {
+        const from = `${at}/base/1/clip_a/${name}`;
+        const there = await Deno.stat(from).catch(() => undefined);
+        if (there) await Deno.copyFile(from, `${out}/a/clip_a/${name}`);
+      }
     },
   };
 }
@@ -365,7 +427,8 @@ export function microReportRows({ at, out }: OptionWorld): OptionRows {
       steps: { add: { "--steps": 2 } },
       guidance: { add: { "--guidance": 1 } },
       json: { add: { "--json": true } },
-      backend: { add: { "--backend": "cpu" } },
+      // On the processor a run takes a minute.
+      backend: { add: { "--backend": "cpu" }, shows: "asked" },
       workers: { add: { "--workers": 1 } },
     },
   };

@@ -5,8 +5,8 @@
  */
 import { runCommand } from "../../src/cli/command.ts";
 import { convertCommand } from "../../src/cli/convert.ts";
+import { pretrainCommand } from "../../src/cli/pretrain.ts";
 import { trainCommand } from "../../src/cli/train.ts";
-import { EMBEDDED } from "../../src/cli/models.ts";
 import { selectBackend } from "../../src/core/backend.ts";
 import { key } from "../../src/core/random.ts";
 import { disposeTree } from "../../src/core/tree.ts";
@@ -35,7 +35,6 @@ export function worldAt(folder: string): OptionWorld {
 }
 
 const SIDE = 64;
-const WEIGHTS = "diffusion_pytorch_model.safetensors";
 
 /** A picture with a square of another colour. */
 function picture(shade: number, mask = false): Uint8Array {
@@ -71,6 +70,29 @@ function pattern(shade: number): Uint8Array {
       i % 4 === 3 ? (i % 20 < 4 ? 0 : 255) : (i * shade + (i >> 5) * 31) % 256,
   );
   return encodePng({ width: SIDE, height: SIDE, channels: 4, data });
+}
+
+/** What pretraining and the report on the embedded model need besides. */
+export async function writeLabWorld({ at }: OptionWorld): Promise<void> {
+  for (const seed of [1, 2]) {
+    await prepared(
+      pretrainCommand as Any,
+      ...["--only", "clip_a,vae", "--steps", "1", "--batch", "4"],
+      ...["--workers", "0", "--seed", `${seed}`],
+      ...["--out", `${at}/base/${seed}`, "--cache", `${at}/store/base${seed}`],
+    );
+  }
+  for (const  of of["", "other/"]) {
+    for (const name of ["clip_a", "clip_b"]) {
+      await Deno.mkdir(`${at}/${of}model/${name}`);
+      for await (const { name: file } of Deno.readDir(`${at}/${of}clip`)) {
+        await Deno.copyFile(
+          `${at}/${of}clip/${file}`,
+          `${at}/${of}model/${name}/${file}`,
+        );
+      }
+    }
+  }
 }
 
 /** A tokenizer that reads two of its words as each other. */
@@ -228,18 +250,7 @@ export async function writeOptionWorld(folder: string): Promise<OptionWorld> {
   await Deno.mkdir(`${folder}/store`);
   await Deno.writeTextFile(`${folder}/store/file`, "");
   await writeJson(`${folder}/templates.json`, ["a drawing of a {}"]);
+  await writeJson(`${folder}/other.json`, { short: { steps: 2 } });
   await writeJson(`${folder}/variants.json`, { long: { steps: 3 } });
-  // The autoencoder of the embedded model, a tensor of it changed.
-  await Deno.mkdir(`${folder}/base/vae`, { recursive: true });
-  for (const file of ["config.json", WEIGHTS]) {
-    await Deno.copyFile(
-      `${EMBEDDED}/vae/${file}`,
-      `${folder}/base/vae/${file}`,
-    );
-  }
-  const path = `${folder}/base/vae/${WEIGHTS}`;
-  const bytes = await Deno.readFile(path);
-  bytes.fill(0, bytes.length - 512);
-  await Deno.writeFile(path, bytes);
   return world;
 }

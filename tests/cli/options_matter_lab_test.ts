@@ -14,12 +14,13 @@ import {
   sweepRows,
   verifyRows,
 } from "./option_rows_lab.ts";
-import { writeOptionWorld } from "./option_world.ts";
+import { writeLabWorld, writeOptionWorld } from "./option_world.ts";
 
 Deno.test("every option of every experiment matters", async (t) => {
   const folder = await Deno.makeTempDir();
   try {
     const world = await writeOptionWorld(folder);
+    await writeLabWorld(world);
     for (
       const rows of [
         verifyRows(world),
