@@ -20,6 +20,7 @@ import {
 } from "../formats/ldm_config.ts";
 import type { LdmComponent } from "../formats/ldm_names.ts";
 import { algorithmsOf } from "../formats/lycoris.ts";
+import { scaledWeights, unscaled } from "../formats/scaled_fp8.ts";
 import { type ForeignKind, foreignKind } from "../formats/kinds.ts";
 import { specialPurpose } from "../models/purpose.ts";
 import { type Command, command } from "./command.ts";
@@ -247,7 +248,9 @@ const NAMINGS: Readonly<Record<PartNaming, string>> = {
 };
 
 /** A whole model in a file, or some of its networks. */
-function modelFacts(file: SafetensorsFile, parts: PartsFound): Inspection {
+function modelFacts(raw: SafetensorsFile, parts: PartsFound): Inspection {
+  const file = unscaled(raw);
+  const scaled = scaledWeights(raw);
   const { layout, configs, predictionType, zeroTerminalSnr } = describeLdm(
     withPrefixes(file),
   );
@@ -316,7 +319,10 @@ function modelFacts(file: SafetensorsFile, parts: PartsFound): Inspection {
       ...(extras.length > 0
         ? { "beside it, not read": byBeginning(extras) }
         : {}),
-      ...totals(file),
+      ...(scaled > 0
+        ? { "scaled weights": `${scaled}, read as weight · scale` }
+        : {}),
+      ...totals(raw),
       ...metadataOf(file.metadata, /^mix_of_show\.configs$/),
     },
   };

@@ -56,6 +56,7 @@ import {
   partsIn,
   withPrefixes,
 } from "./ldm_config.ts";
+import { unscaled } from "./scaled_fp8.ts";
 import {
   LDM_PREFIX,
   type LdmComponent,
@@ -414,7 +415,7 @@ export async function loadPart<C extends LdmComponent>(
       file.close();
     }
   }
-  const file = await openSafetensors(path);
+  const file = unscaled(await openSafetensors(path), shown);
   try {
     const found = partsIn(file.entries.keys());
     const naming = found.get(component);
@@ -505,7 +506,7 @@ export async function loadNetworks(
     );
   }
   const { parts: given = {}, onNote } = options;
-  const opened = await openSafetensors(path);
+  const opened = unscaled(await openSafetensors(path), shown);
   const made: unknown[] = [];
   try {
     const present = partsIn(opened.entries.keys());

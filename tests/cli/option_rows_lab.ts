@@ -61,6 +61,17 @@ function settingPairs(): Record<string, Pair> {
   };
 }
 
+/** Options of a lab and of presets, which every experiment reads alike. */
+function likeLambda(
+  world: OptionWorld,
+  ...more: string[]
+): Record<string, { as: string }> {
+  const fields = { ...labPairs(world), ...settingPairs() };
+  return Object.fromEntries(
+    [...Object.keys(fields), ...more].map((field) => [field, { as: "lambda" }]),
+  );
+}
+
 /** The scores of an experiment, without its plan. */
 const scores: OptionRows["report"] = (name, json) => {
   if (name === "runs.json") return null;
@@ -74,6 +85,7 @@ const scores: OptionRows["report"] = (name, json) => {
 
 /** `deno task ablation`. */
 export function ablationRows(world: OptionWorld): OptionRows {
+  const dry: Args = { "--dry-run": true };
   return {
     command: table2Command,
     out: world.out,
@@ -87,16 +99,19 @@ export function ablationRows(world: OptionWorld): OptionRows {
       ...{ "--method": "lora", "--fusion": "weight" },
     },
     pairs: {
-      ...labPairs(world),
-      ...settingPairs(),
+      ...likeLambda(world),
+      workers: { add: { "--workers": 1 }, shows: "said" },
+      // The plan is what a dry run prints.
+      preset: { both: dry, add: { "--preset": "official" } },
+      model: { both: dry, add: { "--model": `${world.at}/other/model` } },
       quick: [
-        { add: { "--quick": true } },
+        { add: { "--quick": true }, shows: "said" },
         { add: { "--quick": true, "--full": true }, says: /got both/ },
       ],
-      full: { both: { "--dry-run": true }, add: { "--full": true } },
-      concepts: { add: { "--concepts": "kuro,raja" } },
-      n: { add: { "--n": 2 } },
-      seeds: { add: { "--seeds": 1 } },
+      full: { both: dry, add: { "--full": true } },
+      concepts: { both: dry, add: { "--concepts": "kuro,raja" } },
+      n: { both: dry, add: { "--n": 2 } },
+      seeds: { both: dry, add: { "--seeds": 1 } },
       method: { add: { "--method": "edlora" } },
       fusion: { add: { "--fusion": "gradient" } },
       partial: [
@@ -111,7 +126,7 @@ export function ablationRows(world: OptionWorld): OptionRows {
           says: /--partial or --dry-run/,
         },
       ],
-      dryRun: { add: { "--dry-run": true } },
+      dryRun: { add: dry },
       fresh: [
         {
           add: { "--fresh": true, "--partial": true },
@@ -138,13 +153,14 @@ export function domainRows(world: OptionWorld): OptionRows {
       ...{ "--alphas": "0,1", "--no-fusion": true },
     },
     pairs: {
-      ...labPairs(world),
-      ...settingPairs(),
-      quick: { both: { "--n": null }, add: { "--quick": true } },
+      ...likeLambda(world, "n", "seeds"),
+      quick: {
+        both: { "--n": null, "--concepts": null },
+        add: { "--quick": true },
+        shows: "asked",
+      },
       concepts: { add: { "--concepts": "finn" } },
       outDomain: { add: { "--out-domain": "pogo" } },
-      n: { add: { "--n": 2 } },
-      seeds: { add: { "--seeds": 1 } },
       method: { add: { "--method": "ed-lora" } },
       alphas: [
         { add: { "--alphas": "0,0.5,1" } },
@@ -203,8 +219,7 @@ export function regionsRows(world: OptionWorld): OptionRows {
       ...{ "--scales": 1, "--no-timing": true },
     },
     pairs: {
-      ...labPairs(world),
-      ...settingPairs(),
+      ...likeLambda(world),
       quick: {
         both: { "--sets": null, "--pictures": null, "--backgrounds": null },
         add: { "--quick": true },
