@@ -221,8 +221,10 @@ export function regionsRows(world: OptionWorld): OptionRows {
     pairs: {
       ...likeLambda(world),
       quick: {
+        // Without it the experiment is too long for a test.
         both: { "--sets": null, "--pictures": null, "--backgrounds": null },
         add: { "--quick": true },
+        shows: "asked",
       },
       concepts: { add: { "--concepts": "kuro,raja" } },
       counts: {
