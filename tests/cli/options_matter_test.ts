@@ -1,11 +1,12 @@
 /**
  * Every option of a command changes what comes out, or the run says that it
- * cannot here; see option_pairs.ts, and `tests/tools/option_table.ts` prints
- * the table.
+ * cannot here; see option_pairs.ts, and tests/tools/option_table.ts prints the
+ * table.
  */
-import { assertRejects } from "@std/assert";
+import { assert, assertRejects } from "@std/assert";
 import { command } from "../../src/cli/command.ts";
 import { flag, optionTable, text } from "../../src/cli/options.ts";
+import { runDeno } from "../tools/repository.ts";
 import { checkOptions, type OptionRows } from "./option_pairs.ts";
 import {
   completionsRows,
@@ -37,5 +38,65 @@ Deno.test("every option of every command matters", async (t) => {
     }
   } finally {
     await Deno.remove(folder, { recursive: true });
+  }
+});
+
+Deno.test("an option without a row, or without an effect, is found", async () => {
+  const folder = await Deno.makeTempDir();
+  const options = optionTable({
+    word: { type: text, default: "a", help: "what is said" },
+    loud: { type: flag, help: "does nothing" },
+  });
+  const hello = command({
+    name: "hello",
+    summary: "greet",
+    usage: "hello",
+    about: "Greets.",
+    options,
+    request: (values) => values,
+    run: ({ word, loud }) => {
+      console.log(word);
+      if (loud && word === "b") console.error("--loud changes nothing");
+      return Promise.resolve();
+    },
+  });
+  // Each step runs at once; the first that fails ends it.
+  const t = {
+    step: async (_name: string, fn: () => Promise<void>) => {
+      await fn();
+      return true;
+    },
+  } as unknown as Deno.TestContext;
+  const check = (pairs: OptionRows["pairs"]) =>
+    checkOptions({ command: hello, base: {}, out: `${folder}/out`, pairs }, t);
+  const word = { add: { "--word": "c" } };
+  const loud = { add: { "--loud": true } } as const;
+  const said = { ...loud, both: { "--word": "b" }, says: /changes nothing/ };
+  try {
+    await check({ word, loud: said });
+    await assertRejects(() => check({ word }), Error, "rows of the table");
+    await assertRejects(() => check({ word, loud }), Error, "changes nothing");
+    await assertRejects(
+      () => check({ word, loud: { ...loud, says: /loud/ } }),
+      Error,
+      "it says:",
+    );
+    await assertRejects(
+      () => check({ word, loud: { ...loud, needs: /loud/ } }),
+      Error,
+      "is not needed",
+    );
+  } finally {
+    await Deno.remove(folder, { recursive: true });
+  }
+});
+
+Deno.test("the table of options can be printed", async () => {
+  const { code, stdout, stderr } = await runDeno([
+    ...["run", "-q", "-A", "--no-check", "tests/tools/option_table.ts"],
+  ]);
+  assert(code === 0, stderr);
+  for (const name of ["train", "ablation", "pretrain", "verify"]) {
+    assert(stdout.includes(`### ${name}\n`), name);
   }
 });
