@@ -7,13 +7,12 @@
  *
  * @module
  */
+import { encodePng, type Example } from "@mix-of-show/mix-of-show";
 import {
   conceptImages,
-  encodePng,
-  type Example,
   identityOf,
   loadConceptArt,
-} from "../mod.ts";
+} from "@mix-of-show/mix-of-show/micro";
 
 /** The class word of a character, such as `animal`. */
 export const classOf = (name: string): string => identityOf(name).class;

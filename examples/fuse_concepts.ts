@@ -24,7 +24,7 @@ import {
   saveModel,
   selectBackend,
   toPixels,
-} from "../mod.ts";
+} from "@mix-of-show/mix-of-show";
 import { trainConcept } from "./train_concept.ts";
 
 await selectBackend("auto");

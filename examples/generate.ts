@@ -5,7 +5,13 @@
  *
  * @module
  */
-import { encodePng, generate, key, loadModel, selectBackend } from "../mod.ts";
+import {
+  encodePng,
+  generate,
+  key,
+  loadModel,
+  selectBackend,
+} from "@mix-of-show/mix-of-show";
 
 const prompts = Deno.args.length > 0
   ? Deno.args

@@ -21,7 +21,7 @@ import {
   regionalSampling,
   selectBackend,
   type Shape,
-} from "../mod.ts";
+} from "@mix-of-show/mix-of-show";
 
 const files = Deno.args;
 if (files.length !== 0 && files.length !== 2) {

@@ -20,7 +20,7 @@ import {
   saveConcept,
   selectBackend,
   startConcept,
-} from "../mod.ts";
+} from "@mix-of-show/mix-of-show";
 import { classOf, conceptPictures } from "./concept_pictures.ts";
 
 /** Trains a character of the embedded world. */

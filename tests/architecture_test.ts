@@ -2,7 +2,7 @@ import { assert, assertEquals } from "@std/assert";
 import { circles, readImports, violations } from "./tools/layers.ts";
 import { root } from "./tools/repository.ts";
 
-Deno.test("imports in src only go down, and users see only mod.ts", async () => {
+Deno.test("imports in src only go down, and users see only its exports", async () => {
   const imports = await readImports();
   // An empty list would hold too: the house has at least this one import.
   assert(
@@ -37,6 +37,8 @@ const cases: [from: string, to: string, reason: string | undefined][] = [
   ["src/cli/main.ts", "src/core/tree.ts", undefined],
   ["mod.ts", "src/nn/linear.ts", undefined],
   ["examples/fuse.ts", "mod.ts", undefined],
+  ["notebooks/01.ipynb", "src/exports/lab.ts", undefined],
+  ["src/lab/lab.ts", "src/exports/lab.ts", "exports is above lab"],
   ["examples/fuse.ts", "examples/shared.ts", undefined],
   ["src/core/tree.ts", "src/nn/linear.ts", "nn is above core"],
   ["src/nn/linear.ts", "src/io/png.ts", "nn and io are on the same floor"],
@@ -66,7 +68,7 @@ const cases: [from: string, to: string, reason: string | undefined][] = [
   [
     "notebooks/01.ipynb",
     "src/nn/linear.ts",
-    "notebooks may import only mod.ts, as a user would",
+    "notebooks may import only the package's exports, as a user would",
   ],
 ];
 
@@ -92,5 +94,25 @@ Deno.test("the common lock file has no packages that few need", async () => {
       !lock.includes(name),
       `deno.lock contains ${name}: git restore deno.lock`,
     );
+  }
+});
+
+Deno.test("the package's entries: 150 names in the first, none in two, none renamed", async () => {
+  const { exports } = JSON.parse(await Deno.readTextFile(`${root}/deno.json`));
+  const owner = new Map<string, string>();
+  for (const [entry, path] of Object.entries<string>(exports)) {
+    if (entry === "./cli") continue;
+    const text = await Deno.readTextFile(`${root}/${path}`);
+    const names = [...text.matchAll(/export (?:type )?\{([^}]*)\}/g)]
+      .flatMap(([, list]) => list.split(","))
+      .map((name) => name.trim().replace(/^type /, ""))
+      .filter((name) => name !== "");
+    assert(names.length > 0, `${entry} exports nothing`);
+    if (entry === ".") assert(names.length <= 150, `${names.length} names`);
+    for (const name of names) {
+      assert(!name.includes(" as "), `${entry} renames: ${name}`);
+      assert(!owner.has(name), `${name} is in ${owner.get(name)} and ${entry}`);
+      owner.set(name, entry);
+    }
   }
 });

@@ -63,7 +63,7 @@ Deno.test("the example in README runs as it stands", async () => {
     }
     disposeModel(model);
     const file = `${folder}/example.ts`;
-    await Deno.writeTextFile(file, code.replace("./mod.ts", `${root}/mod.ts`));
+    await Deno.writeTextFile(file, code);
     const { code: exit, stderr } = await runDeno(
       [
         ...["run", "-q", "--config", `${root}/deno.json`, "--check"],

@@ -234,6 +234,13 @@ the others.`,
       throw cannot(WHAT, "--partial or --dry-run", "both");
     }
     if (fresh && dryRun) throw cannot(WHAT, "--fresh or --dry-run", "both");
+    if (values.queue !== undefined) {
+      for (const [name, on] of Object.entries({ partial, dryRun, fresh })) {
+        if (!on) continue;
+        const option = name === "dryRun" ? "dry-run" : name;
+        throw cannot(WHAT, `--${option} or --queue`, "both");
+      }
+    }
     const { concepts, n, seeds, method, fusion, model } = values;
     const scale = quick ? "quick" : full ? "full" : "default";
     const defaults = SCALES[scale];

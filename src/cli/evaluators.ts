@@ -25,7 +25,9 @@ import { mustExist } from "./models.ts";
 import { folder, listOf, optionTable } from "./options.ts";
 import { decimal, textTable } from "../report/markdown.ts";
 
-const { workers: _, ...ONE_WORKER } = LAB_OPTIONS;
+// Nothing is trained or drawn here.
+const { workers: _w, queue: _q, store: _s, patience: _p, ...ONE_WORKER } =
+  LAB_OPTIONS;
 
 const OPTIONS = optionTable({
   clips: {

@@ -10,11 +10,14 @@ import {
   type BackendName,
   selectBackend,
 } from "../core/backend.ts";
+import { cannot } from "../core/errors.ts";
 import { hardwareWorkers } from "../core/pool.ts";
 import { type ExperimentPreset, presetOf } from "../experiments/presets.ts";
 import { assertWritable, joinPath } from "../io/files.ts";
 import { type Lab, type LabRecord, type Stage, withLab } from "../lab/lab.ts";
+import { openQueue, type QueueRequest } from "../lab/open_queue.ts";
 import type { Runner } from "../lab/runner.ts";
+import { isBucket } from "../lab/shared_store.ts";
 import { conceptOf } from "../micro/in_domain.ts";
 import { EMBEDDED, mustExist } from "./models.ts";
 import {
@@ -42,6 +45,66 @@ export interface LabRequest {
   readonly out: string;
   readonly backend: BackendChoice;
   readonly workers?: number;
+  /** Other machines that do the work. */
+  readonly queue?: QueueRequest;
+}
+
+/** The address of a queue. */
+export const queueUrl: OptionType<string> = parsed(
+  "URL",
+  (what, name, found) => {
+    if (/^rediss?:\/\/[^/]/.test(found) && URL.canParse(found)) return found;
+    const shown = found.replace(/:[^:@]*@/, ":***@");
+    throw cannot(what, `${name} redis://[user:password@]host[:port]`, shown);
+  },
+);
+
+/** A store that several machines see. */
+export const sharedStore: OptionType<string> = {
+  ...folder,
+  hint: "FOLDER",
+};
+
+/** Options of a queue, for what can be handed to other machines. */
+export const QUEUE_OPTIONS = optionTable({
+  queue: {
+    type: queueUrl,
+    help: "hand the work to `deno task worker` on other machines: redis:// " +
+      "or rediss:// (TLS), with user:password@ if need be",
+  },
+  store: {
+    type: sharedStore,
+    help: "with --queue: what all machines see, a folder or s3://bucket/prefix",
+  },
+  patience: {
+    type: number({ least: 1 }),
+    otherwise: "60",
+    help: "with --queue: seconds that a queue is tried that does not answer",
+  },
+});
+
+/**
+ * The queue that options ask for.
+ *
+ * @param what What is done, for messages.
+ * @param values Of {@linkcode QUEUE_OPTIONS}.
+ * @returns It; nothing where none is asked for.
+ * @throws If one option is there without the other.
+ */
+export function queueRequest(
+  what: string,
+  { queue, store, patience }: Partial<Values<typeof QUEUE_OPTIONS>>,
+): QueueRequest | undefined {
+  if (queue !== undefined) {
+    if (store === undefined) {
+      throw cannot(what, "--store FOLDER or s3://… with --queue", "none");
+    }
+    return { url: queue, store, patience };
+  }
+  for (const [name, value] of Object.entries({ store, patience })) {
+    if (value === undefined) continue;
+    throw cannot(what, `--queue URL with --${name}`, "none");
+  }
 }
 
 /** Options of the lab. */
@@ -67,6 +130,7 @@ export const LAB_OPTIONS = optionTable({
     otherwise: "processors",
     help: "workers; 0: in place",
   },
+  ...QUEUE_OPTIONS,
 });
 
 /**
@@ -80,13 +144,23 @@ export function labRequest(
   out: string,
 ): LabRequest {
   const { model = EMBEDDED, backend = "auto", workers } = values;
+  const queue = queueRequest("open a lab", values);
+  if (queue && workers !== undefined) {
+    throw cannot("open a lab", "--workers or --queue", "both");
+  }
+  if (queue && !isBucket(queue.store) && values.cache !== undefined) {
+    throw cannot("open a lab", "--cache or a folder as --store", "both");
+  }
   return {
     model,
     clip: values.clip ?? joinPath(model, "clip_b"),
-    store: values.cache ?? joinPath(out, "cache"),
+    store: queue && !isBucket(queue.store)
+      ? queue.store
+      : values.cache ?? joinPath(out, "cache"),
     out,
     backend,
     workers,
+    queue,
   };
 }
 
@@ -211,13 +285,24 @@ export async function inLab<T>(
   await mustExist(what, model, clip, ...Object.values(more.networks ?? {}));
   await assertWritable(out);
   const backend = await selectBackend(request.backend);
-  const workers = workersFor(request.workers, backend.name);
   const progress = createProgress();
+  const { queue } = request;
+  let workers = workersFor(request.workers, backend.name);
   const result = await withLab(
     {
       ...more,
       ...{ model, clip, store, workers },
       backend: backend.name,
+      runner: more.runner ?? (queue && (async (hashes) => {
+        const runner = await openQueue(
+          queue,
+          { model: hashes.model, backend: backend.name },
+          store,
+          (line) => progress.line(line),
+        );
+        workers = runner.workers;
+        return runner;
+      })),
       onRecord: showRecords(progress),
     },
     (lab) =>

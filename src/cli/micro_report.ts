@@ -3,84 +3,78 @@
  *
  * @module
  */
-import { finish } from "../core/finish.ts";
-import { selectBackend } from "../core/backend.ts";
 import { cannot } from "../core/errors.ts";
-import { withLab } from "../lab/lab.ts";
+import { finish } from "../core/finish.ts";
+import {
+  evaluatorTable,
+  evaluatorVerdict,
+} from "../evaluation/evaluator_check.ts";
 import {
   type MicroPictures,
   microReport,
   microTargets,
 } from "../experiments/micro_report.ts";
-import { presetOf } from "../experiments/presets.ts";
-import {
-  assertWritable,
-  joinPath,
-  writeAtomic,
-  writeJson,
-} from "../io/files.ts";
+import { joinPath, writeAtomic, writeJson } from "../io/files.ts";
 import { encodePng } from "../io/png.ts";
+import { BACKGROUNDS } from "../micro/world.ts";
+import { contactSheet } from "../report/grid.ts";
+import { decimal, textTable } from "../report/markdown.ts";
 import { type Command, command, runCommand } from "./command.ts";
-import { LAB_OPTIONS, showRecords, workersFor } from "./lab_options.ts";
-import { EMBEDDED, mustExist } from "./models.ts";
+import {
+  inLab,
+  LAB_OPTIONS,
+  labRequest,
+  SETTING_OPTIONS,
+  settingsOf,
+} from "./lab_options.ts";
 import {
   flag,
   folder,
-  number,
   optionTable,
   parsed,
   type Values,
   whole,
 } from "./options.ts";
-import { createProgress } from "./progress.ts";
-import { contactSheet } from "../report/grid.ts";
-import { decimal, textTable } from "../report/markdown.ts";
 
-const { model: MODEL, backend: BACKEND, workers: WORKERS } = LAB_OPTIONS;
-const { sampling: SAMPLING } = presetOf("ablation");
+const count = whole({ least: 1 });
 
 const OPTIONS = optionTable({
-  model: MODEL,
-  out: {
-    type: folder,
-    default: joinPath("out", "micro"),
-    help: "where contact sheets go",
-  },
-  single: {
-    type: whole({ least: 1 }),
-    default: 96,
-    help: "one-object prompts",
-  },
-  pairs: { type: whole({ least: 1 }), default: 48, help: "two-object prompts" },
+  json: { type: flag, help: "print the numbers as JSON, nothing else" },
+  out: { type: folder, default: "out/micro", help: "where pictures go" },
+  single: { type: count, default: 96, help: "one-object prompts" },
+  pairs: { type: count, default: 48, help: "two-object prompts" },
   scenes: {
-    type: parsed("N", (what, name, found) => {
-      const value = whole({ least: 64 }).read(what, name, found);
-      if (value % 64 === 0) return value;
-      throw cannot(what, `${name} a multiple of 64`, found);
+    type: parsed("N", (what, option, text) => {
+      const value = Number(text);
+      if (value >= 64 && value % 64 === 0) return value;
+      throw cannot(what, `a multiple of 64 for ${option}`, text);
     }),
     default: 256,
     help: "scenes for PSNR and captions, a multiple of 64",
   },
-  steps: {
-    type: whole({ least: 1, most: 1000 }),
-    default: SAMPLING.steps,
-    help: "sampling steps",
-  },
-  guidance: {
-    type: number({ least: 0 }),
-    default: SAMPLING.guidance,
-    help: "guidance scale",
-  },
-  json: {
+  naming: {
     type: flag,
-    help: "print the numbers to stdout as JSON, nothing else",
+    help: "also naming.png, 48 numbered pictures (each noun twice) to be " +
+      "named by looking, and naming.json, the key",
   },
-  backend: BACKEND,
-  workers: WORKERS,
+  references: {
+    type: whole({ least: 2, most: 20 }),
+    default: 20,
+    help: "references per identity in the evaluator's test",
+  },
+  classPictures: {
+    type: whole({ least: 1, most: BACKGROUNDS.length }),
+    default: BACKGROUNDS.length,
+    help: "pictures per class word in the evaluator's test",
+  },
+  steps: SETTING_OPTIONS.steps,
+  guidance: SETTING_OPTIONS.guidance,
+  model: LAB_OPTIONS.model,
+  backend: LAB_OPTIONS.backend,
+  workers: LAB_OPTIONS.workers,
 });
 
-/** What the command line asks for. */
-export type MicroReportRequest = Values<typeof OPTIONS>;
+type Request = Values<typeof OPTIONS>;
 
 /** Writes the contact sheets. */
 async function writeSheets(
@@ -105,6 +99,23 @@ async function writeSheets(
     );
     await writeAtomic(joinPath(out, `${name}.png`), encodePng(sheet));
   }
+  if (pictures.naming.length > 0) {
+    const rows = grid(pictures.naming, 8);
+    const sheet = contactSheet(rows.map((row) => row.map((p) => p.image)), {
+      captions: rows.map((row, i) => row.map((_, j) => `${8 * i + j + 1}`)),
+      scale: 2,
+      gap: 4,
+    });
+    await writeAtomic(joinPath(out, "naming.png"), encodePng(sheet));
+    await writeJson(
+      joinPath(out, "naming.json"),
+      pictures.naming.map(({ noun, text }, i) => ({
+        number: i + 1,
+        noun,
+        prompt: text,
+      })),
+    );
+  }
   const columns = grid(pictures.scenes, 8);
   const sheet = contactSheet(
     columns.flatMap((row) => [
@@ -116,79 +127,64 @@ async function writeSheets(
   await writeAtomic(joinPath(out, "autoencoder.png"), encodePng(sheet));
 }
 
-/**
- * Measures and says what came out.
- *
- * @param request What is asked for.
- * @throws Before work starts, if the model, the output folder or the backend is
- * not as it should be.
- */
-async function runMicroReport(request: MicroReportRequest): Promise<void> {
-  const { model = EMBEDDED, out, single, pairs, scenes, json } = request;
-  const { steps, guidance } = request;
-  const options = {
-    sampling: { ...SAMPLING, steps, guidance },
-    ...{ single, pairs, scenes },
-  };
-  await mustExist("report on the model", model);
-  await assertWritable(out);
-  const backend = await selectBackend(request.backend);
-  const workers = workersFor(request.workers, backend.name);
-  if (!json) console.log(`${backend.describe}, ${workers} workers`);
-  const progress = createProgress();
-  const { numbers, pictures } = await withLab(
-    {
-      model,
-      store: joinPath(out, "cache"),
-      workers,
-      backend: backend.name,
-      onRecord: showRecords(progress),
-    },
-    (lab) =>
-      finish(
-        microReport(lab, options),
+/** Measures the embedded model. */
+export const microReportCommand: Command<Request> = command({
+  name: "micro:report",
+  summary: "measure the embedded model on held-out scenes",
+  usage: "deno task micro:report [options]",
+  about:
+    "Measures the embedded model on held-out scenes, tests its evaluation " +
+    "CLIP,\nand draws contact sheets.",
+  notes: "Writes report.json, single.png, pairs.png and autoencoder.png.",
+  examples: [
+    "deno task micro:report --json",
+    "deno task micro:report --naming",
+  ],
+  options: OPTIONS,
+  request: (values) => values,
+  run,
+});
+
+async function run(request: Request): Promise<void> {
+  const { json, naming, single, pairs, scenes, references, classPictures } =
+    request;
+  const lab = labRequest(request, request.out);
+  const { out } = lab;
+  const { sampling } = settingsOf(request);
+  const { numbers, evaluator, pictures } = await inLab(
+    "measure the model",
+    lab,
+    (lab, { describe, progress }) => {
+      if (!json) progress.line(describe);
+      const sizes = { single, pairs, scenes, references, classPictures };
+      return finish(
+        microReport(lab, { sampling, naming, ...sizes }),
         ({ done, total }) => progress.update("measuring", done, total, "part"),
-      ),
+      );
+    },
   );
-  progress.finish();
   await writeSheets(out, pictures);
   await writeJson(joinPath(out, "report.json"), numbers);
   if (json) return console.log(JSON.stringify(numbers));
+  console.log(evaluatorVerdict("clip_b", evaluator));
+  console.log("\n" + textTable(evaluatorTable({ clip_b: evaluator })));
   for (const [name, value] of Object.entries(numbers)) {
     console.log(`${name.padEnd(22)} ${decimal(value)}`);
   }
   console.log(
     "\n" + textTable({
-      head: ["", "value", "floor", "aim", ""],
-      rows: microTargets(numbers).map(({ name, value, floor, aim }) => [
+      head: ["", "value", "floor", ""],
+      rows: microTargets(numbers).map(({ name, value, floor }) => [
         name,
         decimal(value, 2),
-        floor === null ? "" : decimal(floor, 2),
-        decimal(aim, 2),
-        value >= aim
-          ? "aim reached"
-          : floor === null
-          ? "below the aim"
-          : value >= floor
-          ? "floor reached"
-          : "BELOW THE FLOOR",
+        decimal(floor, 2),
+        value >= floor ? "floor reached" : "BELOW THE FLOOR",
       ]),
     }),
   );
+  if (naming) console.log(`${out}/naming.png, naming.json`);
   console.log(`${out}/single.png, pairs.png, autoencoder.png`);
 }
-
-/** `deno task micro:report`. */
-export const microReportCommand: Command<MicroReportRequest> = command({
-  name: "micro:report",
-  summary: "measure the embedded model",
-  usage: "deno task micro:report [options]",
-  about:
-    "Measures the embedded model on held-out scenes and draws contact sheets.",
-  options: OPTIONS,
-  request: (values) => values,
-  run: runMicroReport,
-});
 
 if (import.meta.main) {
   Deno.exit(await runCommand(microReportCommand, Deno.args));

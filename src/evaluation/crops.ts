@@ -5,7 +5,7 @@
  * @module
  */
 import { cannot } from "../core/errors.ts";
-import type { Box } from "./preprocess.ts";
+import type { PixelBox } from "./preprocess.ts";
 
 /**
  * The smallest square around a mask, grown by a margin and moved back inside
@@ -21,7 +21,7 @@ export function squareAround(
   mask: Float32Array,
   width: number,
   margin = 0.1,
-): Box {
+): PixelBox {
   const height = mask.length / width;
   if (!Number.isInteger(height)) {
     throw cannot("crop to a mask", `a multiple of ${width}`, mask.length);
@@ -67,7 +67,7 @@ export interface WindowOptions {
    */
   readonly step?: number;
   /** Where the object may be; by default the whole picture. */
-  readonly region?: Box;
+  readonly region?: PixelBox;
 }
 
 /**
@@ -82,10 +82,10 @@ export function windows(
   width: number,
   height: number,
   options: WindowOptions = {},
-): Box[] {
+): PixelBox[] {
   const { sides = [0.5, 0.65, 0.8], step = 0.3 } = options;
   const region = options.region ?? { x: 0, y: 0, width, height };
-  const boxes = new Map<string, Box>();
+  const boxes = new Map<string, PixelBox>();
   for (const share of sides) {
     const side = Math.max(
       1,

@@ -11,7 +11,7 @@ import { checkJson } from "../io/files.ts";
 import type { Pixels } from "../io/png.ts";
 import { crop, type Filter, flatten, resize } from "../io/resize.ts";
 
-export { type Box, crop, resize } from "../io/resize.ts";
+export { crop, type PixelBox, resize } from "../io/resize.ts";
 
 /** What is done to a picture before it is embedded. */
 export interface Preprocess {

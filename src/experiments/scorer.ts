@@ -5,7 +5,7 @@
  */
 import type { ClipVector } from "../evaluation/clip.ts";
 import { imageAlignment, textAlignment } from "../evaluation/clip_score.ts";
-import type { Box } from "../evaluation/preprocess.ts";
+import type { PixelBox } from "../evaluation/preprocess.ts";
 import {
   gallery,
   type GalleryEntry,
@@ -43,7 +43,7 @@ export function perScore<T>(of: (score: ScoreName) => T): Record<ScoreName, T> {
  * @param prompt The prompt.
  * @returns Shares of the picture.
  */
-export function promptRegion({ facts }: Pick<Prompt, "facts">): Box {
+export function promptRegion({ facts }: Pick<Prompt, "facts">): PixelBox {
   if (facts.side === undefined) return { x: 0, y: 0, width: 1, height: 1 };
   return { x: facts.side === "left" ? 0 : 0.4, y: 0, width: 0.6, height: 1 };
 }

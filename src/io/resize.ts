@@ -266,7 +266,7 @@ function resampled(
 }
 
 /** A rectangle of pixels. */
-export interface Box {
+export interface PixelBox {
   /** Left edge in pixels. */
   readonly x: number;
   /** Top edge in pixels. */
@@ -289,7 +289,7 @@ export interface Box {
  * const face = crop(photo, { x: 100, y: 40, width: 256, height: 256 });
  * ```
  */
-export function crop(image: Pixels, box: Box): Pixels {
+export function crop(image: Pixels, box: PixelBox): Pixels {
   const { x, y, width, height } = box;
   const fits = [x, y, width, height].every(Number.isInteger) && x >= 0 &&
     y >= 0 && width > 0 && height > 0 && x + width <= image.width &&

@@ -55,6 +55,18 @@ const BATCH = 10;
 /** What a call works on. */
 export type Stage = "train" | "fuse" | "draw" | "compose" | "embed" | "heldout";
 
+/** What specs say of the things that they are worked on with. */
+export interface LabHashes {
+  /** Of the base model. */
+  readonly model: string;
+  /** Of the evaluation CLIP; empty where there is none. */
+  readonly clip: string;
+  /** Of the art. */
+  readonly art: string;
+  /** Of condition networks by name. */
+  readonly networks: Readonly<Record<string, string>>;
+}
+
 /** How far a call is. */
 export interface LabRecord {
   /** The call. */
@@ -81,8 +93,12 @@ export interface LabOptions {
   readonly backend: BackendName;
   /** Local workers; 0: in place on the current backend. */
   readonly workers: number;
-  /** Works on specs. @default in place, or local workers */
-  readonly runner?: Runner;
+  /**
+   * Works on specs, or opens what does for a lab of these hashes.
+   *
+   * @default in place, or local workers
+   */
+  readonly runner?: Runner | ((hashes: LabHashes) => Promise<Runner>);
   /** Called with progress. */
   readonly onRecord?: (record: LabRecord) => void;
 }
@@ -120,12 +136,7 @@ export interface Lab extends Disposable {
   /** Folders of models and store. */
   readonly folders: Folders;
   /** Hashes of base model, evaluation CLIP, art and condition networks. */
-  readonly hashes: {
-    readonly model: string;
-    readonly clip: string;
-    readonly art: string;
-    readonly networks: Readonly<Record<string, string>>;
-  };
+  readonly hashes: LabHashes;
   /** The art of the embedded world. */
   readonly art: Art;
   /** Seconds that each kind of call took so far. */
@@ -153,29 +164,45 @@ export interface Lab extends Disposable {
 }
 
 /**
+ * Hashes of what a lab works with.
+ *
+ * @param folders Where it is.
+ * @param art Loaded art.
+ * @throws If a folder lacks a part.
+ */
+export async function labHashes(
+  { model, clip, networks = {} }: Folders,
+  art: Art,
+): Promise<LabHashes> {
+  return {
+    model: await folderHash(model, MODEL_PARTS),
+    clip: clip ? await folderHash(clip) : "",
+    art: await artHash(art),
+    networks: Object.fromEntries(
+      await Promise.all(
+        Object.entries(networks).map(async (
+          [name, folder],
+        ) => [name, await folderHash(folder)] as const),
+      ),
+    ),
+  };
+}
+
+/**
  * Opens a lab.
  *
  * @param options Folders, where the work runs.
  * @throws If a folder lacks a part, or the base model is not as it should be.
  */
 export async function openLab(options: LabOptions): Promise<Lab> {
-  const { model, clip, store, networks, backend, workers } = options;
+  const { model, clip, store, networks, backend, workers, runner: given } =
+    options;
   const folders: Folders = { model, clip, store, networks };
   const art = await loadConceptArt();
-  const hashes = {
-    model: await folderHash(model, MODEL_PARTS),
-    clip: clip ? await folderHash(clip) : "",
-    art: await artHash(art),
-    networks: Object.fromEntries(
-      await Promise.all(
-        Object.entries(networks ?? {}).map(async (
-          [name, folder],
-        ) => [name, await folderHash(folder)] as const),
-      ),
-    ),
-  };
-  const runner = options.runner ??
-    (workers === 0
+  const hashes = await labHashes(folders, art);
+  const runner = typeof given === "function"
+    ? await given(hashes)
+    : given ?? (workers === 0
       ? await inPlace(folders)
       : await localPool(folders, backend, workers));
   const seconds: Record<string, number> = {};

@@ -28,7 +28,7 @@ import {
 } from "../evaluation/clip.ts";
 import { squareAround, windows } from "../evaluation/crops.ts";
 import { heldOutError } from "../evaluation/heldout.ts";
-import { type Box, crop, resize } from "../evaluation/preprocess.ts";
+import { crop, type PixelBox, resize } from "../evaluation/preprocess.ts";
 import { loadConcept, saveConcept } from "../formats/concept_file.ts";
 import { fuse } from "../fusion/gradient.ts";
 import { weightFusion } from "../fusion/weight.ts";
@@ -353,7 +353,7 @@ async function fuseConcepts(
 }
 
 /** The box of a share of a picture, whole pixels. */
-function pixelBox(share: Box, { width, height }: Pixels): Box {
+function pixelBox(share: PixelBox, { width, height }: Pixels): PixelBox {
   const x = Math.round(share.x * width), y = Math.round(share.y * height);
   const right = Math.round((share.x + share.width) * width);
   const bottom = Math.round((share.y + share.height) * height);

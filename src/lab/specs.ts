@@ -11,7 +11,7 @@ import type { MethodName, Preset } from "../customize/methods.ts";
 import type { TrainConfig } from "../customize/train.ts";
 import type { LayoutInput } from "../diffusion/layout.ts";
 import type { SamplerName } from "../diffusion/samplers.ts";
-import type { Box } from "../evaluation/preprocess.ts";
+import type { PixelBox } from "../evaluation/preprocess.ts";
 
 /** How pictures are drawn. */
 export interface SamplingSettings {
@@ -51,7 +51,7 @@ export interface DrawnPicture {
   /** A caption with the placeholder in the concept's place. */
   readonly caption: string;
   /** Where the concept is, in pixels. */
-  readonly box: Box;
+  readonly box: PixelBox;
 }
 
 /** Pictures of a concept with captions and masks. */
@@ -208,7 +208,7 @@ export interface EmbedSpec {
   /** Names of pictures in the store. */
   readonly images: readonly string[];
   /** Regions of each picture, as shares of it. */
-  readonly regions: readonly (readonly Box[])[];
+  readonly regions: readonly (readonly PixelBox[])[];
   /** Sides and steps of the windows. @default those of `windows` */
   readonly windows?: {
     readonly sides: readonly number[];

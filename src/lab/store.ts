@@ -16,7 +16,13 @@ import {
   writeSafetensors,
 } from "../io/safetensors.ts";
 import type { Art } from "../micro/art.ts";
-import type { ComposeSpec, DrawSpec, LabSpec } from "./specs.ts";
+import type {
+  ComposeSpec,
+  DrawSpec,
+  LabSpec,
+  ModelRef,
+  PictureSet,
+} from "./specs.ts";
 
 /** Raised whenever a change of code changes numbers: old results are left. */
 export const CODE_VERSION = 2;
@@ -133,21 +139,63 @@ export const pathOf = {
     joinPath(store, "heldout", `${id}.json`),
 } as const;
 
-/** The files of a spec's result; the last one written is among them. */
-async function filesOf(store: string, spec: LabSpec): Promise<string[]> {
+/**
+ * The files of a spec's result, below the store's folder.
+ *
+ * @param spec The spec.
+ */
+export async function resultPaths(spec: LabSpec): Promise<string[]> {
   if (spec.kind === "draw" || spec.kind === "compose") {
-    return (await imageIds(spec)).map((id) => pathOf.image(store, id));
+    return (await imageIds(spec)).map((id) => pathOf.image("", id));
   }
   const id = await specId(spec);
   switch (spec.kind) {
     case "train":
-      return [pathOf.concept(store, id), pathOf.trainLog(store, id)];
+      return [pathOf.concept("", id), pathOf.trainLog("", id)];
     case "fuse":
-      return [pathOf.fused(store, id), pathOf.fuseLog(store, id)];
+      return [pathOf.fused("", id), pathOf.fuseLog("", id)];
     case "heldout":
-      return [pathOf.heldout(store, id)];
+      return [pathOf.heldout("", id)];
     default:
-      return [pathOf.embedding(store, id)];
+      return [pathOf.embedding("", id)];
+  }
+}
+
+/**
+ * The files that a spec is worked on with, below the store's folder: concepts,
+ * fused models and pictures of earlier calls.
+ *
+ * @param spec The spec.
+ */
+export function inputPaths(spec: LabSpec): string[] {
+  const concepts = (ids: readonly string[]) =>
+    ids.map((id) => pathOf.concept("", id));
+  const model = (ref: ModelRef) =>
+    ref.type === "concept"
+      ? concepts([ref.id])
+      : ref.type === "fused"
+      ? [pathOf.fused("", ref.id)]
+      : [];
+  const pictures = (set: PictureSet) =>
+    set.of === "drawn"
+      ? set.pictures.map(({ image }) => pathOf.image("", image))
+      : [];
+  switch (spec.kind) {
+    case "train":
+    case "references":
+      return pictures(spec.pictures);
+    case "fuse":
+      return concepts(spec.concepts);
+    case "draw":
+      return model(spec.model);
+    case "compose":
+      return [...model(spec.model), ...concepts(spec.concepts)];
+    case "embed":
+      return spec.images.map((id) => pathOf.image("", id));
+    case "heldout":
+      return [...model(spec.model), ...pictures(spec.pictures)];
+    case "texts":
+      return [];
   }
 }
 
@@ -158,8 +206,8 @@ async function filesOf(store: string, spec: LabSpec): Promise<string[]> {
  * @param spec The spec.
  */
 export async function isDone(store: string, spec: LabSpec): Promise<boolean> {
-  for (const file of await filesOf(store, spec)) {
-    if (!await exists(file)) return false;
+  for (const file of await resultPaths(spec)) {
+    if (!await exists(joinPath(store, file))) return false;
   }
   return true;
 }

@@ -5,17 +5,34 @@ import { withArticle } from "./captions.ts";
 import { conceptImages, otherDesignImage, otherDesigns } from "./concepts.ts";
 import { BACKGROUNDS, IDENTITIES, WORLD } from "./world.ts";
 
-/** Pictures of a look-alike. */
-const LOOK_ALIKES = 6;
+/** How large the set is. */
+export interface EvaluatorSetSize {
+  /**
+   * References per identity, at least two.
+   *
+   * @default {20}
+   */
+  readonly references?: number;
+  /**
+   * Pictures per look-alike.
+   *
+   * @default {6}
+   */
+  readonly lookAlikes?: number;
+}
 
 /**
  * Prompts with the identities' class words, one per background: what the base
  * model draws from them is the far end of an evaluator's test.
+ *
+ * @param backgrounds How many backgrounds; all by default.
  */
-export function classWordPrompts(): { classWord: string; text: string }[] {
+export function classWordPrompts(
+  backgrounds: number = BACKGROUNDS.length,
+): { classWord: string; text: string }[] {
   return [...new Set(IDENTITIES.map((identity) => identity.class))].flatMap(
     (classWord) =>
-      BACKGROUNDS.map(({ phrases }) => ({
+      BACKGROUNDS.slice(0, backgrounds).map(({ phrases }) => ({
         classWord,
         text: `a photo of ${withArticle(classWord)} ${phrases[0]}`,
       })),
@@ -29,10 +46,12 @@ export function classWordPrompts(): { classWord: string; text: string }[] {
  *
  * @param art From `loadConceptArt`.
  * @param classPictures What the base model draws for a class word.
+ * @param size How many pictures of each.
  */
 export function evaluatorSet(
   art: Art,
   classPictures: (classWord: string) => readonly Pixels[],
+  { references = Infinity, lookAlikes = 6 }: EvaluatorSetSize = {},
 ): EvaluatorSet {
   const rgb = (data: Uint8Array): Pixels => ({
     width: WORLD.side,
@@ -43,9 +62,8 @@ export function evaluatorSet(
   return {
     identities: IDENTITIES.map(({ name, class: classWord }) => ({
       name,
-      references: conceptImages(name, "reference", art).map(
-        ({ image, mask }) => ({ image: rgb(image), mask }),
-      ),
+      references: conceptImages(name, "reference", art).slice(0, references)
+        .map(({ image, mask }) => ({ image: rgb(image), mask })),
       gallery: conceptImages(name, "train", art).map(({ image }) => rgb(image)),
       classWord: classPictures(classWord),
     })),
@@ -53,7 +71,7 @@ export function evaluatorSet(
       otherDesigns(name, art).map((design) => ({
         name: `${name}, ${design}`,
         gallery: Array.from(
-          { length: LOOK_ALIKES },
+          { length: lookAlikes },
           (_, i) => rgb(otherDesignImage(name, design, i, art).image),
         ),
       }))

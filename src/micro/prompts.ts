@@ -1,7 +1,7 @@
 import { sha256 } from "../core/hash.ts";
 import { cannot } from "../core/errors.ts";
 import { fillToken } from "./concepts.ts";
-import type { Place } from "./scenes.ts";
+import type { ScenePlace } from "./scenes.ts";
 
 /** The paper's four groups of prompts (Mix-of-Show, appendix), five of each. */
 export const PROMPT_GROUPS = [
@@ -25,7 +25,7 @@ export interface PromptFacts {
   /** Size word. */
   readonly size?: "small" | "big";
   /** Place word. */
-  readonly place?: Place;
+  readonly place?: ScenePlace;
   /** Noun of the other object. */
   readonly partner?: string;
   /** The concept's half beside a partner (`A and B` puts A left). */

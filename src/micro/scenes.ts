@@ -5,7 +5,7 @@ import { PAINTERS } from "./backgrounds.ts";
 import { type PLACES, WORLD, type World } from "./world.ts";
 
 /** A place word. */
-export type Place = typeof PLACES[number];
+export type ScenePlace = typeof PLACES[number];
 
 /** One object of a scene: what it is and where. */
 export interface SceneObject {
@@ -20,7 +20,7 @@ export interface SceneObject {
   /** Size word, or null when neither. */
   readonly size: "small" | "big" | null;
   /** Where it is, in a word. */
-  readonly place: Place;
+  readonly place: ScenePlace;
   /** Centre, pixels from the left. */
   readonly x: number;
   /** Centre, pixels from the top. */
@@ -75,7 +75,7 @@ export function placeObject(
 ): SceneObject {
   const { side, grid } = world;
   const u = draw.uniform();
-  const place: Place = slot ??
+  const place: ScenePlace = slot ??
     (u < 0.4
       ? "center"
       : u < 0.58
@@ -171,7 +171,12 @@ export function sampleScene(
  *
  * @param scene The scene.
  */
-export function isHeldOut(scene: Scene): boolean {
+export function isHeldOut(
+  scene: {
+    readonly objects: readonly Pick<SceneObject, "noun">[];
+    readonly background: string;
+  },
+): boolean {
   const nouns = scene.objects.map((object) => object.noun).sort();
   const combination = [...nouns, scene.background].join(" ");
   return (fold(key(305), combination)[0] >>> 0) % 10 === 0;

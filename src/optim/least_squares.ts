@@ -2,13 +2,14 @@
  * Dense linear algebra in float64 on the host: what closed-form fusion and the
  * rank reductions need, and nothing else.
  *
- * Matrices are row-major. Loops are blocked for the cache and unrolled by
- * four, which V8 turns into about 2 GFLOP/s; d = 1280 (the widest layer of
- * SD 1.x) takes seconds for a Cholesky factor.
+ * Matrices are row-major. Factors and solutions halve their problem until it is
+ * small, so that nearly all of the work is products of matrices, which
+ * core/gemm64.ts does in WebAssembly.
  *
  * @module
  */
 import { cannot } from "../core/errors.ts";
+import { addProduct, type View } from "../core/gemm64.ts";
 
 /** A dense matrix, row-major, float64. */
 export interface Matrix {
@@ -103,33 +104,29 @@ export function multiply(a: Matrix, b: Matrix): Matrix {
       b.rows,
     );
   }
-  const [m, k, n] = [a.rows, a.columns, b.columns];
-  const result = matrix(m, n);
-  const [x, y, z] = [a.data, b.data, result.data];
-  // A block of b's rows stays in the second-level cache over all of a's rows.
-  const block = Math.max(4, 4 * Math.floor(16384 / Math.max(4 * n, 1)));
-  for (let k0 = 0; k0 < k; k0 += block) {
-    const k1 = Math.min(k0 + block, k);
-    for (let i = 0; i < m; i++) {
-      const to = i * n;
-      let p = k0;
-      for (; p + 4 <= k1; p += 4) {
-        const at = i * k + p;
-        const [a0, a1, a2, a3] = [x[at], x[at + 1], x[at + 2], x[at + 3]];
-        const b0 = p * n, b1 = b0 + n, b2 = b1 + n, b3 = b2 + n;
-        for (let j = 0; j < n; j++) {
-          z[to + j] += a0 * y[b0 + j] + a1 * y[b1 + j] + a2 * y[b2 + j] +
-            a3 * y[b3 + j];
-        }
-      }
-      for (; p < k1; p++) {
-        const a0 = x[i * k + p];
-        const b0 = p * n;
-        for (let j = 0; j < n; j++) z[to + j] += a0 * y[b0 + j];
-      }
-    }
-  }
+  const result = matrix(a.rows, b.columns);
+  addProduct(
+    [a.rows, b.columns, a.columns],
+    viewOf(a),
+    viewOf(b),
+    viewOf(result),
+  );
   return result;
+}
+
+/** The whole of a matrix. */
+function viewOf({ data, columns }: Matrix): View {
+  return { data, at: 0, row: columns, column: 1 };
+}
+
+/** The transpose of a view. */
+function turned({ data, at, row, column }: View): View {
+  return { data, at, row: column, column: row };
+}
+
+/** A view from row i and column j on. */
+function inside(view: View, i: number, j: number): View {
+  return { ...view, at: view.at + i * view.row + j * view.column };
 }
 
 /**
@@ -151,26 +148,14 @@ export function gram(
       `${into.rows} × ${into.columns}`,
     );
   }
-  const [a, g] = [x.data, into.data];
-  let r = 0;
-  for (; r + 4 <= x.rows; r += 4) {
-    const r0 = r * d, r1 = r0 + d, r2 = r1 + d, r3 = r2 + d;
-    for (let i = 0; i < d; i++) {
-      const [a0, a1, a2, a3] = [a[r0 + i], a[r1 + i], a[r2 + i], a[r3 + i]];
-      const to = i * d;
-      for (let j = i; j < d; j++) {
-        g[to + j] += a0 * a[r0 + j] + a1 * a[r1 + j] + a2 * a[r2 + j] +
-          a3 * a[r3 + j];
-      }
-    }
-  }
-  for (; r < x.rows; r++) {
-    const r0 = r * d;
-    for (let i = 0; i < d; i++) {
-      const a0 = a[r0 + i];
-      for (let j = i; j < d; j++) g[i * d + j] += a0 * a[r0 + j];
-    }
-  }
+  const g = into.data;
+  addProduct(
+    [d, d, x.rows],
+    turned(viewOf(x)),
+    viewOf(x),
+    viewOf(into),
+    { part: "upper" },
+  );
   for (let i = 0; i < d; i++) {
     for (let j = i + 1; j < d; j++) g[j * d + i] = g[i * d + j];
   }
@@ -371,53 +356,122 @@ function tryCholesky(a: Matrix, added: number): Matrix | undefined {
     l.set(a.data.subarray(i * n, i * n + i + 1), i * n);
     l[i * n + i] += added;
   }
-  const block = 64;
-  for (let k0 = 0; k0 < n; k0 += block) {
-    const k1 = Math.min(k0 + block, n);
-    // The diagonal block and the panel under it; what came before is already
-    // subtracted.
-    for (let j = k0; j < k1; j++) {
-      const jj = j * n;
-      let sum = l[jj + j];
-      for (let p = k0; p < j; p++) sum -= l[jj + p] * l[jj + p];
-      if (!(sum > 0)) return undefined;
+  return factor(viewOf(lower), n) ? lower : undefined;
+}
+
+/** Problems of this size are solved directly. */
+const DIRECT = 32;
+
+/** Where a problem is cut in two. */
+const half = (n: number) => Math.ceil(n / 2 / DIRECT) * DIRECT;
+
+/** Turns the lower half of a symmetric matrix into its factor, if it has one. */
+function factor(l: View, n: number): boolean {
+  const { data, at, row } = l;
+  if (n <= DIRECT) {
+    for (let j = 0; j < n; j++) {
+      const jj = at + j * row;
+      let sum = data[jj + j];
+      for (let p = 0; p < j; p++) sum -= data[jj + p] * data[jj + p];
+      if (!(sum > 0)) return false;
       const pivot = Math.sqrt(sum);
-      l[jj + j] = pivot;
+      data[jj + j] = pivot;
       for (let i = j + 1; i < n; i++) {
-        const ii = i * n;
-        let s = l[ii + j];
-        for (let p = k0; p < j; p++) s -= l[ii + p] * l[jj + p];
-        l[ii + j] = s / pivot;
+        const ii = at + i * row;
+        let s = data[ii + j];
+        for (let p = 0; p < j; p++) s -= data[ii + p] * data[jj + p];
+        data[ii + j] = s / pivot;
       }
     }
-    // Trailing update, four columns at a time against one row.
-    for (let i = k1; i < n; i++) {
-      const ii = i * n;
-      let j = k1;
-      for (; j + 3 <= i; j += 4) {
-        const j0 = j * n, j1 = j0 + n, j2 = j1 + n, j3 = j2 + n;
-        let s0 = 0, s1 = 0, s2 = 0, s3 = 0;
-        for (let p = k0; p < k1; p++) {
-          const x = l[ii + p];
-          s0 += x * l[j0 + p];
-          s1 += x * l[j1 + p];
-          s2 += x * l[j2 + p];
-          s3 += x * l[j3 + p];
-        }
-        l[ii + j] -= s0;
-        l[ii + j + 1] -= s1;
-        l[ii + j + 2] -= s2;
-        l[ii + j + 3] -= s3;
+    return true;
+  }
+  // [A, ·; B, C] = [L, 0; X, M]·[L, 0; X, M]ᵀ: L from A, X·Lᵀ = B, M from C − X·Xᵀ.
+  const h = half(n), rest = n - h;
+  if (!factor(l, h)) return false;
+  const x = inside(l, h, 0), m = inside(l, h, h);
+  solveLower(l, h, turned(x), rest);
+  addProduct([rest, rest, h], x, turned(x), m, { sign: -1, part: "lower" });
+  return factor(m, rest);
+}
+
+/** b ← L⁻¹·b for b of `columns` columns. */
+function solveLower(l: View, n: number, b: View, columns: number): void {
+  if (n > DIRECT) {
+    const h = half(n), below = inside(b, h, 0);
+    solveLower(l, h, b, columns);
+    addProduct([n - h, columns, h], inside(l, h, 0), b, below, { sign: -1 });
+    return solveLower(inside(l, h, h), n - h, below, columns);
+  }
+  const { data } = b;
+  if (b.row === 1) {
+    // Columns lie in lines: each is solved by itself.
+    for (let j = 0; j < columns; j++) {
+      const x = b.at + j * b.column;
+      for (let i = 0; i < n; i++) {
+        const line = l.at + i * l.row;
+        let s = data[x + i];
+        for (let p = 0; p < i; p++) s -= l.data[line + p] * data[x + p];
+        data[x + i] = s / l.data[line + i];
       }
-      for (; j <= i; j++) {
-        const jj = j * n;
-        let s = 0;
-        for (let p = k0; p < k1; p++) s += l[ii + p] * l[jj + p];
-        l[ii + j] -= s;
-      }
+    }
+    return;
+  }
+  for (let i = 0; i < n; i++) {
+    const to = b.at + i * b.row;
+    for (let p = 0; p < i; p++) {
+      subtract(data, to, b.at + p * b.row, entry(l, i, p), columns, b.column);
+    }
+    scale(data, to, 1 / entry(l, i, i), columns, b.column);
+  }
+}
+
+/** b ← L⁻ᵀ·b for b of `columns` columns. */
+function solveUpper(l: View, n: number, b: View, columns: number): void {
+  if (n > DIRECT) {
+    const h = half(n), below = inside(b, h, 0);
+    solveUpper(inside(l, h, h), n - h, below, columns);
+    const x = turned(inside(l, h, 0));
+    addProduct([h, columns, n - h], x, below, b, { sign: -1 });
+    return solveUpper(l, h, b, columns);
+  }
+  const { data } = b;
+  for (let i = n - 1; i >= 0; i--) {
+    const from = b.at + i * b.row;
+    scale(data, from, 1 / entry(l, i, i), columns, b.column);
+    for (let p = 0; p < i; p++) {
+      subtract(data, b.at + p * b.row, from, entry(l, i, p), columns, b.column);
     }
   }
-  return lower;
+}
+
+function entry({ data, at, row, column }: View, i: number, j: number): number {
+  return data[at + i * row + j * column];
+}
+
+/** One line of numbers minus a multiple of another. */
+function subtract(
+  x: Float64Array,
+  to: number,
+  from: number,
+  factor: number,
+  count: number,
+  step: number,
+): void {
+  for (let j = 0; j < count; j++) {
+    x[to] -= factor * x[from];
+    to += step;
+    from += step;
+  }
+}
+
+function scale(
+  x: Float64Array,
+  at: number,
+  factor: number,
+  count: number,
+  step: number,
+): void {
+  for (let j = 0; j < count; j++, at += step) x[at] *= factor;
 }
 
 /**
@@ -428,33 +482,12 @@ function tryCholesky(a: Matrix, added: number): Matrix | undefined {
  * @returns X [n, columns].
  */
 export function choleskySolve(factor: Cholesky, b: Matrix): Matrix {
-  const { rows: n, data: l } = factor.lower;
+  const l = viewOf(factor.lower), n = factor.lower.rows;
   if (b.rows !== n) throw cannot("solve", `${n} rows`, b.rows);
-  const c = b.columns;
-  const x = b.data.slice();
-  for (let i = 0; i < n; i++) {
-    const to = i * c;
-    for (let p = 0; p < i; p++) {
-      const f = l[i * n + p];
-      if (f === 0) continue;
-      const from = p * c;
-      for (let j = 0; j < c; j++) x[to + j] -= f * x[from + j];
-    }
-    const inverse = 1 / l[i * n + i];
-    for (let j = 0; j < c; j++) x[to + j] *= inverse;
-  }
-  for (let i = n - 1; i >= 0; i--) {
-    const from = i * c;
-    const inverse = 1 / l[i * n + i];
-    for (let j = 0; j < c; j++) x[from + j] *= inverse;
-    for (let p = 0; p < i; p++) {
-      const f = l[i * n + p];
-      if (f === 0) continue;
-      const to = p * c;
-      for (let j = 0; j < c; j++) x[to + j] -= f * x[from + j];
-    }
-  }
-  return { rows: n, columns: c, data: x };
+  const x = matrix(n, b.columns, b.data.slice());
+  solveLower(l, n, viewOf(x), b.columns);
+  solveUpper(l, n, viewOf(x), b.columns);
+  return x;
 }
 
 /** Eigenvalues and eigenvectors of a symmetric matrix. */

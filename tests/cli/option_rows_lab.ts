@@ -12,6 +12,7 @@ import { microReportCommand } from "../../src/cli/micro_report.ts";
 import { pretrainCommand } from "../../src/cli/pretrain.ts";
 import { regions } from "../../src/cli/regions.ts";
 import { sweeps } from "../../src/cli/sweeps.ts";
+import { workerCommand } from "../../src/cli/worker.ts";
 import { verifyCommand } from "../verify/main.ts";
 import type { Args, OptionRows, Pair } from "./option_pairs.ts";
 import type { OptionWorld } from "./option_world.ts";
@@ -37,7 +38,7 @@ function lab({ at, out }: OptionWorld, store: string): Args {
 const LITTLE: Args = { "--train-steps": 1, "--steps": 1, "--rank": 1 };
 
 /** Pairs of the lab's options. */
-function labPairs({ at, out }: OptionWorld): Record<string, Pair> {
+function labPairs({ at, out }: OptionWorld): Record<string, Pair | Pair[]> {
   return {
     // What is not in it is done again.
     cache: { add: { "--cache": `${out}/cache` }, shows: "said" },
@@ -47,6 +48,49 @@ function labPairs({ at, out }: OptionWorld): Record<string, Pair> {
     // Their number changes no result.
     workers: { add: { "--workers": 1 }, shows: "said" },
     out: { add: { "--out": `${out}/b` } },
+    // A run needs a server; tests/lab has the queue's own tests.
+    queue: [
+      {
+        both: { "--workers": null, "--cache": null },
+        add: { "--queue": "redis://host", "--store": `${at}/store/x` },
+        shows: "asked",
+      },
+      {
+        add: { "--queue": "redis://host" },
+        says: /--store FOLDER or s3:.* with --queue/,
+      },
+      {
+        add: { "--queue": "redis://host", "--store": "s3://a/b" },
+        says: /--workers or --queue, got both/,
+      },
+    ],
+    store: [
+      {
+        both: {
+          "--workers": null,
+          "--queue": "redis://host",
+          "--store": "s3://a",
+        },
+        add: { "--store": "s3://b" },
+        shows: "asked",
+      },
+      {
+        add: { "--store": "s3://a/b" },
+        says: /--queue URL with --store/,
+      },
+    ],
+    patience: [
+      {
+        both: {
+          "--workers": null,
+          "--queue": "redis://host",
+          "--store": "s3://a",
+        },
+        add: { "--patience": 5 },
+        shows: "asked",
+      },
+      { add: { "--patience": 5 }, says: /--queue URL with --patience/ },
+    ],
   };
 }
 
@@ -160,7 +204,7 @@ export function domainRows(world: OptionWorld): OptionRows {
         shows: "asked",
       },
       concepts: { add: { "--concepts": "finn" } },
-      outDomain: { add: { "--out-domain": "pogo" } },
+      outDomain: { add: { "--out-domain": "kuro" } },
       method: { add: { "--method": "ed-lora" } },
       alphas: [
         { add: { "--alphas": "0,0.5,1" } },
@@ -346,6 +390,33 @@ export function evaluatorsRows(world: OptionWorld): OptionRows {
   };
 }
 
+/** `deno task worker`: a run needs a queue; tests/lab has its tests. */
+export function workerRows(world: OptionWorld): OptionRows {
+  const asked = (name: string, value: string | number): Pair => ({
+    add: { [name]: value },
+    shows: "asked",
+  });
+  return {
+    command: workerCommand,
+    out: world.out,
+    askedOnly: true,
+    base: { "--queue": "redis://host", "--store": `${world.at}/store` },
+    pairs: {
+      queue: asked("--queue", "rediss://me:secret@host:7000"),
+      store: asked("--store", "s3://bucket/prefix"),
+      cache: asked("--cache", `${world.at}/store/x`),
+      model: asked("--model", `${world.at}/model`),
+      clip: asked("--clip", `${world.at}/clip`),
+      sketch: asked("--sketch", `${world.at}/sketch/a`),
+      backend: asked("--backend", "cpu"),
+      workers: asked("--workers", 7),
+      lease: asked("--lease", 7),
+      patience: asked("--patience", 7),
+      idle: asked("--idle", 7),
+    },
+  };
+}
+
 /** `deno task experiment frames`. */
 export function framesRows({ out }: OptionWorld): OptionRows {
   return {
@@ -392,8 +463,9 @@ export function pretrainRows({ at, out }: OptionWorld): OptionRows {
       out: { add: { "--out": `${out}/b` } },
       base: [
         {
-          both: { "--only": "clip_b", "--batch": 2, "--base": `${at}/base/1` },
-          add: { "--base": `${at}/base/2` },
+          both: { "--only": "clip_b", "--base": `${at}/base/1` },
+          add: { "--base": `${at}/base/none` },
+          says: /base\/none/,
         },
         { add: { "--base": `${at}/base/1` }, says: /--base changes nothing/ },
       ],
@@ -433,6 +505,7 @@ export function microReportRows({ at, out }: OptionWorld): OptionRows {
     base: {
       ...{ "--model": `${at}/model`, "--out": `${out}/a`, "--single": 1 },
       ...{ "--pairs": 1, "--scenes": 64, "--steps": 1 },
+      ...{ "--references": 2, "--class-pictures": 1 },
       ...{ "--backend": "wasm", "--workers": 0 },
     },
     pairs: {
@@ -443,6 +516,9 @@ export function microReportRows({ at, out }: OptionWorld): OptionRows {
       scenes: { add: { "--scenes": 128 } },
       steps: { add: { "--steps": 2 } },
       guidance: { add: { "--guidance": 1 } },
+      naming: { add: { "--naming": true } },
+      references: { add: { "--references": 3 } },
+      classPictures: { add: { "--class-pictures": 2 } },
       json: { add: { "--json": true } },
       // On the processor a run takes a minute.
       backend: { add: { "--backend": "cpu" }, shows: "asked" },

@@ -13,6 +13,7 @@ import {
   regionsRows,
   sweepRows,
   verifyRows,
+  workerRows,
 } from "./option_rows_lab.ts";
 import { writeLabWorld, writeOptionWorld } from "./option_world.ts";
 
@@ -28,6 +29,7 @@ Deno.test("every option of every experiment matters", async (t) => {
         microReportRows(world),
         framesRows(world),
         evaluatorsRows(world),
+        workerRows(world),
         ...sweepRows(world),
         ablationRows(world),
         domainRows(world),

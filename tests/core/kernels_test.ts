@@ -19,6 +19,7 @@ import {
   registerKernels,
   unregisterKernels,
 } from "../../src/core/kernels/register.ts";
+import { F64_WASM } from "../../src/core/kernels/f64_wasm.ts";
 import { SIMD_WASM } from "../../src/core/kernels/simd_wasm.ts";
 import { forEachBackend, tolerance } from "../helpers.ts";
 import { root } from "../tools/repository.ts";
@@ -508,7 +509,12 @@ Deno.test("on wasm a sample's result does not depend on its batch", async () => 
   assertEquals(tf.memory().numTensors, before);
 });
 
-Deno.test("the embedded wasm is what AssemblyScript makes of simd.as", async () => {
+for (const [file, wasm] of [["simd.as", SIMD_WASM], ["f64.as", F64_WASM]]) {
+  Deno.test(`the embedded wasm is what AssemblyScript makes of ${file}`, () =>
+    compiledIs(file, wasm));
+}
+
+async function compiledIs(file: string, wasm: string): Promise<void> {
   const folder = `${root}/src/core/kernels`;
   const module = await Deno.makeTempFile({ suffix: ".ts" });
   try {
@@ -516,7 +522,7 @@ Deno.test("the embedded wasm is what AssemblyScript makes of simd.as", async () 
       module,
       `import { encodeBase64 } from "${folder}/base64.ts";
       import { compile } from "${folder}/build.ts";
-      const source = await Deno.readTextFile("${folder}/simd.as");
+      const source = await Deno.readTextFile("${folder}/${file}");
       console.log(encodeBase64(await compile(source)));`,
     );
     // A process of its own, so that the compiler stays out of deno.lock.
@@ -531,11 +537,11 @@ Deno.test("the embedded wasm is what AssemblyScript makes of simd.as", async () 
       if (!compiled && /npm|download|connect/i.test(reason)) return;
       throw new Error(reason);
     }
-    assertEquals(new TextDecoder().decode(stdout).trim(), SIMD_WASM);
+    assertEquals(new TextDecoder().decode(stdout).trim(), wasm);
   } finally {
     await Deno.remove(module);
   }
-});
+}
 
 Deno.test("the SIMD module owns no memory that tfjs could also use", () => {
   const module = new WebAssembly.Module(decodeBase64(SIMD_WASM));

@@ -1,4 +1,4 @@
-import { assert, assertEquals } from "@std/assert";
+import { assert, assertAlmostEquals, assertEquals } from "@std/assert";
 import { selectBackend } from "../../src/core/backend.ts";
 import { finish } from "../../src/core/finish.ts";
 import {
@@ -12,6 +12,7 @@ import {
 import { presetOf } from "../../src/experiments/presets.ts";
 import { joinPath } from "../../src/io/files.ts";
 import { withLab } from "../../src/lab/lab.ts";
+import { NOUNS } from "../../src/micro/world.ts";
 import { writeTinyWorld } from "./tiny_world.ts";
 
 await selectBackend("wasm");
@@ -37,10 +38,13 @@ Deno.test("a random model is measured: chance accuracies, the same every time", 
             single: 24,
             pairs: 6,
             scenes: 64,
+            naming: true,
+            references: 2,
+            classPictures: 1,
           })),
       );
     };
-    const { numbers, pictures } = await run();
+    const { numbers, evaluator, pictures } = await run();
     // A random CLIP tells 64 captions apart no better than one in a few.
     assert(numbers.clip_b_top1 < 0.3);
     // The two CLIPs are the same files here.
@@ -49,6 +53,17 @@ Deno.test("a random model is measured: chance accuracies, the same every time", 
     assert(numbers.vae_psnr > 0 && numbers.vae_psnr < 20);
     assertEquals(pictures.single.length, 24);
     assertEquals(pictures.pairs.length, 6);
+    // Two of each noun, in an order that says nothing.
+    const named = pictures.naming.map(({ noun }) => noun);
+    assertEquals(
+      named.toSorted(),
+      NOUNS.flatMap(({ word }) => [word, word]).sort(),
+    );
+    assert(named.join() !== named.toSorted().join());
+    pictures.naming.forEach(({ noun, text }) => assert(text.includes(noun)));
+    assertEquals(numbers.eye_same, evaluator.same);
+    assert(numbers.eye_1nn < 0.9);
+    assert(evaluator.drawn && evaluator.failures.length > 0);
     assertEquals((await run()).numbers, numbers);
   } finally {
     await Deno.remove(folder, { recursive: true });
@@ -96,6 +111,11 @@ Deno.test("targets compare generated pictures with real ones", () => {
     background_real: 0.9,
     two_nouns_generated: 0.1,
     two_nouns_real: 0,
+    eye_same: 0.8,
+    eye_shuffled8: 0.5,
+    eye_pixelated8: 0.75,
+    eye_class_word: 0.3,
+    eye_1nn: 0.9,
   };
   const values = Object.fromEntries(
     microTargets(numbers).map(({ name, value }) => [name, value]),
@@ -103,4 +123,6 @@ Deno.test("targets compare generated pictures with real ones", () => {
   assertEquals(values["noun, generated / real"], 0.5);
   assertEquals(values["background, generated / real"], 1);
   assert(Number.isNaN(values["two nouns, generated / real"]));
+  assertAlmostEquals(values["evaluator: shuffled 8 px tiles lose"], 0.6);
+  assertAlmostEquals(values["evaluator: 8 px blocks lose"], 0.1);
 });

@@ -32,6 +32,7 @@ import noto from "npm:@iconify-json/noto@1.2.9/icons.json" with {
   type: "json",
 };
 import { cannot } from "../../src/core/errors.ts";
+import { helped, onlyKnown } from "./help.ts";
 import type { AtlasIndex, AtlasSprite } from "../../src/micro/art.ts";
 import type { FrameIndex, FrameSet } from "../../src/micro/concepts.ts";
 import {
@@ -480,7 +481,17 @@ function credits(
   ];
 }
 
-if (import.meta.main) {
+const HELP = `
+deno task art
+
+Redraws the art of the embedded world into models/micro/art from the emoji
+packages. For maintainers: the drawings are committed.
+
+  --help   this text
+`;
+
+if (import.meta.main && !helped(HELP)) {
+  onlyKnown("redraw the art");
   const folder = new URL("../../models/micro/art/", import.meta.url);
   await Deno.mkdir(folder, { recursive: true });
   const index = await drawStills(folder);

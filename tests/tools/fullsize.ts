@@ -55,6 +55,7 @@ import {
   textEncoderSpec,
 } from "../../src/models/text_encoder.ts";
 import { byteAlphabet, createTokenizer } from "../../src/models/tokenizer.ts";
+import { helped } from "./help.ts";
 import { type UNet, unet, unetSpec } from "../../src/models/unet.ts";
 import {
   buildTree,
@@ -370,7 +371,24 @@ async function forward(
   return kept;
 }
 
-if (import.meta.main) {
+const HELP = `
+deno task fullsize [options]
+
+Runs the networks of Stable Diffusion 1.5 at full size with random weights
+(2 GB on disk): do they fit, and how long does a step take?
+
+  --folder FOLDER    where the random model is, or is written (out/fullsize)
+  --dtype F16|F32    numbers in its files (F16)
+  --backend NAME     webgpu, wasm or cpu (webgpu)
+  --size N           side of the picture in pixels (512)
+  --steps N          sampling steps (1)
+  --parts LIST       networks that are run, of unet, decoder (unet,decoder)
+  --outputs FILE     inputs and outputs in PyTorch's layout, to compare them
+  --dry              no weights, and nothing is computed: buffers and checks only
+  --help             this text
+`;
+
+if (import.meta.main && !helped(HELP)) {
   const args = parseArgs(Deno.args, {
     string: [
       "folder",
@@ -382,6 +400,9 @@ if (import.meta.main) {
       "outputs",
     ],
     boolean: ["dry"],
+    unknown: (name) => {
+      throw cannot("run at full size", "a known option (--help)", name);
+    },
     default: {
       folder: "out/fullsize",
       dtype: "F16",

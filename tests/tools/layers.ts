@@ -1,7 +1,7 @@
 /**
  * The rule of the house, checked on what the modules really import:
- * imports in src only go down, mod.ts is for users, examples and notebooks are
- * users.
+ * imports in src only go down, mod.ts and src/exports are for users, examples
+ * and notebooks are users.
  *
  * @module
  */
@@ -21,6 +21,7 @@ export const floors: readonly (readonly string[])[] = [
   ["lab"],
   ["experiments"],
   ["cli"],
+  ["exports"],
 ];
 
 /** One module importing another; paths relative to the repository. */
@@ -42,8 +43,9 @@ export function violations(imports: readonly Import[]): string[] {
 function forbidden(from: string, to: string): string | undefined {
   const [top, room] = from.split("/");
   if (top === "examples" || top === "notebooks") {
-    if (to === "mod.ts" || to.startsWith(`${top}/`)) return undefined;
-    return `${top} may import only mod.ts, as a user would`;
+    const open = ["mod.ts", `${top}/`, "src/exports/"];
+    if (open.some((start) => to.startsWith(start))) return undefined;
+    return `${top} may import only the package's exports, as a user would`;
   }
   if (top === "mod.ts") {
     return to.startsWith("src/") ? undefined : "mod.ts may import only src";

@@ -12,6 +12,7 @@ import {
   type Output,
   startKernel,
 } from "./kernel.ts";
+import { helped } from "./help.ts";
 import { listFiles, root } from "./repository.ts";
 
 /** The parts of a notebook that are read or written here (nbformat 4). */
@@ -133,7 +134,17 @@ function lines(text: string): string[] {
   return text.match(/[^\n]*\n|[^\n]+$/g) ?? [];
 }
 
-if (import.meta.main) {
+const HELP = `
+deno task notebooks [FILE.ipynb or FOLDER ...] [options]
+
+Runs notebooks on the Deno kernel and counts the cells that ran.
+
+  --write      keep the outputs in the notebooks
+  --limit N    seconds for one notebook (600)
+  --help       this text
+`;
+
+if (import.meta.main && !helped(HELP)) {
   const options = parseArgs(Deno.args, {
     boolean: ["write"],
     default: { limit: 600 },

@@ -5,6 +5,7 @@
  *
  * @module
  */
+import { helped, onlyKnown } from "./help.ts";
 import { floors } from "./layers.ts";
 import {
   denoInTerminal,
@@ -14,6 +15,18 @@ import {
   runDeno,
 } from "./repository.ts";
 
+if (
+  helped(`
+deno task ok [--static]
+
+Everything that must hold before a commit: format, lint, types, documentation,
+the import rule, the package's file list, and the tests.
+
+  --static   all but the tests
+  --help     this text
+`)
+) Deno.exit(0);
+
 const tools = "tests/tools";
 
 /** What only src/cli may do: print. */
@@ -22,6 +35,14 @@ async function quietRooms(): Promise<string[]> {
   const paths = rooms.map((room) => `src/${room}`);
   const present = await Promise.all(paths.map(exists));
   return paths.filter((_, i) => present[i]);
+}
+
+/** The modules that deno.json exports, which users import. */
+async function exported(): Promise<string[]> {
+  const { exports } = JSON.parse(
+    await Deno.readTextFile(`${root}/deno.json`),
+  ) as { exports: Record<string, string> };
+  return Object.values(exports).map((path) => path.replace("./", ""));
 }
 
 const notebooks = await listFiles("notebooks", ".ipynb");
@@ -72,13 +93,13 @@ const steps: [name: string, args: string[]][] = [
     "-q",
     "-P=develop",
     `${tools}/doc_lint.ts`,
-    "mod.ts",
-    "src/cli/main.ts",
+    ...await exported(),
   ]],
   ["imports go down", ["run", "-q", "-P=develop", `${tools}/layers.ts`]],
   ["can be published", ["publish", "--dry-run", "--allow-dirty"]],
 ];
 
+onlyKnown("check", "--static");
 let failed = 0;
 for (const [name, args] of steps) {
   const start = performance.now();

@@ -5,6 +5,7 @@
  *
  * @module
  */
+import { helped } from "./help.ts";
 import { denoInTerminal } from "./repository.ts";
 
 /** How many tests ended how; the steps of a test are not counted. */
@@ -47,7 +48,20 @@ export function countLine({ passed, failed, skipped }: Counts): string {
     (skipped > 0 ? `, ${skipped} skipped` : "");
 }
 
-if (import.meta.main) {
+const HELP = `
+deno task test [files] [options of deno test]
+
+Runs the tests and ends with a line that counts them: N passed, N failed.
+
+  --filter NAME        only tests whose name has NAME in it
+  --fail-fast          stop at the first failure
+  --help               this text; npx deno test --help has all other options
+
+DENO_JOBS=2 in the environment runs two files at the same time.
+MIX_OF_SHOW_REQUIRE_WEBGPU=1 fails the WebGPU tests where there is no adapter.
+`;
+
+if (import.meta.main && !helped(HELP)) {
   const report = await Deno.makeTempFile({ suffix: ".xml" });
   try {
     const code = await denoInTerminal([

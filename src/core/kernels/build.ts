@@ -1,5 +1,6 @@
 /**
- * Compiles `simd.as` (AssemblyScript) and embeds it in `simd_wasm.ts`.
+ * Compiles `simd.as` and `f64.as` (AssemblyScript) and embeds them in
+ * `simd_wasm.ts` and `f64_wasm.ts`.
  *
  * Only for those who change the kernels: the result is committed, so nothing
  * of this is needed to use the library. Run `deno run -A --no-lock` on this
@@ -19,9 +20,9 @@ interface Asc {
 }
 
 /**
- * Compiles the SIMD module with the pinned AssemblyScript from npm.
+ * Compiles a SIMD module with the pinned AssemblyScript from npm.
  *
- * @param source The text of `simd.as`.
+ * @param source The text of `simd.as` or `f64.as`.
  * @returns The bytes of the module.
  * @throws If the compiler cannot be had or rejects the source.
  */
@@ -52,20 +53,22 @@ export async function compile(source: string): Promise<Uint8Array> {
     },
     stderr: { write: (text) => void (log += text) },
   });
-  if (error || !bytes) throw new Error(`Cannot compile simd.as: ${log}`);
+  if (error || !bytes) throw new Error(`Cannot compile the kernels: ${log}`);
   return bytes;
 }
 
 if (import.meta.main) {
   const here = new URL(".", import.meta.url);
-  const source = await Deno.readTextFile(new URL("simd.as", here));
-  const text = encodeBase64(await compile(source));
-  await Deno.writeTextFile(
-    new URL("simd_wasm.ts", here),
-    `/** The compiled \`simd.as\`, base64; made by \`build.ts\`, do not edit. */
-export const SIMD_WASM: string =
+  for (const name of ["simd", "f64"]) {
+    const source = await Deno.readTextFile(new URL(`${name}.as`, here));
+    const text = encodeBase64(await compile(source));
+    await Deno.writeTextFile(
+      new URL(`${name}_wasm.ts`, here),
+      `/** The compiled \`${name}.as\`, base64; made by \`build.ts\`, do not edit. */
+export const ${name.toUpperCase()}_WASM: string =
   // deno-fmt-ignore
   "${text}";
 `,
-  );
+    );
+  }
 }

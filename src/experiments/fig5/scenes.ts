@@ -12,7 +12,7 @@ import {
   resolveLayout,
 } from "../../diffusion/layout.ts";
 import { shapeMap } from "../../diffusion/regions.ts";
-import type { Box } from "../../evaluation/preprocess.ts";
+import type { PixelBox } from "../../evaluation/preprocess.ts";
 import type { Pixels } from "../../io/png.ts";
 import type { SketchObject } from "../../lab/specs.ts";
 import type { Art } from "../../micro/art.ts";
@@ -181,7 +181,7 @@ export function sizeOf(
 }
 
 /** Columns of a picture as shares of it. */
-export function columns(n: number): Box[] {
+export function columns(n: number): PixelBox[] {
   return Array.from(
     { length: n },
     (_, i) => ({ x: i / n, y: 0, width: 1 / n, height: 1 }),

@@ -1,0 +1,36 @@
+/**
+ * What is said of a queue; apart from what works with it, so that nobody loads
+ * BullMQ for a type.
+ *
+ * @module
+ */
+import type { BackendName } from "../core/backend.ts";
+import type { SharedStore } from "./shared_store.ts";
+
+/** How a queue is reached. */
+export interface LinkOptions {
+  /** `redis://[user:password@]host[:port][/db]`, or `rediss://` with TLS. */
+  readonly url: string;
+  /** Seconds that a Redis which does not answer is tried again. @default 60 */
+  readonly patience?: number;
+  /** Called with what a person should know. */
+  readonly onNote?: (line: string) => void;
+}
+
+/** What the workers of a queue must have in common. */
+export interface QueueIdentity {
+  /** Hash of the base model. */
+  readonly model: string;
+  /** The backend: another one rounds otherwise. */
+  readonly backend: BackendName;
+  /** Version of the code that makes numbers. @default this one's */
+  readonly code?: number;
+}
+
+/** How a queue is used. */
+export interface QueueOptions extends LinkOptions {
+  /** What its workers must have in common. */
+  readonly identity: QueueIdentity;
+  /** Where results go. */
+  readonly store: SharedStore;
+}
