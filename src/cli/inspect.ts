@@ -477,7 +477,7 @@ export async function inspect(request: InspectRequest): Promise<Inspection> {
 /** Refuses what only a LoRA has. */
 function checkModel({ path, model }: InspectRequest, found: Inspection): void {
   if (model === undefined || "dialect" in found.facts) return;
-  throw cannot(`inspect ${path}`, "a LoRA with --model", `a ${found.kind}`);
+  throw cannot(`inspect ${path}`, "a LoRA with --model", found.kind);
 }
 
 /** Every tensor of a file: type and shape. */

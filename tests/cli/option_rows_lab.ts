@@ -400,7 +400,7 @@ export function workerRows(world: OptionWorld): OptionRows {
     command: workerCommand,
     out: world.out,
     askedOnly: true,
-    base: { "--queue": "redis://host", "--store": `${world.at}/store` },
+    base: { "--queue": "redis://host", "--store": "s3://bucket" },
     pairs: {
       queue: asked("--queue", "rediss://me:secret@host:7000"),
       store: asked("--store", "s3://bucket/prefix"),
@@ -509,20 +509,20 @@ export function microReportRows({ at, out }: OptionWorld): OptionRows {
       ...{ "--backend": "wasm", "--workers": 0 },
     },
     pairs: {
-      model: { add: { "--model": `${at}/other/model` } },
+      model: { as: "lambda" },
       out: { add: { "--out": `${out}/b` } },
       single: { add: { "--single": 2 } },
       pairs: { add: { "--pairs": 2 } },
       scenes: { add: { "--scenes": 128 } },
-      steps: { add: { "--steps": 2 } },
-      guidance: { add: { "--guidance": 1 } },
+      steps: { as: "lambda" },
+      guidance: { as: "lambda" },
       naming: { add: { "--naming": true } },
       references: { add: { "--references": 3 } },
       classPictures: { add: { "--class-pictures": 2 } },
       json: { add: { "--json": true } },
       // On the processor a run takes a minute.
       backend: { add: { "--backend": "cpu" }, shows: "asked" },
-      workers: { add: { "--workers": 1 } },
+      workers: { as: "lambda" },
     },
   };
 }
