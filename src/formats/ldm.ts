@@ -590,7 +590,11 @@ function note(
         "SNR, trailing timesteps",
     );
   }
-  const extras = ldmExtras(file.entries.keys());
+  // Networks in diffusers' naming are read by themselves, every key of them.
+  const others = [...partsIn(file.entries.keys()).values()];
+  const extras = others.includes("diffusers")
+    ? []
+    : ldmExtras(file.entries.keys());
   if (extras.length > 0) {
     onNote(
       `${extras.length} tensors beside the model are not read: ${
