@@ -36,6 +36,7 @@ import {
   toPixels,
 } from "../diffusion/pipeline.ts";
 import { SAMPLERS } from "../diffusion/samplers.ts";
+import { samplingMemory } from "../diffusion/sampling_memory.ts";
 import {
   assertWritable,
   joinPath,
@@ -67,6 +68,13 @@ import {
   whole,
 } from "./options.ts";
 import { createProgress } from "./progress.ts";
+import {
+  makeRoom,
+  MEMORY_OPTIONS,
+  modelConfigs,
+  type Room,
+  useRoom,
+} from "./room.ts";
 import { calledConcepts, longPrompts, loraTags, uncalled } from "./prompts.ts";
 
 /** How several concepts act without being fused. */
@@ -168,6 +176,7 @@ const OPTIONS = optionTable({
       "none beyond --count stays",
   },
   ...BACKEND_OPTION,
+  ...MEMORY_OPTIONS,
 });
 
 /** What the command line asks for. */
@@ -487,6 +496,26 @@ export function stepsDrawn(
   };
 }
 
+/** How memory is used, where the pictures fit at all. */
+async function roomFor(
+  command: SampleRequest,
+  { size, count, guidance }: Layout,
+): Promise<Room> {
+  const configs = await modelConfigs(command);
+  const { height, width } = size ?? modelSize({
+    unet: { config: configs.unet },
+    autoencoder: { config: configs.autoencoder },
+  });
+  return await makeRoom(command, {
+    what: WHAT,
+    configs,
+    run: { height, width, batch: Math.min(command.batch, count) },
+    batched: true,
+    count: (run, options) =>
+      samplingMemory(configs, { ...run, guidance }, options),
+  });
+}
+
 /**
  * Draws what is asked for and returns the files; `layout` is the one asked for
  * without LoRA tags.
@@ -497,7 +526,9 @@ async function draw(
   layout: Layout,
 ): Promise<string[]> {
   const { out } = command;
-  const base = await openModel(command);
+  const room = await roomFor(command, layout);
+  const base = await openModel(command, room);
+  const release = useRoom(room, command);
   let concepts: Concept[] = [];
   let networks: Record<string, ConditionNetwork> = {};
   let cast: Cast | undefined;
@@ -548,6 +579,7 @@ async function draw(
       prepared.dispose();
     }
   } finally {
+    release();
     cast?.dispose();
     disposeTree(Object.values(networks).map(({ params }) => params));
     concepts.forEach(disposeConcept);

@@ -9,6 +9,7 @@ import { convertCommand } from "../../src/cli/convert.ts";
 import { evaluateCommand } from "../../src/cli/evaluate.ts";
 import { fuseCommand } from "../../src/cli/fuse.ts";
 import { inspectCommand } from "../../src/cli/inspect.ts";
+import { memoryCommand } from "../../src/cli/memory.ts";
 import { sampleCommand } from "../../src/cli/sample.ts";
 import { trainCommand } from "../../src/cli/train.ts";
 import type { Args, OptionRows, Pair } from "./option_pairs.ts";
@@ -16,6 +17,14 @@ import type { OptionWorld } from "./option_world.ts";
 
 /** The processor without kernels of its own. */
 const CPU: Pair = { add: { "--backend": "cpu" }, shows: "said" };
+
+/** Pairs of the options about memory, on a machine without a graphics card. */
+const MEMORY: Record<string, Pair> = {
+  // The same result in less memory: tests/customize/memory_test.ts.
+  memory: { add: { "--memory": "low" }, shows: "asked" },
+  half: { add: { "--half": true }, says: /--backend webgpu with --half/ },
+  card: { add: { "--card": 8 }, says: /--backend webgpu with --card/ },
+};
 
 /** Pairs of the options that say which model. */
 function modelPairs(at: string): Record<string, Pair | Pair[]> {
@@ -76,6 +85,7 @@ export function trainRows({ at, out }: OptionWorld): OptionRows {
       ...{ "--out": file, "--seed": 3 },
     },
     pairs: {
+      ...MEMORY,
       ...modelPairs(at),
       name: { add: { "--name": "max" } },
       class: { add: { "--class": "cat" } },
@@ -199,6 +209,7 @@ export function fuseRows({ at, out }: OptionWorld): OptionRows {
       "--backend": "wasm",
     },
     pairs: {
+      ...MEMORY,
       ...models,
       tokenizer,
       prediction,
@@ -287,6 +298,7 @@ export function sampleRows({ at, out }: OptionWorld): OptionRows {
       ...{ "--steps": 2, "--backend": "wasm", "--out": `${out}/a` },
     },
     pairs: {
+      ...MEMORY,
       ...modelPairs(at),
       prompt: { add: { "--prompt": "a (fox:1.5) in snow" } },
       layout: { add: { "--layout": `${at}/regions.json` } },
@@ -687,6 +699,38 @@ export function inspectRows({ at, out }: OptionWorld): OptionRows {
         { add: { "--keys": true } },
         { both: { "": `${at}/model` }, add: { "--keys": true } },
       ],
+      json: { add: { "--json": true } },
+    },
+  };
+}
+
+/** `deno task memory`. */
+export function memoryRows({ at, out }: OptionWorld): OptionRows {
+  const train: Args = { "--sample": null, "--train": "ed-lora" };
+  return {
+    command: memoryCommand,
+    out,
+    base: { "--model": "sd15", "--sample": true },
+    pairs: {
+      model: { add: { "--model": `${at}/model` } },
+      train: {
+        both: { "--sample": null, "--fuse": 2 },
+        add: { ...train, "--fuse": null },
+      },
+      sample: {
+        both: { ...train },
+        add: { "--train": null, "--sample": true },
+      },
+      fuse: { add: { "--sample": null, "--fuse": 2 } },
+      table: { add: { "--sample": null, "--table": true } },
+      batch: { add: { "--batch": 3 } },
+      size: { add: { "--size": "768" } },
+      rank: { both: train, add: { "--rank": 64 } },
+      memory: { add: { "--memory": "low" } },
+      half: { add: { "--half": true } },
+      card: { both: train, add: { "--card": 80 } },
+      backend: { add: { "--backend": "wasm" } },
+      binding: { add: { "--binding": 1024 } },
       json: { add: { "--json": true } },
     },
   };

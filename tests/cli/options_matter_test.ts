@@ -14,6 +14,7 @@ import {
   evaluateRows,
   fuseRows,
   inspectRows,
+  memoryRows,
   sampleRows,
   trainRows,
 } from "./option_rows.ts";
@@ -31,6 +32,7 @@ Deno.test("every option of every command matters", async (t) => {
         evaluateRows(world),
         convertRows(world),
         inspectRows(world),
+        memoryRows(world),
         completionsRows(world),
       ]
     ) {
