@@ -142,11 +142,11 @@ async function run(
   lab: Lab,
   machine: Machine,
 ): Promise<void> {
-  const { backend, workers, progress } = machine;
+  const { backend, workers, describe, progress } = machine;
   const { lab: { out }, plan, partial } = request;
   const { scale, concepts, prompts, seeds, settings } = plan;
   progress.line(
-    `${backend.describe}, ${workers} workers; ${concepts.length} concepts (${
+    `${describe}; ${concepts.length} concepts (${
       concepts.join(", ")
     }), ${prompts} prompts, seeds ${seeds.join(", ")}, rank ${settings.rank}`,
   );
@@ -191,6 +191,9 @@ the others.`,
     if (quick && full) throw cannot(WHAT, "--quick or --full", "both");
     // What runs nothing must not cost what is there.
     if (fresh && partial) throw cannot(WHAT, "--fresh or --partial", "both");
+    if (partial && dryRun) {
+      throw cannot(WHAT, "--partial or --dry-run", "both");
+    }
     if (fresh && dryRun) throw cannot(WHAT, "--fresh or --dry-run", "both");
     if (values.queue !== undefined) {
       for (const [name, on] of Object.entries({ partial, dryRun, fresh })) {

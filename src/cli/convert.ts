@@ -124,7 +124,15 @@ function checked(request: ConvertRequest): ConvertRequest {
   if (rank !== undefined && differenceTo === undefined) {
     throw cannot(what, "--rank with --difference-to", "--rank alone");
   }
+  if (request.tokens !== undefined && request.withoutTokens) {
+    throw cannot(what, "--tokens or --without-tokens", "both");
+  }
   return request;
+}
+
+/** Says that there are no tokens to leave out. */
+function sayNoTokens(path: string): void {
+  console.error(`--without-tokens changes nothing: ${path} has none`);
 }
 
 function isModelTarget(to: string): to is typeof MODEL_TARGETS[number] {
@@ -181,6 +189,9 @@ async function toDialect(request: ConvertRequest): Promise<void> {
     "--variant": request.variant,
     "--tokenizer": request.tokenizer,
     "--prediction": request.prediction,
+    "--vae": request.vae,
+    "--unet": request.unet,
+    "--text-encoder": request.textEncoder,
   }).filter(([, value]) => value !== undefined).map(([option]) => option);
   if (unused.length > 0) {
     throw cannot(what, `a model with ${unused.join(", ")}`, "a LoRA");
@@ -197,6 +208,7 @@ async function toDialect(request: ConvertRequest): Promise<void> {
       withoutTokens: request.withoutTokens,
     },
   );
+  if (request.withoutTokens && held.length === 0) sayNoTokens(from);
   console.log(
     `${dialect} for ${name}: ${
       layers.textEncoder + layers.unet
@@ -223,11 +235,26 @@ async function convertModel(request: ConvertRequest): Promise<void> {
       to,
     );
   }
+  if (differenceTo !== undefined && request.vae !== undefined) {
+    throw cannot(
+      `convert ${from}`,
+      "no --vae with --difference-to, which no LoRA holds",
+      request.vae,
+    );
+  }
   const single = !(await Deno.stat(from)).isDirectory;
   const any = { anyPurpose: true };
   const source = { ...request, model: from };
   if (to !== "folder" && single) {
     // No single file holds a tokenizer, so none is needed.
+    if (request.tokenizer !== undefined) {
+      throw cannot(
+        `convert ${from}`,
+        "--to folder with --tokenizer",
+        `--to ${to}`,
+      );
+    }
+    if (withoutTokens) sayNoTokens(from);
     const networks = await openNetworks(source, any);
     try {
       sayPurpose(from, networks);
@@ -242,6 +269,7 @@ async function convertModel(request: ConvertRequest): Promise<void> {
   const model = await openModel(source, any);
   try {
     sayPurpose(from, model);
+    if (withoutTokens && !model.added) sayNoTokens(from);
     if (to === "folder") {
       const { added: _, ...plain } = model;
       return await saveModel(

@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { cannot } from "../core/errors.ts";
 import {
   DOMAIN_METHODS,
   type DomainPlan,
@@ -25,8 +26,10 @@ import {
   listOf,
   number,
   oneOf,
+  optionName,
   optionTable,
   text,
+  type Values,
 } from "./options.ts";
 
 const OPTIONS = optionTable({
@@ -77,6 +80,31 @@ export interface DomainRequest extends ExperimentRequest {
   readonly plan: DomainPlan;
 }
 
+type DomainValues = Values<typeof OPTIONS>;
+
+/** Refuses what the chosen methods have no use for. */
+function checked(values: DomainValues): DomainValues {
+  const methods = values.method ?? DOMAIN_METHODS;
+  const adapters = methods.filter((one) => one === "lora" || one === "ed-lora");
+  const refuse = (field: keyof DomainValues, expected: string) => {
+    if (values[field] === undefined || values[field] === false) return;
+    throw cannot(
+      "compare domains",
+      `${expected} in --method with ${optionName(field)}`,
+      methods.join(", "),
+    );
+  };
+  if (adapters.length === methods.length) {
+    refuse("lrEmbedding", "textual-inversion or p+");
+  }
+  if (adapters.length === 0) {
+    for (const field of ["lrBeside", "alphas", "noFusion"] as const) {
+      refuse(field, "lora or ed-lora");
+    }
+  }
+  return values;
+}
+
 /** In-domain against out-domain concepts. */
 export const domain: Command<DomainRequest> = experiment({
   name: "domain",
@@ -85,22 +113,28 @@ export const domain: Command<DomainRequest> = experiment({
 (in-domain; it draws their pictures first) and identities, which it cannot. What
 does the embedding alone hold, and what do the weights add?`,
   options: OPTIONS,
-  request: ({ quick, out, ...values }): DomainRequest => ({
-    lab: labRequest(values, out ?? (quick ? "out/domain-quick" : "out/domain")),
-    plan: {
-      inDomain: values.concepts ?? (quick ? ["ulla", "finn"] : undefined),
-      outDomain: values.outDomain,
-      prompts: values.n ?? (quick ? 4 : 20),
-      seeds: values.seeds ?? [0],
-      methods: values.method,
-      alphas: values.alphas,
-      embeddingRate: values.lrEmbedding,
-      adapterEmbeddingRate: values.lrBeside,
-      fuse: !values.noFusion,
-      conclusive: !quick,
-      settings: settingsOf(values),
-    },
-  }),
+  request: (given): DomainRequest => {
+    const { quick, out, ...values } = checked(given);
+    return {
+      lab: labRequest(
+        values,
+        out ?? (quick ? "out/domain-quick" : "out/domain"),
+      ),
+      plan: {
+        inDomain: values.concepts ?? (quick ? ["ulla", "finn"] : undefined),
+        outDomain: values.outDomain,
+        prompts: values.n ?? (quick ? 4 : 20),
+        seeds: values.seeds ?? [0],
+        methods: values.method,
+        alphas: values.alphas,
+        embeddingRate: values.lrEmbedding,
+        adapterEmbeddingRate: values.lrBeside,
+        fuse: !values.noFusion,
+        conclusive: !quick,
+        settings: settingsOf(values),
+      },
+    };
+  },
   async run(lab, { plan }) {
     const { report, pictures } = await fig3(lab, plan);
     return {

@@ -174,6 +174,9 @@ export type EvaluateUse =
   | { readonly type: "heldout"; readonly request: HeldOutRequest }
   | { readonly type: "evaluator"; readonly request: EvaluatorTestRequest };
 
+/** Options of every use. */
+const SHARED = ["images", "heldout", "testEvaluator", "out", "json", "backend"];
+
 /** Options that only some uses of the command have. */
 const USES = {
   "--images": [
@@ -193,6 +196,9 @@ const USES = {
     "variant",
     "tokenizer",
     "prediction",
+    "vae",
+    "unet",
+    "textEncoder",
     "fused",
     "phrase",
     "class",
@@ -225,10 +231,10 @@ function requestOf(values: Values<typeof OPTIONS>): EvaluateUse {
     );
   }
   const fields: readonly string[] = USES[chosen[0]];
-  for (const field of new Set(Object.values(USES).flat())) {
-    const value = values[field];
+  for (const [field, value] of Object.entries(values)) {
+    if (SHARED.includes(field)) continue;
     const absent = value === undefined || value === false ||
-      (Array.isArray(value) && field !== "background" && value.length === 0);
+      (Array.isArray(value) && value.length === 0);
     if (absent || fields.includes(field)) continue;
     const use = Object.entries(USES).filter(([, own]) =>
       (own as readonly string[]).includes(field)
@@ -358,7 +364,7 @@ async function promptsOf(
   names: Iterable<string>,
   layout: Layout | undefined,
 ): Promise<(string | undefined)[]> {
-  const prompts: (string | undefined)[] = [];
+  const owns: (string | undefined)[] = [];
   let used = false;
   for (const name of names) {
     const beside = await captionsBeside(
@@ -369,7 +375,7 @@ async function promptsOf(
       (layout && wordsOf(layout.prompt, layout));
     used ||= found === undefined;
     const own = found ?? request.prompt;
-    prompts.push(own === undefined ? undefined : said(request, own));
+    owns.push(own);
   }
   if (request.prompt !== undefined && !used) {
     throw cannot(
@@ -378,7 +384,11 @@ async function promptsOf(
       layout ? "layout.json, which has one" : "captions beside all of them",
     );
   }
-  return prompts;
+  const regions = request.regions && layout
+    ? layout.regions.map(({ prompt }) => wordsOf(prompt, layout))
+    : [];
+  sayIdle(request, [...owns.filter((own) => own !== undefined), ...regions]);
+  return owns.map((own) => own === undefined ? own : said(request, own));
 }
 
 /** Says which prompts are longer than the CLIP reads, each once. */
@@ -401,6 +411,18 @@ function saidCut(clip: ClipModel, prompts: readonly string[]): void {
 /** A prompt with words in the place of learned tokens. */
 function said({ say }: EvaluateRequest, prompt: string): string {
   return say.reduce((text, [old, by]) => text.replaceAll(old, by), prompt);
+}
+
+/** Names what `--say` would replace and no prompt has. */
+function sayIdle({ say }: EvaluateRequest, prompts: readonly string[]): void {
+  let texts = prompts;
+  for (const [old, by] of say) {
+    const after = texts.map((text) => text.replaceAll(old, by));
+    if (after.every((text, i) => text === texts[i])) {
+      console.error(`--say changes nothing: no prompt has "${old}"`);
+    }
+    texts = after;
+  }
 }
 
 /** Refuses prompts with tokens that no CLIP knows. */

@@ -77,7 +77,7 @@ export function experiment<
       const extras = await prepare?.(request);
       const what = `run the ${own.name} experiment`;
       await inLab(what, request.lab, async (lab, machine) => {
-        machine.progress.line(machine.backend.describe);
+        machine.progress.line(machine.describe);
         await publish(lab, request, machine, await run(lab, request, machine));
       }, extras);
     },

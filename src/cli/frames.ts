@@ -6,29 +6,29 @@
 import { assertWritable, joinPath, writeJson } from "../io/files.ts";
 import { loadConceptArt, loadFrameIndex } from "../micro/concepts.ts";
 import { frameDistances, LEAST_FRAME_DISTANCE } from "../micro/frames.ts";
-import { type Command, EXIT_CODES, readOptions } from "./command.ts";
+import { type Command, command } from "./command.ts";
+import { folder, optionTable, type Values } from "./options.ts";
 import { decimal } from "../report/format.ts";
 import { textTable } from "../report/table.ts";
 
+const OPTIONS = optionTable({
+  out: {
+    type: folder,
+    default: joinPath("out", "frames"),
+    help: "where frames.json goes",
+  },
+});
+
 /** Least distances between training, reference and evaluation frames. */
-export const frames: Command<{ readonly out: string }> = {
+export const frames: Command<Values<typeof OPTIONS>> = command({
   name: "frames",
   summary: "How different training, reference and evaluation frames are",
-  help: `deno task experiment frames [options]
-
-The smallest distance between an identity's training pictures, the references it
-is scored by, and the pictures that the evaluation CLIP knows it from.
-
-  --out FOLDER  where frames.json goes (default out/frames)
-
-${EXIT_CODES}
-`,
-  parse(args) {
-    const options = readOptions("compare frames", args, { text: ["out"] });
-    return options.help
-      ? undefined
-      : { out: options.text("out") ?? "out/frames" };
-  },
+  usage: "deno task experiment frames [options]",
+  about:
+    `The smallest distance between an identity's training pictures, the references it
+is scored by, and the pictures that the evaluation CLIP knows it from.`,
+  options: OPTIONS,
+  request: (values) => values,
   async run({ out }) {
     await assertWritable(out);
     const rows = frameDistances(await loadConceptArt(), await loadFrameIndex());
@@ -64,4 +64,4 @@ ${EXIT_CODES}
     );
     console.log(joinPath(out, "frames.json"));
   },
-};
+});

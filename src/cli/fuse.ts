@@ -7,6 +7,7 @@ import { cannot } from "../core/errors.ts";
 import { finish } from "../core/finish.ts";
 import { key } from "../core/random.ts";
 import { type Concept, disposeConcept } from "../customize/concept.ts";
+import { ATTENTION } from "../customize/sites.ts";
 import { modelSize } from "../diffusion/layout.ts";
 import { fuse, type FuseOptions } from "../fusion/gradient.ts";
 import { fusionMemory } from "../fusion/memory.ts";
@@ -196,6 +197,7 @@ async function fused(
   const progress = createProgress();
   const sums = { before: 0, after: 0, average: 0 };
   let byWeight = 0;
+  let beyond = false;
   const model = await finish(fuse(base, concepts, options), (record) => {
     if (record.type === "features") {
       progress.update(
@@ -210,6 +212,7 @@ async function fused(
       byWeight++;
       return;
     }
+    beyond ||= !ATTENTION.test(record.layer);
     sums.before += record.lossBefore;
     sums.after += record.lossAfter;
     sums.average += record.lossWeightFusion;
@@ -218,6 +221,13 @@ async function fused(
   if (lambda !== undefined && byWeight === 0) {
     console.error(
       "--lambda: no layer is fused by weight here, it changes the comparison only",
+    );
+  }
+  const { layers = "attention" } = request;
+  if (layers !== "attention" && !beyond) {
+    console.error(
+      `--layers ${layers} changes nothing: the concepts have layers of ` +
+        "attention only",
     );
   }
   const share = (x: number) => `${(100 * x / sums.before).toFixed(1)} %`;

@@ -14,6 +14,7 @@ import {
   releaseTokens,
 } from "../customize/concept.ts";
 import { encodeData, readExamples } from "../customize/dataset.ts";
+import { checkBackground } from "./options.ts";
 import { modelSize } from "../diffusion/layout.ts";
 import {
   HELDOUT_TIMESTEPS,
@@ -108,6 +109,7 @@ export async function measureHeldOut(
         background: request.background,
         captions: ["a photo of a {}"],
       });
+      checkBackground(request.background, examples);
       const without = examples.findIndex(({ captions }) =>
         !PLACEHOLDERS.some((place) => captions[0].includes(place))
       );

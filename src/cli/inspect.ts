@@ -20,6 +20,7 @@ import {
 } from "../formats/ldm_config.ts";
 import type { LdmComponent } from "../formats/ldm_names.ts";
 import { algorithmsOf } from "../formats/lycoris.ts";
+import { scaledWeights, unscaled } from "../formats/scaled_fp8.ts";
 import { type ForeignKind, foreignKind } from "../formats/kinds.ts";
 import { specialPurpose } from "../models/purpose.ts";
 import { type Command, command } from "./command.ts";
@@ -247,7 +248,9 @@ const NAMINGS: Readonly<Record<PartNaming, string>> = {
 };
 
 /** A whole model in a file, or some of its networks. */
-function modelFacts(file: SafetensorsFile, parts: PartsFound): Inspection {
+function modelFacts(raw: SafetensorsFile, parts: PartsFound): Inspection {
+  const file = unscaled(raw);
+  const scaled = scaledWeights(raw);
   const { layout, configs, predictionType, zeroTerminalSnr } = describeLdm(
     withPrefixes(file),
   );
@@ -316,7 +319,10 @@ function modelFacts(file: SafetensorsFile, parts: PartsFound): Inspection {
       ...(extras.length > 0
         ? { "beside it, not read": byBeginning(extras) }
         : {}),
-      ...totals(file),
+      ...(scaled > 0
+        ? { "scaled weights": `${scaled}, read as weight · scale` }
+        : {}),
+      ...totals(raw),
       ...metadataOf(file.metadata, /^mix_of_show\.configs$/),
     },
   };
@@ -453,23 +459,65 @@ async function inspectFolder(
 export async function inspect(request: InspectRequest): Promise<Inspection> {
   const path = await localModel(request.path);
   const local = { ...request, path };
-  if ((await Deno.stat(path)).isDirectory) return await inspectFolder(local);
+  if ((await Deno.stat(path)).isDirectory) {
+    const found = await inspectFolder(local);
+    checkModel(request, found);
+    return request.keys ? { ...found, keys: await folderKeys(path) } : found;
+  }
   const file = await openTensors(path);
   try {
     const found = await inspectFile(local, file);
-    if (!request.keys) return found;
-    return {
-      ...found,
-      keys: Object.fromEntries(
-        [...file.entries].map(([name, { dtype, shape }]) => [
-          name,
-          `${dtype} [${shape.join(", ")}]`,
-        ]),
-      ),
-    };
+    checkModel(request, found);
+    return request.keys ? { ...found, keys: keysOf(file) } : found;
   } finally {
     file.close();
   }
+}
+
+/** Refuses what only a LoRA has. */
+function checkModel({ path, model }: InspectRequest, found: Inspection): void {
+  if (model === undefined || "dialect" in found.facts) return;
+  throw cannot(`inspect ${path}`, "a LoRA with --model", found.kind);
+}
+
+/** Every tensor of a file: type and shape. */
+function keysOf(
+  { entries }: Pick<SafetensorsFile, "entries">,
+  folder = "",
+): Record<string, string> {
+  return Object.fromEntries(
+    [...entries].map(([name, { dtype, shape }]) => [
+      folder + name,
+      `${dtype} [${shape.join(", ")}]`,
+    ]),
+  );
+}
+
+/** Every tensor of a folder, behind the name of the folder inside. */
+async function folderKeys(path: string): Promise<Record<string, string>> {
+  const keys: Record<string, string> = {};
+  const add = async (opening: Promise<SafetensorsFile>, folder = "") => {
+    const file = await opening;
+    try {
+      Object.assign(keys, keysOf(file, folder));
+    } finally {
+      file.close();
+    }
+  };
+  if (await exists(joinPath(path, "model_index.json"))) {
+    for (const part of ["text_encoder", "unet", "vae"]) {
+      if (!await exists(joinPath(path, part, "config.json"))) continue;
+      await add(componentFile(path, part), `${part}/`);
+    }
+    return keys;
+  }
+  const weights = await loraFiles(path).catch(() => []);
+  for (const file of weights) {
+    const inside = file.slice(path.length).replace(/^[\\/]|[^\\/]*$/g, "");
+    await add(openTensors(file), inside);
+  }
+  if (weights.length === 0) await add(componentFile(path, ""));
+  return keys;
 }
 
 /** The most lines that one fact takes, so that all of it is one screenful. */

@@ -182,6 +182,8 @@ export function showRecords(progress: Progress): (record: LabRecord) => void {
 export interface Machine {
   readonly backend: BackendInfo;
   readonly workers: number;
+  /** Both in words. */
+  readonly describe: string;
   readonly progress: Progress;
 }
 
@@ -227,7 +229,11 @@ export async function inLab<T>(
       })),
       onRecord: showRecords(progress),
     },
-    (lab) => use(lab, { backend, workers, progress }),
+    (lab) =>
+      use(lab, {
+        ...{ backend, workers, progress },
+        describe: `${backend.describe}, ${workers} workers`,
+      }),
   );
   progress.finish();
   return result;

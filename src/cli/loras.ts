@@ -13,6 +13,7 @@ import { joinPath, readJson } from "../io/files.ts";
 import { openSafetensors } from "../io/safetensors.ts";
 import { parseTextEncoderConfig, parseUNetConfig } from "../models/config.ts";
 import { describeLdm } from "../formats/ldm_config.ts";
+import { unscaled } from "../formats/scaled_fp8.ts";
 import { EMBEDDED, localModel } from "./models.ts";
 
 /** Models that need no file, and what they are. */
@@ -41,7 +42,7 @@ export async function configsOf(spec: string): Promise<LoraBase> {
       unet: { config: parseUNetConfig(await config("unet")) },
     };
   }
-  const file = await openSafetensors(path);
+  const file = unscaled(await openSafetensors(path), path);
   try {
     const { textEncoder, unet } = describeLdm(file).configs;
     return { textEncoder: { config: textEncoder }, unet: { config: unet } };

@@ -155,8 +155,8 @@ async function run(request: Request): Promise<void> {
   const { numbers, evaluator, pictures } = await inLab(
     "measure the model",
     lab,
-    (lab, { backend, progress }) => {
-      if (!json) progress.line(backend.describe);
+    (lab, { describe, progress }) => {
+      if (!json) progress.line(describe);
       const sizes = { single, pairs, scenes, references, classPictures };
       return finish(
         microReport({

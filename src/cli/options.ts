@@ -262,6 +262,22 @@ export const BACKGROUND_OPTION = optionTable({
   },
 });
 
+/**
+ * Refuses a background that nothing shows.
+ *
+ * @param background Of `--background`.
+ * @param pictures What it would be seen through.
+ * @throws If it is given and no picture is transparent.
+ */
+export function checkBackground(
+  background: unknown,
+  pictures: readonly { readonly transparent?: boolean }[],
+): void {
+  if (background === undefined) return;
+  if (pictures.some(({ transparent }) => transparent)) return;
+  throw cannot("use --background", "a transparent picture", "none");
+}
+
 /** The option `--dtype`, of files that are written. */
 export const DTYPE_OPTION = optionTable({
   dtype: {

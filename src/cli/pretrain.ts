@@ -46,6 +46,7 @@ import {
   listOf,
   number,
   oneOf,
+  optionName,
   optionTable,
   type Values,
   whole,
@@ -157,12 +158,50 @@ const OPTIONS = optionTable({
 /** What the command line asks for. */
 export type PretrainRequest = Values<typeof OPTIONS>;
 
+/** What training alone uses: a checkpoint's weights are as they are. */
+const TRAINING_ONLY = [
+  "steps",
+  "lr",
+  "resume",
+  "fromWeights",
+  "base",
+] as const;
+
+/** Refuses options that do not go together. */
+function checked(request: PretrainRequest): PretrainRequest {
+  const what = "pretrain";
+  if (request.withState && !request.export) {
+    throw cannot(what, "--export with --with-state", "none");
+  }
+  if (request.resume && request.fromWeights) {
+    throw cannot(what, "--resume or --from-weights", "both");
+  }
+  const unused = TRAINING_ONLY.filter((field) => request[field]);
+  if (request.export && unused.length > 0) {
+    throw cannot(what, `--export without ${optionName(unused[0])}`, "both");
+  }
+  return request;
+}
+
+/** Options that change nothing for these networks. */
+function idle(request: PretrainRequest): string[] {
+  const { only = NAMES, quick, steps, out, cache, base } = request;
+  const first = only.every((name) => name === "clip_a" || name === "vae");
+  const latents = only.some((name) => name === "unet" || name === "adapter");
+  return [
+    ...(base !== undefined && first
+      ? [`--base changes nothing: no network comes before ${only.join(", ")}`]
+      : []),
+    ...(quick && !latents && steps !== undefined && out !== undefined &&
+        cache !== undefined
+      ? ["--quick changes nothing beside --steps, --out and --cache"]
+      : []),
+  ];
+}
+
 /** Trains the networks that are asked for, one after the other. */
 async function runPretrain(request: PretrainRequest): Promise<void> {
   const { quick, steps, batch, lr, seed, only = NAMES } = request;
-  if (request.withState && !request.export) {
-    throw cannot("start pretraining", "--export with --with-state", "none");
-  }
   const {
     out = quick ? "out/pretrain-quick" : EMBEDDED,
     cache = quick ? "out/pretrain-quick/cache" : ".cache/pretrain",
@@ -172,16 +211,18 @@ async function runPretrain(request: PretrainRequest): Promise<void> {
     await assertWritable(folder);
   }
   const backend = await selectBackend(request.backend);
-  console.log(backend.describe);
   if (backend.name !== "wasm" && (request.workers ?? 0) > 0) {
     throw cannot("pretrain", "--backend wasm with --workers", backend.name);
   }
+  const workers = backend.name === "wasm" ? request.workers ?? 2 : 0;
+  console.log(`${backend.describe}, ${workers} workers`);
+  for (const line of idle(request)) console.error(line);
   const settings: Settings = {
     only,
     out,
     base: request.base,
     cache,
-    workers: backend.name === "wasm" ? request.workers ?? 2 : 0,
+    workers,
     resume: request.resume,
     fromWeights: request.fromWeights,
     quick,
@@ -216,16 +257,7 @@ weights.`,
     "deno task pretrain --only clip_b --seed 24 --base models/micro \\\n" +
     "    --cache .cache/pretrain-b2 --out out/second",
   ],
-  request(values) {
-    if (values.export) {
-      const unused = (["steps", "batch", "lr", "seed"] as const)
-        .filter((field) => values[field] !== undefined);
-      if (unused.length > 0) {
-        throw cannot("pretrain", `--export without --${unused[0]}`, "both");
-      }
-    }
-    return values;
-  },
+  request: checked,
   run: runPretrain,
 });
 

@@ -5,6 +5,7 @@
  * @module
  */
 import { z } from "zod";
+import { cannot } from "../core/errors.ts";
 import type { TrainConfig } from "../customize/train.ts";
 import {
   EMBEDDINGS,
@@ -212,12 +213,19 @@ type SweepValues =
 
 function requestOf(what: Sweep, values: SweepValues): SweepRequest {
   const settings = settingsOf(values);
+  const varied = what.vary(values.values ?? [], settings);
+  if (values.templates !== undefined && !varied.ridges) {
+    throw cannot(what.name, "gradient fusion for --templates", "none");
+  }
+  if (values.distractors && !varied.ridges && !varied.lambdas) {
+    throw cannot(what.name, "fused concepts for --distractors", "none");
+  }
   return {
     lab: labRequest(values, values.out),
     variants: values.variants,
     templates: values.templates,
     plan: {
-      ...what.vary(values.values ?? [], settings),
+      ...varied,
       settings,
       concepts: values.concepts,
       distractors: values.distractors ?? [],

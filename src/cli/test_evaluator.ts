@@ -28,6 +28,7 @@ import { classWordPrompts, evaluatorSet } from "../micro/evaluator_set.ts";
 import { disposeModel, loadModel } from "../models/model.ts";
 import { textTable } from "../report/table.ts";
 import { EMBEDDED, localModel, mustExist, startBackend } from "./models.ts";
+import { checkBackground } from "./options.ts";
 import { createProgress } from "./progress.ts";
 
 /** What `--test-evaluator` is asked. */
@@ -81,11 +82,17 @@ export async function readEvaluatorSet(
   for await (const { name, isDirectory } of Deno.readDir(references)) {
     if (isDirectory && name !== "masks") names.push(name);
   }
+  const seen: Example[] = [];
+  const pictures = async (folder: string) => {
+    const found = await read(folder, background);
+    seen.push(...found);
+    return found;
+  };
   const drawn = classPictures
-    ? (await read(classPictures, background)).map(({ pixels }) => pixels)
+    ? (await pictures(classPictures)).map(({ pixels }) => pixels)
     : [];
   const subjects = async (folder: string): Promise<MaskedPicture[]> =>
-    (await read(folder, background)).map(({ pixels, mask }, i) => {
+    (await pictures(folder)).map(({ pixels, mask }, i) => {
       if (!mask) {
         throw cannot(
           `test an evaluator on ${folder}`,
@@ -98,13 +105,17 @@ export async function readEvaluatorSet(
   const folders: [string, string][] = names.length > 0
     ? names.sort().map((name) => [name, joinPath(references, name)])
     : [["the concept", references]];
-  return {
-    identities: await Promise.all(folders.map(async ([name, folder]) => ({
+  const identities = await Promise.all(
+    folders.map(async ([name, folder]) => ({
       name,
       references: await subjects(folder),
       gallery: [],
       classWord: drawn,
-    }))),
+    })),
+  );
+  checkBackground(background, seen);
+  return {
+    identities,
     lookAlikes: drawn.length > 0
       ? [{ name: "class word", gallery: drawn }]
       : [],

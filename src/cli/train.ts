@@ -54,6 +54,7 @@ import {
 import {
   BACKEND_OPTION,
   BACKGROUND_OPTION,
+  checkBackground,
   DTYPE_OPTION,
   file,
   flag,
@@ -245,13 +246,15 @@ async function classOf(
 
 /** Class pictures; their captions say the class where they say the concept. */
 async function classExamples(
-  { prior, trigger }: TrainRequest,
+  { prior, trigger, background }: TrainRequest,
   classWord: string,
   size: number,
 ): Promise<Example[]> {
   if (prior === undefined) return [];
   const captions = ["photo of a {}"];
-  const examples = await readExamples(prior, { size, captions, trigger });
+  const examples = await readExamples(prior, {
+    ...{ size, captions, trigger, background },
+  });
   return examples.map((example) => ({
     ...example,
     captions: example.captions.map((c) => fillCaption(c, classWord)),
@@ -277,6 +280,26 @@ function checkRates(request: TrainRequest, { adapter }: Concept): void {
   }
 }
 
+/** Whether a method's token does not start at the class word. */
+function isRare({ method }: TrainRequest): boolean {
+  return ["dreambooth", "custom-diffusion"].includes(method);
+}
+
+/** Refuses a class of several tokens where nobody says what it starts at. */
+function checkClass(
+  request: TrainRequest,
+  classWord: string,
+  { tokenizer }: Model,
+): void {
+  const tokens = tokenizer.tokenize(classWord);
+  if (request.averageClass || isRare(request) || tokens.length === 1) return;
+  throw cannot(
+    "train",
+    "a class that is one token, or --average-class",
+    `"${classWord}" of ${tokens.length}`,
+  );
+}
+
 /** Options that change nothing with these captions or this class. */
 function idle(
   request: TrainRequest,
@@ -286,7 +309,7 @@ function idle(
 ): string[] {
   const { averageClass, shuffleCaptions, keepTokens = 0, trigger } = request;
   const lines: string[] = [];
-  const rare = ["dreambooth", "custom-diffusion"].includes(request.method);
+  const rare = isRare(request);
   if (averageClass && (rare || tokenizer.tokenize(classWord).length === 1)) {
     lines.push(
       rare
@@ -396,13 +419,9 @@ export async function runTrain(request: TrainRequest): Promise<void> {
       throw cannot("train", "a picture without captions for --caption", "none");
     }
     const classes = await classExamples(request, classWord, size);
-    if (
-      request.background &&
-      ![...examples, ...classes].some(({ transparent }) => transparent)
-    ) {
-      throw cannot("use --background", "a transparent picture", "none");
-    }
+    checkBackground(request.background, [...examples, ...classes]);
     const chosen = methodOf(request);
+    checkClass(request, classWord, model);
     const fresh = await startConcept(model, chosen, {
       name,
       classWord,

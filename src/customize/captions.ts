@@ -12,7 +12,9 @@ import { exists, joinPath, readText } from "../io/files.ts";
 export const PLACEHOLDERS: readonly string[] = ["{}", "<TOK>"];
 
 /** Endings of caption files, in kohya's order of preference. */
-const ENDINGS: readonly string[] = [".txt", ".caption"];
+const ENDINGS: readonly string[] = [".txt", ".caption"]
+  // As cameras and Windows write them.
+  .flatMap((ending) => [ending, ending.toUpperCase()]);
 
 /**
  * Puts the concept into a caption.

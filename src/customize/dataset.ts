@@ -369,7 +369,9 @@ export async function readExamples(
   for (const at of await pictureFolders(folder)) {
     examples.push(...await examplesIn(at, { ...options, captions }));
   }
-  if (examples.length === 0) throw cannot(what, "png or jpg files", "none");
+  if (examples.length === 0) {
+    throw cannot(what, "PNG, JPEG, WebP or AVIF pictures", "none");
+  }
   return examples;
 }
 

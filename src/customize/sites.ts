@@ -79,7 +79,8 @@ export function sites(
   return found.filter(filter);
 }
 
-const ATTENTION = /(^|\.)(self_attn|attn1|attn2)\.[^.]+(\.0)?$/;
+/** Paths of linear layers inside attention modules. */
+export const ATTENTION: RegExp = /(^|\.)(self_attn|attn1|attn2)\.[^.]+(\.0)?$/;
 
 /**
  * Lists every linear layer inside attention modules: `self_attn.*` of CLIP,

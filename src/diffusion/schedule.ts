@@ -199,8 +199,20 @@ export function parseSchedulerConfig(source: unknown): SchedulerConfig {
       issues.join("; "),
     );
   }
+  const name = result.data._class_name ?? "";
+  if (OTHER_PROCESS.test(name)) {
+    throw cannot(
+      "read a scheduler config",
+      "a scheduler of a diffusion with betas, as Stable Diffusion has it",
+      `${name}, of another forward process`,
+    );
+  }
   return result.data;
 }
+
+/** Schedulers of models that are trained otherwise: flows, EDM, consistency. */
+const OTHER_PROCESS =
+  /^(FlowMatch|EDM|CMStochastic|Consistency|ScoreSde|VQDiffusion|DDPMWuerstchen|Karras|RePaint|Amused|CogVideoX|Cosine)|Flow/;
 
 /** Python's NaN says nothing: as null, it stands for the default. */
 function withoutNan(value: unknown): unknown {

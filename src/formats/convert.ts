@@ -257,7 +257,14 @@ export async function convertLora(
         }),
       );
     }
-    const apart = embeddings.size > 0 && options.tokens !== undefined;
+    if (options.tokens !== undefined && embeddings.size === 0) {
+      throw cannot(
+        `write tokens to ${pathOf(options.tokens)}`,
+        `learned tokens in ${from}`,
+        "none",
+      );
+    }
+    const apart = options.tokens !== undefined;
     // A vector a layer has a place in official files only.
     const tokenDialect = [...embeddings.values()].some((v) => v.shape[0] > 1)
       ? "official"

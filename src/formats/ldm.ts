@@ -56,6 +56,7 @@ import {
   partsIn,
   withPrefixes,
 } from "./ldm_config.ts";
+import { unscaled } from "./scaled_fp8.ts";
 import {
   LDM_PREFIX,
   type LdmComponent,
@@ -416,7 +417,7 @@ export async function loadPart<C extends LdmComponent>(
       file.close();
     }
   }
-  const file = await openSafetensors(path);
+  const file = unscaled(await openSafetensors(path), shown);
   try {
     const found = partsIn(file.entries.keys());
     const naming = found.get(component);
@@ -520,7 +521,7 @@ export async function loadNetworks(
     );
   }
   const { parts: given = {}, onNote } = options;
-  const opened = await openSafetensors(path);
+  const opened = unscaled(await openSafetensors(path), shown);
   const made: unknown[] = [];
   try {
     const present = partsIn(opened.entries.keys());
@@ -604,7 +605,11 @@ function note(
         "SNR, trailing timesteps",
     );
   }
-  const extras = ldmExtras(file.entries.keys());
+  // Networks in diffusers' naming are read by themselves, every key of them.
+  const others = [...partsIn(file.entries.keys()).values()];
+  const extras = others.includes("diffusers")
+    ? []
+    : ldmExtras(file.entries.keys());
   if (extras.length > 0) {
     onNote(
       `${extras.length} tensors beside the model are not read: ${

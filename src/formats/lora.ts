@@ -613,6 +613,11 @@ export async function readLora(
       const fileRank = algorithm === "LoRA"
         ? file.entries.get(keys.down!)!.shape[0]
         : lycorisRank(algorithm, shapes);
+      // PEFT divides α by the rank of its config, LyCORIS by that of the factors.
+      const config = configs[component];
+      const divisor = algorithm === "LoRA" || !config
+        ? fileRank
+        : configuredRank(config, site.path) ?? fileRank;
       const factors = algorithm === "LoRA"
         ? await plainFactors(fileRank!, keys, values)
         : await lycorisFactors(
@@ -630,9 +635,9 @@ export async function readLora(
       result[component].set(site.path, {
         down: factor("down"),
         up: factor("up"),
-        scale: fileRank === undefined
+        scale: divisor === undefined
           ? 1
-          : scaleOf(fileRank, site.path, alpha, configs[component]),
+          : scaleOf(divisor, site.path, alpha, config),
         adapter: name,
         ...(keys.magnitude
           ? {

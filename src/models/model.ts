@@ -11,6 +11,7 @@ import { disposeTree, leaves } from "../core/tree.ts";
 import {
   exists,
   joinPath,
+  pathOf,
   readJson,
   writeJson,
   writePythonJson,
@@ -215,6 +216,15 @@ export async function loadModel(
     parse: (json: unknown) => C,
     read: (config: C, file: Parameters<typeof load>[1]) => Promise<P>,
   ): Promise<Network<C, P>> => {
+    if (!await exists(joinPath(folder, name, "config.json"))) {
+      throw cannot(
+        `load ${pathOf(folder)}`,
+        `${name}/config.json in it, or another file's (--${
+          name.replace("_", "-")
+        })`,
+        "none",
+      );
+    }
     const { config: json, file } = await openComponent(folder, name, options);
     try {
       const config = parse(json);

@@ -66,7 +66,7 @@ Deno.test("files of a sweep are checked before work starts", async () => {
         ["tune", "variants", { A: { stpes: 3 } }, "A: Unrecognized key"],
         ["tune", "variants", { A: { steps: 0.5 } }, "A.steps"],
         ["ridge", "templates", ["photo of a"], "{}"],
-        ["lambda", "templates", [], "fits its schema"],
+        ["count", "templates", [], "fits its schema"],
       ] as const
     ) {
       await Deno.writeTextFile(file, JSON.stringify(content));

@@ -425,7 +425,7 @@ Deno.test("pictures → concepts → fused model → picture with regions → sc
             ...["train", ...base, "--name", "rex", "--class", "fox"],
             ...["--images", at("p"), "--out", at("o.safetensors")],
           ],
-          "png or jpg files",
+          "PNG, JPEG, WebP or AVIF pictures",
         ],
         [
           [

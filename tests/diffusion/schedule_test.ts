@@ -212,3 +212,26 @@ Deno.test("bad timesteps and shapes are errors and leave no tensor", async () =>
     tf.dispose([x, y]);
   });
 });
+
+Deno.test("schedulers of another forward process are refused by name", () => {
+  for (
+    const name of [
+      "FlowMatchEulerDiscreteScheduler",
+      "FlowMatchHeunDiscreteScheduler",
+      "EDMDPMSolverMultistepScheduler",
+      "ConsistencyDecoderScheduler",
+    ]
+  ) {
+    assertThrows(
+      () => parseSchedulerConfig({ _class_name: name }),
+      Error,
+      `${name}, of another forward process`,
+    );
+  }
+  for (
+    const name of [
+      ...["PNDMScheduler", "EulerAncestralDiscreteScheduler", "LCMScheduler"],
+      ...["KDPM2DiscreteScheduler", "TCDScheduler", "DEISMultistepScheduler"],
+    ]
+  ) assertEquals(parseSchedulerConfig({ _class_name: name })._class_name, name);
+});

@@ -29,9 +29,13 @@ import {
 import { type UNet, unetSpec } from "../../src/models/unet.ts";
 import { initialise } from "../../src/nn/spec.ts";
 
-/** Writes the model to `folder/model` and the CLIP to `folder/clip`. */
+/**
+ * Writes the model to `folder/model` and the CLIP to `folder/clip`; another seed
+ * makes other weights.
+ */
 export async function writeTinyWorld(
   folder: string,
+  seed = 0,
 ): Promise<{ model: string; clip: string }> {
   const tokenizer = tokenizerOfWorld();
   const tower = {
@@ -68,9 +72,9 @@ export async function writeTinyWorld(
     scaling_factor: 1,
   });
   const params = {
-    text: initialise<TextEncoder>(textEncoderSpec(text), key(1)),
-    unet: initialise<UNet>(unetSpec(unet), key(2)),
-    vae: initialise<Autoencoder>(autoencoderSpec(vae), key(3)),
+    text: initialise<TextEncoder>(textEncoderSpec(text), key(seed + 1)),
+    unet: initialise<UNet>(unetSpec(unet), key(seed + 2)),
+    vae: initialise<Autoencoder>(autoencoderSpec(vae), key(seed + 3)),
   };
   const model = joinPath(folder, "model");
   await saveModel(model, {
@@ -90,7 +94,7 @@ export async function writeTinyWorld(
     vision_config: { ...tower, image_size: 64, patch_size: 16 },
   });
   const clip = joinPath(folder, "clip");
-  const weights = initialise<Clip>(clipSpec(config), key(4));
+  const weights = initialise<Clip>(clipSpec(config), key(seed + 4));
   await save(joinPath(clip, "model.safetensors"), clipSpec(config), weights);
   await writeJson(joinPath(clip, "config.json"), config);
   await writeJson(joinPath(clip, "preprocessor_config.json"), {

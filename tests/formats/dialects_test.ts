@@ -455,7 +455,10 @@ forEachBackend("PEFT: patterns, rsLoRA and folders", async () => {
 
 Deno.test("PEFT configs that are not understood are refused", () => {
   const bad: [Record<string, unknown>, string][] = [
-    [{ peft_type: "LOHA" }, "peft_type"],
+    [{ peft_type: "IA3" }, "peft_type"],
+    // ABBA is a LoHa with other scales.
+    [{ peft_type: "LOHA", init_weights: "abba" }, "init_weights"],
+    [{ peft_type: "LOHA", use_khatri_rao: true }, "use_khatri_rao"],
     [{ bias: "all" }, "bias"],
     [{ fan_in_fan_out: true }, "fan_in_fan_out"],
     [{ lora_alpha: "8" }, "lora_alpha"],

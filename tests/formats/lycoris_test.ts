@@ -20,6 +20,7 @@ import { loraConcept } from "../../src/formats/lora_concept.ts";
 import {
   type Algorithm,
   disposeLora,
+  loadLora,
   readLora,
 } from "../../src/formats/lora.ts";
 import { loraBytes } from "../../src/formats/lora_write.ts";
@@ -31,6 +32,7 @@ import {
   encodeSafetensors,
   openSafetensors,
   type RawTensor,
+  writeSafetensors,
 } from "../../src/io/safetensors.ts";
 import { toDisk } from "../../src/models/checkpoint.ts";
 import { disposeModel, type Model } from "../../src/models/model.ts";
@@ -421,3 +423,71 @@ forEachBackend("parts that do not fit are named", async () => {
   }
   disposeModel(model);
 }, ["wasm"]);
+
+for (const one of CASES.filter(({ algorithm }) => algorithm !== "full")) {
+  forEachBackend(`${one.name} in a folder of PEFT's`, async () => {
+    const folder = await Deno.makeTempDir();
+    const model = await tinySd();
+    try {
+      const { layers } = fileOf(model, one);
+      const raw = ({ shape, values }: Parts[string]): RawTensor => ({
+        dtype: "F32",
+        shape,
+        data: encodeFloat(values, "F32"),
+      });
+      await writeSafetensors(
+        `${folder}/adapter_model.safetensors`,
+        layers.flatMap(([site, parts]) =>
+          Object.entries(parts).map(([part, values]): [string, RawTensor] => [
+            `base_model.model.${site.path}.${part}`,
+            raw(values),
+          ])
+        ),
+      );
+      const config = async (fields: Record<string, unknown>) =>
+        await Deno.writeTextFile(
+          `${folder}/adapter_config.json`,
+          JSON.stringify({
+            peft_type: one.algorithm.toUpperCase(),
+            r: 6,
+            alpha: 9,
+            rank_dropout: 0,
+            module_dropout: 0,
+            init_weights: true,
+            rank_pattern: {},
+            alpha_pattern: {},
+            ...fields,
+          }),
+        );
+      await config({ alpha_pattern: { [LAYERS[1]]: 3 } });
+      const file = await loadLora(folder, model);
+      assertEquals(file.scales, "adapter config");
+      for (const [i, [site, parts]] of layers.entries()) {
+        // PEFT divides α by the config's rank, where LyCORIS takes the factors'.
+        const low = file.adapter.unet.get(site.path)!;
+        const whole = expected({ ...one, rank: 1 }, site, parts);
+        const scale = (i === 1 ? 3 : 9) / 6 / ALPHA;
+        const change = tf.tidy(() => delta(low));
+        const actual = toDisk(
+          site.kind,
+          change.shape,
+          await change.data() as Float32Array,
+        );
+        change.dispose();
+        const size = Math.max(...whole.map(Math.abs));
+        close(
+          actual,
+          whole.map((value) => value * scale),
+          4e-6 * size,
+          site.path,
+        );
+      }
+      disposeLora(file);
+      await config({ peft_type: "BOFT" });
+      await assertRejects(() => loadLora(folder, model), Error, "peft_type");
+    } finally {
+      disposeModel(model);
+      await Deno.remove(folder, { recursive: true });
+    }
+  }, ["wasm"]);
+}

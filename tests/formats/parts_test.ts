@@ -3,7 +3,7 @@
  */
 import type * as tf from "@tensorflow/tfjs";
 import { assert, assertEquals, assertRejects } from "@std/assert";
-import { leaves, type TreeLike } from "../../src/core/tree.ts";
+import { disposeTree, leaves, type TreeLike } from "../../src/core/tree.ts";
 import { schedule } from "../../src/diffusion/schedule.ts";
 import {
   byBeginning,
@@ -310,3 +310,33 @@ Deno.test("adapters are no networks, whatever their names begin with", () => {
     [["unet", "ldm"]],
   );
 });
+
+Deno.test("a UNet in diffusers' naming is not said to be unread", () =>
+  inFolder(async (folder) => {
+    const model = fixturePath("tiny-sd");
+    const notes: string[] = [];
+    const textEncoder = await loadPart("textEncoder", model);
+    const autoencoder = await loadPart("autoencoder", model);
+    const unet = joinPath(folder, "unet.safetensors");
+    await Deno.copyFile(
+      `${model}/unet/diffusion_pytorch_model.safetensors`,
+      unet,
+    );
+    await Deno.copyFile(
+      `${model}/unet/config.json`,
+      joinPath(folder, "config.json"),
+    );
+    const networks = await loadNetworks(unet, {
+      parts: { textEncoder, autoencoder },
+      predictionType: "epsilon",
+      onNote: (note) => notes.push(note),
+    });
+    assertEquals(notes, []);
+    const whole = await loadModel(model);
+    await assertSame(networks.unet.params, whole.unet.params);
+    disposeModel(whole);
+    disposeTree([
+      ...[textEncoder, autoencoder].map(({ params }) => params),
+      networks.unet.params,
+    ]);
+  }));

@@ -3,81 +3,43 @@
  *
  * @module
  */
-import { parseArgs } from "@std/cli/parse-args";
+import { type Command, command, runCommand } from "../../src/cli/command.ts";
 import {
-  BACKEND_CHOICES,
-  type BackendChoice,
-  selectBackend,
-} from "../../src/core/backend.ts";
+  BACKEND_OPTION,
+  flag,
+  folder,
+  optionTable,
+  text,
+  type Values,
+} from "../../src/cli/options.ts";
+import { selectBackend } from "../../src/core/backend.ts";
 import { cannot } from "../../src/core/errors.ts";
 import { exists, pathOf } from "../../src/io/files.ts";
 import { type Line, verify } from "./mod.ts";
 
-const HELP = `deno task verify [FOLDER] [options]
+const WHAT = "verify";
 
-Compares the library with golden values, one line an item: name, maximum error,
-tolerance, ok | FAIL | not covered. FOLDER is laid out like the fixtures of this
-project (default: tests/fixtures); the architecture is read from its configs.
-
-  --only GLOB      only items whose name matches ('unet/*', '{vae,clip}*')
-  --backend NAME   webgpu, wasm or cpu (default: the fastest there is)
-  --json           one JSON document on stdout
-  --verbose        say where every tolerance comes from
-  --help           this text
-
-Exit code: 0 if nothing failed, 1 if something did, 2 for bad arguments.
-
-Examples:
-  deno task verify
-  deno task verify ../shared/fixtures --backend wasm
-  deno task verify ../shared/fixtures --only 'lora/*' --verbose
-`;
+const OPTIONS = optionTable({
+  folder: {
+    type: folder,
+    argument: true,
+    hint: "FOLDER",
+    default: pathOf(new URL("../../tests/fixtures", import.meta.url)),
+    help: "laid out like the fixtures of this project; the architecture is " +
+      "read from its configs",
+  },
+  only: {
+    type: text,
+    hint: "GLOB",
+    help: "only items whose name matches ('unet/*', '{vae,clip}*')",
+  },
+  ...BACKEND_OPTION,
+  json: { type: flag, help: "one JSON document on stdout" },
+  verbose: { type: flag, help: "say where every tolerance comes from" },
+});
 
 /** What the command line asks for. */
-interface Request {
-  readonly folder: string;
-  readonly only?: string;
-  readonly backend: BackendChoice;
-  readonly json: boolean;
-  readonly verbose: boolean;
-  readonly help: boolean;
-}
-
-/**
- * Reads the command line.
- *
- * @param args Arguments after the script's name.
- * @throws If an option is unknown or a value does not fit.
- */
-export function parseRequest(args: readonly string[]): Request {
-  const what = "start verifying";
-  const parsed = parseArgs([...args], {
-    string: ["only", "backend"],
-    boolean: ["json", "verbose", "help"],
-    unknown: (name: string) => {
-      if (name.startsWith("-")) {
-        throw cannot(what, "a known option (--help)", name);
-      }
-    },
-  });
-  const folders = parsed._.map(String);
-  if (folders.length > 1) {
-    throw cannot(what, "one folder", folders.join(" "));
-  }
-  const backend = (parsed.backend ?? "auto") as BackendChoice;
-  if (!BACKEND_CHOICES.includes(backend)) {
-    throw cannot(what, BACKEND_CHOICES.join(", "), `--backend ${backend}`);
-  }
-  return {
-    folder: folders[0] ??
-      pathOf(new URL("../../tests/fixtures", import.meta.url)),
-    ...(parsed.only === undefined ? {} : { only: parsed.only }),
-    backend,
-    json: parsed.json ?? false,
-    verbose: parsed.verbose ?? false,
-    help: parsed.help ?? false,
-  };
-}
+type Request = Values<typeof OPTIONS>;
 
 function number(value: number | undefined): string {
   return value === undefined
@@ -118,25 +80,17 @@ export function summary(
 }
 
 /**
- * Runs the command.
+ * Compares and says what came out.
  *
- * @param args Arguments after the script's name.
- * @returns The exit code.
+ * @param request What is asked for.
+ * @throws If the folder is not there, something fails or nothing matches.
  */
-export async function main(args: readonly string[]): Promise<number> {
-  let request: Request;
-  try {
-    request = parseRequest(args);
-    if (request.help) {
-      console.log(HELP);
-      return 0;
-    }
-    if (!await exists(request.folder)) {
-      throw cannot("start verifying", "a folder that exists", request.folder);
-    }
-  } catch (error) {
-    console.error((error as Error).message);
-    return 2;
+async function runVerify(request: Request): Promise<void> {
+  if (request.json && request.verbose) {
+    throw cannot(WHAT, "--json, which says all, or --verbose", "both");
+  }
+  if (!await exists(request.folder)) {
+    throw cannot(WHAT, "a folder that exists", request.folder);
   }
   const started = performance.now();
   const backend = await selectBackend(request.backend);
@@ -148,19 +102,14 @@ export async function main(args: readonly string[]): Promise<number> {
     );
   }
   const lines: Line[] = [];
-  try {
-    for await (
-      const line of verify(
-        request.folder,
-        request.only === undefined ? {} : { only: request.only },
-      )
-    ) {
-      lines.push(line);
-      if (!request.json) console.log(format(line, request.verbose));
-    }
-  } catch (error) {
-    console.error((error as Error).message);
-    return 2;
+  for await (
+    const line of verify(
+      request.folder,
+      request.only === undefined ? {} : { only: request.only },
+    )
+  ) {
+    lines.push(line);
+    if (!request.json) console.log(format(line, request.verbose));
   }
   const counts = summary(lines);
   const seconds = (performance.now() - started) / 1000;
@@ -185,12 +134,29 @@ export async function main(args: readonly string[]): Promise<number> {
     );
   }
   if (lines.length === 0) {
-    console.error(
-      cannot("verify", "items that match", request.only ?? "none").message,
-    );
-    return 2;
+    throw cannot("verify", "items that match", request.only ?? "none");
   }
-  return counts.FAIL > 0 ? 1 : 0;
+  if (counts.FAIL > 0) {
+    throw cannot("pass", "no item that fails", `${counts.FAIL}`);
+  }
 }
 
-if (import.meta.main) Deno.exit(await main(Deno.args));
+/** `deno task verify`. */
+export const verifyCommand: Command<Request> = command({
+  name: "verify",
+  summary: "compare the library with a folder of golden values",
+  usage: "deno task verify [FOLDER] [options]",
+  about:
+    `Compares the library with golden values, one line an item: name, maximum error,
+tolerance, ok | FAIL | not covered.`,
+  options: OPTIONS,
+  examples: [
+    "deno task verify",
+    "deno task verify ../shared/fixtures --backend wasm",
+    "deno task verify ../shared/fixtures --only 'lora/*' --verbose",
+  ],
+  request: (values) => values,
+  run: runVerify,
+});
+
+if (import.meta.main) Deno.exit(await runCommand(verifyCommand, Deno.args));

@@ -1,5 +1,6 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
-import { format, main, parseRequest, summary } from "./main.ts";
+import { format, summary, verifyCommand } from "./main.ts";
+import { runCommand } from "../../src/cli/command.ts";
 import { Fixture } from "./fixture.ts";
 import { maximumError, relative } from "./check.ts";
 import { parseRun } from "./lora.ts";
@@ -34,17 +35,17 @@ function assertOk(found: readonly Line[], least: number): void {
 }
 
 Deno.test("options, and errors that say what is wrong", () => {
-  assertEquals(parseRequest(["x", "--only", "unet/*", "--json"]), {
+  const { parse } = verifyCommand;
+  assertEquals(parse(["x", "--only", "unet/*", "--json"]), {
     folder: "x",
     only: "unet/*",
     backend: "auto",
     json: true,
     verbose: false,
-    help: false,
   });
-  assert(parseRequest([]).folder.endsWith("tests/fixtures"));
+  assert(parse([])!.folder.endsWith("tests/fixtures"));
   for (const bad of [["--nope"], ["a", "b"], ["--backend", "cuda"]]) {
-    assertThrows(() => parseRequest(bad), Error, "Cannot start verifying");
+    assertThrows(() => parse(bad), Error, "Cannot verify");
   }
 });
 
@@ -233,20 +234,21 @@ Deno.test("exit codes and the JSON report", async () => {
   const { log, error } = console;
   console.log = console.error = (text: string) => void printed.push(text);
   try {
-    const run = (...args: string[]) => main([...args, "--backend", "wasm"]);
+    const run = (...args: string[]) =>
+      runCommand(verifyCommand, [...args, "--backend", "wasm"]);
     assertEquals(await run(variant, "--only", "vae*", "--json"), 0);
     const report = JSON.parse(printed.join("\n"));
     assertEquals(report.counts.FAIL, 0);
     assertEquals(report.items[0].status, "ok");
     assertEquals(report.backend, "wasm");
-    assertEquals(await run("/nowhere"), 2);
-    assertEquals(await run(variant, "--only", "nothing"), 2);
-    assertEquals(await main(["--bad"]), 2);
-    assertEquals(await main(["--help"]), 0);
+    assertEquals(await run("/nowhere"), 1);
+    assertEquals(await run(variant, "--only", "nothing"), 1);
+    assertEquals(await run("--bad"), 2);
+    assertEquals(await run("--help"), 0);
     const folder = await Deno.makeTempDir();
     await Deno.writeTextFile(`${folder}/x`, "");
     printed.length = 0;
-    assertEquals(await run(folder), 2);
+    assertEquals(await run(folder), 1);
     assert(printed.join().includes("a model in diffusers layout"));
     await Deno.remove(folder, { recursive: true });
   } finally {

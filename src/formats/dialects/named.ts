@@ -211,8 +211,12 @@ function headerConfigs(header: LoraHeader): PeftConfigs | undefined {
 
 const peft: Dialect = {
   id: "peft",
-  describe: "PEFT, and diffusers since it uses PEFT",
-  detect: (header) => anyKey(header, /\.lora_A\.([^.]+\.)?weight$/),
+  describe: "PEFT (LoRA, LoHa, LoKr), and diffusers since it uses PEFT",
+  detect: (header) =>
+    anyKey(
+      header,
+      /\.(lora_A\.([^.]+\.)?weight|(hada_w[12]_[ab]|lokr_w[12](_[ab])?)(\.[^.]+)?)$/,
+    ),
   names: () => (component, path) =>
     spellings(path).flatMap((name) => [
       `${PREFIX[component]}.${name}`,
@@ -230,9 +234,16 @@ const peft: Dialect = {
       ".lora_magnitude_vector.weight",
       ".lora_magnitude_vector.default.weight",
     ],
+    ...Object.fromEntries(
+      LYCORIS_PARTS.filter((part) => part !== "diff").map((part) => [
+        part,
+        [`.${part}`, `.${part}.default`],
+      ]),
+    ),
   },
-  // A reader who knows no α takes α = rank, so scales go into `up`.
-  readOnly: ["alpha"],
+  // A reader who knows no α takes α = rank, so scales go into `up`. LoHa and
+  // LoKr are made factors when they are read.
+  readOnly: ["alpha", ...LYCORIS_PARTS],
   scaleRule: "alpha/rank",
   magnitudeOf: (shape, site) =>
     shape.length > 0 && shape.reduce((a, b) => a * b, 1) === site.outputs &&

@@ -15,7 +15,9 @@ import {
 
 /** The parts of PEFT's adapter_config.json that set scales. */
 export interface PeftConfig {
-  /** Rank. */
+  /** What kind of adapter. @default LoRA */
+  readonly peft_type?: "LORA" | "LOHA" | "LOKR";
+  /** Rank; of a LoKr also where no factor has it. */
   readonly r?: number;
   /** α. */
   readonly lora_alpha?: number;
@@ -37,9 +39,14 @@ const pattern = z.record(z.string(), z.number()).nullish().transform((p) =>
 );
 
 const schema = z.object({
-  peft_type: z.literal("LORA").optional(),
+  peft_type: z.enum(["LORA", "LOHA", "LOKR"]).optional(),
   r: z.number().int().positive().optional(),
   lora_alpha: z.number().optional(),
+  // LoHa's and LoKr's word for it.
+  alpha: z.number().optional(),
+  // ABBA, a LoHa with other scales.
+  init_weights: z.union([z.boolean(), z.literal("lycoris")]).nullish(),
+  use_khatri_rao: z.union([z.literal(false), z.literal("auto")]).nullish(),
   use_rslora: z.boolean().nullish().transform((v) => v ?? false),
   use_dora: z.boolean().nullish().transform((v) => v ?? false),
   bias: z.literal("none").optional(),
@@ -63,11 +70,15 @@ export function parsePeftConfig(json: unknown): PeftConfig {
   for (const patterns of [config.rank_pattern, config.alpha_pattern]) {
     for (const text of Object.keys(patterns)) compile(text);
   }
-  const { r, lora_alpha, ...rest } = config;
+  const { peft_type, r, lora_alpha, alpha, ...others } = config;
+  const { init_weights: _, use_khatri_rao: __, ...rest } = others;
+  const lycoris = peft_type === "LOHA" || peft_type === "LOKR";
+  const own = lycoris ? alpha ?? lora_alpha : lora_alpha;
   return {
     ...rest,
+    ...(lycoris ? { peft_type } : {}),
     ...(r === undefined ? {} : { r }),
-    ...(lora_alpha === undefined ? {} : { lora_alpha }),
+    ...(own === undefined ? {} : { lora_alpha: own }),
   };
 }
 

@@ -1,0 +1,247 @@
+/**
+ * Inputs that people bring, small and made here: used, or refused in a sentence
+ * that names the thing.
+ */
+import { assert, assertEquals } from "@std/assert";
+import { main } from "../../src/cli/main.ts";
+import { encodePng } from "../../src/io/png.ts";
+import { readExamples } from "../../src/customize/dataset.ts";
+import {
+  openSafetensors,
+  type RawTensor,
+  writeSafetensors,
+} from "../../src/io/safetensors.ts";
+import { fixturePath } from "../helpers.ts";
+
+const MODEL = fixturePath("tiny-sd");
+
+async function said(...args: string[]) {
+  const { log, error } = console;
+  const out: string[] = [], wrong: string[] = [];
+  console.log = (text) => void out.push(String(text));
+  console.error = (text) => void wrong.push(String(text));
+  try {
+    const code = await main(args);
+    return { code, out: out.join("\n"), wrong: wrong.join("\n") };
+  } finally {
+    Object.assign(console, { log, error });
+  }
+}
+
+async function inFolder(work: (folder: string) => Promise<void>) {
+  const folder = await Deno.makeTempDir();
+  try {
+    await work(folder);
+  } finally {
+    await Deno.remove(folder, { recursive: true });
+  }
+}
+
+/** A copy of the tiny model whose files are links, so that some can change. */
+async function modelIn(folder: string): Promise<string> {
+  const to = `${folder}/model`;
+  const copy = async (from: string, to: string) => {
+    await Deno.mkdir(to, { recursive: true });
+    for await (const { name, isDirectory } of Deno.readDir(from)) {
+      if (isDirectory) await copy(`${from}/${name}`, `${to}/${name}`);
+      else await Deno.copyFile(`${from}/${name}`, `${to}/${name}`);
+    }
+  };
+  await copy(MODEL, to);
+  return to;
+}
+
+/** Draws one step with a model. */
+const draw = (folder: string, model: string, ...args: string[]) =>
+  said(
+    ...["sample", "--model", model, "--prompt", "a fox", "--backend", "wasm"],
+    ...["--out", `${folder}/out`, ...args],
+    ...(args.includes("--steps") ? [] : ["--steps", "1"]),
+    ...(args.includes("--size") ? [] : ["--size", "32x32"]),
+  );
+
+Deno.test("model folders as people have them", () =>
+  inFolder(async (folder) => {
+    const model = await modelIn(folder);
+    const at = (path: string) => `${model}/${path}`;
+    const fine = async (...args: string[]) => {
+      const { code, wrong } = await draw(folder, model, ...args);
+      assertEquals(code, 0, wrong);
+    };
+    const refused = async (message: string, ...args: string[]) => {
+      const { code, wrong } = await draw(folder, model, ...args);
+      assertEquals(code, 1);
+      assert(wrong.includes(message), wrong);
+      assert(!wrong.includes("    at "), wrong);
+    };
+    // Parts that need not be there, or are null.
+    const index = JSON.parse(await Deno.readTextFile(at("model_index.json")));
+    await Deno.writeTextFile(
+      at("model_index.json"),
+      JSON.stringify({ ...index, safety_checker: null, image_encoder: null }),
+    );
+    await fine();
+    await Deno.remove(at("model_index.json"));
+    await fine();
+    // A byte order mark, as editors on Windows write it.
+    const config = await Deno.readTextFile(at("unet/config.json"));
+    await Deno.writeTextFile(at("unet/config.json"), `\ufeff${config}`);
+    await fine();
+    // Python's numbers, another scheduler's class.
+    const scheduler = at("scheduler/scheduler_config.json");
+    const usual = JSON.parse(await Deno.readTextFile(scheduler));
+    const text = JSON.stringify({
+      ...usual,
+      _class_name: "KDPM2DiscreteScheduler",
+      lambda_min_clipped: 1,
+      beta_x: 2,
+    });
+    await Deno.writeTextFile(
+      scheduler,
+      text.replace(':1,"beta_x":2', ':-Infinity,"beta_x":NaN'),
+    );
+    await fine();
+    await Deno.writeTextFile(
+      scheduler,
+      JSON.stringify({ _class_name: "FlowMatchEulerDiscreteScheduler" }),
+    );
+    await refused("FlowMatchEulerDiscreteScheduler, of another forward");
+    await Deno.writeTextFile(scheduler, JSON.stringify(usual));
+    // Weights in shards, then with one of them missing.
+    const weights = at("unet/diffusion_pytorch_model.safetensors");
+    const file = await openSafetensors(weights);
+    const parts: [string, RawTensor][][] = [[], []];
+    for (const [i, name] of [...file.entries.keys()].entries()) {
+      parts[i % 2].push([name, await file.read(name)]);
+    }
+    file.close();
+    await Deno.remove(weights);
+    const map: Record<string, string> = {};
+    for (const [i, part] of parts.entries()) {
+      const name = `diffusion_pytorch_model-0000${i + 1}-of-00002.safetensors`;
+      await writeSafetensors(at(`unet/${name}`), part);
+      for (const [key] of part) map[key] = name;
+    }
+    await Deno.writeTextFile(
+      `${weights}.index.json`,
+      JSON.stringify({ metadata: { total_size: 1 }, weight_map: map }),
+    );
+    await fine();
+    await Deno.remove(
+      at("unet/diffusion_pytorch_model-00002-of-00002.safetensors"),
+    );
+    await refused("the shard diffusion_pytorch_model-00002-of-00002");
+    await fine("--unet", MODEL);
+    // A pickle in the place of safetensors.
+    await Deno.remove(`${weights}.index.json`);
+    await Deno.writeTextFile(at("unet/diffusion_pytorch_model.bin"), "");
+    await refused("only diffusion_pytorch_model.bin: pick");
+    // No VAE at all: another's is taken.
+    await Deno.remove(at("vae"), { recursive: true });
+    await refused(
+      "vae/config.json in it, or another file's (--vae), got none",
+      "--unet",
+      MODEL,
+    );
+    await fine("--unet", MODEL, "--vae", MODEL);
+  }));
+
+Deno.test("folders of pictures as people have them", () =>
+  inFolder(async (folder) => {
+    const png = encodePng({
+      ...{ width: 32, height: 32, channels: 3 },
+      data: Uint8Array.from({ length: 32 * 32 * 3 }, (_, i) => i % 251),
+    });
+    const put = (path: string, data: Uint8Array | string) =>
+      typeof data === "string"
+        ? Deno.writeTextFile(`${folder}/${path}`, data)
+        : Deno.writeFile(`${folder}/${path}`, data);
+    // Names in any case and any script, byte order marks, CRLF, system files.
+    await Deno.mkdir(`${folder}/写真 фото`);
+    const within = (name: string) => `写真 фото/${name}`;
+    await put(within("A.PNG"), png);
+    await put(within("A.txt"), "\ufeffa {} on grass\r\n\r\n");
+    await put(within("犬 ñ.png"), png);
+    await put(within("犬 ñ.caption"), "{} à la plage");
+    await put(within("c.PNG"), png);
+    await put(within("c.TXT"), "{} in snow\r\n");
+    await put(within("Thumbs.db"), "x");
+    await put(within(".DS_Store"), "x");
+    const examples = await readExamples(`${folder}/写真 фото`, { size: 16 });
+    assertEquals(
+      examples.map(({ name, captions }) => [name, captions]),
+      [
+        ["A.PNG", ["a {} on grass"]],
+        ["c.PNG", ["{} in snow"]],
+        ["犬 ñ.png", ["{} à la plage"]],
+      ],
+    );
+    const refused = async (
+      name: string,
+      data: Uint8Array | string,
+      why: string,
+    ) => {
+      const at = await Deno.makeTempDir({ dir: folder });
+      const path = `${at.slice(folder.length + 1)}/${name}`;
+      await put(path, data);
+      const { code, wrong } = await said(
+        ...["train", "--name", "rex", "--class", "cat", "--images", at],
+        ...[
+          "--model",
+          MODEL,
+          "--backend",
+          "wasm",
+          "--out",
+          `${folder}/x.safetensors`,
+        ],
+      );
+      assertEquals(code, 1);
+      assert(wrong.includes(why), `${name}: ${wrong}`);
+    };
+    const head = (text: string) => new TextEncoder().encode(text);
+    await refused("a.png", "", "got an empty file");
+    await refused("a.png", png.slice(0, 90), "cut off");
+    await refused("a.png", head("GIF89a 0123456789"), "got a GIF");
+    await refused("a.gif", head("GIF89a 0123456789"), "got a GIF");
+    await refused("a.bmp", head("BM0123456789abcdef"), "got a BMP");
+    await refused("a.heic", head("\0\0\0\x18ftypheic\0\0\0\0"), "got a HEIC");
+    await refused("a.pdf", "x", "PNG, JPEG, WebP or AVIF pictures, got none");
+    await refused("a.png", "<!DOCTYPE html><html></html>", "a.png");
+  }));
+
+Deno.test("outputs that cannot be are refused before work", () =>
+  inFolder(async (folder) => {
+    await Deno.mkdir(`${folder}/there.safetensors`);
+    await Deno.mkdir(`${folder}/locked`, { mode: 0o555 });
+    const lora = fixturePath("lora/edlora_official.safetensors");
+    for (
+      const [out, why] of [
+        [`${folder}/there.safetensors`, "expected a file, got a folder"],
+        [`${folder}/none/x/y.txt`, "a .safetensors file to write"],
+        ["/proc/none/x.safetensors", "Cannot write"],
+      ]
+    ) {
+      const { code, wrong } = await said(
+        ...["convert", lora, out, "--to", "kohya", "--without-tokens"],
+        ...["--model", MODEL],
+      );
+      assertEquals(code, 1);
+      assert(wrong.includes(why), wrong);
+      assertEquals(wrong.split("\n").length, 1);
+    }
+    for (
+      const [args, why] of [
+        [["--steps", "0"], "--steps a whole number from 1"],
+        [["--steps", "-3"], "--steps a whole number from 1, got -3"],
+        [["--steps", "1e9999"], "--steps a whole number"],
+        [["--count", "1.5"], "--count a whole number"],
+        [["--size", "0x64"], "size.width"],
+        [["--size", "64"], "--size such as 64x96"],
+        [["--guidance", "NaN"], "--guidance a number"],
+        [["--sampler", "Euler a"], "--sampler"],
+      ] as [string[], string][]
+    ) {
+      const { code, wrong } = await draw(folder, MODEL, ...args);
+      assert(code > 0 && wrong.includes(why), `${args}: ${code} ${wrong}`);
+    }
+  }));

@@ -1,0 +1,553 @@
+/**
+ * Every option of the experiments, pretrain, micro:report and verify, with pairs
+ * of runs.
+ *
+ * @module
+ */
+import { table2Command } from "../../src/cli/ablation.ts";
+import { domain } from "../../src/cli/domain.ts";
+import { evaluators } from "../../src/cli/evaluators.ts";
+import { frames } from "../../src/cli/frames.ts";
+import { microReportCommand } from "../../src/cli/micro_report.ts";
+import { pretrainCommand } from "../../src/cli/pretrain.ts";
+import { regions } from "../../src/cli/regions.ts";
+import { sweeps } from "../../src/cli/sweeps.ts";
+import { workerCommand } from "../../src/cli/worker.ts";
+import { verifyCommand } from "../verify/main.ts";
+import type { Args, OptionRows, Pair } from "./option_pairs.ts";
+import type { OptionWorld } from "./option_world.ts";
+
+/** Fields of reports that differ from run to run. */
+const VOLATILE = [
+  ...["created", "started", "machine", "seconds", "timings", "workers"],
+  ...["fusionSeconds", "timing", "backend", "library"],
+];
+
+const CPU: Pair = { add: { "--backend": "cpu" }, shows: "said" };
+
+/** The tiny world in a lab of this thread, with a store of its own. */
+function lab({ at, out }: OptionWorld, store: string): Args {
+  return {
+    ...{ "--model": `${at}/model`, "--clip": `${at}/clip` },
+    ...{ "--backend": "wasm", "--workers": 0 },
+    ...{ "--cache": `${at}/store/${store}`, "--out": `${out}/a` },
+  };
+}
+
+/** As little training and drawing as there can be. */
+const LITTLE: Args = { "--train-steps": 1, "--steps": 1, "--rank": 1 };
+
+/** Pairs of the lab's options. */
+function labPairs({ at, out }: OptionWorld): Record<string, Pair | Pair[]> {
+  return {
+    // What is not in it is done again.
+    cache: { add: { "--cache": `${out}/cache` }, shows: "said" },
+    model: { add: { "--model": `${at}/other/model` } },
+    clip: { add: { "--clip": `${at}/other/clip` } },
+    backend: CPU,
+    // Their number changes no result.
+    workers: { add: { "--workers": 1 }, shows: "said" },
+    out: { add: { "--out": `${out}/b` } },
+    // A run needs a server; tests/lab has the queue's own tests.
+    queue: [
+      {
+        both: { "--workers": null, "--cache": null },
+        add: { "--queue": "redis://host", "--store": `${at}/store/x` },
+        shows: "asked",
+      },
+      {
+        add: { "--queue": "redis://host" },
+        says: /--store FOLDER or s3:.* with --queue/,
+      },
+      {
+        add: { "--queue": "redis://host", "--store": "s3://a/b" },
+        says: /--workers or --queue, got both/,
+      },
+    ],
+    store: [
+      {
+        both: {
+          "--workers": null,
+          "--queue": "redis://host",
+          "--store": "s3://a",
+        },
+        add: { "--store": "s3://b" },
+        shows: "asked",
+      },
+      {
+        add: { "--store": "s3://a/b" },
+        says: /--queue URL with --store/,
+      },
+    ],
+    patience: [
+      {
+        both: {
+          "--workers": null,
+          "--queue": "redis://host",
+          "--store": "s3://a",
+        },
+        add: { "--patience": 5 },
+        shows: "asked",
+      },
+      { add: { "--patience": 5 }, says: /--queue URL with --patience/ },
+    ],
+  };
+}
+
+/** Pairs of the preset's options. */
+function settingPairs(): Record<string, Pair> {
+  return {
+    preset: { add: { "--preset": "official" } },
+    rank: { add: { "--rank": 2 } },
+    trainSteps: { add: { "--train-steps": 2 } },
+    steps: { add: { "--steps": 2 } },
+    guidance: { add: { "--guidance": 2 } },
+  };
+}
+
+/** Options of a lab and of presets, which every experiment reads alike. */
+function likeLambda(
+  world: OptionWorld,
+  ...more: string[]
+): Record<string, { as: string }> {
+  const fields = { ...labPairs(world), ...settingPairs() };
+  return Object.fromEntries(
+    [...Object.keys(fields), ...more].map((field) => [field, { as: "lambda" }]),
+  );
+}
+
+/** The scores of an experiment, without its plan. */
+const scores: OptionRows["report"] = (name, json) => {
+  if (name === "runs.json") return null;
+  const { rows, shares, table, resolution, comparisons, arms, base } = json;
+  const { timing } = json;
+  return {
+    ...{ rows, shares, table, resolution, comparisons, arms, base },
+    timed: timing?.length,
+  };
+};
+
+/** `deno task ablation`. */
+export function ablationRows(world: OptionWorld): OptionRows {
+  const dry: Args = { "--dry-run": true };
+  return {
+    command: table2Command,
+    out: world.out,
+    volatile: VOLATILE,
+    report: scores,
+    store: true,
+    base: {
+      ...lab(world, "ablation"),
+      ...LITTLE,
+      ...{ "--concepts": "kuro,momo", "--n": 1 },
+      ...{ "--method": "lora", "--fusion": "weight" },
+    },
+    pairs: {
+      ...likeLambda(world),
+      workers: { add: { "--workers": 1 }, shows: "said" },
+      // The plan is what a dry run prints.
+      preset: { both: dry, add: { "--preset": "official" } },
+      model: { both: dry, add: { "--model": `${world.at}/other/model` } },
+      quick: [
+        { add: { "--quick": true }, shows: "said" },
+        { add: { "--quick": true, "--full": true }, says: /got both/ },
+      ],
+      full: { both: dry, add: { "--full": true } },
+      concepts: { both: dry, add: { "--concepts": "kuro,raja" } },
+      n: { both: dry, add: { "--n": 2 } },
+      seeds: { both: dry, add: { "--seeds": 1 } },
+      method: { add: { "--method": "edlora" } },
+      fusion: { add: { "--fusion": "gradient" } },
+      partial: [
+        {
+          // Nothing is finished there.
+          both: { "--cache": `${world.out}/cache` },
+          add: { "--partial": true },
+          says: /at least one finished seed/,
+        },
+        {
+          add: { "--partial": true, "--dry-run": true },
+          says: /--partial or --dry-run/,
+        },
+      ],
+      dryRun: { add: dry },
+      fresh: [
+        {
+          add: { "--fresh": true, "--partial": true },
+          says: /--fresh or --partial/,
+        },
+        { add: { "--fresh": true }, shows: "said" },
+      ],
+    },
+  };
+}
+
+/** `deno task experiment domain`. */
+export function domainRows(world: OptionWorld): OptionRows {
+  return {
+    command: domain,
+    out: world.out,
+    volatile: VOLATILE,
+    report: scores,
+    store: true,
+    base: {
+      ...lab(world, "domain"),
+      ...LITTLE,
+      ...{ "--concepts": "ulla", "--n": 1, "--method": "lora" },
+      ...{ "--alphas": "0,1", "--no-fusion": true },
+    },
+    pairs: {
+      ...likeLambda(world, "n", "seeds"),
+      quick: {
+        both: { "--n": null, "--concepts": null },
+        add: { "--quick": true },
+        shows: "asked",
+      },
+      concepts: { add: { "--concepts": "finn" } },
+      outDomain: { add: { "--out-domain": "kuro" } },
+      method: { add: { "--method": "ed-lora" } },
+      alphas: [
+        { add: { "--alphas": "0,0.5,1" } },
+        {
+          both: { "--method": "p+", "--alphas": null, "--no-fusion": null },
+          add: { "--alphas": "0,1" },
+          says: /lora or ed-lora in --method with --alphas/,
+        },
+      ],
+      lrEmbedding: [
+        {
+          both: { "--method": "p+", "--alphas": null, "--no-fusion": null },
+          add: { "--lr-embedding": 0.1 },
+        },
+        { add: { "--lr-embedding": 0.1 }, says: /--lr-embedding/ },
+      ],
+      lrBeside: [
+        { add: { "--lr-beside": 0.1 } },
+        {
+          both: { "--method": "p+", "--alphas": null, "--no-fusion": null },
+          add: { "--lr-beside": 0.1 },
+          says: /--lr-beside/,
+        },
+      ],
+      noFusion: [
+        {
+          both: { "--no-fusion": null, "--concepts": "ulla,finn" },
+          add: { "--no-fusion": true },
+        },
+        {
+          both: { "--method": "p+", "--alphas": null, "--no-fusion": null },
+          add: { "--no-fusion": true },
+          says: /lora or ed-lora in --method with --no-fusion/,
+        },
+      ],
+    },
+  };
+}
+
+/** `deno task experiment regions`. */
+export function regionsRows(world: OptionWorld): OptionRows {
+  const { at } = world;
+  const plain: Args = { "--arms": "plain.weight" };
+  return {
+    command: regions,
+    out: world.out,
+    volatile: VOLATILE,
+    report: scores,
+    store: true,
+    base: {
+      ...lab(world, "regions"),
+      ...LITTLE,
+      ...{ "--concepts": "kuro,momo", "--counts": 2, "--sets": 1 },
+      ...{ "--backgrounds": 1, "--pictures": 1, "--column": 32 },
+      ...plain,
+      ...{ "--scales": 1, "--no-timing": true },
+    },
+    pairs: {
+      ...likeLambda(world),
+      quick: {
+        // Without it the experiment is too long for a test.
+        both: { "--sets": null, "--pictures": null, "--backgrounds": null },
+        add: { "--quick": true },
+        shows: "asked",
+      },
+      concepts: { add: { "--concepts": "kuro,raja" } },
+      counts: {
+        both: { "--concepts": "kuro,momo,raja" },
+        add: { "--counts": "2,3" },
+      },
+      sets: {
+        both: { "--concepts": "kuro,momo,raja" },
+        add: { "--sets": 2 },
+      },
+      backgrounds: { add: { "--backgrounds": 2 } },
+      pictures: { add: { "--pictures": 2 } },
+      column: { add: { "--column": 48 } },
+      arms: { add: { "--arms": "plain.weight,switch" } },
+      scales: {
+        both: { "--arms": "plain.gradient" },
+        add: { "--scales": 1.5 },
+      },
+      seed: { add: { "--seed": 1 } },
+      sketch: {
+        both: {
+          "--arms": "regional+sketch.weight",
+          "--sketch": `${at}/sketch/a`,
+        },
+        add: { "--sketch": `${at}/sketch/b` },
+      },
+      noTiming: {
+        both: {
+          "--no-timing": null,
+          "--arms": "plain.gradient,regional.gradient",
+        },
+        add: { "--no-timing": true },
+      },
+    },
+  };
+}
+
+/** `deno task experiment lambda`, `ridge`, `count`, `tune`, `rank`. */
+export function sweepRows(world: OptionWorld): OptionRows[] {
+  const { at } = world;
+  const of: Record<string, { base: Args; values?: string }> = {
+    lambda: { base: { "--values": 0.5 }, values: "0.7" },
+    ridge: { base: { "--values": 0.1 }, values: "1" },
+    count: { base: { "--values": 1 }, values: "2" },
+    tune: { base: { "--variants": `${at}/variants.json` } },
+    rank: { base: { "--values": 1, "--rank": null }, values: "2" },
+  };
+  return sweeps.map((command): OptionRows => {
+    const { base, values } = of[command.name];
+    const { rank, ...settings } = settingPairs();
+    const shared = {
+      ...labPairs(world),
+      ...settings,
+      concepts: { add: { "--concepts": "jin,dash" } },
+      n: { add: { "--n": 2 } },
+      seeds: { add: { "--seeds": 1 } },
+      method: { add: { "--method": "edlora" } },
+    };
+    const fuses = command.name !== "tune";
+    const gradient = fuses && command.name !== "lambda";
+    return {
+      command,
+      out: world.out,
+      volatile: VOLATILE,
+      report: scores,
+      store: true,
+      base: {
+        ...lab(world, "sweeps"),
+        ...LITTLE,
+        ...{ "--concepts": "jin,bobo", "--n": 1, "--method": "lora" },
+        ...base,
+      },
+      pairs: {
+        // All sweeps are one function; what is left is where they differ.
+        ...(command.name === "lambda" ? shared : Object.fromEntries(
+          Object.keys(shared).map((field) => [field, { as: "lambda" }]),
+        )),
+        ...(command.name === "rank" ? {} : { rank }),
+        ...(values === undefined
+          ? {}
+          : { values: { add: { "--values": values } } }),
+        variants: command.name === "tune"
+          ? { add: { "--variants": `${at}/other.json` } }
+          : { add: { "--variants": `${at}/variants.json` } },
+        distractors: fuses ? { add: { "--distractors": "kuro" } } : {
+          add: { "--distractors": "kuro" },
+          says: /fused concepts for --distractors/,
+        },
+        templates: gradient
+          ? { add: { "--templates": `${at}/templates.json` } }
+          : {
+            add: { "--templates": `${at}/templates.json` },
+            says: /gradient fusion for --templates/,
+          },
+      },
+    };
+  });
+}
+
+/** `deno task experiment evaluators`: a run downloads MobileNetV2. */
+export function evaluatorsRows(world: OptionWorld): OptionRows {
+  const asked = (name: string, value: string): Pair => ({
+    add: { [name]: value },
+    shows: "asked",
+  });
+  return {
+    command: evaluators,
+    out: world.out,
+    askedOnly: true,
+    base: {},
+    pairs: {
+      clips: asked("--clips", `${world.at}/clip`),
+      cache: asked("--cache", `${world.at}/store/x`),
+      model: asked("--model", `${world.at}/model`),
+      clip: asked("--clip", `${world.at}/clip`),
+      backend: asked("--backend", "cpu"),
+      out: asked("--out", `${world.out}/b`),
+    },
+  };
+}
+
+/** `deno task worker`: a run needs a queue; tests/lab has its tests. */
+export function workerRows(world: OptionWorld): OptionRows {
+  const asked = (name: string, value: string | number): Pair => ({
+    add: { [name]: value },
+    shows: "asked",
+  });
+  return {
+    command: workerCommand,
+    out: world.out,
+    askedOnly: true,
+    base: { "--queue": "redis://host", "--store": "s3://bucket" },
+    pairs: {
+      queue: asked("--queue", "rediss://me:secret@host:7000"),
+      store: asked("--store", "s3://bucket/prefix"),
+      cache: asked("--cache", `${world.at}/store/x`),
+      model: asked("--model", `${world.at}/model`),
+      clip: asked("--clip", `${world.at}/clip`),
+      sketch: asked("--sketch", `${world.at}/sketch/a`),
+      backend: asked("--backend", "cpu"),
+      workers: asked("--workers", 7),
+      lease: asked("--lease", 7),
+      patience: asked("--patience", 7),
+      idle: asked("--idle", 7),
+    },
+  };
+}
+
+/** `deno task experiment frames`. */
+export function framesRows({ out }: OptionWorld): OptionRows {
+  return {
+    command: frames,
+    out,
+    base: { "--out": `${out}/a` },
+    pairs: { out: { add: { "--out": `${out}/b` } } },
+  };
+}
+
+/** `deno task pretrain`. */
+export function pretrainRows({ at, out }: OptionWorld): OptionRows {
+  const cache = `${at}/store/pretrain`;
+  const exported: Args = {
+    ...{ "--steps": null, "--export": true, "--cache": cache },
+  };
+  return {
+    command: pretrainCommand,
+    out,
+    base: {
+      ...{ "--only": "clip_a", "--steps": 1, "--batch": 4, "--workers": 0 },
+      ...{ "--out": `${out}/a`, "--cache": cache },
+    },
+    pairs: {
+      only: { add: { "--only": "vae" } },
+      steps: { add: { "--steps": 2 } },
+      resume: [
+        { add: { "--resume": true } },
+        {
+          add: { "--resume": true, "--from-weights": true },
+          says: /--resume or --from-weights/,
+        },
+      ],
+      fromWeights: { add: { "--from-weights": true } },
+      workers: { add: { "--workers": 1 } },
+      // On the processor a run takes half a minute.
+      backend: { add: { "--backend": "cpu" }, shows: "asked" },
+      // A checkpoint that cannot be continued lies there.
+      cache: {
+        both: { "--resume": true, "--cache": `${out}/broken` },
+        add: { "--cache": `${out}/other` },
+        needs: /broken.clip_a\.safetensors/,
+      },
+      out: { add: { "--out": `${out}/b` } },
+      base: [
+        {
+          both: { "--only": "clip_b", "--base": `${at}/base/1` },
+          add: { "--base": `${at}/base/none` },
+          says: /base\/none/,
+        },
+        { add: { "--base": `${at}/base/1` }, says: /--base changes nothing/ },
+      ],
+      seed: { add: { "--seed": 77 } },
+      quick: { add: { "--quick": true }, says: /--quick changes nothing/ },
+      batch: { add: { "--batch": 2 } },
+      lr: { add: { "--lr": 0.5 } },
+      export: [
+        { add: { "--export": true }, says: /--export without --steps/ },
+        {
+          both: { "--steps": null, "--with-state": true },
+          add: { "--export": true },
+          needs: /--export with --with-state/,
+        },
+      ],
+      withState: { both: exported, add: { "--with-state": true } },
+    },
+    before: async () => {
+      for (const name of ["a", "broken"]) await Deno.mkdir(`${out}/${name}`);
+      await Deno.writeTextFile(`${out}/broken/clip_a.safetensors`, "cut off");
+      await Deno.mkdir(`${out}/a/clip_a`);
+      for (const name of ["config.json", "model.safetensors"]) {
+        const from = `${at}/base/1/clip_a/${name}`;
+        const there = await Deno.stat(from).catch(() => undefined);
+        if (there) await Deno.copyFile(from, `${out}/a/clip_a/${name}`);
+      }
+    },
+  };
+}
+
+/** `deno task micro:report`. */
+export function microReportRows({ at, out }: OptionWorld): OptionRows {
+  return {
+    command: microReportCommand,
+    out,
+    volatile: VOLATILE,
+    base: {
+      ...{ "--model": `${at}/model`, "--out": `${out}/a`, "--single": 1 },
+      ...{ "--pairs": 1, "--scenes": 64, "--steps": 1 },
+      ...{ "--references": 2, "--class-pictures": 1 },
+      ...{ "--backend": "wasm", "--workers": 0 },
+    },
+    pairs: {
+      model: { as: "lambda" },
+      out: { add: { "--out": `${out}/b` } },
+      single: { add: { "--single": 2 } },
+      pairs: { add: { "--pairs": 2 } },
+      scenes: { add: { "--scenes": 128 } },
+      steps: { as: "lambda" },
+      guidance: { as: "lambda" },
+      naming: { add: { "--naming": true } },
+      references: { add: { "--references": 3 } },
+      classPictures: { add: { "--class-pictures": 2 } },
+      json: { add: { "--json": true } },
+      // On the processor a run takes a minute.
+      backend: { add: { "--backend": "cpu" }, shows: "asked" },
+      workers: { as: "lambda" },
+    },
+  };
+}
+
+/** `deno task verify`. */
+export function verifyRows({ out }: OptionWorld): OptionRows {
+  const folder = (name: string) =>
+    new URL(`../fixtures/variants/${name}`, import.meta.url).pathname;
+  return {
+    command: verifyCommand,
+    out,
+    volatile: VOLATILE,
+    base: { "": folder("sd2"), "--only": "vae*", "--backend": "wasm" },
+    pairs: {
+      folder: { add: { "": folder("sd2") + "/../sd2" } },
+      only: { add: { "--only": "tokenizer*" } },
+      backend: { add: { "--backend": "cpu" } },
+      json: [
+        { add: { "--json": true } },
+        {
+          add: { "--json": true, "--verbose": true },
+          says: /--verbose, got both/,
+        },
+      ],
+      verbose: { add: { "--verbose": true } },
+    },
+  };
+}

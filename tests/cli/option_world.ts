@@ -1,0 +1,256 @@
+/**
+ * Small models, pictures and files for the pairs of options.
+ *
+ * @module
+ */
+import { runCommand } from "../../src/cli/command.ts";
+import { convertCommand } from "../../src/cli/convert.ts";
+import { pretrainCommand } from "../../src/cli/pretrain.ts";
+import { trainCommand } from "../../src/cli/train.ts";
+import { selectBackend } from "../../src/core/backend.ts";
+import { key } from "../../src/core/random.ts";
+import { disposeTree } from "../../src/core/tree.ts";
+import { encodePng } from "../../src/io/png.ts";
+import { writeJson } from "../../src/io/files.ts";
+import { save } from "../../src/models/checkpoint.ts";
+import {
+  parseT2IAdapterConfig,
+  type T2IAdapter,
+  t2iAdapterSpec,
+} from "../../src/models/t2i_adapter.ts";
+import { initialise } from "../../src/nn/spec.ts";
+import { writeTinyWorld } from "../experiments/tiny_world.ts";
+
+/** Where everything is; nothing is read to know the paths. */
+export interface OptionWorld {
+  /** The folder of it all. */
+  readonly at: string;
+  /** What commands write. */
+  readonly out: string;
+}
+
+/** The paths of a world in a folder. */
+export function worldAt(folder: string): OptionWorld {
+  return { at: folder, out: `${folder}/out` };
+}
+
+const SIDE = 64;
+
+/** A picture with a square of another colour. */
+function picture(shade: number, mask = false): Uint8Array {
+  const data = new Uint8Array(SIDE * SIDE * 3);
+  for (let p = 0; p < SIDE * SIDE; p++) {
+    const inside = p % SIDE > 16 && p % SIDE < 40 && p > SIDE * 20;
+    data.set(
+      mask
+        ? new Array(3).fill(inside ? 255 : 0)
+        : inside
+        ? [shade, 120, 20]
+        : [20, p % 200, shade],
+      3 * p,
+    );
+  }
+  return encodePng({ width: SIDE, height: SIDE, channels: 3, data });
+}
+
+/** The same with a transparent half. */
+function cutOut(shade = 200): Uint8Array {
+  const data = new Uint8Array(SIDE * SIDE * 4).fill(255);
+  for (let p = 0; p < SIDE * SIDE / 2; p++) {
+    data.set([shade, 40, 40, 0], 4 * p);
+  }
+  return encodePng({ width: SIDE, height: SIDE, channels: 4, data });
+}
+
+/** Many colours, in part transparent. */
+function pattern(shade: number): Uint8Array {
+  const data = Uint8Array.from(
+    { length: SIDE * SIDE * 4 },
+    (_, i) =>
+      i % 4 === 3 ? (i % 20 < 4 ? 0 : 255) : (i * shade + (i >> 5) * 31) % 256,
+  );
+  return encodePng({ width: SIDE, height: SIDE, channels: 4, data });
+}
+
+/** What pretraining and the report on the embedded model need besides. */
+export async function writeLabWorld({ at }: OptionWorld): Promise<void> {
+  for (const seed of [1, 2]) {
+    await prepared(
+      pretrainCommand as Any,
+      ...["--only", "clip_a,vae", "--steps", "1", "--batch", "4"],
+      ...["--workers", "0", "--seed", `${seed}`],
+      ...["--out", `${at}/base/${seed}`, "--cache", `${at}/store/base${seed}`],
+    );
+  }
+  for (const  of of["", "other/"]) {
+    for (const name of ["clip_a", "clip_b"]) {
+      await Deno.mkdir(`${at}/${of}model/${name}`);
+      for await (const { name: file } of Deno.readDir(`${at}/${of}clip`)) {
+        await Deno.copyFile(
+          `${at}/${of}clip/${file}`,
+          `${at}/${of}model/${name}/${file}`,
+        );
+      }
+    }
+  }
+}
+
+/** A tokenizer that reads two of its words as each other. */
+async function swapped(from: string, to: string): Promise<void> {
+  await Deno.mkdir(to, { recursive: true });
+  for await (const { name } of Deno.readDir(from)) {
+    await Deno.copyFile(`${from}/${name}`, `${to}/${name}`);
+  }
+  const path = `${to}/vocab.json`;
+  const vocab = JSON.parse(await Deno.readTextFile(path));
+  const [a, b] = ["fox</w>", "snow</w>"];
+  [vocab[a], vocab[b]] = [vocab[b], vocab[a]];
+  await Deno.writeTextFile(path, JSON.stringify(vocab));
+}
+
+/** Runs a command that must succeed, silently. */
+async function prepared(
+  command: Parameters<typeof runCommand>[0],
+  ...args: string[]
+): Promise<void> {
+  const { log, error } = console;
+  const said: string[] = [];
+  console.log = console.error = (text) => void said.push(String(text));
+  try {
+    const code = await runCommand(command, args);
+    if (code !== 0) throw new Error(said.join("\n"));
+  } finally {
+    Object.assign(console, { log, error });
+  }
+}
+
+// deno-lint-ignore no-explicit-any
+type Any = any;
+
+/** Makes the world in a folder. */
+export async function writeOptionWorld(folder: string): Promise<OptionWorld> {
+  await selectBackend("wasm");
+  const world = worldAt(folder);
+  const { model } = await writeTinyWorld(folder);
+  await Deno.mkdir(`${folder}/other`);
+  await writeTinyWorld(`${folder}/other`, 10);
+  // Weights of another variant in the same folder.
+  await Deno.copyFile(
+    `${folder}/other/model/unet/diffusion_pytorch_model.safetensors`,
+    `${model}/unet/diffusion_pytorch_model.alt.safetensors`,
+  );
+  await swapped(`${model}/tokenizer`, `${folder}/tokenizer`);
+  for (
+    const name of [
+      ...["pictures", "named", "masks", "class", "clear", "bare", "more"],
+      ...["loras", "drawn", "mine", "subjects", "subjects/masks", "sketch"],
+      ...["masked", "masked/masks"],
+    ]
+  ) await Deno.mkdir(`${folder}/${name}`);
+  for (let i = 0; i < 2; i++) {
+    const bytes = picture(80 + 90 * i), mask = picture(0, true);
+    const put = (path: string, data: Uint8Array | string) =>
+      typeof data === "string"
+        ? Deno.writeTextFile(`${folder}/${path}`, data)
+        : Deno.writeFile(`${folder}/${path}`, data);
+    await put(`pictures/${i}.png`, bytes);
+    await put(`pictures/${i}.txt`, "{}, a fox, on grass, snow, night\n");
+    await put(`named/${i}.png`, bytes);
+    await put(`named/${i}.txt`, i ? "a fox on grass\n" : "{} in snow\n");
+    await put(`bare/${i}.png`, bytes);
+    await put(`class/${i}.png`, picture(40 + i));
+    await put(`masks/${i}_mask.png`, mask);
+    await put(`clear/${i}.png`, cutOut(150 + 30 * i));
+    await put(`more/${i}.png`, cutOut(90 + 70 * i));
+    await put(`more/${i}.txt`, "a photo of a {}\n");
+    await put(`drawn/00${i}.png`, bytes);
+    await put(`mine/${i}.png`, cutOut(60 + i));
+    await put(`mine/${i}.txt`, "a <rex1> fox\n");
+    await put(`subjects/${i}.png`, pattern(7 + 4 * i));
+    await put(`subjects/masks/${i}.png`, mask);
+    await put(`masked/${i}.png`, pattern(13 + 4 * i));
+    await put(`masked/masks/${i}.png`, mask);
+  }
+  const left = { top: 0, left: 0, bottom: 1, right: 0.5 };
+  const regions = [{ box: left, prompt: "a red fox" }];
+  await writeJson(`${folder}/drawn/layout.json`, {
+    prompt: "two animals",
+    count: 2,
+    regions,
+  });
+  await writeJson(`${folder}/regions.json`, {
+    prompt: "animals on grass",
+    regions,
+  });
+  const own = { ...regions[0], prompt: "<rex1> <rex2>", concepts: ["rex"] };
+  await writeJson(`${folder}/concepts.json`, {
+    prompt: "animals on grass",
+    regions: [own, {
+      ...own,
+      box: { ...left, left: 0.5, right: 1 },
+      prompt: "<tom1> <tom2>",
+      concepts: ["tom"],
+    }],
+  });
+  await writeJson(`${folder}/sketch.json`, {
+    prompt: "a fox",
+    regions,
+    conditions: [
+      { type: "t2i_adapter", network: "sketch", image: { regions: "outline" } },
+    ],
+  });
+  const config = parseT2IAdapterConfig({
+    channels: [8, 16],
+    downscale_factor: 4,
+    num_res_blocks: 1,
+  });
+  const spec = t2iAdapterSpec(config);
+  for (const [i, name] of ["a", "b"].entries()) {
+    const params = initialise<T2IAdapter>(spec, key(20 + i));
+    const at = `${folder}/sketch/${name}`;
+    await Deno.mkdir(at);
+    await writeJson(`${at}/config.json`, config);
+    await save(`${at}/diffusion_pytorch_model.safetensors`, spec, params);
+    disposeTree(params);
+  }
+  for (const [of, name] of [["", "model"], ["other/", "other"]] as const) {
+    await prepared(
+      convertCommand as Any,
+      ...[`${folder}/${of}model`, `${folder}/${name}.safetensors`],
+      ...["--to", "single-file"],
+    );
+  }
+  // After a step with such rates they change what is drawn.
+  for (const [name, word] of [["rex", "fox"], ["tom", "cat"]]) {
+    await prepared(
+      trainCommand as Any,
+      ...["--model", model, "--backend", "wasm", "--images", `${folder}/bare`],
+      ...["--name", name, "--class", word, "--steps", "1", "--batch", "1"],
+      ...["--lr-embedding", "0.1", "--lr-text", "0.1", "--lr-unet", "0.1"],
+      ...["--out", `${folder}/${name}.safetensors`, "--seed", "1"],
+    );
+  }
+  await Deno.copyFile(
+    `${folder}/rex.safetensors`,
+    `${folder}/loras/fox.safetensors`,
+  );
+  for (const [name, to] of [["rex", "kohya"]]) {
+    await prepared(
+      convertCommand as Any,
+      ...[`${folder}/${name}.safetensors`, `${folder}/${to}.safetensors`],
+      ...["--to", to, "--model", model, "--without-tokens"],
+    );
+  }
+  // A LoRA with every layer, convolutions too.
+  await prepared(
+    convertCommand as Any,
+    ...[`${folder}/other/model`, `${folder}/wide.safetensors`],
+    ...["--to", "kohya", "--difference-to", model, "--rank", "2"],
+  );
+  await Deno.mkdir(`${folder}/store`);
+  await Deno.writeTextFile(`${folder}/store/file`, "");
+  await writeJson(`${folder}/templates.json`, ["a drawing of a {}"]);
+  await writeJson(`${folder}/other.json`, { short: { steps: 2 } });
+  await writeJson(`${folder}/variants.json`, { long: { steps: 3 } });
+  return world;
+}
