@@ -229,6 +229,7 @@ Deno.test("every option of train changes the concept, or train says that it cann
       ...{ steps: "every run has it", batch: "every run has it" },
       ...{ fresh: "main_test.ts", backend: "kernels, not results" },
       memory: "the same result in less memory: tests/customize/memory_test.ts",
+      ...{ queue: "where, not what", store: "with it", patience: "with it" },
       ...{
         vae: "tests/formats",
         unet: "tests/formats",
