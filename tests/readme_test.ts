@@ -8,6 +8,7 @@ import { fuseCommand } from "../src/cli/fuse.ts";
 import { inspectCommand } from "../src/cli/inspect.ts";
 import { sampleCommand } from "../src/cli/sample.ts";
 import { trainCommand } from "../src/cli/train.ts";
+import { workerCommand } from "../src/cli/worker.ts";
 import { disposeConcept } from "../src/customize/concept.ts";
 import { saveConcept } from "../src/formats/concept_file.ts";
 import { method, startConcept } from "../src/customize/methods.ts";
@@ -103,6 +104,7 @@ Deno.test("every command in README is one that the tools understand", async () =
     evaluate: evaluateCommand,
     convert: convertCommand,
     inspect: inspectCommand,
+    worker: workerCommand,
   };
   const seen = new Set<string>();
   for (const line of lines) {

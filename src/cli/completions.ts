@@ -21,6 +21,7 @@ import {
 import { pretrainCommand } from "./pretrain.ts";
 import { sampleCommand } from "./sample.ts";
 import { trainCommand } from "./train.ts";
+import { workerCommand } from "./worker.ts";
 
 /** Shells that there are completions for. */
 export const SHELLS = ["bash", "zsh", "fish"] as const;
@@ -162,6 +163,7 @@ export function completedCommands(): Completed[] {
     convertCommand,
     inspectCommand,
     pretrainCommand,
+    workerCommand,
     completionsCommand,
   );
 }

@@ -31,6 +31,7 @@ import {
   whole,
 } from "./options.ts";
 import { createProgress, type Progress } from "./progress.ts";
+import { QUEUE_OPTIONS, queueRequest } from "./queue_options.ts";
 import { WORKERS_OPTION, workersFor } from "./workers.ts";
 
 /** Where an experiment's models, results and work are. */
@@ -46,64 +47,6 @@ export interface LabRequest {
   readonly workers?: number;
   /** Other machines that do the work. */
   readonly queue?: QueueRequest;
-}
-
-/** The address of a queue. */
-export const queueUrl: OptionType<string> = parsed(
-  "URL",
-  (what, name, found) => {
-    if (/^rediss?:\/\/[^/]/.test(found) && URL.canParse(found)) return found;
-    const shown = found.replace(/:[^:@]*@/, ":***@");
-    throw cannot(what, `${name} redis://[user:password@]host[:port]`, shown);
-  },
-);
-
-/** A store that several machines see. */
-export const sharedStore: OptionType<string> = {
-  ...folder,
-  hint: "FOLDER",
-};
-
-/** Options of a queue, for what can be handed to other machines. */
-export const QUEUE_OPTIONS = optionTable({
-  queue: {
-    type: queueUrl,
-    help: "hand the work to `deno task worker` on other machines: redis:// " +
-      "or rediss:// (TLS), with user:password@ if need be",
-  },
-  store: {
-    type: sharedStore,
-    help: "with --queue: what all machines see, a folder or s3://bucket/prefix",
-  },
-  patience: {
-    type: number({ least: 1 }),
-    otherwise: "60",
-    help: "with --queue: seconds that a queue is tried that does not answer",
-  },
-});
-
-/**
- * The queue that options ask for.
- *
- * @param what What is done, for messages.
- * @param values Of {@linkcode QUEUE_OPTIONS}.
- * @returns It; nothing where none is asked for.
- * @throws If one option is there without the other.
- */
-export function queueRequest(
-  what: string,
-  { queue, store, patience }: Partial<Values<typeof QUEUE_OPTIONS>>,
-): QueueRequest | undefined {
-  if (queue !== undefined) {
-    if (store === undefined) {
-      throw cannot(what, "--store FOLDER or s3://… with --queue", "none");
-    }
-    return { url: queue, store, patience };
-  }
-  for (const [name, value] of Object.entries({ store, patience })) {
-    if (value === undefined) continue;
-    throw cannot(what, `--queue URL with --${name}`, "none");
-  }
 }
 
 /** Options of the lab. */

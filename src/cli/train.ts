@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { selectBackend } from "../core/backend.ts";
 import { cannot, listed } from "../core/errors.ts";
 import { key } from "../core/random.ts";
 import { fillCaption } from "../customize/captions.ts";
@@ -18,7 +19,7 @@ import {
   disposeConcept,
   releaseTokens,
 } from "../customize/concept.ts";
-import { saveConcept } from "../formats/concept_file.ts";
+import { loadConcept, saveConcept } from "../formats/concept_file.ts";
 import {
   encodeData,
   type Example,
@@ -34,9 +35,21 @@ import {
 import { customize } from "../customize/train.ts";
 import { modelSize } from "../diffusion/layout.ts";
 import { assertWritableFile, besidePath, joinPath } from "../io/files.ts";
+import { withLab } from "../lab/lab.ts";
+import { openQueue, type QueueRequest } from "../lab/open_queue.ts";
+import { isBucket } from "../lab/shared_store.ts";
+import type { Ask, OwnPicture, TrainSpec } from "../lab/specs.ts";
+import { pathOf, putImage } from "../lab/store.ts";
 import { disposeModel, type Model } from "../models/model.ts";
 import { type Command, command } from "./command.ts";
-import { MODEL_OPTIONS, mustExist, openModel, startBackend } from "./models.ts";
+import {
+  EMBEDDED,
+  localModel,
+  MODEL_OPTIONS,
+  mustExist,
+  openModel,
+  startBackend,
+} from "./models.ts";
 import {
   BACKEND_OPTION,
   BACKGROUND_OPTION,
@@ -46,6 +59,7 @@ import {
   folder,
   number,
   oneOf,
+  optionName,
   optionTable,
   parsed,
   text,
@@ -53,6 +67,7 @@ import {
   whole,
 } from "./options.ts";
 import { createProgress } from "./progress.ts";
+import { QUEUE_OPTIONS, queueRequest } from "./queue_options.ts";
 
 const rate = number({ least: 0 });
 const count = whole({ least: 1 });
@@ -171,6 +186,7 @@ const OPTIONS = optionTable({
   dtype: { ...DTYPE_OPTION.dtype, otherwise: "F32" },
   fresh: { type: flag, help: "do not continue a run that was stopped" },
   ...BACKEND_OPTION,
+  ...QUEUE_OPTIONS,
 });
 
 /** What the command line asks for. */
@@ -185,6 +201,19 @@ function checked(request: TrainRequest): TrainRequest {
   if (priorWeight !== undefined && prior === undefined) {
     throw cannot("train", "--prior with --prior-weight", "none");
   }
+  if (!queueRequest("train", request)) return request;
+  const { variant, tokenizer, prediction, vae, unet, textEncoder } = request;
+  const elsewhere = { variant, tokenizer, prediction, vae, unet, textEncoder };
+  for (const [field, value] of Object.entries(elsewhere)) {
+    if (value === undefined) continue;
+    // Workers know a model by the hash of its folder.
+    throw cannot(
+      "train",
+      "a model folder as it stands with --queue",
+      optionName(field),
+    );
+  }
+  if (request.fresh) throw cannot("train", "--fresh or --queue", "both");
   return request;
 }
 
@@ -390,21 +419,14 @@ export async function runTrain(request: TrainRequest): Promise<void> {
         ...warnings(examples, check),
       ];
       for (const line of notes) console.error(line);
-      const data = await encodeData(model, examples, { flips });
-      const prior = classes.length > 0
-        ? await encodeData(model, classes)
-        : undefined;
-      const progress = createProgress();
-      let smooth: number | undefined;
-      const concept = await customize(model, start, data, chosen.train, {
-        checkpoint: state,
-        prior,
-        onRecord({ step, total, loss }) {
-          smooth = smooth === undefined ? loss : 0.95 * smooth + 0.05 * loss;
-          progress.update("training", step + 1, total);
-        },
-      });
-      progress.finish();
+      const queue = queueRequest("train", request);
+      const { concept, loss: smooth } = queue
+        ? await trainElsewhere(queue, request, model, {
+          ...{ start, chosen, examples, classes },
+        })
+        : await trainHere(model, {
+          ...{ start, chosen, examples, classes, flips, state },
+        });
       try {
         await saveConcept(out, concept, model, { dtype: request.dtype });
       } finally {
@@ -422,6 +444,113 @@ export async function runTrain(request: TrainRequest): Promise<void> {
   } finally {
     disposeModel(model);
   }
+}
+
+/** What a concept is trained from. */
+interface Training {
+  readonly start: Concept;
+  readonly chosen: Method;
+  readonly examples: readonly Example[];
+  readonly classes: readonly Example[];
+}
+
+/** A trained concept, and the loss at the end of its training. */
+interface Outcome {
+  readonly concept: Concept;
+  readonly loss: number | undefined;
+}
+
+/** Trains on this machine. */
+async function trainHere(
+  model: Model,
+  { start, chosen, examples, classes, flips, state }: Training & {
+    readonly flips: boolean;
+    readonly state: string;
+  },
+): Promise<Outcome> {
+  const data = await encodeData(model, examples, { flips });
+  const prior = classes.length > 0
+    ? await encodeData(model, classes)
+    : undefined;
+  const progress = createProgress();
+  let smooth: number | undefined;
+  const concept = await customize(model, start, data, chosen.train, {
+    checkpoint: state,
+    prior,
+    onRecord({ step, total, loss }) {
+      smooth = smooth === undefined ? loss : 0.95 * smooth + 0.05 * loss;
+      progress.update("training", step + 1, total);
+    },
+  });
+  progress.finish();
+  return { concept, loss: smooth };
+}
+
+/** Trains on a worker of a queue; gives what training here gives. */
+async function trainElsewhere(
+  queue: QueueRequest,
+  request: TrainRequest,
+  model: Model,
+  { start, chosen, examples, classes }: Training,
+): Promise<Outcome> {
+  const folder = await localModel(request.model ?? EMBEDDED);
+  if (!(await Deno.stat(folder)).isDirectory) {
+    throw cannot("train", "a model folder with --queue", folder);
+  }
+  const store = isBucket(queue.store) ? "out/cache" : queue.store;
+  const own = async (pictures: readonly Example[]): Promise<OwnPicture[]> =>
+    await Promise.all(
+      pictures.map(async ({ pixels, mask, captions, repeats }) => ({
+        ...{ captions, repeats },
+        image: await putImage(store, pixels),
+        mask: mask && await putImage(store, {
+          ...mask,
+          channels: 1,
+          data: Uint8Array.from(mask.data, (v) => v > 0 ? 255 : 0),
+        }),
+      })),
+    );
+  const { flips, averageClass, rank = 4 } = request;
+  const progress = createProgress();
+  const ask: Ask<TrainSpec> = {
+    concept: start.name,
+    classWord: start.classWord,
+    pictures: {
+      of: "own",
+      pictures: await own(examples),
+      flips: flips || undefined,
+    },
+    prior: classes.length > 0
+      ? { of: "own", pictures: await own(classes) }
+      : undefined,
+    method: chosen.name,
+    preset: chosen.preset,
+    rank,
+    config: chosen.train,
+    severalTokens: averageClass ? "mean" : undefined,
+    summary: start.meta.data,
+    seed: chosen.train.seed,
+  };
+  const { name: backend } = await selectBackend(request.backend);
+  const [trained] = await withLab(
+    {
+      ...{ model: folder, store, backend, workers: 0 },
+      runner: (hashes) =>
+        openQueue(
+          queue,
+          { model: hashes.model, backend },
+          store,
+          (line) => progress.line(line),
+        ),
+      onRecord: ({ done, total }) => progress.update("training", done, total),
+    },
+    (lab) => lab.train([ask]),
+  );
+  progress.finish();
+  return {
+    concept: await loadConcept(pathOf.concept(store, trained.model.id), model),
+    loss: trained.losses.at(-1),
+  };
 }
 
 function ifThere(error: unknown): void {

@@ -8,11 +8,11 @@ import { cannot } from "../core/errors.ts";
 import { exists, joinPath } from "../io/files.ts";
 import type { QueueRequest } from "../lab/open_queue.ts";
 import { openSharedStore } from "../lab/open_store.ts";
-import { serveQueue } from "../lab/queue_worker.ts";
 import { isBucket } from "../lab/shared_store.ts";
 import { type Command, command, runCommand } from "./command.ts";
-import { LAB_OPTIONS, queueRequest } from "./lab_options.ts";
+import { LAB_OPTIONS } from "./lab_options.ts";
 import { EMBEDDED, mustExist } from "./models.ts";
+import { queueRequest } from "./queue_options.ts";
 import { folder, number, optionTable, type Values, whole } from "./options.ts";
 import { workersFor } from "./workers.ts";
 
@@ -101,6 +101,10 @@ async function run(request: WorkerRequest): Promise<void> {
   // A graphics card is one: a second thread would only take turns on it.
   const threads = workersFor(request.workers, backend.name) || 1;
   console.error(`${backend.describe}, ${threads} at a time`);
+  // By address: help and completion do not load BullMQ.
+  const { serveQueue }: typeof import("../lab/queue_worker.ts") = await import(
+    new URL("../lab/queue_worker.ts", import.meta.url).href
+  );
   const count = await serveQueue({
     url: queue.url,
     patience: queue.patience,

@@ -50,6 +50,8 @@ export type {
   LabSpec,
   ModelRef,
   Noise,
+  OwnPicture,
+  OwnPictures,
   PictureSet,
   ReferenceSpec,
   Sample,

@@ -108,9 +108,12 @@ export async function serveQueue(options: ServeOptions): Promise<number> {
       slot.runner ??= await open();
       await slot.runner.run(spec, tell);
     } catch (error) {
-      // What went wrong may have left a thread without memory or models.
-      slot.runner?.[Symbol.dispose]();
-      slot.runner = undefined;
+      // Bad input is the job's fault; anything else may have left the thread
+      // without memory or models.
+      if (!(error as Error).message.startsWith("Cannot ")) {
+        slot.runner?.[Symbol.dispose]();
+        slot.runner = undefined;
+      }
       throw error;
     } finally {
       slot.busy = false;

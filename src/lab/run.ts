@@ -54,6 +54,8 @@ import {
   type HeldOutSpec,
   type LabSpec,
   noiseKey,
+  ownKey,
+  type OwnPictures,
   type PictureSet,
   type ReferenceSpec,
   type TrainLog,
@@ -103,7 +105,7 @@ interface Open {
   readonly clip: () => Promise<ClipModel>;
   readonly art: () => Promise<Art>;
   /** Pictures of a concept as the model encodes them. */
-  readonly encoded: (set: PictureSet) => Promise<TrainData>;
+  readonly encoded: (set: PictureSet | OwnPictures) => Promise<TrainData>;
 }
 
 /**
@@ -133,7 +135,12 @@ export async function openBench(folders: Folders): Promise<Bench> {
     async encoded(set) {
       const name = canonicalJson(set);
       const data = encoded.get(name) ??
-        await encodeData(base, await examplesOf(open, set), { batch: 12 });
+        await encodeData(
+          base,
+          await examplesOf(open, set),
+          // As `deno task train` encodes them.
+          set.of === "own" ? { flips: set.flips } : { batch: 12 },
+        );
       encoded.set(name, data);
       return data;
     },
@@ -214,7 +221,19 @@ async function saveVectors(
 }
 
 /** Pictures of a concept as training examples. */
-async function examplesOf(open: Open, set: PictureSet): Promise<Example[]> {
+async function examplesOf(
+  open: Open,
+  set: PictureSet | OwnPictures,
+): Promise<Example[]> {
+  if (set.of === "own") {
+    return await Promise.all(
+      set.pictures.map(async ({ image, mask, captions, repeats }) => ({
+        ...{ captions, repeats },
+        pixels: await readImage(open.store, image),
+        mask: mask === undefined ? mask : await readImage(open.store, mask),
+      })),
+    );
+  }
   const caption = (text: string) => [text.replaceAll(PLACEHOLDER, "{}")];
   if (set.of === "drawn") {
     return await Promise.all(set.pictures.map(async (picture) => {
@@ -251,12 +270,20 @@ async function train(open: Open, spec: TrainSpec, tell: Tell): Promise<void> {
   const id = await specId(spec);
   const data = await open.encoded(spec.pictures);
   const how = method(spec.method, spec.preset, spec.config);
-  const started = await startConcept(base, how, {
+  const prior = spec.prior && await open.encoded(spec.prior);
+  const { severalTokens, summary } = spec;
+  const fresh = await startConcept(base, how, {
     name: spec.concept,
     classWord: spec.classWord,
-    key: conceptKey(spec.seed, spec.concept),
+    key: spec.pictures.of === "own"
+      ? ownKey(spec.seed)
+      : conceptKey(spec.seed, spec.concept),
     rank: spec.rank,
+    overrides: severalTokens && { severalTokens },
   });
+  const started: Concept = summary === undefined
+    ? fresh
+    : { ...fresh, meta: { ...fresh.meta, data: summary } };
   const losses: number[] = [];
   const before = performance.now();
   let trained: Concept | undefined;
@@ -268,6 +295,7 @@ async function train(open: Open, spec: TrainSpec, tell: Tell): Promise<void> {
     trained = await customize(base, started, data, how.train, {
       checkpoint: state,
       every: 100,
+      prior,
       onRecord({ step, total, loss }) {
         losses.push(loss);
         tell(step + 1, total);

@@ -72,6 +72,27 @@ export type PictureSet =
   }
   | { readonly of: "drawn"; readonly pictures: readonly DrawnPicture[] };
 
+/** A picture of the user's, in the store. */
+export interface OwnPicture {
+  /** Its name in the store. */
+  readonly image: string;
+  /** Name of its mask in the store: grey, white inside. */
+  readonly mask?: string;
+  /** Captions; `{}` or `<TOK>` stands for the concept. */
+  readonly captions: readonly string[];
+  /** How often it counts, relative to the others. @default 1 */
+  readonly repeats?: number;
+}
+
+/** Pictures of the user's, of one size. */
+export interface OwnPictures {
+  readonly of: "own";
+  /** The pictures, in order. */
+  readonly pictures: readonly OwnPicture[];
+  /** Also every picture mirrored. @default false */
+  readonly flips?: boolean;
+}
+
 /** Trains one concept. */
 export interface TrainSpec {
   /** Which work it is. */
@@ -85,7 +106,13 @@ export interface TrainSpec {
   /** Class word. */
   readonly classWord: string;
   /** What it is trained on. */
-  readonly pictures: PictureSet;
+  readonly pictures: PictureSet | OwnPictures;
+  /** Class pictures for prior preservation, with the class in captions. */
+  readonly prior?: OwnPictures;
+  /** How a class word of several tokens starts. @default the method's */
+  readonly severalTokens?: "mean";
+  /** What was trained on, for the file's metadata. */
+  readonly summary?: string;
   /** The method it is trained with. */
   readonly method: MethodName;
   /** Which variant of the method. */
@@ -320,6 +347,11 @@ export interface FusedLayer {
 /** The key of a training run's first parameters; concepts draw independently. */
 export function conceptKey(seed: number, concept: string): Key {
   return fold(key(seed), "concept", concept);
+}
+
+/** The key of a run on the user's pictures: that of `deno task train`. */
+export function ownKey(seed: number): Key {
+  return key(seed);
 }
 
 /** The seed of a training run's noise and order: the same for all methods. */

@@ -7,8 +7,8 @@
  */
 import { sha256 } from "../core/hash.ts";
 import type { ClipVector } from "../evaluation/clip.ts";
-import { exists, joinPath } from "../io/files.ts";
-import { decodePng, type Pixels } from "../io/png.ts";
+import { exists, joinPath, writeAtomic } from "../io/files.ts";
+import { decodePng, encodePng, type Pixels } from "../io/png.ts";
 import {
   encodeFloat,
   openSafetensors,
@@ -21,6 +21,7 @@ import type {
   DrawSpec,
   LabSpec,
   ModelRef,
+  OwnPictures,
   PictureSet,
 } from "./specs.ts";
 
@@ -176,12 +177,28 @@ export function inputPaths(spec: LabSpec): string[] {
       : ref.type === "fused"
       ? [pathOf.fused("", ref.id)]
       : [];
-  const pictures = (set: PictureSet) =>
-    set.of === "drawn"
-      ? set.pictures.map(({ image }) => pathOf.image("", image))
-      : [];
+  const images = (ids: readonly string[]) =>
+    ids.map((id) => pathOf.image("", id));
+  const pictures = (set: PictureSet | OwnPictures) => {
+    switch (set.of) {
+      case "drawn":
+        return images(set.pictures.map(({ image }) => image));
+      case "own":
+        return images(
+          set.pictures.flatMap(({ image, mask }) =>
+            mask ? [image, mask] : image
+          ),
+        );
+      default:
+        return [];
+    }
+  };
   switch (spec.kind) {
     case "train":
+      return [
+        ...pictures(spec.pictures),
+        ...spec.prior ? pictures(spec.prior) : [],
+      ];
     case "references":
       return pictures(spec.pictures);
     case "fuse":
@@ -191,12 +208,27 @@ export function inputPaths(spec: LabSpec): string[] {
     case "compose":
       return [...model(spec.model), ...concepts(spec.concepts)];
     case "embed":
-      return spec.images.map((id) => pathOf.image("", id));
+      return images(spec.images);
     case "heldout":
       return [...model(spec.model), ...pictures(spec.pictures)];
     case "texts":
       return [];
   }
+}
+
+/**
+ * Puts a picture of the user's into the store, under the hash of its bytes.
+ *
+ * @param store Folder of the store.
+ * @param pixels The picture.
+ * @returns Its name.
+ */
+export async function putImage(store: string, pixels: Pixels): Promise<string> {
+  const bytes = Uint8Array.from(encodePng(pixels));
+  const id = await sha256(bytes);
+  const path = pathOf.image(store, id);
+  if (!await exists(path)) await writeAtomic(path, bytes);
+  return id;
 }
 
 /**

@@ -1,4 +1,8 @@
-import { assert, assertEquals, assertRejects } from "@std/assert";
+import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
+import { table2Command } from "../../src/cli/ablation.ts";
+import { runCommand } from "../../src/cli/command.ts";
+import { trainCommand } from "../../src/cli/train.ts";
+import { workerCommand } from "../../src/cli/worker.ts";
 import { selectBackend } from "../../src/core/backend.ts";
 import { ablation } from "../../src/experiments/ablation.ts";
 import { ablationTable } from "../../src/experiments/ablation_figures.ts";
@@ -8,6 +12,8 @@ import {
   ablationSchema,
 } from "../../src/experiments/ablation_schema.ts";
 import { presetOf } from "../../src/experiments/presets.ts";
+import { writeAtomic } from "../../src/io/files.ts";
+import { encodePng, type Pixels } from "../../src/io/png.ts";
 import { type LabOptions, type LabRecord, withLab } from "../../src/lab/lab.ts";
 import { queueRunner } from "../../src/lab/queue.ts";
 import { type ServeOptions, serveQueue } from "../../src/lab/queue_worker.ts";
@@ -82,7 +88,7 @@ async function startWorker(url: string, folder: string) {
       ...["run", "-q", "-P=online", "src/cli/worker.ts"],
       ...["--queue", url, "--store", `${folder}/queue`],
       ...["--model", `${folder}/model`, "--clip", `${folder}/clip`],
-      ...["--backend", "wasm", "--workers", "1", "--lease", "2"],
+      ...["--backend", "wasm", "--workers", "1", "--lease", "3"],
     ],
     cwd: root,
     stdout: "null",
@@ -452,4 +458,93 @@ Deno.test({
       "store.json",
     ]);
   },
+});
+
+/** Pictures with masks and captions, and pictures of the class. */
+async function writePictures(folder: string): Promise<void> {
+  const picture = (hue: number, channels: number): Pixels => ({
+    ...{ width: 64, height: 64, channels },
+    data: Uint8Array.from(
+      { length: 64 * 64 * channels },
+      (_, i) => channels === 1 ? (i % 64 < 40 ? 255 : 0) : (i * hue) % 256,
+    ),
+  });
+  for (
+    const [path, pixels] of [
+      ["own/a.png", picture(7, 3)],
+      ["own/b.png", picture(11, 3)],
+      ["own/masks/a.png", picture(0, 1)],
+      ["class/c.png", picture(13, 3)],
+    ] as const
+  ) {
+    await writeAtomic(`${folder}/${path}`, encodePng(pixels));
+  }
+  await writeAtomic(`${folder}/own/a.txt`, "a {} on grass, at night\n{}\n");
+}
+
+Deno.test({
+  name: "train --queue gives the file that train gives, byte for byte",
+  ignore,
+  sanitizeOps: false,
+  sanitizeResources: false,
+  async fn() {
+    await using world = await tinyWorld();
+    const { folder } = world;
+    await writePictures(folder);
+    await using redis = await startRedis();
+    const options = labOf(folder, "store");
+    const store = await folderStore(options.store);
+    const worker = serve(redis.url, options, { store });
+    const train = async (out: string, ...more: string[]) => {
+      const code = await runCommand(trainCommand, [
+        ...["--name", "rex", "--class", "fox boat", "--average-class"],
+        ...["--images", `${folder}/own`, "--masks", `${folder}/own/masks`],
+        ...["--prior", `${folder}/class`, "--prior-weight", "0.5", "--flips"],
+        ...["--steps", "3", "--batch", "2", "--rank", "2", "--seed", "5"],
+        ...["--backend", "wasm", "--dtype", "F16"],
+        ...["--model", options.model, "--out", `${folder}/${out}`, ...more],
+      ]);
+      assertEquals(code, 0);
+      return await Deno.readFile(`${folder}/${out}`);
+    };
+    const queue = ["--queue", redis.url, "--store", options.store];
+    const queued = await train("queued.safetensors", ...queue);
+    assertEquals(await worker.stop(), 1);
+    assertEquals(queued, await train("here.safetensors"));
+    // Finished before: no worker is needed.
+    assertEquals(await train("again.safetensors", ...queue), queued);
+  },
+});
+
+Deno.test("--queue is refused with what would change nothing or break others' work", () => {
+  const queue = ["--queue", "redis://h", "--store", "s"];
+  const ours = ["--name", "a", "--images", "."];
+  for (
+    const [command, args, expected] of [
+      [trainCommand, [...ours, ...queue, "--fresh"], "--fresh or --queue"],
+      [trainCommand, [...ours, ...queue, "--vae", "x"], "got --vae"],
+      [trainCommand, [...ours, "--queue", "redis://h"], "--store FOLDER or s3"],
+      [trainCommand, [...ours, "--store", "s"], "--queue URL with --store"],
+      [trainCommand, [...ours, "--patience", "3"], "--queue URL with"],
+      [
+        trainCommand,
+        [...ours, "--queue", "http://me:pass@h", "--store", "s"],
+        "got http://me:***@h",
+      ],
+      [table2Command, [...queue, "--workers", "1"], "--workers or --queue"],
+      [table2Command, [...queue, "--cache", "c"], "--cache or a folder"],
+      [table2Command, [...queue, "--fresh"], "--fresh or --queue"],
+      [table2Command, [...queue, "--dry-run"], "--dry-run or --queue"],
+      [workerCommand, ["--store", "s"], "--queue URL"],
+      [workerCommand, [...queue, "--cache", "c"], "a bucket as --store"],
+      [workerCommand, [...queue, "--workers", "0"], "from 1"],
+    ] as const
+  ) {
+    const { message } = assertThrows(() => command.parse(args), Error);
+    assert(message.includes(expected), message);
+  }
+  const { lab } = table2Command.parse(queue)!;
+  assertEquals([lab.store, lab.queue?.url], ["s", "redis://h"]);
+  const bucket = ["--queue", "redis://h", "--store", "s3://b/p", "--out", "o"];
+  assertEquals(table2Command.parse(bucket)!.lab.store, "o/cache");
 });
