@@ -149,6 +149,7 @@ export {
   type CustomizeOptions,
   loadTrainState,
   type LossConfig,
+  type Memory,
   saveTrainState,
   train,
   type TrainConfig,

@@ -6,6 +6,9 @@ import { convertCommand } from "../src/cli/convert.ts";
 import { evaluateCommand } from "../src/cli/evaluate.ts";
 import { fuseCommand } from "../src/cli/fuse.ts";
 import { inspectCommand } from "../src/cli/inspect.ts";
+import { memoryCommand } from "../src/cli/memory.ts";
+import { modelConfigs } from "../src/cli/room.ts";
+import { trainingMemory } from "../src/customize/memory.ts";
 import { sampleCommand } from "../src/cli/sample.ts";
 import { trainCommand } from "../src/cli/train.ts";
 import { workerCommand } from "../src/cli/worker.ts";
@@ -105,6 +108,7 @@ Deno.test("every command in README is one that the tools understand", async () =
     convert: convertCommand,
     inspect: inspectCommand,
     worker: workerCommand,
+    memory: memoryCommand,
   };
   const seen = new Set<string>();
   for (const line of lines) {
@@ -131,4 +135,23 @@ Deno.test("files that README links to are there", async () => {
     .map(([, path]) => path);
   assertStringIncludes(links.join(), "ARCHITECTURE.md");
   for (const path of links) assert(await exists(path), `${path} is not there`);
+});
+
+Deno.test("README's table of memory is what is counted", async () => {
+  const row = readme.split("\n").find((line) =>
+    line.startsWith("| train ED-LoRA, batch 1")
+  )!;
+  const cells = row.split("|").slice(2, -1).map(Number);
+  assertEquals(cells.length, 9);
+  const configs = await modelConfigs({ model: "sd15" });
+  await selectBackend("cpu");
+  const { bytes } = await trainingMemory(configs, {
+    method: method("ed-lora", "paper", { batch: 1 }),
+    height: 512,
+    width: 512,
+    memory: "low",
+    half: true,
+    encoding: true,
+  });
+  assertEquals((bytes / 1e9).toFixed(1), cells[2].toFixed(1));
 });

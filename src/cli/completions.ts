@@ -9,6 +9,7 @@ import { convertCommand } from "./convert.ts";
 import { evaluateCommand } from "./evaluate.ts";
 import { fuseCommand } from "./fuse.ts";
 import { inspectCommand } from "./inspect.ts";
+import { memoryCommand } from "./memory.ts";
 import {
   oneOf,
   type Option,
@@ -162,6 +163,7 @@ export function completedCommands(): Completed[] {
     evaluateCommand,
     convertCommand,
     inspectCommand,
+    memoryCommand,
     pretrainCommand,
     workerCommand,
     completionsCommand,

@@ -61,6 +61,18 @@ export interface DrawingRequest {
   readonly adapters: Composition;
   /** Pictures drawn at once. */
   readonly batch: number;
+  /**
+   * How memory of a graphics card is used.
+   *
+   * @default "high"
+   */
+  readonly memory?: "high" | "low";
+  /**
+   * Whether weights are half floats (webgpu only).
+   *
+   * @default false
+   */
+  readonly half?: boolean;
   /** The model. */
   readonly model: ModelRequest;
   /** Concepts, tags' included. */
@@ -241,8 +253,8 @@ function bytesOf(model: Model, { layout, batch }: DrawingRequest): number {
  * @throws If a part is missing, broken, or does not fit the others.
  */
 export async function openDrawing(request: DrawingRequest): Promise<Drawing> {
-  const { layout, batch } = request;
-  const base = await openModel(request.model);
+  const { layout, batch, memory, half } = request;
+  const base = await openModel(request.model, { half });
   const owned: (() => void)[] = [() => disposeModel(base)];
   const dispose = () => owned.splice(0).reverse().forEach((free) => free());
   try {
@@ -263,7 +275,7 @@ export async function openDrawing(request: DrawingRequest): Promise<Drawing> {
     const prepared = prepareLayout(model, resolved, {
       networks,
       concepts: concepts.map(({ name }) => name),
-      pipeline: { batch },
+      pipeline: { batch, memory },
       regions: unet && (() => ({ unet, dispose: () => {} })),
     });
     owned.push(() => prepared.dispose());

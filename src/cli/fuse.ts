@@ -7,7 +7,9 @@ import { cannot } from "../core/errors.ts";
 import { finish } from "../core/finish.ts";
 import { key } from "../core/random.ts";
 import { type Concept, disposeConcept } from "../customize/concept.ts";
+import { modelSize } from "../diffusion/layout.ts";
 import { fuse, type FuseOptions } from "../fusion/gradient.ts";
+import { fusionMemory } from "../fusion/memory.ts";
 import { weightFusion } from "../fusion/weight.ts";
 import {
   assertDistinct,
@@ -33,6 +35,13 @@ import {
   whole,
 } from "./options.ts";
 import { createProgress } from "./progress.ts";
+import {
+  makeRoom,
+  MEMORY_OPTIONS,
+  modelConfigs,
+  type Room,
+  useRoom,
+} from "./room.ts";
 
 const count = whole({ least: 1 });
 
@@ -108,6 +117,7 @@ const OPTIONS = optionTable({
   },
   dtype: { ...DTYPE_OPTION.dtype, default: "F32" },
   ...BACKEND_OPTION,
+  ...MEMORY_OPTIONS,
 });
 
 /** What the command line asks for. */
@@ -235,7 +245,9 @@ export async function runFuse(request: FuseRequest): Promise<void> {
   await assertWritable(out);
   if (singleFile) await assertWritable(parentOf(singleFile));
   await startBackend(request.backend);
-  const base = await openModel(request);
+  const room = await roomFor(request);
+  const base = await openModel(request, room);
+  const release = useRoom(room, request);
   try {
     const concepts = await openConcepts(request.concept, base);
     try {
@@ -260,8 +272,34 @@ export async function runFuse(request: FuseRequest): Promise<void> {
       concepts.forEach(disposeConcept);
     }
   } finally {
+    release();
     disposeModel(base);
   }
+}
+
+/** How memory is used, where the fusion fits at all. */
+async function roomFor(request: FuseRequest): Promise<Room> {
+  const configs = await modelConfigs(request);
+  const { width, height } = modelSize({
+    unet: { config: configs.unet },
+    autoencoder: { config: configs.autoencoder },
+  });
+  const { concept, method, layers, pictures } = request;
+  return await makeRoom(request, {
+    what: "fuse",
+    configs,
+    run: { height, width, batch: pictures ?? 2 },
+    batched: false,
+    count: ({ memory, half }, options) =>
+      fusionMemory(configs, {
+        concepts: concept.length,
+        method,
+        layers,
+        images: pictures,
+        memory,
+        half,
+      }, options),
+  });
 }
 
 /** `deno task fuse`. */

@@ -45,6 +45,10 @@ const COMMANDS: Readonly<Record<string, Entry>> = {
     summary: "rewrite a LoRA or a model in another format",
     load: async () => of((await import("./convert.ts")).convertCommand),
   },
+  memory: {
+    summary: "count the memory that a run will need",
+    load: async () => of((await import("./memory.ts")).memoryCommand),
+  },
   inspect: {
     summary: "say what is in a file or folder",
     load: async () => of((await import("./inspect.ts")).inspectCommand),

@@ -224,14 +224,23 @@ export interface OpenOptions {
    * @default {false}
    */
   readonly anyPurpose?: boolean;
+  /**
+   * Whether weights of layers are kept as half floats (webgpu only).
+   *
+   * @default {false}
+   */
+  readonly half?: boolean;
 }
 
 /** Networks that the user wants from elsewhere. */
-async function partsOf(request: ModelRequest): Promise<Partial<ModelParts>> {
+async function partsOf(
+  request: ModelRequest,
+  half?: boolean,
+): Promise<Partial<ModelParts>> {
   const { variant, vae, unet, textEncoder } = request;
   const parts: { -readonly [C in keyof ModelParts]?: ModelParts[C] } = {};
   const part = async <C extends LdmComponent>(c: C, spec: string) =>
-    await loadPart(c, await localModel(spec), { variant });
+    await loadPart(c, await localModel(spec), { variant, half });
   try {
     if (textEncoder !== undefined) {
       parts.textEncoder = await part("textEncoder", textEncoder);
@@ -271,12 +280,13 @@ export async function openModel(
   } else if (variant) {
     throw cannot(what, "a folder with --variant", "a single file");
   }
-  const parts = await partsOf(request);
+  const parts = await partsOf(request, options.half);
   try {
     const model: Model = folder
-      ? await loadModel(path, { variant, parts })
+      ? await loadModel(path, { variant, parts, half: options.half })
       : await loadSingleFile(path, {
         ...singleFileOptions(request, path, parts),
+        half: options.half,
         tokenizer: await tokenizerFolder(tokenizer ?? CLIP_REPOSITORY),
       });
     return checked(model, name, options);
@@ -302,7 +312,7 @@ export async function openNetworks(
   if (variant) {
     throw cannot(`load ${path}`, "a folder with --variant", "a single file");
   }
-  const parts = await partsOf(request);
+  const parts = await partsOf(request, options.half);
   try {
     const networks = await loadNetworks(
       path,

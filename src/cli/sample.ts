@@ -9,10 +9,12 @@ import { cannot } from "../core/errors.ts";
 import {
   type Layout,
   layoutJsonSchema,
+  modelSize,
   parseLayout,
   resolveLayout,
 } from "../diffusion/layout.ts";
 import { SAMPLERS } from "../diffusion/samplers.ts";
+import { samplingMemory } from "../diffusion/sampling_memory.ts";
 import {
   assertWritable,
   joinPath,
@@ -47,6 +49,13 @@ import {
 } from "./options.ts";
 import { createProgress } from "./progress.ts";
 import { calledConcepts, loraTags } from "./prompts.ts";
+import {
+  makeRoom,
+  MEMORY_OPTIONS,
+  modelConfigs,
+  type Room,
+  useRoom,
+} from "./room.ts";
 import { WORKERS_OPTION, workersFor } from "./workers.ts";
 
 const WHAT = "sample";
@@ -148,6 +157,7 @@ const OPTIONS = optionTable({
     help: "workers, each with a copy of the model; 0: in place. Pictures are " +
       "the same",
   },
+  ...MEMORY_OPTIONS,
 });
 
 /** What the command line asks for. */
@@ -335,6 +345,26 @@ export const sampleCommand: Command<SampleRequest> = command({
   },
 });
 
+/** How memory is used, where the pictures fit at all. */
+async function roomFor(
+  command: SampleRequest,
+  { size, count, guidance }: Layout,
+): Promise<Room> {
+  const configs = await modelConfigs(command);
+  const { height, width } = size ?? modelSize({
+    unet: { config: configs.unet },
+    autoencoder: { config: configs.autoencoder },
+  });
+  return await makeRoom(command, {
+    what: WHAT,
+    configs,
+    run: { height, width, batch: Math.min(command.batch, count) },
+    batched: true,
+    count: (run, options) =>
+      samplingMemory(configs, { ...run, guidance }, options),
+  });
+}
+
 /** Draws what is asked for and returns the files. */
 async function draw(
   command: SampleRequest,
@@ -351,11 +381,16 @@ async function draw(
   const files: string[] = [];
   const progress = createProgress();
   const steps = drawnSteps(layout.count);
+  const room = await roomFor(command, layout);
+  const { memory, half } = room;
+  const release = useRoom(room, command);
   await drawPictures({
     layout: { ...layout, prompt },
     file: command.layout,
     adapters,
     batch,
+    memory,
+    half,
     model: modelRequest(command),
     concepts,
     networks: Object.fromEntries(command.network),
@@ -370,7 +405,7 @@ async function draw(
       files[number] = joinPath(out, pictureName(number));
       await writeAtomic(files[number], png);
     },
-  });
+  }).finally(release);
   progress.finish();
   const written = await movable(layout, command.layout);
   await removeStale(out, layout.count, JSON.stringify(written));

@@ -32,6 +32,7 @@ import {
   METHODS,
   startConcept,
 } from "../customize/methods.ts";
+import { trainingMemory } from "../customize/memory.ts";
 import { customize } from "../customize/train.ts";
 import { modelSize } from "../diffusion/layout.ts";
 import { assertWritableFile, besidePath, joinPath } from "../io/files.ts";
@@ -68,6 +69,13 @@ import {
 } from "./options.ts";
 import { createProgress } from "./progress.ts";
 import { QUEUE_OPTIONS, queueRequest } from "./queue_options.ts";
+import {
+  makeRoom,
+  MEMORY_OPTIONS,
+  modelConfigs,
+  type Room,
+  useRoom,
+} from "./room.ts";
 
 const rate = number({ least: 0 });
 const count = whole({ least: 1 });
@@ -187,6 +195,7 @@ const OPTIONS = optionTable({
   fresh: { type: flag, help: "do not continue a run that was stopped" },
   ...BACKEND_OPTION,
   ...QUEUE_OPTIONS,
+  ...MEMORY_OPTIONS,
 });
 
 /** What the command line asks for. */
@@ -204,6 +213,14 @@ function checked(request: TrainRequest): TrainRequest {
   if (!queueRequest("train", request)) return request;
   const { variant, tokenizer, prediction, vae, unet, textEncoder } = request;
   const elsewhere = { variant, tokenizer, prediction, vae, unet, textEncoder };
+  const { memory, half, card } = request;
+  if (memory !== "auto" || half || card !== undefined) {
+    throw cannot(
+      "train",
+      "no --memory, --half or --card with --queue: workers choose themselves",
+      "one of them",
+    );
+  }
   for (const [field, value] of Object.entries(elsewhere)) {
     if (value === undefined) continue;
     // Workers know a model by the hash of its folder.
@@ -359,7 +376,11 @@ export async function runTrain(request: TrainRequest): Promise<void> {
   );
   if (request.fresh) await Deno.remove(state).catch(ifThere);
   await startBackend(request.backend);
-  const model = await openModel(request);
+  const room: Room = queueRequest("train", request)
+    ? { memory: "high", half: false }
+    : await roomFor(request);
+  const model = await openModel(request, room);
+  const release = useRoom(room, request);
   try {
     const size = request.size ?? modelSize(model).width;
     const { caption, masks, trigger, flips } = request;
@@ -425,7 +446,15 @@ export async function runTrain(request: TrainRequest): Promise<void> {
           ...{ start, chosen, examples, classes },
         })
         : await trainHere(model, {
-          ...{ start, chosen, examples, classes, flips, state },
+          ...{
+            start,
+            chosen,
+            examples,
+            classes,
+            flips,
+            state,
+            memory: room.memory,
+          },
         });
       try {
         await saveConcept(out, concept, model, { dtype: request.dtype });
@@ -442,6 +471,7 @@ export async function runTrain(request: TrainRequest): Promise<void> {
       disposeConcept(fresh);
     }
   } finally {
+    release();
     disposeModel(model);
   }
 }
@@ -463,20 +493,23 @@ interface Outcome {
 /** Trains on this machine. */
 async function trainHere(
   model: Model,
-  { start, chosen, examples, classes, flips, state }: Training & {
+  { start, chosen, examples, classes, flips, state, memory }: Training & {
     readonly flips: boolean;
     readonly state: string;
+    readonly memory: Room["memory"];
   },
 ): Promise<Outcome> {
-  const data = await encodeData(model, examples, { flips });
+  const batch = memory === "low" ? 1 : undefined;
+  const data = await encodeData(model, examples, { flips, batch });
   const prior = classes.length > 0
-    ? await encodeData(model, classes)
+    ? await encodeData(model, classes, { batch })
     : undefined;
   const progress = createProgress();
   let smooth: number | undefined;
   const concept = await customize(model, start, data, chosen.train, {
     checkpoint: state,
     prior,
+    memory,
     onRecord({ step, total, loss }) {
       smooth = smooth === undefined ? loss : 0.95 * smooth + 0.05 * loss;
       progress.update("training", step + 1, total);
@@ -551,6 +584,32 @@ async function trainElsewhere(
     concept: await loadConcept(pathOf.concept(store, trained.model.id), model),
     loss: trained.losses.at(-1),
   };
+}
+
+/** How memory is used, where the run fits at all. */
+async function roomFor(request: TrainRequest): Promise<Room> {
+  const configs = await modelConfigs(request);
+  const chosen = methodOf(request);
+  const { width } = modelSize({
+    unet: { config: configs.unet },
+    autoencoder: { config: configs.autoencoder },
+  });
+  const size = request.size ?? width;
+  const { batch } = chosen.train;
+  return await makeRoom(request, {
+    what: "train",
+    configs,
+    run: { height: size, width: size, batch },
+    batched: true,
+    count: ({ batch, ...run }, options) =>
+      trainingMemory(configs, {
+        ...run,
+        method: { ...chosen, train: { ...chosen.train, batch } },
+        rank: request.rank,
+        prior: request.prior === undefined ? 0 : batch,
+        encoding: true,
+      }, options),
+  });
 }
 
 function ifThere(error: unknown): void {

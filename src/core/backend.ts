@@ -5,6 +5,7 @@
  */
 import { createRequire } from "node:module";
 import * as tf from "@tensorflow/tfjs";
+import { isSoftware } from "./device.ts";
 import { cannot } from "./errors.ts";
 import { registerKernels } from "./kernels/register.ts";
 
@@ -136,10 +137,7 @@ async function startWebgpu(acceptSoftware: boolean): Promise<Started> {
   const { description, device, vendor, architecture } = adapter.info;
   const label = [description, device, architecture, vendor].find((s) => s) ??
     "unnamed adapter";
-  const software = adapter.info.isFallbackAdapter === true ||
-    /llvmpipe|lavapipe|swiftshader|software|microsoft basic render/i.test(
-      [description, device, vendor, architecture].join(" "),
-    );
+  const software = isSoftware(adapter.info);
   if (software && !acceptSoftware) {
     return `no webgpu: only a software adapter, ${label}`;
   }

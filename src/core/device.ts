@@ -12,6 +12,7 @@ import * as tf from "@tensorflow/tfjs";
 interface GraphicsBackend extends tf.KernelBackend {
   readonly device: GPUDevice;
   readonly tensorMap: {
+    has(id: object): boolean;
     get(id: object): {
       values: tf.TypedArray | null | undefined;
       resource?: unknown;
@@ -21,12 +22,33 @@ interface GraphicsBackend extends tf.KernelBackend {
     readonly freeBuffers: Map<string, GPUBuffer[]>;
     numFreeBuffers: number;
     numBytesAllocated: number;
+    numBytesUsed: number;
+    acquireBuffer(
+      size: number,
+      usage: number,
+      mapped?: boolean,
+      reuse?: boolean,
+    ): GPUBuffer;
   };
+  readonly dispatchCountInPass: number;
+  disposeData(id: object, force?: boolean): boolean;
+  endComputePassEncoder(): void;
+  submitQueue(): void;
   uploadToGPU(id: object): void;
 }
 
+/**
+ * Names of the backends that count bytes (counting.ts), by the backend that they
+ * count for.
+ */
+export const COUNTING = {
+  webgpu: "counting-webgpu",
+  wasm: "counting-wasm",
+} as const;
+
 function graphics(): GraphicsBackend | undefined {
-  return tf.getBackend() === "webgpu"
+  const name = tf.getBackend();
+  return name === "webgpu" || name === COUNTING.webgpu
     ? tf.backend() as GraphicsBackend
     : undefined;
 }
@@ -37,6 +59,27 @@ function graphics(): GraphicsBackend | undefined {
  */
 export function bindingLimit(): number {
   return graphics()?.device.limits.maxStorageBufferBindingSize ?? Infinity;
+}
+
+/** Names of adapters that compute on the processor, in its memory. */
+const SOFTWARE =
+  /llvmpipe|lavapipe|swiftshader|software|microsoft basic render/i;
+
+/**
+ * Whether an adapter is no graphics card but a program.
+ *
+ * @param info What it says of itself.
+ */
+export function isSoftware(info: GPUAdapterInfo): boolean {
+  const { description, device, vendor, architecture } = info;
+  return info.isFallbackAdapter === true ||
+    SOFTWARE.test([description, device, vendor, architecture].join(" "));
+}
+
+/** Whether WebGPU runs on such an adapter. */
+export function softwareCard(): boolean {
+  const info = graphics()?.device.adapterInfo;
+  return info !== undefined && isSoftware(info);
 }
 
 /**
@@ -102,6 +145,59 @@ export function trimCard(): void {
       buffer.destroy();
     }
   }
+}
+
+/**
+ * Bounds what the graphics card holds beside the tensors there are. tfjs frees a
+ * tensor only when the commands that use it have been submitted, fifteen
+ * operations later, and then keeps its buffer for another tensor of exactly its
+ * size: together as much as the tensors of a training step. From here on it
+ * submits, and gives buffers back, as soon as there are more bytes than that.
+ *
+ * @param bytes How many bytes may wait to be freed, and how many may be free.
+ * @default bytes 256 MiB
+ * @returns Undoes it; does nothing where there is no card.
+ */
+export function boundCard(bytes = 256 * 2 ** 20): () => void {
+  const backend = graphics();
+  if (!backend) return () => {};
+  const { bufferManager } = backend;
+  const { disposeData } = backend;
+  const { acquireBuffer } = bufferManager;
+  let waiting = 0;
+  let dispatched = 0;
+  backend.disposeData = (id, force) => {
+    // Commands have been submitted since: nothing waits any more.
+    if (backend.dispatchCountInPass < dispatched) waiting = 0;
+    dispatched = backend.dispatchCountInPass;
+    const size = sizeOnCard(backend, id);
+    const done = disposeData.call(backend, id, force);
+    if (size === 0 || !done) return done;
+    waiting += size;
+    if (waiting > bytes && dispatched > 0) {
+      backend.endComputePassEncoder();
+      backend.submitQueue();
+      [waiting, dispatched] = [0, 0];
+    }
+    return done;
+  };
+  bufferManager.acquireBuffer = (size, usage, ...rest) => {
+    const free = bufferManager.freeBuffers.get(`${size}_${usage}`);
+    const unused = bufferManager.numBytesAllocated - bufferManager.numBytesUsed;
+    if (!free?.length && unused + size > bytes) trimCard();
+    return acquireBuffer.call(bufferManager, size, usage, ...rest);
+  };
+  return () => {
+    backend.disposeData = disposeData;
+    bufferManager.acquireBuffer = acquireBuffer;
+  };
+}
+
+/** Bytes of a tensor's buffer; none where it waits on the host or is gone. */
+function sizeOnCard(backend: GraphicsBackend, id: object): number {
+  if (!backend.tensorMap.has(id)) return 0;
+  const { resource } = backend.tensorMap.get(id);
+  return (resource as GPUBuffer | undefined)?.size ?? 0;
 }
 
 /** Buffers that a WebGPU program may read besides the one it writes. */

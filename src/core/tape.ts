@@ -21,12 +21,16 @@ interface TapeNode {
   readonly inputs: Inputs;
   readonly outputs: tf.Tensor[];
   readonly saved: tf.Tensor[];
-  readonly gradient?: Gradient;
+  gradient?: Gradient;
 }
 
 /** What is used of tfjs's engine; the package does not type it. */
 interface Engine {
-  state: { gradientDepth: number; activeTape: TapeNode[] | null };
+  state: {
+    gradientDepth: number;
+    activeTape: TapeNode[] | null;
+  };
+  nextTensorId(): number;
   startTape(): void;
   endTape(): void;
   tidy<T>(name: string, fn: () => T): T;
@@ -47,7 +51,7 @@ interface Engine {
   gradients(
     f: () => tf.Tensor,
     xs: tf.Tensor[],
-    dy: undefined,
+    dy: tf.Tensor | undefined,
     allowNoGradients: boolean,
   ): { value: tf.Tensor; grads: (tf.Tensor | undefined)[] };
 }
@@ -74,6 +78,33 @@ const SHAPES_ONLY: ReadonlySet<string> = new Set([
   "PadV2",
 ]);
 
+/**
+ * A gradient repeated along the axes that were summed. tfjs multiplies it by
+ * ones, which it makes on the host at the size of the input.
+ */
+function spreadSum(
+  dy: tf.Tensor,
+  shape: number[],
+  axis: number | number[],
+): tf.Tensor {
+  const axes = new Set(tf.util.parseAxisParam(axis, shape));
+  const kept = shape.map((size, i) => axes.has(i) ? 1 : size);
+  return tf.tile(
+    tf.reshape(dy, kept),
+    shape.map((size, i) => axes.has(i) ? size : 1),
+  );
+}
+
+/** Gradients of sums by the input `x`. */
+const SPREAD: Readonly<Record<string, typeof spreadSum>> = {
+  Sum: spreadSum,
+  Mean: (dy, shape, axis) => {
+    const axes = tf.util.parseAxisParam(axis, shape);
+    const count = axes.reduce((product, i) => product * shape[i], 1);
+    return spreadSum(tf.div(dy, count), shape, axis);
+  },
+};
+
 /** Stands for a tensor of which a gradient only needs the shape. */
 function shapeOf({ shape, dtype, rank, rankType, size }: tf.Tensor): tf.Tensor {
   return {
@@ -86,11 +117,30 @@ function shapeOf({ shape, dtype, rank, rankType, size }: tf.Tensor): tf.Tensor {
   } as unknown as tf.Tensor;
 }
 
+/** What is being recorded; tfjs has one tape, and so there is one of these. */
+interface Recording {
+  /** Ids of the tensors that the differentiated ones reach. */
+  readonly reached: ReadonlySet<number>;
+  /** Tensors from this id on have been made while recording. */
+  readonly first: number;
+}
+
+let recording: Recording | undefined;
+
+/**
+ * What is being recorded, if anything is: operations on tensors outside
+ * `reached` leave no trace, tensors from `first` on may be gone on the way back.
+ */
+export function currentRecording(): Recording | undefined {
+  return recording;
+}
+
 /**
  * Value and gradients of a function.
  *
  * @param f The function; what it computes with must reach it through `xs`.
  * @param xs What to differentiate by.
+ * @param dy The gradient of the value; ones without it.
  * @returns The value and a gradient for each of `xs`, undefined where the
  * function does not depend on it; all belong to the caller's scope.
  * @throws If an operation on the way has no gradient.
@@ -98,18 +148,19 @@ function shapeOf({ shape, dtype, rank, rankType, size }: tf.Tensor): tf.Tensor {
 export function gradientsOf(
   f: () => tf.Tensor,
   xs: readonly tf.Tensor[],
+  dy?: tf.Tensor,
 ): { value: tf.Tensor; grads: (tf.Tensor | undefined)[] } {
   const engine = tf.engine() as unknown as Engine;
   // Gradients of gradients need the whole tape.
   if (engine.state.gradientDepth > 0) {
-    return engine.gradients(f, [...xs], undefined, true);
+    return engine.gradients(f, [...xs], dy, true);
   }
   const reached = new Set(xs.map(({ id }) => id));
   const { value, tape } = record(engine, f, reached);
   try {
     return engine.tidy("backward", () => ({
       value,
-      grads: walkBack(engine, tape, value, xs, reached),
+      grads: walkBack(engine, tape, value, xs, reached, dy),
     }));
   } finally {
     for (const { saved } of tape) tf.dispose(saved);
@@ -133,6 +184,11 @@ function record(
     }
     outputs.forEach(({ id }) => reached.add(id));
     addTapeNode.call(engine, name, inputs, outputs, gradient, saved, attrs);
+    const spread = SPREAD[name];
+    if (!spread) return;
+    const { axis } = attrs as { axis: number | number[] };
+    const node = engine.state.activeTape!.at(-1)!;
+    node.gradient = ([dy]) => ({ x: () => spread(dy!, inputs.x.shape, axis) });
   };
   engine.getTensorsForGradient = (name, inputs, outputs) => {
     if (!Object.values(inputs).some(reaches)) return [];
@@ -152,6 +208,8 @@ function record(
         ? saveTensorsForBackwardMode.call(engine, [tensor])
         : [tensor]
     );
+  const outer = recording;
+  recording = { reached, first: engine.nextTensorId() };
   engine.startTape();
   const recorded = engine.state.activeTape!;
   try {
@@ -160,6 +218,7 @@ function record(
     for (const { saved } of recorded) tf.dispose(saved);
     throw error;
   } finally {
+    recording = outer;
     engine.endTape();
     engine.state.activeTape = null;
     Object.assign(engine, {
@@ -177,10 +236,13 @@ function walkBack(
   value: tf.Tensor,
   xs: readonly tf.Tensor[],
   reached: ReadonlySet<number>,
+  dy?: tf.Tensor,
 ): (tf.Tensor | undefined)[] {
   const wanted = new Set(xs.map(({ id }) => id));
   const sums = new Map<number, tf.Tensor>();
-  if (reached.has(value.id)) sums.set(value.id, tf.ones(value.shape));
+  if (reached.has(value.id)) {
+    sums.set(value.id, dy ? tf.clone(dy) : tf.ones(value.shape));
+  }
   const free = (id: number): void => {
     if (wanted.has(id)) return;
     sums.get(id)?.dispose();

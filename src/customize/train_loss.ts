@@ -25,6 +25,12 @@ import {
 } from "./losses.ts";
 import type { LossConfig, Weighting } from "./train_config.ts";
 
+/**
+ * What gradients keep of a step: everything (`high`), or the inputs of blocks,
+ * whose insides are then computed a second time (`low`).
+ */
+export type Memory = "high" | "low";
+
 /** A batch, ready for the loss. */
 export interface TrainBatch {
   /** Clean latents [b, h, w, c], scaled. */
@@ -64,6 +70,8 @@ export interface Losses {
  * @param s Its schedule.
  * @param batch The batch.
  * @param config What counts.
+ * @param memory Whether gradients keep much or compute it again.
+ * @default memory "high"
  * @returns Total and parts.
  */
 export function trainingLoss(
@@ -71,7 +79,9 @@ export function trainingLoss(
   s: Schedule,
   batch: TrainBatch,
   config: LossConfig,
+  memory: Memory = "high",
 ): Losses {
+  const recompute = memory === "low";
   const { latents, noise, timesteps, prompts, prior = 0 } = batch;
   const [rows, h, w] = latents.shape;
   const own = rows - prior;
@@ -86,8 +96,9 @@ export function trainingLoss(
     model.unet.config,
     addNoise(s, latents, noise, timesteps),
     timesteps,
-    promptStates(model, prompts),
-    samples.length === 0 ? {} : {
+    promptStates(model, prompts, { recompute }),
+    samples.length === 0 ? { recompute } : {
+      recompute,
       crossAttend: ({ height, width, heads }) => ({
         probabilities: (p) => {
           layers.push({ map: tokenMap(p, positions), height, width, heads });

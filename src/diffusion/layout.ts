@@ -851,7 +851,10 @@ function sizeOf(layout: Layout, model: Model): Size {
  * @param model The model.
  */
 export function modelSize(
-  model: Pick<Model, "unet" | "autoencoder">,
+  model: {
+    readonly unet: Pick<Model["unet"], "config">;
+    readonly autoencoder: Pick<Model["autoencoder"], "config">;
+  },
 ): { width: number; height: number } {
   const factor = downsampleFactor(model.autoencoder.config);
   const sample = model.unet.config.sample_size ?? 64;

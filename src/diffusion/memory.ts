@@ -3,14 +3,11 @@
  *
  * @module
  */
-import * as tf from "@tensorflow/tfjs";
 import { cannot } from "../core/errors.ts";
+import { memoryLimit } from "../core/limits.ts";
 import { parameterCount } from "../core/tree.ts";
 import { downsampleFactor } from "../models/autoencoder.ts";
 import type { ModelParts } from "../models/model.ts";
-
-/** Bytes that WebAssembly can address: 2³². */
-const WASM_BYTES = 2 ** 32;
 
 /** The least memory that a picture takes, and what takes it. */
 export interface DrawingMemory {
@@ -68,23 +65,6 @@ export function drawingMemory(
       `bytes in ${most.name} = ${gigabytes(most.bytes)}` +
       (weights < 5e7 ? "" : `, and ${gigabytes(weights)} of weights`),
   };
-}
-
-/** Bytes there are for tensors, as far as it can be known. */
-function memoryLimit(): { bytes: number; whose: string } {
-  const backend = tf.getBackend();
-  if (backend === "wasm") {
-    return { bytes: WASM_BYTES, whose: "that WebAssembly can address" };
-  }
-  if (backend === "cpu") {
-    try {
-      const { total } = Deno.systemMemoryInfo();
-      return { bytes: total, whose: "of this machine" };
-    } catch {
-      // Not permitted to ask: then the machine has to say no itself.
-    }
-  }
-  return { bytes: Infinity, whose: "" };
 }
 
 /**

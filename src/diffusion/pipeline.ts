@@ -6,7 +6,7 @@
  * @module
  */
 import * as tf from "@tensorflow/tfjs";
-import { bindingLimit, trimCard } from "../core/device.ts";
+import { bindingLimit, boundCard, trimCard } from "../core/device.ts";
 import { cannot } from "../core/errors.ts";
 import { fold, type Key, key as rootKey, normal } from "../core/random.ts";
 import type { Pixels } from "../io/png.ts";
@@ -149,6 +149,13 @@ export interface PipelineOptions extends PlanOptions {
    * @default {true}
    */
   readonly decode?: boolean;
+  /**
+   * `low` has a graphics card hold little beside the tensors there are, which
+   * takes more time; pictures are the same.
+   *
+   * @default "high"
+   */
+  readonly memory?: "high" | "low";
 }
 
 /** One model call of one batch. */
@@ -391,12 +398,14 @@ export async function* pipeline(
     guided ? [...read(prompts), ...read(job.negative)] : read(prompts),
     { skipLast: options.skipLast, syntax: options.syntax },
   );
+  const unbound = options.memory === "low" ? boundCard() : () => {};
   try {
     for (let first = start; first < end; first += job.batch) {
       const last = Math.min(first + job.batch, end);
       yield* drawBatch(model, options, job, course, states, first, last);
     }
   } finally {
+    unbound();
     states.dispose();
   }
 }

@@ -19,6 +19,7 @@ export {
   type FuseFeaturesRecord,
 } from "../fusion/features.ts";
 export type { FuseLayerRecord, FuseStage } from "../fusion/gradient.ts";
+export { fusionMemory, type FusionPlan } from "../fusion/memory.ts";
 export {
   type Delta,
   fuseLayer,

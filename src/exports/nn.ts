@@ -15,6 +15,14 @@
  * @module
  */
 
+export { checkpointed } from "../core/checkpoint.ts";
+export type { CountedBackend, CountingOptions } from "../core/counting.ts";
+export { type MemoryLimit, memoryLimit } from "../core/limits.ts";
+export {
+  configsOf,
+  type MemoryNeed,
+  type ModelConfigs,
+} from "../models/blank.ts";
 export { KeysError } from "../core/errors.ts";
 export {
   createPool,
@@ -229,8 +237,13 @@ export {
   type SchedulerConfig,
   type TimestepSpacing,
 } from "../diffusion/schedule.ts";
+export {
+  samplingMemory,
+  type SamplingPlan,
+} from "../diffusion/sampling_memory.ts";
 export { conceptTensors } from "../customize/concept.ts";
 export type { DoraWeighting } from "../customize/dora.ts";
+export { trainingMemory, type TrainingPlan } from "../customize/memory.ts";
 export {
   type Adaptable,
   assertFinite,

@@ -322,11 +322,12 @@ async function readPart<C extends LdmComponent>(
   configs: LdmConfigs,
   matches: Matches,
   what: string,
+  half?: boolean,
 ): Promise<ModelParts[C]> {
   const { spec } = PARTS[component];
   const config = configs[component] as ModelParts[C]["config"];
   const source = derivedSource(file, matches.get(component)!);
-  const params = await load(spec(config), source, { what });
+  const params = await load(spec(config), source, { what, half });
   return { config, params } as ModelParts[C];
 }
 
@@ -384,7 +385,7 @@ async function configOf(
 export async function loadPart<C extends LdmComponent>(
   component: C,
   path: string | URL,
-  options: { readonly variant?: string } = {},
+  options: { readonly variant?: string; readonly half?: boolean } = {},
 ): Promise<ModelParts[C]> {
   const shown = pathOf(path);
   const part = PARTS[component];
@@ -394,6 +395,7 @@ export async function loadPart<C extends LdmComponent>(
     const params = await load(part.spec(config), file, {
       ...part.load,
       what: `${part.name.replace(/^a /, "the ")} of ${shown}`,
+      half: options.half,
     });
     return { config, params } as ModelParts[C];
   };
@@ -434,7 +436,14 @@ export async function loadPart<C extends LdmComponent>(
       new Set<LdmComponent>([component]),
       what,
     );
-    return await readPart(component, whole, configs, matches, shown);
+    return await readPart(
+      component,
+      whole,
+      configs,
+      matches,
+      shown,
+      options.half,
+    );
   } finally {
     file.close();
   }
@@ -464,6 +473,12 @@ export interface LoadNetworksOptions {
    * VAE, or of a UNet alone. They are the caller's until the model has them.
    */
   readonly parts?: Partial<ModelParts>;
+  /**
+   * Whether weights of layers are kept as half floats (webgpu only).
+   *
+   * @default false
+   */
+  readonly half?: boolean;
   /** Hears what is in the file and is not read, or is read in a special way. */
   readonly onNote?: (note: string) => void;
 }
@@ -540,8 +555,8 @@ export async function loadNetworks(
     ): Promise<ModelParts[C]> => {
       if (given[c]) return given[c] as ModelParts[C];
       const part = ours.includes(c)
-        ? await readPart(c, file, configs, matches, shown)
-        : await loadPart(c, path);
+        ? await readPart(c, file, configs, matches, shown, options.half)
+        : await loadPart(c, path, { half: options.half });
       made.push(part.params);
       return part;
     };

@@ -15,6 +15,7 @@ import {
   settle,
 } from "../core/device.ts";
 import { keyFaults } from "../core/errors.ts";
+import { halfBytes, halfTensor } from "../core/kernels/half.ts";
 import { leaves, type TreeLike } from "../core/tree.ts";
 import {
   buildTree,
@@ -46,6 +47,13 @@ export interface LoadOptions {
   readonly aliases?: (path: string) => readonly string[];
   /** Accept keys outside `prefix` (another model's, in the same file). */
   readonly others?: boolean;
+  /**
+   * Weights of linear layers and convolutions are kept as half floats (webgpu
+   * only). They cannot be trained; adapters beside them can.
+   *
+   * @default false
+   */
+  readonly half?: boolean;
 }
 
 /** Shape on disk of a parameter in tfjs layout. */
@@ -197,7 +205,9 @@ export async function load<T>(
   if (faults) throw faults;
   const loaded = new Map<string, tf.Tensor>();
   try {
-    for await (const [path, tensor] of read(spec, source, found)) {
+    for await (
+      const [path, tensor] of read(spec, source, found, options.half)
+    ) {
       loaded.set(path, tensor);
     }
   } catch (error) {
@@ -218,6 +228,7 @@ async function* read<T>(
   spec: Spec<T>,
   source: TensorSource,
   keys: ReadonlyMap<string, string>,
+  half = false,
 ): AsyncGenerator<[string, tf.Tensor]> {
   const params = specLeaves(spec);
   const largest = (sizes: number[]) =>
@@ -239,18 +250,22 @@ async function* read<T>(
     const size = sizeOf(param);
     // Tables of vectors are read row by row, on the host (see nn/embedding.ts),
     // and nothing larger than an operation can take need leave it.
+    const narrow = half && param.kind !== "plain";
+    const bytesOnCard = narrow ? halfBytes(size) : 4 * size;
     const stays = backend === "webgpu" &&
       ((param.kind === "plain" && param.shape.length === 2) ||
-        4 * size > limit);
+        bytesOnCard > limit);
     const values = fromDisk(
       param.kind,
       param.shape,
       viewFloat32(raw, floats),
       copies && !stays ? shared.subarray(0, size) : new Float32Array(size),
     );
-    const tensor = tf.tensor(values, param.shape);
+    const tensor = narrow && !stays
+      ? halfTensor(values, param.shape)
+      : tf.tensor(values, param.shape);
     if (!stays && moveToCard(tensor)) {
-      uploaded += 4 * size;
+      uploaded += bytesOnCard;
       if (uploaded > UPLOAD_BYTES) {
         uploaded = 0;
         await settle();

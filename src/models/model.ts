@@ -187,7 +187,8 @@ function splitTokens(
  *
  * @param folder Folder with tokenizer, text_encoder, unet, vae, scheduler.
  * @param options `variant`: which weights to prefer where there are several
- * (`"fp16"`); `parts`: networks in place of the folder's, which are not read.
+ * (`"fp16"`); `parts`: networks in place of the folder's, which are not read;
+ * `half`: weights of layers are kept as half floats (webgpu).
  * @throws If a part is missing, truncated, misshapen or holds an unknown key.
  *
  * @example
@@ -197,9 +198,12 @@ function splitTokens(
  */
 export async function loadModel(
   folder: string | URL,
-  options: ComponentOptions & { parts?: Partial<ModelParts> } = {},
+  options: ComponentOptions & {
+    parts?: Partial<ModelParts>;
+    half?: boolean;
+  } = {},
 ): Promise<Model> {
-  const { parts = {} } = options;
+  const { parts = {}, half } = options;
   const tokenizer = await loadTokenizer(joinPath(folder, "tokenizer"));
   const scheduler = await readJson<Record<string, unknown>>(
     joinPath(folder, "scheduler", "scheduler_config.json"),
@@ -229,6 +233,7 @@ export async function loadModel(
         load<TextEncoder>(textEncoderSpec(config), file, {
           what: "the text encoder",
           ignore: CLIP_EXTRAS,
+          half,
         }),
     );
     const rows = whole.config.vocab_size;
@@ -254,7 +259,7 @@ export async function loadModel(
       "unet",
       parseUNetConfig,
       (config, file) =>
-        load<UNet>(unetSpec(config), file, { what: "the UNet" }),
+        load<UNet>(unetSpec(config), file, { what: "the UNet", half }),
     );
     const autoencoder = parts.autoencoder ?? await component(
       "vae",
@@ -263,6 +268,7 @@ export async function loadModel(
         load<Autoencoder>(autoencoderSpec(config), file, {
           what: "the autoencoder",
           aliases: oldAutoencoderNames,
+          half,
         }),
     );
     return {
@@ -513,7 +519,8 @@ export function cutOff(
  *
  * @param model The model.
  * @param prompts One a sample.
- * @param options `skipLast`: clip skip; observers of the text encoder.
+ * @param options `skipLast`: clip skip; `recompute`: keep less for gradients;
+ * observers of the text encoder.
  * @returns [b, tokens, width], or [b, sites, tokens, width] as soon as one
  * prompt is layer-wise.
  *
@@ -525,7 +532,10 @@ export function cutOff(
 export function promptStates(
   model: Pick<Model, "tokenizer" | "unet" | "added" | "textEncoder">,
   prompts: readonly string[],
-  options: Context & { readonly skipLast?: number } = {},
+  options: Context & {
+    readonly skipLast?: number;
+    readonly recompute?: boolean;
+  } = {},
 ): tf.Tensor3D | tf.Tensor4D {
   const bound = prompts.map((prompt) => bindPrompt(model, prompt));
   const layerwise = bound.some((b) => b.rows.length > 1);

@@ -1,4 +1,5 @@
 import * as tf from "@tensorflow/tfjs";
+import { checkpointed } from "../core/checkpoint.ts";
 import { cannot } from "../core/errors.ts";
 import { attention } from "../core/kernels/ops.ts";
 import { activate } from "../nn/activation.ts";
@@ -157,6 +158,12 @@ export interface TextEncoderOptions extends Context {
    * @default 0
    */
   readonly skipLast?: number;
+  /**
+   * For gradients, keeps the inputs of layers only and computes the rest again.
+   *
+   * @default false
+   */
+  readonly recompute?: boolean;
 }
 
 /** Outputs of a text encoder. */
@@ -240,12 +247,17 @@ export function textEncoder(
     );
   }
   for (const layer of layers.slice(0, used)) {
-    h = clipLayer(layer, h, {
-      heads: config.num_attention_heads,
-      act: config.hidden_act,
-      eps: config.layer_norm_eps,
-      causal: true,
-    }, options);
+    const run = ({ layer, h }: { layer: ClipLayer; h: tf.Tensor3D }) =>
+      clipLayer(layer, h, {
+        heads: config.num_attention_heads,
+        act: config.hidden_act,
+        eps: config.layer_norm_eps,
+        causal: true,
+      }, options);
+    const { recompute, tap, gate } = options;
+    h = recompute && !tap && !gate
+      ? checkpointed(run, { layer, h })
+      : run({ layer, h });
     hidden.push(h);
   }
   return {

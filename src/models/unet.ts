@@ -1,4 +1,5 @@
 import * as tf from "@tensorflow/tfjs";
+import { checkpointed } from "../core/checkpoint.ts";
 import { bindingLimit } from "../core/device.ts";
 import { cannot } from "../core/errors.ts";
 import { geglu, upsampleNearest2x } from "../core/kernels/ops.ts";
@@ -437,6 +438,25 @@ export interface UNetOptions extends Context {
    * limit elsewhere
    */
   readonly maxBytes?: number;
+  /**
+   * For gradients, keeps the inputs of resnets and of the parts of transformer
+   * blocks only, and computes the rest again. Parts that are observed keep
+   * everything.
+   *
+   * @default false
+   */
+  readonly recompute?: boolean;
+}
+
+/** Runs a part of a network; see `recompute` of {@linkcode UNetOptions}. */
+export function runPart<I, T extends tf.Tensor>(
+  { recompute, tap, gate }: Context & { readonly recompute?: boolean },
+  inputs: I,
+  f: (inputs: I) => T,
+): T {
+  return recompute && !tap && !gate
+    ? checkpointed(f, inputs)
+    : tf.tidy(() => f(inputs));
 }
 
 /**
@@ -459,9 +479,13 @@ export function resnet(
     readonly scaleShift?: boolean;
     readonly scaleFactor?: number;
   },
-  context?: Context,
+  context: Context & Pick<UNetOptions, "recompute"> = {},
 ): tf.Tensor4D {
-  return tf.tidy(() => resnetBody(p, x, options, context));
+  return runPart(
+    context,
+    { p, x, temb: options.temb },
+    ({ p, x, temb }) => resnetBody(p, x, { ...options, temb }, context),
+  );
 }
 
 function resnetBody(
@@ -527,7 +551,7 @@ function feedForward(
 ): tf.Tensor3D {
   const { norm3, ff } = block;
   const run = (x: tf.Tensor3D): tf.Tensor3D =>
-    tf.tidy(() => {
+    runPart(options, { norm3, ff, x }, ({ norm3, ff, x }) => {
       const up = linear(ff.net[0].proj, layerNorm(norm3, x), options);
       return linear(ff.net[2], geglu(up), options);
     });
@@ -639,12 +663,15 @@ function transformers(
     const heads = headsOf(config, level);
     const onlyCross = isOnlyCross(config, level) &&
       !path.startsWith("mid_block.");
-    const projected = tf.tidy(() =>
-      projectTokens(
-        t.proj_in,
-        groupNorm(t.norm, x, config.norm_num_groups, 1e-6),
-        options,
-      )
+    const projected = runPart(
+      options,
+      { norm: t.norm, proj: t.proj_in, x },
+      ({ norm, proj, x }) =>
+        projectTokens(
+          proj,
+          groupNorm(norm, x, config.norm_num_groups, 1e-6),
+          options,
+        ),
     );
     const c = projected.shape[3];
     let h: tf.Tensor3D = projected.reshape([b, height * width, c]);
@@ -652,36 +679,46 @@ function transformers(
       const at = `${path}.transformer_blocks.${k}`;
       const here = sites[site++];
       const text = statesAt(states, here.index);
-      const self = tf.tidy(() => {
-        const normed = layerNorm(block.norm1, h);
-        const from = onlyCross ? text : normed;
-        return attend(block.attn1, normed, from, heads, options);
-      });
+      const self = runPart(
+        options,
+        { norm: block.norm1, attn: block.attn1, h, text },
+        ({ norm, attn, h, text }) => {
+          const normed = layerNorm(norm, h);
+          const from = onlyCross ? text : normed;
+          return attend(attn, normed, from, heads, options);
+        },
+      );
       see(`${at}.attn1`, self);
       h = h.add(self);
       const hooks = options.crossAttend?.({ ...here, height, width, heads });
-      const attendText = () => {
-        const normed = layerNorm(block.norm2, h);
-        return attend(
-          block.attn2,
-          normed,
+      const crossInputs = { norm: block.norm2, attn: block.attn2, h, text };
+      const attendText = ({ norm, attn, h, text }: typeof crossInputs) =>
+        attend(
+          attn,
+          layerNorm(norm, h),
           text,
           heads,
           options,
           hooks,
           options.keyValues,
         );
-      };
       // What is made of probabilities outlives the call.
-      const cross = hooks?.probabilities ? attendText() : tf.tidy(attendText);
+      const cross = hooks?.probabilities ? attendText(crossInputs) : runPart(
+        hooks ? { ...options, recompute: false } : options,
+        crossInputs,
+        attendText,
+      );
       see(`${at}.attn2`, cross);
       h = h.add(cross);
       h = h.add(feedForward(block, h, options));
     });
-    const out = tf.tidy(() =>
-      projectTokens(t.proj_out, h.reshape([b, height, width, c]), options)
-        .add(x)
-    ) as tf.Tensor4D;
+    const out = runPart(
+      options,
+      { proj: t.proj_out, h, x },
+      ({ proj, h, x }) =>
+        projectTokens(proj, h.reshape([b, height, width, c]), options)
+          .add(x) as tf.Tensor4D,
+    );
     see(path, out);
     return out;
   };
@@ -831,11 +868,14 @@ export function unet(
     const path = `up_blocks.${i}`;
     const level = config.block_out_channels.length - 1 - i;
     block.resnets.forEach((r, j) => {
-      h = resnet(
-        r,
-        tf.concat([h, skips.pop()!], 3),
-        resnetOptions,
+      h = runPart(
         options,
+        { r, h, skip: skips.pop()!, temb: resnetOptions.temb },
+        ({ r, h, skip, temb }) =>
+          resnet(r, tf.concat([h, skip], 3), { ...resnetOptions, temb }, {
+            ...options,
+            recompute: false,
+          }),
       );
       see(`${path}.resnets.${j}`, h);
       if (block.attentions) {
@@ -856,18 +896,20 @@ export function unet(
     see(path, h);
   });
   const silu = config.act_fn === "silu" || config.act_fn === "swish";
-  const normed = groupNorm(
-    p.conv_norm_out,
-    h,
-    config.norm_num_groups,
-    config.norm_eps,
-  );
-  see("conv_norm_out", normed);
-  return conv2d(
-    p.conv_out,
-    silu ? activate("silu", normed) : activate(config.act_fn, normed),
-    {},
-    options,
+  return runPart(
+    options.activation ? { ...options, recompute: false } : options,
+    { norm: p.conv_norm_out, conv: p.conv_out, h },
+    ({ norm, conv, h }) => {
+      const normed = groupNorm(
+        norm,
+        h,
+        config.norm_num_groups,
+        config.norm_eps,
+      );
+      see("conv_norm_out", normed);
+      const name = silu ? "silu" : config.act_fn;
+      return conv2d(conv, activate(name, normed), {}, options);
+    },
   );
 }
 

@@ -145,7 +145,9 @@ export async function tableSpread(table: tf.Tensor2D): Promise<TableSpread> {
 }
 
 function spreadOf(values: Float32Array, width: number): TableSpread {
-  const mean = values.reduce((sum, v) => sum + v, 0) / values.length;
+  let sum = 0;
+  for (let i = 0; i < values.length; i++) sum += values[i];
+  const mean = sum / values.length;
   let squares = 0;
   let norms = 0;
   for (let row = 0; row < values.length; row += width) {

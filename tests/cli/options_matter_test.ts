@@ -208,6 +208,16 @@ Deno.test("every option of train changes the concept, or train says that it cann
         add: ["--tokenizer", model],
         says: /a single file with --tokenizer/,
       },
+      half: {
+        both: images,
+        add: ["--half"],
+        says: /--backend webgpu with --half/,
+      },
+      card: {
+        both: images,
+        add: ["--card", "8"],
+        says: /--backend webgpu with --card/,
+      },
       prediction: {
         both: images,
         add: ["--prediction", "epsilon"],
@@ -218,6 +228,7 @@ Deno.test("every option of train changes the concept, or train says that it cann
       ...{ images: "needed", model: "every run has it", out: "every run" },
       ...{ steps: "every run has it", batch: "every run has it" },
       ...{ fresh: "main_test.ts", backend: "kernels, not results" },
+      memory: "the same result in less memory: tests/customize/memory_test.ts",
       ...{
         vae: "tests/formats",
         unet: "tests/formats",

@@ -1,14 +1,16 @@
 import * as tf from "@tensorflow/tfjs";
 import { assert, assertEquals } from "@std/assert";
+import { counting } from "../../src/core/counting.ts";
 import {
   addAll,
   bindingLimit,
+  boundCard,
   forgetHostCopy,
   hostValues,
   moveToCard,
   settle,
 } from "../../src/core/device.ts";
-import { forEachBackend, noLeak } from "../helpers.ts";
+import { close, forEachBackend, noLeak } from "../helpers.ts";
 
 forEachBackend("any number of tensors are added", async () => {
   await noLeak(async () => {
@@ -58,3 +60,48 @@ forEachBackend(
     });
   },
 );
+
+/** Products of many sizes, each made of the one before. */
+function manySizes(rounds: number): tf.Tensor2D {
+  return tf.tidy(() => {
+    let x: tf.Tensor2D = tf.fill([40, 50], 0.01);
+    for (let i = 0; i < rounds; i++) {
+      const before = x;
+      x = tf.tidy(() => {
+        const [rows, columns] = before.shape;
+        const right = tf.fill([columns, columns + 3], 1 / columns);
+        return tf.matMul(tf.add(before, 0.5), right).slice([0, 1], [
+          rows,
+          columns + 1,
+        ]) as tf.Tensor2D;
+      });
+      before.dispose();
+    }
+    return x;
+  });
+}
+
+forEachBackend("a bounded card computes the same with less", async () => {
+  const plain = manySizes(40);
+  const expected = await plain.data();
+  const rounds = 40;
+  const held = (bytes?: number) =>
+    counting({}, (meter) => {
+      const release = bytes === undefined ? () => {} : boundCard(bytes);
+      manySizes(rounds).dispose();
+      release();
+      return meter.count();
+    });
+  const [free, bound] = [await held(), await held(50_000)];
+  assertEquals(bound.peak, free.peak);
+  assert(free.held > 4 * bound.held, `${free.held} and ${bound.held}`);
+  assert(bound.held < bound.peak + 150_000, `${bound.held} of ${bound.peak}`);
+  const before = tf.memory().numTensors;
+  const release = boundCard(50_000);
+  const again = manySizes(rounds);
+  close(await again.data(), expected, 0);
+  release();
+  tf.dispose([again]);
+  assertEquals(tf.memory().numTensors, before);
+  plain.dispose();
+});

@@ -1,11 +1,12 @@
 /**
  * `deno task fullsize [--folder FOLDER] [--dtype F16|F32] [--backend webgpu]
- * [--size 512] [--steps 1] [--parts unet,decoder] [--outputs FILE] [--dry]`:
- * Stable Diffusion 1.5 at full size with random weights.
+ * [--size 512] [--steps 1] [--parts unet,decoder,train] [--half] [--outputs FILE]
+ * [--dry]`: Stable Diffusion 1.5 at full size with random weights.
  *
  * Writes a model folder (2.1 GB in half precision, unless it is there), loads it
  * as any model is loaded, and runs the text encoder, the UNet and the decoder
- * once, with what each took in time and memory. It fails if a value is not
+ * once, with what each took in time and memory; `--parts train` takes one step of
+ * ED-LoRA. It fails if a value is not
  * finite, if the graphics card complains, or if a buffer is larger than what it
  * lets an operation read. No graphics card is needed: Mesa's software adapter
  * takes five minutes for the UNet and eleven for the decoder.
@@ -23,6 +24,9 @@ import { parseArgs } from "@std/cli";
 import { type BackendChoice, selectBackend } from "../../src/core/backend.ts";
 import { bindingLimit } from "../../src/core/device.ts";
 import { cannot } from "../../src/core/errors.ts";
+import { disposeConcept } from "../../src/customize/concept.ts";
+import { method, startConcept } from "../../src/customize/methods.ts";
+import { train } from "../../src/customize/train.ts";
 import { fold, key, normal, uniform } from "../../src/core/random.ts";
 import { parameterCount } from "../../src/core/tree.ts";
 import { LORA_BASES } from "../../src/formats/dialects/base.ts";
@@ -295,6 +299,39 @@ async function stage<T>(
   return result;
 }
 
+/** One step of ED-LoRA on noise, checkpointed; the loss must be finite. */
+async function trainOnce(
+  model: Model,
+  side: number,
+  watch: Watch,
+): Promise<void> {
+  const chosen = method("ed-lora", "paper", { batch: 1, steps: 1 });
+  const concept = await startConcept(model, chosen, {
+    name: "n",
+    classWord: "a",
+    key: SEED,
+  });
+  const size = (side / 8) ** 2 * 4;
+  const data = {
+    count: 1,
+    height: side / 8,
+    width: side / 8,
+    channels: 4,
+    mean: normal(fold(SEED, "latent"), size),
+    std: new Float32Array(size),
+    captions: [["a {}"]],
+    mask: new Uint8Array(size / 4).fill(1),
+  };
+  await stage(`ED-LoRA, batch 1, ${side} × ${side}`, async () => {
+    const steps = train(model, concept, data, chosen.train, { memory: "low" });
+    for await (const { loss, seconds } of steps) {
+      console.log(`  loss ${loss.toFixed(4)}, ${seconds.toFixed(0)} s`);
+    }
+  }, watch);
+  console.log(`  most in buffers at a time ${gigabytes(watch.allocated)}`);
+  disposeConcept(concept);
+}
+
 /** A tensor's finite values in PyTorch's order. */
 async function values(
   name: string,
@@ -382,7 +419,9 @@ Runs the networks of Stable Diffusion 1.5 at full size with random weights
   --backend NAME     webgpu, wasm or cpu (webgpu)
   --size N           side of the picture in pixels (512)
   --steps N          sampling steps (1)
-  --parts LIST       networks that are run, of unet, decoder (unet,decoder)
+  --parts LIST       what is run, of unet, decoder and train, a step of ED-LoRA
+                     (unet,decoder)
+  --half             weights as half floats on the card
   --outputs FILE     inputs and outputs in PyTorch's layout, to compare them
   --dry              no weights, and nothing is computed: buffers and checks only
   --help             this text
@@ -399,7 +438,7 @@ if (import.meta.main && !helped(HELP)) {
       "parts",
       "outputs",
     ],
-    boolean: ["dry"],
+    boolean: ["dry", "half"],
     unknown: (name) => {
       throw cannot("run at full size", "a known option (--help)", name);
     },
@@ -425,7 +464,7 @@ if (import.meta.main && !helped(HELP)) {
   if (args.dry) watch.holdBack();
   const model = args.dry
     ? await stage("make room", () => Promise.resolve(emptyModel()))
-    : await stage("load", () => loadModel(folder));
+    : await stage("load", () => loadModel(folder, { half: args.half }));
   const counts = [model.textEncoder, model.unet, model.autoencoder].map((n) =>
     parameterCount(n.params)
   );
@@ -434,13 +473,10 @@ if (import.meta.main && !helped(HELP)) {
       `${gigabytes(4 * counts.reduce((a, b) => a + b))} in 32 bits, largest ` +
       `component ${gigabytes(4 * Math.max(...counts))}`,
   );
-  const kept = await forward(
-    model,
-    Number(args.size),
-    Number(args.steps),
-    new Set(args.parts.split(",")),
-    watch,
-  );
+  const parts = new Set(args.parts.split(","));
+  const side = Number(args.size);
+  const kept = await forward(model, side, Number(args.steps), parts, watch);
+  if (parts.has("train")) await trainOnce(model, side, watch);
   if (outputs) await writeSafetensors(outputs, kept);
   const limit = bindingLimit();
   console.log(

@@ -13,6 +13,9 @@ import {
   withScratch,
 } from "./simd.ts";
 
+/** What the names of all our kernels start with. */
+export const PREFIX = "MixOfShow";
+
 /** Pointwise activations, numbered as in `simd.as`. */
 export type Activation = "silu" | "gelu" | "quickGelu";
 
@@ -23,7 +26,7 @@ const ACTIVATIONS: Record<Activation, number> = {
 };
 
 /** What a kernel body gets: addresses, allocation, the SIMD module. */
-interface Frame {
+export interface Frame {
   simd: SimdExports;
   backend: WasmBackend;
   /** Inputs in order. */
@@ -38,9 +41,11 @@ interface Frame {
   scratch(floats: number, f: (address: number) => void): void;
 }
 
-type Body = (frame: Frame) => tf.TensorInfo[];
+/** What a kernel does; it returns its outputs. */
+export type Body = (frame: Frame) => tf.TensorInfo[];
 
-const bodies: Record<string, Body> = {
+/** The fused kernels by name, without {@linkcode PREFIX}. */
+export const FUSED: Readonly<Record<string, Body>> = {
   Activation({ simd, inputs: [x], at, attrs, make }) {
     const y = make(x.shape);
     simd.activation(attrs.kind, at[0], y.at, size(x));
@@ -228,7 +233,7 @@ const bodies: Record<string, Body> = {
 
 /** Registers the fused kernels for wasm. */
 export function registerFused(): void {
-  for (const [name, body] of Object.entries(bodies)) {
+  for (const [name, body] of Object.entries(FUSED)) {
     tf.registerKernel({
       kernelName: PREFIX + name,
       backendName: "wasm",
@@ -254,7 +259,7 @@ export function registerFused(): void {
 
 /** Removes the fused kernels again. */
 export function unregisterFused(): void {
-  for (const name of Object.keys(bodies)) {
+  for (const name of Object.keys(FUSED)) {
     tf.unregisterKernel(PREFIX + name, "wasm");
   }
 }
@@ -368,8 +373,6 @@ export function wasmAdamw<T extends tf.Tensor>(
 ): [T, T, T] {
   return call("Adamw", inputs, attrs) as [T, T, T];
 }
-
-const PREFIX = "MixOfShow";
 
 function call(
   name: string,

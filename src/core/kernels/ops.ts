@@ -9,6 +9,7 @@
  * @module
  */
 import * as tf from "@tensorflow/tfjs";
+import { COUNTING } from "../device.ts";
 import { cannot } from "../errors.ts";
 import {
   genericAdamw,
@@ -318,7 +319,8 @@ export function adamwUpdate<T extends tf.Tensor>(
 
 /** Whether our own wasm kernels can take these tensors. */
 function fast(...tensors: tf.Tensor[]): boolean {
-  return tf.getBackend() === "wasm" && kernelsRegistered() &&
+  const name = tf.getBackend();
+  return (name === "wasm" ? kernelsRegistered() : name === COUNTING.wasm) &&
     tensors.every((t) => t.dtype === "float32");
 }
 
