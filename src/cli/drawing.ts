@@ -61,12 +61,20 @@ export interface DrawingRequest {
   readonly adapters: Composition;
   /** Pictures drawn at once. */
   readonly batch: number;
+  /**
+   * How memory of a graphics card is used.
+   *
+   * @default "high"
+   */
+  readonly memory?: "high" | "low";
+  /**
+   * Whether weights are half floats (webgpu only).
+   *
+   * @default false
+   */
+  readonly half?: boolean;
   /** The model. */
   readonly model: ModelRequest;
-  /** Whether its weights are kept as half floats. @default false */
-  readonly half?: boolean;
-  /** How much memory sampling takes. @default "high" */
-  readonly memory?: "high" | "low";
   /** Concepts, tags' included. */
   readonly concepts: readonly ConceptRequest[];
   /** Folders of condition networks by name. */
@@ -245,8 +253,8 @@ function bytesOf(model: Model, { layout, batch }: DrawingRequest): number {
  * @throws If a part is missing, broken, or does not fit the others.
  */
 export async function openDrawing(request: DrawingRequest): Promise<Drawing> {
-  const { layout, batch } = request;
-  const base = await openModel(request.model, { half: request.half });
+  const { layout, batch, memory, half } = request;
+  const base = await openModel(request.model, { half });
   const owned: (() => void)[] = [() => disposeModel(base)];
   const dispose = () => owned.splice(0).reverse().forEach((free) => free());
   try {
@@ -267,7 +275,7 @@ export async function openDrawing(request: DrawingRequest): Promise<Drawing> {
     const prepared = prepareLayout(model, resolved, {
       networks,
       concepts: concepts.map(({ name }) => name),
-      pipeline: { batch, memory: request.memory },
+      pipeline: { batch, memory },
       regions: unet && (() => ({ unet, dispose: () => {} })),
     });
     owned.push(() => prepared.dispose());

@@ -48,6 +48,7 @@ import {
   whole,
 } from "./options.ts";
 import { createProgress } from "./progress.ts";
+import { calledConcepts, loraTags } from "./prompts.ts";
 import {
   makeRoom,
   MEMORY_OPTIONS,
@@ -55,7 +56,6 @@ import {
   type Room,
   useRoom,
 } from "./room.ts";
-import { calledConcepts, loraTags } from "./prompts.ts";
 import { WORKERS_OPTION, workersFor } from "./workers.ts";
 
 const WHAT = "sample";
@@ -152,12 +152,12 @@ const OPTIONS = optionTable({
       "none beyond --count stays",
   },
   ...BACKEND_OPTION,
-  ...MEMORY_OPTIONS,
   workers: {
     ...WORKERS_OPTION.workers,
     help: "workers, each with a copy of the model; 0: in place. Pictures are " +
       "the same",
   },
+  ...MEMORY_OPTIONS,
 });
 
 /** What the command line asks for. */
@@ -382,14 +382,16 @@ async function draw(
   const progress = createProgress();
   const steps = drawnSteps(layout.count);
   const room = await roomFor(command, layout);
+  const { memory, half } = room;
   const release = useRoom(room, command);
   await drawPictures({
     layout: { ...layout, prompt },
     file: command.layout,
     adapters,
     batch,
+    memory,
+    half,
     model: modelRequest(command),
-    ...{ memory: room.memory, half: room.half },
     concepts,
     networks: Object.fromEntries(command.network),
   }, {
