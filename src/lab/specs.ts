@@ -89,6 +89,7 @@ export interface OwnPicture {
 
 /** Pictures of the user's, of one size. */
 export interface OwnPictures {
+  /** Tells them from other sets. */
   readonly of: "own";
   /** The pictures, in order. */
   readonly pictures: readonly OwnPicture[];
