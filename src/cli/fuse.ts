@@ -37,10 +37,11 @@ import {
 } from "./options.ts";
 import { createProgress } from "./progress.ts";
 import {
+  countedConfigs,
   makeRoom,
   MEMORY_OPTIONS,
-  modelConfigs,
   type Room,
+  uncounted,
   useRoom,
 } from "./room.ts";
 
@@ -289,7 +290,8 @@ export async function runFuse(request: FuseRequest): Promise<void> {
 
 /** How memory is used, where the fusion fits at all. */
 async function roomFor(request: FuseRequest): Promise<Room> {
-  const configs = await modelConfigs(request);
+  const configs = await countedConfigs(request);
+  if (!configs) return uncounted(request);
   const { width, height } = modelSize({
     unet: { config: configs.unet },
     autoencoder: { config: configs.autoencoder },

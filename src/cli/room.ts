@@ -289,6 +289,28 @@ const SCHEDULER = {
 };
 
 /**
+ * Configs of a model whose memory is to be counted; nothing where a part is
+ * missing or cannot be read: opening the model says what is wrong, or takes the
+ * part from another file.
+ *
+ * @param request Which model.
+ */
+export async function countedConfigs(
+  request: ModelRequest,
+): Promise<ModelConfigs | undefined> {
+  return await modelConfigs(request).catch(() => undefined);
+}
+
+/**
+ * How memory is used in a run that cannot be counted.
+ *
+ * @param request What was asked for.
+ */
+export function uncounted({ memory, half }: MemoryRequest): Room {
+  return { memory: memory === "low" ? "low" : "high", half };
+}
+
+/**
  * The configs of a model by what the user calls it: `sd15`, `sd21`, a folder, a
  * single file or a name on the hub. No weights are read.
  *

@@ -50,10 +50,11 @@ import {
 import { createProgress } from "./progress.ts";
 import { calledConcepts, loraTags } from "./prompts.ts";
 import {
+  countedConfigs,
   makeRoom,
   MEMORY_OPTIONS,
-  modelConfigs,
   type Room,
+  uncounted,
   useRoom,
 } from "./room.ts";
 import { WORKERS_OPTION, workersFor } from "./workers.ts";
@@ -350,7 +351,8 @@ async function roomFor(
   command: SampleRequest,
   { size, count, guidance }: Layout,
 ): Promise<Room> {
-  const configs = await modelConfigs(command);
+  const configs = await countedConfigs(command);
+  if (!configs) return uncounted(command);
   const { height, width } = size ?? modelSize({
     unet: { config: configs.unet },
     autoencoder: { config: configs.autoencoder },

@@ -71,10 +71,11 @@ import {
 import { createProgress } from "./progress.ts";
 import { QUEUE_OPTIONS, queueRequest } from "./queue_options.ts";
 import {
+  countedConfigs,
   makeRoom,
   MEMORY_OPTIONS,
-  modelConfigs,
   type Room,
+  uncounted,
   useRoom,
 } from "./room.ts";
 
@@ -607,7 +608,8 @@ async function trainElsewhere(
 
 /** How memory is used, where the run fits at all. */
 async function roomFor(request: TrainRequest): Promise<Room> {
-  const configs = await modelConfigs(request);
+  const configs = await countedConfigs(request);
+  if (!configs) return uncounted(request);
   const chosen = methodOf(request);
   const { width } = modelSize({
     unet: { config: configs.unet },

@@ -56,7 +56,10 @@ Deno.test("every command has help with options, exit codes and examples", async 
 
 Deno.test("bad arguments end with 2 and say what was expected", async () => {
   const cases: [args: string[], says: string][] = [
-    [["paint"], "expected train, fuse, sample, evaluate, convert, inspect"],
+    [
+      ["paint"],
+      "expected train, fuse, sample, evaluate, convert, memory, inspect",
+    ],
     [["train", "--nmae", "x"], "a known option (--help), got --nmae"],
     [["train"], "expected --name"],
     [["train", "--name", "a b"], "letters, digits"],
@@ -432,7 +435,7 @@ Deno.test("pictures → concepts → fused model → picture with regions → sc
             ...["train", ...base, "--name", "rex", "--class", "fox fox"],
             ...["--images", at("rex"), "--out", at("o.safetensors")],
           ],
-          "a class word that is one token",
+          "a class that is one token, or --average-class",
         ],
         [
           [
