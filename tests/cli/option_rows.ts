@@ -64,6 +64,32 @@ function modelPairs(at: string): Record<string, Pair | Pair[]> {
   };
 }
 
+const QUEUED: Args = { "--queue": "redis://host", "--store": "s3://a" };
+
+/** A run needs a server: tests/lab/queue_test.ts. */
+const QUEUE: Record<string, Pair | Pair[]> = {
+  queue: [
+    { add: QUEUED, shows: "asked" },
+    {
+      add: { "--queue": "redis://host" },
+      says: /--store FOLDER or s3:.* with --queue/,
+    },
+    {
+      both: { "--memory": "low" },
+      add: QUEUED,
+      says: /no --memory, --half or --card with --queue/,
+    },
+  ],
+  store: [
+    { both: QUEUED, add: { "--store": "s3://b" }, shows: "asked" },
+    { add: { "--store": "s3://b" }, says: /--queue URL with --store/ },
+  ],
+  patience: [
+    { both: QUEUED, add: { "--patience": 5 }, shows: "asked" },
+    { add: { "--patience": 5 }, says: /--queue URL with --patience/ },
+  ],
+};
+
 /** `deno task train`. */
 export function trainRows({ at, out }: OptionWorld): OptionRows {
   const images: Args = { "--images": `${at}/pictures` };
@@ -85,6 +111,7 @@ export function trainRows({ at, out }: OptionWorld): OptionRows {
       ...{ "--out": file, "--seed": 3 },
     },
     pairs: {
+      ...QUEUE,
       ...MEMORY,
       ...modelPairs(at),
       name: { add: { "--name": "max" } },
@@ -298,6 +325,8 @@ export function sampleRows({ at, out }: OptionWorld): OptionRows {
       ...{ "--steps": 2, "--backend": "wasm", "--out": `${out}/a` },
     },
     pairs: {
+      // The same pictures: draw_test.ts.
+      workers: { add: { "--workers": 1 }, shows: "asked" },
       ...MEMORY,
       ...modelPairs(at),
       prompt: { add: { "--prompt": "a (fox:1.5) in snow" } },
@@ -730,7 +759,7 @@ export function memoryRows({ at, out }: OptionWorld): OptionRows {
       half: { add: { "--half": true } },
       card: { both: train, add: { "--card": 80 } },
       backend: { add: { "--backend": "wasm" } },
-      binding: { add: { "--binding": 1024 } },
+      binding: { both: { "--size": "512" }, add: { "--binding": 1 } },
       json: { add: { "--json": true } },
     },
   };
