@@ -150,12 +150,18 @@ Deno.test("a call fails with its runner, and a later one goes on", () =>
   world(async (options) => {
     const good = pretender(options.store);
     let fail = true;
+    // Both run at once: the failure comes when the other is in the store.
+    const whole = Promise.withResolvers<void>();
     const runner: Runner = {
       ...good,
-      run: (spec, tell) =>
-        fail && spec.kind === "draw" && spec.samples.length < 10
-          ? Promise.reject(new Error("out of paper"))
-          : good.run(spec, tell),
+      async run(spec, tell) {
+        if (fail && spec.kind === "draw" && spec.samples.length < 10) {
+          await whole.promise;
+          throw new Error("out of paper");
+        }
+        await good.run(spec, tell);
+        whole.resolve();
+      },
     };
     const run = () =>
       withLab({ ...options, runner }, (lab) => lab.draw([asked(13)]));
