@@ -115,6 +115,18 @@ export async function noLeak(fn: () => unknown): Promise<void> {
   assertEquals(tf.memory().numTensors - before, 0, "tensors left behind");
 }
 
+/** Works in a folder that is gone afterwards. */
+export async function inFolder(
+  work: (folder: string) => Promise<void>,
+): Promise<void> {
+  const folder = await Deno.makeTempDir();
+  try {
+    await work(folder);
+  } finally {
+    await Deno.remove(folder, { recursive: true });
+  }
+}
+
 /** The path of a file under tests/fixtures. */
 export function fixturePath(path: string): string {
   return new URL(`./fixtures/${path}`, import.meta.url).pathname;

@@ -7,7 +7,7 @@ import { evaluateCommand } from "../src/cli/evaluate.ts";
 import { fuseCommand } from "../src/cli/fuse.ts";
 import { inspectCommand } from "../src/cli/inspect.ts";
 import { memoryCommand } from "../src/cli/memory.ts";
-import { modelConfigs } from "../src/cli/room.ts";
+import { modelConfigs } from "../src/cli/memory_use.ts";
 import { trainingMemory } from "../src/customize/memory.ts";
 import { sampleCommand } from "../src/cli/sample.ts";
 import { trainCommand } from "../src/cli/train.ts";

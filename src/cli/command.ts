@@ -129,20 +129,6 @@ function complain(error: unknown): void {
 }
 
 /**
- * Runs a program of its own: an error is a line, and exit code 1.
- *
- * @param main The program.
- */
-export async function runScript(main: () => Promise<void>): Promise<void> {
-  try {
-    await main();
-  } catch (error) {
-    complain(error);
-    Deno.exit(1);
-  }
-}
-
-/**
  * Runs a command.
  *
  * @param command The command.

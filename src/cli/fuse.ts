@@ -8,7 +8,6 @@ import { finish } from "../core/finish.ts";
 import { key } from "../core/random.ts";
 import { type Concept, disposeConcept } from "../customize/concept.ts";
 import { ATTENTION } from "../customize/sites.ts";
-import { modelSize } from "../diffusion/layout.ts";
 import { fuse, type FuseOptions } from "../fusion/gradient.ts";
 import { fusionMemory } from "../fusion/memory.ts";
 import { weightFusion } from "../fusion/weight.ts";
@@ -37,13 +36,11 @@ import {
 } from "./options.ts";
 import { createProgress } from "./progress.ts";
 import {
-  countedConfigs,
-  makeRoom,
+  applyMemory,
   MEMORY_OPTIONS,
-  type Room,
-  uncounted,
-  useRoom,
-} from "./room.ts";
+  memoryFor,
+  type MemoryUse,
+} from "./memory_use.ts";
 
 const count = whole({ least: 1 });
 
@@ -256,9 +253,9 @@ export async function runFuse(request: FuseRequest): Promise<void> {
   await assertWritable(out);
   if (singleFile) await assertWritable(parentOf(singleFile));
   await startBackend(request.backend);
-  const room = await roomFor(request);
-  const base = await openModel(request, room);
-  const release = useRoom(room, request);
+  const use = await memoryOf(request);
+  const base = await openModel(request, use);
+  const release = applyMemory(use, request);
   try {
     const concepts = await openConcepts(request.concept, base);
     try {
@@ -289,17 +286,10 @@ export async function runFuse(request: FuseRequest): Promise<void> {
 }
 
 /** How memory is used, where the fusion fits at all. */
-async function roomFor(request: FuseRequest): Promise<Room> {
-  const configs = await countedConfigs(request);
-  if (!configs) return uncounted(request);
-  const { width, height } = modelSize({
-    unet: { config: configs.unet },
-    autoencoder: { config: configs.autoencoder },
-  });
+function memoryOf(request: FuseRequest): Promise<MemoryUse> {
   const { concept, method, layers, pictures } = request;
-  return await makeRoom(request, {
+  return memoryFor(request, (configs, { width, height }) => ({
     what: "fuse",
-    configs,
     run: { height, width, batch: pictures ?? 2 },
     batched: false,
     count: ({ memory, half }, options) =>
@@ -311,7 +301,7 @@ async function roomFor(request: FuseRequest): Promise<Room> {
         memory,
         half,
       }, options),
-  });
+  }));
 }
 
 /** `deno task fuse`. */

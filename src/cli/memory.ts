@@ -23,7 +23,7 @@ import {
   type Values,
   whole,
 } from "./options.ts";
-import { gigabytes, MEMORY_CHOICES, modelConfigs } from "./room.ts";
+import { gigabytes, MEMORY_CHOICES, modelConfigs } from "./memory_use.ts";
 
 const count = whole({ least: 1 });
 

@@ -19,6 +19,7 @@ import {
   CONCEPTS,
   LAB_OPTIONS,
   labRequest,
+  RUN_OPTIONS,
   SETTING_OPTIONS,
   settingsOf,
 } from "./lab_options.ts";
@@ -74,7 +75,7 @@ const OPTIONS = optionTable({
     default: 2,
     help: "prompts of each concept that are drawn",
   },
-  seeds: { type: listOf(whole()), otherwise: "0", help: "training seeds" },
+  seeds: RUN_OPTIONS.seeds,
   ...{ preset, rank, steps, guidance },
   ...LAB_OPTIONS,
   out: { type: folder, otherwise: "out/overfit", help: "where results go" },

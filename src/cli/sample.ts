@@ -9,7 +9,6 @@ import { cannot } from "../core/errors.ts";
 import {
   type Layout,
   layoutJsonSchema,
-  modelSize,
   parseLayout,
   resolveLayout,
 } from "../diffusion/layout.ts";
@@ -50,13 +49,11 @@ import {
 import { createProgress } from "./progress.ts";
 import { calledConcepts, loraTags } from "./prompts.ts";
 import {
-  countedConfigs,
-  makeRoom,
+  applyMemory,
   MEMORY_OPTIONS,
-  type Room,
-  uncounted,
-  useRoom,
-} from "./room.ts";
+  memoryFor,
+  type MemoryUse,
+} from "./memory_use.ts";
 import { WORKERS_OPTION, workersFor } from "./workers.ts";
 
 const WHAT = "sample";
@@ -347,24 +344,17 @@ export const sampleCommand: Command<SampleRequest> = command({
 });
 
 /** How memory is used, where the pictures fit at all. */
-async function roomFor(
+function memoryOf(
   command: SampleRequest,
   { size, count, guidance }: Layout,
-): Promise<Room> {
-  const configs = await countedConfigs(command);
-  if (!configs) return uncounted(command);
-  const { height, width } = size ?? modelSize({
-    unet: { config: configs.unet },
-    autoencoder: { config: configs.autoencoder },
-  });
-  return await makeRoom(command, {
+): Promise<MemoryUse> {
+  return memoryFor(command, (configs, own) => ({
     what: WHAT,
-    configs,
-    run: { height, width, batch: Math.min(command.batch, count) },
+    run: { ...(size ?? own), batch: Math.min(command.batch, count) },
     batched: true,
     count: (run, options) =>
       samplingMemory(configs, { ...run, guidance }, options),
-  });
+  }));
 }
 
 /** Draws what is asked for and returns the files. */
@@ -383,9 +373,9 @@ async function draw(
   const files: string[] = [];
   const progress = createProgress();
   const steps = drawnSteps(layout.count);
-  const room = await roomFor(command, layout);
-  const { memory, half } = room;
-  const release = useRoom(room, command);
+  const use = await memoryOf(command, layout);
+  const { memory, half } = use;
+  const release = applyMemory(use, command);
   await drawPictures({
     layout: { ...layout, prompt },
     file: command.layout,

@@ -71,13 +71,11 @@ import {
 import { createProgress } from "./progress.ts";
 import { QUEUE_OPTIONS, queueRequest } from "./queue_options.ts";
 import {
-  countedConfigs,
-  makeRoom,
+  applyMemory,
   MEMORY_OPTIONS,
-  type Room,
-  uncounted,
-  useRoom,
-} from "./room.ts";
+  memoryFor,
+  type MemoryUse,
+} from "./memory_use.ts";
 
 const rate = number({ least: 0 });
 const count = whole({ least: 1 });
@@ -400,11 +398,11 @@ export async function runTrain(request: TrainRequest): Promise<void> {
   );
   if (request.fresh) await Deno.remove(state).catch(ifThere);
   await startBackend(request.backend);
-  const room: Room = queueRequest("train", request)
+  const use: MemoryUse = queueRequest("train", request)
     ? { memory: "high", half: false }
-    : await roomFor(request);
-  const model = await openModel(request, room);
-  const release = useRoom(room, request);
+    : await memoryOf(request);
+  const model = await openModel(request, use);
+  const release = applyMemory(use, request);
   try {
     const size = request.size ?? modelSize(model).width;
     const { caption, masks, trigger, flips } = request;
@@ -473,7 +471,7 @@ export async function runTrain(request: TrainRequest): Promise<void> {
             classes,
             flips,
             state,
-            memory: room.memory,
+            memory: use.memory,
           },
         });
       try {
@@ -516,7 +514,7 @@ async function trainHere(
   { start, chosen, examples, classes, flips, state, memory }: Training & {
     readonly flips: boolean;
     readonly state: string;
-    readonly memory: Room["memory"];
+    readonly memory: MemoryUse["memory"];
   },
 ): Promise<Outcome> {
   const batch = memory === "low" ? 1 : undefined;
@@ -607,29 +605,23 @@ async function trainElsewhere(
 }
 
 /** How memory is used, where the run fits at all. */
-async function roomFor(request: TrainRequest): Promise<Room> {
-  const configs = await countedConfigs(request);
-  if (!configs) return uncounted(request);
+function memoryOf(request: TrainRequest): Promise<MemoryUse> {
   const chosen = methodOf(request);
-  const { width } = modelSize({
-    unet: { config: configs.unet },
-    autoencoder: { config: configs.autoencoder },
-  });
-  const size = request.size ?? width;
-  const { batch } = chosen.train;
-  return await makeRoom(request, {
-    what: "train",
-    configs,
-    run: { height: size, width: size, batch },
-    batched: true,
-    count: ({ batch, ...run }, options) =>
-      trainingMemory(configs, {
-        ...run,
-        method: { ...chosen, train: { ...chosen.train, batch } },
-        rank: request.rank,
-        prior: request.prior === undefined ? 0 : batch,
-        encoding: true,
-      }, options),
+  return memoryFor(request, (configs, { width }) => {
+    const size = request.size ?? width;
+    return {
+      what: "train",
+      run: { height: size, width: size, batch: chosen.train.batch },
+      batched: true,
+      count: ({ batch, ...run }, options) =>
+        trainingMemory(configs, {
+          ...run,
+          method: { ...chosen, train: { ...chosen.train, batch } },
+          rank: request.rank,
+          prior: request.prior === undefined ? 0 : batch,
+          encoding: true,
+        }, options),
+    };
   });
 }
 

@@ -2,7 +2,6 @@
  * `convert`: outputs that are one file, files without a network or a tokenizer.
  */
 import { assert, assertEquals } from "@std/assert";
-import { main } from "../../src/cli/main.ts";
 import { saveSingleFile } from "../../src/formats/ldm.ts";
 import { joinPath } from "../../src/io/files.ts";
 import {
@@ -13,29 +12,10 @@ import {
 import { selectBackend } from "../../src/core/backend.ts";
 import { disposeModel } from "../../src/models/model.ts";
 import { tinySd } from "../customize/tiny_sd.ts";
-import { fixturePath } from "../helpers.ts";
+import { fixturePath, inFolder } from "../helpers.ts";
+import { said } from "./said.ts";
 
-async function said(...args: string[]) {
-  const { log, error } = console;
-  const lines = { out: [] as string[], error: [] as string[] };
-  console.log = (text: string) => void lines.out.push(text);
-  console.error = (text: string) => void lines.error.push(text);
-  try {
-    const code = await main(["convert", ...args]);
-    return { code, out: lines.out.join("\n"), error: lines.error.join("\n") };
-  } finally {
-    Object.assign(console, { log, error });
-  }
-}
-
-async function inFolder(work: (folder: string) => Promise<void>) {
-  const folder = await Deno.makeTempDir();
-  try {
-    await work(folder);
-  } finally {
-    await Deno.remove(folder, { recursive: true });
-  }
-}
+const convert = (...args: string[]) => said("convert", ...args);
 
 const LORA = fixturePath("lora/edlora_official.safetensors");
 const MODEL = fixturePath("tiny-sd");
@@ -65,7 +45,7 @@ Deno.test("two outputs, or input and output, are never one file", () =>
       ],
     ];
     for (const [args, message] of cases) {
-      const { code, error } = await said(...args);
+      const { code, error } = await convert(...args);
       assertEquals(code, 1, error);
       assert(error.includes(`different files for ${message}`), error);
     }
@@ -76,12 +56,16 @@ Deno.test("two outputs, or input and output, are never one file", () =>
       "in.safetensors",
       "link.safetensors",
     ]);
-    const { code, error } = await said(
+    const { code, error } = await convert(
       ...[LORA, out, ...to, "--tokens", at("t.safetensors")],
     );
     assertEquals(code, 0, error);
     // A name that the system does not take is told before work.
-    const long = await said(LORA, at(`${"a".repeat(256)}.safetensors`), ...to);
+    const long = await convert(
+      LORA,
+      at(`${"a".repeat(256)}.safetensors`),
+      ...to,
+    );
     assertEquals(long.code, 1);
     assert(long.error.startsWith("Cannot write "), long.error);
   }));
@@ -109,17 +93,17 @@ Deno.test("single files become single files without tokenizer, hub or VAE", asyn
     Object.entries(env).forEach(([k, v]) => Deno.env.set(k, v));
     try {
       const halve = ["--to", "single-file", "--dtype", "F16"];
-      const half = await said(at("whole"), at("half"), ...halve);
+      const half = await convert(at("whole"), at("half"), ...halve);
       assertEquals([half.code, half.error], [0, ""]);
       const halved = await openSafetensors(at("half"));
       const types = new Set([...halved.entries.values()].map((e) => e.dtype));
       assertEquals([...types].sort(), ["F16", "I64"]);
       assertEquals(halved.entries.size, all.length);
       halved.close();
-      const without = await said(at("novae"), at("x"), ...halve);
+      const without = await convert(at("novae"), at("x"), ...halve);
       assertEquals(without.code, 1);
       assert(without.error.includes("expected a VAE in it"), without.error);
-      const vae = await said(at("novae"), at("y"), ...halve, "--vae", MODEL);
+      const vae = await convert(at("novae"), at("y"), ...halve, "--vae", MODEL);
       assertEquals([vae.code, vae.error], [0, ""]);
       const [a, b] = await Promise.all([
         Deno.readFile(at("half")),
@@ -135,13 +119,13 @@ Deno.test("single files become single files without tokenizer, hub or VAE", asyn
         ),
         file.metadata,
       );
-      const lora = await said(
+      const lora = await convert(
         ...[at("changed"), at("lora"), "--to", "kohya"],
         ...["--difference-to", at("whole"), "--rank", "2"],
       );
       assertEquals(lora.code, 0, lora.error);
       // A folder has a tokenizer, so here one is needed.
-      const folders = await said(
+      const folders = await convert(
         at("half"),
         joinPath(folder, "f"),
         "--to",

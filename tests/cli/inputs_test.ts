@@ -3,7 +3,6 @@
  * that names the thing.
  */
 import { assert, assertEquals } from "@std/assert";
-import { main } from "../../src/cli/main.ts";
 import { encodePng } from "../../src/io/png.ts";
 import { readExamples } from "../../src/customize/dataset.ts";
 import {
@@ -11,31 +10,10 @@ import {
   type RawTensor,
   writeSafetensors,
 } from "../../src/io/safetensors.ts";
-import { fixturePath } from "../helpers.ts";
+import { fixturePath, inFolder } from "../helpers.ts";
+import { said } from "./said.ts";
 
 const MODEL = fixturePath("tiny-sd");
-
-async function said(...args: string[]) {
-  const { log, error } = console;
-  const out: string[] = [], wrong: string[] = [];
-  console.log = (text) => void out.push(String(text));
-  console.error = (text) => void wrong.push(String(text));
-  try {
-    const code = await main(args);
-    return { code, out: out.join("\n"), wrong: wrong.join("\n") };
-  } finally {
-    Object.assign(console, { log, error });
-  }
-}
-
-async function inFolder(work: (folder: string) => Promise<void>) {
-  const folder = await Deno.makeTempDir();
-  try {
-    await work(folder);
-  } finally {
-    await Deno.remove(folder, { recursive: true });
-  }
-}
 
 /** A copy of the tiny model whose files are links, so that some can change. */
 async function modelIn(folder: string): Promise<string> {
@@ -65,14 +43,14 @@ Deno.test("model folders as people have them", () =>
     const model = await modelIn(folder);
     const at = (path: string) => `${model}/${path}`;
     const fine = async (...args: string[]) => {
-      const { code, wrong } = await draw(folder, model, ...args);
-      assertEquals(code, 0, wrong);
+      const { code, error } = await draw(folder, model, ...args);
+      assertEquals(code, 0, error);
     };
     const refused = async (message: string, ...args: string[]) => {
-      const { code, wrong } = await draw(folder, model, ...args);
+      const { code, error } = await draw(folder, model, ...args);
       assertEquals(code, 1);
-      assert(wrong.includes(message), wrong);
-      assert(!wrong.includes("    at "), wrong);
+      assert(error.includes(message), error);
+      assert(!error.includes("    at "), error);
     };
     // Parts that need not be there, or are null.
     const index = JSON.parse(await Deno.readTextFile(at("model_index.json")));
@@ -184,7 +162,7 @@ Deno.test("folders of pictures as people have them", () =>
       const at = await Deno.makeTempDir({ dir: folder });
       const path = `${at.slice(folder.length + 1)}/${name}`;
       await put(path, data);
-      const { code, wrong } = await said(
+      const { code, error } = await said(
         ...["train", "--name", "rex", "--class", "cat", "--images", at],
         ...[
           "--model",
@@ -196,7 +174,7 @@ Deno.test("folders of pictures as people have them", () =>
         ],
       );
       assertEquals(code, 1);
-      assert(wrong.includes(why), `${name}: ${wrong}`);
+      assert(error.includes(why), `${name}: ${error}`);
     };
     const head = (text: string) => new TextEncoder().encode(text);
     await refused("a.png", "", "got an empty file");
@@ -221,13 +199,13 @@ Deno.test("outputs that cannot be are refused before work", () =>
         ["/proc/none/x.safetensors", "Cannot write"],
       ]
     ) {
-      const { code, wrong } = await said(
+      const { code, error } = await said(
         ...["convert", lora, out, "--to", "kohya", "--without-tokens"],
         ...["--model", MODEL],
       );
       assertEquals(code, 1);
-      assert(wrong.includes(why), wrong);
-      assertEquals(wrong.split("\n").length, 1);
+      assert(error.includes(why), error);
+      assertEquals(error.split("\n").length, 1);
     }
     for (
       const [args, why] of [
@@ -241,7 +219,7 @@ Deno.test("outputs that cannot be are refused before work", () =>
         [["--sampler", "Euler a"], "--sampler"],
       ] as [string[], string][]
     ) {
-      const { code, wrong } = await draw(folder, MODEL, ...args);
-      assert(code > 0 && wrong.includes(why), `${args}: ${code} ${wrong}`);
+      const { code, error } = await draw(folder, MODEL, ...args);
+      assert(code > 0 && error.includes(why), `${args}: ${code} ${error}`);
     }
   }));

@@ -3,10 +3,10 @@
  * that names the kind, or an error of one sentence.
  */
 import { assert, assertEquals } from "@std/assert";
-import { main } from "../../src/cli/main.ts";
 import { joinPath } from "../../src/io/files.ts";
 import { type RawTensor, writeSafetensors } from "../../src/io/safetensors.ts";
-import { fixturePath } from "../helpers.ts";
+import { fixturePath, inFolder } from "../helpers.ts";
+import { said } from "./said.ts";
 
 /** Shapes by name, as zeros of two bytes. */
 type Shapes = Record<string, number[]>;
@@ -14,31 +14,6 @@ type Shapes = Record<string, number[]>;
 function zeros(shape: number[]): RawTensor {
   const size = shape.reduce((a, b) => a * b, 1);
   return { dtype: "F16", shape, data: new Uint8Array(2 * size) };
-}
-
-/** What the command prints and its exit code. */
-async function said(
-  ...args: string[]
-): Promise<{ code: number; out: string; error: string }> {
-  const { log, error } = console;
-  const lines = { out: [] as string[], error: [] as string[] };
-  console.log = (text: string) => void lines.out.push(text);
-  console.error = (text: string) => void lines.error.push(text);
-  try {
-    const code = await main(args);
-    return { code, out: lines.out.join("\n"), error: lines.error.join("\n") };
-  } finally {
-    Object.assign(console, { log, error });
-  }
-}
-
-async function inFolder(work: (folder: string) => Promise<void>) {
-  const folder = await Deno.makeTempDir();
-  try {
-    await work(folder);
-  } finally {
-    await Deno.remove(folder, { recursive: true });
-  }
 }
 
 const UNET = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k";

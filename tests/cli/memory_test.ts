@@ -1,6 +1,6 @@
 import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
 import { memoryCommand, runMemory } from "../../src/cli/memory.ts";
-import { makeRoom, modelConfigs } from "../../src/cli/room.ts";
+import { chooseMemory, modelConfigs } from "../../src/cli/memory_use.ts";
 import { trainingMemory } from "../../src/customize/memory.ts";
 import { method } from "../../src/customize/methods.ts";
 import type { MemoryNeed } from "../../src/models/blank.ts";
@@ -36,7 +36,7 @@ Deno.test("memory prints what the trainer takes", async () => {
   assert(low.peak < high.peak, `${low.peak} of ${high.peak}`);
   assertEquals(low.weights, high.weights);
   assert(half.weights < 0.55 * low.weights);
-  // There is room: high. There is none: low.
+  // There is use: high. There is none: low.
   assertEquals(JSON.parse(await printed(...args)).memory, "high");
   const large = args.map((arg) => arg === "64" ? "192" : arg);
   const tight = JSON.parse(await printed(...large, "--card", "0.1"));
@@ -76,7 +76,7 @@ Deno.test("memory refuses what does not go together", () => {
   }
 });
 
-type Count = Parameters<typeof makeRoom>[1]["count"];
+type Count = Parameters<typeof chooseMemory>[1]["count"];
 
 /** A training run of the tiny model. */
 async function training(side: number, batch: number) {
@@ -96,8 +96,8 @@ const AUTO = { memory: "auto", half: false, card: undefined } as const;
 forEachBackend("what does not fit is refused, with what would", async () => {
   const kernels = { kernels: "wasm" } as const;
   // Small runs are not even counted.
-  const room = await makeRoom(AUTO, await training(64, 1));
-  assertEquals(room, { memory: "high", half: false });
+  const use = await chooseMemory(AUTO, await training(64, 1));
+  assertEquals(use, { memory: "high", half: false });
   const four = await training(64, 4);
   const bytes = async (batch: number, memory: "high" | "low") =>
     (await four.count({ ...four.run, batch, memory, half: false }, kernels))
@@ -110,11 +110,11 @@ forEachBackend("what does not fit is refused, with what would", async () => {
   assert(high > low && low > two);
   const limit = (bytes: number) => ({ bytes, whose: "of this test" });
   // Exactly as much as is needed, and a byte less.
-  assertEquals((await makeRoom(AUTO, four, limit(high))).memory, "high");
-  assertEquals((await makeRoom(AUTO, four, limit(high - 1))).memory, "low");
-  assertEquals((await makeRoom(AUTO, four, limit(low))).need!.bytes, low);
+  assertEquals((await chooseMemory(AUTO, four, limit(high))).memory, "high");
+  assertEquals((await chooseMemory(AUTO, four, limit(high - 1))).memory, "low");
+  assertEquals((await chooseMemory(AUTO, four, limit(low))).need!.bytes, low);
   const refused = await assertRejects(
-    () => makeRoom(AUTO, four, limit(low - 1)),
+    () => chooseMemory(AUTO, four, limit(low - 1)),
     Error,
     "Cannot train 64×64 pixels, 4 at once: expected at most ",
   );
@@ -124,18 +124,18 @@ forEachBackend("what does not fit is refused, with what would", async () => {
   );
   assert(refused.message.includes("; these fit: --batch 2 ("), refused.message);
   const keeping = await assertRejects(
-    () => makeRoom({ ...AUTO, memory: "high" }, four, limit(low)),
+    () => chooseMemory({ ...AUTO, memory: "high" }, four, limit(low)),
     Error,
     "these fit: --memory low (",
   );
   assert(keeping.message.includes(`--memory low and --batch 2 (`));
   await assertRejects(
-    () => makeRoom(AUTO, four, limit(1e6)),
+    () => chooseMemory(AUTO, four, limit(1e6)),
     Error,
     "no smaller run of this model fits either",
   );
   await assertRejects(
-    () => makeRoom({ ...AUTO, half: true }, four),
+    () => chooseMemory({ ...AUTO, half: true }, four),
     Error,
     "Cannot train: expected --backend webgpu with --half, got wasm",
   );
@@ -148,10 +148,10 @@ forEachBackend("half floats are the last way out", async () => {
   const [full, half] = [await bytes(false), await bytes(true)];
   assert(half < full);
   const limit = { bytes: half, whose: "of this test" };
-  const room = await makeRoom(AUTO, one, limit);
-  assertEquals([room.memory, room.half], ["low", true]);
+  const use = await chooseMemory(AUTO, one, limit);
+  assertEquals([use.memory, use.half], ["low", true]);
   await assertRejects(
-    () => makeRoom({ ...AUTO, memory: "low" }, one, limit),
+    () => chooseMemory({ ...AUTO, memory: "low" }, one, limit),
     Error,
     "these fit: --half (",
   );

@@ -10,18 +10,9 @@ import { sampleCommand } from "../../src/cli/sample.ts";
 import { selectBackend } from "../../src/core/backend.ts";
 import { encodePng } from "../../src/io/png.ts";
 import { writeTinyWorld } from "../experiments/tiny_world.ts";
-import { fixturePath } from "../helpers.ts";
+import { fixturePath, inFolder } from "../helpers.ts";
 
 const LORA = fixturePath("lora/edlora_official.safetensors");
-
-async function inFolder(work: (folder: string) => Promise<void>) {
-  const folder = await Deno.makeTempDir();
-  try {
-    await work(folder);
-  } finally {
-    await Deno.remove(folder, { recursive: true });
-  }
-}
 
 /** Runs a command silently. */
 async function run<T>(

@@ -22,19 +22,10 @@ import {
 } from "../../src/io/safetensors.ts";
 import { disposeModel, loadModel, type Model } from "../../src/models/model.ts";
 import { tinySd } from "../customize/tiny_sd.ts";
-import { fixturePath, forEachBackend, noLeak } from "../helpers.ts";
+import { fixturePath, forEachBackend, inFolder, noLeak } from "../helpers.ts";
 
 const TOKENIZER = fixturePath("tiny-sd/tokenizer");
 const COMPONENTS = ["textEncoder", "unet", "autoencoder"] as const;
-
-async function inFolder(work: (folder: string) => Promise<void>) {
-  const folder = await Deno.makeTempDir();
-  try {
-    await work(folder);
-  } finally {
-    await Deno.remove(folder, { recursive: true });
-  }
-}
 
 async function contents(path: string): Promise<Map<string, RawTensor>> {
   const file = await openSafetensors(path);

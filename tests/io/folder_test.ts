@@ -11,6 +11,7 @@ import {
   toFloat32,
   writeSafetensors,
 } from "../../src/io/safetensors.ts";
+import { inFolder } from "../helpers.ts";
 
 function one(value: number): RawTensor {
   return {
@@ -18,15 +19,6 @@ function one(value: number): RawTensor {
     shape: [1],
     data: new Uint8Array(new Float32Array([value]).buffer),
   };
-}
-
-async function inFolder(work: (root: string) => Promise<void>): Promise<void> {
-  const root = await Deno.makeTempDir();
-  try {
-    await work(root);
-  } finally {
-    await Deno.remove(root, { recursive: true });
-  }
 }
 
 Deno.test("weights are found by name, the asked variant first", () =>

@@ -19,6 +19,7 @@ import {
   loadTokenizer,
   type Tokenizer,
 } from "../../src/models/tokenizer.ts";
+import { inFolder } from "../helpers.ts";
 
 const FIXTURES = new URL("../fixtures/", import.meta.url);
 const FOLDER = new URL("tiny-sd/tokenizer", FIXTURES);
@@ -28,15 +29,6 @@ const golden = await readJson<Record<string, Record<string, number[]>>>(
   new URL("expected/tokenizer.json", FIXTURES),
 );
 const NEW = Array.from({ length: 32 }, (_, i) => `<new${i}>`);
-
-async function inFolder(work: (root: string) => Promise<void>): Promise<void> {
-  const root = await Deno.makeTempDir();
-  try {
-    await work(root);
-  } finally {
-    await Deno.remove(root, { recursive: true });
-  }
-}
 
 function assertGolden(tokenizer: Tokenizer, cases: Record<string, number[]>) {
   for (const [text, ids] of Object.entries(cases)) {

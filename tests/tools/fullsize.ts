@@ -29,6 +29,7 @@ import { method, startConcept } from "../../src/customize/methods.ts";
 import { train } from "../../src/customize/train.ts";
 import { fold, key, normal, uniform } from "../../src/core/random.ts";
 import { parameterCount } from "../../src/core/tree.ts";
+import { SD_AUTOENCODER } from "../../src/cli/memory_use.ts";
 import { LORA_BASES } from "../../src/formats/dialects/base.ts";
 import { decodeImages } from "../../src/diffusion/pipeline.ts";
 import { exists, joinPath, writeJson } from "../../src/io/files.ts";
@@ -72,16 +73,7 @@ import {
 
 const SEED = key(15);
 
-/** Stable Diffusion 1.5's autoencoder. */
-const VAE = {
-  block_out_channels: [128, 256, 512, 512],
-  down_block_types: new Array(4).fill("DownEncoderBlock2D"),
-  up_block_types: new Array(4).fill("UpDecoderBlock2D"),
-  layers_per_block: 2,
-  sample_size: 512,
-};
-
-/** Its scheduler. */
+/** Stable Diffusion 1.5's scheduler. */
 const SCHEDULER = {
   _class_name: "PNDMScheduler",
   beta_start: 0.00085,
@@ -159,7 +151,7 @@ function described() {
   const configs = {
     text_encoder: parseTextEncoderConfig(text),
     unet: parseUNetConfig(denoiser),
-    vae: parseAutoencoderConfig(VAE),
+    vae: parseAutoencoderConfig(SD_AUTOENCODER),
   };
   const specs = {
     text_encoder: textEncoderSpec(configs.text_encoder),

@@ -9,6 +9,7 @@ import type { CountingOptions } from "../core/counting.ts";
 import { bindingLimit, boundCard } from "../core/device.ts";
 import { cannot } from "../core/errors.ts";
 import { type MemoryLimit, memoryLimit } from "../core/limits.ts";
+import { modelSize, type Size } from "../diffusion/layout.ts";
 import { openSafetensors } from "../io/safetensors.ts";
 import { joinPath, readJson } from "../io/files.ts";
 import { describeLdm } from "../formats/ldm_config.ts";
@@ -62,7 +63,7 @@ const USUAL_CARD = 8e9;
 const SURELY = 50;
 
 /** How memory is used in a run. */
-export interface Room {
+export interface MemoryUse {
   /** What is kept. */
   readonly memory: "high" | "low";
   /** Whether weights are half floats. */
@@ -93,7 +94,7 @@ export interface Counted {
   readonly batched: boolean;
   /** Counts a run. */
   readonly count: (
-    run: Sized & Pick<Room, "memory" | "half">,
+    run: Sized & Pick<MemoryUse, "memory" | "half">,
     options: CountingOptions,
   ) => Promise<MemoryNeed>;
 }
@@ -172,11 +173,11 @@ function smaller(
  * @throws If none does, with the bytes, the limit, and what would fit; or if an
  * option does not go with the backend.
  */
-export async function makeRoom(
+export async function chooseMemory(
   request: MemoryRequest,
   counted: Counted,
   known: MemoryLimit = memoryLimit(request.card && 1e9 * request.card),
-): Promise<Room> {
+): Promise<MemoryUse> {
   const { what, configs, run } = counted;
   const webgpu = tf.getBackend() === "webgpu";
   for (const option of ["half", "card"] as const) {
@@ -189,7 +190,7 @@ export async function makeRoom(
   const { memory, half } = request;
   const plain = { memory: memory === "low" ? "low" : "high", half } as const;
   if (SURELY * floor(configs, run) < limit.bytes) return plain;
-  const ways: Pick<Room, "memory" | "half">[] = memory === "auto"
+  const ways: Pick<MemoryUse, "memory" | "half">[] = memory === "auto"
     ? [
       { memory: "high", half },
       { memory: "low", half },
@@ -197,7 +198,7 @@ export async function makeRoom(
     ]
     : [plain];
   const options = countingOptions();
-  const count = (r: Sized, way: Pick<Room, "memory" | "half">) =>
+  const count = (r: Sized, way: Pick<MemoryUse, "memory" | "half">) =>
     counted.count({ ...r, ...way }, options);
   let need: MemoryNeed | undefined;
   for (const way of ways) {
@@ -258,7 +259,10 @@ export async function makeRoom(
  * @param request What was asked for.
  * @returns Undoes it.
  */
-export function useRoom(room: Room, request: MemoryRequest): () => void {
+export function applyMemory(
+  room: MemoryUse,
+  request: MemoryRequest,
+): () => void {
   const { memory, half, need } = room;
   const chosen = [
     memory === "low" && request.memory === "auto" ? "--memory low" : "",
@@ -271,7 +275,7 @@ export function useRoom(room: Room, request: MemoryRequest): () => void {
 }
 
 /** Stable Diffusion's autoencoder, where there is only its name. */
-const VAE = {
+export const SD_AUTOENCODER = {
   block_out_channels: [128, 256, 512, 512],
   down_block_types: new Array(4).fill("DownEncoderBlock2D"),
   up_block_types: new Array(4).fill("UpDecoderBlock2D"),
@@ -289,25 +293,28 @@ const SCHEDULER = {
 };
 
 /**
- * Configs of a model whose memory is to be counted; nothing where a part is
- * missing or cannot be read: opening the model says what is wrong, or takes the
- * part from another file.
+ * Chooses how a command's run uses memory, as {@linkcode chooseMemory} does. A
+ * run is not counted where a part of the model is missing or cannot be read:
+ * opening the model says what is wrong, or takes the part from another file.
  *
- * @param request Which model.
+ * @param request Which model, and what the user wants.
+ * @param counted The run, from the model's configs and its own picture size.
  */
-export async function countedConfigs(
-  request: ModelRequest,
-): Promise<ModelConfigs | undefined> {
-  return await modelConfigs(request).catch(() => undefined);
-}
-
-/**
- * How memory is used in a run that cannot be counted.
- *
- * @param request What was asked for.
- */
-export function uncounted({ memory, half }: MemoryRequest): Room {
-  return { memory: memory === "low" ? "low" : "high", half };
+export async function memoryFor(
+  request: MemoryRequest & ModelRequest,
+  counted: (configs: ModelConfigs, size: Size) => Omit<Counted, "configs">,
+): Promise<MemoryUse> {
+  const configs = await modelConfigs(request).catch(() => undefined);
+  if (!configs) {
+    const { memory, half } = request;
+    return { memory: memory === "low" ? "low" : "high", half };
+  }
+  const { unet, autoencoder } = configs;
+  const size = modelSize({
+    unet: { config: unet },
+    autoencoder: { config: autoencoder },
+  });
+  return await chooseMemory(request, { ...counted(configs, size), configs });
 }
 
 /**
@@ -325,7 +332,7 @@ export async function modelConfigs(
     return {
       textEncoder: textEncoder.config,
       unet: unet.config,
-      autoencoder: parseAutoencoderConfig(VAE),
+      autoencoder: parseAutoencoderConfig(SD_AUTOENCODER),
       scheduler: SCHEDULER,
     };
   }
