@@ -37,9 +37,8 @@ export const MEMORY_OPTIONS = optionTable({
     type: oneOf(MEMORY_CHOICES),
     hint: "HOW",
     default: "auto",
-    help:
-      "low takes a fraction of the memory and a fifth more time, with the " +
-      "same result; high keeps what it can; auto is high where that fits, " +
+    help: "low takes a fraction of the memory and more time, with the same " +
+      "result; high keeps what it can; auto is high where that fits, " +
       "else low, else low with --half",
   },
   half: {
