@@ -141,7 +141,12 @@ function smaller(
     2 ** (configs.unet.block_out_channels.length - 1);
   const batches = [...new Set([Math.floor(batch / 2), 1])]
     .filter((b) => b > 0 && b < batch);
-  const sizes = [3 / 4, 1 / 2, 1 / 4].map((share) => {
+  // Down to the smallest picture there is: a size may have a digit too many.
+  const shares = [3 / 4];
+  for (let half = 1 / 2; half * Math.max(height, width) >= factor; half /= 2) {
+    shares.push(half);
+  }
+  const sizes = shares.map((share) => {
     const side = (pixels: number) =>
       Math.max(factor, factor * Math.floor(share * pixels / factor));
     return { height: side(height), width: side(width) };
@@ -254,15 +259,15 @@ export async function chooseMemory(
 /**
  * Says how a run uses memory, where that is worth a word, and keeps to it.
  *
- * @param room What was chosen.
+ * @param use What was chosen.
  * @param request What was asked for.
  * @returns Undoes it.
  */
 export function applyMemory(
-  room: MemoryUse,
+  use: MemoryUse,
   request: MemoryRequest,
 ): () => void {
-  const { memory, half, need } = room;
+  const { memory, half, need } = use;
   const chosen = [
     memory === "low" && request.memory === "auto" ? "--memory low" : "",
     half && !request.half ? "--half" : "",

@@ -141,6 +141,24 @@ forEachBackend("what does not fit is refused, with what would", async () => {
   );
 }, ["wasm"]);
 
+forEachBackend(
+  "a size with a digit too many: what fits is still found",
+  async () => {
+    const huge = await training(1024, 1), small = await training(128, 1);
+    const options = { kernels: "wasm" } as const;
+    const { bytes } = await small.count(
+      { ...small.run, memory: "low", half: false },
+      options,
+    );
+    await assertRejects(
+      () => chooseMemory(AUTO, huge, { bytes, whose: "of this test" }),
+      Error,
+      "these fit: 128×128 pixels (",
+    );
+  },
+  ["wasm"],
+);
+
 forEachBackend("half floats are the last way out", async () => {
   const one = await training(64, 1);
   const bytes = async (half: boolean) =>
