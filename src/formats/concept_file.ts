@@ -7,7 +7,7 @@ import { cannot } from "../core/errors.ts";
 import type { Concept } from "../customize/concept.ts";
 import { disposeAdapter, rankOf, type ScaleRule } from "../customize/lora.ts";
 import type { Model } from "../models/model.ts";
-import { type FileSource, sourceName } from "../io/source.ts";
+import { type FileSource, type FileTarget, sourceName } from "../io/source.ts";
 import { readLora } from "./lora.ts";
 import { saveLora } from "./lora_write.ts";
 import { openTensors } from "./pickle.ts";
@@ -19,13 +19,13 @@ const META = "mix_of_show.";
  * Saves a concept as an official ED-LoRA file (safetensors), atomically. Class
  * word, order of tokens, rank, scale rule and `meta` go into its metadata.
  *
- * @param path The file.
+ * @param path The file: path, URL or stream.
  * @param concept The concept.
  * @param model The model it is for.
  * @param options `dtype` on disk (default F32).
  */
 export async function saveConcept(
-  path: string,
+  path: FileTarget,
   concept: Concept,
   model: Model,
   options: { dtype?: "F32" | "F16" | "BF16" } = {},
