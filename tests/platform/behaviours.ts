@@ -135,7 +135,7 @@ export function behaviours(
     },
     "without an argument the embedded model is loaded": async () => {
       base = await mos.loadModel();
-      equal(base.unet.config.cross_attention_dim > 0, true, "a UNet");
+      equal(base.unet.config.in_channels > 0, true, "a UNet");
       holds(base.tokenizer.has("fox</w>"), "its tokenizer knows a fox");
     },
     "a model is loaded from an address": async () => {

@@ -80,6 +80,15 @@ async function opened(browser: Browser, url: string): Promise<Page> {
   return page;
 }
 
+/** README's lines for a page, with the bundle where it is here. */
+async function readmePage(): Promise<string> {
+  const readme = await Deno.readTextFile(`${root}/README.md`);
+  const [, html] = /```html\n([^]*?)```/.exec(readme)!;
+  return `<!doctype html><body>${
+    html.replace("./node_modules/mix-of-show/", "/dist/")
+  }`;
+}
+
 async function launch(...args: string[]): Promise<Browser> {
   return await puppeteer.launch({
     executablePath: Deno.env.get("CHROMIUM") ?? "/usr/bin/chromium",
@@ -94,6 +103,7 @@ if (import.meta.main && !helped(HELP)) {
   const pages = {
     "/page.html": PAGE,
     "/behaviours.js": await behavioursModule(),
+    "/readme.html": await readmePage(),
   };
   const expected = await denoOutcomes();
   let [passed, failed] = [0, 0];
@@ -118,6 +128,16 @@ if (import.meta.main && !helped(HELP)) {
     await using server = served(root, { isolated, pages });
     const browser = await launch();
     try {
+      if (!isolated) {
+        const page = await browser.newPage();
+        await page.goto(`${server.url}/readme.html`);
+        await page.waitForFunction(
+          "document.querySelector('img')?.naturalWidth === 64",
+          { timeout: PATIENCE },
+        );
+        count("page: README's lines draw a picture", undefined);
+        await page.close();
+      }
       const page = await opened(browser, server.url);
       const found = await page.evaluate("crossOriginIsolated");
       count(

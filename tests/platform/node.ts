@@ -47,13 +47,13 @@ if (import.meta.main && !helped(HELP)) {
     `${work}/expected.json`,
     JSON.stringify(await denoOutcomes()),
   );
-  for (const name of ["node_test.js", "worker.js"]) {
+  for (const name of ["node_suite.js", "worker.js"]) {
     await Deno.copyFile(`${root}/tests/platform/${name}`, `${work}/${name}`);
   }
   await using server = served(root);
   const [command, ...args] = await nodeCommand();
   const { code, stdout } = await new Deno.Command(command, {
-    args: [...args, "--test", "--test-reporter=tap", "node_test.js"],
+    args: [...args, "--test", "--test-reporter=tap", "node_suite.js"],
     cwd: work,
     env: { MIX_OF_SHOW_SERVER: server.url },
     stdout: "piped",

@@ -85,9 +85,9 @@ for (const name of ["train", "fuse", "sample", "evaluate", "convert", "inspect",
     }
     const bytes = await Deno.readFile(`${folder}/out/${pictures[0]}`);
     assertEquals(decodePng(bytes).width, 64);
-    // The package's own example, in the first lines of mod.ts.
-    const text = await Deno.readTextFile(`${root}/mod.ts`);
-    const code = /```ts\n([^]*?)```/.exec(text)![1].replaceAll(/^ \* ?/gm, "");
+    // README's lines for Deno.
+    const text = await Deno.readTextFile(`${root}/README.md`);
+    const code = /```js\n([^]*?)```/.exec(text)![1];
     await Deno.writeTextFile(
       `${folder}/example.ts`,
       code.replace('"auto"', '"wasm"'),

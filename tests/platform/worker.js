@@ -1,4 +1,4 @@
-// A worker of node_test.js.
+// A worker of node_suite.js.
 import * as tf from "@tensorflow/tfjs-core";
 import { selectBackend } from "../src/core/backend.js";
 import { serve } from "../src/core/pool.js";

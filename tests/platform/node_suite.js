@@ -1,13 +1,16 @@
 // Run by Node's own test runner, in dist/test, on the built package.
 import assert from "node:assert/strict";
+import { spawnSync } from "node:child_process";
 import {
   existsSync,
   mkdtempSync,
   readdirSync,
   readFileSync,
   symlinkSync,
+  writeFileSync,
 } from "node:fs";
 import { tmpdir } from "node:os";
+import process from "node:process";
 import { test } from "node:test";
 import * as mos from "mix-of-show";
 import { createPool } from "../src/core/pool.js";
@@ -54,6 +57,21 @@ test("a file is written whole through a link, and nothing is left behind", async
   );
   assert.deepEqual(readdirSync(folder).sort(), ["link.bin", "real.bin"]);
   assert.equal(readFileSync(`${folder}/real.bin`).length, 7);
+});
+
+test("README's lines for Node draw a picture", async () => {
+  const readme = readFileSync("../README.md", "utf8");
+  const code = [...readme.matchAll(/```js\n([^]*?)```/g)]
+    .map(([, lines]) => lines).find((lines) => lines.includes("process."));
+  const folder = mkdtempSync("readme-");
+  writeFileSync(`${folder}/fox.js`, code);
+  const { status, stderr } = spawnSync(process.execPath, ["fox.js"], {
+    cwd: folder,
+    encoding: "utf8",
+  });
+  assert.equal(status, 0, stderr);
+  const picture = await mos.readPicture(`${folder}/fox.png`);
+  assert.equal(picture.width, 64);
 });
 
 test("workers compute, each with its own tfjs", async () => {
