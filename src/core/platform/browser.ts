@@ -53,11 +53,13 @@ function inspect(value: unknown): string {
 /** Name of the cache of models and adapters. */
 const CACHE = "mix-of-show";
 
-/** Whether two answers are about the same content, as far as they say. */
+/** Whether two answers are about the same content, by the best that they say. */
 function same(a: Response, b: Response): boolean {
-  return ["ETag", "Last-Modified", "Content-Length"].every((name) =>
-    a.headers.get(name) === b.headers.get(name)
-  );
+  for (const name of ["ETag", "Last-Modified", "Content-Length"]) {
+    const [one, other] = [a.headers.get(name), b.headers.get(name)];
+    if (one !== null && other !== null) return one === other;
+  }
+  return false;
 }
 
 /** Fetches a file into the browser's cache, unless the server has no newer. */
