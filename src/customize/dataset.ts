@@ -9,6 +9,7 @@
  */
 import * as tf from "@tensorflow/tfjs";
 import { cannot, listed } from "../core/errors.ts";
+import { machine } from "../core/platform/machine.ts";
 import { exists, joinPath, pathOf, readBytes } from "../io/files.ts";
 import { fitMask, maskOf } from "../io/mask.ts";
 import { listPictures, readPicture } from "../io/picture.ts";
@@ -323,8 +324,8 @@ export interface ReadExamplesOptions {
 async function pictureFolders(folder: string | URL): Promise<string[]> {
   const path = pathOf(folder);
   if ((await listPictures(path)).length > 0) return [path];
-  const inside = (await Array.fromAsync(Deno.readDir(path)))
-    .filter(({ name, isDirectory }) => isDirectory && kohyaFolder(name))
+  const inside = (await machine.files.list(path))
+    .filter(({ name, kind }) => kind === "folder" && kohyaFolder(name))
     .map(({ name }) => joinPath(path, name)).sort();
   return inside.length > 0 ? inside : [path];
 }
@@ -387,8 +388,8 @@ export async function readExamples(
   ];
   if (unread.length > 0) options.onUnread?.(unread);
   if (examples.length === 0) {
-    const inside = (await Array.fromAsync(Deno.readDir(folder)))
-      .flatMap(({ name, isDirectory }) => isDirectory ? [`${name}/`] : []);
+    const inside = (await machine.files.list(folder))
+      .flatMap(({ name, kind }) => kind === "folder" ? [`${name}/`] : []);
     throw cannot(
       what,
       "PNG, JPEG, WebP or AVIF pictures in it" +

@@ -6,6 +6,7 @@
 import * as tf from "@tensorflow/tfjs";
 import { cannot } from "../core/errors.ts";
 import { sha256 } from "../core/hash.ts";
+import { exists } from "../io/files.ts";
 import {
   encodeFloat,
   openSafetensors,
@@ -223,11 +224,7 @@ export async function loadTrainState(
   try {
     file = await openSafetensors(path);
   } catch (error) {
-    const absent = await Deno.stat(path).then(
-      () => false,
-      (e) => e instanceof Deno.errors.NotFound,
-    );
-    if (optional && absent) return undefined;
+    if (optional && !await exists(path)) return undefined;
     throw error;
   }
   const tensors = new Map<string, tf.Tensor>();

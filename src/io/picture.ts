@@ -9,10 +9,11 @@
 import { cannot } from "../core/errors.ts";
 import { pngChunks, textAt, viewOf, webpChunks } from "./chunks.ts";
 import { decodeRgba } from "./codecs.ts";
-import { listFiles, pathOf, readBytes } from "./files.ts";
+import { listFiles } from "./files.ts";
 import { decodeJpeg } from "./jpeg.ts";
 import { orientationOf, upright } from "./orientation.ts";
 import { decodePng, opaque, type Pixels } from "./png.ts";
+import { type FileSource, readSource, sourceName } from "./source.ts";
 import { decodeWebp } from "./webp.ts";
 
 /** Names of files that may be pictures. */
@@ -121,7 +122,7 @@ async function decodeAvif(bytes: Uint8Array): Promise<Pixels> {
 /**
  * Reads a picture.
  *
- * @param path The file.
+ * @param from The file: path, URL, `Blob` or bytes.
  * @returns As {@linkcode decodePicture}.
  * @throws If it cannot be read, or as {@linkcode decodePicture}.
  *
@@ -130,8 +131,11 @@ async function decodeAvif(bytes: Uint8Array): Promise<Pixels> {
  * const { width, height, channels, data } = await readPicture("fox.webp");
  * ```
  */
-export async function readPicture(path: string | URL): Promise<Pixels> {
-  return await decodePicture(await readBytes(path), pathOf(path));
+export async function readPicture(from: FileSource): Promise<Pixels> {
+  return await decodePicture(
+    await readSource(from),
+    sourceName(from, "a picture"),
+  );
 }
 
 /**
