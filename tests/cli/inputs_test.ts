@@ -412,7 +412,7 @@ Deno.test("outputs that cannot be are refused before work", () =>
         [["--steps", "1e9999"], "--steps a whole number"],
         [["--count", "1.5"], "--count a whole number"],
         [["--size", "0x64"], "size.width"],
-        [["--size", "64"], "--size such as 64x96"],
+        [["--size", "64*64"], "--size such as 64x96"],
         [["--guidance", "NaN"], "--guidance a number"],
         [["--sampler", "DPM fast"], "--sampler"],
       ] as [string[], string][]
