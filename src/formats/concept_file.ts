@@ -3,12 +3,31 @@
  *
  * @module
  */
+import * as tf from "@tensorflow/tfjs";
 import { cannot } from "../core/errors.ts";
-import type { Concept } from "../customize/concept.ts";
-import { disposeAdapter, rankOf, type ScaleRule } from "../customize/lora.ts";
+import {
+  type Concept,
+  emptyAdapter,
+  type Weights,
+} from "../customize/concept.ts";
+import {
+  type Component,
+  COMPONENTS,
+  disposeAdapter,
+  rankOf,
+  type ScaleRule,
+} from "../customize/lora.ts";
+import { initSpectral } from "../customize/spectral.ts";
+import {
+  encodeFloat,
+  type RawTensor,
+  type SafetensorsFile,
+  toFloat32,
+  writeSafetensors,
+} from "../io/safetensors.ts";
 import type { Model } from "../models/model.ts";
 import { readLora } from "./lora.ts";
-import { saveLora } from "./lora_write.ts";
+import { encodeLora } from "./lora_write.ts";
 import { openTensors } from "./pickle.ts";
 
 /** Keys of a concept's metadata in its file. */
@@ -32,10 +51,12 @@ export async function saveConcept(
   const { adapter } = concept;
   const lows = [...adapter.textEncoder.values(), ...adapter.unet.values()];
   const ranks = [...new Set(lows.map(rankOf))];
-  await saveLora(
-    path,
+  const { dtype = "F32" } = options;
+  // Of singular values, the shifts: the base's own vectors go with them.
+  const spectral = lows.some(({ spectrum }) => spectrum);
+  const { tensors, metadata } = await encodeLora(
     {
-      adapter,
+      adapter: spectral ? emptyAdapter(adapter.name) : adapter,
       embeddings: new Map(concept.tokens.map((t) => [t.token, t.vectors])),
     },
     model,
@@ -50,11 +71,71 @@ export async function saveConcept(
         // The scale is in the weights: α alone remains.
         [`${META}scale_rule`]: "alpha",
         [`${META}rank`]: ranks.join(),
-        [`${META}layers`]: String(lows.length),
+        [`${META}layers`]: String(spectral ? 0 : lows.length),
         [`${META}meta`]: JSON.stringify(concept.meta),
       },
     },
   );
+  for (const component of COMPONENTS) {
+    for (const [path, low] of adapter[component]) {
+      if (!low.spectrum) continue;
+      const { shift } = low.spectrum;
+      tensors.push([
+        `${SHIFTS}${component}.${path}`,
+        await rawOf(shift, dtype),
+      ]);
+    }
+    for (const [path, tensor] of concept.weights?.[component] ?? []) {
+      tensors.push([
+        `${WEIGHTS}${component}.${path}`,
+        await rawOf(tensor, dtype),
+      ]);
+    }
+  }
+  await writeSafetensors(path, tensors, { format: "pt", ...metadata });
+}
+
+/** Names of shifts of singular values, and of whole parameters, in a file. */
+const SHIFTS = "spectral_shifts.", WEIGHTS = "weights.";
+
+async function rawOf(
+  tensor: tf.Tensor,
+  dtype: "F32" | "F16" | "BF16",
+): Promise<RawTensor> {
+  const data = encodeFloat(await tensor.data() as Float32Array, dtype);
+  return { dtype, shape: [...tensor.shape], data };
+}
+
+/** Whole parameters of a file, or nothing if it has none. */
+async function readWeights(
+  file: SafetensorsFile,
+  what: string,
+): Promise<Weights | undefined> {
+  const found = { textEncoder: new Map(), unet: new Map() };
+  for (const [name, { shape }] of file.entries) {
+    if (!name.startsWith(WEIGHTS)) continue;
+    const [, component, ...path] = name.split(".");
+    if (!Object.hasOwn(found, component)) {
+      throw cannot(`read ${what}`, "weights of textEncoder or unet", name);
+    }
+    found[component as Component].set(
+      path.join("."),
+      tf.tensor(toFloat32(await file.read(name)), shape),
+    );
+  }
+  return found.textEncoder.size + found.unet.size > 0 ? found : undefined;
+}
+
+/** Shifts of singular values by layer; nothing if the file has none. */
+async function readShifts(
+  file: SafetensorsFile,
+): Promise<Map<string, Float32Array> | undefined> {
+  const shifts = new Map<string, Float32Array>();
+  for (const name of file.entries.keys()) {
+    if (!name.startsWith(SHIFTS)) continue;
+    shifts.set(name.slice(SHIFTS.length), toFloat32(await file.read(name)));
+  }
+  return shifts.size > 0 ? shifts : undefined;
 }
 
 /**
@@ -86,7 +167,13 @@ export async function loadConcept(
     const name = options.name ?? text("name") ?? baseName(path);
     // Files of our own say how many layers they have; others must have all.
     const layers = text("layers");
-    const read = await readLora(file, model, {
+    const own = (key: string) =>
+      !key.startsWith(SHIFTS) && !key.startsWith(WEIGHTS);
+    const rest = {
+      ...file,
+      entries: new Map([...file.entries].filter(([key]) => own(key))),
+    };
+    const read = await readLora(rest, model, {
       what,
       name,
       dialect: "official",
@@ -111,6 +198,8 @@ export async function loadConcept(
       for (const vectors of read.embeddings.values()) vectors.dispose();
       throw cannot(`read ${what}`, problem[0], problem[1]);
     }
+    const shifts = await readShifts(file);
+    const weights = await readWeights(file, what);
     return {
       name,
       classWord: options.classWord ?? text("class_word") ?? "",
@@ -119,7 +208,8 @@ export async function loadConcept(
         token,
         vectors: read.embeddings.get(token)!,
       })),
-      adapter: {
+      ...(weights && { weights }),
+      adapter: shifts ? await initSpectral(model, { name, shifts }) : {
         ...read.adapter,
         scaleRule: (text("scale_rule") as ScaleRule | undefined) ??
           read.adapter.scaleRule,

@@ -15,7 +15,7 @@ import { at, type TreeLike, updateAt } from "../core/tree.ts";
 import { addTokens, type Concept } from "../customize/concept.ts";
 import type { Component, TargetName, Targets } from "../customize/lora.ts";
 import { disposeModel, type Model } from "../models/model.ts";
-import type { LowRank } from "../nn/linear.ts";
+import { type LowRank, spectralGains } from "../nn/linear.ts";
 import { identity, type Matrix, matrix } from "../optim/least_squares.ts";
 import {
   type ConceptStatistics,
@@ -173,8 +173,15 @@ export async function hostDelta(
   const rank = low.down.size / inputs;
   const factor = low.scale * alpha;
   const down = await low.down.data();
+  const gains = low.spectrum && tf.tidy(() => spectralGains(low.spectrum!));
+  const gain = await gains?.data();
+  gains?.dispose();
   return {
-    down: matrix(inputs, rank, Float64Array.from(down, (x) => factor * x)),
+    down: matrix(
+      inputs,
+      rank,
+      Float64Array.from(down, (x, i) => factor * x * (gain?.[i % rank] ?? 1)),
+    ),
     up: matrix(rank, outputs, await low.up.data()),
   };
 }
