@@ -74,7 +74,7 @@ export function sites(
   filter: (site: Site) => boolean = () => true,
 ): Site[] {
   const found: Site[] = [];
-  const levels: number = tree?.down_blocks?.length ?? 0;
+  const levels = Object.keys(tree?.down_blocks ?? {}).length;
   const visit = (node: TreeLike, path: string) => {
     if (
       node === undefined || node === null || typeof node !== "object" ||

@@ -27,15 +27,28 @@ import {
 } from "../io/safetensors.ts";
 import type { Model } from "../models/model.ts";
 import { readLora } from "./lora.ts";
-import { encodeLora } from "./lora_write.ts";
+import { type EncodedLora, encodeLora } from "./lora_write.ts";
 import { openTensors } from "./pickle.ts";
 
 /** Keys of a concept's metadata in its file. */
 const META = "mix_of_show.";
 
+/** How a concept is written. */
+export interface SaveConceptOptions {
+  /**
+   * Type on disk.
+   *
+   * @default "F32"
+   */
+  readonly dtype?: "F32" | "F16" | "BF16";
+}
+
 /**
  * Saves a concept as an official ED-LoRA file (safetensors), atomically. Class
  * word, order of tokens, rank, scale rule and `meta` go into its metadata.
+ *
+ * Of fine-tuned networks every parameter is written, of shifted singular values
+ * the shifts only: the base model has the rest.
  *
  * @param path The file.
  * @param concept The concept.
@@ -46,8 +59,24 @@ export async function saveConcept(
   path: string,
   concept: Concept,
   model: Model,
-  options: { dtype?: "F32" | "F16" | "BF16" } = {},
+  options: SaveConceptOptions = {},
 ): Promise<void> {
+  const { tensors, metadata } = await encodeConcept(concept, model, options);
+  await writeSafetensors(path, tensors, metadata);
+}
+
+/**
+ * A concept as named tensors and metadata.
+ *
+ * @param concept The concept.
+ * @param model The model it is for.
+ * @param options `dtype` on disk (default F32).
+ */
+export async function encodeConcept(
+  concept: Concept,
+  model: Model,
+  options: SaveConceptOptions = {},
+): Promise<EncodedLora> {
   const { adapter } = concept;
   const lows = [...adapter.textEncoder.values(), ...adapter.unet.values()];
   const ranks = [...new Set(lows.map(rankOf))];
@@ -92,11 +121,14 @@ export async function saveConcept(
       ]);
     }
   }
-  await writeSafetensors(path, tensors, { format: "pt", ...metadata });
+  return { tensors, metadata: { format: "pt", ...metadata } };
 }
 
 /** Names of shifts of singular values, and of whole parameters, in a file. */
 const SHIFTS = "spectral_shifts.", WEIGHTS = "weights.";
+
+/** Beginning of names in a file that are not the concept's (see `lab/published`). */
+export const BESIDE = "statistics.";
 
 async function rawOf(
   tensor: tf.Tensor,
@@ -168,7 +200,7 @@ export async function loadConcept(
     // Files of our own say how many layers they have; others must have all.
     const layers = text("layers");
     const own = (key: string) =>
-      !key.startsWith(SHIFTS) && !key.startsWith(WEIGHTS);
+      ![SHIFTS, WEIGHTS, BESIDE].some((start) => key.startsWith(start));
     const rest = {
       ...file,
       entries: new Map([...file.entries].filter(([key]) => own(key))),

@@ -11,7 +11,7 @@
  */
 import * as tf from "@tensorflow/tfjs";
 import { cannot } from "../core/errors.ts";
-import { at, type TreeLike, updateAt } from "../core/tree.ts";
+import { at, type TreeLike } from "../core/tree.ts";
 import { addTokens, type Concept } from "../customize/concept.ts";
 import type { Component, TargetName, Targets } from "../customize/lora.ts";
 import { disposeModel, type Model } from "../models/model.ts";
@@ -39,6 +39,7 @@ import {
   solve,
   type SolveOptions,
 } from "./layer.ts";
+import { replaceWeights } from "./replace.ts";
 import type { Stats } from "./statistics.ts";
 import {
   averageWeights,
@@ -466,20 +467,6 @@ async function* average(
   } finally {
     if (!complete) tf.dispose([...made.values()]);
   }
-}
-
-/** A model with other weights at some paths; all else is shared. */
-function replaceWeights(
-  model: Model,
-  component: Component,
-  weights: ReadonlyMap<string, tf.Tensor>,
-): Model {
-  const params = updateAt(
-    model[component].params as TreeLike,
-    weights.keys(),
-    (node, path) => ({ ...node, weight: weights.get(path) }),
-  );
-  return { ...model, [component]: { ...model[component], params } };
 }
 
 /** The wanted layers of given statistics. */
