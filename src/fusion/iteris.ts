@@ -352,7 +352,7 @@ async function measure(
     const known = sums.get(name);
     sums.set(
       name,
-      products.map((p, i) => tf.keep(known ? known[i].add(p) : p)),
+      products.map((p, i) => tf.keep<tf.Tensor2D>(known ? known[i].add(p) : p)),
     );
     tf.dispose(known ?? []);
   };

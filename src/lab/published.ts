@@ -27,7 +27,11 @@ import {
   noisyStatistics,
   type Stats,
 } from "../fusion/statistics.ts";
-import { openSafetensors, writeSafetensors } from "../io/safetensors.ts";
+import {
+  openSafetensors,
+  type RawTensor,
+  writeSafetensors,
+} from "../io/safetensors.ts";
 import type { Model } from "../models/model.ts";
 
 /** A client's contribution; the concept's tensors are its own. */
@@ -100,7 +104,10 @@ export async function publish(
     path,
     [
       ...tensors,
-      ...encoded.tensors.map(([name, raw]) => [BESIDE + name, raw] as const),
+      ...encoded.tensors.map(([name, raw]): [string, RawTensor] => [
+        BESIDE + name,
+        raw,
+      ]),
     ],
     {
       ...metadata,

@@ -484,7 +484,7 @@ async function publishConcept(
     const file = pathOf.published(store, id);
     await publish(file, base, { concept, statistics, pictures }, {
       dtype: "F32",
-      ...(noise && { noise: { scale: noise, key: fold(key, "noise") } }),
+      ...(noise ? { noise: { scale: noise, key: fold(key, "noise") } } : {}),
     });
     const log: PublishLog = {
       seconds,
