@@ -41,6 +41,8 @@ export interface GradientSettings {
   readonly images: number;
   /** Layers fused by gradient. */
   readonly layers: TargetName;
+  /** Most iterations of L-BFGS per layer. @default the official code's */
+  readonly iterations?: number;
 }
 
 /** How a client measures its concept; plain data. */
