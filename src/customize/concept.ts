@@ -273,8 +273,9 @@ function baseWeights(
   chosen: readonly Component[],
 ): Map<string, tf.Tensor> {
   if (!chosen.includes(component)) return new Map();
+  // Sums are whole floats of their own, also of half floats and shared copies.
   return new Map(
-    leaves(model[component].params).map(([path, t]) => [path, t.clone()]),
+    leaves(model[component].params).map(([path, t]) => [path, tf.add(t, 0)]),
   );
 }
 

@@ -370,7 +370,8 @@ async function measure(
         const seen = new Map<string, tf.Tensor>();
         run(m, (layer, x) => {
           const path = names.get(layer);
-          if (path !== undefined) seen.set(path, x);
+          // Inputs are freed within the network.
+          if (path !== undefined) seen.set(path, tf.keep(x.clone()));
         });
         return seen;
       };
@@ -379,6 +380,7 @@ async function measure(
       for (const [path, x] of own) {
         add(`${component}.${path}`, x, other.get(path)!);
       }
+      tf.dispose([...own.values(), ...other.values()]);
     });
   try {
     pair("textEncoder", paths.textEncoder.fitted, (m, tap) => {
