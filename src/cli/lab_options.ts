@@ -162,6 +162,7 @@ export function settingsOf(
 const LABELS: Readonly<Record<Stage, string>> = {
   train: "training concepts",
   fuse: "fusing",
+  publish: "publishing",
   draw: "drawing",
   compose: "drawing layouts",
   embed: "scoring",

@@ -28,6 +28,8 @@ import type {
   LabSpec,
   ModelRef,
   PictureSet,
+  PublishLog,
+  PublishSpec,
   TrainLog,
   TrainSpec,
 } from "./specs.ts";
@@ -55,7 +57,14 @@ export const MODEL_PARTS: readonly string[] = [
 const BATCH = 10;
 
 /** What a call works on. */
-export type Stage = "train" | "fuse" | "draw" | "compose" | "embed" | "heldout";
+export type Stage =
+  | "train"
+  | "fuse"
+  | "publish"
+  | "draw"
+  | "compose"
+  | "embed"
+  | "heldout";
 
 /** What specs say of the things that they are worked on with. */
 export interface LabHashes {
@@ -117,6 +126,12 @@ export interface Fused extends FuseLog {
   readonly model: Extract<ModelRef, { type: "fused" }>;
 }
 
+/** A published concept. */
+export interface PublishedFile extends PublishLog {
+  /** Its name in the store. */
+  readonly id: string;
+}
+
 /** An embedded picture: unit vectors. */
 export interface Embedded {
   /** Of the whole picture. */
@@ -147,6 +162,8 @@ export interface Lab extends Disposable {
   train(asks: readonly Ask<TrainSpec>[]): Promise<Trained[]>;
   /** Fuses concepts, a model per ask. */
   fuse(asks: readonly Ask<FuseSpec>[]): Promise<Fused[]>;
+  /** Measures concepts and writes what their clients would send. */
+  publish(asks: readonly Ask<PublishSpec>[]): Promise<PublishedFile[]>;
   /** Draws pictures; gives their names in the store. */
   draw(asks: readonly Ask<DrawSpec>[]): Promise<string[][]>;
   /** Draws layouts; gives the pictures' names in the store. */
@@ -279,6 +296,19 @@ export async function openLab(options: LabOptions): Promise<Lab> {
         const id = await specId(spec);
         const log = await readJson<FuseLog>(pathOf.fuseLog(store, id));
         return { ...log, model: { type: "fused", id } };
+      }));
+    },
+    async publish(asks) {
+      const specs = asks.map((ask): PublishSpec => ({
+        kind: "publish",
+        base,
+        ...ask,
+      }));
+      await work("publish", "concept", specs, () => 1);
+      return await Promise.all(specs.map(async (spec) => {
+        const id = await specId(spec);
+        const log = await readJson<PublishLog>(pathOf.publishLog(store, id));
+        return { ...log, id };
       }));
     },
     async draw(asks) {
