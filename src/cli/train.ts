@@ -44,6 +44,7 @@ import {
   assertWritableFile,
   besidePath,
   joinPath,
+  writeJson,
 } from "../io/files.ts";
 import { withLab } from "../lab/lab.ts";
 import { openQueue, type QueueRequest } from "../lab/open_queue.ts";
@@ -251,6 +252,11 @@ const OPTIONS = optionTable({
   },
   dtype: { ...DTYPE_OPTION.dtype, otherwise: "F32" },
   log: { type: file, help: "a CSV file with loss and rates of each step" },
+  config: {
+    type: file,
+    help: "a JSON file of these options, such as the one that is written " +
+      "beside each concept; what the command line has counts more",
+  },
   fresh: { type: flag, help: "do not continue a run that was stopped" },
   ...BACKEND_OPTION,
   ...QUEUE_OPTIONS,
@@ -595,6 +601,10 @@ export async function runTrain(request: TrainRequest): Promise<void> {
         disposeConcept(concept);
       }
       await Deno.remove(state).catch(ifThere);
+      await writeJson(
+        besidePath(out.replace(/\.safetensors$/, ""), ".config.json"),
+        asked(request),
+      );
       if (smooth !== undefined) console.log(`loss ${smooth.toFixed(4)}`);
       console.log(out);
       console.log(
@@ -607,6 +617,19 @@ export async function runTrain(request: TrainRequest): Promise<void> {
     release();
     disposeModel(model);
   }
+}
+
+/** The request as `--config` reads it. */
+function asked(request: TrainRequest): Record<string, unknown> {
+  const { fresh: _fresh, config: _config, background, ...rest } = request;
+  const hex = background &&
+    `#${Uint8Array.from(background).toHex()}`;
+  return Object.fromEntries(
+    Object.entries({ ...rest, background: hex }).filter(([, value]) =>
+      value !== undefined && value !== false &&
+      !(Array.isArray(value) && value.length === 0)
+    ),
+  );
 }
 
 /** What a concept is trained from. */

@@ -348,11 +348,13 @@ async function measure(
       t.reshape([-1, t.shape.at(-1)!]) as tf.Tensor2D
     );
     const products = [[own, own], [other, other], [other, own]]
-      .map(([a, b]) => tf.matMul(a, b, true));
+      .map(([a, b]) => tf.matMul(a, b, true) as tf.Tensor2D);
     const known = sums.get(name);
     sums.set(
       name,
-      products.map((p, i) => tf.keep<tf.Tensor2D>(known ? known[i].add(p) : p)),
+      products.map((p, i) =>
+        tf.keep((known ? known[i].add(p) : p) as tf.Tensor2D)
+      ),
     );
     tf.dispose(known ?? []);
   };

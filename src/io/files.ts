@@ -214,11 +214,6 @@ async function realPath(path: string): Promise<string> {
   }
 }
 
-/** Whether an error is already one of {@linkcode cannot}. */
-function isOurs(error: unknown): boolean {
-  return error instanceof Error && error.message.startsWith("Cannot ");
-}
-
 async function* chunksOf(content: FileContent): AsyncGenerator<Uint8Array> {
   if (typeof content === "string") yield new TextEncoder().encode(content);
   else if (content instanceof Uint8Array) yield content;
