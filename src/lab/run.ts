@@ -488,8 +488,8 @@ async function publishConcept(
     });
     const log: PublishLog = {
       seconds,
-      bytes: (await Deno.stat(file)).size,
-      conceptBytes: (await Deno.stat(path)).size,
+      bytes: (await machine.files.stat(file))!.size,
+      conceptBytes: (await machine.files.stat(path))!.size,
     };
     await writeJson(pathOf.publishLog(store, id), log);
   } finally {

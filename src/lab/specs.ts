@@ -271,7 +271,9 @@ export type ComposeHow =
   /** Adapters inside their regions, not fused. */
   | "region-adapters"
   | "switch"
-  | "composite";
+  | "composite"
+  /** Adapters inside masks that attention finds; the prompt names all concepts. */
+  | "free-fuse";
 
 /** Draws one layout with several noises. */
 export interface ComposeSpec {

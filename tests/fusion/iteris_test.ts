@@ -139,18 +139,27 @@ forEachBackend("IterIS merges whole models", async () => {
     const { weight, low: [leaf] } = at(low.unet.params, path);
     return weight.add(tf.matMul(leaf.down, leaf.up).mul(leaf.scale));
   });
-  close(await read(merged), await own.data(), 1e-5);
+  const [got, wanted, first0] = [
+    await read(merged),
+    await own.data(),
+    await read(f.base),
+  ];
+  const largest = (a: ArrayLike<number>, b: ArrayLike<number>) =>
+    Math.max(...Array.from(a, (x, i) => Math.abs(x - b[i])));
+  // Sums of float32 products, over a ridge of 1e-4.
+  assert(largest(got, wanted) < 0.01 * largest(wanted, first0));
   own.dispose();
   assertEquals(alone.map(({ round }) => round), [1, 2]);
-  assert(alone.every(({ error }) => error < 1e-6), "nothing to contradict");
-  assert(alone[1].change < 1e-5);
+  assert(alone.every(({ error }) => error < 1e-4), "nothing to contradict");
+  assert(alone[1].change < 1e-3);
   disposeModel(merged, f.base);
   // Two: the second round sees the merged model and moves.
   const records: IterisRecord[] = [];
   const both = iteris(f.base, [first, second], { ...options, rounds: 2 });
   let step = await both.next();
   for (; !step.done; step = await both.next()) records.push(step.value);
-  assert(records[0].error > 1e-6 && records[1].change > 1e-6);
+  assert(records[0].error > 10 * alone[0].error, "nothing to agree on");
+  assert(records[1].change > 10 * alone[1].change);
   const once = await finish(
     iteris(f.base, [first, second], { ...options, rounds: 1 }),
   );
