@@ -19,7 +19,7 @@ import {
   loraSwitch,
   regionAdapters,
 } from "../customize/region_adapters.ts";
-import type { ConditionNetwork } from "../diffusion/conditions.ts";
+import { loadConditionNetworks } from "../diffusion/conditions.ts";
 import {
   type Layout,
   modelSize,
@@ -38,9 +38,7 @@ import {
 import { joinPath, parentOf } from "../io/files.ts";
 import { readPicture } from "../io/picture.ts";
 import { encodePng, type Pixels } from "../io/png.ts";
-import { loadControlNet } from "../models/controlnet.ts";
 import { disposeModel, type Model } from "../models/model.ts";
-import { loadT2IAdapter } from "../models/t2i_adapter.ts";
 import { type ConceptRequest, openConcepts } from "./concepts.ts";
 import { type ModelRequest, openModel } from "./models.ts";
 import { firstFrames } from "./options.ts";
@@ -146,26 +144,6 @@ function noticesOf(
     ...foreignSyntax(prompts, layout.syntax),
     ...uncalled(model, prompts, concepts),
   ];
-}
-
-/** Loads the condition networks that the layout names. */
-async function networksOf(
-  { networks, layout: { conditions } }: DrawingRequest,
-): Promise<Record<string, ConditionNetwork>> {
-  const loaded: Record<string, ConditionNetwork> = {};
-  try {
-    for (const { network: name, type } of conditions) {
-      const folder = networks[name];
-      if (folder === undefined || loaded[name]) continue;
-      loaded[name] = type === "t2i_adapter"
-        ? { type, ...await loadT2IAdapter(folder) }
-        : { type, ...await loadControlNet(folder) };
-    }
-    return loaded;
-  } catch (error) {
-    disposeTree(Object.values(loaded).map(({ params }) => params));
-    throw error;
-  }
 }
 
 /** A model with concepts in it, and what the pipeline needs for them. */
@@ -276,7 +254,10 @@ export async function openDrawing(request: DrawingRequest): Promise<Drawing> {
     const animations = firstFrames(
       [...seen].map(([name, { moving }]) => ({ name, moving })),
     );
-    const networks = await networksOf(request);
+    const networks = await loadConditionNetworks(
+      request.layout.conditions,
+      request.networks,
+    );
     owned.push(() =>
       disposeTree(Object.values(networks).map(({ params }) => params))
     );

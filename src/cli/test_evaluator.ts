@@ -19,7 +19,7 @@ import {
   evaluatorVerdict,
 } from "../evaluation/evaluator_check.ts";
 import { loadMobileNet } from "../evaluation/outside_evaluator.ts";
-import { presetOf } from "../experiments/presets.ts";
+import { PRESETS } from "../experiments/presets.ts";
 import { assertWritable, joinPath, parentOf, writeJson } from "../io/files.ts";
 import type { Pixels } from "../io/png.ts";
 import type { Colour } from "../io/resize.ts";
@@ -127,7 +127,7 @@ export async function readEvaluatorSet(
 /** The embedded world; the embedded model draws the class words. */
 async function embeddedSet(): Promise<EvaluatorSet> {
   const prompts = classWordPrompts();
-  const { sampling } = presetOf("ablation");
+  const { sampling } = PRESETS.ablation;
   const model = await loadModel(EMBEDDED);
   const progress = createProgress();
   const drawn = new Map<string, Pixels[]>();

@@ -15,6 +15,7 @@ import {
 } from "../customize/check.ts";
 import {
   addTokens,
+  changes,
   type Concept,
   disposeConcept,
   releaseTokens,
@@ -31,6 +32,7 @@ import {
   method,
   METHODS,
   startConcept,
+  startsAtClass,
 } from "../customize/methods.ts";
 import { trainingMemory } from "../customize/memory.ts";
 import { scaled } from "../customize/scale.ts";
@@ -340,14 +342,17 @@ async function classExamples(
 }
 
 /** Refuses rates of parts that the concept does not have. */
-function checkRates(request: TrainRequest, { adapter }: Concept): void {
+function checkRates(request: TrainRequest, concept: Concept): void {
+  const text = changes(concept, "textEncoder");
+  const unet = changes(concept, "unet");
+  const { lora = {} } = methodOf(request).concept;
   const parts = {
-    "--lr-text": [request.lrText, adapter.textEncoder.size],
-    "--lr-unet": [request.lrUnet, adapter.unet.size],
-    "--rank": [request.rank, adapter.textEncoder.size + adapter.unet.size],
+    "--lr-text": [request.lrText, text],
+    "--lr-unet": [request.lrUnet, unet],
+    "--rank": [request.rank, lora === false ? 0 : text + unet],
     // Class captions do not call the concept: its tokens learn nothing of them.
-    "--prior": [request.prior, adapter.textEncoder.size + adapter.unet.size],
-    ...loraOnly(request, adapter.textEncoder.size + adapter.unet.size),
+    "--prior": [request.prior, text + unet],
+    ...loraOnly(request, lora === false ? 0 : text + unet),
   } as const;
   for (const [name, [value, layers]] of Object.entries(parts)) {
     if (value === undefined || layers > 0) continue;
@@ -373,7 +378,7 @@ function loraOnly(
 
 /** Whether a method's token does not start at the class word. */
 function isRare({ method }: TrainRequest): boolean {
-  return ["dreambooth", "custom-diffusion"].includes(method);
+  return !startsAtClass(method);
 }
 
 /** Tokens of a class word where a learned token starts at their mean. */

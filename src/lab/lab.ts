@@ -28,6 +28,10 @@ import type {
   LabSpec,
   ModelRef,
   PictureSet,
+  PublishLog,
+  PublishSpec,
+  ReferenceSpec,
+  TextSpec,
   TrainLog,
   TrainSpec,
 } from "./specs.ts";
@@ -55,7 +59,14 @@ export const MODEL_PARTS: readonly string[] = [
 const BATCH = 10;
 
 /** What a call works on. */
-export type Stage = "train" | "fuse" | "draw" | "compose" | "embed" | "heldout";
+export type Stage =
+  | "train"
+  | "fuse"
+  | "publish"
+  | "draw"
+  | "compose"
+  | "embed"
+  | "heldout";
 
 /** What specs say of the things that they are worked on with. */
 export interface LabHashes {
@@ -117,6 +128,12 @@ export interface Fused extends FuseLog {
   readonly model: Extract<ModelRef, { type: "fused" }>;
 }
 
+/** A published concept. */
+export interface PublishedFile extends PublishLog {
+  /** Its name in the store. */
+  readonly id: string;
+}
+
 /** An embedded picture: unit vectors. */
 export interface Embedded {
   /** Of the whole picture. */
@@ -147,6 +164,8 @@ export interface Lab extends Disposable {
   train(asks: readonly Ask<TrainSpec>[]): Promise<Trained[]>;
   /** Fuses concepts, a model per ask. */
   fuse(asks: readonly Ask<FuseSpec>[]): Promise<Fused[]>;
+  /** Measures concepts and writes what their clients would send. */
+  publish(asks: readonly Ask<PublishSpec>[]): Promise<PublishedFile[]>;
   /** Draws pictures; gives their names in the store. */
   draw(asks: readonly Ask<DrawSpec>[]): Promise<string[][]>;
   /** Draws layouts; gives the pictures' names in the store. */
@@ -212,13 +231,14 @@ export async function openLab(options: LabOptions): Promise<Lab> {
   const seconds: Record<string, number> = {};
   const running = new Map<string, Promise<void>>();
 
-  /** Works on the specs that the store lacks; reports as `stage`. */
-  const work = async (
+  /** Works on the specs that the store lacks, then reads all results. */
+  const results = async <S extends LabSpec, R>(
     stage: Stage,
     unit: string,
-    specs: readonly LabSpec[],
-    size: (spec: LabSpec) => number,
-  ): Promise<void> => {
+    specs: readonly S[],
+    read: (spec: S, id: string) => Promise<R>,
+    size: (spec: S) => number = () => 1,
+  ): Promise<R[]> => {
     const before = performance.now();
     const total = specs.reduce((sum, spec) => sum + size(spec), 0);
     const shares = specs.map(() => 0);
@@ -246,143 +266,152 @@ export async function openLab(options: LabOptions): Promise<Lab> {
     }));
     seconds[stage] = (seconds[stage] ?? 0) +
       (performance.now() - before) / 1000;
+    return await Promise.all(
+      specs.map(async (spec) => await read(spec, await specId(spec))),
+    );
+  };
+
+  /** Works on lists cut into batches; joins the results of each list. */
+  const batched = async <S extends LabSpec, R>(
+    stage: Stage,
+    lists: readonly (readonly S[])[],
+    read: (spec: S, id: string) => Promise<readonly R[]>,
+    size: (spec: S) => number,
+  ): Promise<R[][]> => {
+    const found = await results(stage, "image", lists.flat(), read, size);
+    let next = 0;
+    return lists.map((own) => own.flatMap(() => found[next++]));
   };
 
   const { model: base, clip: clipHash, art: artId } = hashes;
+  const vectors = (id: string) => readVectors(pathOf.embedding(store, id));
   return {
     folders,
     hashes,
     art,
     seconds,
-    async train(asks) {
-      const specs = asks.map((ask): TrainSpec => ({
-        kind: "train",
-        base,
-        art: artId,
-        ...ask,
-      }));
-      await work("train", "step", specs, (s) => (s as TrainSpec).config.steps);
-      return await Promise.all(specs.map(async (spec) => {
-        const id = await specId(spec);
-        const log = await readJson<TrainLog>(pathOf.trainLog(store, id));
-        return { ...log, model: { type: "concept", id } };
-      }));
-    },
-    async fuse(asks) {
-      const specs = asks.map((ask): FuseSpec => ({
-        kind: "fuse",
-        base,
-        ...ask,
-      }));
-      await work("fuse", "model", specs, () => 1);
-      return await Promise.all(specs.map(async (spec) => {
-        const id = await specId(spec);
-        const log = await readJson<FuseLog>(pathOf.fuseLog(store, id));
-        return { ...log, model: { type: "fused", id } };
-      }));
-    },
-    async draw(asks) {
-      const specs = asks.map(({ samples, ...ask }) =>
-        batches(samples).map((samples): DrawSpec => ({
-          kind: "draw",
-          base,
-          ...ask,
-          samples,
-        }))
-      );
-      const size = (spec: LabSpec) => (spec as DrawSpec).samples.length;
-      await work("draw", "image", specs.flat(), size);
-      return await Promise.all(
-        specs.map(async (own) => (await Promise.all(own.map(imageIds))).flat()),
-      );
-    },
-    async compose(asks) {
-      const specs = asks.map((ask): ComposeSpec => ({
-        kind: "compose",
-        base,
-        art: artId,
-        // Layouts without conditions do not depend on networks.
-        networks: ask.layout.conditions?.length ? hashes.networks : {},
-        ...ask,
-      }));
-      const size = (spec: LabSpec) => (spec as ComposeSpec).noise.length;
-      await work("compose", "image", specs, size);
-      return await Promise.all(specs.map(imageIds));
-    },
-    async embed(asks) {
-      const specs = asks.map((ask) =>
-        batches(ask.images).map((images, i): EmbedSpec => ({
-          kind: "embed",
-          clip: clipHash,
-          ...ask,
-          images,
-          regions: ask.regions.slice(i * BATCH, i * BATCH + images.length),
-        }))
-      );
-      const size = (spec: LabSpec) => (spec as EmbedSpec).images.length;
-      await work("embed", "image", specs.flat(), size);
-      return await Promise.all(specs.map(async (own) => {
-        const parts = await Promise.all(own.map(async (spec) => {
-          const lists = await vectorsOf(store, spec);
-          return spec.images.map((_, i): Embedded => ({
-            whole: lists.get("whole")![i],
-            regions: spec.regions[i].map((_, r) => lists.get(`${i}.${r}`)!),
-          }));
-        }));
-        return parts.flat();
-      }));
-    },
-    async references(sets) {
-      const specs = sets.map((pictures): LabSpec => ({
-        kind: "references",
-        clip: clipHash,
-        art: artId,
-        pictures,
-      }));
-      await work("embed", "set", specs, () => 1);
-      return await Promise.all(specs.map(async (spec) => {
-        const lists = await vectorsOf(store, spec);
-        return { whole: lists.get("whole")!, masked: lists.get("masked")! };
-      }));
-    },
-    async texts(lists) {
-      const specs = lists.map((texts): LabSpec => ({
-        kind: "texts",
-        clip: clipHash,
-        texts,
-      }));
-      await work("embed", "list", specs, () => 1);
-      return await Promise.all(
-        specs.map(async (spec) => (await vectorsOf(store, spec)).get("texts")!),
-      );
-    },
-    async heldout(asks) {
-      const specs = asks.map((ask): HeldOutSpec => ({
-        kind: "heldout",
-        base,
-        art: artId,
-        ...ask,
-      }));
-      await work("heldout", "model", specs, () => 1);
-      return await Promise.all(
-        specs.map(async (spec) =>
-          await readJson<HeldOutError>(
-            pathOf.heldout(store, await specId(spec)),
-          )
+    train: (asks) =>
+      results(
+        "train",
+        "step",
+        asks.map((ask): TrainSpec => (
+          { kind: "train", base, art: artId, ...ask }
+        )),
+        async (_, id) => ({
+          ...await readJson<TrainLog>(pathOf.trainLog(store, id)),
+          model: { type: "concept", id },
+        }),
+        ({ config }) => config.steps,
+      ),
+    fuse: (asks) =>
+      results(
+        "fuse",
+        "model",
+        asks.map((ask): FuseSpec => ({ kind: "fuse", base, ...ask })),
+        async (_, id) => ({
+          ...await readJson<FuseLog>(pathOf.fuseLog(store, id)),
+          model: { type: "fused", id },
+        }),
+      ),
+    publish: (asks) =>
+      results(
+        "publish",
+        "concept",
+        asks.map((ask): PublishSpec => ({ kind: "publish", base, ...ask })),
+        async (_, id) => ({
+          ...await readJson<PublishLog>(pathOf.publishLog(store, id)),
+          id,
+        }),
+      ),
+    draw: (asks) =>
+      batched(
+        "draw",
+        asks.map(({ samples, ...ask }) =>
+          batches(samples).map((samples): DrawSpec => (
+            { kind: "draw", base, ...ask, samples }
+          ))
         ),
-      );
-    },
+        imageIds,
+        ({ samples }) => samples.length,
+      ),
+    compose: (asks) =>
+      results(
+        "compose",
+        "image",
+        asks.map((ask): ComposeSpec => ({
+          kind: "compose",
+          ...{ base, art: artId },
+          // Layouts without conditions do not depend on networks.
+          networks: ask.layout.conditions?.length ? hashes.networks : {},
+          ...ask,
+        })),
+        imageIds,
+        ({ noise }) => noise.length,
+      ),
+    embed: (asks) =>
+      batched(
+        "embed",
+        asks.map((ask) =>
+          batches(ask.images).map((images, i): EmbedSpec => ({
+            kind: "embed",
+            clip: clipHash,
+            ...ask,
+            images,
+            regions: ask.regions.slice(i * BATCH, i * BATCH + images.length),
+          }))
+        ),
+        async ({ images, regions }, id) => {
+          const lists = await vectors(id);
+          return images.map((_, i): Embedded => ({
+            whole: lists.get("whole")![i],
+            regions: regions[i].map((_, r) => lists.get(`${i}.${r}`)!),
+          }));
+        },
+        ({ images }) => images.length,
+      ),
+    references: (sets) =>
+      results(
+        "embed",
+        "set",
+        sets.map((pictures): ReferenceSpec => (
+          { kind: "references", clip: clipHash, art: artId, pictures }
+        )),
+        async (_, id) => {
+          const lists = await vectors(id);
+          return { whole: lists.get("whole")!, masked: lists.get("masked")! };
+        },
+      ),
+    texts: (lists) =>
+      results(
+        "embed",
+        "list",
+        lists.map((texts): TextSpec => (
+          { kind: "texts", clip: clipHash, texts }
+        )),
+        async (_, id) => (await vectors(id)).get("texts")!,
+      ),
+    heldout: (asks) =>
+      results(
+        "heldout",
+        "model",
+        asks.map((ask): HeldOutSpec => (
+          { kind: "heldout", base, art: artId, ...ask }
+        )),
+        (_, id) => readJson<HeldOutError>(pathOf.heldout(store, id)),
+      ),
     async testEvaluator(ask) {
       const spec: EvaluatorSpec = {
         kind: "evaluator",
-        clip: clipHash,
-        art: artId,
+        ...{ clip: clipHash, art: artId },
         ...ask,
       };
-      await work("embed", "evaluator", [spec], () => 1);
-      return await readJson<EvaluatorCheck>(
-        pathOf.evaluator(store, await specId(spec)),
+      const [check] = await results(
+        "embed",
+        "evaluator",
+        [spec],
+        (_, id) => readJson<EvaluatorCheck>(pathOf.evaluator(store, id)),
       );
+      return check;
     },
     async put(what, render) {
       const id = await specId({ kind: "rendered", art: artId, what });
@@ -401,13 +430,6 @@ function batches<T>(list: readonly T[]): T[][] {
     { length: Math.ceil(list.length / BATCH) },
     (_, i) => list.slice(i * BATCH, (i + 1) * BATCH),
   );
-}
-
-async function vectorsOf(
-  store: string,
-  spec: LabSpec,
-): Promise<Map<string, ClipVector[]>> {
-  return await readVectors(pathOf.embedding(store, await specId(spec)));
 }
 
 /**

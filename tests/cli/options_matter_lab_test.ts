@@ -9,6 +9,7 @@ import {
   evaluatorsRows,
   framesRows,
   microReportRows,
+  overfitRows,
   pretrainRows,
   regionsRows,
   sweepRows,
@@ -32,6 +33,7 @@ Deno.test("every option of every experiment matters", async (t) => {
         workerRows(world),
         ...sweepRows(world),
         ablationRows(world),
+        overfitRows(world),
         domainRows(world),
         regionsRows(world),
       ]

@@ -10,8 +10,6 @@ import {
   constantRate,
   cosineDecay,
   disposeTensors,
-  emaDecay,
-  emaUpdate,
   linearDecay,
 } from "../../src/optim/adamw.ts";
 import { close, forEachBackend, noLeak, tolerance } from "../helpers.ts";
@@ -169,16 +167,4 @@ forEachBackend("gradients are clipped by their common norm", async () => {
     norm.dispose();
     untouched.norm.dispose();
   });
-});
-
-forEachBackend("a moving average follows its decay", async () => {
-  await noLeak(async () => {
-    const average = new Map<string, tf.Tensor>([["a", tf.tensor([1])]]);
-    const params = new Map<string, tf.Tensor>([["a", tf.tensor([3])]]);
-    const next = emaUpdate(average, params, 0.75);
-    close(await next.get("a")!.data(), [1.5], 1e-6);
-    disposeTensors(average, params, next);
-  });
-  assertEquals(emaDecay(0, 0.999), 0.1);
-  assertEquals(emaDecay(1e9, 0.999), 0.999);
 });
