@@ -358,6 +358,7 @@ export const sampleCommand: Command<SampleRequest> = command({
       WHAT,
       request.layout,
       request.from,
+      request.loraFolder,
       ...request.concept.map(({ path }) => path),
       ...request.network.map(([, path]) => path),
     );

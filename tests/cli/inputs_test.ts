@@ -58,6 +58,31 @@ Deno.test("model folders as people have them", () =>
       assert(error.includes(message), error);
       assert(!error.includes("    at "), error);
     };
+    // What is no model at all is told before anything is fetched.
+    const lora = fixturePath("lora/edlora_official.safetensors");
+    for (
+      const [path, message, ...more] of [
+        [
+          at("unet"),
+          "expected a model folder, with unet, text_encoder and vae",
+        ],
+        [lora, "expected a model, got a file without its networks"],
+        // Its parts are told, not what a run of something else would need.
+        [
+          at("unet/diffusion_pytorch_model.safetensors"),
+          "expected a text encoder and a VAE",
+          ...["--tokenizer", at("tokenizer")],
+        ],
+        [at("model_index.json"), "Cannot read"],
+      ]
+    ) {
+      const { code, error } = await said(
+        ...["sample", "--prompt", "x", "--backend", "wasm", "--model", path],
+        ...["--out", `${folder}/out`, ...more],
+      );
+      assertEquals(code, 1);
+      assert(error.includes(message), error);
+    }
     // Parts that need not be there, or are null.
     const index = JSON.parse(await Deno.readTextFile(at("model_index.json")));
     await Deno.writeTextFile(
@@ -383,6 +408,11 @@ Deno.test("options as other programs call them", () => {
     () => parseConcept("sample", "a.safetensors:0.8"),
     Error,
     "--concept FILE,alpha=0.8",
+  );
+  assertThrows(
+    () => parseConcept("sample", "a.safetensors,weight=0.8"),
+    Error,
+    "name, trigger, class, alpha behind --concept FILE, got weight=0.8",
   );
 });
 
