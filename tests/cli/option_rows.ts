@@ -850,7 +850,7 @@ export function memoryRows({ at, out }: OptionWorld): OptionRows {
       table: { add: { "--sample": null, "--table": true } },
       batch: { add: { "--batch": 3 } },
       size: { add: { "--size": "128" } },
-      rank: { both: train, add: { "--rank": 64 } },
+      rank: { both: train, add: { "--rank": 8 } },
       memory: { add: { "--memory": "low" } },
       half: { add: { "--half": true } },
       card: { both: { ...train, "--size": "384" }, add: { "--card": 0.1 } },
