@@ -49,6 +49,10 @@ export function parseConcept(what: string, text: string): ConceptRequest {
     found[name] = value;
   }
   if (path === "") throw cannot(what, "a file in --concept", text);
+  const strength = /\.[a-z]+:([-.\d]+)$/i.exec(path)?.[1];
+  if (strength !== undefined) {
+    throw cannot(what, `--concept FILE,alpha=${strength}`, text);
+  }
   const { alpha, ...rest } = found;
   if (alpha === undefined) return { path, ...rest };
   const number = alpha.trim() === "" ? NaN : Number(alpha);
@@ -56,6 +60,22 @@ export function parseConcept(what: string, text: string): ConceptRequest {
     throw cannot(what, "a number for alpha in --concept", alpha);
   }
   return { path, ...rest, alpha: number };
+}
+
+/**
+ * Says which fields behind a file are not used.
+ *
+ * @param request The file and its fields.
+ * @param fields Those that the command does not use.
+ * @param why Why it does not.
+ */
+export function unusedFields(
+  request: ConceptRequest,
+  fields: readonly (typeof FIELDS)[number][],
+  why: string,
+): string[] {
+  return fields.filter((field) => request[field] !== undefined)
+    .map((field) => `${request.path}: ${field}= changes nothing, ${why}`);
 }
 
 /** The option `--concept`. */

@@ -37,11 +37,12 @@ import {
 } from "../diffusion/pipeline.ts";
 import { joinPath, parentOf } from "../io/files.ts";
 import { readPicture } from "../io/picture.ts";
-import { encodePng } from "../io/png.ts";
+import { encodePng, type Pixels } from "../io/png.ts";
 import { disposeModel, type Model } from "../models/model.ts";
 import { type ConceptRequest, openConcepts } from "./concepts.ts";
 import { type ModelRequest, openModel } from "./models.ts";
-import { longPrompts, uncalled } from "./prompts.ts";
+import { firstFrames } from "./options.ts";
+import { foreignSyntax, longPrompts, uncalled } from "./prompts.ts";
 
 /** How several concepts act without being fused. */
 export const COMPOSITIONS = ["sum", "region", "switch", "composite"] as const;
@@ -140,6 +141,7 @@ function noticesOf(
   ];
   return [
     ...longPrompts(model, prompts, layout.syntax),
+    ...foreignSyntax(prompts, layout.syntax),
     ...uncalled(model, prompts, concepts),
   ];
 }
@@ -238,10 +240,20 @@ export async function openDrawing(request: DrawingRequest): Promise<Drawing> {
   try {
     const concepts = await openConcepts(request.concepts, base);
     owned.push(() => concepts.forEach(disposeConcept));
+    const { name, read } = layoutFiles(request.file);
+    const seen = new Map<string, Pixels>();
     const resolved = await resolveLayout(layout, {
-      ...layoutFiles(request.file),
+      name,
+      read: async (path) => {
+        const picture = await read!(path);
+        seen.set(path, picture);
+        return picture;
+      },
       size: modelSize(base),
     });
+    const animations = firstFrames(
+      [...seen].map(([name, { moving }]) => ({ name, moving })),
+    );
     const networks = await loadConditionNetworks(
       request.layout.conditions,
       request.networks,
@@ -265,7 +277,7 @@ export async function openDrawing(request: DrawingRequest): Promise<Drawing> {
       denoise: sampling?.pipeline.denoise,
     };
     return {
-      notices: noticesOf(model, layout, concepts),
+      notices: [...noticesOf(model, layout, concepts), ...animations],
       bytes: bytesOf(base, request),
       async *draw(range, onStep) {
         for await (const record of pipeline(model, { ...options, range })) {

@@ -5,7 +5,7 @@
  * @module
  */
 import { BACKEND_CHOICES } from "../core/backend.ts";
-import { cannot } from "../core/errors.ts";
+import { cannot, listed } from "../core/errors.ts";
 import {
   isFlag,
   oneOf,
@@ -61,10 +61,48 @@ export function checkBackground(
   throw cannot("use --background", "a transparent picture", "none");
 }
 
-/** The option `--dtype`, of files that are written. */
+/**
+ * Names what lies in a folder of pictures and is not read.
+ *
+ * @param folder The folder.
+ * @param names Files and folders.
+ */
+export function unreadFiles(folder: string, names: readonly string[]): string {
+  return `not read in ${folder}: ${listed(names)}`;
+}
+
+/**
+ * Names the animations among pictures: of each only the first frame counts.
+ *
+ * @param pictures Names, and whether they are animations.
+ */
+export function firstFrames(
+  pictures: Iterable<{ readonly name?: string; readonly moving?: boolean }>,
+): string[] {
+  const moving = [...pictures].filter(({ moving }) => moving)
+    .map(({ name }) => name ?? "a picture");
+  return moving.length === 0
+    ? []
+    : [`of an animation only the first frame is used: ${listed(moving)}`];
+}
+
+const dtypes = oneOf(["F32", "F16", "BF16"]);
+
+/** What PyTorch and kohya call them. */
+const DTYPE_NAMES: Readonly<Record<string, string>> = {
+  ...{ float: "F32", float32: "F32", fp32: "F32" },
+  ...{ half: "F16", float16: "F16", fp16: "F16" },
+  ...{ bfloat16: "BF16", bf16: "BF16" },
+};
+
+/** The option `--dtype`, of files that are written; `fp16` is `F16`, too. */
 export const DTYPE_OPTION = optionTable({
   dtype: {
-    type: oneOf(["F32", "F16", "BF16"]),
+    type: {
+      ...dtypes,
+      read: (what: string, name: string, found: string) =>
+        dtypes.read(what, name, DTYPE_NAMES[found.toLowerCase()] ?? found),
+    },
     hint: "TYPE",
     help: "type of numbers in the file: F32, F16 or BF16",
   },
@@ -111,7 +149,11 @@ function split(
     const at = arg.indexOf("=");
     const name = at < 0 ? arg : arg.slice(0, at);
     const known = byName.get(name);
-    if (!known) throw cannot(what, "a known option (--help)", name);
+    if (!known) {
+      const near = similar(name, [...byName.keys()]);
+      const hint = near.length > 0 ? `, perhaps ${near.join(", ")}` : "";
+      throw cannot(what, `a known option (--help)${hint}`, name);
+    }
     const { field, option } = known;
     let value = at < 0 ? undefined : arg.slice(at + 1);
     if (value === undefined) {
@@ -135,6 +177,43 @@ function split(
     given.set(field, [...given.get(field) ?? [], empty ? MISSING : value]);
   }
   return { help, given, free };
+}
+
+/** What kohya, diffusers and A1111 call options that have another name here. */
+const ELSEWHERE: Readonly<Record<string, string>> = {
+  "cfg-scale": "guidance",
+  "ckpt": "model",
+  "class-data-dir": "prior",
+  "height": "size",
+  "instance-data-dir": "images",
+  "learning-rate": "lr-unet",
+  "lora-rank": "rank",
+  "max-train-steps": "steps",
+  "network-alpha": "alpha",
+  "network-dim": "rank",
+  "num-images-per-prompt": "count",
+  "num-inference-steps": "steps",
+  "num-train-epochs": "steps",
+  "output-dir": "out",
+  "pretrained-model-name-or-path": "model",
+  "resolution": "size",
+  "sampler-name": "sampler",
+  "save-precision": "dtype",
+  "text-encoder-lr": "lr-text",
+  "train-batch-size": "batch",
+  "train-data-dir": "images",
+  "unet-lr": "lr-unet",
+  "width": "size",
+};
+
+/** Options that an unknown one may mean: `--lr_unet`, `--lr`, `--cfg-scale`. */
+function similar(name: string, names: readonly string[]): string[] {
+  const plain = name.replace(/^-+/, "").replaceAll("_", "-").toLowerCase();
+  const exact = `--${ELSEWHERE[plain] ?? plain}`;
+  if (names.includes(exact)) return [exact];
+  return names.filter((known) =>
+    known.startsWith(`--${plain}-`) || `--${plain}`.startsWith(`${known}-`)
+  ).slice(0, 3);
 }
 
 /** Stands for a value that is not there; no argument can hold a NUL. */

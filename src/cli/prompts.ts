@@ -19,7 +19,8 @@ export interface LoraTag {
   readonly alpha: number;
 }
 
-const TAG = /<lora:([^<>:]+)((?::[^<>:]*)*)>/gi;
+/** `<lyco:` is what an older extension for LyCORIS calls the same. */
+const TAG = /<(?:lora|lyco):([^<>:]+)((?::[^<>:]*)*)>/gi;
 
 /**
  * Takes A1111's LoRA tags out of a prompt.
@@ -140,6 +141,37 @@ export function longPrompts(
         shortened(prompt)
       }" is read in ${chunks} chunks of up to ${limit} tokens`,
     ];
+  });
+}
+
+/** What other programs do with a prompt, and is not done here. */
+const NOT_DONE: readonly (readonly [what: string, sign: RegExp])[] = [
+  ["prompt editing (A1111)", /\[[^[\]]*:\s*[\d.]+\s*\]/],
+  ["alternating words (A1111)", /\[[^[\]|]*\|[^[\]]*\]/],
+  ["AND between prompts (A1111)", /(?<=\S\s+)AND(?=\s+\S)/],
+  ["choices (dynamic prompts)", /\{[^{}|]*\|[^{}]*\}/],
+  ["wildcards (dynamic prompts)", /(?<![\w])__[\w/-]+__(?!\w)/],
+  ["embedding: (ComfyUI; write the name alone)", /\bembedding:[\w-]+/],
+];
+
+/**
+ * Says what prompts have of other programs' syntax that is read as text, each
+ * kind once.
+ *
+ * @param prompts The prompts.
+ * @param syntax A text that is to be read as it stands has no syntax.
+ */
+export function foreignSyntax(
+  prompts: readonly string[],
+  syntax: PromptSyntax,
+): string[] {
+  if (syntax === "plain") return [];
+  return NOT_DONE.flatMap(([what, sign]) => {
+    const found = prompts.map((prompt) => sign.exec(prompt)?.[0])
+      .find((text) => text !== undefined);
+    return found === undefined
+      ? []
+      : [`"${shortened(found)}" is read as text: ${what} is not done here`];
   });
 }
 

@@ -23,7 +23,11 @@ import {
   writeJson,
 } from "../io/files.ts";
 import { type Command, command, runCommand } from "./command.ts";
-import { CONCEPT_OPTION, type ConceptRequest } from "./concepts.ts";
+import {
+  CONCEPT_OPTION,
+  type ConceptRequest,
+  unusedFields,
+} from "./concepts.ts";
 import { drawnSteps, drawPictures } from "./draw.ts";
 import { type Composition, COMPOSITIONS, layoutFiles } from "./drawing.ts";
 import { pictureName, pictureNumber } from "./drawn.ts";
@@ -59,6 +63,14 @@ import { WORKERS_OPTION, workersFor } from "./workers.ts";
 const WHAT = "sample";
 
 const count = whole({ least: 1 });
+
+const samplers = oneOf(SAMPLERS);
+
+/** The name of a sampler that A1111 (`DPM++ 2M Karras`) or ComfyUI names. */
+function samplerName(name: string): string {
+  return name.toLowerCase().replaceAll("++", "pp").replace(/[\s-]+/g, "_")
+    .replace("uni_pc", "unipc").replace(/ancestral$/, "a");
+}
 
 const OPTIONS = optionTable({
   prompt: { type: anyText, help: "what to draw" },
@@ -127,7 +139,15 @@ const OPTIONS = optionTable({
       "A1111's web UI, and long prompts are read in chunks; plain: text as it " +
       "stands, cut off at the limit",
   },
-  sampler: { type: oneOf(SAMPLERS), otherwise: "dpmpp_2m", help: "sampler" },
+  sampler: {
+    type: {
+      ...samplers,
+      read: (what: string, name: string, found: string) =>
+        samplers.read(what, name, samplerName(found)),
+    },
+    otherwise: "dpmpp_2m",
+    help: "sampler; A1111's and ComfyUI's names are known, too",
+  },
   size: {
     type: parsed("WxH", (what, name, found) => {
       const match = /^(\d+)x(\d+)$/.exec(found);
@@ -332,6 +352,11 @@ export const sampleCommand: Command<SampleRequest> = command({
       request.loraFolder,
     );
     await assertWritable(request.out);
+    const why = "a prompt calls it by writing its words";
+    const idle = request.concept.flatMap((one) =>
+      unusedFields(one, ["trigger", "class"], why)
+    );
+    for (const line of idle) console.error(line);
     const backend = await startBackend(request.backend);
     const files = await draw(request, scene, {
       prompt: text,

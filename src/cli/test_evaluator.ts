@@ -28,7 +28,7 @@ import { classWordPrompts, evaluatorSet } from "../micro/evaluator_set.ts";
 import { disposeModel, loadModel } from "../models/model.ts";
 import { textTable } from "../report/table.ts";
 import { EMBEDDED, localModel, mustExist, startBackend } from "./models.ts";
-import { checkBackground } from "./options.ts";
+import { checkBackground, firstFrames } from "./options.ts";
 import { createProgress } from "./progress.ts";
 
 /** What `--test-evaluator` is asked. */
@@ -61,7 +61,9 @@ async function read(
   folder: string,
   background: Colour | undefined,
 ): Promise<Example[]> {
-  return await readExamples(folder, { size: SIDE, background });
+  const examples = await readExamples(folder, { size: SIDE, background });
+  for (const line of firstFrames(examples)) console.error(line);
+  return examples;
 }
 
 /**

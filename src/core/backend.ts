@@ -3,11 +3,11 @@
  *
  * @module
  */
-import { createRequire } from "node:module";
 import * as tf from "@tensorflow/tfjs";
 import { isSoftware } from "./device.ts";
 import { cannot } from "./errors.ts";
 import { registerKernels } from "./kernels/register.ts";
+import { machine } from "./platform/machine.ts";
 
 /** A backend tfjs can compute on. */
 export type BackendName = "webgpu" | "wasm" | "cpu";
@@ -42,6 +42,12 @@ export interface SelectBackendOptions {
    * @default {true}
    */
   kernels?: boolean;
+  /**
+   * The folder of tfjs's wasm binaries, as a path or an address.
+   *
+   * @default that of the installed package; in a browser, the bundle's
+   */
+  wasmFolder?: string | URL;
 }
 
 /**
@@ -93,7 +99,10 @@ export async function selectBackend(
   ) {
     const result = await start();
     if (typeof result !== "string") {
-      return info(result.name, result.adapter, skipped.join("; "));
+      const found = info(result.name, result.adapter, skipped.join("; "));
+      // Ten times slower at least: whoever does not read `note` has to know.
+      if (found.name === "cpu") machine.warn(found.describe);
+      return found;
     }
     skipped.push(result);
   }
@@ -125,7 +134,7 @@ function info(
 }
 
 async function startWebgpu(acceptSoftware: boolean): Promise<Started> {
-  const gpu = (navigator as { gpu?: GPU }).gpu;
+  const gpu = machine.gpu();
   if (!gpu) return "no webgpu: this runtime has no navigator.gpu";
   let adapter: GPUAdapter | null;
   try {
@@ -158,7 +167,14 @@ async function startWebgpu(acceptSoftware: boolean): Promise<Started> {
 async function startWasm(options: SelectBackendOptions): Promise<Started> {
   try {
     const wasm = await import("@tensorflow/tfjs-backend-wasm");
-    if (!tf.engine().registry["wasm"]) wasm.setWasmPaths(wasmFolder());
+    if (!tf.engine().registry["wasm"]) {
+      // Its threads share memory, which our kernels' module does not import,
+      // and what they would speed up is ours.
+      if (options.kernels ?? true) {
+        tf.env().set("WASM_HAS_MULTITHREAD_SUPPORT", false);
+      }
+      wasm.setWasmPaths(wasmFolder(options.wasmFolder));
+    }
     if (!await tf.setBackend("wasm")) return "no wasm: tfjs could not start it";
     await tf.ready();
     if (options.kernels ?? true) registerKernels();
@@ -173,24 +189,19 @@ async function startCpu(): Promise<Started> {
   return { name: "cpu" };
 }
 
+/** A file of tfjs's wasm backend; its folder has the binaries. */
+const WASM_FILE = "@tensorflow/tfjs-backend-wasm/dist/tfjs-backend-wasm.wasm";
+
 /**
  * The folder with tfjs's own wasm binaries, with a final slash. tfjs guesses
  * it from the running script, which is wrong in a Worker and in a notebook.
  */
-function wasmFolder(): string {
-  const name = "@tensorflow/tfjs-backend-wasm";
-  let entry: string;
-  try {
-    entry = createRequire(import.meta.url).resolve(name);
-  } catch {
-    // Modules loaded over https cannot be asked; the runtime's resolver can.
-    const url = new URL(import.meta.resolve(`npm:${name}@4.22.0`));
-    entry = decodeURIComponent(url.pathname);
-  }
-  return entry.slice(
-    0,
-    Math.max(...["/", "\\"].map((s) => entry.lastIndexOf(s))) + 1,
-  );
+function wasmFolder(given?: string | URL): string {
+  if (given === undefined) return machine.wasmFolder(WASM_FILE, "4.22.0");
+  const folder = given instanceof URL && given.protocol === "file:"
+    ? decodeURIComponent(given.pathname).replace(/^\/(?=[A-Za-z]:)/, "")
+    : String(given);
+  return folder.replace(/\/?$/, "/");
 }
 
 function message(error: unknown): string {

@@ -1,3 +1,5 @@
+import { machine } from "./platform/machine.ts";
+
 /**
  * The one shape of error message this library throws for bad input.
  *
@@ -12,7 +14,7 @@
  * ```
  */
 export function cannot(what: string, expected: string, got: unknown): Error {
-  const shown = typeof got === "string" ? got : Deno.inspect(got);
+  const shown = typeof got === "string" ? got : machine.inspect(got);
   return new Error(`Cannot ${what}: expected ${expected}, got ${shown}`);
 }
 

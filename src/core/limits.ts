@@ -5,6 +5,7 @@
  */
 import * as tf from "@tensorflow/tfjs";
 import { softwareCard } from "./device.ts";
+import { machine } from "./platform/machine.ts";
 
 /** Bytes that WebAssembly can address: 2³². */
 const WASM_BYTES = 2 ** 32;
@@ -17,13 +18,12 @@ export interface MemoryLimit {
   readonly whose: string;
 }
 
-function machine(): MemoryLimit {
-  try {
-    return { bytes: Deno.systemMemoryInfo().total, whose: "of this machine" };
-  } catch {
-    // Not permitted to ask: then the machine has to say no itself.
-    return { bytes: Infinity, whose: "" };
-  }
+function hostLimit(): MemoryLimit {
+  const bytes = machine.memory();
+  // Where nobody says, the machine has to say no itself.
+  return bytes === undefined
+    ? { bytes: Infinity, whose: "" }
+    : { bytes, whose: "of this machine" };
 }
 
 /**
@@ -37,15 +37,15 @@ export function memoryLimit(card?: number): MemoryLimit {
     case "wasm":
       return [
         { bytes: WASM_BYTES, whose: "that WebAssembly can address" },
-        machine(),
+        hostLimit(),
       ].reduce((a, b) => (b.bytes < a.bytes ? b : a));
     case "cpu":
-      return machine();
+      return hostLimit();
     case "webgpu":
       if (card !== undefined) {
         return { bytes: card, whose: "of the graphics card" };
       }
-      return softwareCard() ? machine() : { bytes: Infinity, whose: "" };
+      return softwareCard() ? hostLimit() : { bytes: Infinity, whose: "" };
     default:
       return { bytes: Infinity, whose: "" };
   }

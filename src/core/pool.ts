@@ -1,5 +1,5 @@
 /**
- * A pool of Deno Workers for pure jobs, each worker with its own tfjs.
+ * A pool of workers for pure jobs, each worker with its own tfjs.
  *
  * Threads of tfjs's wasm backend do not start under Deno, so a second core is
  * used by a second worker: data-parallel steps, clients side by side, images
@@ -9,6 +9,7 @@
  * @module
  */
 import { cannot } from "./errors.ts";
+import { machine } from "./platform/machine.ts";
 
 /** What a worker's functions get besides the job. */
 export interface JobContext<Event = unknown> {
@@ -121,7 +122,7 @@ export function moved<T>(value: T, buffers: Transferable[]): Moved<T> {
  * @throws If the wish is not a positive integer.
  */
 export function hardwareWorkers(requested?: number): number {
-  const all = Math.max(1, navigator.hardwareConcurrency || 1);
+  const all = machine.processors;
   if (requested === undefined) return all;
   if (!Number.isInteger(requested) || requested < 1) {
     throw cannot("start workers", "a positive integer", requested);
@@ -201,7 +202,7 @@ export async function createPool<H extends Handlers, Event = unknown>(
       const [task] = queue.splice(at, 1);
       const { name, job, transfer } = task;
       try {
-        workers[i].postMessage(
+        workers[i].post(
           { id: ids++, name, job, worker: i } satisfies Request,
           transfer,
         );
@@ -214,25 +215,23 @@ export async function createPool<H extends Handlers, Event = unknown>(
     }
   };
 
-  const workers = Array.from({ length: count }, (_, i) => {
-    const worker = new Worker(module, { type: "module", name: `worker ${i}` });
-    worker.onmessage = ({ data }: MessageEvent<Reply>) => {
-      if ("event" in data) return onEvent?.(data.event as Event, i);
-      const task = running[i];
-      running[i] = undefined;
-      if ("error" in data) task?.reject(revive(data.error, i));
-      else task?.resolve(data.result);
-      feed();
-    };
-    worker.onerror = (event) => {
-      // Otherwise it would end the whole program.
-      event.preventDefault();
-      fail(new Error(`Worker ${i} (${module}) stopped: ${event.message}`));
-    };
-    worker.onmessageerror = () =>
-      fail(new Error(`Worker ${i} (${module}) sent what cannot be copied`));
-    return worker;
-  });
+  const workers = Array.from(
+    { length: count },
+    (_, i) =>
+      machine.startThread(module, `worker ${i}`, {
+        message(message) {
+          const data = message as Reply;
+          if ("event" in data) return onEvent?.(data.event as Event, i);
+          const task = running[i];
+          running[i] = undefined;
+          if ("error" in data) task?.reject(revive(data.error, i));
+          else task?.resolve(data.result);
+          feed();
+        },
+        error: (message) =>
+          fail(new Error(`Worker ${i} (${module}) ${message}`)),
+      }),
+  );
 
   const submit = (
     name: string,
@@ -301,12 +300,6 @@ function revive(
   return result;
 }
 
-/** The part of a dedicated worker's global scope that is used. */
-interface WorkerScope {
-  onmessage: ((event: MessageEvent<Request>) => void) | null;
-  postMessage(message: Reply, transfer: Transferable[]): void;
-}
-
 /**
  * The worker's side: answers jobs with these functions, one at a time.
  *
@@ -315,29 +308,32 @@ interface WorkerScope {
  * @param handlers Functions by name; `init` gets the pool's `init` value.
  */
 export function serve(handlers: Handlers): void {
-  const scope = globalThis as unknown as WorkerScope;
-  scope.onmessage = async ({ data: { id, name, job, worker } }) => {
-    const emit = (event: unknown) => scope.postMessage({ event }, []);
-    try {
-      const handler = handlers[name];
-      if (!handler && name !== "init") {
-        throw cannot(
-          "run a job",
-          `one of ${Object.keys(handlers).join(", ")}`,
-          name,
-        );
+  const post: (message: Reply, transfer: Transferable[]) => void = machine
+    .listen(async (data) => {
+      const { id, name, job, worker } = data as Request;
+      const emit = (event: unknown) => post({ event }, []);
+      try {
+        const handler = handlers[name];
+        if (!handler && name !== "init") {
+          throw cannot(
+            "run a job",
+            `one of ${Object.keys(handlers).join(", ")}`,
+            name,
+          );
+        }
+        const result = await handler?.(job, { worker, emit });
+        if (result instanceof Moved) {
+          post({ id, result: result.value }, result.buffers);
+        } else {
+          post({ id, result }, []);
+        }
+      } catch (error) {
+        const { name, message, stack } = error instanceof Error
+          ? error
+          : new Error(
+            String((error as { message?: string })?.message ?? error),
+          );
+        post({ id, error: { name, message, stack } }, []);
       }
-      const result = await handler?.(job, { worker, emit });
-      if (result instanceof Moved) {
-        scope.postMessage({ id, result: result.value }, result.buffers);
-      } else {
-        scope.postMessage({ id, result }, []);
-      }
-    } catch (error) {
-      const { name, message, stack } = error instanceof Error
-        ? error
-        : new Error(String((error as { message?: string })?.message ?? error));
-      scope.postMessage({ id, error: { name, message, stack } }, []);
-    }
-  };
+    });
 }

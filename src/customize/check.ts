@@ -5,7 +5,7 @@
  */
 import { cannot, listed } from "../core/errors.ts";
 import { cutOff, type Model, type PromptCut } from "../models/model.ts";
-import { fillCaption, namesConcept } from "./captions.ts";
+import { fillCaption } from "./captions.ts";
 import { type Concept, conceptTensors } from "./concept.ts";
 import type { Example } from "./dataset.ts";
 import { groupOf, type TrainConfig } from "./train.ts";
@@ -52,7 +52,8 @@ export function checkCaptions(
       const prompt = fillCaption(caption, concept.phrase);
       const lost = cutOff(model, prompt);
       const gone = lost !== undefined && !lost.kept.includes(concept.phrase);
-      if (namesConcept(caption) && !gone) naming++;
+      // By a placeholder, or by its tokens as they are called in prompts.
+      if (prompt.includes(concept.phrase) && !gone) naming++;
       else unnamed.add(file);
       if (lost === undefined || seen.has(prompt)) continue;
       seen.add(prompt);

@@ -74,7 +74,7 @@ export function parsePreprocess(json: unknown): Preprocess {
   if (typeof c.size === "object" && "height" in c.size) {
     // Newer files write a square where they mean the shorter side.
     if (c.size.height !== c.size.width) {
-      throw cannot(`read ${what}`, "a square size", Deno.inspect(c.size));
+      throw cannot(`read ${what}`, "a square size", c.size);
     }
   }
   const shortest = typeof c.size === "number"

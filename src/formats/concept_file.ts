@@ -7,6 +7,7 @@ import { cannot } from "../core/errors.ts";
 import type { Concept } from "../customize/concept.ts";
 import { disposeAdapter, rankOf, type ScaleRule } from "../customize/lora.ts";
 import type { Model } from "../models/model.ts";
+import { type FileSource, sourceName } from "../io/source.ts";
 import { readLora } from "./lora.ts";
 import { saveLora } from "./lora_write.ts";
 import { openTensors } from "./pickle.ts";
@@ -61,7 +62,7 @@ export async function saveConcept(
  * Loads a concept from an official ED-LoRA file (safetensors, or `.pth`),
  * strictly.
  *
- * @param path The file, or its bytes.
+ * @param from The file: path, URL, `Blob` or bytes.
  * @param model The model it is for.
  * @param options Name and class word, where the file does not say.
  * @returns The concept; its tensors are the caller's.
@@ -74,16 +75,17 @@ export async function saveConcept(
  * ```
  */
 export async function loadConcept(
-  path: string | URL | Uint8Array,
+  from: FileSource,
   model: Model,
   options: { name?: string; classWord?: string } = {},
 ): Promise<Concept> {
-  const what = path instanceof Uint8Array ? "a concept" : String(path);
-  const file = await openTensors(path);
+  const what = sourceName(from, "a concept");
+  const file = await openTensors(from);
   try {
     const { metadata } = file;
     const text = (key: string) => metadata[META + key];
-    const name = options.name ?? text("name") ?? baseName(path);
+    const name = options.name ?? text("name") ??
+      baseName(sourceName(from, "concept"));
     // Files of our own say how many layers they have; others must have all.
     const layers = text("layers");
     const read = await readLora(file, model, {
@@ -131,7 +133,6 @@ export async function loadConcept(
   }
 }
 
-function baseName(path: string | URL | Uint8Array): string {
-  if (path instanceof Uint8Array) return "concept";
-  return String(path).replace(/^.*[\\/]/, "").replace(/\.[^.]*$/, "");
+function baseName(path: string): string {
+  return path.replace(/^.*[\\/]/, "").replace(/\.[^.]*$/, "");
 }

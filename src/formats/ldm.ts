@@ -11,6 +11,7 @@ import { forgetHostCopy } from "../core/device.ts";
 import { disposeTree, leaves, type TreeLike } from "../core/tree.ts";
 import {
   exists,
+  isFolder,
   joinPath,
   parentOf,
   pathOf,
@@ -400,7 +401,10 @@ export async function loadPart<C extends LdmComponent>(
     });
     return { config, params } as ModelParts[C];
   };
-  if ((await stat(shown, what)).isDirectory) {
+  if (!await exists(shown)) {
+    throw cannot(what, "a file or folder that exists", "none");
+  }
+  if (await isFolder(shown)) {
     const inside = joinPath(shown, part.folder);
     const folder = await exists(joinPath(inside, "config.json"))
       ? inside
@@ -447,14 +451,6 @@ export async function loadPart<C extends LdmComponent>(
     );
   } finally {
     file.close();
-  }
-}
-
-async function stat(path: string, what: string): Promise<Deno.FileInfo> {
-  try {
-    return await Deno.stat(path);
-  } catch {
-    throw cannot(what, "a file or folder that exists", "none");
   }
 }
 

@@ -10,7 +10,15 @@
  */
 import * as tf from "@tensorflow/tfjs";
 import { cannot, keyFaults, KeysError, listed } from "../core/errors.ts";
-import { exists, joinPath, parentOf, pathOf, readJson } from "../io/files.ts";
+import {
+  exists,
+  isFolder,
+  joinPath,
+  parentOf,
+  pathOf,
+  readJson,
+} from "../io/files.ts";
+import { type FileSource, sourceName } from "../io/source.ts";
 import { openTensors } from "./pickle.ts";
 import { isFloat, toFloat32 } from "../io/safetensors.ts";
 import type { LowRank } from "../nn/linear.ts";
@@ -803,28 +811,24 @@ function baseName(path: string): string {
 /**
  * Opens and reads a LoRA; see {@linkcode readLora}.
  *
- * @param path A safetensors file or an official `.pth`, its bytes, or a folder
- * of PEFT's (`adapter_config.json` and `adapter_model.safetensors` or `.bin`, or
+ * @param from A safetensors file or an official `.pth` (path, URL, `Blob` or
+ * bytes), or a folder of PEFT's (`adapter_config.json` and `adapter_model.safetensors` or `.bin`, or
  * two such folders `unet` and `text_encoder`) or diffusers'
  * (`pytorch_lora_weights`). The config beside a file is found, too.
  * @param base The model it is for, or only its configs.
  * @param options Dialect, PEFT config, name.
  */
 export async function loadLora(
-  path: string | URL | Uint8Array,
+  from: FileSource,
   base: LoraBase,
   options: ReadLoraOptions = {},
 ): Promise<LoraFile> {
-  if (!(path instanceof Uint8Array)) {
-    const local = typeof path === "string" || path.protocol === "file:"
-      ? pathOf(path)
-      : undefined;
-    if (local !== undefined && await isFolder(local)) {
-      return await loadFolder(local, base, options);
-    }
-    if (local !== undefined && !options.config) {
-      const config = joinPath(parentOf(local), ADAPTER_CONFIG);
-      if (/adapter_model\.[^/\\]*$/.test(local) && await exists(config)) {
+  if (typeof from === "string" || from instanceof URL) {
+    const path = pathOf(from);
+    if (await isFolder(path)) return await loadFolder(path, base, options);
+    if (!options.config && /adapter_model\.[^/\\]*$/.test(path)) {
+      const config = joinPath(parentOf(path), ADAPTER_CONFIG);
+      if (await exists(config)) {
         options = {
           ...options,
           config: parsePeftConfig(await readJson(config)),
@@ -832,21 +836,16 @@ export async function loadLora(
       }
     }
   }
-  const file = await openTensors(path);
+  const file = await openTensors(from);
   try {
-    const what = path instanceof Uint8Array ? "a LoRA" : String(path);
-    const token = path instanceof Uint8Array ? {} : { token: baseName(what) };
-    return await readLora(file, base, { what, ...token, ...options });
+    const what = sourceName(from, "");
+    const named = what === "" ? { what: "a LoRA" } : {
+      what,
+      token: baseName(what),
+    };
+    return await readLora(file, base, { ...named, ...options });
   } finally {
     file.close();
-  }
-}
-
-async function isFolder(path: string): Promise<boolean> {
-  try {
-    return (await Deno.stat(path)).isDirectory;
-  } catch {
-    return false;
   }
 }
 

@@ -14,7 +14,6 @@
  * @module
  */
 import { cannot } from "../core/errors.ts";
-import { pathOf } from "../io/files.ts";
 import {
   elementBytes,
   openSafetensors,
@@ -23,13 +22,20 @@ import {
   type TensorEntry,
 } from "../io/safetensors.ts";
 import {
+  type Bytes,
+  type FileSource,
+  openBytes,
+  openSource,
+  sourceName,
+} from "../io/source.ts";
+import {
   MAX_PICKLE_TENSORS,
   PickleTensor,
   type PickleValue,
   REFUSED,
   unpickle,
 } from "./unpickle.ts";
-import { type Bytes, openZip, readEntry } from "./zip.ts";
+import { openZip, readEntry } from "./zip.ts";
 
 export { MAX_PICKLE_TENSORS, PickleTensor, type PickleValue };
 
@@ -47,51 +53,6 @@ export interface PickleFile extends SafetensorsFile {
   readonly value: PickleValue;
 }
 
-async function openBytes(
-  pathOrBytes: string | URL | Uint8Array,
-  what: string,
-): Promise<Bytes> {
-  if (pathOrBytes instanceof Uint8Array) {
-    return {
-      size: pathOrBytes.length,
-      read: (begin, end) => pathOrBytes.slice(begin, end),
-      close: () => {},
-    };
-  }
-  let file: Deno.FsFile;
-  try {
-    file = await Deno.open(pathOrBytes, { read: true });
-  } catch (error) {
-    throw cannot(what, "a readable file", `${error}`);
-  }
-  const { size, isFile } = await file.stat();
-  if (!isFile) {
-    file.close();
-    throw cannot(what, "a file", "a folder or device");
-  }
-  let open = true;
-  return {
-    size,
-    read(begin, end) {
-      if (!open) throw cannot(what, "an open file", "a closed one");
-      const bytes = new Uint8Array(end - begin);
-      file.seekSync(begin, Deno.SeekMode.Start);
-      for (let done = 0; done < bytes.length;) {
-        const count = file.readSync(bytes.subarray(done));
-        if (count === null) {
-          throw cannot(what, `${size} bytes`, `an end at ${begin + done}`);
-        }
-        done += count;
-      }
-      return bytes;
-    },
-    close() {
-      if (open) file.close();
-      open = false;
-    },
-  };
-}
-
 /**
  * Opens a `.pth` that holds nothing but tensors in nested dictionaries and
  * lists; the tensors are read one at a time, on demand.
@@ -99,7 +60,7 @@ async function openBytes(
  * A tensor's name joins the keys on its way with dots; the outermost key
  * `params`, where it is the only one (official ED-LoRA), is left out.
  *
- * @param pathOrBytes The file, or its bytes.
+ * @param from The file: path, URL, `Blob` or bytes.
  * @throws If the file is no archive of PyTorch's, is damaged (checksums
  * included), or holds any other thing than tensors and plain data: the error
  * names it.
@@ -111,14 +72,9 @@ async function openBytes(
  * file.close();
  * ```
  */
-export async function openPickle(
-  pathOrBytes: string | URL | Uint8Array,
-): Promise<PickleFile> {
-  const name = pathOrBytes instanceof Uint8Array
-    ? "pickle bytes"
-    : pathOf(pathOrBytes);
-  const what = `read ${name}`;
-  const bytes = await openBytes(pathOrBytes, what);
+export async function openPickle(from: FileSource): Promise<PickleFile> {
+  const what = `read ${sourceName(from, "pickle bytes")}`;
+  const bytes = await openBytes(from);
   try {
     return openArchive(bytes, what);
   } catch (error) {
@@ -145,24 +101,14 @@ export function isPickle(head: Uint8Array): boolean {
  * Opens a file of named tensors by what is in it: safetensors, or a `.pth` of
  * plain tensors.
  *
- * @param pathOrBytes The file, or its bytes.
+ * @param from The file: path, URL, `Blob` or bytes.
  * @throws As {@link openSafetensors} and {@link openPickle}.
  */
-export async function openTensors(
-  pathOrBytes: string | URL | Uint8Array,
-): Promise<SafetensorsFile> {
-  if (
-    pathOrBytes instanceof URL && pathOrBytes.protocol !== "file:"
-  ) return await openSafetensors(pathOrBytes);
-  const bytes = await openBytes(
-    pathOrBytes,
-    `read ${pathOrBytes instanceof Uint8Array ? "bytes" : pathOf(pathOrBytes)}`,
-  );
-  const head = bytes.read(0, Math.min(16, bytes.size));
-  bytes.close();
-  return isPickle(head)
-    ? await openPickle(pathOrBytes)
-    : await openSafetensors(pathOrBytes);
+export async function openTensors(from: FileSource): Promise<SafetensorsFile> {
+  const source = await openSource(from);
+  const head = await source.read(0, Math.min(16, source.size));
+  source.close();
+  return isPickle(head) ? await openPickle(from) : await openSafetensors(from);
 }
 
 function openArchive(bytes: Bytes, what: string): PickleFile {

@@ -4,16 +4,7 @@
  * @module
  */
 import { cannot } from "../core/errors.ts";
-
-/** Random access to the bytes of a file. */
-export interface Bytes {
-  /** How many there are. */
-  readonly size: number;
-  /** Reads `[begin, end)`. */
-  read(begin: number, end: number): Uint8Array;
-  /** Releases the file. */
-  close(): void;
-}
+import type { Bytes } from "../io/source.ts";
 
 /** One file of a zip archive, stored as it is. */
 export interface ZipEntry {

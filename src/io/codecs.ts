@@ -10,6 +10,7 @@
  * @module
  */
 import { cannot } from "../core/errors.ts";
+import { machine } from "../core/platform/machine.ts";
 import { readBytes } from "./files.ts";
 
 /** A format that is decoded in WebAssembly. */
@@ -32,8 +33,8 @@ type Factory = (options: Record<string, unknown>) => Promise<Instance>;
 /** A decoder: where its binary is, its glue, and what else decode takes. */
 interface Source {
   readonly binary: string;
-  /** Where it is for modules loaded over https, which have no import map. */
-  readonly pinned: string;
+  /** The package's version, for modules loaded over https. */
+  readonly version: string;
   readonly glue: () => Promise<{ default: unknown }>;
   readonly setting?: number | boolean;
 }
@@ -41,19 +42,19 @@ interface Source {
 const SOURCES: Readonly<Record<Codec, Source>> = {
   jpeg: {
     binary: "@jsquash/jpeg/codec/dec/mozjpeg_dec.wasm",
-    pinned: "npm:@jsquash/jpeg@1.6.0/codec/dec/mozjpeg_dec.wasm",
+    version: "1.6.0",
     glue: () => import("@jsquash/jpeg/codec/dec/mozjpeg_dec.js"),
     // EXIF is this library's affair.
     setting: false,
   },
   webp: {
     binary: "@jsquash/webp/codec/dec/webp_dec.wasm",
-    pinned: "npm:@jsquash/webp@1.5.0/codec/dec/webp_dec.wasm",
+    version: "1.5.0",
     glue: () => import("@jsquash/webp/codec/dec/webp_dec.js"),
   },
   avif: {
     binary: "@jsquash/avif/codec/dec/avif_dec.wasm",
-    pinned: "npm:@jsquash/avif@2.1.1/codec/dec/avif_dec.wasm",
+    version: "2.1.1",
     glue: () => import("@jsquash/avif/codec/dec/avif_dec.js"),
     // Bits a sample.
     setting: 8,
@@ -68,24 +69,13 @@ const compiled = new Map<Codec, Promise<WebAssembly.Module | undefined>>();
  * lies, as in a bundle for browsers.
  */
 async function compile(codec: Codec): Promise<WebAssembly.Module | undefined> {
-  const { binary, pinned } = SOURCES[codec];
-  const url = resolved(binary) ?? resolved(pinned);
+  const { binary, version } = SOURCES[codec];
+  const url = machine.packageFile(binary, version);
   if (!url) return undefined;
   const bytes = url.protocol === "file:"
     ? await readBytes(url)
     : new Uint8Array(await (await fetch(url)).arrayBuffer());
   return await WebAssembly.compile(bytes);
-}
-
-function resolved(specifier: string): URL | undefined {
-  try {
-    const url = new URL(import.meta.resolve(specifier));
-    return ["file:", "http:", "https:"].includes(url.protocol)
-      ? url
-      : undefined;
-  } catch {
-    return undefined;
-  }
 }
 
 /**

@@ -7,6 +7,19 @@
  * @module
  */
 import { cannot } from "../core/errors.ts";
+import type { OpenFile } from "../core/platform/machine_type.ts";
+import { machine } from "../core/platform/machine.ts";
+import {
+  isRemote,
+  joinPath,
+  localPath,
+  nameOf,
+  parentOf,
+  pathOf,
+} from "./paths.ts";
+import { type FileSource, isThere, openSource, readSource } from "./source.ts";
+
+export { besidePath, isRemote, joinPath, parentOf, pathOf } from "./paths.ts";
 
 /** What {@link writeAtomic} accepts: text, bytes, or chunks of bytes in order. */
 export type FileContent =
@@ -29,76 +42,11 @@ export interface Schema<T> {
 /** The largest JSON file {@link readJson} reads, in bytes (256 MiB). */
 export const MAX_JSON_BYTES: number = 256 * 1024 * 1024;
 
-/**
- * A path as a string, whether it came as a path or as a `file:` URL.
- *
- * @throws If the URL has another scheme.
- */
-export function pathOf(path: string | URL): string {
-  if (typeof path === "string") return path;
-  if (path.protocol !== "file:") {
-    throw cannot("open a file", "a path or a file: URL", path.href);
-  }
-  const decoded = decodeURIComponent(path.pathname);
-  // file:///C:/folder carries a leading slash that Windows does not want.
-  return /^\/[A-Za-z]:/.test(decoded) ? decoded.slice(1) : decoded;
-}
-
-/** The longest name that Linux and macOS take, in bytes. */
-const MAX_NAME_BYTES = 255;
-
-/**
- * The path of a file beside another: its name and an ending. Where that is
- * longer than systems allow, the name is cut, and a hash tells it from others.
- *
- * @param path The other file, without what the ending replaces.
- * @param ending What stands behind its name.
- *
- * @example
- * ```ts
- * besidePath("out/hero", ".state.safetensors"); // "out/hero.state.safetensors"
- * ```
- */
-export function besidePath(path: string, ending: string): string {
-  const size = (text: string) => new TextEncoder().encode(text).length;
-  const name = nameOf(path);
-  if (size(name + ending) <= MAX_NAME_BYTES) return path + ending;
-  // FNV-1a, 32 bits.
-  const hash = new TextEncoder().encode(name).reduce(
-    (h, byte) => Math.imul(h ^ byte, 0x01000193) >>> 0,
-    0x811c9dc5,
-  ).toString(16).padStart(8, "0");
-  let kept = "";
-  for (const letter of name) {
-    if (size(`${kept}${letter}-${hash}${ending}`) > MAX_NAME_BYTES) break;
-    kept += letter;
-  }
-  return path.slice(0, path.length - name.length) + `${kept}-${hash}${ending}`;
-}
-
-/** Joins a folder and names below it with single slashes. */
-export function joinPath(folder: string | URL, ...names: string[]): string {
-  return [pathOf(folder), ...names]
-    .filter((part) => part !== "")
-    .reduce((left, right) =>
-      left.endsWith("/") ? left + right : `${left}/${right}`
-    );
-}
-
-/** The folder part of a path (`"."` where there is none). */
-export function parentOf(path: string): string {
-  const cut = Math.max(path.lastIndexOf("/"), path.lastIndexOf("\\"));
-  return cut < 0 ? "." : cut === 0 ? path.slice(0, 1) : path.slice(0, cut);
-}
-
-function nameOf(path: string): string {
-  return path.slice(
-    Math.max(path.lastIndexOf("/"), path.lastIndexOf("\\")) + 1,
-  );
-}
-
 /** One line that says why a file operation failed. */
 function reason(error: unknown): string {
+  // Deno's class; Node's errors have a code.
+  const { name, code } = error as { name?: string; code?: string };
+  if (name === "NotADirectory" || code === "ENOTDIR") return "a file";
   return error instanceof Error
     ? `${error.name}: ${error.message}`
     : `${error}`;
@@ -107,13 +55,10 @@ function reason(error: unknown): string {
 /** Whether something exists at the path; other failures (permissions) throw. */
 export async function exists(path: string | URL): Promise<boolean> {
   try {
-    await Deno.stat(path);
-    return true;
+    return isRemote(path)
+      ? await isThere(pathOf(path))
+      : await machine.files.stat(pathOf(path)) !== undefined;
   } catch (error) {
-    if (
-      error instanceof Deno.errors.NotFound ||
-      error instanceof Deno.errors.NotADirectory
-    ) return false;
     throw cannot(`look at ${pathOf(path)}`, "a readable path", reason(error));
   }
 }
@@ -125,17 +70,17 @@ export async function exists(path: string | URL): Promise<boolean> {
  * @throws If the folder cannot be made or written to.
  */
 export async function assertWritable(folder: string | URL): Promise<void> {
-  const path = pathOf(folder);
+  const path = localPath(folder);
   const what = `write into ${path}`;
   try {
-    await Deno.mkdir(path, { recursive: true });
+    await machine.files.makeFolder(path);
   } catch (error) {
     throw cannot(what, "a folder that exists or can be made", reason(error));
   }
   const probe = temporaryName(joinPath(path, "probe"));
   try {
-    await Deno.writeFile(probe, new Uint8Array(0), { createNew: true });
-    await Deno.remove(probe);
+    (await machine.files.open(probe, "new"))?.close();
+    await machine.files.remove(probe);
   } catch (error) {
     throw cannot(what, "a writable folder", reason(error));
   }
@@ -167,18 +112,14 @@ function temporaryName(path: string): string {
 /** Creates an empty file of a name that nobody else has. */
 async function createTemporary(
   path: string,
-): Promise<{ name: string; file: Deno.FsFile }> {
-  for (let attempt = 1;; attempt++) {
+): Promise<{ name: string; file: OpenFile }> {
+  for (let attempt = 1; attempt <= 100; attempt++) {
     const name = temporaryName(path);
-    try {
-      const file = await Deno.open(name, { write: true, createNew: true });
-      return { name, file };
-    } catch (error) {
-      // A short name has few random letters, so it may be taken.
-      const taken = error instanceof Deno.errors.AlreadyExists;
-      if (!taken || attempt === 100) throw error;
-    }
+    const file = await machine.files.open(name, "new");
+    // A short name has few random letters, so it may be taken.
+    if (file) return { name, file };
   }
+  throw new Error("no temporary name is free");
 }
 
 /** How many symbolic links are followed; systems give up at 40, too. */
@@ -192,10 +133,9 @@ const MAX_LINKS = 40;
 async function linkTarget(path: string): Promise<string> {
   let target = path;
   for (let links = 0; links <= MAX_LINKS; links++) {
-    const isLink = await Deno.lstat(target)
-      .then(({ isSymlink }) => isSymlink, () => false);
-    if (!isLink) return target;
-    const next = await Deno.readLink(target);
+    const found = await machine.files.linkStat(target).catch(() => undefined);
+    if (found?.kind !== "link") return target;
+    const next = await machine.files.readLink(target);
     target = /^([/\\]|[A-Za-z]:)/.test(next)
       ? next
       : joinPath(parentOf(target), next);
@@ -211,22 +151,17 @@ async function linkTarget(path: string): Promise<string> {
  * of a folder.
  */
 export async function assertWritableFile(path: string | URL): Promise<void> {
-  const shown = pathOf(path);
+  const shown = localPath(path);
   await assertWritable(parentOf(shown));
   const target = await linkTarget(shown);
-  try {
-    const { isFile, isDirectory } = await Deno.lstat(target);
-    if (!isFile) {
-      const got = isDirectory ? "a folder" : "a device";
-      throw cannot(`write ${shown}`, "a file", got);
-    }
-  } catch (error) {
-    if (error instanceof Deno.errors.NotFound) {
-      if (target !== shown) await assertWritable(parentOf(target));
-      return;
-    }
-    if (isOurs(error)) throw error;
+  const found = await machine.files.linkStat(target).catch((error) => {
     throw cannot(`write ${shown}`, "a name the system takes", reason(error));
+  });
+  if (!found) {
+    if (target !== shown) await assertWritable(parentOf(target));
+  } else if (found.kind !== "file") {
+    const got = found.kind === "folder" ? "a folder" : "a device";
+    throw cannot(`write ${shown}`, "a file", got);
   }
 }
 
@@ -270,7 +205,7 @@ export async function assertDistinct(
 async function realPath(path: string): Promise<string> {
   const target = await linkTarget(path).catch(() => path);
   try {
-    return await Deno.realPath(target);
+    return await machine.files.realPath(target);
   } catch {
     const parent = parentOf(target);
     return parent === target || nameOf(target) === ""
@@ -290,12 +225,6 @@ async function* chunksOf(content: FileContent): AsyncGenerator<Uint8Array> {
   else yield* content;
 }
 
-async function writeAll(file: Deno.FsFile, bytes: Uint8Array): Promise<void> {
-  for (let done = 0; done < bytes.length;) {
-    done += await file.write(bytes.subarray(done));
-  }
-}
-
 /**
  * Writes a file so that at any moment, even after `kill -9` or a power cut,
  * the path holds either its old content or all of the new.
@@ -311,23 +240,25 @@ export async function writeAtomic(
   path: string | URL,
   content: FileContent,
 ): Promise<void> {
-  const shown = pathOf(path);
+  const shown = localPath(path);
   const what = `write ${shown}`;
   const target = await linkTarget(shown);
   const folder = parentOf(target);
   let temporary: string;
-  let file: Deno.FsFile;
+  let file: OpenFile;
   try {
     // What a link points to is another's: a folder missing there is an error.
-    if (target === shown) await Deno.mkdir(folder, { recursive: true });
+    if (target === shown) await machine.files.makeFolder(folder);
     ({ name: temporary, file } = await createTemporary(target));
   } catch (error) {
     throw cannot(what, "a writable folder", reason(error));
   }
   try {
     try {
+      let size = 0;
       for await (const chunk of chunksOf(content)) {
-        await writing(what, () => writeAll(file, chunk));
+        await writing(what, () => file.writeAt(size, chunk));
+        size += chunk.length;
       }
       await writing(what, () => file.sync());
     } finally {
@@ -335,7 +266,7 @@ export async function writeAtomic(
     }
     await rename(temporary, target);
   } catch (error) {
-    await Deno.remove(temporary).catch(() => {});
+    await machine.files.remove(temporary).catch(() => {});
     throw error;
   }
   await syncFolder(folder);
@@ -356,11 +287,11 @@ async function writing(
 async function rename(from: string, to: string): Promise<void> {
   try {
     // As an administrator one could replace even /dev/null.
-    const there = await Deno.lstat(to).catch(() => undefined);
-    if (there && !there.isFile && !there.isDirectory) {
+    const there = await machine.files.linkStat(to).catch(() => undefined);
+    if (there && !["file", "folder"].includes(there.kind)) {
       throw new Error("it is a device");
     }
-    await Deno.rename(from, to);
+    await machine.files.rename(from, to);
   } catch (error) {
     throw cannot(`write ${to}`, "a name that can be replaced", reason(error));
   }
@@ -369,20 +300,25 @@ async function rename(from: string, to: string): Promise<void> {
 /** Flushes the folder's entry for a renamed file, where the system can. */
 async function syncFolder(folder: string): Promise<void> {
   try {
-    using handle = await Deno.open(folder, { read: true });
-    await handle.sync();
+    const handle = await machine.files.open(folder, "read");
+    await handle.sync().finally(() => handle.close());
   } catch {
     // Windows cannot open folders; the file itself is already on the disk.
   }
 }
 
-/** Reads a UTF-8 text file; not valid UTF-8 or larger than 256 MiB throws. */
+/**
+ * Reads a text file: UTF-8, or UTF-16 with a byte order mark, as editors on
+ * Windows write it.
+ *
+ * @throws If it is in another encoding, or larger than 256 MiB.
+ */
 export async function readText(path: string | URL): Promise<string> {
   const shown = pathOf(path);
+  const source = await openSource(shown);
   let bytes: Uint8Array;
   try {
-    const { size, isFile } = await Deno.stat(path);
-    if (!isFile) throw cannot(`read ${shown}`, "a file", "a folder");
+    const { size } = source;
     if (size > MAX_JSON_BYTES) {
       throw cannot(
         `read ${shown}`,
@@ -390,16 +326,35 @@ export async function readText(path: string | URL): Promise<string> {
         `${size} bytes`,
       );
     }
-    bytes = await Deno.readFile(path);
-  } catch (error) {
-    if (isOurs(error)) throw error;
-    throw cannot(`read ${shown}`, "a readable file", reason(error));
+    bytes = await source.read(0, size);
+  } finally {
+    source.close();
   }
+  const encoding = encodingOf(bytes);
+  let text: string;
   try {
-    return new TextDecoder("utf-8", { fatal: true }).decode(bytes);
+    text = new TextDecoder(encoding, { fatal: true }).decode(bytes);
   } catch {
-    throw cannot(`read ${shown}`, "UTF-8 text", "bytes that are not UTF-8");
+    throw cannot(
+      `read ${shown}`,
+      "UTF-8 text",
+      encoding === "utf-8" ? "text in another encoding" : `broken ${encoding}`,
+    );
   }
+  // Valid UTF-8, but no text: UTF-16 without a mark has these.
+  if (!text.includes("\0")) return text;
+  throw cannot(
+    `read ${shown}`,
+    "UTF-8 text",
+    "NUL characters: UTF-16, or data",
+  );
+}
+
+/** The encoding that a byte order mark says; UTF-8 without one. */
+function encodingOf([first, second]: Uint8Array): string {
+  if (first === 0xff && second === 0xfe) return "utf-16le";
+  if (first === 0xfe && second === 0xff) return "utf-16be";
+  return "utf-8";
 }
 
 /**
@@ -563,63 +518,27 @@ export async function writePythonJson(
 }
 
 /**
- * Reads a file, in Deno or Node.
+ * Reads a file.
  *
  * @param path The file.
  * @throws If it is none, or cannot be read.
  */
 export async function readBytes(
-  path: string | URL,
+  path: FileSource,
 ): Promise<Uint8Array<ArrayBuffer>> {
-  try {
-    const node = nodeFiles();
-    return node
-      ? Uint8Array.from(await node.readFile(path))
-      : await Deno.readFile(path);
-  } catch (error) {
-    throw cannot(`read ${pathOf(path)}`, "a readable file", reason(error));
-  }
-}
-
-/** What is used here of Node's `node:fs/promises`. */
-interface NodeFiles {
-  readFile(path: string | URL): Promise<Uint8Array>;
-  readdir(
-    path: string | URL,
-    options: { withFileTypes: true },
-  ): Promise<{ name: string; isDirectory(): boolean }[]>;
-}
-
-/** Node's files, where this is not Deno; asked for so that bundlers see none. */
-function nodeFiles(): NodeFiles | undefined {
-  if ("Deno" in globalThis) return undefined;
-  const { process } = globalThis as {
-    process?: { getBuiltinModule?: (name: string) => unknown };
-  };
-  const found = process?.getBuiltinModule?.("node:fs/promises");
-  if (!found) throw new Error("there are no files here: pass bytes instead");
-  return found as NodeFiles;
+  return await readSource(path) as Uint8Array<ArrayBuffer>;
 }
 
 /**
- * Names of the files in a folder, sorted; in Deno or Node.
+ * Names of the files in a folder, sorted.
  *
  * @param folder The folder.
  * @throws If it cannot be read.
  */
 export async function listFiles(folder: string | URL): Promise<string[]> {
-  const names: string[] = [];
   try {
-    const node = nodeFiles();
-    if (node) {
-      for (const entry of await node.readdir(folder, { withFileTypes: true })) {
-        if (!entry.isDirectory()) names.push(entry.name);
-      }
-    } else {
-      for await (const entry of Deno.readDir(folder)) {
-        if (!entry.isDirectory) names.push(entry.name);
-      }
-    }
+    return (await machine.files.list(pathOf(folder)))
+      .filter(({ kind }) => kind !== "folder").map(({ name }) => name).sort();
   } catch (error) {
     throw cannot(
       `list ${pathOf(folder)}`,
@@ -627,5 +546,12 @@ export async function listFiles(folder: string | URL): Promise<string[]> {
       reason(error),
     );
   }
-  return names.sort();
+}
+
+/** Whether there is a folder under a path; an address is a file's. */
+export async function isFolder(path: string | URL): Promise<boolean> {
+  if (isRemote(path)) return false;
+  const found = await machine.files.stat(pathOf(path))
+    .catch(() => undefined);
+  return found?.kind === "folder";
 }

@@ -6,7 +6,8 @@
  */
 import { z } from "zod";
 import { cannot } from "../core/errors.ts";
-import { exists, joinPath, readJson } from "./files.ts";
+import { machine } from "../core/platform/machine.ts";
+import { exists, isRemote, joinPath, readJson } from "./files.ts";
 import {
   openSafetensors,
   type SafetensorsFile,
@@ -99,14 +100,27 @@ export async function componentPath(
 ): Promise<string> {
   const path = joinPath(folder, component);
   const what = `load ${component || "weights"} from ${path}`;
-  const present = await namesIn(path, what);
+  const present = isRemote(path)
+    ? await namesAt(path, options.variant)
+    : await namesIn(path, what);
   return joinPath(path, chooseWeights(present, options.variant, what));
+}
+
+/** The first name looked for that a server has: it lists no folders. */
+async function namesAt(
+  path: string,
+  variant: string | undefined,
+): Promise<string[]> {
+  for (const name of candidates(variant)) {
+    if (await exists(joinPath(path, name))) return [name];
+  }
+  return [];
 }
 
 async function namesIn(path: string, what: string): Promise<string[]> {
   const names: string[] = [];
   try {
-    for await (const entry of Deno.readDir(path)) names.push(entry.name);
+    names.push(...(await machine.files.list(path)).map(({ name }) => name));
   } catch (error) {
     throw cannot(what, "a folder that can be read", `${error}`);
   }

@@ -11,9 +11,10 @@
  *
  * @module
  */
-import { createHash, type Hash } from "node:crypto";
 import { z } from "zod";
 import { cannot } from "../core/errors.ts";
+import type { Hash, OpenFile } from "../core/platform/machine_type.ts";
+import { machine } from "../core/platform/machine.ts";
 import {
   exists,
   joinPath,
@@ -96,7 +97,7 @@ export interface HubOptions {
    * Reads an environment variable (HF_HOME, HF_HUB_CACHE, HF_TOKEN,
    * HF_HUB_OFFLINE, HF_ENDPOINT).
    *
-   * @default Deno.env.get
+   * @default the environment
    */
   readonly env?: (name: string) => string | undefined;
   /**
@@ -164,7 +165,7 @@ interface Setting {
 }
 
 async function settingOf(options: HubOptions): Promise<Setting> {
-  const env = options.env ?? ((name) => Deno.env.get(name));
+  const env = options.env ?? machine.env;
   const value = (name: string) => env(name)?.trim() || undefined;
   const home = value("HOME") ?? value("USERPROFILE") ?? ".";
   const expand = (path: string) => path.replace(/^~(?=\/|$)/, home);
@@ -401,12 +402,13 @@ async function cachedSource(
   }
   const sizes = new Map<string, number>();
   const walk = async (below: string) => {
-    for await (const entry of Deno.readDir(joinPath(folder, below))) {
+    for (const entry of await machine.files.list(joinPath(folder, below))) {
       const path = below === "" ? entry.name : `${below}/${entry.name}`;
-      if (entry.isDirectory) await walk(path);
+      if (entry.kind === "folder") await walk(path);
       // A link whose blob is gone is no file.
-      else if (await exists(joinPath(folder, path))) {
-        sizes.set(path, (await Deno.stat(joinPath(folder, path))).size);
+      else {
+        const found = await machine.files.stat(joinPath(folder, path));
+        if (found) sizes.set(path, found.size);
       }
     }
   };
@@ -427,23 +429,21 @@ async function link(
   blob: string,
 ): Promise<string> {
   const pointer = joinPath(storage, "snapshots", commit, path);
-  await Deno.mkdir(parentOf(pointer), { recursive: true });
+  await machine.files.makeFolder(parentOf(pointer));
   const up = "../".repeat(path.split("/").length + 1);
   const target = `${up}blobs/${blob}`;
   for (let attempt = 0;; attempt++) {
-    try {
-      await Deno.symlink(target, pointer);
-      return pointer;
-    } catch (error) {
-      if (error instanceof Deno.errors.AlreadyExists && attempt === 0) {
-        // Broken, or of another content: a commit's files never change.
-        await Deno.remove(pointer);
-        continue;
-      }
-      // Windows without the right to make links.
-      await Deno.copyFile(joinPath(storage, "blobs", blob), pointer);
-      return pointer;
+    // Windows without the right to make links throws.
+    const made = await machine.files.link(target, pointer)
+      .catch(() => undefined);
+    if (made) return pointer;
+    if (made === false && attempt === 0) {
+      // Broken, or of another content: a commit's files never change.
+      await machine.files.remove(pointer);
+      continue;
     }
+    await machine.files.copy(joinPath(storage, "blobs", blob), pointer);
+    return pointer;
   }
 }
 
@@ -675,7 +675,7 @@ async function fetchFile(
   const blob = joinPath(storage, "blobs", file.blob);
   const pointer = joinPath(storage, "snapshots", commit, file.path);
   const has = async (path: string) =>
-    await exists(path) && (await Deno.stat(path)).size === file.size;
+    (await machine.files.stat(path))?.size === file.size;
   const report = (loaded: number, cached: boolean) =>
     setting.emit({
       type: "progress",
@@ -688,31 +688,33 @@ async function fetchFile(
     report(file.size, true);
     return pointer;
   }
-  await Deno.mkdir(parentOf(blob), { recursive: true });
+  await machine.files.makeFolder(parentOf(blob));
   // As Python's library: two processes never write the same blob.
   const locks = joinPath(
     setting.cache,
     ".locks",
     storage.slice(storage.lastIndexOf("/") + 1),
   );
-  await Deno.mkdir(locks, { recursive: true });
-  using lock = await Deno.open(joinPath(locks, `${file.blob}.lock`), {
-    create: true,
-    write: true,
-  });
-  await lock.lock(true);
-  const cached = await has(blob);
-  if (!cached) {
-    const bodyWhat = `${what}: ${file.path}`;
-    try {
-      await download(setting, blob, file, url, bodyWhat, report);
-    } catch (error) {
-      if (error instanceof Final) throw new Error(error.message);
-      throw error;
+  await machine.files.makeFolder(locks);
+  const unlock = await machine.files.lock(
+    joinPath(locks, `${file.blob}.lock`),
+  );
+  try {
+    const cached = await has(blob);
+    if (!cached) {
+      const bodyWhat = `${what}: ${file.path}`;
+      try {
+        await download(setting, blob, file, url, bodyWhat, report);
+      } catch (error) {
+        if (error instanceof Final) throw new Error(error.message);
+        throw error;
+      }
     }
+    report(file.size, cached);
+    return await link(storage, commit, file.path, file.blob);
+  } finally {
+    unlock();
   }
-  report(file.size, cached);
-  return await link(storage, commit, file.path, file.blob);
 }
 
 /** How much has to arrive between failures for them not to add up. */
@@ -727,9 +729,26 @@ async function download(
   what: string,
   report: (loaded: number, cached: boolean) => void,
 ): Promise<void> {
-  const { retries, sleep, emit, maxWait, options } = setting;
   const path = `${blob}.incomplete`;
-  using part = await Deno.open(path, { create: true, read: true, write: true });
+  const part = await machine.files.open(path, "update");
+  try {
+    await downloadInto(part, setting, file, url, what, report);
+    await part.sync();
+  } finally {
+    part.close();
+  }
+  await machine.files.rename(path, blob);
+}
+
+async function downloadInto(
+  part: OpenFile,
+  setting: Setting,
+  file: Remote,
+  url: string,
+  what: string,
+  report: (loaded: number, cached: boolean) => void,
+): Promise<void> {
+  const { retries, sleep, emit, maxWait, options } = setting;
   let { size: have } = await part.stat();
   let hash = have > 0 && have <= file.size
     ? await hashOf(part, file)
@@ -768,16 +787,13 @@ async function download(
             throw new Error(`status ${response.status} for the rest of it`);
           }
         }
-        await part.seek(have, Deno.SeekMode.Start);
         let told = have;
         for await (const chunk of bodyOf(setting, response)) {
           if (have + chunk.length > file.size) {
             await restart();
             throw new Error(`more than ${file.size} bytes`);
           }
-          for (let done = 0; done < chunk.length;) {
-            done += await part.write(chunk.subarray(done));
-          }
+          await part.writeAt(have, chunk);
           hash.update(chunk);
           have += chunk.length;
           if (have - told >= PROGRESS) report(told = have, false);
@@ -787,7 +803,7 @@ async function download(
         }
       }
       const digest = hash.digest("hex");
-      if (digest === file.blob) break;
+      if (digest === file.blob) return;
       await restart();
       if (++corrupt > 1) {
         throw final(what, `bytes with checksum ${file.blob}`, digest);
@@ -810,8 +826,6 @@ async function download(
     await sleep(wait);
     options.signal?.throwIfAborted();
   }
-  await part.sync();
-  await Deno.rename(path, blob);
 }
 
 /** Whether a response goes on at a position, or is whole and that is 0. */
@@ -856,17 +870,17 @@ async function* bodyOf(
 /** SHA-256 of the file, or git's hash of a blob: SHA-1 of a header and it. */
 function newHash({ blob, size }: Remote): Hash {
   return blob.length === 64
-    ? createHash("sha256")
-    : createHash("sha1").update(`blob ${size}\0`);
+    ? machine.hash("sha256")
+    : machine.hash("sha1").update(`blob ${size}\0`);
 }
 
-async function hashOf(part: Deno.FsFile, file: Remote): Promise<Hash> {
+async function hashOf(part: OpenFile, file: Remote): Promise<Hash> {
   const hash = newHash(file);
-  await part.seek(0, Deno.SeekMode.Start);
   const buffer = new Uint8Array(1 << 20);
-  for (;;) {
-    const count = await part.read(buffer);
-    if (count === null) return hash;
+  for (let at = 0;;) {
+    const count = part.readAt(at, buffer);
+    if (count === 0) return hash;
     hash.update(buffer.subarray(0, count));
+    at += count;
   }
 }

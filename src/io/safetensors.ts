@@ -10,6 +10,12 @@
  */
 import { cannot } from "../core/errors.ts";
 import { otherContent, pathOf, writeAtomic } from "./files.ts";
+import {
+  type ByteSource,
+  type FileSource,
+  openSource,
+  sourceName,
+} from "./source.ts";
 
 /**
  * The element types of the format, by their spelling on disk. Files may have
@@ -137,80 +143,11 @@ export const MAX_HEADER_BYTES: number = 100_000_000;
 
 const PREFIX_BYTES = 8;
 
-/** Random access to the bytes of a file, wherever they are. */
-interface ByteSource {
-  readonly name: string;
-  readonly size: number;
-  /** Reads `[begin, end)`; the caller has checked it against `size`. */
-  read(begin: number, end: number, scratch?: Uint8Array): Uint8Array;
-  close(): void;
-}
-
-function memorySource(bytes: Uint8Array, name: string): ByteSource {
-  return {
-    name,
-    size: bytes.length,
-    read: (begin, end) => bytes.slice(begin, end),
-    close: () => {},
-  };
-}
-
-async function fileSource(path: string | URL): Promise<ByteSource> {
-  const name = pathOf(path);
-  const what = `read ${name}`;
-  let file: Deno.FsFile;
-  try {
-    file = await Deno.open(path, { read: true });
-  } catch (error) {
-    throw cannot(what, "a readable file", `${error}`);
-  }
-  let open = true;
-  const close = () => {
-    if (open) file.close();
-    open = false;
-  };
-  const { size, isFile } = await file.stat();
-  if (!isFile) {
-    close();
-    throw cannot(what, "a file", "a folder or device");
-  }
-  return {
-    name,
-    size,
-    // Seek and read in one synchronous step, so that reads may overlap in time.
-    read(begin, end, scratch) {
-      if (!open) throw cannot(what, "an open file", "a closed one");
-      const bytes = scratch && scratch.length >= end - begin
-        ? scratch.subarray(0, end - begin)
-        : new Uint8Array(end - begin);
-      file.seekSync(begin, Deno.SeekMode.Start);
-      for (let done = 0; done < bytes.length;) {
-        const count = file.readSync(bytes.subarray(done));
-        if (count === null) {
-          throw cannot(what, `${size} bytes`, `an end at ${begin + done}`);
-        }
-        done += count;
-      }
-      return bytes;
-    },
-    close,
-  };
-}
-
-async function remoteSource(url: URL): Promise<ByteSource> {
-  const response = await fetch(url);
-  if (!response.ok) {
-    await response.body?.cancel();
-    throw cannot(`read ${url}`, "an answer 200", `${response.status}`);
-  }
-  return memorySource(new Uint8Array(await response.arrayBuffer()), url.href);
-}
-
 /**
  * Opens a safetensors file; only its header is read.
  *
- * Takes a path, a `file:` URL, the bytes of a whole file, or an `http(s):` URL,
- * which is fetched whole.
+ * Takes a path, a `file:` or `http(s):` URL, a `Blob` or the bytes of a whole
+ * file. Of a server's file only what is read is fetched, where it allows that.
  *
  * @throws If the file is missing, truncated, or breaks a rule of the format:
  * header length, JSON, duplicate keys, dtype, shape, offsets with holes or
@@ -224,32 +161,33 @@ async function remoteSource(url: URL): Promise<ByteSource> {
  * ```
  */
 export async function openSafetensors(
-  pathOrBytes: string | URL | Uint8Array,
+  from: FileSource,
 ): Promise<SafetensorsFile> {
-  const source = pathOrBytes instanceof Uint8Array
-    ? memorySource(pathOrBytes, "safetensors bytes")
-    : pathOrBytes instanceof URL && pathOrBytes.protocol !== "file:"
-    ? await remoteSource(pathOrBytes)
-    : await fileSource(pathOrBytes);
+  const source = await openSource(from);
   try {
-    return openSource(source);
+    return await readHeader(source, sourceName(from, "safetensors bytes"));
   } catch (error) {
     source.close();
     throw error;
   }
 }
 
-function openSource(source: ByteSource): SafetensorsFile {
-  const what = `read ${source.name}`;
-  const head = source.read(0, Math.min(512, source.size));
+async function readHeader(
+  source: ByteSource,
+  name: string,
+): Promise<SafetensorsFile> {
+  const what = `read ${name}`;
+  const head = await source.read(0, Math.min(512, source.size));
   const other = otherContent(head);
   if (other) throw cannot(what, "a safetensors file", other);
   if (source.size < PREFIX_BYTES) {
     const got = source.size === 0 ? "an empty file" : `${source.size} bytes`;
     throw cannot(what, "a safetensors file of at least 8 bytes", got);
   }
-  const prefix = source.read(0, PREFIX_BYTES);
-  const length = Number(new DataView(prefix.buffer).getBigUint64(0, true));
+  const { buffer, byteOffset } = head;
+  const length = Number(
+    new DataView(buffer, byteOffset).getBigUint64(0, true),
+  );
   const room = source.size - PREFIX_BYTES;
   const zeros = head.length > PREFIX_BYTES && head.every((b) => b === 0);
   if (zeros || length > Math.min(room, MAX_HEADER_BYTES)) {
@@ -262,24 +200,22 @@ function openSource(source: ByteSource): SafetensorsFile {
     );
   }
   const header = parseHeader(
-    source.read(PREFIX_BYTES, PREFIX_BYTES + length),
-    source.name,
+    await source.read(PREFIX_BYTES, PREFIX_BYTES + length),
+    name,
   );
   const start = PREFIX_BYTES + length;
-  checkLayout(header.entries, source.size - start, source.name);
+  checkLayout(header.entries, source.size - start, name);
   return {
     ...header,
-    read(name, scratch) {
-      // The promise carries every failure, a wrong name's too.
-      return new Promise((resolve) => {
-        const entry = header.entries.get(name);
-        if (!entry) {
-          throw cannot(what, "a tensor of the file", JSON.stringify(name));
-        }
-        const { dtype, shape, begin, end } = entry;
-        const data = source.read(start + begin, start + end, scratch);
-        resolve({ dtype, shape: [...shape], data });
-      });
+    // The promise carries every failure, a wrong name's too.
+    async read(name, scratch) {
+      const entry = header.entries.get(name);
+      if (!entry) {
+        throw cannot(what, "a tensor of the file", JSON.stringify(name));
+      }
+      const { dtype, shape, begin, end } = entry;
+      const data = await source.read(start + begin, start + end, scratch);
+      return { dtype, shape: [...shape], data };
     },
     close: source.close,
   };

@@ -10,6 +10,7 @@
 import { DelayedError, type Job, WaitingError, Worker } from "bullmq";
 import type { BackendName } from "../core/backend.ts";
 import { cannot } from "../core/errors.ts";
+import { machine } from "../core/platform/machine.ts";
 import { loadConceptArt } from "../micro/concepts.ts";
 import { type LabHashes, labHashes } from "./lab.ts";
 import { openLink } from "./link.ts";
@@ -89,7 +90,7 @@ export async function serveQueue(options: ServeOptions): Promise<number> {
   const hashes = await labHashes(folders, await loadConceptArt());
   const name = queueName({ model: hashes.model, backend, code });
   const link = await openLink(options);
-  const me = `${Deno.hostname()}-${Deno.pid}`;
+  const me = machine.processName();
   const slots: Slot[] = Array.from({ length: threads }, () => ({
     busy: false,
   }));

@@ -8,6 +8,7 @@ import * as tf from "@tensorflow/tfjs";
 import { BACKENDS } from "../core/backend.ts";
 import { cannot } from "../core/errors.ts";
 import { finish } from "../core/finish.ts";
+import { machine } from "../core/platform/machine.ts";
 import { fold, key } from "../core/random.ts";
 import { type Concept, disposeConcept } from "../customize/concept.ts";
 import {
@@ -304,9 +305,7 @@ async function train(open: Open, spec: TrainSpec, tell: Tell): Promise<void> {
   const before = performance.now();
   let trained: Concept | undefined;
   const state = pathOf.trainState(store, id, tf.getBackend());
-  await Deno.mkdir(state.slice(0, state.lastIndexOf("/")), {
-    recursive: true,
-  });
+  await machine.files.makeFolder(state.slice(0, state.lastIndexOf("/")));
   try {
     trained = await customize(base, started, data, how.train, {
       checkpoint: state,
@@ -329,7 +328,8 @@ async function train(open: Open, spec: TrainSpec, tell: Tell): Promise<void> {
     await saveConcept(pathOf.concept(store, id), trained, base);
     // Also what a run on another backend has left of it.
     for (const backend of BACKENDS) {
-      await Deno.remove(pathOf.trainState(store, id, backend)).catch(() => {});
+      await machine.files.remove(pathOf.trainState(store, id, backend))
+        .catch(() => {});
     }
   } finally {
     disposeConcept(started);

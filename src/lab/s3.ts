@@ -7,7 +7,14 @@
 import { AwsClient } from "aws4fetch";
 import { cannot } from "../core/errors.ts";
 import { sha256 } from "../core/hash.ts";
-import { exists, joinPath, parseJson, writeAtomic } from "../io/files.ts";
+import { machine } from "../core/platform/machine.ts";
+import {
+  exists,
+  joinPath,
+  parseJson,
+  readBytes,
+  writeAtomic,
+} from "../io/files.ts";
 import {
   identityIn,
   type S3Settings,
@@ -36,7 +43,7 @@ const MAX_OBJECT = 5 * 2 ** 30;
  */
 export function s3Environment(what: string): S3Settings {
   const get = (...names: string[]) =>
-    names.map((name) => Deno.env.get(name)).find((value) => value);
+    names.map((name) => machine.env(name)).find((value) => value);
   const accessKeyId = get("AWS_ACCESS_KEY_ID");
   const secretAccessKey = get("AWS_SECRET_ACCESS_KEY");
   if (!accessKeyId || !secretAccessKey) {
@@ -104,9 +111,10 @@ export async function bucketStore(
     if (known.has(path)) return;
     if (!await send("HEAD", base + path)) {
       const file = joinPath(copy, path);
-      const { size } = await Deno.stat(file).catch(() => {
+      const size = (await machine.files.stat(file))?.size;
+      if (size === undefined) {
         throw cannot("hand out work", `${path} in ${where} or ${copy}`, "none");
-      });
+      }
       if (size > MAX_OBJECT) {
         throw cannot(
           `write to ${where}`,
@@ -114,7 +122,7 @@ export async function bucketStore(
           `${size} bytes of ${path}`,
         );
       }
-      await send("PUT", base + path, await Deno.readFile(file));
+      await send("PUT", base + path, await readBytes(file));
     }
     known.add(path);
   };

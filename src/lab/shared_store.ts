@@ -5,6 +5,7 @@
  * @module
  */
 import { cannot } from "../core/errors.ts";
+import { machine } from "../core/platform/machine.ts";
 import { assertWritable, exists, joinPath, readJson } from "../io/files.ts";
 
 /** A store that several machines see. */
@@ -89,11 +90,11 @@ export async function folderStore(folder: string): Promise<SharedStore> {
 /** Reads the identity, or gives one to a store that has none. */
 async function folderIdentity(path: string): Promise<string> {
   const id = crypto.randomUUID();
-  try {
-    await Deno.writeTextFile(path, storeText(id), { createNew: true });
+  const file = await machine.files.open(path, "new");
+  if (file) {
+    await file.writeAt(0, new TextEncoder().encode(storeText(id)))
+      .finally(() => file.close());
     return id;
-  } catch (error) {
-    if (!(error instanceof Deno.errors.AlreadyExists)) throw error;
   }
   // Another machine may be between creating the file and writing to it.
   for (let attempt = 1;; attempt++) {

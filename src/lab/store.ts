@@ -6,8 +6,15 @@
  * @module
  */
 import { sha256 } from "../core/hash.ts";
+import { machine } from "../core/platform/machine.ts";
 import type { ClipVector } from "../evaluation/clip.ts";
-import { exists, joinPath, writeAtomic } from "../io/files.ts";
+import {
+  exists,
+  isFolder,
+  joinPath,
+  readBytes,
+  writeAtomic,
+} from "../io/files.ts";
 import { decodePng, encodePng, type Pixels } from "../io/png.ts";
 import {
   encodeFloat,
@@ -89,9 +96,8 @@ export async function folderHash(
   const root = folder.replace(/(?<=.)\/+$/, "");
   const files: string[] = [];
   const visit = async (path: string) => {
-    const { isDirectory } = await Deno.stat(path);
-    if (!isDirectory) return void files.push(path);
-    for await (const { name } of Deno.readDir(path)) {
+    if (!await isFolder(path)) return void files.push(path);
+    for (const { name } of await machine.files.list(path)) {
       if (!name.startsWith(".")) await visit(joinPath(path, name));
     }
   };
@@ -100,7 +106,7 @@ export async function folderHash(
   for (const file of files.sort()) {
     hashes.push([
       file.slice(root.length),
-      await sha256(await Deno.readFile(file)),
+      await sha256(await readBytes(file)),
     ]);
   }
   return await sha256(canonicalJson(hashes));
@@ -258,7 +264,7 @@ export async function isDone(store: string, spec: LabSpec): Promise<boolean> {
  * @param id The picture's name.
  */
 export async function readImage(store: string, id: string): Promise<Pixels> {
-  return decodePng(await Deno.readFile(pathOf.image(store, id)));
+  return decodePng(await readBytes(pathOf.image(store, id)));
 }
 
 /**

@@ -1,4 +1,5 @@
 import { cannot } from "../core/errors.ts";
+import { readBytes } from "../io/files.ts";
 import { decodePng } from "../io/png.ts";
 import type { Design } from "./world.ts";
 
@@ -64,15 +65,6 @@ export const ART_FOLDER: URL = new URL(
  */
 export function spriteKey(noun: string, design: string): string {
   return `${noun}/${design}`;
-}
-
-async function readBytes(url: URL): Promise<Uint8Array> {
-  if (url.protocol === "file:") return await Deno.readFile(url);
-  const response = await fetch(url);
-  if (!response.ok) {
-    throw cannot(`read ${url}`, "status 200", response.status);
-  }
-  return new Uint8Array(await response.arrayBuffer());
 }
 
 /** Reads a JSON file next to the atlases. */

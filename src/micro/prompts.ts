@@ -1,5 +1,6 @@
 import { sha256 } from "../core/hash.ts";
 import { cannot } from "../core/errors.ts";
+import { readText } from "../io/files.ts";
 import { fillToken } from "./concepts.ts";
 import type { ScenePlace } from "./scenes.ts";
 
@@ -86,9 +87,7 @@ export function hashPrompts(
 export async function loadPrompts(
   file: URL = PROMPTS_FILE,
 ): Promise<ConceptPrompts[]> {
-  const text = file.protocol === "file:"
-    ? await Deno.readTextFile(file)
-    : await (await fetch(file)).text();
+  const text = await readText(file);
   const prompts = JSON.parse(text) as ConceptPrompts[];
   const hash = await hashPrompts(prompts);
   if (hash !== PROMPTS_SHA256) {

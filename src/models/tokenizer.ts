@@ -11,6 +11,7 @@
 import { Tokenizer as Pipeline } from "@huggingface/tokenizers";
 import { z } from "zod";
 import { cannot } from "../core/errors.ts";
+import { machine } from "../core/platform/machine.ts";
 import {
   exists,
   joinPath,
@@ -470,7 +471,7 @@ async function saveTokenizer(
   const extra = joinPath(folder, "added_tokens.json");
   if (added.size > 0) await writeAtomic(extra, jsonObject([...added]));
   // One left there by an earlier save would add tokens this one lacks.
-  else if (await exists(extra)) await Deno.remove(extra);
+  else if (await exists(extra)) await machine.files.remove(extra);
 }
 
 /** JSON by hand: an object would put keys like "0" first. */

@@ -432,13 +432,6 @@ Deno.test("pictures → concepts → fused model → picture with regions → sc
         ],
         [
           [
-            ...["train", ...base, "--name", "rex", "--class", "fox fox"],
-            ...["--images", at("rex"), "--out", at("o.safetensors")],
-          ],
-          "a class that is one token, or --average-class",
-        ],
-        [
-          [
             ...["sample", "--model", at("fused"), "--backend", "wasm"],
             ...["--prompt", "a <nobody1>", "--out", at("o")],
           ],

@@ -525,7 +525,7 @@ Deno.test({
     const worker = serve(redis.url, options, { store });
     const train = async (out: string, ...more: string[]) => {
       const code = await runCommand(trainCommand, [
-        ...["--name", "rex", "--class", "fox boat", "--average-class"],
+        ...["--name", "rex", "--class", "fox boat"],
         ...["--images", `${folder}/own`, "--masks", `${folder}/own/masks`],
         ...["--prior", `${folder}/class`, "--prior-weight", "0.5", "--flips"],
         ...["--steps", "3", "--batch", "2", "--rank", "2", "--seed", "5"],

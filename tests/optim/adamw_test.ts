@@ -8,6 +8,7 @@ import {
   adamwTensors,
   clipGlobalNorm,
   constantRate,
+  cosineDecay,
   disposeTensors,
   linearDecay,
 } from "../../src/optim/adamw.ts";
@@ -133,6 +134,21 @@ Deno.test("learning rates decay linearly to 0 after a warm-up", () => {
     [0, 0.5, 1, 0.5, 0, 0],
   );
   assertEquals([0, 1, 4, 9].map((s) => constantRate(s, 4)), [0, 0.25, 1, 1]);
+});
+
+Deno.test("learning rates decay along a cosine, once or several times", () => {
+  // diffusers 0.30, get_cosine_schedule_with_warmup(…, 2, 10) and, with hard
+  // restarts, (…, 0, 12, num_cycles=3).
+  close(
+    [0, 1, 2, 4, 6, 8, 10].map((s) => cosineDecay(s, 10, 2)),
+    [0, 0.5, 1, 0.8535534, 0.5, 0.1464466, 0],
+    1e-7,
+  );
+  close(
+    [0, 1, 2, 3, 4, 6, 8, 11, 12].map((s) => cosineDecay(s, 12, 0, 3)),
+    [1, 0.8535534, 0.5, 0.1464466, 1, 0.5, 1, 0.1464466, 0],
+    1e-7,
+  );
 });
 
 forEachBackend("gradients are clipped by their common norm", async () => {

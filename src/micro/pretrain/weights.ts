@@ -1,3 +1,4 @@
+import { machine } from "../../core/platform/machine.ts";
 import { disposeTree } from "../../core/tree.ts";
 import { joinPath, pathOf, writeJson } from "../../io/files.ts";
 import { openComponent } from "../../io/folder.ts";
@@ -60,7 +61,7 @@ export async function writeNetwork(
   const metadata = { step: String(step) };
   const options = { dtype: "F16" as const, metadata };
   const dir = joinPath(root, name);
-  await Deno.mkdir(dir, { recursive: true });
+  await machine.files.makeFolder(dir);
   try {
     const isClip = name === "clip_a" || name === "clip_b";
     await save(
@@ -120,7 +121,7 @@ async function writeModelParts(
   options: Parameters<typeof save>[3],
 ): Promise<void> {
   for (const part of ["text_encoder", "scheduler"]) {
-    await Deno.mkdir(joinPath(root, part), { recursive: true });
+    await machine.files.makeFolder(joinPath(root, part));
   }
   await save(
     joinPath(root, "text_encoder", "model.safetensors"),
