@@ -91,6 +91,7 @@ export function labRequest(
 const LABELS: Readonly<Record<Stage, string>> = {
   train: "training concepts",
   fuse: "fusing",
+  publish: "publishing",
   draw: "drawing",
   compose: "drawing layouts",
   embed: "scoring",

@@ -11,6 +11,9 @@
 import { cannot } from "../core/errors.ts";
 import { type Command, EXIT_CODES, runCommand } from "./command.ts";
 
+/** Of the package; a test compares it with deno.json. */
+const VERSION = "0.1.0";
+
 /** A command that is loaded when it is asked for. */
 interface Entry {
   readonly summary: string;
@@ -49,6 +52,18 @@ const COMMANDS: Readonly<Record<string, Entry>> = {
     summary: "count the memory that a run will need",
     load: async () => of((await import("./memory.ts")).memoryCommand),
   },
+  ablation: {
+    summary: "the paper's Table 2: fusions and adapters compared",
+    load: async () => of((await import("./ablation.ts")).table2Command),
+  },
+  experiment: {
+    summary: "another table or figure of the paper",
+    load: async () => (await import("./experiment.ts")).main,
+  },
+  worker: {
+    summary: "work on what a queue holds",
+    load: async () => of((await import("./worker.ts")).workerCommand),
+  },
   inspect: {
     summary: "say what is in a file or folder",
     load: async () => of((await import("./inspect.ts")).inspectCommand),
@@ -59,11 +74,11 @@ const HELP = `Mix-of-Show: train concepts, fuse them, draw with them.
 
 ${
   Object.entries(COMMANDS).map(([name, { summary }]) =>
-    `  ${name.padEnd(10)}${summary}`
+    `  ${name.padEnd(12)}${summary}`
   ).join("\n")
 }
 
-COMMAND --help lists the options of a command.
+COMMAND --help lists the options of a command, --version says which this is.
 
 ${EXIT_CODES}
 `;
@@ -79,6 +94,10 @@ export async function main(args: readonly string[]): Promise<number> {
   if (name === undefined || name === "--help" || name === "help") {
     console.log(HELP);
     return name === undefined ? 2 : 0;
+  }
+  if (name === "--version") {
+    console.log(`Mix-of-Show ${VERSION}`);
+    return 0;
   }
   if (!Object.hasOwn(COMMANDS, name)) {
     console.error(

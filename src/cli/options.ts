@@ -216,6 +216,56 @@ function similar(name: string, names: readonly string[]): string[] {
   ).slice(0, 3);
 }
 
+/**
+ * A file of options as arguments; what a command line has itself counts more.
+ *
+ * @param what The command, for messages.
+ * @param args The command line.
+ * @param table The options there are.
+ * @param fields The file: values by field (`lrUnet`) or option (`lr-unet`);
+ * `true` for a flag, a list where an option may be given again.
+ * @returns The command line with the file's options.
+ * @throws If the file has what is no option, or no value of one.
+ *
+ * @example
+ * ```ts ignore
+ * withFile("train", ["--steps", "5"], OPTIONS, { steps: 9, flips: true });
+ * // ["--steps", "5", "--flips"]
+ * ```
+ */
+export function withFile(
+  what: string,
+  args: readonly string[],
+  table: OptionTable,
+  fields: Readonly<Record<string, unknown>>,
+): string[] {
+  const given = new Set(args.map((arg) => arg.split("=")[0]));
+  const more = Object.entries(fields).flatMap(([key, value]) => {
+    const plain = key.replaceAll("_", "-");
+    const found = Object.entries(table).find(([field, option]) =>
+      key === field || `--${plain}` === optionName(field, option)
+    );
+    if (!found || found[1].argument) {
+      const near = similar(
+        `--${plain}`,
+        Object.keys(table).map((f) => optionName(f, table[f])),
+      );
+      const hint = near.length > 0 ? `, perhaps ${near.join(", ")}` : "";
+      throw cannot(what, `options in the file (--help)${hint}`, key);
+    }
+    const name = optionName(...found);
+    if (given.has(name) || value === false || value === null) return [];
+    if (value === true) return [name];
+    return (Array.isArray(value) ? value : [value]).map((one) => {
+      if (typeof one === "string" || typeof one === "number") {
+        return `${name}=${one}`;
+      }
+      throw cannot(what, `text or a number for ${key}`, one);
+    });
+  });
+  return [...args, ...more];
+}
+
 /** Stands for a value that is not there; no argument can hold a NUL. */
 const MISSING = "\0";
 

@@ -15,6 +15,7 @@ import {
 } from "../customize/check.ts";
 import {
   addTokens,
+  changes,
   type Concept,
   disposeConcept,
   releaseTokens,
@@ -31,6 +32,7 @@ import {
   method,
   METHODS,
   startConcept,
+  startsAtClass,
 } from "../customize/methods.ts";
 import { trainingMemory } from "../customize/memory.ts";
 import { scaled } from "../customize/scale.ts";
@@ -42,6 +44,7 @@ import {
   assertWritableFile,
   besidePath,
   joinPath,
+  writeJson,
 } from "../io/files.ts";
 import { withLab } from "../lab/lab.ts";
 import { openQueue, type QueueRequest } from "../lab/open_queue.ts";
@@ -249,6 +252,11 @@ const OPTIONS = optionTable({
   },
   dtype: { ...DTYPE_OPTION.dtype, otherwise: "F32" },
   log: { type: file, help: "a CSV file with loss and rates of each step" },
+  config: {
+    type: file,
+    help: "a JSON file of these options, such as the one that is written " +
+      "beside each concept; what the command line has counts more",
+  },
   fresh: { type: flag, help: "do not continue a run that was stopped" },
   ...BACKEND_OPTION,
   ...QUEUE_OPTIONS,
@@ -334,14 +342,17 @@ async function classExamples(
 }
 
 /** Refuses rates of parts that the concept does not have. */
-function checkRates(request: TrainRequest, { adapter }: Concept): void {
+function checkRates(request: TrainRequest, concept: Concept): void {
+  const text = changes(concept, "textEncoder");
+  const unet = changes(concept, "unet");
+  const { lora = {} } = methodOf(request).concept;
   const parts = {
-    "--lr-text": [request.lrText, adapter.textEncoder.size],
-    "--lr-unet": [request.lrUnet, adapter.unet.size],
-    "--rank": [request.rank, adapter.textEncoder.size + adapter.unet.size],
+    "--lr-text": [request.lrText, text],
+    "--lr-unet": [request.lrUnet, unet],
+    "--rank": [request.rank, lora === false ? 0 : text + unet],
     // Class captions do not call the concept: its tokens learn nothing of them.
-    "--prior": [request.prior, adapter.textEncoder.size + adapter.unet.size],
-    ...loraOnly(request, adapter.textEncoder.size + adapter.unet.size),
+    "--prior": [request.prior, text + unet],
+    ...loraOnly(request, lora === false ? 0 : text + unet),
   } as const;
   for (const [name, [value, layers]] of Object.entries(parts)) {
     if (value === undefined || layers > 0) continue;
@@ -367,7 +378,7 @@ function loraOnly(
 
 /** Whether a method's token does not start at the class word. */
 function isRare({ method }: TrainRequest): boolean {
-  return ["dreambooth", "custom-diffusion"].includes(method);
+  return !startsAtClass(method);
 }
 
 /** Tokens of a class word where a learned token starts at their mean. */
@@ -590,6 +601,10 @@ export async function runTrain(request: TrainRequest): Promise<void> {
         disposeConcept(concept);
       }
       await Deno.remove(state).catch(ifThere);
+      await writeJson(
+        besidePath(out.replace(/\.safetensors$/, ""), ".config.json"),
+        asked(request),
+      );
       if (smooth !== undefined) console.log(`loss ${smooth.toFixed(4)}`);
       console.log(out);
       console.log(
@@ -602,6 +617,19 @@ export async function runTrain(request: TrainRequest): Promise<void> {
     release();
     disposeModel(model);
   }
+}
+
+/** The request as `--config` reads it. */
+function asked(request: TrainRequest): Record<string, unknown> {
+  const { fresh: _fresh, config: _config, background, ...rest } = request;
+  const hex = background &&
+    `#${Uint8Array.from(background).toHex()}`;
+  return Object.fromEntries(
+    Object.entries({ ...rest, background: hex }).filter(([, value]) =>
+      value !== undefined && value !== false &&
+      !(Array.isArray(value) && value.length === 0)
+    ),
+  );
 }
 
 /** What a concept is trained from. */

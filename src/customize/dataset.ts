@@ -388,8 +388,8 @@ export async function readExamples(
   ];
   if (unread.length > 0) options.onUnread?.(unread);
   if (examples.length === 0) {
-    const inside = (await Array.fromAsync(Deno.readDir(folder)))
-      .flatMap(({ name, isDirectory }) => isDirectory ? [`${name}/`] : []);
+    const inside = (await machine.files.list(folder))
+      .flatMap(({ name, kind }) => kind === "folder" ? [`${name}/`] : []);
     throw cannot(
       what,
       "PNG, JPEG, WebP or AVIF pictures in it" +

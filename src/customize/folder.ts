@@ -6,6 +6,7 @@
  * @module
  */
 import { cannot, listed } from "../core/errors.ts";
+import { machine } from "../core/platform/machine.ts";
 import { exists, joinPath, parseJson, readText } from "../io/files.ts";
 import { listPictures, PICTURE } from "../io/picture.ts";
 import { CAPTION, captionsBeside } from "./captions.ts";
@@ -85,14 +86,15 @@ export async function pictureFolder(
   const read = new Set([...names, ...place === folder ? beside : []]);
   if (table) read.add(TABLE);
   const unread: string[] = [];
-  for await (const { name, isDirectory } of Deno.readDir(folder)) {
+  for (const { name, kind } of await machine.files.list(folder)) {
     const isCaption = CAPTION.test(name) &&
       names.some((picture) =>
         [picture, stemOf(picture)].includes(name.replace(CAPTION, ""))
       );
     if (read.has(name) || isCaption || LITTER.test(name)) continue;
-    if (place !== folder && name === "masks" && isDirectory) continue;
-    unread.push(isDirectory ? `${name}/` : name);
+    const isFolder = kind === "folder";
+    if (place !== folder && name === "masks" && isFolder) continue;
+    unread.push(isFolder ? `${name}/` : name);
   }
   return {
     folder,

@@ -4,6 +4,7 @@
  * @module
  */
 import { cannot, listed } from "../core/errors.ts";
+import { machine } from "../core/platform/machine.ts";
 import { exists, joinPath, pathOf } from "../io/files.ts";
 import { listPictures, PICTURE } from "../io/picture.ts";
 
@@ -107,7 +108,9 @@ export async function maskPlace(
   const inside = joinPath(folder, "masks");
   if (given === undefined) return await exists(inside) ? inside : folder;
   const [here, there] = await Promise.all(
-    [folder, given].map((path) => Deno.realPath(path).catch(() => path)),
+    [folder, given].map((path) =>
+      machine.files.realPath(path).catch(() => path)
+    ),
   );
   return here === there ? folder : given;
 }

@@ -27,7 +27,13 @@ import {
   disposeTensors,
   linearDecay,
 } from "../optim/adamw.ts";
-import { attachConcept, type Concept, conceptTensors } from "./concept.ts";
+import {
+  attachConcept,
+  type Concept,
+  conceptTensors,
+  type Weights,
+} from "./concept.ts";
+import type { Component } from "./sites.ts";
 import type { TrainData } from "./dataset.ts";
 import { withTensors } from "./lora.ts";
 import { drawBatch } from "./train_batch.ts";
@@ -157,12 +163,25 @@ function pivotOf({ pivot = 0, steps }: TrainConfig): number {
   return Math.round(pivot * steps);
 }
 
-/** Names of the parameters that are trained. */
-function trainedNames(concept: Concept, config: TrainConfig): string[] {
-  return [...conceptTensors(concept).keys()].filter((name) =>
-    config.lr[groupOf(name)] > 0 &&
-    !(config.freezeDown && name.endsWith(".down"))
-  );
+/**
+ * Names of the parameters that are trained: those of groups with a rate above 0,
+ * of singular values their shifts only.
+ *
+ * @param concept The concept.
+ * @param config Rates, what is frozen.
+ */
+export function trainedNames(
+  concept: Concept,
+  config: Pick<TrainConfig, "lr" | "freezeDown">,
+): string[] {
+  const all = conceptTensors(concept);
+  return [...all.keys()].filter((name) => {
+    const dot = name.lastIndexOf(".");
+    const [layer, part] = [name.slice(0, dot), name.slice(dot + 1)];
+    return config.lr[groupOf(name)] > 0 &&
+      !(config.freezeDown && part === "down") &&
+      (part === "shift" || !all.has(`${layer}.shift`));
+  });
 }
 
 /**
@@ -178,11 +197,30 @@ function withParams(
   return {
     ...concept,
     adapter: withTensors(concept.adapter, tensors),
+    ...(concept.weights && {
+      weights: {
+        textEncoder: replaced("textEncoder", concept.weights, tensors),
+        unet: replaced("unet", concept.weights, tensors),
+      },
+    }),
     tokens: concept.tokens.map(({ token, vectors }) => ({
       token,
       vectors: (tensors.get(`embedding.${token}`) ?? vectors) as tf.Tensor2D,
     })),
   };
+}
+
+function replaced(
+  component: Component,
+  weights: Weights,
+  tensors: ReadonlyMap<string, tf.Tensor>,
+): Map<string, tf.Tensor> {
+  return new Map(
+    [...weights[component]].map(([path, own]) => [
+      path,
+      tensors.get(`${component}.${path}`) ?? own,
+    ]),
+  );
 }
 
 /**

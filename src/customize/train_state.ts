@@ -60,8 +60,16 @@ export async function fingerprint(
     parts.push(d.mean.slice(), d.std.slice(), d.mask.slice());
   }
   parts.push(JSON.stringify([concept.phrase, sorted(config)]));
-  for (const [name, tensor] of conceptTensors(concept)) {
+  const { weights: _, ...small } = concept;
+  for (const [name, tensor] of conceptTensors(small)) {
     parts.push(name, (await tensor.data() as Float32Array).slice());
+  }
+  // Of whole networks, hashes: together they may be larger than an array can be.
+  for (const own of Object.values(concept.weights ?? {})) {
+    for (const [path, tensor] of own) {
+      const values = (await tensor.data() as Float32Array).slice();
+      parts.push(path, await sha256(values.buffer as ArrayBuffer));
+    }
   }
   // Half of it is plenty to tell two runs apart.
   return (await sha256(await new Blob(parts).arrayBuffer())).slice(0, 32);

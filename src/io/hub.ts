@@ -750,9 +750,7 @@ async function downloadInto(
 ): Promise<void> {
   const { retries, sleep, emit, maxWait, options } = setting;
   let { size: have } = await part.stat();
-  let hash = have > 0 && have <= file.size
-    ? await hashOf(part, file)
-    : newHash(file);
+  let hash = have > 0 && have <= file.size ? hashOf(part, file) : newHash(file);
   const restart = async () => {
     await part.truncate(0);
     have = 0;
@@ -874,7 +872,7 @@ function newHash({ blob, size }: Remote): Hash {
     : machine.hash("sha1").update(`blob ${size}\0`);
 }
 
-async function hashOf(part: OpenFile, file: Remote): Promise<Hash> {
+function hashOf(part: OpenFile, file: Remote): Hash {
   const hash = newHash(file);
   const buffer = new Uint8Array(1 << 20);
   for (let at = 0;;) {

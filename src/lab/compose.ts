@@ -5,6 +5,7 @@
  * @module
  */
 import { disposeTree } from "../core/tree.ts";
+import { freeFuse } from "../customize/attention_fusion.ts";
 import { type Concept, disposeConcept } from "../customize/concept.ts";
 import {
   type AdapterSampling,
@@ -105,6 +106,8 @@ function samplingOf(
       return loraSwitch(model, concepts, { prompt, negative });
     case "composite":
       return loraComposite(model, concepts, { prompt, negative });
+    case "free-fuse":
+      return freeFuse(model, concepts, { prompt });
     case "region-adapters":
       return regionAdapters(
         model,

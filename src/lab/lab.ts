@@ -28,6 +28,8 @@ import type {
   LabSpec,
   ModelRef,
   PictureSet,
+  PublishLog,
+  PublishSpec,
   ReferenceSpec,
   TextSpec,
   TrainLog,
@@ -57,7 +59,14 @@ export const MODEL_PARTS: readonly string[] = [
 const BATCH = 10;
 
 /** What a call works on. */
-export type Stage = "train" | "fuse" | "draw" | "compose" | "embed" | "heldout";
+export type Stage =
+  | "train"
+  | "fuse"
+  | "publish"
+  | "draw"
+  | "compose"
+  | "embed"
+  | "heldout";
 
 /** What specs say of the things that they are worked on with. */
 export interface LabHashes {
@@ -119,6 +128,12 @@ export interface Fused extends FuseLog {
   readonly model: Extract<ModelRef, { type: "fused" }>;
 }
 
+/** A published concept. */
+export interface PublishedFile extends PublishLog {
+  /** Its name in the store. */
+  readonly id: string;
+}
+
 /** An embedded picture: unit vectors. */
 export interface Embedded {
   /** Of the whole picture. */
@@ -149,6 +164,8 @@ export interface Lab extends Disposable {
   train(asks: readonly Ask<TrainSpec>[]): Promise<Trained[]>;
   /** Fuses concepts, a model per ask. */
   fuse(asks: readonly Ask<FuseSpec>[]): Promise<Fused[]>;
+  /** Measures concepts and writes what their clients would send. */
+  publish(asks: readonly Ask<PublishSpec>[]): Promise<PublishedFile[]>;
   /** Draws pictures; gives their names in the store. */
   draw(asks: readonly Ask<DrawSpec>[]): Promise<string[][]>;
   /** Draws layouts; gives the pictures' names in the store. */
@@ -331,6 +348,16 @@ function callsOf(memo: Memo, hashes: LabHashes): LabCalls {
         async (_, id) => ({
           ...await readJson<FuseLog>(pathOf.fuseLog(store, id)),
           model: { type: "fused", id },
+        }),
+      ),
+    publish: (asks) =>
+      results(
+        "publish",
+        "concept",
+        asks.map((ask): PublishSpec => ({ kind: "publish", base, ...ask })),
+        async (_, id) => ({
+          ...await readJson<PublishLog>(pathOf.publishLog(store, id)),
+          id,
         }),
       ),
     draw: (asks) =>

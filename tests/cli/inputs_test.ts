@@ -374,9 +374,10 @@ Deno.test("options as other programs call them", () => {
   const dtype = (name: string) =>
     trainCommand.parse(["--name", "a", "--images", ".", "--dtype", name])!
       .dtype;
-  assertEquals(["fp16", "bf16", "float32", "half", "F16"].map(dtype), [
-    ...["F16", "BF16", "F32", "F16", "F16"],
-  ]);
+  assertEquals(
+    ["fp16", "bf16", "float32", "half", "F16"].map((n) => `${dtype(n)}`),
+    ["F16", "BF16", "F32", "F16", "F16"],
+  );
   assertThrows(() => dtype("int8"), Error, "--dtype F32, F16, BF16");
   assertThrows(
     () => parseConcept("sample", "a.safetensors:0.8"),

@@ -54,6 +54,12 @@ Deno.test("every command has help with options, exit codes and examples", async 
   }
 });
 
+Deno.test("--version says which version this is", async () => {
+  const config = new URL("../../deno.json", import.meta.url);
+  const { version } = JSON.parse(await Deno.readTextFile(config));
+  assertEquals(await fine("--version"), `Mix-of-Show ${version}`);
+});
+
 Deno.test("bad arguments end with 2 and say what was expected", async () => {
   const cases: [args: string[], says: string][] = [
     [

@@ -18,6 +18,9 @@ import type { OptionWorld } from "./option_world.ts";
 /** The processor without kernels of its own. */
 const CPU: Pair = { add: { "--backend": "cpu" }, shows: "said" };
 
+/** One function starts the backend of every command. */
+const LIKE_SAMPLE = { as: "sample" } as const;
+
 /** Pairs of the options about memory, on a machine without a graphics card. */
 const MEMORY: Record<string, Pair> = {
   // The same result in less memory: tests/customize/memory_test.ts.
@@ -104,6 +107,8 @@ export function trainRows({ at, out }: OptionWorld): OptionRows {
   return {
     command: trainCommand,
     out,
+    // The options themselves.
+    report: (name, json) => name.endsWith(".config.json") ? null : json,
     base: {
       ...images,
       ...{ "--name": "rex", "--class": "fox", "--model": `${at}/model` },
@@ -224,13 +229,17 @@ export function trainRows({ at, out }: OptionWorld): OptionRows {
       size: { add: { "--size": 32 } },
       out: { add: { "--out": `${out}/max.safetensors` } },
       dtype: { add: { "--dtype": "F16" } },
+      config: [
+        { add: { "--config": `${at}/train.json` } },
+        { add: { "--config": `${at}/other.json` }, says: /got short/ },
+      ],
       // A state that cannot be continued lies there.
       fresh: {
         both: { "--out": `${out}/stopped.safetensors` },
         add: { "--fresh": true },
         needs: /stopped\.state\.safetensors/,
       },
-      backend: CPU,
+      backend: LIKE_SAMPLE,
     },
     before: () =>
       Deno.writeTextFile(`${out}/stopped.state.safetensors`, "cut off"),
@@ -348,7 +357,7 @@ export function fuseRows({ at, out }: OptionWorld): OptionRows {
       out: { add: { "--out": `${out}/elsewhere` } },
       singleFile: { add: { "--single-file": `${out}/one.safetensors` } },
       dtype: { add: { "--dtype": "F16" } },
-      backend: CPU,
+      backend: LIKE_SAMPLE,
     },
   };
 }
@@ -372,6 +381,18 @@ export function sampleRows({ at, out }: OptionWorld): OptionRows {
       ...modelPairs(at),
       prompt: { add: { "--prompt": "a (fox:1.5) in snow" } },
       layout: { add: { "--layout": `${at}/regions.json` } },
+      from: [
+        { add: { "--from": `${at}/night.png`, "--prompt": null } },
+        {
+          add: { "--from": `${at}/drawn/000.png`, "--prompt": null },
+          says: /a PNG that sample has drawn, got no settings in it/,
+        },
+        {
+          both: { "--layout": `${at}/regions.json` },
+          add: { "--from": `${at}/night.png` },
+          says: /--layout or --from, got both/,
+        },
+      ],
       schema: { add: { "--schema": true } },
       concept: [
         {
@@ -446,6 +467,7 @@ export function sampleRows({ at, out }: OptionWorld): OptionRows {
       syntax: { add: { "--syntax": "plain" } },
       sampler: { add: { "--sampler": "euler" } },
       size: { add: { "--size": "32x64" } },
+      grid: { add: { "--grid": true } },
       // The same pictures, in other portions.
       batch: {
         both: { "--count": 4 },
@@ -620,7 +642,7 @@ export function evaluateRows({ at, out }: OptionWorld): OptionRows {
       clip: { add: { "--clip": `${at}/other/clip` } },
       out: { add: { "--out": `${out}/scores.json` } },
       json: { add: { "--json": true } },
-      backend: CPU,
+      backend: LIKE_SAMPLE,
     },
   };
 }

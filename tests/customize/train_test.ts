@@ -473,7 +473,7 @@ forEachBackend("a stopped run goes on to the same numbers", async () => {
             checkpoint,
           }),
         Error,
-        "Cannot resume training at step 2: expected the settings that it was " +
+        "Cannot resume training at step 4: expected the settings that it was " +
           "started with (seed 3), got seed 4",
       );
       await Deno.writeTextFile(checkpoint, "not a state");

@@ -154,22 +154,17 @@ export function nodeMachine(): Machine {
       const { Worker } = builtin("node:worker_threads");
       const worker = new Worker(module, { name });
       worker.on("message", message);
-      worker.on("error", (e) => error(`stopped: ${e.message}`));
+      worker.on("error", (e) => error(`stopped: ${(e as Error).message}`));
       worker.on("messageerror", () => error("sent what cannot be copied"));
       return {
-        post: (data, transfer) =>
-          worker.postMessage(
-            data,
-            transfer as unknown as readonly ArrayBuffer[],
-          ),
+        post: (data, transfer) => worker.postMessage(data, transfer as never),
         terminate: () => void worker.terminate(),
       };
     },
     listen(message) {
       const port = builtin("node:worker_threads").parentPort;
       port?.on("message", message);
-      return (data, transfer) =>
-        port?.postMessage(data, transfer as unknown as readonly ArrayBuffer[]);
+      return (data, transfer) => port?.postMessage(data, transfer as never);
     },
     files: {
       read: async (path) =>
