@@ -351,7 +351,7 @@ function callsOf(memo: Memo, hashes: LabHashes): LabCalls {
         }),
       ),
     publish: (asks) =>
-      results(
+      memo.results(
         "publish",
         "concept",
         asks.map((ask): PublishSpec => ({ kind: "publish", base, ...ask })),
