@@ -255,9 +255,7 @@ async function partsOf(
 
 /** Whether a model's path is a folder's; a server is not asked. */
 export async function isModelFolder(path: string): Promise<boolean> {
-  return isRemote(path)
-    ? !path.endsWith(".safetensors")
-    : await isFolder(path);
+  return isRemote(path) ? !path.endsWith(".safetensors") : await isFolder(path);
 }
 
 /**
