@@ -53,6 +53,10 @@ export function parseConcept(what: string, text: string): ConceptRequest {
   if (strength !== undefined) {
     throw cannot(what, `--concept FILE,alpha=${strength}`, text);
   }
+  const field = /\.(?:safetensors|pth?|ckpt|bin),(\w+=.*)$/i.exec(path)?.[1];
+  if (field !== undefined) {
+    throw cannot(what, `${FIELDS.join(", ")} behind --concept FILE`, field);
+  }
   const { alpha, ...rest } = found;
   if (alpha === undefined) return { path, ...rest };
   const number = alpha.trim() === "" ? NaN : Number(alpha);

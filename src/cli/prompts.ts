@@ -51,6 +51,19 @@ function stemOf(path: string): string {
   return path.replace(/^.*[\\/]/, "").replace(FILE, "");
 }
 
+/** LoRA files of a folder and those below it, as A1111 finds them. */
+async function loraFilesBelow(folder: string, below = ""): Promise<string[]> {
+  const files: string[] = [];
+  for await (const { name, isDirectory } of Deno.readDir(folder)) {
+    if (isDirectory) {
+      files.push(
+        ...await loraFilesBelow(joinPath(folder, name), `${below}${name}/`),
+      );
+    } else if (FILE.test(name)) files.push(below + name);
+  }
+  return files.sort();
+}
+
 /**
  * The concepts of a command and those that its prompt calls by tags.
  *
@@ -68,15 +81,16 @@ export async function calledConcepts(
   const called = new Set<number>();
   const files = folder === undefined || tags.length === 0
     ? []
-    : (await Array.fromAsync(Deno.readDir(folder)))
-      .filter(({ name, isDirectory }) => !isDirectory && FILE.test(name))
-      .map(({ name }) => name).sort();
-  for (const { tag, name, alpha } of tags) {
+    : await loraFilesBelow(folder);
+  for (const { tag, name: written, alpha } of tags) {
+    const name = written.replace(FILE, "");
     const find = (same: (other: string) => boolean) => ({
       given: concepts.flatMap((c, i) =>
         same(c.name ?? stemOf(c.path)) ? [i] : []
       ),
-      found: files.filter((file) => same(stemOf(file))),
+      found: files.filter((file) =>
+        same(stemOf(file)) || same(file.replace(FILE, ""))
+      ),
     });
     const exact = find((other) => other === name);
     const { given, found } = exact.given.length + exact.found.length > 0

@@ -158,9 +158,10 @@ const OPTIONS = optionTable({
   },
   size: {
     type: parsed("WxH", (what, name, found) => {
-      const match = /^(\d+)x(\d+)$/.exec(found);
+      const match = /^(\d+)(?:x(\d+))?$/.exec(found);
       if (!match) throw cannot(what, `${name} such as 64x96`, found);
-      return { width: Number(match[1]), height: Number(match[2]) };
+      const width = Number(match[1]);
+      return { width, height: Number(match[2] ?? width) };
     }),
     otherwise: "the model's own size",
     help: "pixels",
@@ -357,6 +358,7 @@ export const sampleCommand: Command<SampleRequest> = command({
       WHAT,
       request.layout,
       request.from,
+      request.loraFolder,
       ...request.concept.map(({ path }) => path),
       ...request.network.map(([, path]) => path),
     );

@@ -670,6 +670,15 @@ async function trainHere(
   const table = log === undefined ? undefined : trainLog(log);
   let smooth: number | undefined;
   let kept: number | undefined;
+  const stop = () => {
+    console.error(
+      kept === undefined
+        ? `stopped before step ${SAVED_EVERY}: nothing is kept`
+        : `stopped; step ${kept} is in ${state}: the same command continues`,
+    );
+    Deno.exit(130);
+  };
+  Deno.addSignalListener("SIGINT", stop);
   const concept = await customize(model, start, data, chosen.train, {
     checkpoint: state,
     prior,
@@ -691,7 +700,7 @@ async function trainHere(
       `${error.message} (${state} has step ${kept}; --fresh starts anew)`,
       { cause: error },
     );
-  });
+  }).finally(() => Deno.removeSignalListener("SIGINT", stop));
   progress.finish();
   return { concept, loss: smooth };
 }

@@ -277,7 +277,10 @@ export {
 export {
   type Group,
   type Losses,
+  RATE_SCHEDULES,
+  type RateSchedule,
   type TrainBatch,
   trainingLoss,
   type Weighting,
 } from "../customize/train.ts";
+export { scaled } from "../customize/scale.ts";

@@ -58,6 +58,31 @@ Deno.test("model folders as people have them", () =>
       assert(error.includes(message), error);
       assert(!error.includes("    at "), error);
     };
+    // What is no model at all is told before anything is fetched.
+    const lora = fixturePath("lora/edlora_official.safetensors");
+    for (
+      const [path, message, ...more] of [
+        [
+          at("unet"),
+          "expected a model folder, with unet, text_encoder and vae",
+        ],
+        [lora, "expected a model, got a file without its networks"],
+        // Its parts are told, not what a run of something else would need.
+        [
+          at("unet/diffusion_pytorch_model.safetensors"),
+          "expected a text encoder and a VAE",
+          ...["--tokenizer", at("tokenizer")],
+        ],
+        [at("model_index.json"), "Cannot read"],
+      ]
+    ) {
+      const { code, error } = await said(
+        ...["sample", "--prompt", "x", "--backend", "wasm", "--model", path],
+        ...["--out", `${folder}/out`, ...more],
+      );
+      assertEquals(code, 1);
+      assert(error.includes(message), error);
+    }
     // Parts that need not be there, or are null.
     const index = JSON.parse(await Deno.readTextFile(at("model_index.json")));
     await Deno.writeTextFile(
@@ -384,6 +409,11 @@ Deno.test("options as other programs call them", () => {
     Error,
     "--concept FILE,alpha=0.8",
   );
+  assertThrows(
+    () => parseConcept("sample", "a.safetensors,weight=0.8"),
+    Error,
+    "name, trigger, class, alpha behind --concept FILE, got weight=0.8",
+  );
 });
 
 Deno.test("outputs that cannot be are refused before work", () =>
@@ -413,7 +443,7 @@ Deno.test("outputs that cannot be are refused before work", () =>
         [["--steps", "1e9999"], "--steps a whole number"],
         [["--count", "1.5"], "--count a whole number"],
         [["--size", "0x64"], "size.width"],
-        [["--size", "64"], "--size such as 64x96"],
+        [["--size", "64*64"], "--size such as 64x96"],
         [["--guidance", "NaN"], "--guidance a number"],
         [["--sampler", "DPM fast"], "--sampler"],
       ] as [string[], string][]

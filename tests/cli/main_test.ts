@@ -64,7 +64,7 @@ Deno.test("bad arguments end with 2 and say what was expected", async () => {
   const cases: [args: string[], says: string][] = [
     [
       ["paint"],
-      "expected train, fuse, sample, evaluate, convert, memory, inspect",
+      "expected train, fuse, sample, evaluate, convert, memory, ",
     ],
     [["train", "--nmae", "x"], "a known option (--help), got --nmae"],
     [["train"], "expected --name"],

@@ -120,6 +120,15 @@ Deno.test("tags find files by name", () =>
         Error,
         message,
       );
+    // With its ending, in a folder below, and by that folder.
+    await Deno.mkdir(`${folder}/more/old`, { recursive: true });
+    await Deno.writeTextFile(`${folder}/more/old/elk.pt`, "");
+    for (const written of ["elk", "elk.pt", "more/old/elk"]) {
+      assertEquals(
+        await calledConcepts(loraTags(`<lora:${written}>`).tags, [], folder),
+        [{ path: `${folder}/more/old/elk.pt`, alpha: 1, name: "elk" }],
+      );
+    }
     await refused("<lora:fox:1>", [], "with a file fox.safetensors, got Rex");
     await refused("<lora:dir:1>", [], "with a file dir.safetensors");
     await refused("<lora:owl:1> <lora:owl:2>", [], "each LoRA once");

@@ -50,7 +50,7 @@ Deno.test("the command line becomes a layout's fields", () => {
 const bad: [string, string[], string][] = [
   ["nothing to draw", [], "--prompt, --layout or --from, got none"],
   ["unknown", ["--prompt", "x", "--prompts", "y"], "--prompts"],
-  ["size", ["--prompt", "x", "--size", "64"], "--size such as 64x96"],
+  ["size", ["--prompt", "x", "--size", "64*64"], "--size such as 64x96"],
   [
     "number",
     ["--prompt", "x", "--steps", "many"],
