@@ -9,8 +9,9 @@ import { mergeTable } from "../../src/experiments/merge_table.ts";
 import { noiseOffset } from "../../src/experiments/noise_offset.ts";
 import { PRESETS } from "../../src/experiments/presets.ts";
 import { DEVELOPMENT_CONCEPTS } from "../../src/experiments/subjects.ts";
-import { armLabel, ratesOf, table1 } from "../../src/experiments/table1.ts";
+import { ratesOf, table1 } from "../../src/experiments/table1.ts";
 import {
+  armLabel,
   conceptTable,
   methodTable,
 } from "../../src/experiments/table1_table.ts";
