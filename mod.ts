@@ -12,7 +12,7 @@
  * import { encodePng, generate, loadModel, selectBackend } from "@mix-of-show/mix-of-show";
  *
  * await selectBackend("auto");
- * const model = await loadModel("models/micro");
+ * const model = await loadModel();
  * const [picture] = await generate(model, { prompts: ["a red fox"] });
  * await Deno.writeFile("fox.png", encodePng(picture));
  * ```
@@ -29,6 +29,7 @@ export {
 } from "./src/core/backend.ts";
 export { finish } from "./src/core/finish.ts";
 export { fold, type Key, key } from "./src/core/random.ts";
+export type { FileSource, FileTarget } from "./src/io/source.ts";
 export { type HubEvent, type HubOptions, resolveModel } from "./src/io/hub.ts";
 export { decodePicture, listPictures, readPicture } from "./src/io/picture.ts";
 export { encodePng, type Pixels } from "./src/io/png.ts";
@@ -39,6 +40,7 @@ export {
   saveSingleFile,
   type SaveSingleFileOptions,
 } from "./src/formats/ldm.ts";
+export { embeddedModel } from "./src/models/embedded.ts";
 export {
   disposeModel,
   loadModel,

@@ -1,6 +1,6 @@
 import { assert, assertEquals } from "@std/assert";
 import { circles, readImports, violations } from "./tools/layers.ts";
-import { root } from "./tools/repository.ts";
+import { listFiles, root } from "./tools/repository.ts";
 
 Deno.test("imports in src only go down, and users see only its exports", async () => {
   const imports = await readImports();
@@ -79,15 +79,61 @@ for (const [from, to, reason] of cases) {
   });
 }
 
+/** Where a machine is named that is not asked of core/platform. */
+const NAMES_A_MACHINE = /(?<![\w.])(Deno\.|navigator\b)|["'`]node:/;
+
+/** The same of a module's code, without its comments; the lines. */
+function machinesIn(code: string): string[] {
+  return code.replaceAll(/\/\*[^]*?\*\//g, "").split("\n")
+    .map((line) => line.replace(/(^|\s)\/\/.*$/, "").trim())
+    .filter((line) => NAMES_A_MACHINE.test(line));
+}
+
+Deno.test("only core/platform and the commands name Deno, Node or navigator", async () => {
+  const found: string[] = [];
+  for (const file of await listFiles("src", ".ts")) {
+    // The commands are Deno's; build.ts compiles the kernels, for developers.
+    const free = [
+      "src/cli/",
+      "src/core/platform/",
+      "src/core/kernels/build.ts",
+    ];
+    if (free.some((start) => file.startsWith(start))) continue;
+    const lines = machinesIn(await Deno.readTextFile(`${root}/${file}`));
+    found.push(...lines.map((line) => `${file}: ${line}`));
+  }
+  assertEquals(found, []);
+});
+
+Deno.test("naming a machine is seen, talking of one is not", () => {
+  for (
+    const line of [
+      "await Deno.stat(path)",
+      "const n = navigator.hardwareConcurrency;",
+      'import { createHash } from "node:crypto";',
+    ]
+  ) assertEquals(machinesIn(line), [line]);
+  for (
+    const line of [
+      "// Deno.stat is not called",
+      "/** @default Deno.env.get */",
+      "const visit = (node: SpecLike) => node;",
+      "process.bar(1)",
+    ]
+  ) assertEquals(machinesIn(line), []);
+});
+
 Deno.test("the common lock file has no packages that few need", async () => {
   const lock = await Deno.readTextFile(`${root}/deno.lock`);
   assert(lock.includes("npm:@tensorflow/tfjs@"), "not the lock file");
   // Each of these once cost every fresh clone megabytes before its first task.
-  // Of the art tool, the kernels' compiler, and `experiment evaluators`.
+  // Of the art tool, the kernels' compiler, `experiment evaluators`, and what
+  // builds and tests the package.
   for (
     const name of [
       ...["npm:sharp@", "@iconify-json/", "@lobehub/"],
       ...["npm:assemblyscript@", "npm:nsfwjs@"],
+      ...["npm:esbuild@", "npm:typescript@", "npm:puppeteer-core@"],
     ]
   ) {
     assert(

@@ -52,6 +52,18 @@ const COMMANDS: Readonly<Record<string, Entry>> = {
     summary: "count the memory that a run will need",
     load: async () => of((await import("./memory.ts")).memoryCommand),
   },
+  ablation: {
+    summary: "the paper's Table 2: fusions and adapters compared",
+    load: async () => of((await import("./ablation.ts")).table2Command),
+  },
+  experiment: {
+    summary: "another table or figure of the paper",
+    load: async () => (await import("./experiment.ts")).main,
+  },
+  worker: {
+    summary: "work on what a queue holds",
+    load: async () => of((await import("./worker.ts")).workerCommand),
+  },
   inspect: {
     summary: "say what is in a file or folder",
     load: async () => of((await import("./inspect.ts")).inspectCommand),
@@ -62,7 +74,7 @@ const HELP = `Mix-of-Show: train concepts, fuse them, draw with them.
 
 ${
   Object.entries(COMMANDS).map(([name, { summary }]) =>
-    `  ${name.padEnd(10)}${summary}`
+    `  ${name.padEnd(12)}${summary}`
   ).join("\n")
 }
 

@@ -25,7 +25,12 @@ import { unetSpec, widestFeatures } from "../models/unet.ts";
 import { specLeaves, type SpecLike } from "../nn/spec.ts";
 import { KNOWN_BASES } from "./loras.ts";
 import { loraBase, type LoraBaseName } from "../formats/dialects/base.ts";
-import { EMBEDDED, localModel, type ModelRequest } from "./models.ts";
+import {
+  EMBEDDED,
+  isModelFolder,
+  localModel,
+  type ModelRequest,
+} from "./models.ts";
 import { flag, number, oneOf, optionTable, type Values } from "./options.ts";
 
 /** What `--memory` may be. */
@@ -341,7 +346,7 @@ export async function modelConfigs(
     };
   }
   const path = await localModel(spec, { variant });
-  if ((await Deno.stat(path)).isDirectory) {
+  if (await isModelFolder(path)) {
     const config = (part: string) =>
       readJson(joinPath(path, part, "config.json"));
     return {

@@ -11,7 +11,7 @@ import {
 } from "../core/backend.ts";
 import { cannot } from "../core/errors.ts";
 import { disposeTree } from "../core/tree.ts";
-import { exists, joinPath, pathOf } from "../io/files.ts";
+import { exists, isFolder, isRemote, joinPath, pathOf } from "../io/files.ts";
 import { CLIP_REPOSITORY, parseHubSpec, resolveModel } from "../io/hub.ts";
 import {
   loadNetworks,
@@ -21,6 +21,7 @@ import {
   type Networks,
 } from "../formats/ldm.ts";
 import type { LdmComponent } from "../formats/ldm_names.ts";
+import { embeddedModel } from "../models/embedded.ts";
 import { loadModel, type Model, type ModelParts } from "../models/model.ts";
 import { assertTextToImage } from "../models/purpose.ts";
 import {
@@ -37,10 +38,7 @@ import { createProgress, type Progress } from "./progress.ts";
  * The embedded model's folder; its address where this package is not on a disk,
  * so that only those who ask for it are told that it is not there.
  */
-export const EMBEDDED: string = (() => {
-  const url = new URL("../../models/micro", import.meta.url);
-  return url.protocol === "file:" ? pathOf(url) : url.href;
-})();
+export const EMBEDDED: string = pathOf(embeddedModel).replace(/\/$/, "");
 
 /** Options that say which model, and what its file does not tell. */
 export const MODEL_OPTIONS = optionTable({
@@ -153,7 +151,8 @@ export async function localModel(
   spec: string,
   options: { variant?: string; only?: "model" | "tokenizer" } = {},
 ): Promise<string> {
-  if (await exists(spec)) return spec;
+  // What a server has is seen when it is opened.
+  if (isRemote(spec) || await exists(spec)) return spec;
   if (!parseHubSpec(spec)) {
     throw cannot(
       "find the model",
@@ -254,6 +253,13 @@ async function partsOf(
   }
 }
 
+/** Whether a model's path is a folder's; a server is not asked. */
+export async function isModelFolder(path: string): Promise<boolean> {
+  return isRemote(path)
+    ? !path.endsWith(".safetensors")
+    : await isFolder(path);
+}
+
 /**
  * Loads a model by what the user calls it.
  *
@@ -270,7 +276,7 @@ export async function openModel(
   const { model: name = EMBEDDED, variant, tokenizer, prediction } = request;
   const path = await localModel(name, { variant });
   const what = `load ${path}`;
-  const folder = (await Deno.stat(path)).isDirectory;
+  const folder = await isModelFolder(path);
   if (folder) {
     for (const [option, value] of Object.entries({ tokenizer, prediction })) {
       if (value === undefined) continue;

@@ -135,7 +135,7 @@ function info(
 
 async function startWebgpu(acceptSoftware: boolean): Promise<Started> {
   const gpu = machine.gpu();
-  if (!gpu) return "no webgpu: this runtime has no navigator.gpu";
+  if (!gpu) return "no webgpu: this runtime has none";
   let adapter: GPUAdapter | null;
   try {
     adapter = await gpu.requestAdapter({ powerPreference: "high-performance" });
@@ -185,6 +185,10 @@ async function startWasm(options: SelectBackendOptions): Promise<Started> {
 }
 
 async function startCpu(): Promise<Started> {
+  // In Deno tfjs brings it along.
+  if (!tf.findBackendFactory("cpu")) {
+    await import("@tensorflow/tfjs-backend-cpu");
+  }
   if (!await tf.setBackend("cpu")) return "no cpu: tfjs could not start it";
   return { name: "cpu" };
 }

@@ -26,7 +26,7 @@ import {
   writeSafetensors,
 } from "../io/safetensors.ts";
 import type { Model } from "../models/model.ts";
-import { type FileSource, sourceName } from "../io/source.ts";
+import { type FileSource, type FileTarget, sourceName } from "../io/source.ts";
 import { readLora } from "./lora.ts";
 import { type EncodedLora, encodeLora } from "./lora_write.ts";
 import { openTensors } from "./pickle.ts";
@@ -51,13 +51,13 @@ export interface SaveConceptOptions {
  * Of fine-tuned networks every parameter is written, of shifted singular values
  * the shifts only: the base model has the rest.
  *
- * @param path The file.
+ * @param path The file: path, URL or stream.
  * @param concept The concept.
  * @param model The model it is for.
  * @param options `dtype` on disk (default F32).
  */
 export async function saveConcept(
-  path: string,
+  path: FileTarget,
   concept: Concept,
   model: Model,
   options: SaveConceptOptions = {},

@@ -14,10 +14,15 @@ import {
   isFolder,
   joinPath,
   parentOf,
-  pathOf,
   pythonJson,
   readJson,
 } from "../io/files.ts";
+import {
+  type FileSource,
+  type FileTarget,
+  sourceName,
+  targetName,
+} from "../io/source.ts";
 import { componentFile } from "../io/folder.ts";
 import {
   encodeFloat,
@@ -339,11 +344,10 @@ async function readPart<C extends LdmComponent>(
  */
 async function configOf(
   component: LdmComponent,
-  path: string,
+  beside: string | undefined,
   file: SafetensorsFile,
 ): Promise<unknown> {
-  const beside = joinPath(parentOf(path), "config.json");
-  if (await exists(beside)) return await readJson(beside);
+  if (beside && await exists(beside)) return await readJson(beside);
   if (component === "autoencoder") {
     const type = (name: string) => new Array(4).fill(name);
     return {
@@ -386,10 +390,11 @@ async function configOf(
  */
 export async function loadPart<C extends LdmComponent>(
   component: C,
-  path: string | URL,
+  path: FileSource,
   options: { readonly variant?: string; readonly half?: boolean } = {},
 ): Promise<ModelParts[C]> {
-  const shown = pathOf(path);
+  const shown = sourceName(path, "a checkpoint");
+  const isPath = typeof path === "string" || path instanceof URL;
   const part = PARTS[component];
   const what = `load ${part.name} from ${shown}`;
   const read = async (json: unknown, file: SafetensorsFile) => {
@@ -401,10 +406,10 @@ export async function loadPart<C extends LdmComponent>(
     });
     return { config, params } as ModelParts[C];
   };
-  if (!await exists(shown)) {
+  if (isPath && !await exists(shown)) {
     throw cannot(what, "a file or folder that exists", "none");
   }
-  if (await isFolder(shown)) {
+  if (isPath && await isFolder(shown)) {
     const inside = joinPath(shown, part.folder);
     const folder = await exists(joinPath(inside, "config.json"))
       ? inside
@@ -430,7 +435,10 @@ export async function loadPart<C extends LdmComponent>(
       throw cannot(what, part.name, partNames(found.keys()));
     }
     if (naming === "diffusers") {
-      return await read(await configOf(component, shown, file), file);
+      const beside = isPath
+        ? joinPath(parentOf(shown), "config.json")
+        : undefined;
+      return await read(await configOf(component, beside, file), file);
     }
     const whole = withPrefixes(file);
     const { configs, layout } = describeLdm(whole);
@@ -503,10 +511,10 @@ export type Networks = ModelParts & Pick<Model, "scheduler">;
  * @throws As {@linkcode loadSingleFile}.
  */
 export async function loadNetworks(
-  path: string | URL,
+  path: FileSource,
   options: LoadNetworksOptions = {},
 ): Promise<Networks> {
-  const shown = pathOf(path);
+  const shown = sourceName(path, "a checkpoint");
   const what = `load ${shown}`;
   if (/\.(ckpt|pt|pth|bin|pkl)$/i.test(shown)) {
     throw cannot(
@@ -621,7 +629,7 @@ function note(
  * ({@linkcode LDM_IGNORED}, and names of no network) is left out; every key of a
  * network must be a parameter.
  *
- * @param path The file.
+ * @param path The file: path, URL, `Blob` or bytes.
  * @param options Tokenizer; what the file does not tell.
  * @returns The model; its tensors are the caller's.
  * @throws If the file is a pickle, no Stable Diffusion 1.x or 2.x, or holds
@@ -636,10 +644,10 @@ function note(
  * ```
  */
 export async function loadSingleFile(
-  path: string | URL,
+  path: FileSource,
   options: LoadSingleFileOptions,
 ): Promise<Model> {
-  const what = `load ${pathOf(path)}`;
+  const what = `load ${sourceName(path, "a checkpoint")}`;
   if (!options?.tokenizer) {
     throw cannot(
       what,
@@ -743,12 +751,12 @@ export interface SaveSingleFileOptions {
  * ```
  */
 export async function saveSingleFile(
-  path: string | URL,
+  path: FileTarget,
   model: Networks & Pick<Model, "added">,
   options: SaveSingleFileOptions = {},
 ): Promise<void> {
   const { dtype = "F32", metadata } = options;
-  const what = `save ${pathOf(path)}`;
+  const what = `save ${targetName(path)}`;
   if (model.added && !options.withoutTokens) {
     throw cannot(
       what,

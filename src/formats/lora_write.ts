@@ -20,6 +20,7 @@ import {
   type RawTensor,
   writeSafetensors,
 } from "../io/safetensors.ts";
+import type { FileTarget } from "../io/source.ts";
 import { toDisk } from "../models/checkpoint.ts";
 import {
   diskShapes,
@@ -259,14 +260,14 @@ export async function loraBytes(
 /**
  * Writes a LoRA file, atomically; see {@linkcode encodeLora}.
  *
- * @param path The safetensors file.
+ * @param path The safetensors file: path, URL or stream.
  * @param content Adapter and learned tokens.
  * @param base The model it is for, or only its configs.
  * @param to The dialect.
  * @param options Type on disk, further metadata.
  */
 export async function saveLora(
-  path: string | URL,
+  path: FileTarget,
   content: LoraContent,
   base: LoraBase,
   to: DialectId,

@@ -17,7 +17,13 @@ import {
   parentOf,
   pathOf,
 } from "./paths.ts";
-import { type FileSource, isThere, openSource, readSource } from "./source.ts";
+import {
+  type FileSource,
+  type FileTarget,
+  isThere,
+  openSource,
+  readSource,
+} from "./source.ts";
 
 export { besidePath, isRemote, joinPath, parentOf, pathOf } from "./paths.ts";
 
@@ -225,16 +231,17 @@ async function* chunksOf(content: FileContent): AsyncGenerator<Uint8Array> {
  * the path holds either its old content or all of the new.
  *
  * The folder is made if it is missing. A symbolic link stays, and what it points
- * to is written. If the content's iterator throws, the old file stays and
+ * to is written; a stream is written as it is. If the content's iterator throws, the old file stays and
  * nothing is left behind.
  *
  * @throws If the folder or file cannot be written, the disk is full, or the
  * content fails.
  */
 export async function writeAtomic(
-  path: string | URL,
+  path: FileTarget,
   content: FileContent,
 ): Promise<void> {
+  if (path instanceof WritableStream) return await writeStream(path, content);
   const shown = localPath(path);
   const what = `write ${shown}`;
   const target = await linkTarget(shown);
@@ -265,6 +272,21 @@ export async function writeAtomic(
     throw error;
   }
   await syncFolder(folder);
+}
+
+/** Writes into a stream; it is closed, or aborted if something fails. */
+async function writeStream(
+  stream: WritableStream<Uint8Array>,
+  content: FileContent,
+): Promise<void> {
+  const writer = stream.getWriter();
+  try {
+    for await (const chunk of chunksOf(content)) await writer.write(chunk);
+    await writer.close();
+  } catch (error) {
+    await writer.abort(error).catch(() => {});
+    throw error;
+  }
 }
 
 /** Does one step of writing; if the disk is full, the error says where. */

@@ -9,12 +9,14 @@
  * @module
  */
 import { cannot } from "../core/errors.ts";
-import { otherContent, pathOf, writeAtomic } from "./files.ts";
+import { otherContent, writeAtomic } from "./files.ts";
 import {
   type ByteSource,
   type FileSource,
+  type FileTarget,
   openSource,
   sourceName,
+  targetName,
 } from "./source.ts";
 
 /**
@@ -849,11 +851,11 @@ export function encodeSafetensors(
  * cannot be written; an old file then stays as it was.
  */
 export async function writeSafetensors(
-  path: string | URL,
+  path: FileTarget,
   tensors: Iterable<[string, RawTensor | LazyTensor]>,
   metadata?: Record<string, string>,
 ): Promise<void> {
-  const what = `write ${pathOf(path)}`;
+  const what = `write ${targetName(path)}`;
   const { header, tensors: ordered } = plan(tensors, metadata, what);
   async function* chunks(): AsyncGenerator<Uint8Array> {
     yield header;

@@ -14,6 +14,12 @@ import { isRemote, pathOf } from "./paths.ts";
  */
 export type FileSource = string | URL | Blob | Uint8Array;
 
+/**
+ * Where a file goes: a path, a `file:` URL, or a stream, such as that of a file
+ * which someone picked in a page (`showSaveFilePicker`).
+ */
+export type FileTarget = string | URL | WritableStream<Uint8Array>;
+
 /** Random access to the bytes of a file that is here. */
 export interface Bytes {
   /** How many there are. */
@@ -53,6 +59,15 @@ const WINDOW = 8 * 1024 * 1024;
 export function sourceName(from: FileSource, bytes: string): string {
   if (typeof from === "string" || from instanceof URL) return pathOf(from);
   return (from as { name?: string }).name || bytes;
+}
+
+/**
+ * What to call a file that is written, in messages.
+ *
+ * @param to The file.
+ */
+export function targetName(to: FileTarget): string {
+  return to instanceof WritableStream ? "a stream" : pathOf(to);
 }
 
 /**

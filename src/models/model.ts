@@ -36,6 +36,7 @@ import {
   textEncoder,
   textEncoderSpec,
 } from "./text_encoder.ts";
+import { embeddedModel } from "./embedded.ts";
 import { loadTokenizer, type Tokenizer } from "./tokenizer.ts";
 import { type UNet, unetSpec } from "./unet.ts";
 
@@ -186,7 +187,8 @@ function splitTokens(
  * A fused model's folder (one with `new_concept_cfg.json`) comes back with its
  * learned tokens as {@linkcode AddedTokens}.
  *
- * @param folder Folder with tokenizer, text_encoder, unet, vae, scheduler.
+ * @param folder Folder with tokenizer, text_encoder, unet, vae, scheduler: its
+ * path, or a `file:` or `http(s):` URL; by default the embedded model's.
  * @param options `variant`: which weights to prefer where there are several
  * (`"fp16"`); `parts`: networks in place of the folder's, which are not read;
  * `half`: weights of layers are kept as half floats (webgpu).
@@ -194,11 +196,11 @@ function splitTokens(
  *
  * @example
  * ```ts
- * const model = await loadModel("models/micro");
+ * const model = await loadModel(); // the embedded one
  * ```
  */
 export async function loadModel(
-  folder: string | URL,
+  folder: string | URL = embeddedModel,
   options: ComponentOptions & {
     parts?: Partial<ModelParts>;
     half?: boolean;

@@ -52,8 +52,14 @@ const notebooks = await listFiles("notebooks", ".ipynb");
  * their own, because `deno task` fetches all that stands in the common one.
  */
 const art = "tests/tools/art";
-const modules = (await listFiles(".", ".ts"))
-  .filter((file) => file !== `${art}.ts`);
+/** So are those of what builds the package and tests it. */
+const packaging = [
+  "tests/tools/build.ts",
+  ...["run", "node", "browser"].map((name) => `tests/platform/${name}.ts`),
+];
+const modules = (await listFiles(".", ".ts")).filter((file) =>
+  file !== `${art}.ts` && !packaging.includes(file) && !file.startsWith("dist/")
+);
 
 // --ignore replaces deno.json's list, so it is repeated; notebooks have a step
 // of their own.
@@ -80,6 +86,12 @@ const steps: [name: string, args: string[]][] = [
     "--frozen",
     `--lock=${art}.lock`,
     `${art}.ts`,
+  ]],
+  ["types of the package's tools", [
+    "check",
+    "--frozen",
+    "--lock=tests/tools/build.lock",
+    ...packaging,
   ]],
   ["notebooks: format, lint, types", [
     "run",

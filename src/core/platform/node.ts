@@ -157,19 +157,14 @@ export function nodeMachine(): Machine {
       worker.on("error", (e) => error(`stopped: ${(e as Error).message}`));
       worker.on("messageerror", () => error("sent what cannot be copied"));
       return {
-        post: (data, transfer) =>
-          worker.postMessage(
-            data,
-            transfer as unknown as ArrayBuffer[],
-          ),
+        post: (data, transfer) => worker.postMessage(data, transfer as never),
         terminate: () => void worker.terminate(),
       };
     },
     listen(message) {
       const port = builtin("node:worker_threads").parentPort;
       port?.on("message", message);
-      return (data, transfer) =>
-        port?.postMessage(data, transfer as unknown as ArrayBuffer[]);
+      return (data, transfer) => port?.postMessage(data, transfer as never);
     },
     files: {
       read: async (path) =>

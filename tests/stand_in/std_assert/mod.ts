@@ -1,6 +1,6 @@
 /**
- * A small stand-in for `@std/assert`, used through `links` in deno.json where
- * the JSR registry cannot be reached. It has the same names, sub-paths and
+ * A small stand-in for `@std/assert`, which tests use so that
+ * they need no other registry than npm's. It has the same names, sub-paths and
  * signatures, so code that passes here passes with the real package too.
  *
  * @module

@@ -1,0 +1,106 @@
+import { assert, assertEquals, assertStringIncludes } from "@std/assert";
+import { decodePng } from "../../src/io/png.ts";
+import { root, runDeno } from "../tools/repository.ts";
+import { served } from "./served.ts";
+
+/** What `deno publish` would publish, and what it complains of. */
+async function published(): Promise<{ files: Set<string>; said: string }> {
+  const { code, stdout, stderr } = await runDeno([
+    ...["publish", "--dry-run", "--allow-dirty", "--no-check"],
+  ]);
+  const said = stdout + stderr;
+  assertEquals(code, 0, said);
+  const files = [...said.matchAll(/^\s+file:\/\/(\S+) \(/gm)]
+    .map(([, path]) => decodeURIComponent(path).slice(root.length));
+  return { files: new Set(files), said };
+}
+
+const { files, said } = await published();
+
+Deno.test("what is published is complete, and nothing is warned of", () => {
+  for (const name of ["/mod.ts", "/deno.json", "/src/cli/main.ts"]) {
+    assert(files.has(name), `${name} is not published: ${said}`);
+  }
+  assert(files.has("/models/micro/unet/diffusion_pytorch_model.safetensors"));
+  assertEquals([...files].filter((name) => name.includes("/tests/")), []);
+  assertEquals(/^.*warning.*$/im.exec(said)?.[0], undefined);
+});
+
+Deno.test("what is published runs by its address alone", async () => {
+  await using server = served(root, {
+    // Nothing else is there.
+    only: (path) => files.has(path),
+  });
+  const folder = await Deno.makeTempDir();
+  try {
+    const map = `${folder}/map.json`;
+    const { imports, exports } = JSON.parse(
+      await Deno.readTextFile(`${root}/deno.json`),
+    );
+    // As `deno publish` does: npm's packages by their version, no others.
+    const npm = Object.entries<string>(imports).filter(([, to]) =>
+      to.startsWith("npm:")
+    );
+    assert(npm.length > 5);
+    await Deno.writeTextFile(
+      map,
+      JSON.stringify({
+        imports: {
+          ...Object.fromEntries(npm),
+          "@mix-of-show/mix-of-show": server.url + exports["."].slice(1),
+        },
+      }),
+    );
+    const run = async (...args: string[]) => {
+      const { code, stdout, stderr } = await runDeno([
+        ...["run", "-q", "-A", "--no-config", "--no-lock", "--no-check"],
+        ...[`--import-map=${map}`, `--reload=${server.url}`, ...args],
+      ], { cwd: folder });
+      assertEquals(code, 0, stdout + stderr);
+      return stdout;
+    };
+    const main = server.url + exports["./cli"].slice(1);
+    await Deno.writeTextFile(
+      `${folder}/helps.ts`,
+      `import { main } from "${main}";
+for (const name of ["train", "fuse", "sample", "evaluate", "convert", "inspect",
+  "memory", "ablation", "experiment", "worker"]) {
+  const code = await main([name, "--help"]);
+  if (code !== 0) throw new Error(name + " --help: " + code);
+}
+`,
+    );
+    const help = await run(`${folder}/helps.ts`);
+    for (const option of ["--images", "--guidance", "--queue"]) {
+      assertStringIncludes(help, option);
+    }
+    await run(
+      main,
+      ...["sample", "a red fox", "--steps", "2", "--out", `${folder}/out`],
+      ...["--backend", "wasm"],
+    );
+    const pictures: string[] = [];
+    for await (const { name } of Deno.readDir(`${folder}/out`)) {
+      if (name.endsWith(".png")) pictures.push(name);
+    }
+    const bytes = await Deno.readFile(`${folder}/out/${pictures[0]}`);
+    assertEquals(decodePng(bytes).width, 64);
+    // README's lines for Deno.
+    const text = await Deno.readTextFile(`${root}/README.md`);
+    const code = /```js\n([^]*?)```/.exec(text)![1];
+    await Deno.writeTextFile(
+      `${folder}/example.ts`,
+      code.replace('"auto"', '"wasm"'),
+    );
+    await run(`${folder}/example.ts`);
+    assertEquals(
+      decodePng(await Deno.readFile(`${folder}/fox.png`)).height,
+      64,
+    );
+    assert(
+      server.asked.every(({ path }) => files.has(path) || path.endsWith("/")),
+    );
+  } finally {
+    await Deno.remove(folder, { recursive: true });
+  }
+});

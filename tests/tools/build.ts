@@ -1,0 +1,250 @@
+/**
+ * `deno task build`: writes `dist/`, the npm package with its browser bundle.
+ *
+ * The package keeps the modules of `src` as they are, each transpiled by itself,
+ * so that addresses beside a module (workers, weights) hold. The bundle has
+ * tfjs's core and its wasm, webgpu and cpu backends, and nothing else of it.
+ *
+ * @module
+ */
+// Of its own lock file: nobody else needs these.
+// deno-lint-ignore no-import-prefix
+import * as esbuild from "npm:esbuild@0.28.2";
+// deno-lint-ignore no-import-prefix
+import ts from "npm:typescript@5.9.3";
+import { helped, onlyKnown } from "./help.ts";
+import { listFiles, root } from "./repository.ts";
+
+const HELP = `
+deno task build
+
+Writes dist/: the npm package (ESM and declarations), and in dist/bundle/browser
+the bundle for a page. Needs npm, which fetches the packages of the bundle.
+
+  --help   this text
+`;
+
+interface Config {
+  name: string;
+  version: string;
+  license: string;
+  exports: Record<string, string>;
+  imports: Record<string, string>;
+  publish: { include: string[]; exclude: string[] };
+}
+
+const dist = `${root}/dist`;
+
+/** Packages that only a queue, a bucket or a page with figures asks for. */
+const OPTIONAL = ["bullmq", "ioredis", "aws4fetch", "plotly.js-dist-min"];
+
+/** tfjs's union has WebGL and layers in it: half a megabyte nobody uses. */
+const TFJS = "@tensorflow/tfjs";
+const CORE = "@tensorflow/tfjs-core";
+
+/** What of a browser's bundle is WebAssembly, and lies beside it. */
+const BINARIES = [
+  "@tensorflow/tfjs-backend-wasm/dist/tfjs-backend-wasm.wasm",
+  "@tensorflow/tfjs-backend-wasm/dist/tfjs-backend-wasm-simd.wasm",
+  "@jsquash/jpeg/codec/dec/mozjpeg_dec.wasm",
+  "@jsquash/webp/codec/dec/webp_dec.wasm",
+  "@jsquash/avif/codec/dec/avif_dec.wasm",
+];
+
+/** Modules that the package has: not the commands, which are Deno's. */
+async function modules(): Promise<string[]> {
+  const files = await listFiles("src", ".ts");
+  return [
+    "mod.ts",
+    ...files.filter((file) =>
+      !file.startsWith("src/cli/") && file !== "src/core/kernels/build.ts"
+    ),
+  ];
+}
+
+/** Every module by itself, its imports as they will be called. */
+const apart: esbuild.Plugin = {
+  name: "apart",
+  setup(build) {
+    build.onResolve({ filter: /.*/ }, ({ path, kind, with: attributes }) => {
+      if (kind === "entry-point") return undefined;
+      if (attributes.type === "text") return { path, namespace: "text" };
+      if (path === TFJS) return { path: CORE, external: true };
+      return { path: path.replace(/^(\..*)\.ts$/, "$1.js"), external: true };
+    });
+    // Node has no text imports: the file is read from the package.
+    build.onLoad({ filter: /.*/, namespace: "text" }, ({ path }) => ({
+      contents: `import { readFile } from "node:fs/promises";
+export default await readFile(new URL(import.meta.resolve(${
+        JSON.stringify(path)
+      })), "utf8");`,
+    }));
+    build.onLoad({ filter: /\.ts$/ }, async ({ path }) => ({
+      contents: (await Deno.readTextFile(path)).replace(
+        /("\.{1,2}\/[^"]+)\.ts"(,\s*import\.meta\.url)/g,
+        '$1.js"$2',
+      ),
+      loader: "ts" as const,
+    }));
+  },
+};
+
+/** The declarations of a module, from its own text. */
+async function declarations(file: string): Promise<void> {
+  // What users see has its types written out, as `deno publish` asks; what else
+  // a module exports may be inferred, and is `any` here.
+  const { outputText } = ts.transpileDeclaration(
+    await Deno.readTextFile(`${root}/${file}`),
+    {
+      fileName: file,
+      compilerOptions: { target: ts.ScriptTarget.ESNext, strict: true },
+    },
+  );
+  const text = outputText
+    .replace(/(from |import\()"(\.[^"]+)\.ts"/g, '$1"$2.js"')
+    .replaceAll(`"${TFJS}"`, `"${CORE}"`);
+  await Deno.writeTextFile(`${dist}/${file.replace(/\.ts$/, ".d.ts")}`, text);
+}
+
+/** The version that deno.json pins a package to. */
+function pinned({ imports }: Config, name: string): string {
+  const version = /^npm:.*@([^@/]+)$/.exec(imports[name])?.[1];
+  if (!version) throw new Error(`no version of ${name} in deno.json`);
+  return version;
+}
+
+function packageJson(config: Config): Record<string, unknown> {
+  const names = Object.keys(config.imports).filter((name) =>
+    config.imports[name].startsWith("npm:") && name !== TFJS
+  );
+  const versions = (wanted: string[]) =>
+    Object.fromEntries(wanted.map((name) => [name, pinned(config, name)]));
+  const entries = Object.entries(config.exports)
+    .filter(([, path]) => !path.startsWith("./src/cli/"))
+    .map(([name, path]) => [name, {
+      types: path.replace(/\.ts$/, ".d.ts"),
+      default: path.replace(/\.ts$/, ".js"),
+    }]);
+  const bundle = "./bundle/browser/mix-of-show.js";
+  return {
+    name: config.name.replace(/^@.*\//, ""),
+    version: config.version,
+    description: "Mix-of-Show: teach a diffusion model several concepts, " +
+      "trained apart, and fuse them into one model",
+    license: config.license,
+    type: "module",
+    engines: { node: ">=22" },
+    exports: {
+      ...Object.fromEntries(entries),
+      "./browser": { types: "./mod.d.ts", default: bundle },
+      "./package.json": "./package.json",
+    },
+    unpkg: bundle,
+    jsdelivr: bundle,
+    sideEffects: false,
+    dependencies: versions(names.filter((name) => !OPTIONAL.includes(name))),
+    peerDependencies: versions(OPTIONAL),
+    peerDependenciesMeta: Object.fromEntries(
+      OPTIONAL.map((name) => [name, { optional: true }]),
+    ),
+  };
+}
+
+/** Copies what is published of models, and the texts. */
+async function copyFiles(): Promise<void> {
+  for (const file of await listFiles("models/micro", "")) {
+    const to = `${dist}/${file}`;
+    await Deno.mkdir(to.slice(0, to.lastIndexOf("/")), { recursive: true });
+    await Deno.copyFile(`${root}/${file}`, to);
+  }
+  for (const file of ["README.md", "LICENSE", "NOTICE"]) {
+    await Deno.copyFile(`${root}/${file}`, `${dist}/${file}`);
+  }
+}
+
+/** Installs the packages of `dist/package.json` into it. */
+async function install(): Promise<void> {
+  const { code } = await new Deno.Command("npm", {
+    args: [
+      ...["install", "--silent", "--no-audit", "--no-fund", "--ignore-scripts"],
+    ],
+    cwd: dist,
+    stdout: "inherit",
+    stderr: "inherit",
+  }).output();
+  if (code !== 0) throw new Error(`npm install ended with code ${code}`);
+}
+
+async function removeOld(): Promise<void> {
+  // node_modules stay: they are what takes long.
+  for await (const { name } of Deno.readDir(dist)) {
+    if (["node_modules", "package-lock.json"].includes(name)) continue;
+    await Deno.remove(`${dist}/${name}`, { recursive: true });
+  }
+}
+
+/** Writes `dist/`. */
+export async function build(): Promise<void> {
+  const config: Config = JSON.parse(
+    await Deno.readTextFile(`${root}/deno.json`),
+  );
+  await Deno.mkdir(dist, { recursive: true });
+  await removeOld();
+  const files = await modules();
+  const common = {
+    absWorkingDir: root,
+    bundle: true,
+    charset: "utf8",
+    format: "esm",
+    logLevel: "warning",
+    // What Node 22 and browsers of 2023 have; `using` is rewritten.
+    target: "es2022",
+  } as const;
+  await esbuild.build({
+    ...common,
+    entryPoints: files,
+    outbase: root,
+    outdir: dist,
+    platform: "neutral",
+    plugins: [apart],
+  });
+  for (const file of files) await declarations(file);
+  await Deno.writeTextFile(
+    `${dist}/package.json`,
+    JSON.stringify(packageJson(config), null, 2) + "\n",
+  );
+  await copyFiles();
+  await install();
+  const folder = `${dist}/bundle/browser`;
+  const { metafile } = await esbuild.build({
+    ...common,
+    entryPoints: { "mix-of-show": "mod.ts" },
+    outdir: folder,
+    platform: "browser",
+    minify: true,
+    splitting: true,
+    metafile: true,
+    chunkNames: "chunk-[hash]",
+    alias: { [TFJS]: CORE },
+    nodePaths: [`${dist}/node_modules`],
+  });
+  await esbuild.stop();
+  for (const file of BINARIES) {
+    await Deno.copyFile(
+      `${dist}/node_modules/${file}`,
+      `${folder}/${file.slice(file.lastIndexOf("/") + 1)}`,
+    );
+  }
+  const outputs = Object.entries(metafile.outputs);
+  const bytes = outputs.reduce((sum, [, output]) => sum + output.bytes, 0);
+  console.log(
+    `dist: ${files.length} modules; bundle/browser: ${outputs.length} files, ` +
+      `${(bytes / 1e6).toFixed(2)} MB of JavaScript`,
+  );
+  await Deno.writeTextFile(`${folder}/meta.json`, JSON.stringify(metafile));
+}
+
+if (import.meta.main && !helped(HELP)) {
+  onlyKnown("build");
+  await build();
+}
