@@ -94,7 +94,7 @@ export const MERGE_WAYS: readonly MergeWay[] = [
   },
   {
     ...{ id: "sum", label: "sum, λ = 0.6", needs: "nothing" },
-    source: "Orthogonal Adaptation, table 1",
+    source: "the baseline of Orthogonal Adaptation (Po et al. 2024)",
     how: sum(0.6),
   },
   {
@@ -107,7 +107,7 @@ export const MERGE_WAYS: readonly MergeWay[] = [
   },
   {
     ...{ id: "fedavg", label: "FedAvg", needs: "nothing" },
-    source: "McMahan et al. 2017, eq. 1",
+    source: "McMahan et al. 2017, weights by pictures",
     how: ({ counts }) => ({
       type: "merge",
       settings: { method: "task_arithmetic", weights: fedAvgWeights(counts) },
@@ -148,7 +148,7 @@ export const MERGE_WAYS: readonly MergeWay[] = [
   },
   {
     ...{ id: "regmean", label: "RegMean", needs: "statistics" },
-    source: "Jin et al. 2022, eq. 2",
+    source: "Jin et al. 2022, off-diagonal entries times 0.9",
     how: merger({ method: "regmean", a: 0.9 }),
   },
   {
@@ -176,7 +176,7 @@ export const MERGE_WAYS: readonly MergeWay[] = [
   },
   {
     ...{ id: "iteris", label: "IterIS", needs: "runs" },
-    source: "Chen et al. 2025, eqs. 5 and 8",
+    source: "Chen et al. 2025",
     how: ({ plan: { rounds, settings: { gradient } } }) => ({
       type: "iteris",
       settings: {
@@ -206,19 +206,19 @@ export const MERGE_WAYS: readonly MergeWay[] = [
   },
   {
     ...{ id: "orthogonal", label: "Orthogonal Adaptation, λ = 0.6" },
-    source: "Po et al. 2024, §4.3",
+    source: "Po et al. 2024",
     needs: "training",
     method: "orthogonal-adaptation",
     how: sum(0.6),
   },
   {
     ...{ id: "switch", label: "LoRA Switch", needs: "nothing" },
-    source: "Zhong et al. 2024, eq. 3: while sampling, one adapter per step",
+    source: "Zhong et al. 2024: while sampling, one adapter per step",
     sampling: "switch",
   },
   {
     ...{ id: "composite", label: "LoRA Composite", needs: "nothing" },
-    source: "Zhong et al. 2024, eq. 4: while sampling, mean of guidance",
+    source: "Zhong et al. 2024: while sampling, mean of guidance",
     sampling: "composite",
   },
   {

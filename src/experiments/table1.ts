@@ -136,7 +136,7 @@ const CLASS_PICTURES = 24;
 
 /**
  * Pictures of each concept's class, drawn by the base model, for methods with
- * prior preservation (DreamBooth, §3.2: "supervised by its own samples").
+ * prior preservation (DreamBooth).
  *
  * @param lab The lab.
  * @param all The concepts.
@@ -277,7 +277,7 @@ function rowOf(
   };
 }
 
-/** Claims of §4.2: of two arms the first has more image alignment. */
+/** Claims of the paper: of two arms the first has more image alignment. */
 const CLAIMS: readonly (Omit<Claim, "score" | "less" | "id"> & {
   readonly more: Table1Arm;
   readonly less: Table1Arm;
