@@ -167,7 +167,7 @@ export function experimentCommand(
       ...{ name, summary, about, notes, options },
       usage: `deno task ${task} [options]`,
       request: (values) => requestOf(experiment, values as Given),
-      run: (request) => run(experiment, request),
+      run: async (request) => void await run(experiment, request),
     }),
     parse(args) {
       // What is not given is told from what is given as it is by default.

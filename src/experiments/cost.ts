@@ -9,10 +9,12 @@ import { cannot } from "../core/errors.ts";
 import { listOf, oneOf, whole } from "../core/options.ts";
 import type { TreeLike } from "../core/tree.ts";
 import { attentionSites } from "../customize/lora.ts";
+import { modelSize } from "../diffusion/layout.ts";
 import { mean } from "../evaluation/statistics.ts";
 import { KEY_OR_VALUE } from "../fusion/features.ts";
 import type { Lab } from "../lab/lab.ts";
 import type { FuseSpec } from "../lab/specs.ts";
+import { downsampleFactor } from "../models/autoencoder.ts";
 import { parseUNetConfig } from "../models/config.ts";
 import { disposeModel, loadModel } from "../models/model.ts";
 import { unetSpec } from "../models/unet.ts";
@@ -156,7 +158,8 @@ async function measureCost(
     }
   }
   const model = await loadModel(lab.folders.model);
-  const side = model.unet.config.sample_size;
+  const side = modelSize(model).height /
+    downsampleFactor(model.autoencoder.config);
   const bytes = [
     featureBytes("this model", model.unet.params, { side, steps, images }),
     featureBytes(

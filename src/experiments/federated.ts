@@ -13,13 +13,12 @@ import { fedAvgWeights } from "../fusion/mergers.ts";
 import type { Lab } from "../lab/lab.ts";
 import type { ModelRef } from "../lab/specs.ts";
 import { TRAIN_IMAGES } from "../micro/concepts.ts";
-import type { Report } from "../report/document.ts";
+import type { Report, ReportPart } from "../report/document.ts";
 import { plot } from "../report/figure.ts";
 import { decimal, type Interval, interval } from "../report/format.ts";
-import type { Sheet } from "../report/grid.ts";
 import { type Table, tableOf } from "../report/table.ts";
 import { experiment, type Outcome, type Plan } from "./experiment.ts";
-import { conceptSheet, pictureRows } from "./pictures.ts";
+import { conceptPictures } from "./pictures.ts";
 import { TEST_CONCEPTS } from "./presets.ts";
 import { type Cell, estimate, scoreCells, type ScoreName } from "./scores.ts";
 import { CONCEPTS, oneDomain, subjects, training } from "./subjects.ts";
@@ -147,7 +146,7 @@ async function federate(
       bytes: sent ? mean(sent) : null,
     };
   });
-  const sheet = await conceptSheet(lab, pictureRows(drawn, armLabel, 1));
+  const sheet = await conceptPictures(lab, "federated", drawn, armLabel, 1);
   return { data: { rows }, report: federatedReport(rows, sheet) };
 }
 
@@ -186,7 +185,7 @@ export function federatedTable(rows: readonly FederatedRow[]): Table {
 
 function federatedReport(
   rows: readonly FederatedRow[],
-  sheet: Sheet,
+  sheet: ReportPart,
 ): Report {
   const noisy = rows.filter(({ arm }) => typeof arm === "number");
   return {
@@ -218,12 +217,7 @@ function federatedReport(
           }],
         }),
       },
-      {
-        type: "pictures",
-        name: "federated",
-        title: "Same noise in every column",
-        sheet,
-      },
+      sheet,
     ],
   };
 }

@@ -24,7 +24,7 @@ import {
 import { TRAIN_IMAGES } from "../micro/concepts.ts";
 import { experiment, type Outcome, type Plan } from "./experiment.ts";
 import { mergeReport, type MergeRow, type Needs } from "./merge_table.ts";
-import { conceptSheet, pictureRows } from "./pictures.ts";
+import { conceptPictures } from "./pictures.ts";
 import { type EmbeddingName, TEST_CONCEPTS } from "./presets.ts";
 import {
   type Cell,
@@ -440,13 +440,12 @@ async function compareWays(
       bytes: total("bytes"),
     };
   });
-  const sheet = await conceptSheet(
+  const sheet = await conceptPictures(
     lab,
-    pictureRows(
-      [...drawn, ...composed],
-      (arm) => rows.find(({ way }) => way === arm)!.label,
-      1,
-    ),
+    "merge",
+    [...drawn, ...composed],
+    (arm) => rows.find(({ way }) => way === arm)!.label,
+    1,
   );
   return { data: { rows }, report: mergeReport(rows, all.length, sheet) };
 }

@@ -3,7 +3,7 @@
  *
  * @module
  */
-import type { Report } from "../report/document.ts";
+import type { Report, ReportPart } from "../report/document.ts";
 import { plot } from "../report/figure.ts";
 import {
   decimal,
@@ -11,7 +11,6 @@ import {
   type Interval,
   interval,
 } from "../report/format.ts";
-import type { Sheet } from "../report/grid.ts";
 import { type Table, tableOf } from "../report/table.ts";
 import type { ScoreName } from "./scores.ts";
 
@@ -90,7 +89,7 @@ export function mergeTable(rows: readonly MergeRow[]): Table {
 export function mergeReport(
   rows: readonly MergeRow[],
   n: number,
-  sheet: Sheet,
+  sheet: ReportPart,
 ): Report {
   return {
     name: "merge",
@@ -119,12 +118,7 @@ export function mergeReport(
           }],
         }),
       },
-      {
-        type: "pictures",
-        name: "merge",
-        title: "Same noise in every column",
-        sheet,
-      },
+      sheet,
     ],
   };
 }

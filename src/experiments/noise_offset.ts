@@ -16,7 +16,7 @@ import { plot } from "../report/figure.ts";
 import { decimal, type Interval, interval } from "../report/format.ts";
 import { type Table, tableOf } from "../report/table.ts";
 import { experiment, type Outcome, type Plan } from "./experiment.ts";
-import { conceptSheet, pictureRows } from "./pictures.ts";
+import { conceptPictures } from "./pictures.ts";
 import { TEST_CONCEPTS } from "./presets.ts";
 import {
   type ArmScores,
@@ -109,8 +109,13 @@ async function compareOffsets(
     rows: arms.map((arm) => rowOf(arm, names)),
     comparisons: comparisonsOf(arms, names, plan.scale !== "quick"),
   };
-  const rows = pictureRows(drawn, (offset) => `offset ${offset}`, 2);
-  const sheet = await conceptSheet(lab, rows);
+  const sheet = await conceptPictures(
+    lab,
+    "noise-offset",
+    drawn,
+    (offset) => `offset ${offset}`,
+    2,
+  );
   return {
     data,
     report: {
@@ -139,12 +144,7 @@ async function compareOffsets(
             }],
           }),
         },
-        {
-          type: "pictures",
-          name: "noise-offset",
-          title: "Same noise in every column",
-          sheet,
-        },
+        sheet,
       ],
     },
   };

@@ -28,7 +28,7 @@ import type {
 import { loadPrompts } from "../micro/prompts.ts";
 import { experiment, type Outcome, type Plan } from "./experiment.ts";
 import { ordinaryCaptions } from "./merge.ts";
-import { conceptSheet, pictureRows } from "./pictures.ts";
+import { conceptPictures } from "./pictures.ts";
 import { type ExperimentPreset, TEST_CONCEPTS } from "./presets.ts";
 import {
   type Cell,
@@ -249,7 +249,7 @@ async function compareMethods(
     rows: arms.map(({ arm, rows }) => rowOf(arm, rows, names)),
     comparisons: claimsOf(arms, names, plan),
   };
-  const sheet = await conceptSheet(lab, pictureRows(drawn, armLabel, 1));
+  const sheet = await conceptPictures(lab, "fig6", drawn, armLabel, 1);
   return { data, report: table1Report(data, sheet) };
 }
 

@@ -5,10 +5,9 @@
  */
 import type { MethodName } from "../customize/methods.ts";
 import { type Comparison, comparisonTable } from "../evaluation/compare.ts";
-import type { Report } from "../report/document.ts";
+import type { Report, ReportPart } from "../report/document.ts";
 import { plot } from "../report/figure.ts";
 import { decimal, type Interval, interval } from "../report/format.ts";
-import type { Sheet } from "../report/grid.ts";
 import { type Table, tableOf } from "../report/table.ts";
 import type { ScoreName } from "./scores.ts";
 
@@ -108,7 +107,10 @@ export function conceptTable({ rows }: Pick<Table1Numbers, "rows">): Table {
  * @param numbers The numbers.
  * @param sheet Pictures of the same noise, a method per column.
  */
-export function table1Report(numbers: Table1Numbers, sheet: Sheet): Report {
+export function table1Report(
+  numbers: Table1Numbers,
+  sheet: ReportPart,
+): Report {
   const { rows } = numbers;
   const x = rows.map(armLabel);
   return {
@@ -149,12 +151,7 @@ export function table1Report(numbers: Table1Numbers, sheet: Sheet): Report {
           }],
         }),
       },
-      {
-        type: "pictures",
-        name: "fig6",
-        title: "Fig 6: same noise in every column",
-        sheet,
-      },
+      sheet,
     ],
   };
 }

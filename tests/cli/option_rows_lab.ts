@@ -371,7 +371,7 @@ export function sweepRows(world: OptionWorld): OptionRows[] {
       prompts: { add: { "--n": 2 } },
       seeds: { add: { "--seeds": 1 } },
       embeddings: { add: { "--method": "edlora" } },
-      quick: { add: { "--quick": true }, shows: "asked" as const },
+      quick: { add: { "--quick": true as const }, shows: "asked" as const },
     };
     const fuses = command.name !== "tune";
     const gradient = fuses && command.name !== "lambda";
