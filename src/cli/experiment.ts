@@ -20,11 +20,22 @@ import {
   type SettingValues,
 } from "../experiments/presets.ts";
 import { EXPERIMENTS } from "../experiments/registry.ts";
-import { exists, joinPath, readJson, writeJson } from "../io/files.ts";
+import {
+  exists,
+  joinPath,
+  readJson,
+  writeAtomic,
+  writeJson,
+} from "../io/files.ts";
 import type { Lab } from "../lab/lab.ts";
 import { nowhere } from "../lab/runner.ts";
 import { canonicalJson } from "../lab/store.ts";
 import { PROMPTS_SHA256 } from "../micro/prompts.ts";
+import {
+  contentsHtml,
+  type ReportEntry,
+  verdictCounts,
+} from "../report/contents.ts";
 import { reportText, writeReport } from "../report/document.ts";
 import { duration } from "../report/format.ts";
 import { type Table, tableOf } from "../report/table.ts";
@@ -41,6 +52,8 @@ import {
 import {
   flag,
   folder,
+  listOf,
+  oneOf,
   optionName,
   type OptionTable,
   optionTable,
@@ -154,7 +167,7 @@ export function experimentCommand(
       ...{ name, summary, about, notes, options },
       usage: `deno task ${task} [options]`,
       request: (values) => requestOf(experiment, values as Given),
-      run: (request) => run(experiment, request),
+      run: async (request) => void await run(experiment, request),
     }),
     parse(args) {
       // What is not given is told from what is given as it is by default.
@@ -198,18 +211,19 @@ async function noteRun(out: string, record: unknown): Promise<void> {
   await writeJson(path, [...runs, record]);
 }
 
+/** Runs an experiment; gives its numbers, if it is no dry run. */
 async function run(
   experiment: Experiment,
   { lab: request, plan, fresh, dryRun }: ExperimentRequest,
-): Promise<void> {
+): Promise<object | undefined> {
   const { name } = experiment;
   const what = `run the ${name} experiment`;
   const networks = await experiment.networks?.(plan, request.model);
   await experiment.check?.(plan);
   const stored = dryRun || experiment.stored?.(plan);
-  await inLab(what, request, async (lab, machine) => {
+  return await inLab(what, request, async (lab, machine) => {
     const record = await runRecord(name, lab, plan);
-    if (dryRun) return console.log(JSON.stringify(record, null, 2));
+    if (dryRun) return void console.log(JSON.stringify(record, null, 2));
     if (fresh) {
       await Deno.remove(request.store, { recursive: true }).catch((error) => {
         if (!(error instanceof Deno.errors.NotFound)) throw error;
@@ -220,7 +234,7 @@ async function run(
       machine.progress.line("mechanics only, no conclusion");
     }
     if (!stored) await noteRun(request.out, record);
-    await publish(experiment, lab, request.out, plan, machine);
+    return await publish(experiment, lab, request.out, plan, machine);
   }, { networks, ...(stored ? { runner: nowhere } : {}) });
 }
 
@@ -237,8 +251,8 @@ function machineTable(lab: Lab, { describe }: Machine): Table {
 }
 
 /**
- * Runs an experiment, writes its report and says where it is. The first line of
- * a report says whether the evaluator passes its test.
+ * Runs an experiment, writes its report, says where it is and gives its numbers.
+ * The first line of a report says whether the evaluator passes its test.
  */
 async function publish(
   experiment: Experiment,
@@ -246,7 +260,7 @@ async function publish(
   out: string,
   plan: Plan<OptionTable>,
   machine: Machine,
-): Promise<void> {
+): Promise<object> {
   const { name } = experiment;
   const { data, report, note } = await experiment.run(lab, plan);
   const evaluator = await testEvaluator(lab, plan.settings.sampling);
@@ -279,11 +293,108 @@ async function publish(
   console.log(`\n${reportText(whole)}`);
   if (note) console.log(note);
   console.log(`${joinPath(out, `${name}.html`)}  (also .json, .md, .png)`);
+  return data;
+}
+
+/** Experiments that run without being told more. */
+const UNAIDED = EXPERIMENTS.filter(({ options }) =>
+  Object.values(options).every(({ needed }) => !needed)
+);
+
+const ALL_OPTIONS = optionTable({
+  quick: {
+    type: flag,
+    help: "every experiment's quick plan: mechanics only, no conclusion",
+  },
+  only: {
+    type: listOf(oneOf(UNAIDED.map(({ name }) => name))),
+    otherwise: "all of them",
+    help: "which experiments",
+  },
+  ...SETTING_OPTIONS,
+  ...LAB_OPTIONS,
+  out: {
+    type: folder,
+    otherwise: "out/all, out/all-quick with --quick",
+    help: "where index.html and a folder per experiment go",
+  },
+});
+
+/** `deno task experiment all`. */
+const all = command({
+  name: "all",
+  summary: "Every experiment, and a page that lists them",
+  usage: "deno task experiment all [options]",
+  about: `Runs every experiment, one after the other, with one cache, and writes
+index.html, which lists their reports and what became of their claims. A run that is
+stopped continues; an experiment that fails does not keep the others.`,
+  options: ALL_OPTIONS,
+  request: (values) => values,
+  run: runAll,
+});
+
+async function runAll(
+  { only, out: given, ...values }: Values<typeof ALL_OPTIONS>,
+): Promise<void> {
+  const quick = values.quick ? "-quick" : "";
+  const out = given ?? joinPath("out", `all${quick}`);
+  const cache = values.queue ? values.cache : values.cache ??
+    joinPath(out, "cache");
+  const list = UNAIDED.filter(({ name }) => !only || only.includes(name));
+  const entries = list.map(({ name, summary }): ReportEntry => (
+    { name, summary, verdict: "", time: "not yet" }
+  ));
+  const begun = performance.now();
+  const failed: string[] = [];
+  for (const [i, one] of list.entries()) {
+    const { name } = one;
+    console.log(`\n${name} (${i + 1} of ${list.length})`);
+    const before = performance.now();
+    let verdict: string;
+    try {
+      const data = await run(
+        one,
+        requestOf(one, { ...values, cache, out: joinPath(out, name) }),
+      );
+      const { comparisons = [] } = data as {
+        comparisons?: readonly { readonly verdict: string }[];
+      };
+      verdict = verdictCounts(comparisons);
+    } catch (error) {
+      failed.push(name);
+      verdict = `failed: ${(error as Error).message}`;
+      console.error(verdict);
+    }
+    const seconds = (performance.now() - before) / 1000;
+    entries[i] = {
+      ...entries[i],
+      verdict,
+      time: duration(seconds),
+      ...(failed.includes(name) ? {} : { href: `${name}/${name}.html` }),
+    };
+    const spent = (performance.now() - begun) / 1000;
+    const left = duration(spent / (i + 1) * (list.length - i - 1));
+    const lead = [
+      quick ? "Quick plans: mechanics only, no conclusion." : "Default plans.",
+      i + 1 < list.length
+        ? `${i + 1} of ${list.length} done, about ${left} left.`
+        : `Done in ${duration(spent)}.`,
+    ];
+    const index = joinPath(out, "index.html");
+    await writeAtomic(
+      index,
+      await contentsHtml("Mix-of-Show: every experiment", lead, entries),
+    );
+    console.log(`${lead[1]} ${index}`);
+  }
+  if (failed.length === 0) return;
+  throw cannot("run all experiments", "all to end", failed.join(", "));
 }
 
 /** Every experiment's command; frames and evaluators need no lab's work. */
 export const EXPERIMENT_COMMANDS: readonly Command<unknown>[] = [
   ...EXPERIMENTS.map(experimentCommand),
+  all,
   frames,
   evaluators,
 ];

@@ -1,7 +1,7 @@
 /**
  * Joint training: one run learns several concepts from the pictures of all, the
  * bound that fusion of separately trained concepts is held against (Custom
- * Diffusion's joint mode; Mix-of-Show, §2).
+ * Diffusion's joint mode).
  *
  * @module
  */

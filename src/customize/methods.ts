@@ -249,7 +249,7 @@ export function method(
         phrase: named,
       }, { ...PRIOR, lr: { ...COMMON.lr, embedding: 0 } });
     case "svdiff":
-      // Rates a thousand times those of full fine-tuning (§4).
+      // Rates a thousand times those of full fine-tuning (Han et al. 2023).
       return made({
         concept: { layerwise: false, lora: false, spectral: ofUNet },
         tokens: rare,

@@ -9,10 +9,8 @@ import { cannot } from "../core/errors.ts";
 import { at } from "../core/tree.ts";
 import type { LowRank } from "../nn/linear.ts";
 import {
-  identity,
   type Matrix,
   matrix,
-  rowsOf,
   type SVD,
   svd,
   transpose,
@@ -116,13 +114,12 @@ function decomposed(weight: Matrix): SVD {
   if (weight.data.some((x) => x !== 0)) return svd(weight);
   const { rows, columns } = weight;
   const rank = Math.min(rows, columns);
-  const unit = (n: number) => rowsOf(identity(Math.max(n, rank)), 0, n);
-  const thin = (m: Matrix) => transpose(rowsOf(transpose(m), 0, rank));
-  return {
-    u: thin(unit(rows)),
-    s: new Float64Array(rank),
-    v: thin(unit(columns)),
+  const thin = (n: number) => {
+    const unit = matrix(n, rank);
+    for (let i = 0; i < rank; i++) unit.data[i * rank + i] = 1;
+    return unit;
   };
+  return { u: thin(rows), s: new Float64Array(rank), v: thin(columns) };
 }
 
 function leafOf(

@@ -32,12 +32,11 @@ import {
 import type { Lab } from "../lab/lab.ts";
 import { IN_DOMAIN, inDomain } from "../micro/in_domain.ts";
 import { PROMPTS_SHA256 } from "../micro/prompts.ts";
-import type { Report } from "../report/document.ts";
+import type { Report, ReportPart } from "../report/document.ts";
 import { decimal, type Interval, interval } from "../report/format.ts";
-import type { Sheet } from "../report/grid.ts";
 import { type Table, tableOf } from "../report/table.ts";
-import { experiment, type Plan } from "./experiment.ts";
-import { conceptSheet, type PictureRow, pictureRows } from "./pictures.ts";
+import { experiment, type Outcome, type Plan } from "./experiment.ts";
+import { conceptPictures } from "./pictures.ts";
 import { RUN_OPTIONS } from "./presets.ts";
 import {
   type ArmScores,
@@ -170,11 +169,7 @@ does the embedding alone hold, and what do the weights add?`,
     },
   },
   check: checkMethods,
-  async run(lab, plan) {
-    const { report, pictures } = await measure(lab, plan);
-    const sheet = await conceptSheet(lab, pictures);
-    return { data: report, report: domainReport(report, sheet) };
-  },
+  run: measure,
 });
 
 /** Refuses what the chosen methods have no use for. */
@@ -275,7 +270,7 @@ async function cellsOf(
 async function measure(
   lab: Lab,
   plan: DomainPlan,
-): Promise<{ report: DomainReport; pictures: PictureRow[] }> {
+): Promise<Outcome<DomainReport>> {
   const { settings, prompts, inDomain: inside, outDomain } = plan;
   const { sampling } = settings;
   const outside = outDomain ?? inside.map((name) => inDomain(name)!.twin);
@@ -326,15 +321,12 @@ async function measure(
       shares.push({ domain, method: method as DomainMethod, share });
     }
   }
-  return {
-    report: {
-      rows,
-      shares,
-      conclusive: plan.scale !== "quick",
-      promptsSha256: PROMPTS_SHA256,
-    },
-    pictures: pictureRows(drawn, domainLabel, 1),
+  const data: DomainReport = {
+    ...{ rows, shares, promptsSha256: PROMPTS_SHA256 },
+    conclusive: plan.scale !== "quick",
   };
+  const sheet = await conceptPictures(lab, "domain", drawn, domainLabel, 1);
+  return { data, report: domainReport(data, sheet) };
 }
 
 /** Means of an arm; of a score without values, none. */
@@ -426,9 +418,12 @@ export function shareTable({ shares }: Pick<DomainReport, "shares">): Table {
  * The whole report.
  *
  * @param report The numbers.
- * @param sheet Pictures of the same noise, an arm per column.
+ * @param pictures Pictures of the same noise, an arm per column.
  */
-export function domainReport(report: DomainReport, sheet: Sheet): Report {
+export function domainReport(
+  report: DomainReport,
+  pictures: ReportPart,
+): Report {
   return {
     name: "domain",
     title: "in-domain and out-domain concepts",
@@ -441,12 +436,7 @@ export function domainReport(report: DomainReport, sheet: Sheet): Report {
         table: shareTable(report),
         brief: true,
       },
-      {
-        type: "pictures",
-        name: "domain",
-        title: "Same noise in every column",
-        sheet,
-      },
+      pictures,
     ],
   };
 }

@@ -13,13 +13,12 @@ import { mean, tInterval } from "../evaluation/statistics.ts";
 import type { Lab } from "../lab/lab.ts";
 import type { ModelRef, PictureSet } from "../lab/specs.ts";
 import { TRAIN_IMAGES } from "../micro/concepts.ts";
-import type { Report } from "../report/document.ts";
+import type { Report, ReportPart } from "../report/document.ts";
 import { plot } from "../report/figure.ts";
 import { decimal, type Interval, interval } from "../report/format.ts";
-import type { Sheet } from "../report/grid.ts";
 import { type Table, tableOf } from "../report/table.ts";
-import { experiment, type Plan } from "./experiment.ts";
-import { conceptSheet, type PictureRow, pictureRows } from "./pictures.ts";
+import { experiment, type Outcome, type Plan } from "./experiment.ts";
+import { conceptPictures } from "./pictures.ts";
 import { type EmbeddingName, RUN_OPTIONS } from "./presets.ts";
 import { type Cell, drawCells } from "./scores.ts";
 import {
@@ -145,18 +144,14 @@ the masked denoising error is measured on training pictures and on held-out ones
       plan: { concepts: DEVELOPMENT_CONCEPTS.slice(0, 1), lengths: [20] },
     },
   },
-  async run(lab, plan) {
-    const { rows, pictures } = await measure(lab, plan);
-    const sheet = await conceptSheet(lab, pictures);
-    return { data: { rows }, report: overfitReport(rows, sheet) };
-  },
+  run: measure,
 });
 
 /** Trains every combination and measures both errors; the class word is first. */
 async function measure(
   lab: Lab,
   plan: OverfitPlan,
-): Promise<{ rows: OverfitRow[]; pictures: PictureRow[] }> {
+): Promise<Outcome<{ readonly rows: readonly OverfitRow[] }>> {
   const { settings, seeds } = plan;
   const { sampling } = settings;
   const all = await subjects(lab, plan.concepts, plan.prompts, sampling);
@@ -229,10 +224,9 @@ async function measure(
       ),
     };
   };
-  return {
-    rows: [null, ...arms].map(rowOf),
-    pictures: pictureRows(drawn, overfitLabel, 1),
-  };
+  const rows = [null, ...arms].map(rowOf);
+  const sheet = await conceptPictures(lab, "overfit", drawn, overfitLabel, 1);
+  return { data: { rows }, report: overfitReport(rows, sheet) };
 }
 
 /**
@@ -275,11 +269,11 @@ export function overfitTable(rows: readonly OverfitRow[]): Table {
  * The whole report.
  *
  * @param rows Rows of {@linkcode overfit}.
- * @param sheet Pictures of the same noise, an arm per column.
+ * @param pictures Pictures of the same noise, an arm per column.
  */
 export function overfitReport(
   rows: readonly OverfitRow[],
-  sheet: Sheet,
+  pictures: ReportPart,
 ): Report {
   const trained = rows.filter(({ arm }) => arm);
   const x = trained.map(({ arm }) => overfitLabel(arm));
@@ -304,12 +298,7 @@ export function overfitReport(
           ],
         }),
       },
-      {
-        type: "pictures",
-        name: "overfit",
-        title: "Same noise in every column",
-        sheet,
-      },
+      pictures,
     ],
   };
 }

@@ -504,6 +504,19 @@ function sweepExperiment(what: Sweep): Experiment<typeof OPTIONS> {
   return experiment({
     ...{ name, summary, about: `${summary}.` },
     options: options as typeof OPTIONS,
+    scales: {
+      quick: {
+        help: "2 concepts, 2 prompts, 2 values: mechanics only, no conclusion",
+        plan: {
+          concepts: others.concepts.default.slice(0, 2),
+          prompts: 2,
+          ...(values && {
+            // No more concepts can be fused than there are.
+            values: name === "count" ? [2] : values.default.slice(0, 2),
+          }),
+        },
+      },
+    },
     // Those of the rank sweep are its values.
     without: name === "rank" ? ["rank"] : [],
     check: async (plan) => check(await sweepPlan(what, plan)),

@@ -94,11 +94,7 @@ export {
   resolutionTable,
   type TimedPart,
 } from "../experiments/fig5/table.ts";
-export {
-  conceptSheet,
-  type PictureRow,
-  pictureRows,
-} from "../experiments/pictures.ts";
+export { conceptPictures } from "../experiments/pictures.ts";
 export {
   type EmbeddingName,
   type ExperimentPreset,

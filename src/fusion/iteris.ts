@@ -57,8 +57,8 @@ export interface IterisSolution {
 }
 
 /**
- * One layer: W = argmin Σ λᵢ‖X̃ᵢW − XᵢWᵢ‖²_F with λᵢ = ‖Wᵢ‖²/‖XᵢWᵢ‖²
- * (eqs. 5 and 8), that is
+ * One layer: W = argmin Σ λᵢ‖X̃ᵢW − XᵢWᵢ‖²_F with λᵢ = ‖Wᵢ‖²/‖XᵢWᵢ‖²,
+ * that is
  * W = (Σ λᵢ(X̃ᵢᵀX̃ᵢ + α‖X̃ᵢᵀX̃ᵢ‖_F·I))⁻¹ Σ λᵢ(X̃ᵢᵀXᵢ + α‖X̃ᵢᵀXᵢ‖_F·I)·Wᵢ.
  *
  * @param terms One a concept.

@@ -731,8 +731,7 @@ export interface NoiseOptions {
 
 /**
  * What a client can do about what its statistics reveal: Gram matrices in place
- * of rows, with symmetric Gaussian noise (Dwork et al. 2014, "Analyze Gauss",
- * algorithm 1), moved to the nearest positive semi-definite matrix.
+ * of rows, with symmetric Gaussian noise (Dwork et al. 2014, "Analyze Gauss"), moved to the nearest positive semi-definite matrix.
  *
  * At scale 1 the noise is as large as what one typical row adds. It is no
  * differential privacy: rows are not clipped, and the adapter and the tokens that

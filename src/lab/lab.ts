@@ -211,6 +211,78 @@ export async function labHashes(
   };
 }
 
+/** Results of specs, each worked on once and kept in a store. */
+class Memo {
+  /** Seconds that each kind of call took so far. */
+  readonly seconds: Record<string, number> = {};
+  readonly #running = new Map<string, Promise<void>>();
+
+  constructor(
+    readonly store: string,
+    readonly runner: Runner,
+    readonly onRecord: LabOptions["onRecord"],
+  ) {}
+
+  /**
+   * Works on the specs that the store lacks, then reads all results.
+   *
+   * @param stage The call, for progress.
+   * @param unit What progress counts.
+   * @param specs The specs.
+   * @param read Reads a result; `id` is its name in the store.
+   * @param size Units of a spec. @default 1
+   */
+  async results<S extends LabSpec, R>(
+    stage: Stage,
+    unit: string,
+    specs: readonly S[],
+    read: (spec: S, id: string) => Promise<R>,
+    size: (spec: S) => number = () => 1,
+  ): Promise<R[]> {
+    const before = performance.now();
+    const total = specs.reduce((sum, spec) => sum + size(spec), 0);
+    const shares = specs.map(() => 0);
+    const report = (i: number, share: number) => {
+      shares[i] = share * size(specs[i]);
+      const done = Math.floor(shares.reduce((sum, one) => sum + one, 0));
+      this.onRecord?.({ stage, unit, total, done });
+    };
+    const ids = await Promise.all(specs.map(specId));
+    const there = await Promise.all(
+      specs.map((spec) => isDone(this.store, spec)),
+    );
+    specs.forEach((spec, i) => shares[i] = there[i] ? size(spec) : 0);
+    const first = Math.floor(shares.reduce((sum, one) => sum + one, 0));
+    this.onRecord?.({ stage, unit, total, done: first });
+    await Promise.all(specs.map(async (spec, i) => {
+      if (there[i]) return;
+      const job = this.#running.get(ids[i]) ??
+        this.runner.run(
+          spec,
+          (done, all) => report(i, Math.min(1, done / all)),
+        );
+      this.#running.set(ids[i], job);
+      await job;
+      report(i, 1);
+    }));
+    const taken = (performance.now() - before) / 1000;
+    this.seconds[stage] = (this.seconds[stage] ?? 0) + taken;
+    return await Promise.all(specs.map((spec, i) => read(spec, ids[i])));
+  }
+
+  /** The same for lists cut into batches; joins the results of each list. */
+  async batched<S extends LabSpec, R>(
+    stage: Stage,
+    lists: readonly (readonly S[])[],
+    read: (spec: S, id: string) => Promise<readonly R[]>,
+    size: (spec: S) => number,
+  ): Promise<R[][]> {
+    const found = await this.results(stage, "image", lists.flat(), read, size);
+    let next = 0;
+    return lists.map((own) => own.flatMap(() => found[next++]));
+  }
+}
+
 /**
  * Opens a lab.
  *
@@ -228,70 +300,35 @@ export async function openLab(options: LabOptions): Promise<Lab> {
     : given ?? (workers === 0
       ? await inPlace(folders)
       : await localPool(folders, backend, workers));
-  const seconds: Record<string, number> = {};
-  const running = new Map<string, Promise<void>>();
-
-  /** Works on the specs that the store lacks, then reads all results. */
-  const results = async <S extends LabSpec, R>(
-    stage: Stage,
-    unit: string,
-    specs: readonly S[],
-    read: (spec: S, id: string) => Promise<R>,
-    size: (spec: S) => number = () => 1,
-  ): Promise<R[]> => {
-    const before = performance.now();
-    const total = specs.reduce((sum, spec) => sum + size(spec), 0);
-    const shares = specs.map(() => 0);
-    const report = () => {
-      const done = shares.reduce((sum, share) => sum + share, 0);
-      options.onRecord?.({ stage, unit, total, done: Math.floor(done) });
-    };
-    const missing: number[] = [];
-    for (const [i, spec] of specs.entries()) {
-      if (await isDone(store, spec)) shares[i] = size(spec);
-      else missing.push(i);
-    }
-    report();
-    await Promise.all(missing.map(async (i) => {
-      const spec = specs[i], id = await specId(spec);
-      const job = running.get(id) ??
-        runner.run(spec, (done, all) => {
-          shares[i] = Math.min(1, done / all) * size(spec);
-          report();
-        });
-      running.set(id, job);
-      await job;
-      shares[i] = size(spec);
-      report();
-    }));
-    seconds[stage] = (seconds[stage] ?? 0) +
-      (performance.now() - before) / 1000;
-    return await Promise.all(
-      specs.map(async (spec) => await read(spec, await specId(spec))),
-    );
+  const memo = new Memo(store, runner, options.onRecord);
+  return {
+    ...{ folders, hashes, art, seconds: memo.seconds },
+    ...callsOf(memo, hashes),
+    async put(what, render) {
+      const id = await specId({ kind: "rendered", art: hashes.art, what });
+      const path = pathOf.image(store, id);
+      if (!await exists(path)) await writeAtomic(path, encodePng(render()));
+      return id;
+    },
+    picture: (id) => readImage(store, id),
+    [Symbol.dispose]: () => runner[Symbol.dispose](),
   };
+}
 
-  /** Works on lists cut into batches; joins the results of each list. */
-  const batched = async <S extends LabSpec, R>(
-    stage: Stage,
-    lists: readonly (readonly S[])[],
-    read: (spec: S, id: string) => Promise<readonly R[]>,
-    size: (spec: S) => number,
-  ): Promise<R[][]> => {
-    const found = await results(stage, "image", lists.flat(), read, size);
-    let next = 0;
-    return lists.map((own) => own.flatMap(() => found[next++]));
-  };
+/** What a lab is asked for. */
+type LabCalls = Omit<
+  Lab,
+  "folders" | "hashes" | "art" | "seconds" | "put" | "picture" | symbol
+>;
 
+/** The calls of a lab: from asks to specs, from the store to results. */
+function callsOf(memo: Memo, hashes: LabHashes): LabCalls {
+  const { store } = memo;
   const { model: base, clip: clipHash, art: artId } = hashes;
   const vectors = (id: string) => readVectors(pathOf.embedding(store, id));
   return {
-    folders,
-    hashes,
-    art,
-    seconds,
     train: (asks) =>
-      results(
+      memo.results(
         "train",
         "step",
         asks.map((ask): TrainSpec => (
@@ -304,7 +341,7 @@ export async function openLab(options: LabOptions): Promise<Lab> {
         ({ config }) => config.steps,
       ),
     fuse: (asks) =>
-      results(
+      memo.results(
         "fuse",
         "model",
         asks.map((ask): FuseSpec => ({ kind: "fuse", base, ...ask })),
@@ -314,7 +351,7 @@ export async function openLab(options: LabOptions): Promise<Lab> {
         }),
       ),
     publish: (asks) =>
-      results(
+      memo.results(
         "publish",
         "concept",
         asks.map((ask): PublishSpec => ({ kind: "publish", base, ...ask })),
@@ -324,7 +361,7 @@ export async function openLab(options: LabOptions): Promise<Lab> {
         }),
       ),
     draw: (asks) =>
-      batched(
+      memo.batched(
         "draw",
         asks.map(({ samples, ...ask }) =>
           batches(samples).map((samples): DrawSpec => (
@@ -335,7 +372,7 @@ export async function openLab(options: LabOptions): Promise<Lab> {
         ({ samples }) => samples.length,
       ),
     compose: (asks) =>
-      results(
+      memo.results(
         "compose",
         "image",
         asks.map((ask): ComposeSpec => ({
@@ -349,7 +386,7 @@ export async function openLab(options: LabOptions): Promise<Lab> {
         ({ noise }) => noise.length,
       ),
     embed: (asks) =>
-      batched(
+      memo.batched(
         "embed",
         asks.map((ask) =>
           batches(ask.images).map((images, i): EmbedSpec => ({
@@ -370,7 +407,7 @@ export async function openLab(options: LabOptions): Promise<Lab> {
         ({ images }) => images.length,
       ),
     references: (sets) =>
-      results(
+      memo.results(
         "embed",
         "set",
         sets.map((pictures): ReferenceSpec => (
@@ -382,7 +419,7 @@ export async function openLab(options: LabOptions): Promise<Lab> {
         },
       ),
     texts: (lists) =>
-      results(
+      memo.results(
         "embed",
         "list",
         lists.map((texts): TextSpec => (
@@ -391,7 +428,7 @@ export async function openLab(options: LabOptions): Promise<Lab> {
         async (_, id) => (await vectors(id)).get("texts")!,
       ),
     heldout: (asks) =>
-      results(
+      memo.results(
         "heldout",
         "model",
         asks.map((ask): HeldOutSpec => (
@@ -405,7 +442,7 @@ export async function openLab(options: LabOptions): Promise<Lab> {
         ...{ clip: clipHash, art: artId },
         ...ask,
       };
-      const [check] = await results(
+      const [check] = await memo.results(
         "embed",
         "evaluator",
         [spec],
@@ -413,14 +450,6 @@ export async function openLab(options: LabOptions): Promise<Lab> {
       );
       return check;
     },
-    async put(what, render) {
-      const id = await specId({ kind: "rendered", art: artId, what });
-      const path = pathOf.image(store, id);
-      if (!await exists(path)) await writeAtomic(path, encodePng(render()));
-      return id;
-    },
-    picture: (id) => readImage(store, id),
-    [Symbol.dispose]: () => runner[Symbol.dispose](),
   };
 }
 

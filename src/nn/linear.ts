@@ -5,7 +5,7 @@ import { ParamSpec, type Spec } from "./spec.ts";
 export type { Dora } from "./dora.ts";
 
 /**
- * A shift of singular values (SVDiff, Han et al. 2023, eq. 3): with `down` and
+ * A shift of singular values (SVDiff, Han et al. 2023): with `down` and
  * `up` the singular vectors of the base weight, the addition is
  * down · diag(relu(σ + δ) − σ) · up.
  */

@@ -5,15 +5,24 @@
  * @module
  */
 import { evaluators } from "../../src/cli/evaluators.ts";
-import { experimentCommand } from "../../src/cli/experiment.ts";
+import {
+  EXPERIMENT_COMMANDS,
+  experimentCommand,
+} from "../../src/cli/experiment.ts";
 import { frames } from "../../src/cli/frames.ts";
 import { microReportCommand } from "../../src/cli/micro_report.ts";
 import { pretrainCommand } from "../../src/cli/pretrain.ts";
 import { workerCommand } from "../../src/cli/worker.ts";
+import { cost } from "../../src/experiments/cost.ts";
+import { federated } from "../../src/experiments/federated.ts";
 import { fig3 } from "../../src/experiments/fig3.ts";
+import { fig4 } from "../../src/experiments/fig4.ts";
 import { fig5 } from "../../src/experiments/fig5/run.ts";
+import { mergeLoras } from "../../src/experiments/merge.ts";
+import { noiseOffset } from "../../src/experiments/noise_offset.ts";
 import { overfit } from "../../src/experiments/overfit.ts";
 import { SWEEPS } from "../../src/experiments/sweeps.ts";
+import { table1 } from "../../src/experiments/table1.ts";
 import { table2 } from "../../src/experiments/table2/run.ts";
 import { verifyCommand } from "../verify/main.ts";
 import type { Args, OptionRows, Pair } from "./option_pairs.ts";
@@ -362,6 +371,7 @@ export function sweepRows(world: OptionWorld): OptionRows[] {
       prompts: { add: { "--n": 2 } },
       seeds: { add: { "--seeds": 1 } },
       embeddings: { add: { "--method": "edlora" } },
+      quick: { add: { "--quick": true as const }, shows: "asked" as const },
     };
     const fuses = command.name !== "tune";
     const gradient = fuses && command.name !== "lambda";
@@ -404,6 +414,118 @@ export function sweepRows(world: OptionWorld): OptionRows[] {
       },
     };
   });
+}
+
+/** Experiments on concepts that are trained once and then fused or compared. */
+export function comparisonRows(world: OptionWorld): OptionRows[] {
+  const two: Args = { "--concepts": "kuro,momo" };
+  const quick: Pair = { add: { "--quick": true }, shows: "asked" };
+  const full: Pair = { add: { "--full": true }, shows: "asked" };
+  const others: Pair = { add: { "--concepts": "kuro,raja" } };
+  const of = (
+    experiment: Parameters<typeof experimentCommand>[0],
+    base: Args,
+    pairs: OptionRows["pairs"],
+    ...shared: string[]
+  ): OptionRows => ({
+    command: experimentCommand(experiment),
+    out: world.out,
+    volatile: VOLATILE,
+    report: scores,
+    store: true,
+    base: { ...lab(world, "comparisons"), ...LITTLE, ...base },
+    pairs: { ...likeLambda(world, ...shared), quick, ...pairs },
+  });
+  return [
+    of(
+      mergeLoras,
+      { ...two, "--n": 1, "--ways": "average" },
+      {
+        concepts: others,
+        ways: { add: { "--ways": "sum" } },
+        embedding: { add: { "--embedding": "lora" } },
+        rounds: {
+          both: { "--ways": "iteris", "--rounds": 1 },
+          add: { "--rounds": 2 },
+        },
+      },
+      "prompts",
+      "seeds",
+    ),
+    of(
+      table1,
+      { ...two, "--n": 1, "--method": "lora" },
+      {
+        full,
+        concepts: others,
+        methods: { add: { "--method": "p+" } },
+      },
+      "prompts",
+      "seeds",
+    ),
+    of(
+      noiseOffset,
+      {
+        ...{ "--concepts": "kuro", "--n": 1, "--seeds": 0 },
+        "--offsets": "0,0.1",
+      },
+      {
+        concepts: { add: { "--concepts": "momo" } },
+        offsets: { add: { "--offsets": "0,0.5" } },
+      },
+      "prompts",
+      "seeds",
+    ),
+    of(
+      federated,
+      { ...two, "--n": 1, "--noise": 0 },
+      {
+        concepts: others,
+        noise: { add: { "--noise": "0,10" } },
+      },
+      "prompts",
+      "seeds",
+    ),
+    of(fig4, { ...two, "--iterations": 1, "--ridges": 1 }, {
+      concepts: others,
+      iterations: { add: { "--iterations": 2 } },
+      ridges: { add: { "--ridges": 0.5 } },
+    }),
+    {
+      // Seconds and bytes are what it is about.
+      ...of(cost, { ...two, "--counts": 1, "--solvers": "average" }, {
+        full,
+        concepts: { add: { "--concepts": "kuro,momo,raja" }, shows: "asked" },
+        counts: { add: { "--counts": 2 } },
+        solvers: { add: { "--solvers": "published" } },
+      }),
+      report: (name, { centre }) => name === "runs.json" ? null : centre,
+    },
+  ];
+}
+
+/** `deno task experiment all`: its runs are those of the experiments. */
+export function allRows(world: OptionWorld): OptionRows {
+  const asked = (add: Args): Pair => ({ add, shows: "asked" });
+  const { patience: _, store: _s, queue: _q, ...here } = labPairs(world);
+  const likeLambda = Object.keys({ ...here, ...settingPairs() }).map((field) =>
+    [field, { as: "lambda" }] as const
+  );
+  return {
+    command: EXPERIMENT_COMMANDS.find(({ name }) => name === "all")!,
+    out: world.out,
+    askedOnly: true,
+    base: {},
+    pairs: {
+      ...Object.fromEntries(likeLambda),
+      out: asked({ "--out": `${world.out}/b` }),
+      quick: asked({ "--quick": true }),
+      only: asked({ "--only": "fig4,cost" }),
+      queue: asked({ "--queue": "redis://host", "--store": "s3://a" }),
+      store: { as: "lambda" },
+      patience: { as: "lambda" },
+    },
+  };
 }
 
 /** `deno task experiment evaluators`: a run downloads MobileNetV2. */

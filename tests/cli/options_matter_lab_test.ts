@@ -5,6 +5,8 @@
 import { checkOptions } from "./option_pairs.ts";
 import {
   ablationRows,
+  allRows,
+  comparisonRows,
   domainRows,
   evaluatorsRows,
   framesRows,
@@ -36,6 +38,8 @@ Deno.test("every option of every experiment matters", async (t) => {
         overfitRows(world),
         domainRows(world),
         regionsRows(world),
+        ...comparisonRows(world),
+        allRows(world),
       ]
     ) {
       await t.step(rows.command.name, (t) => checkOptions(rows, t));

@@ -7,9 +7,9 @@ import { cannot } from "../../core/errors.ts";
 import type { Lab } from "../../lab/lab.ts";
 import { NotInStore } from "../../lab/runner.ts";
 import { experiment, type Outcome } from "../experiment.ts";
-import { conceptSheet, pictureRows } from "../pictures.ts";
+import { conceptPictures } from "../pictures.ts";
 import { TEST_CONCEPTS } from "../presets.ts";
-import { oneDomain, subjects } from "../subjects.ts";
+import { oneDomain, type Subject, subjects } from "../subjects.ts";
 import {
   ABLATION_OPTIONS,
   type AblationPlan,
@@ -56,11 +56,15 @@ async function ablation(
   plan: AblationPlan,
 ): Promise<Outcome<AblationNumbers>> {
   const { concepts, prompts, settings } = plan;
-  const all = await subjects(lab, concepts, prompts, settings.sampling);
   const work: AblationWork = { trained: [], fused: [], drawn: [] };
   const seeds: number[] = [];
+  let all: Subject[] = [];
   for (const seed of plan.seeds) {
     try {
+      // The base model draws pictures of in-domain concepts here.
+      if (all.length === 0) {
+        all = await subjects(lab, concepts, prompts, settings.sampling);
+      }
       const own = await drawTable2(lab, { ...plan, seeds: [seed] }, all);
       // Scored at once, so that a run that stops has something whole to report.
       await numbersOf(lab, { ...plan, seeds: [seed] }, all, own);
@@ -77,10 +81,12 @@ async function ablation(
   }
   const planned = seeds.length < plan.seeds.length ? plan.seeds : undefined;
   const data = await numbersOf(lab, { ...plan, seeds, planned }, all, work);
-  const rows = pictureRows(
+  const pictures = await conceptPictures(
+    lab,
+    "ablation",
     work.drawn,
     (arm) => arm === "base" ? "base, class word" : armLabel(arm),
     plan.scale === "quick" ? 4 : 2,
   );
-  return { data, report: ablationReport(data, await conceptSheet(lab, rows)) };
+  return { data, report: ablationReport(data, pictures) };
 }

@@ -15,7 +15,6 @@ import {
   percent,
   range,
 } from "../../report/format.ts";
-import type { Sheet } from "../../report/grid.ts";
 import { type Table, tableOf } from "../../report/table.ts";
 import type { AblationNumbers } from "./json.ts";
 import { EMBEDDINGS } from "../presets.ts";
@@ -391,7 +390,7 @@ function reservations(
  */
 export function ablationReport(
   report: AblationNumbers,
-  pictures: Sheet,
+  pictures: ReportPart,
 ): Report {
   const figure = (id: string, figure: Figure): ReportPart => (
     { type: "figure", id, figure }
@@ -408,12 +407,7 @@ export function ablationReport(
     ],
     parts: [
       { type: "table", table: ablationTable(report), brief: true },
-      {
-        type: "pictures",
-        name: "ablation",
-        title: "Same noise in every column",
-        sheet: pictures,
-      },
+      pictures,
       figure("image", scoreFigure(report, "image")),
       figure("trade", tradeFigure(report)),
       figure("masked", scoreFigure(report, "masked")),
