@@ -3,12 +3,15 @@
  *
  * @module
  */
+import { z } from "zod";
 import { KEYS_VARIABLE, KeysError } from "../core/errors.ts";
+import { readJson } from "../io/files.ts";
 import {
   type OptionTable,
   readTable,
   tableHelp,
   type Values,
+  withFile,
 } from "./options.ts";
 
 /** A command: what it says about itself, how it is read and run. */
@@ -128,6 +131,19 @@ function complain(error: unknown): void {
   if (Deno.env.get("DEBUG")) console.error(error);
 }
 
+/** A command line with what the file of `--config` says. */
+async function withConfig<T>(
+  { name, options }: Command<T>,
+  args: readonly string[],
+): Promise<readonly string[]> {
+  const at = args.findIndex((arg) => /^--config(=|$)/.test(arg));
+  if (at < 0 || !options?.config || args.includes("--help")) return args;
+  const [, path = args[at + 1]] = args[at].split(/=(.*)/s);
+  if (!path) return args;
+  const fields = await readJson(path, z.record(z.string(), z.unknown()));
+  return withFile(name, args, options, fields);
+}
+
 /**
  * Runs a command.
  *
@@ -141,7 +157,7 @@ export async function runCommand<T>(
 ): Promise<number> {
   let request: T | undefined;
   try {
-    request = command.parse(args);
+    request = command.parse(await withConfig(command, args));
   } catch (error) {
     complain(error);
     return 2;

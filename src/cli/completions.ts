@@ -7,6 +7,7 @@
 import { type Command, command, runCommand } from "./command.ts";
 import { convertCommand } from "./convert.ts";
 import { evaluateCommand } from "./evaluate.ts";
+import { EXPERIMENT_COMMANDS } from "./experiment.ts";
 import { fuseCommand } from "./fuse.ts";
 import { inspectCommand } from "./inspect.ts";
 import { memoryCommand } from "./memory.ts";
@@ -29,7 +30,7 @@ export const SHELLS = ["bash", "zsh", "fish"] as const;
 
 /** A command as completion sees it. */
 export interface Completed {
-  /** Its name behind `deno task`. */
+  /** Its name behind `deno task`, such as `fuse` or `experiment lambda`. */
   readonly name: string;
   /** What it does, in a line. */
   readonly summary: string;
@@ -55,6 +56,13 @@ const listed = (...commands: readonly Known[]): Completed[] =>
     options ? [{ name, summary, options }] : []
   );
 
+/** `ablation` and `experiment NAME`. */
+const experiments = (): Known[] =>
+  EXPERIMENT_COMMANDS.map((one) => ({
+    ...one,
+    name: one.name === "ablation" ? one.name : `experiment ${one.name}`,
+  }));
+
 /** Options by how they are written, arguments left out. */
 function named({ options }: Completed): [string, Option][] {
   return Object.entries(options).filter(([, option]) => !option.argument)
@@ -68,6 +76,14 @@ function bashValue({ type: { complete } }: Option): string {
   return complete ? `words "${complete.join(" ")}"` : ":";
 }
 
+/** First words of commands, or second words behind a first one. */
+function words(commands: readonly Completed[], first?: string): string[] {
+  const found = commands.map(({ name }) => name.split(" "))
+    .filter(([one]) => first === undefined || one === first)
+    .map(([one, two]) => first === undefined ? one : two);
+  return [...new Set(found)];
+}
+
 function bash(commands: readonly Completed[]): string {
   const cases = commands.map((one) => {
     const values = named(one).filter(([, option]) => takesValue(option))
@@ -75,7 +91,7 @@ function bash(commands: readonly Completed[]): string {
     const places = Object.values(one.options).filter((o) => o.argument);
     const free = places.length > 0 ? bashValue(places[0]) : ":";
     const all = [...named(one).map(([name]) => name), "--help"];
-    return `    ${one.name})
+    return `    "${one.name}")
       case "$before" in
 ${values.join("\n")}
         *) if [[ "$now" == -* ]]; then words "${
@@ -96,10 +112,18 @@ _mix_of_show() {
     return
   fi
   if [[ $COMP_CWORD -eq 2 ]]; then
-    words "${commands.map(({ name }) => name).join(" ")}"
+    words "${words(commands).join(" ")}"
     return
   fi
-  case "\${COMP_WORDS[2]}" in
+  local command="\${COMP_WORDS[2]}"
+  if [[ "$command" == experiment ]]; then
+    if [[ $COMP_CWORD -eq 3 ]]; then
+      words "${words(commands, "experiment").join(" ")}"
+      return
+    fi
+    command="experiment \${COMP_WORDS[3]}"
+  fi
+  case "$command" in
 ${cases.join("\n")}
   esac
 }
@@ -112,15 +136,17 @@ function quoted(text: string): string {
   return `'${text.replaceAll("\\", "\\\\").replaceAll("'", "\\'")}'`;
 }
 
-function fish(commands: readonly Completed[]): string {
-  const lines = commands.flatMap((one) => [
-    `complete -c deno -n '__fish_seen_subcommand_from task; and not ` +
-    `__fish_seen_subcommand_from ${one.name}' -f -a ${one.name} -d ${
-      quoted(one.summary)
-    }`,
-    ...named(one).map(([name, option]) => {
-      const { complete } = option.type;
-      const value = !takesValue(option)
+/** The lines that offer a command's name and options in fish. */
+function fishLines({ name, summary, ...rest }: Completed): string[] {
+  const [first, second = first] = name.split(" ");
+  const seen = (word: string) => `__fish_seen_subcommand_from ${word}`;
+  const before = second === first ? "task" : first;
+  return [
+    `complete -c deno -n '${seen(before)}; and not ${seen(second)}' -f ` +
+    `-a ${second} -d ${quoted(summary)}`,
+    ...named({ name, summary, ...rest }).map(([option, { help, ...one }]) => {
+      const { complete } = one.type;
+      const value = !takesValue({ help, ...one })
         ? "-f"
         : complete === "file"
         ? "-r -F"
@@ -129,13 +155,20 @@ function fish(commands: readonly Completed[]): string {
         : complete
         ? `-x -a ${quoted((complete as readonly string[]).join(" "))}`
         : "-x";
-      return `complete -c deno -n '__fish_seen_subcommand_from ${one.name}' ` +
-        `-l ${name.slice(2)} ${value} -d ${quoted(option.help.split("\n")[0])}`;
+      return `complete -c deno -n '${seen(second)}' ` +
+        `-l ${option.slice(2)} ${value} -d ${quoted(help.split("\n")[0])}`;
     }),
-  ]);
+  ];
+}
+
+function fish(commands: readonly Completed[]): string {
   return `# Mix-of-Show: completion of deno task COMMAND.
 # fish: deno task completions fish | source
-${lines.join("\n")}
+complete -c deno -n '__fish_seen_subcommand_from task; and not ` +
+    `__fish_seen_subcommand_from experiment' -f -a experiment -d ${
+      quoted("run one of the paper's experiments")
+    }
+${commands.flatMap(fishLines).join("\n")}
 `;
 }
 
@@ -166,6 +199,7 @@ export function completedCommands(): Completed[] {
     memoryCommand,
     pretrainCommand,
     workerCommand,
+    ...experiments(),
     completionsCommand,
   );
 }

@@ -49,6 +49,14 @@ export function parseConcept(what: string, text: string): ConceptRequest {
     found[name] = value;
   }
   if (path === "") throw cannot(what, "a file in --concept", text);
+  const strength = /\.[a-z]+:([-.\d]+)$/i.exec(path)?.[1];
+  if (strength !== undefined) {
+    throw cannot(what, `--concept FILE,alpha=${strength}`, text);
+  }
+  const field = /\.(?:safetensors|pth?|ckpt|bin),(\w+=.*)$/i.exec(path)?.[1];
+  if (field !== undefined) {
+    throw cannot(what, `${FIELDS.join(", ")} behind --concept FILE`, field);
+  }
   const { alpha, ...rest } = found;
   if (alpha === undefined) return { path, ...rest };
   const number = alpha.trim() === "" ? NaN : Number(alpha);
@@ -56,6 +64,22 @@ export function parseConcept(what: string, text: string): ConceptRequest {
     throw cannot(what, "a number for alpha in --concept", alpha);
   }
   return { path, ...rest, alpha: number };
+}
+
+/**
+ * Says which fields behind a file are not used.
+ *
+ * @param request The file and its fields.
+ * @param fields Those that the command does not use.
+ * @param why Why it does not.
+ */
+export function unusedFields(
+  request: ConceptRequest,
+  fields: readonly (typeof FIELDS)[number][],
+  why: string,
+): string[] {
+  return fields.filter((field) => request[field] !== undefined)
+    .map((field) => `${request.path}: ${field}= changes nothing, ${why}`);
 }
 
 /** The option `--concept`. */

@@ -19,7 +19,7 @@ import {
   loraSwitch,
   regionAdapters,
 } from "../customize/region_adapters.ts";
-import type { ConditionNetwork } from "../diffusion/conditions.ts";
+import { loadConditionNetworks } from "../diffusion/conditions.ts";
 import {
   type Layout,
   modelSize,
@@ -37,13 +37,12 @@ import {
 } from "../diffusion/pipeline.ts";
 import { joinPath, parentOf } from "../io/files.ts";
 import { readPicture } from "../io/picture.ts";
-import { encodePng } from "../io/png.ts";
-import { loadControlNet } from "../models/controlnet.ts";
+import { encodePng, type Pixels } from "../io/png.ts";
 import { disposeModel, type Model } from "../models/model.ts";
-import { loadT2IAdapter } from "../models/t2i_adapter.ts";
 import { type ConceptRequest, openConcepts } from "./concepts.ts";
 import { type ModelRequest, openModel } from "./models.ts";
-import { longPrompts, uncalled } from "./prompts.ts";
+import { firstFrames } from "./options.ts";
+import { foreignSyntax, longPrompts, uncalled } from "./prompts.ts";
 
 /** How several concepts act without being fused. */
 export const COMPOSITIONS = ["sum", "region", "switch", "composite"] as const;
@@ -142,28 +141,9 @@ function noticesOf(
   ];
   return [
     ...longPrompts(model, prompts, layout.syntax),
+    ...foreignSyntax(prompts, layout.syntax),
     ...uncalled(model, prompts, concepts),
   ];
-}
-
-/** Loads the condition networks that the layout names. */
-async function networksOf(
-  { networks, layout: { conditions } }: DrawingRequest,
-): Promise<Record<string, ConditionNetwork>> {
-  const loaded: Record<string, ConditionNetwork> = {};
-  try {
-    for (const { network: name, type } of conditions) {
-      const folder = networks[name];
-      if (folder === undefined || loaded[name]) continue;
-      loaded[name] = type === "t2i_adapter"
-        ? { type, ...await loadT2IAdapter(folder) }
-        : { type, ...await loadControlNet(folder) };
-    }
-    return loaded;
-  } catch (error) {
-    disposeTree(Object.values(loaded).map(({ params }) => params));
-    throw error;
-  }
 }
 
 /** A model with concepts in it, and what the pipeline needs for them. */
@@ -260,11 +240,24 @@ export async function openDrawing(request: DrawingRequest): Promise<Drawing> {
   try {
     const concepts = await openConcepts(request.concepts, base);
     owned.push(() => concepts.forEach(disposeConcept));
+    const { name, read } = layoutFiles(request.file);
+    const seen = new Map<string, Pixels>();
     const resolved = await resolveLayout(layout, {
-      ...layoutFiles(request.file),
+      name,
+      read: async (path) => {
+        const picture = await read!(path);
+        seen.set(path, picture);
+        return picture;
+      },
       size: modelSize(base),
     });
-    const networks = await networksOf(request);
+    const animations = firstFrames(
+      [...seen].map(([name, { moving }]) => ({ name, moving })),
+    );
+    const networks = await loadConditionNetworks(
+      request.layout.conditions,
+      request.networks,
+    );
     owned.push(() =>
       disposeTree(Object.values(networks).map(({ params }) => params))
     );
@@ -284,7 +277,7 @@ export async function openDrawing(request: DrawingRequest): Promise<Drawing> {
       denoise: sampling?.pipeline.denoise,
     };
     return {
-      notices: noticesOf(model, layout, concepts),
+      notices: [...noticesOf(model, layout, concepts), ...animations],
       bytes: bytesOf(base, request),
       async *draw(range, onStep) {
         for await (const record of pipeline(model, { ...options, range })) {

@@ -54,6 +54,7 @@ import {
   BACKEND_OPTION,
   BACKGROUND_OPTION,
   file,
+  firstFrames,
   flag,
   folder,
   optionName,
@@ -339,6 +340,8 @@ async function pictures(
   for (const name of names) {
     found.set(name, await readPicture(joinPath(folder, name)));
   }
+  const shown = [...found].map(([name, { moving }]) => ({ name, moving }));
+  for (const line of firstFrames(shown)) console.error(line);
   return found;
 }
 

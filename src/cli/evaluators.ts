@@ -7,13 +7,13 @@ import { comparisonTable } from "../evaluation/compare.ts";
 import { evaluatorVerdict } from "../evaluation/evaluator_check.ts";
 import { loadClipEvaluator } from "../evaluation/evaluator.ts";
 import { loadMobileNet } from "../evaluation/outside_evaluator.ts";
-import { ablationSchema } from "../experiments/ablation_json.ts";
+import { readAblation } from "../experiments/table2/json.ts";
 import {
+  ablationPlan,
   checkOther,
   evaluate,
   type Evaluation,
   evaluationTable,
-  planOf,
 } from "../experiments/evaluators.ts";
 import { joinPath, readJson } from "../io/files.ts";
 import { nowhere } from "../lab/runner.ts";
@@ -40,6 +40,7 @@ const OPTIONS = optionTable({
   clips: {
     type: listOf(folder),
     default: [],
+    otherwise: "none",
     help: "folders of other CLIPs",
   },
   ...ONE_WORKER,
@@ -73,15 +74,14 @@ MobileNetV2 (npm, 25 MB, downloaded when this is run) and by other CLIPs.`,
   async run({ lab: request, clips }) {
     const { out } = request;
     await mustExist(WHAT, ...clips);
-    const report = await readJson(
-      joinPath(out, "ablation.json"),
-      ablationSchema,
+    const report = readAblation(
+      await readJson(joinPath(out, "ablation.json")),
     );
     await inLab(WHAT, request, async (lab, { backend, progress }) => {
       progress.line(backend.describe);
       const found: Evaluation[] = [];
       const lead: string[] = [];
-      const plan = planOf(report);
+      const plan = ablationPlan(report);
       const total = report.rows.reduce((sum, { text }) => sum + text.length, 0);
       for (
         const open of [

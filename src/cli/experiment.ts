@@ -1,43 +1,410 @@
 /**
- * `deno task experiment`: the paper's other experiments.
+ * `deno task experiment`: the paper's experiments, all run by one command. An
+ * experiment's command line comes from its options, those of the preset and
+ * those of the lab.
  *
  * @module
  */
 import { cannot } from "../core/errors.ts";
-import { type Command, EXIT_CODES, runCommand } from "./command.ts";
-import { domain } from "./domain.ts";
+import { sha256 } from "../core/hash.ts";
+import { testEvaluator } from "../experiments/evaluator.ts";
+import {
+  type Experiment,
+  type Plan,
+  planOf,
+  type Scale,
+} from "../experiments/experiment.ts";
+import {
+  SETTING_OPTIONS,
+  settingsOf,
+  type SettingValues,
+} from "../experiments/presets.ts";
+import { EXPERIMENTS } from "../experiments/registry.ts";
+import {
+  exists,
+  joinPath,
+  readJson,
+  writeAtomic,
+  writeJson,
+} from "../io/files.ts";
+import type { Lab } from "../lab/lab.ts";
+import { nowhere } from "../lab/runner.ts";
+import { canonicalJson } from "../lab/store.ts";
+import { PROMPTS_SHA256 } from "../micro/prompts.ts";
+import {
+  contentsHtml,
+  type ReportEntry,
+  verdictCounts,
+} from "../report/contents.ts";
+import { reportText, writeReport } from "../report/document.ts";
+import { duration } from "../report/format.ts";
+import { type Table, tableOf } from "../report/table.ts";
+import { type Command, command, EXIT_CODES, runCommand } from "./command.ts";
 import { evaluators } from "./evaluators.ts";
-import { overfit } from "./overfit.ts";
 import { frames } from "./frames.ts";
-import { regions } from "./regions.ts";
-import { sweeps } from "./sweeps.ts";
+import {
+  inLab,
+  LAB_OPTIONS,
+  type LabRequest,
+  labRequest,
+  type Machine,
+} from "./lab_options.ts";
+import {
+  flag,
+  folder,
+  listOf,
+  oneOf,
+  optionName,
+  type OptionTable,
+  optionTable,
+  readTable,
+  type Values,
+} from "./options.ts";
 
-/** An experiment, whatever it asks for. */
-interface Entry {
-  readonly name: string;
-  readonly summary: string;
-  readonly run: (args: readonly string[]) => Promise<number>;
+/** What an experiment's command line asks for. */
+export interface ExperimentRequest {
+  /** Where models, results and work are. */
+  readonly lab: LabRequest;
+  /** What is run. */
+  readonly plan: Plan<OptionTable>;
+  /** Whether the store is emptied first. */
+  readonly fresh: boolean;
+  /** Whether it only says what would be run. */
+  readonly dryRun: boolean;
 }
 
-function of<T>(command: Command<T>): Entry {
-  const { name, summary } = command;
-  return { name, summary, run: (args) => runCommand(command, args) };
+/** Options of every experiment besides its own and the settings. */
+const COMMON = optionTable({
+  ...LAB_OPTIONS,
+  fresh: { type: flag, help: "empty the cache first" },
+  dryRun: {
+    type: flag,
+    help: "run nothing: print hashes, prompts' hash and settings",
+  },
+});
+
+/** The option table of an experiment. */
+function optionsOf(
+  { name, options, scales, without = [] }: Experiment,
+): OptionTable {
+  const settings = Object.entries(SETTING_OPTIONS).filter(([field]) =>
+    !without.some((one) => one === field)
+  );
+  const flags = Object.entries(scales ?? {}).map(([scale, { help }]) =>
+    [scale, { type: flag, help }] as const
+  );
+  return {
+    ...Object.fromEntries([...flags, ...Object.entries(options), ...settings]),
+    ...COMMON,
+    out: {
+      type: folder,
+      otherwise: `out/${name}`,
+      help: `where ${name}.json, .md, .html and pictures go`,
+    },
+  };
 }
 
-const EXPERIMENTS: readonly Entry[] = [
-  ...sweeps.map((one) => of(one)),
-  of(overfit),
-  of(frames),
-  of(evaluators),
-  of(domain),
-  of(regions),
+/** Refuses options that cannot both be there. */
+function refuseBoth(name: string, values: Readonly<Record<string, unknown>>) {
+  const among = (fields: readonly string[]) => {
+    const [one, other] = fields.filter((field) => values[field])
+      .map((field) => optionName(field));
+    if (other) throw cannot(`run ${name}`, `${one} or ${other}`, "both");
+  };
+  among(["quick", "full"]);
+  // What runs nothing must not cost what is there, and needs no other machine.
+  among(["fresh", "partial", "dryRun", "queue"]);
+}
+
+/** What a command line gives; nothing stands for a default. */
+type Given =
+  & Partial<Values<typeof COMMON>>
+  & SettingValues
+  & { readonly out?: string }
+  & Readonly<Record<string, unknown>>;
+
+/** Makes the request: what is given, else the plan's defaults. */
+function requestOf(experiment: Experiment, values: Given): ExperimentRequest {
+  const { name, options } = experiment;
+  refuseBoth(name, values);
+  const { fresh = false, dryRun = false, quick, full } = values;
+  const own = Object.keys(options), shared = Object.keys(SETTING_OPTIONS);
+  const isChanged = [...own, ...shared, "model"].some((field) =>
+    values[field] !== undefined && values[field] !== false
+  );
+  const base: Scale = quick ? "quick" : full ? "full" : "default";
+  const given = Object.fromEntries(
+    own.filter((field) => values[field] !== false)
+      .map((field) => [field, values[field]]),
+  );
+  const plan = planOf(experiment, {
+    ...given,
+    scale: base,
+    settings: settingsOf(values),
+  });
+  const out = base === "default" ? name : `${name}-${base}`;
+  return {
+    ...{ fresh, dryRun },
+    lab: labRequest(values, values.out ?? joinPath("out", out)),
+    // A quick run stays one that allows no conclusion.
+    plan: isChanged && base !== "quick" ? { ...plan, scale: "custom" } : plan,
+  };
+}
+
+/**
+ * An experiment as a command.
+ *
+ * @param experiment The experiment.
+ */
+export function experimentCommand(
+  experiment: Experiment,
+): Command<ExperimentRequest> {
+  const { name, summary, about, notes } = experiment;
+  const options = optionsOf(experiment);
+  const task = name === "ablation" ? name : `experiment ${name}`;
+  return {
+    ...command({
+      ...{ name, summary, about, notes, options },
+      usage: `deno task ${task} [options]`,
+      request: (values) => requestOf(experiment, values as Given),
+      run: async (request) => void await run(experiment, request),
+    }),
+    parse(args) {
+      // What is not given is told from what is given as it is by default.
+      const bare = Object.entries(options).map((
+        [field, option],
+      ) => [field, { ...option, default: undefined }]);
+      const values = readTable(name, args, Object.fromEntries(bare));
+      return values && requestOf(experiment, values as Given);
+    },
+  };
+}
+
+/** The version in deno.json; unknown where the package is not on a disk. */
+async function libraryVersion(): Promise<string> {
+  const file = new URL("../../deno.json", import.meta.url);
+  if (file.protocol !== "file:") return "unknown";
+  return (await readJson<{ version: string }>(file)).version;
+}
+
+/** A run as `runs.json` and `--dry-run` tell of it. */
+async function runRecord(
+  name: string,
+  lab: Lab,
+  plan: Plan<OptionTable>,
+): Promise<unknown> {
+  const { settings, ...rest } = plan;
+  return {
+    ...{ experiment: name, started: new Date().toISOString() },
+    ...rest,
+    promptsSha256: PROMPTS_SHA256,
+    hashes: { ...lab.hashes, settings: await sha256(canonicalJson(settings)) },
+    settings,
+    library: await libraryVersion(),
+  };
+}
+
+/** Notes a run before it starts: what is judged later was fixed before. */
+async function noteRun(out: string, record: unknown): Promise<void> {
+  const path = joinPath(out, "runs.json");
+  const runs = await exists(path) ? await readJson<unknown[]>(path) : [];
+  await writeJson(path, [...runs, record]);
+}
+
+/** Runs an experiment; gives its numbers, if it is no dry run. */
+async function run(
+  experiment: Experiment,
+  { lab: request, plan, fresh, dryRun }: ExperimentRequest,
+): Promise<object | undefined> {
+  const { name } = experiment;
+  const what = `run the ${name} experiment`;
+  const networks = await experiment.networks?.(plan, request.model);
+  await experiment.check?.(plan);
+  const stored = dryRun || experiment.stored?.(plan);
+  return await inLab(what, request, async (lab, machine) => {
+    const record = await runRecord(name, lab, plan);
+    if (dryRun) return void console.log(JSON.stringify(record, null, 2));
+    if (fresh) {
+      await Deno.remove(request.store, { recursive: true }).catch((error) => {
+        if (!(error instanceof Deno.errors.NotFound)) throw error;
+      });
+    }
+    machine.progress.line(machine.describe);
+    if (plan.scale === "quick") {
+      machine.progress.line("mechanics only, no conclusion");
+    }
+    if (!stored) await noteRun(request.out, record);
+    return await publish(experiment, lab, request.out, plan, machine);
+  }, { networks, ...(stored ? { runner: nowhere } : {}) });
+}
+
+/** Where a report was made, as a table. */
+function machineTable(lab: Lab, { describe }: Machine): Table {
+  const { model, clip } = lab.hashes;
+  const time = Object.values(lab.seconds).reduce((sum, one) => sum + one, 0);
+  return tableOf([
+    ["machine", describe],
+    ["time of this run, without what the cache had", duration(time)],
+    ["base model, SHA-256", model],
+    ["evaluation CLIP, SHA-256", clip],
+  ], [["where it was run", ([what]) => what], ["", ([, is]) => is]]);
+}
+
+/**
+ * Runs an experiment, writes its report, says where it is and gives its numbers.
+ * The first line of a report says whether the evaluator passes its test.
+ */
+async function publish(
+  experiment: Experiment,
+  lab: Lab,
+  out: string,
+  plan: Plan<OptionTable>,
+  machine: Machine,
+): Promise<object> {
+  const { name } = experiment;
+  const { data, report, note } = await experiment.run(lab, plan);
+  const evaluator = await testEvaluator(lab, plan.settings.sampling);
+  const { backend, workers, progress } = machine;
+  const whole = {
+    ...report,
+    lead: [evaluator.line, ...report.lead],
+    parts: [
+      ...report.parts,
+      { type: "table", table: machineTable(lab, machine) } as const,
+      { type: "data", title: "Settings", value: plan.settings } as const,
+    ],
+  };
+  await writeReport(out, whole, {
+    ...plan,
+    created: new Date().toISOString(),
+    hashes: lab.hashes,
+    ...data,
+    machine: {
+      ...{ backend: backend.name, workers },
+      processors: navigator.hardwareConcurrency,
+      deno: Deno.version.deno,
+      library: await libraryVersion(),
+      tfjs: "4.22.0",
+    },
+    timings: lab.seconds,
+    evaluator,
+  });
+  progress.finish();
+  console.log(`\n${reportText(whole)}`);
+  if (note) console.log(note);
+  console.log(`${joinPath(out, `${name}.html`)}  (also .json, .md, .png)`);
+  return data;
+}
+
+/** Experiments that run without being told more. */
+const UNAIDED = EXPERIMENTS.filter(({ options }) =>
+  Object.values(options).every(({ needed }) => !needed)
+);
+
+const ALL_OPTIONS = optionTable({
+  quick: {
+    type: flag,
+    help: "every experiment's quick plan: mechanics only, no conclusion",
+  },
+  only: {
+    type: listOf(oneOf(UNAIDED.map(({ name }) => name))),
+    otherwise: "all of them",
+    help: "which experiments",
+  },
+  ...SETTING_OPTIONS,
+  ...LAB_OPTIONS,
+  out: {
+    type: folder,
+    otherwise: "out/all, out/all-quick with --quick",
+    help: "where index.html and a folder per experiment go",
+  },
+});
+
+/** `deno task experiment all`. */
+const all = command({
+  name: "all",
+  summary: "Every experiment, and a page that lists them",
+  usage: "deno task experiment all [options]",
+  about: `Runs every experiment, one after the other, with one cache, and writes
+index.html, which lists their reports and what became of their claims. A run that is
+stopped continues; an experiment that fails does not keep the others.`,
+  options: ALL_OPTIONS,
+  request: (values) => values,
+  run: runAll,
+});
+
+async function runAll(
+  { only, out: given, ...values }: Values<typeof ALL_OPTIONS>,
+): Promise<void> {
+  const quick = values.quick ? "-quick" : "";
+  const out = given ?? joinPath("out", `all${quick}`);
+  const cache = values.queue ? values.cache : values.cache ??
+    joinPath(out, "cache");
+  const list = UNAIDED.filter(({ name }) => !only || only.includes(name));
+  const entries = list.map(({ name, summary }): ReportEntry => (
+    { name, summary, verdict: "", time: "not yet" }
+  ));
+  const begun = performance.now();
+  const failed: string[] = [];
+  for (const [i, one] of list.entries()) {
+    const { name } = one;
+    console.log(`\n${name} (${i + 1} of ${list.length})`);
+    const before = performance.now();
+    let verdict: string;
+    try {
+      const data = await run(
+        one,
+        requestOf(one, { ...values, cache, out: joinPath(out, name) }),
+      );
+      const { comparisons = [] } = data as {
+        comparisons?: readonly { readonly verdict: string }[];
+      };
+      verdict = verdictCounts(comparisons);
+    } catch (error) {
+      failed.push(name);
+      verdict = `failed: ${(error as Error).message}`;
+      console.error(verdict);
+    }
+    const seconds = (performance.now() - before) / 1000;
+    entries[i] = {
+      ...entries[i],
+      verdict,
+      time: duration(seconds),
+      ...(failed.includes(name) ? {} : { href: `${name}/${name}.html` }),
+    };
+    const spent = (performance.now() - begun) / 1000;
+    const left = duration(spent / (i + 1) * (list.length - i - 1));
+    const lead = [
+      quick ? "Quick plans: mechanics only, no conclusion." : "Default plans.",
+      i + 1 < list.length
+        ? `${i + 1} of ${list.length} done, about ${left} left.`
+        : `Done in ${duration(spent)}.`,
+    ];
+    const index = joinPath(out, "index.html");
+    await writeAtomic(
+      index,
+      await contentsHtml("Mix-of-Show: every experiment", lead, entries),
+    );
+    console.log(`${lead[1]} ${index}`);
+  }
+  if (failed.length === 0) return;
+  throw cannot("run all experiments", "all to end", failed.join(", "));
+}
+
+/** Every experiment's command; frames and evaluators need no lab's work. */
+export const EXPERIMENT_COMMANDS: readonly Command<unknown>[] = [
+  ...EXPERIMENTS.map(experimentCommand),
+  all,
+  frames,
+  evaluators,
 ];
 
 const HELP = `deno task experiment NAME [options]
 
 ${
-  EXPERIMENTS.map(({ name, summary }) => `  ${name.padEnd(12)}${summary}`)
-    .join("\n")
+  EXPERIMENT_COMMANDS.map(({ name, summary }) =>
+    `  ${name.padEnd(12)}${summary}`
+  ).join("\n")
 }
 
 NAME --help lists the options of an experiment.
@@ -57,15 +424,15 @@ export async function main(args: readonly string[]): Promise<number> {
     console.log(HELP);
     return name === undefined ? 2 : 0;
   }
-  const found = EXPERIMENTS.find((one) => one.name === name);
+  const found = EXPERIMENT_COMMANDS.find((one) => one.name === name);
   if (!found) {
-    const names = EXPERIMENTS.map((one) => one.name).join(", ");
+    const names = EXPERIMENT_COMMANDS.map((one) => one.name).join(", ");
     console.error(
       cannot("run an experiment", `${names} or --help`, name).message,
     );
     return 2;
   }
-  return await found.run(rest);
+  return await runCommand(found, rest);
 }
 
 if (import.meta.main) Deno.exit(await main(Deno.args));

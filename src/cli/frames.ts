@@ -3,19 +3,20 @@
  *
  * @module
  */
-import { assertWritable, joinPath, writeJson } from "../io/files.ts";
+import { assertWritable, joinPath } from "../io/files.ts";
 import { loadConceptArt, loadFrameIndex } from "../micro/concepts.ts";
 import { frameDistances, LEAST_FRAME_DISTANCE } from "../micro/frames.ts";
 import { type Command, command } from "./command.ts";
 import { folder, optionTable, type Values } from "./options.ts";
 import { decimal } from "../report/format.ts";
-import { textTable } from "../report/table.ts";
+import { type Report, reportText, writeReport } from "../report/document.ts";
+import { tableOf } from "../report/table.ts";
 
 const OPTIONS = optionTable({
   out: {
     type: folder,
     default: joinPath("out", "frames"),
-    help: "where frames.json goes",
+    help: "where frames.json, .md and .html go",
   },
 });
 
@@ -32,23 +33,6 @@ is scored by, and the pictures that the evaluation CLIP knows it from.`,
   async run({ out }) {
     await assertWritable(out);
     const rows = frameDistances(await loadConceptArt(), await loadFrameIndex());
-    await writeJson(joinPath(out, "frames.json"), rows);
-    console.log(textTable({
-      head: [
-        "identity",
-        "frames (training, reference, CLIP B)",
-        "training – reference",
-        "training – CLIP B",
-        "reference – CLIP B",
-      ],
-      rows: rows.map((row) => [
-        row.name,
-        `${row.frames.train}, ${row.frames.reference}, ${row.frames.clip}`,
-        decimal(row.trainReference, 1),
-        decimal(row.trainClip, 1),
-        decimal(row.referenceClip, 1),
-      ]),
-    }));
     const least = Math.min(
       ...rows.flatMap((row) => [
         row.trainReference,
@@ -56,12 +40,32 @@ is scored by, and the pictures that the evaluation CLIP knows it from.`,
         row.referenceClip,
       ]),
     );
-    console.log(
-      `Smallest root mean square difference of two frames of different sets, ` +
+    const report: Report = {
+      name: "frames",
+      title: "how different training, reference and evaluation frames are",
+      lead: [
+        `Smallest root mean square difference of two frames of different sets, ` +
         `mirror images included, 0–255: ${decimal(least, 1)} (at least ${
           decimal(LEAST_FRAME_DISTANCE, 0)
         } is asked for; writing a frame to a file changes it by about 2).`,
-    );
-    console.log(joinPath(out, "frames.json"));
+      ],
+      parts: [{
+        type: "table",
+        brief: true,
+        table: tableOf(rows, [
+          ["identity", ({ name }) => name],
+          [
+            "frames (training, reference, CLIP B)",
+            ({ frames: { train, reference, clip } }) =>
+              `${train}, ${reference}, ${clip}`,
+          ],
+          ["training – reference", (row) => decimal(row.trainReference, 1)],
+          ["training – CLIP B", (row) => decimal(row.trainClip, 1)],
+          ["reference – CLIP B", (row) => decimal(row.referenceClip, 1)],
+        ]),
+      }],
+    };
+    await writeReport(out, report, rows);
+    console.log(`${reportText(report)}\n${joinPath(out, "frames.html")}`);
   },
 });

@@ -20,7 +20,7 @@ import {
 import { saveSingleFile } from "../formats/ldm.ts";
 import { disposeModel, type Model, saveModel } from "../models/model.ts";
 import { type Command, command } from "./command.ts";
-import { CONCEPT_OPTION, openConcepts } from "./concepts.ts";
+import { CONCEPT_OPTION, openConcepts, unusedFields } from "./concepts.ts";
 import { MODEL_OPTIONS, mustExist, openModel, startBackend } from "./models.ts";
 import {
   BACKEND_OPTION,
@@ -258,6 +258,12 @@ export async function runFuse(request: FuseRequest): Promise<void> {
   const release = applyMemory(use, request);
   try {
     const concepts = await openConcepts(request.concept, base);
+    for (const [i, { phrase }] of concepts.entries()) {
+      const asked = request.concept[i];
+      const fields = phrase === asked.class?.trim() ? [] : ["class"] as const;
+      const why = `"${phrase}" calls it`;
+      unusedFields(asked, fields, why).forEach((line) => console.error(line));
+    }
     try {
       const model = await fused(request, base, concepts);
       try {

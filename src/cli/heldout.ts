@@ -14,7 +14,7 @@ import {
   releaseTokens,
 } from "../customize/concept.ts";
 import { encodeData, readExamples } from "../customize/dataset.ts";
-import { checkBackground } from "./options.ts";
+import { checkBackground, firstFrames, unreadFiles } from "./options.ts";
 import { modelSize } from "../diffusion/layout.ts";
 import {
   HELDOUT_TIMESTEPS,
@@ -27,7 +27,7 @@ import { disposeModel, type Model } from "../models/model.ts";
 import type { Colour } from "../io/resize.ts";
 import { decimal } from "../report/format.ts";
 import { textTable } from "../report/table.ts";
-import { type ConceptRequest, openConcept } from "./concepts.ts";
+import { type ConceptRequest, openConcept, unusedFields } from "./concepts.ts";
 import {
   type ModelRequest,
   mustExist,
@@ -108,8 +108,10 @@ export async function measureHeldOut(
         masks: request.masks,
         background: request.background,
         captions: ["a photo of a {}"],
+        onUnread: (names) => console.error(unreadFiles(request.heldout, names)),
       });
       checkBackground(request.background, examples);
+      for (const line of firstFrames(examples)) console.error(line);
       const without = examples.findIndex(({ captions }) =>
         !PLACEHOLDERS.some((place) => captions[0].includes(place))
       );
@@ -223,6 +225,14 @@ export async function runHeldOut(request: HeldOutRequest): Promise<void> {
   );
   if (out) await assertWritable(parentOf(out));
   await startBackend(request.backend);
+  const said = [
+    "name",
+    ...request.phrase === undefined ? [] : ["trigger" as const],
+    ...request.class === undefined ? [] : ["class" as const],
+  ] as const;
+  const why = "--phrase and --class say what is measured";
+  const idle = concept ? unusedFields(concept, said, why) : [];
+  for (const line of idle) console.error(line);
   const report = await measureHeldOut(request);
   if (out) await writeJson(out, JSON.parse(JSON.stringify(report)));
   console.log(

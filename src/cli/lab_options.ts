@@ -1,6 +1,5 @@
 /**
- * What the experiments' commands share: options of the preset and of the lab,
- * and a lab with a progress bar.
+ * What commands with a lab share: its options, and a lab with a progress bar.
  *
  * @module
  */
@@ -10,26 +9,13 @@ import {
   selectBackend,
 } from "../core/backend.ts";
 import { cannot } from "../core/errors.ts";
-import { type ExperimentPreset, presetOf } from "../experiments/presets.ts";
 import { assertWritable, joinPath } from "../io/files.ts";
 import { type Lab, type LabRecord, type Stage, withLab } from "../lab/lab.ts";
 import { openQueue, type QueueRequest } from "../lab/open_queue.ts";
 import type { Runner } from "../lab/runner.ts";
 import { isBucket } from "../lab/shared_store.ts";
-import { conceptOf } from "../micro/in_domain.ts";
 import { EMBEDDED, mustExist } from "./models.ts";
-import {
-  BACKEND_OPTION,
-  folder,
-  listOf,
-  number,
-  oneOf,
-  optionTable,
-  type OptionType,
-  parsed,
-  type Values,
-  whole,
-} from "./options.ts";
+import { BACKEND_OPTION, folder, optionTable, type Values } from "./options.ts";
 import { createProgress, type Progress } from "./progress.ts";
 import { QUEUE_OPTIONS, queueRequest } from "./queue_options.ts";
 import { WORKERS_OPTION, workersFor } from "./workers.ts";
@@ -54,7 +40,7 @@ export const LAB_OPTIONS = optionTable({
   cache: {
     type: folder,
     otherwise: "cache in the output folder",
-    help: "finished results; what is in it is not done again",
+    help: "folder of finished results, which are used again",
   },
   model: {
     type: folder,
@@ -102,66 +88,10 @@ export function labRequest(
   };
 }
 
-/** Names of concepts between commas. */
-export const CONCEPTS: OptionType<readonly string[]> = listOf(
-  parsed("NAME", (_what, _option, name) => conceptOf(name).name),
-);
-
-/** Training seeds, and prompts of each concept. */
-export const RUN_OPTIONS = optionTable({
-  n: {
-    type: whole({ least: 1, most: 20 }),
-    otherwise: "20",
-    help: "prompts of each concept",
-  },
-  seeds: {
-    type: listOf(whole()),
-    otherwise: "0",
-    help: "training seeds",
-  },
-});
-
-/** Options that change a preset. */
-export const SETTING_OPTIONS = optionTable({
-  preset: {
-    type: oneOf(["ablation", "official"]),
-    otherwise: "ablation",
-    help: "preset that the other settings change: ablation or official",
-  },
-  rank: { type: whole({ least: 1 }), help: "rank of the adapters" },
-  trainSteps: {
-    type: whole({ least: 1 }),
-    help: "training steps of a concept",
-  },
-  steps: { type: whole({ least: 1, most: 1000 }), help: "sampling steps" },
-  guidance: { type: number(), help: "guidance scale" },
-});
-
-/**
- * A preset, changed by options.
- *
- * @param values Of {@linkcode SETTING_OPTIONS}.
- */
-export function settingsOf(
-  values: Partial<Values<typeof SETTING_OPTIONS>>,
-): ExperimentPreset {
-  const preset = presetOf(values.preset ?? "ablation");
-  const { train, sampling } = preset;
-  return {
-    ...preset,
-    rank: values.rank ?? preset.rank,
-    train: { ...train, steps: values.trainSteps ?? train.steps },
-    sampling: {
-      ...sampling,
-      steps: values.steps ?? sampling.steps,
-      guidance: values.guidance ?? sampling.guidance,
-    },
-  };
-}
-
 const LABELS: Readonly<Record<Stage, string>> = {
   train: "training concepts",
   fuse: "fusing",
+  publish: "publishing",
   draw: "drawing",
   compose: "drawing layouts",
   embed: "scoring",

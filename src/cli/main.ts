@@ -11,6 +11,9 @@
 import { cannot } from "../core/errors.ts";
 import { type Command, EXIT_CODES, runCommand } from "./command.ts";
 
+/** Of the package; a test compares it with deno.json. */
+const VERSION = "0.1.0";
+
 /** A command that is loaded when it is asked for. */
 interface Entry {
   readonly summary: string;
@@ -75,7 +78,7 @@ ${
   ).join("\n")
 }
 
-COMMAND --help lists the options of a command.
+COMMAND --help lists the options of a command, --version says which this is.
 
 ${EXIT_CODES}
 `;
@@ -91,6 +94,10 @@ export async function main(args: readonly string[]): Promise<number> {
   if (name === undefined || name === "--help" || name === "help") {
     console.log(HELP);
     return name === undefined ? 2 : 0;
+  }
+  if (name === "--version") {
+    console.log(`Mix-of-Show ${VERSION}`);
+    return 0;
   }
   if (!Object.hasOwn(COMMANDS, name)) {
     console.error(

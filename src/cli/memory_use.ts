@@ -12,7 +12,7 @@ import { type MemoryLimit, memoryLimit } from "../core/limits.ts";
 import { modelSize, type Size } from "../diffusion/layout.ts";
 import { openSafetensors } from "../io/safetensors.ts";
 import { joinPath, readJson } from "../io/files.ts";
-import { describeLdm } from "../formats/ldm_config.ts";
+import { describeLdm, partsIn } from "../formats/ldm_config.ts";
 import { autoencoderSpec, downsampleFactor } from "../models/autoencoder.ts";
 import type { MemoryNeed, ModelConfigs } from "../models/blank.ts";
 import {
@@ -358,6 +358,15 @@ export async function modelConfigs(
   }
   const file = await openSafetensors(path);
   try {
+    // A part alone says nothing of the others.
+    const parts = partsIn(file.entries.keys());
+    if (parts.size < 3 || [...parts.values()].includes("diffusers")) {
+      throw cannot(
+        `count the memory of ${path}`,
+        "a whole model",
+        `${parts.size} of its networks`,
+      );
+    }
     return { ...describeLdm(file).configs, scheduler: SCHEDULER };
   } finally {
     file.close();

@@ -17,17 +17,12 @@ import {
 import { joinPath, writeAtomic, writeJson } from "../io/files.ts";
 import { encodePng } from "../io/png.ts";
 import { BACKGROUNDS } from "../micro/world.ts";
+import { SETTING_OPTIONS, settingsOf } from "../experiments/presets.ts";
 import { contactSheet } from "../report/grid.ts";
 import { decimal } from "../report/format.ts";
 import { textTable } from "../report/table.ts";
 import { type Command, command, runCommand } from "./command.ts";
-import {
-  inLab,
-  LAB_OPTIONS,
-  labRequest,
-  SETTING_OPTIONS,
-  settingsOf,
-} from "./lab_options.ts";
+import { inLab, LAB_OPTIONS, labRequest } from "./lab_options.ts";
 import {
   flag,
   folder,

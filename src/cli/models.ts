@@ -9,7 +9,7 @@ import {
   type BackendName,
   selectBackend,
 } from "../core/backend.ts";
-import { cannot } from "../core/errors.ts";
+import { cannot, listed } from "../core/errors.ts";
 import { disposeTree } from "../core/tree.ts";
 import { exists, isFolder, isRemote, joinPath, pathOf } from "../io/files.ts";
 import { CLIP_REPOSITORY, parseHubSpec, resolveModel } from "../io/hub.ts";
@@ -20,7 +20,10 @@ import {
   loadSingleFile,
   type Networks,
 } from "../formats/ldm.ts";
+import { foreignKind } from "../formats/kinds.ts";
+import { partsIn } from "../formats/ldm_config.ts";
 import type { LdmComponent } from "../formats/ldm_names.ts";
+import { openSafetensors } from "../io/safetensors.ts";
 import { embeddedModel } from "../models/embedded.ts";
 import { loadModel, type Model, type ModelParts } from "../models/model.ts";
 import { assertTextToImage } from "../models/purpose.ts";
@@ -214,6 +217,37 @@ async function checkVariant(path: string, variant: string): Promise<void> {
   );
 }
 
+/** Refuses a folder of something else; of a server nothing is listed. */
+async function checkFolder(path: string): Promise<void> {
+  if (isRemote(path)) return;
+  for (const part of ["unet", "text_encoder", "vae"]) {
+    if (await exists(joinPath(path, part))) return;
+  }
+  const there = (await Array.fromAsync(Deno.readDir(path)))
+    .map(({ name }) => name).sort();
+  throw cannot(
+    `load ${path}`,
+    "a model folder, with unet, text_encoder and vae in it",
+    there.length > 0 ? listed(there, 5) : "an empty folder",
+  );
+}
+
+/** Refuses a file without a network before anything is fetched for it. */
+async function checkSingleFile(path: string): Promise<void> {
+  const file = await openSafetensors(path);
+  try {
+    if (partsIn(file.entries.keys()).size > 0) return;
+    throw cannot(
+      `load ${path}`,
+      "a model",
+      foreignKind(file)?.name ??
+        "a file without its networks (inspect says what is in it)",
+    );
+  } finally {
+    file.close();
+  }
+}
+
 /** How a model is opened. */
 export interface OpenOptions {
   /**
@@ -255,9 +289,7 @@ async function partsOf(
 
 /** Whether a model's path is a folder's; a server is not asked. */
 export async function isModelFolder(path: string): Promise<boolean> {
-  return isRemote(path)
-    ? !path.endsWith(".safetensors")
-    : await isFolder(path);
+  return isRemote(path) ? !path.endsWith(".safetensors") : await isFolder(path);
 }
 
 /**
@@ -282,10 +314,11 @@ export async function openModel(
       if (value === undefined) continue;
       throw cannot(what, `a single file with --${option}`, "a folder");
     }
+    await checkFolder(path);
     if (variant) await checkVariant(path, variant);
   } else if (variant) {
     throw cannot(what, "a folder with --variant", "a single file");
-  }
+  } else await checkSingleFile(path);
   const parts = await partsOf(request, options.half);
   try {
     const model: Model = folder

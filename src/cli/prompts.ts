@@ -19,7 +19,8 @@ export interface LoraTag {
   readonly alpha: number;
 }
 
-const TAG = /<lora:([^<>:]+)((?::[^<>:]*)*)>/gi;
+/** `<lyco:` is what an older extension for LyCORIS calls the same. */
+const TAG = /<(?:lora|lyco):([^<>:]+)((?::[^<>:]*)*)>/gi;
 
 /**
  * Takes A1111's LoRA tags out of a prompt.
@@ -50,6 +51,19 @@ function stemOf(path: string): string {
   return path.replace(/^.*[\\/]/, "").replace(FILE, "");
 }
 
+/** LoRA files of a folder and those below it, as A1111 finds them. */
+async function loraFilesBelow(folder: string, below = ""): Promise<string[]> {
+  const files: string[] = [];
+  for await (const { name, isDirectory } of Deno.readDir(folder)) {
+    if (isDirectory) {
+      files.push(
+        ...await loraFilesBelow(joinPath(folder, name), `${below}${name}/`),
+      );
+    } else if (FILE.test(name)) files.push(below + name);
+  }
+  return files.sort();
+}
+
 /**
  * The concepts of a command and those that its prompt calls by tags.
  *
@@ -67,15 +81,16 @@ export async function calledConcepts(
   const called = new Set<number>();
   const files = folder === undefined || tags.length === 0
     ? []
-    : (await Array.fromAsync(Deno.readDir(folder)))
-      .filter(({ name, isDirectory }) => !isDirectory && FILE.test(name))
-      .map(({ name }) => name).sort();
-  for (const { tag, name, alpha } of tags) {
+    : await loraFilesBelow(folder);
+  for (const { tag, name: written, alpha } of tags) {
+    const name = written.replace(FILE, "");
     const find = (same: (other: string) => boolean) => ({
       given: concepts.flatMap((c, i) =>
         same(c.name ?? stemOf(c.path)) ? [i] : []
       ),
-      found: files.filter((file) => same(stemOf(file))),
+      found: files.filter((file) =>
+        same(stemOf(file)) || same(file.replace(FILE, ""))
+      ),
     });
     const exact = find((other) => other === name);
     const { given, found } = exact.given.length + exact.found.length > 0
@@ -140,6 +155,37 @@ export function longPrompts(
         shortened(prompt)
       }" is read in ${chunks} chunks of up to ${limit} tokens`,
     ];
+  });
+}
+
+/** What other programs do with a prompt, and is not done here. */
+const NOT_DONE: readonly (readonly [what: string, sign: RegExp])[] = [
+  ["prompt editing (A1111)", /\[[^[\]]*:\s*[\d.]+\s*\]/],
+  ["alternating words (A1111)", /\[[^[\]|]*\|[^[\]]*\]/],
+  ["AND between prompts (A1111)", /(?<=\S\s+)AND(?=\s+\S)/],
+  ["choices (dynamic prompts)", /\{[^{}|]*\|[^{}]*\}/],
+  ["wildcards (dynamic prompts)", /(?<![\w])__[\w/-]+__(?!\w)/],
+  ["embedding: (ComfyUI; write the name alone)", /\bembedding:[\w-]+/],
+];
+
+/**
+ * Says what prompts have of other programs' syntax that is read as text, each
+ * kind once.
+ *
+ * @param prompts The prompts.
+ * @param syntax A text that is to be read as it stands has no syntax.
+ */
+export function foreignSyntax(
+  prompts: readonly string[],
+  syntax: PromptSyntax,
+): string[] {
+  if (syntax === "plain") return [];
+  return NOT_DONE.flatMap(([what, sign]) => {
+    const found = prompts.map((prompt) => sign.exec(prompt)?.[0])
+      .find((text) => text !== undefined);
+    return found === undefined
+      ? []
+      : [`"${shortened(found)}" is read as text: ${what} is not done here`];
   });
 }
 

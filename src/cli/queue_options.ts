@@ -35,17 +35,18 @@ const sharedStore: OptionType<string> = {
 export const QUEUE_OPTIONS = optionTable({
   queue: {
     type: queueUrl,
-    help: "hand the work to `deno task worker` on other machines: redis:// " +
+    help: "run the work by `deno task worker` on other machines: redis:// " +
       "or rediss:// (TLS), with user:password@ if need be",
   },
   store: {
     type: sharedStore,
-    help: "with --queue: what all machines see, a folder or s3://bucket/prefix",
+    help: "with --queue: store of results that all machines see, a folder or " +
+      "s3://bucket/prefix",
   },
   patience: {
     type: number({ least: 1 }),
     otherwise: "60",
-    help: "with --queue: seconds that a queue is tried that does not answer",
+    help: "with --queue: seconds to wait for a Redis that does not answer",
   },
 });
 

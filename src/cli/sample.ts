@@ -16,14 +16,21 @@ import { SAMPLERS } from "../diffusion/samplers.ts";
 import { samplingMemory } from "../diffusion/sampling_memory.ts";
 import {
   assertWritable,
+  besidePath,
   joinPath,
   parentOf,
   readJson,
   writeAtomic,
   writeJson,
 } from "../io/files.ts";
+import { decodePng, encodePng, type Pixels } from "../io/png.ts";
+import { contactSheet } from "../report/grid.ts";
 import { type Command, command, runCommand } from "./command.ts";
-import { CONCEPT_OPTION, type ConceptRequest } from "./concepts.ts";
+import {
+  CONCEPT_OPTION,
+  type ConceptRequest,
+  unusedFields,
+} from "./concepts.ts";
 import { drawnSteps, drawPictures } from "./draw.ts";
 import { type Composition, COMPOSITIONS, layoutFiles } from "./drawing.ts";
 import { pictureName, pictureNumber } from "./drawn.ts";
@@ -46,6 +53,7 @@ import {
   type Values,
   whole,
 } from "./options.ts";
+import { layoutIn, withSettings } from "./picture_settings.ts";
 import { createProgress } from "./progress.ts";
 import { calledConcepts, loraTags } from "./prompts.ts";
 import {
@@ -60,11 +68,23 @@ const WHAT = "sample";
 
 const count = whole({ least: 1 });
 
+const samplers = oneOf(SAMPLERS);
+
+/** The name of a sampler that A1111 (`DPM++ 2M Karras`) or ComfyUI names. */
+function samplerName(name: string): string {
+  return name.toLowerCase().replaceAll("++", "pp").replace(/[\s-]+/g, "_")
+    .replace("uni_pc", "unipc").replace(/ancestral$/, "a");
+}
+
 const OPTIONS = optionTable({
   prompt: { type: anyText, help: "what to draw" },
   layout: {
     type: file,
     help: "a layout: prompt, regions, conditions, sampler … as JSON",
+  },
+  from: {
+    type: file,
+    help: "a PNG that sample drew: its layout once more",
   },
   schema: {
     type: flag,
@@ -127,19 +147,32 @@ const OPTIONS = optionTable({
       "A1111's web UI, and long prompts are read in chunks; plain: text as it " +
       "stands, cut off at the limit",
   },
-  sampler: { type: oneOf(SAMPLERS), otherwise: "dpmpp_2m", help: "sampler" },
+  sampler: {
+    type: {
+      ...samplers,
+      read: (what: string, name: string, found: string) =>
+        samplers.read(what, name, samplerName(found)),
+    },
+    otherwise: "dpmpp_2m",
+    help: "sampler; A1111's and ComfyUI's names are known, too",
+  },
   size: {
     type: parsed("WxH", (what, name, found) => {
-      const match = /^(\d+)x(\d+)$/.exec(found);
+      const match = /^(\d+)(?:x(\d+))?$/.exec(found);
       if (!match) throw cannot(what, `${name} such as 64x96`, found);
-      return { width: Number(match[1]), height: Number(match[2]) };
+      const width = Number(match[1]);
+      return { width, height: Number(match[2] ?? width) };
     }),
     otherwise: "the model's own size",
     help: "pixels",
   },
+  grid: {
+    type: flag,
+    section: "",
+    help: "also one picture of all, OUT.grid.png beside the folder",
+  },
   batch: {
     type: count,
-    section: "",
     default: 4,
     help: "pictures drawn at once",
   },
@@ -178,8 +211,12 @@ const LAYOUT_FIELDS = [
 /** Refuses options that do not go together. */
 function checked(request: SampleRequest): SampleRequest {
   const { prompt, layout, schema, adapters, concept, network } = request;
-  if (prompt === undefined && layout === undefined && !schema) {
-    throw cannot(WHAT, "--prompt or --layout", "neither");
+  const { from } = request;
+  if (layout !== undefined && from !== undefined) {
+    throw cannot(WHAT, "--layout or --from", "both");
+  }
+  if ((prompt ?? layout ?? from) === undefined && !schema) {
+    throw cannot(WHAT, "--prompt, --layout or --from", "none of them");
   }
   const names = network.map(([name]) => name);
   const twice = names.find((name, i) => names.indexOf(name) !== i);
@@ -213,8 +250,10 @@ async function sceneOf(command: SampleRequest): Promise<Scene> {
     LAYOUT_FIELDS.filter((field) => command[field] !== undefined)
       .map((field) => [field, command[field]]),
   );
-  const name = path ?? "the command line";
-  const fields = path === undefined
+  const name = path ?? command.from ?? "the command line";
+  const fields = command.from !== undefined
+    ? await layoutIn(command.from)
+    : path === undefined
     ? {}
     : await readJson(path, z.record(z.string(), z.unknown()));
   const layout = parseLayout({ ...fields, ...changes }, name);
@@ -300,7 +339,7 @@ export const sampleCommand: Command<SampleRequest> = command({
   name: WHAT,
   summary: "draw pictures from a prompt or a layout",
   usage:
-    "deno task sample (--prompt TEXT | --layout FILE | --schema) [options]",
+    "deno task sample (--prompt TEXT | --layout FILE | --from PNG) [options]",
   about:
     "Draws pictures and writes them as PNG, with layout.json, which draws them again.",
   options: OPTIONS,
@@ -318,6 +357,8 @@ export const sampleCommand: Command<SampleRequest> = command({
     await mustExist(
       WHAT,
       request.layout,
+      request.from,
+      request.loraFolder,
       ...request.concept.map(({ path }) => path),
       ...request.network.map(([, path]) => path),
     );
@@ -332,6 +373,11 @@ export const sampleCommand: Command<SampleRequest> = command({
       request.loraFolder,
     );
     await assertWritable(request.out);
+    const why = "a prompt calls it by writing its words";
+    const idle = request.concept.flatMap((one) =>
+      unusedFields(one, ["trigger", "class"], why)
+    );
+    for (const line of idle) console.error(line);
     const backend = await startBackend(request.backend);
     const files = await draw(request, scene, {
       prompt: text,
@@ -371,6 +417,8 @@ async function draw(
 ): Promise<string[]> {
   const { out, batch } = command;
   const files: string[] = [];
+  const sheet: Pixels[] = [];
+  const written = await movable(layout, command.layout);
   const progress = createProgress();
   const steps = drawnSteps(layout.count);
   const use = await memoryOf(command, layout);
@@ -395,14 +443,30 @@ async function draw(
     },
     async onPicture({ number, png }) {
       files[number] = joinPath(out, pictureName(number));
-      await writeAtomic(files[number], png);
+      const picture = decodePng(png);
+      if (command.grid) sheet[number] = picture;
+      await writeAtomic(
+        files[number],
+        withSettings(png, {
+          ...{ layout: written, settings: layout },
+          ...{ number, size: picture, model: command.model ?? "embedded" },
+        }),
+      );
     },
   }).finally(release);
   progress.finish();
-  const written = await movable(layout, command.layout);
   await removeStale(out, layout.count, JSON.stringify(written));
   await writeJson(joinPath(out, "layout.json"), written);
-  return files;
+  if (!command.grid) return files;
+  const across = Math.ceil(Math.sqrt(sheet.length));
+  const rows = Array.from(
+    { length: Math.ceil(sheet.length / across) },
+    (_, row) => sheet.slice(row * across, (row + 1) * across),
+  );
+  // Inside the folder it would be one of the pictures to whoever reads it.
+  const grid = besidePath(out.replace(/[\\/]+$/, ""), ".grid.png");
+  await writeAtomic(grid, encodePng(contactSheet(rows)));
+  return [...files, grid];
 }
 
 /**

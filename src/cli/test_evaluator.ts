@@ -19,7 +19,7 @@ import {
   evaluatorVerdict,
 } from "../evaluation/evaluator_check.ts";
 import { loadMobileNet } from "../evaluation/outside_evaluator.ts";
-import { presetOf } from "../experiments/presets.ts";
+import { PRESETS } from "../experiments/presets.ts";
 import { assertWritable, joinPath, parentOf, writeJson } from "../io/files.ts";
 import type { Pixels } from "../io/png.ts";
 import type { Colour } from "../io/resize.ts";
@@ -28,7 +28,7 @@ import { classWordPrompts, evaluatorSet } from "../micro/evaluator_set.ts";
 import { disposeModel, loadModel } from "../models/model.ts";
 import { textTable } from "../report/table.ts";
 import { EMBEDDED, localModel, mustExist, startBackend } from "./models.ts";
-import { checkBackground } from "./options.ts";
+import { checkBackground, firstFrames } from "./options.ts";
 import { createProgress } from "./progress.ts";
 
 /** What `--test-evaluator` is asked. */
@@ -61,7 +61,9 @@ async function read(
   folder: string,
   background: Colour | undefined,
 ): Promise<Example[]> {
-  return await readExamples(folder, { size: SIDE, background });
+  const examples = await readExamples(folder, { size: SIDE, background });
+  for (const line of firstFrames(examples)) console.error(line);
+  return examples;
 }
 
 /**
@@ -125,7 +127,7 @@ export async function readEvaluatorSet(
 /** The embedded world; the embedded model draws the class words. */
 async function embeddedSet(): Promise<EvaluatorSet> {
   const prompts = classWordPrompts();
-  const { sampling } = presetOf("ablation");
+  const { sampling } = PRESETS.ablation;
   const model = await loadModel(EMBEDDED);
   const progress = createProgress();
   const drawn = new Map<string, Pixels[]>();

@@ -15,6 +15,7 @@ import {
 } from "../customize/check.ts";
 import {
   addTokens,
+  changes,
   type Concept,
   disposeConcept,
   releaseTokens,
@@ -31,11 +32,20 @@ import {
   method,
   METHODS,
   startConcept,
+  startsAtClass,
 } from "../customize/methods.ts";
 import { trainingMemory } from "../customize/memory.ts";
-import { customize } from "../customize/train.ts";
+import { scaled } from "../customize/scale.ts";
+import { TARGET_NAMES } from "../customize/sites.ts";
+import { customize, RATE_SCHEDULES } from "../customize/train.ts";
 import { modelSize } from "../diffusion/layout.ts";
-import { assertWritableFile, besidePath, joinPath } from "../io/files.ts";
+import {
+  assertDistinct,
+  assertWritableFile,
+  besidePath,
+  joinPath,
+  writeJson,
+} from "../io/files.ts";
 import { withLab } from "../lab/lab.ts";
 import { openQueue, type QueueRequest } from "../lab/open_queue.ts";
 import { isBucket } from "../lab/shared_store.ts";
@@ -57,6 +67,7 @@ import {
   checkBackground,
   DTYPE_OPTION,
   file,
+  firstFrames,
   flag,
   folder,
   number,
@@ -65,10 +76,12 @@ import {
   optionTable,
   parsed,
   text,
+  unreadFiles,
   type Values,
   whole,
 } from "./options.ts";
 import { createProgress } from "./progress.ts";
+import { trainLog } from "./train_log.ts";
 import { QUEUE_OPTIONS, queueRequest } from "./queue_options.ts";
 import {
   applyMemory,
@@ -100,7 +113,7 @@ const OPTIONS = optionTable({
     needed: true,
     help: "PNG, JPEG, WebP or AVIF pictures, or kohya's folders such as " +
       "10_rex dog; beside a.png there may be a.txt or a.caption, one caption " +
-      "per line, {} in it stands for the concept",
+      "per line, {} in it stands for the concept; or metadata.jsonl has them",
   },
   trigger: {
     type: text,
@@ -110,7 +123,7 @@ const OPTIONS = optionTable({
   },
   masks: {
     type: folder,
-    otherwise: "masks/ inside the folder, if it is there",
+    otherwise: "masks/ inside the folder, or a_mask.png beside a.png",
     help: "where the subject is, white or a cut-out, named like the " +
       "pictures (a.png, a_mask.jpg); turns the masked loss on",
   },
@@ -159,7 +172,27 @@ const OPTIONS = optionTable({
   },
   steps: { type: count, otherwise: "1000", help: "optimisation steps" },
   batch: { type: count, otherwise: "4", help: "pictures in a step" },
+  accumulate: {
+    type: count,
+    otherwise: "1",
+    help: "batches in a step, one after the other (gradient accumulation)",
+  },
   rank: { type: count, otherwise: "4", help: "rank of the adapter" },
+  alpha: {
+    type: number(),
+    otherwise: "the rank",
+    help: "the adapter adds alpha/rank of ΔW",
+  },
+  rslora: {
+    type: flag,
+    help: "alpha/√rank instead (rank-stabilised LoRA)",
+  },
+  targets: {
+    type: oneOf(TARGET_NAMES),
+    hint: "WHICH",
+    otherwise: "attention, of custom-diffusion cross-attention-kv",
+    help: `layers with an adapter: ${TARGET_NAMES.join(", ")}`,
+  },
   lrEmbedding: {
     type: rate,
     otherwise: "1e-3 for ed-lora",
@@ -175,15 +208,41 @@ const OPTIONS = optionTable({
     otherwise: "1e-4 for ed-lora",
     help: "learning rate of the UNet's adapter",
   },
+  scheduler: {
+    type: oneOf(RATE_SCHEDULES),
+    otherwise: "linear",
+    help: `how the rates fall: ${RATE_SCHEDULES.join(", ")}`,
+  },
+  cycles: {
+    type: whole({ least: 2 }),
+    help: "how often they fall with cosine-with-restarts",
+  },
+  warmup: {
+    type: whole({ least: 0 }),
+    otherwise: "0",
+    help: "steps in which the rates rise from 0",
+  },
+  weightDecay: { type: rate, otherwise: "0.01", help: "AdamW's weight decay" },
+  maxGradNorm: {
+    type: rate,
+    otherwise: "0, no limit",
+    help: "largest norm of the gradient; a larger one is scaled down",
+  },
+  noiseOffset: {
+    type: rate,
+    otherwise: "0.01 for ed-lora",
+    help: "noise that a whole channel shares, for darker and lighter pictures",
+  },
+  snrGamma: {
+    type: number({ least: 0 }),
+    otherwise: "no weights",
+    help: "γ of Min-SNR: the loss counts min(SNR, γ)/SNR; often 5",
+  },
   seed: { type: whole({ least: 0 }), default: 0, help: "of all randomness" },
   size: {
     type: count,
     otherwise: "the model's",
     help: "side of the pictures in pixels",
-  },
-  averageClass: {
-    type: flag,
-    help: "a class word of several tokens is their mean",
   },
   out: {
     type: file,
@@ -192,6 +251,12 @@ const OPTIONS = optionTable({
     help: "where the concept goes",
   },
   dtype: { ...DTYPE_OPTION.dtype, otherwise: "F32" },
+  log: { type: file, help: "a CSV file with loss and rates of each step" },
+  config: {
+    type: file,
+    help: "a JSON file of these options, such as the one that is written " +
+      "beside each concept; what the command line has counts more",
+  },
   fresh: { type: flag, help: "do not continue a run that was stopped" },
   ...BACKEND_OPTION,
   ...QUEUE_OPTIONS,
@@ -210,9 +275,23 @@ function checked(request: TrainRequest): TrainRequest {
   if (priorWeight !== undefined && prior === undefined) {
     throw cannot("train", "--prior with --prior-weight", "none");
   }
+  const { scheduler, cycles } = request;
+  if ((scheduler === "cosine-with-restarts") !== (cycles !== undefined)) {
+    throw cannot(
+      "train",
+      "--scheduler cosine-with-restarts and --cycles N together",
+      cycles === undefined ? "no --cycles" : `--scheduler ${scheduler}`,
+    );
+  }
   if (!queueRequest("train", request)) return request;
   const { variant, tokenizer, prediction, vae, unet, textEncoder } = request;
   const elsewhere = { variant, tokenizer, prediction, vae, unet, textEncoder };
+  const { alpha, rslora, targets, log } = request;
+  const here = { alpha, rslora: rslora || undefined, targets, log };
+  for (const [field, value] of Object.entries(here)) {
+    if (value === undefined) continue;
+    throw cannot("train", `no ${optionName(field)} with --queue`, "both");
+  }
   const { memory, half, card } = request;
   if (memory !== "auto" || half || card !== undefined) {
     throw cannot(
@@ -248,11 +327,13 @@ async function classExamples(
   { prior, trigger, background }: TrainRequest,
   classWord: string,
   size: number,
+  say: (line: string) => void,
 ): Promise<Example[]> {
   if (prior === undefined) return [];
   const captions = ["photo of a {}"];
   const examples = await readExamples(prior, {
     ...{ size, captions, trigger, background },
+    onUnread: (names) => say(unreadFiles(prior, names)),
   });
   return examples.map((example) => ({
     ...example,
@@ -261,13 +342,17 @@ async function classExamples(
 }
 
 /** Refuses rates of parts that the concept does not have. */
-function checkRates(request: TrainRequest, { adapter }: Concept): void {
+function checkRates(request: TrainRequest, concept: Concept): void {
+  const text = changes(concept, "textEncoder");
+  const unet = changes(concept, "unet");
+  const { lora = {} } = methodOf(request).concept;
   const parts = {
-    "--lr-text": [request.lrText, adapter.textEncoder.size],
-    "--lr-unet": [request.lrUnet, adapter.unet.size],
-    "--rank": [request.rank, adapter.textEncoder.size + adapter.unet.size],
+    "--lr-text": [request.lrText, text],
+    "--lr-unet": [request.lrUnet, unet],
+    "--rank": [request.rank, lora === false ? 0 : text + unet],
     // Class captions do not call the concept: its tokens learn nothing of them.
-    "--prior": [request.prior, adapter.textEncoder.size + adapter.unet.size],
+    "--prior": [request.prior, text + unet],
+    ...loraOnly(request, lora === false ? 0 : text + unet),
   } as const;
   for (const [name, [value, layers]] of Object.entries(parts)) {
     if (value === undefined || layers > 0) continue;
@@ -279,43 +364,39 @@ function checkRates(request: TrainRequest, { adapter }: Concept): void {
   }
 }
 
+/** Options of a LoRA, and the layers of the adapter. */
+function loraOnly(
+  { alpha, rslora, targets }: TrainRequest,
+  layers: number,
+): Record<string, readonly [unknown, number]> {
+  return {
+    "--alpha": [alpha, layers],
+    "--rslora": [rslora || undefined, layers],
+    "--targets": [targets, layers],
+  };
+}
+
 /** Whether a method's token does not start at the class word. */
 function isRare({ method }: TrainRequest): boolean {
-  return ["dreambooth", "custom-diffusion"].includes(method);
+  return !startsAtClass(method);
 }
 
-/** Refuses a class of several tokens where nobody says what it starts at. */
-function checkClass(
+/** Tokens of a class word where a learned token starts at their mean. */
+function averaged(
   request: TrainRequest,
   classWord: string,
   { tokenizer }: Model,
-): void {
-  const tokens = tokenizer.tokenize(classWord);
-  if (request.averageClass || isRare(request) || tokens.length === 1) return;
-  throw cannot(
-    "train",
-    "a class that is one token, or --average-class",
-    `"${classWord}" of ${tokens.length}`,
-  );
-}
-
-/** Options that change nothing with these captions or this class. */
-function idle(
-  request: TrainRequest,
-  examples: readonly Example[],
-  { tokenizer }: Model,
-  classWord: string,
 ): string[] {
-  const { averageClass, shuffleCaptions, keepTokens = 0, trigger } = request;
+  const ids = isRare(request) ? [] : tokenizer.tokenize(classWord);
+  return ids.length > 1 ? ids.map((id) => tokenizer.decode([id]).trim()) : [];
+}
+
+/** Options that change nothing with these captions. */
+function idle(
+  { shuffleCaptions, keepTokens = 0, trigger }: TrainRequest,
+  examples: readonly Example[],
+): string[] {
   const lines: string[] = [];
-  const rare = isRare(request);
-  if (averageClass && (rare || tokenizer.tokenize(classWord).length === 1)) {
-    lines.push(
-      rare
-        ? `--average-class changes nothing: the token of ${request.method} does not start at the class`
-        : `--average-class changes nothing: "${classWord}" is one token`,
-    );
-  }
   const captions = examples.flatMap(({ captions }) => captions);
   const parts = Math.max(...captions.map((c) => c.split(",").length));
   if (shuffleCaptions && parts - keepTokens < 2) {
@@ -363,7 +444,8 @@ function methodOf(request: TrainRequest): Method {
   const { seed, steps, batch, lrEmbedding, lrText, lrUnet } = request;
   const { masks, prior, priorWeight, keepTokens: keep = 0 } = request;
   const { lr, priorWeight: own } = method(request.method, request.preset).train;
-  return method(request.method, request.preset, {
+  const { targets, snrGamma: gamma } = request;
+  const made = method(request.method, request.preset, {
     seed,
     steps,
     batch,
@@ -377,7 +459,19 @@ function methodOf(request: TrainRequest): Method {
     priorWeight: priorWeight ?? (prior === undefined ? own : own || 1),
     shuffleCaptions: request.shuffleCaptions ? { keep } : undefined,
     captionDropout: request.captionDropout,
+    accumulate: request.accumulate,
+    schedule: request.scheduler,
+    cycles: request.cycles,
+    warmup: request.warmup,
+    weightDecay: request.weightDecay,
+    clipNorm: request.maxGradNorm,
+    noiseOffset: request.noiseOffset,
+    weighting: gamma === undefined ? undefined : { type: "min-snr", gamma },
   });
+  const { lora = {} } = made.concept;
+  return targets === undefined || lora === false
+    ? made
+    : { ...made, concept: { ...made.concept, lora: { ...lora, targets } } };
 }
 
 /**
@@ -392,6 +486,10 @@ export async function runTrain(request: TrainRequest): Promise<void> {
   await mustExist("train", request.images, request.masks, request.prior);
   const classWord = await classOf(request);
   await assertWritableFile(out);
+  if (request.log !== undefined) {
+    await assertDistinct("train", { "--out": out, "--log": request.log });
+    await assertWritableFile(request.log);
+  }
   const state = besidePath(
     out.replace(/\.safetensors$/, ""),
     ".state.safetensors",
@@ -406,28 +504,40 @@ export async function runTrain(request: TrainRequest): Promise<void> {
   try {
     const size = request.size ?? modelSize(model).width;
     const { caption, masks, trigger, flips } = request;
+    const unread: string[] = [];
     const examples = await readExamples(request.images, {
       size,
       captions: caption.length > 0 ? caption : undefined,
       masks,
       trigger,
       background: request.background,
+      onUnread: (names) => unread.push(unreadFiles(request.images, names)),
     });
     const own = examples.filter(({ captionFile }) => captionFile).length;
     if (caption.length > 0 && own === examples.length) {
       throw cannot("train", "a picture without captions for --caption", "none");
     }
-    const classes = await classExamples(request, classWord, size);
+    const classes = await classExamples(
+      request,
+      classWord,
+      size,
+      (line) => unread.push(line),
+    );
     checkBackground(request.background, [...examples, ...classes]);
     const chosen = methodOf(request);
-    checkClass(request, classWord, model);
-    const fresh = await startConcept(model, chosen, {
+    const words = averaged(request, classWord, model);
+    const begun = await startConcept(model, chosen, {
       name,
       classWord,
       key: key(chosen.train.seed),
       rank: request.rank,
-      overrides: request.averageClass ? { severalTokens: "mean" } : undefined,
+      overrides: words.length > 0 ? { severalTokens: "mean" } : undefined,
     });
+    const { alpha, rslora } = request;
+    const fresh: Concept = alpha === undefined && !rslora ? begun : {
+      ...begun,
+      adapter: scaled(begun.adapter, alpha ?? request.rank ?? 4, rslora),
+    };
     try {
       checkRates(request, fresh);
       const withTokens = addTokens(model, [fresh]);
@@ -454,14 +564,23 @@ export async function runTrain(request: TrainRequest): Promise<void> {
         console.log(`  ${label.padEnd(15)}${value}`);
       }
       const notes = [
-        ...idle(request, [...examples, ...classes], model, classWord),
+        ...words.length > 0
+          ? [
+            `the class "${classWord}" is ${words.length} tokens (${
+              words.join(", ")
+            }): the learned token starts at their mean`,
+          ]
+          : [],
+        ...idle(request, [...examples, ...classes]),
+        ...firstFrames([...examples, ...classes]),
+        ...unread,
         ...warnings(examples, check),
       ];
       for (const line of notes) console.error(line);
       const queue = queueRequest("train", request);
       const { concept, loss: smooth } = queue
         ? await trainElsewhere(queue, request, model, {
-          ...{ start, chosen, examples, classes },
+          ...{ start, chosen, examples, classes, words },
         })
         : await trainHere(model, {
           ...{
@@ -472,6 +591,8 @@ export async function runTrain(request: TrainRequest): Promise<void> {
             flips,
             state,
             memory: use.memory,
+            words,
+            log: request.log,
           },
         });
       try {
@@ -480,6 +601,10 @@ export async function runTrain(request: TrainRequest): Promise<void> {
         disposeConcept(concept);
       }
       await Deno.remove(state).catch(ifThere);
+      await writeJson(
+        besidePath(out.replace(/\.safetensors$/, ""), ".config.json"),
+        asked(request),
+      );
       if (smooth !== undefined) console.log(`loss ${smooth.toFixed(4)}`);
       console.log(out);
       console.log(
@@ -494,12 +619,27 @@ export async function runTrain(request: TrainRequest): Promise<void> {
   }
 }
 
+/** The request as `--config` reads it. */
+function asked(request: TrainRequest): Record<string, unknown> {
+  const { fresh: _fresh, config: _config, background, ...rest } = request;
+  const hex = background &&
+    `#${Uint8Array.from(background).toHex()}`;
+  return Object.fromEntries(
+    Object.entries({ ...rest, background: hex }).filter(([, value]) =>
+      value !== undefined && value !== false &&
+      !(Array.isArray(value) && value.length === 0)
+    ),
+  );
+}
+
 /** What a concept is trained from. */
 interface Training {
   readonly start: Concept;
   readonly chosen: Method;
   readonly examples: readonly Example[];
   readonly classes: readonly Example[];
+  /** Tokens of the class, if several. */
+  readonly words: readonly string[];
 }
 
 /** A trained concept, and the loss at the end of its training. */
@@ -508,13 +648,17 @@ interface Outcome {
   readonly loss: number | undefined;
 }
 
+/** Steps between two states that a stopped run continues from. */
+const SAVED_EVERY = 50;
+
 /** Trains on this machine. */
 async function trainHere(
   model: Model,
-  { start, chosen, examples, classes, flips, state, memory }: Training & {
+  { start, chosen, examples, classes, flips, state, memory, log }: Training & {
     readonly flips: boolean;
     readonly state: string;
     readonly memory: MemoryUse["memory"];
+    readonly log: string | undefined;
   },
 ): Promise<Outcome> {
   const batch = memory === "low" ? 1 : undefined;
@@ -523,16 +667,40 @@ async function trainHere(
     ? await encodeData(model, classes, { batch })
     : undefined;
   const progress = createProgress();
+  const table = log === undefined ? undefined : trainLog(log);
   let smooth: number | undefined;
+  let kept: number | undefined;
+  const stop = () => {
+    console.error(
+      kept === undefined
+        ? `stopped before step ${SAVED_EVERY}: nothing is kept`
+        : `stopped; step ${kept} is in ${state}: the same command continues`,
+    );
+    Deno.exit(130);
+  };
+  Deno.addSignalListener("SIGINT", stop);
   const concept = await customize(model, start, data, chosen.train, {
     checkpoint: state,
     prior,
     memory,
-    onRecord({ step, total, loss }) {
+    onResume(step) {
+      kept = step;
+      console.error(`continuing at step ${step} of ${state}`);
+    },
+    async onRecord(record) {
+      const { step, total, loss } = record;
       smooth = smooth === undefined ? loss : 0.95 * smooth + 0.05 * loss;
       progress.update("training", step + 1, total);
+      if ((step + 1) % SAVED_EVERY === 0) kept = step + 1;
+      await table?.add(record);
     },
-  });
+    every: SAVED_EVERY,
+  }).catch((error) => {
+    throw kept === undefined || !(error instanceof Error) ? error : new Error(
+      `${error.message} (${state} has step ${kept}; --fresh starts anew)`,
+      { cause: error },
+    );
+  }).finally(() => Deno.removeSignalListener("SIGINT", stop));
   progress.finish();
   return { concept, loss: smooth };
 }
@@ -542,7 +710,7 @@ async function trainElsewhere(
   queue: QueueRequest,
   request: TrainRequest,
   model: Model,
-  { start, chosen, examples, classes }: Training,
+  { start, chosen, examples, classes, words }: Training,
 ): Promise<Outcome> {
   const folder = await localModel(request.model ?? EMBEDDED);
   if (!(await Deno.stat(folder)).isDirectory) {
@@ -561,7 +729,7 @@ async function trainElsewhere(
         }),
       })),
     );
-  const { flips, averageClass, rank = 4 } = request;
+  const { flips, rank = 4 } = request;
   const progress = createProgress();
   const ask: Ask<TrainSpec> = {
     concept: start.name,
@@ -578,7 +746,7 @@ async function trainElsewhere(
     preset: chosen.preset,
     rank,
     config: chosen.train,
-    severalTokens: averageClass ? "mean" : undefined,
+    severalTokens: words.length > 0 ? "mean" : undefined,
     summary: start.meta.data,
     seed: chosen.train.seed,
   };

@@ -26,7 +26,8 @@ const OPTIONS = optionTable({
   store: {
     ...LAB_OPTIONS.store,
     needed: true,
-    help: "what all machines see: a folder, or s3://bucket/prefix",
+    help: "store of results that all machines see: a folder, or " +
+      "s3://bucket/prefix",
   },
   cache: {
     type: folder,
@@ -44,21 +45,22 @@ const OPTIONS = optionTable({
   workers: {
     type: whole({ least: 1 }),
     otherwise: "processors",
-    help: "jobs at a time, a thread each",
+    help: "jobs at a time, one per thread",
   },
   lease: {
     type: number({ least: 1 }),
     default: 30,
-    help: "seconds of silence after which its job goes to another worker",
+    help: "seconds without a sign of life after which another worker takes " +
+      "the job",
   },
   patience: {
     ...LAB_OPTIONS.patience,
-    help: "seconds that a queue is tried that does not answer",
+    help: "seconds to wait for a Redis that does not answer",
   },
   idle: {
     type: number({ least: 1 }),
-    otherwise: "it waits for ever",
-    help: "end after so many seconds without work",
+    otherwise: "never",
+    help: "end after this many seconds without work",
   },
 });
 
@@ -123,13 +125,13 @@ async function run(request: WorkerRequest): Promise<void> {
 /** Works on what a queue holds. */
 export const workerCommand: Command<WorkerRequest> = command({
   name: "worker",
-  summary: "work on what a queue holds, one of many machines",
+  summary: "take jobs from a queue, as one of many machines",
   usage: "deno task worker --queue URL --store FOLDER|s3://… [options]",
   about:
     `Takes the work that \`ablation\`, \`experiment\` and \`train\` hand out
 with --queue, and puts results into the store. It takes only jobs of its own
-version, base model and backend. Ctrl-C gives back what is not done; a worker
-that dies loses its jobs to the others after --lease.`,
+version, base model and backend. Ctrl-C returns unfinished jobs to the queue. When a
+worker dies, other workers take its jobs after --lease seconds.`,
   notes: `A bucket is reached as AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY,
 AWS_SESSION_TOKEN, AWS_REGION and AWS_ENDPOINT_URL_S3 say.`,
   options: OPTIONS,

@@ -152,16 +152,6 @@ export function disposeTree(tree: TreeLike, ...except: TreeLike[]): void {
 }
 
 /**
- * Keeps every tensor of a tree alive past the enclosing `tf.tidy`.
- *
- * @param tree The tree, returned as it is.
- */
-export function keepTree<T>(tree: T): T {
-  for (const [, tensor] of leaves(tree)) tf.keep(tensor);
-  return tree;
-}
-
-/**
  * Counts the scalars of a tree.
  *
  * @param tree The tree.

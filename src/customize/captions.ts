@@ -9,7 +9,15 @@ import { cannot } from "../core/errors.ts";
 import { exists, joinPath, readText } from "../io/files.ts";
 
 /** Where the concept stands in a caption. */
-export const PLACEHOLDERS: readonly string[] = ["{}", "<TOK>"];
+export const PLACEHOLDERS: readonly string[] = [
+  "{}",
+  "<TOK>",
+  // A1111's templates for textual inversion.
+  "[name]",
+];
+
+/** How names of caption files end. */
+export const CAPTION: RegExp = /\.(txt|caption)$/i;
 
 /** Endings of caption files, in kohya's order of preference. */
 const ENDINGS: readonly string[] = [".txt", ".caption"]
@@ -19,7 +27,7 @@ const ENDINGS: readonly string[] = [".txt", ".caption"]
 /**
  * Puts the concept into a caption.
  *
- * @param caption Text with `{}` or `<TOK>`; without either it stays as it is.
+ * @param caption Text with `{}`, `<TOK>` or `[name]`; else it stays as it is.
  * @param phrase How the concept stands in prompts.
  */
 export function fillCaption(caption: string, phrase: string): string {

@@ -5,10 +5,11 @@
  */
 import { cannot, listed } from "../core/errors.ts";
 import { cutOff, type Model, type PromptCut } from "../models/model.ts";
-import { fillCaption, namesConcept } from "./captions.ts";
-import { type Concept, conceptTensors } from "./concept.ts";
+import { fillCaption } from "./captions.ts";
+import { changes, type Concept, conceptTensors } from "./concept.ts";
 import type { Example } from "./dataset.ts";
-import { groupOf, type TrainConfig } from "./train.ts";
+import { COMPONENTS } from "./sites.ts";
+import { type TrainConfig, trainedNames } from "./train.ts";
 
 /** What the captions of training pictures say. */
 export interface CaptionCheck {
@@ -52,7 +53,8 @@ export function checkCaptions(
       const prompt = fillCaption(caption, concept.phrase);
       const lost = cutOff(model, prompt);
       const gone = lost !== undefined && !lost.kept.includes(concept.phrase);
-      if (namesConcept(caption) && !gone) naming++;
+      // By a placeholder, or by its tokens as they are called in prompts.
+      if (prompt.includes(concept.phrase) && !gone) naming++;
       else unnamed.add(file);
       if (lost === undefined || seen.has(prompt)) continue;
       seen.add(prompt);
@@ -122,16 +124,14 @@ export function trainingSummary(
     : config.attention.weight > 0
     ? "of attention regularisation"
     : "not used (--masks FOLDER turns the masked loss on)";
-  const trained = [...conceptTensors(concept)].filter(([name]) =>
-    config.lr[groupOf(name)] > 0 &&
-    !(config.freezeDown && name.endsWith(".down"))
-  );
+  const all = conceptTensors(concept);
+  const count = trainedNames(concept, config)
+    .reduce((sum, name) => sum + all.get(name)!.size, 0);
   const vectors = concept.tokens.map(({ token, vectors }) =>
     `${token} (${vectors.shape[0]})`
   );
   const frozen = config.lr.embedding > 0 ? "" : ", frozen";
-  const { textEncoder, unet } = concept.adapter;
-  const count = trained.reduce((sum, [, { size }]) => sum + size, 0);
+  const [text, unet] = COMPONENTS.map((c) => changes(concept, c));
   const empty = config.captionDropout
     ? `; ${100 * config.captionDropout} % of the prompts are empty`
     : "";
@@ -147,7 +147,9 @@ export function trainingSummary(
       ? "none"
       : `${classes.length}, weight ${config.priorWeight}`,
     tokens: `${vectors.join(", ")} vectors${frozen}`,
-    layers: `${textEncoder.size} of the text encoder, ${unet.size} of the UNet`,
+    layers: concept.weights
+      ? `all: ${text} tensors of the text encoder, ${unet} of the UNet`
+      : `${text} of the text encoder, ${unet} of the UNet`,
     parameters: `${count}`,
   };
 }

@@ -13,6 +13,7 @@ import { fold, type Key, normal } from "../core/random.ts";
 import { crossAttentionSites } from "../models/config.ts";
 import type { AddedTokens, Model } from "../models/model.ts";
 import { lookup, tableSpread } from "../nn/embedding.ts";
+import { at, leaves, type TreeLike, updateAt } from "../core/tree.ts";
 import {
   type Adapter,
   adapterTensors,
@@ -22,6 +23,13 @@ import {
   initLora,
   type InitLoraOptions,
 } from "./lora.ts";
+import {
+  type Component,
+  COMPONENTS,
+  type TargetName,
+  type Targets,
+} from "./sites.ts";
+import { initSpectral } from "./spectral.ts";
 
 /** A learned token. */
 export interface ConceptToken {
@@ -33,6 +41,15 @@ export interface ConceptToken {
    */
   readonly vectors: tf.Tensor2D;
 }
+
+/**
+ * Whole parameters of networks, by their path in the network's tree
+ * (`mid_block.attentions.0.proj_in.bias`); a network that is not fine-tuned has
+ * none.
+ */
+export type Weights = Readonly<
+  Record<Component, ReadonlyMap<string, tf.Tensor>>
+>;
 
 /** A customised concept; its tensors are owned by whoever made it. */
 export interface Concept {
@@ -46,6 +63,8 @@ export interface Concept {
   readonly phrase: string;
   /** May have no layers (textual inversion, P+). */
   readonly adapter: Adapter;
+  /** Fine-tuned networks, which take the place of the base's (DreamBooth). */
+  readonly weights?: Weights;
   /** How it was made, for people and caches; saved with the file. */
   readonly meta: Readonly<Record<string, string>>;
 }
@@ -107,6 +126,10 @@ export interface InitConceptOptions {
   readonly severalTokens?: "error" | "mean";
   /** The adapter; `false` for none. */
   readonly lora?: Omit<InitLoraOptions, "key" | "name"> | false;
+  /** Instead of a LoRA: shifts of singular values of these layers (SVDiff). */
+  readonly spectral?: TargetName | Targets;
+  /** Networks that are fine-tuned whole. @default none */
+  readonly full?: readonly Component[];
 }
 
 /** Number of cross-attention layers of a model. */
@@ -207,7 +230,9 @@ export async function initConcept(
   });
   let adapter: Adapter;
   try {
-    adapter = lora === false
+    adapter = options.spectral
+      ? await initSpectral(model, { name, targets: options.spectral })
+      : lora === false
       ? emptyAdapter(name)
       : initLora(model, { ...lora, name, key: fold(key, "lora") });
   } catch (error) {
@@ -215,7 +240,16 @@ export async function initConcept(
     throw error;
   }
   const phrase = options.phrase ?? tokens.map(({ token }) => token).join(" ");
-  return { name, tokens, classWord, phrase, adapter, meta: {} };
+  const { full = [] } = options;
+  const weights = full.length > 0 && {
+    textEncoder: baseWeights(model, "textEncoder", full),
+    unet: baseWeights(model, "unet", full),
+  };
+  return {
+    ...{ name, tokens, classWord, phrase, adapter },
+    ...(weights && { weights }),
+    meta: {},
+  };
 }
 
 /**
@@ -230,6 +264,32 @@ export function emptyAdapter(name: string): Adapter {
     textEncoder: new Map(),
     unet: new Map(),
   };
+}
+
+/** Copies of a network's parameters, if it is among those chosen. */
+function baseWeights(
+  model: Model,
+  component: Component,
+  chosen: readonly Component[],
+): Map<string, tf.Tensor> {
+  if (!chosen.includes(component)) return new Map();
+  // Sums are whole floats of their own, also of half floats and shared copies.
+  return new Map(
+    leaves(model[component].params).map(([path, t]) => [path, tf.add(t, 0)]),
+  );
+}
+
+/**
+ * How many layers or parameters of a network a concept changes.
+ *
+ * @param concept The concept.
+ * @param component The network.
+ */
+export function changes(
+  { adapter, weights }: Pick<Concept, "adapter" | "weights">,
+  component: Component,
+): number {
+  return adapter[component].size + (weights?.[component].size ?? 0);
 }
 
 /** How a concept stands in a prompt: `<potter1> <potter2>`. */
@@ -335,13 +395,58 @@ export function attachConcept(
     ? concepts as readonly Concept[]
     : [concepts as Concept];
   const adapted = attach(
-    model,
+    withWeights(model, list, options),
     list.map(({ adapter }) => adapter).filter((a) =>
       a.textEncoder.size + a.unet.size > 0
     ),
     options,
   );
   return addTokens(adapted, list);
+}
+
+/** Puts the fine-tuned networks of a concept in the place of the model's. */
+function withWeights(
+  model: Model,
+  concepts: readonly Concept[],
+  { alpha = 1, weights: factors }: AttachOptions,
+): Model {
+  const tuned = concepts.filter(({ weights }) => weights);
+  if (tuned.length === 0) return model;
+  const [{ name, weights }] = tuned;
+  if (tuned.length > 1 || alpha !== 1 || factors !== undefined) {
+    throw cannot(
+      `attach "${name}"`,
+      "one fine-tuned model at strength 1 (weight fusion takes several, at " +
+        "any strength)",
+      tuned.length > 1 ? `${tuned.length} of them` : "weights",
+    );
+  }
+  const result = { ...model };
+  for (const component of COMPONENTS) {
+    const own = weights![component];
+    const { params } = model[component];
+    for (const [path, tensor] of own) {
+      const shape = (at(params, path) as tf.Tensor | undefined)?.shape;
+      if (!shape || !tf.util.arraysEqual(shape, tensor.shape)) {
+        throw cannot(
+          `attach "${name}"`,
+          `${component} ${path} [${shape ?? "of the model"}]`,
+          `[${tensor.shape}]`,
+        );
+      }
+    }
+    Object.assign(result, {
+      [component]: {
+        ...model[component],
+        params: updateAt(
+          params as TreeLike,
+          own.keys(),
+          (_, path) => own.get(path),
+        ),
+      },
+    });
+  }
+  return result;
 }
 
 /**
@@ -361,14 +466,17 @@ export function releaseTokens(model: Model, base: Model): void {
  */
 export function disposeConcept(concept: Concept): void {
   disposeAdapter(concept.adapter);
+  for (const own of Object.values(concept.weights ?? {})) {
+    for (const tensor of own.values()) tensor.isDisposed || tensor.dispose();
+  }
   for (const { vectors } of concept.tokens) {
     if (!vectors.isDisposed) vectors.dispose();
   }
 }
 
 /**
- * The tensors of a concept by name: `embedding.<token>` and those of its
- * adapter.
+ * The tensors of a concept by name: `embedding.<token>`, those of its adapter,
+ * and `<component>.<path>` of fine-tuned networks.
  *
  * @param concept The concept.
  */
@@ -378,5 +486,10 @@ export function conceptTensors(concept: Concept): Map<string, tf.Tensor> {
       [`embedding.${token}`, vectors] as const
     ),
     ...adapterTensors(concept.adapter),
+    ...COMPONENTS.flatMap((component) =>
+      [...concept.weights?.[component] ?? []].map(([path, tensor]) =>
+        [`${component}.${path}`, tensor] as const
+      )
+    ),
   ]);
 }

@@ -8,11 +8,11 @@
  * @module
  */
 import * as tf from "@tensorflow/tfjs";
-import { cannot } from "../core/errors.ts";
+import { cannot, listed } from "../core/errors.ts";
 import { machine } from "../core/platform/machine.ts";
 import { exists, joinPath, pathOf, readBytes } from "../io/files.ts";
 import { fitMask, maskOf } from "../io/mask.ts";
-import { listPictures, PICTURE, readPicture } from "../io/picture.ts";
+import { listPictures, readPicture } from "../io/picture.ts";
 import type { Pixels } from "../io/png.ts";
 import {
   BACKGROUND,
@@ -23,8 +23,8 @@ import {
 } from "../io/resize.ts";
 import { downsampleFactor, encode } from "../models/autoencoder.ts";
 import type { Model } from "../models/model.ts";
-import { captionsBeside, kohyaFolder, triggered } from "./captions.ts";
-import { masksIn } from "./masks.ts";
+import { kohyaFolder, triggered } from "./captions.ts";
+import { type PictureFolder, pictureFolder } from "./folder.ts";
 
 export { square };
 
@@ -34,6 +34,8 @@ export interface Example {
   readonly pixels: Pixels;
   /** Whether the file had transparent pixels, which show the background. */
   readonly transparent?: boolean;
+  /** Whether the file, or its mask's, is an animation; the first frame counts. */
+  readonly moving?: boolean;
   /**
    * Captions, one of which is drawn each time; `{}` or `<TOK>` stands for the
    * concept.
@@ -309,6 +311,8 @@ export interface ReadExamplesOptions {
    * `triggered`). By default those of a folder named `10_sks dog`.
    */
   readonly trigger?: string;
+  /** Called with the names of files and folders that nothing is read from. */
+  readonly onUnread?: (names: readonly string[]) => void;
   /** Decodes files of other kinds than `readPicture` reads. */
   readonly decode?: (bytes: Uint8Array, name: string) => Pixels;
 }
@@ -343,9 +347,10 @@ export async function folderClass(
 
 /**
  * Reads training pictures from a folder: `name.png`, `.jpg`, `.webp` or `.avif`
- * with an optional `name.txt` or `name.caption` (one caption a line) and an
- * optional mask of its name (`masks/name.png`, `masks/name_mask.jpg`) in the
- * picture's shape. If kohya's folders `10_sks dog` lie in it instead of
+ * with an optional `name.txt` or `name.caption` (one caption a line; or
+ * `metadata.jsonl` with all of them) and an optional mask of its name
+ * (`masks/name.png`, `masks/name_mask.jpg`, `name-masklabel.png` beside it) in
+ * the picture's shape. If kohya's folders `10_sks dog` lie in it instead of
  * pictures, those are read.
  *
  * @param folder The folder.
@@ -366,45 +371,53 @@ export async function readExamples(
   if (options.masks !== undefined && !await exists(options.masks)) {
     throw cannot(what, "a folder of masks", `none: ${options.masks}`);
   }
-  const examples: Example[] = [];
+  const folders: PictureFolder[] = [];
   for (const at of await pictureFolders(folder)) {
-    examples.push(...await examplesIn(at, { ...options, captions }));
+    folders.push(await pictureFolder(at, options.masks));
   }
+  const examples: Example[] = [];
+  for (const one of folders) {
+    examples.push(...await examplesIn(one, { ...options, captions }));
+  }
+  const unread = [
+    ...folders.flatMap(({ unread }) => unread),
+    // One folder of masks may serve several folders of pictures.
+    ...folders[0].unusedMasks.filter((mask) =>
+      folders.every(({ unusedMasks }) => unusedMasks.includes(mask))
+    ),
+  ];
+  if (unread.length > 0) options.onUnread?.(unread);
   if (examples.length === 0) {
-    throw cannot(what, "PNG, JPEG, WebP or AVIF pictures", "none");
+    const inside = (await machine.files.list(folder))
+      .flatMap(({ name, kind }) => kind === "folder" ? [`${name}/`] : []);
+    throw cannot(
+      what,
+      "PNG, JPEG, WebP or AVIF pictures in it" +
+        (inside.length > 0 ? ", or in folders such as 10_rex dog" : ""),
+      inside.length > 0 ? `none, and ${listed(inside.sort())}` : "none",
+    );
   }
   return examples;
 }
 
 /** Pictures of one folder. */
 async function examplesIn(
-  folder: string,
+  { folder, pictures }: PictureFolder,
   options: ReadExamplesOptions & { readonly captions: readonly string[] },
 ): Promise<Example[]> {
   const { size, captions, decode, background = BACKGROUND } = options;
-  const names = await listPictures(folder);
   const picture = async (path: string): Promise<Pixels> =>
     decode && !/\.(png|jpe?g|webp|avif)$/i.test(path)
       ? decode(await readBytes(path), path)
       : await readPicture(path);
-  const inside = joinPath(folder, "masks");
-  const maskFolder = options.masks ??
-    (await exists(inside) ? inside : undefined);
-  const { masks } = maskFolder === undefined || names.length === 0
-    ? { masks: new Map<string, string>() }
-    : await masksIn(maskFolder, names);
   const kohya = kohyaFolder(folder);
   const trigger = options.trigger ?? kohya?.trigger;
   const examples: Example[] = [];
-  for (const name of names) {
-    const beside = await captionsBeside(folder, name.replace(PICTURE, ""));
+  for (const { name, captions: beside, mask: maskPath } of pictures) {
     const whole = await picture(joinPath(folder, name));
     const pixels = square(flatten(whole, background), size);
-    const maskName = masks.get(name);
-    const maskPath = joinPath(maskFolder ?? folder, maskName ?? name);
-    const mask = maskName === undefined
-      ? undefined
-      : insideOf(maskOf(await picture(maskPath)), whole, size, maskPath);
+    const drawn = maskPath === undefined ? undefined : await picture(maskPath);
+    const mask = drawn && insideOf(maskOf(drawn), whole, size, maskPath!);
     const written = beside?.lines ?? captions;
     const filled = trigger
       ? written.map((caption) => triggered(caption, trigger))
@@ -418,6 +431,7 @@ async function examplesIn(
       repeats: kohya?.repeats,
       mask,
       ...(isTransparent(whole) ? { transparent: true } : {}),
+      ...(whole.moving || drawn?.moving ? { moving: true } : {}),
     });
   }
   return examples;

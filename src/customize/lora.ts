@@ -23,6 +23,7 @@ import {
   type Linear,
   type LowRank,
   lowRankDelta,
+  type Spectrum,
 } from "../nn/linear.ts";
 import type { Model } from "../models/model.ts";
 import { checkDoraWeighting, type DoraWeighting, weighted } from "./dora.ts";
@@ -703,8 +704,8 @@ export async function assertFinite(adapter: Adapter): Promise<void> {
 }
 
 /**
- * Names the tensors of an adapter: `<component>.<path>.down`, `.up` and, for
- * DoRA, `.magnitude`.
+ * Names the tensors of an adapter: `<component>.<path>.down`, `.up`, for DoRA
+ * `.magnitude`, for SVDiff `.sigma` and `.shift`.
  *
  * @param adapter The adapter.
  */
@@ -717,6 +718,12 @@ export function adapterTensors(adapter: Adapter): [string, tf.Tensor][] {
       ];
       if (low.magnitude) {
         parts.push([`${component}.${path}.magnitude`, low.magnitude]);
+      }
+      if (low.spectrum) {
+        parts.push(
+          [`${component}.${path}.sigma`, low.spectrum.sigma],
+          [`${component}.${path}.shift`, low.spectrum.shift],
+        );
       }
       return parts;
     })
@@ -738,11 +745,18 @@ export function withTensors(
       [...adapter[component]].map(([path, low]) => {
         const name = `${component}.${path}`;
         const magnitude = tensors.get(`${name}.magnitude`) ?? low.magnitude;
+        const { spectrum } = low;
         return [path, {
           ...low,
           down: tensors.get(`${name}.down`) ?? low.down,
           up: tensors.get(`${name}.up`) ?? low.up,
           ...(magnitude ? { magnitude: magnitude as tf.Tensor1D } : {}),
+          ...(spectrum && {
+            spectrum: {
+              sigma: tensors.get(`${name}.sigma`) ?? spectrum.sigma,
+              shift: tensors.get(`${name}.shift`) ?? spectrum.shift,
+            } as Spectrum,
+          }),
         }];
       }),
     );

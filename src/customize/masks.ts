@@ -4,13 +4,17 @@
  * @module
  */
 import { cannot, listed } from "../core/errors.ts";
-import { pathOf } from "../io/files.ts";
+import { machine } from "../core/platform/machine.ts";
+import { exists, joinPath, pathOf } from "../io/files.ts";
 import { listPictures, PICTURE } from "../io/picture.ts";
 
 /** What tools put behind (or before) a picture's name for its mask. */
 const MARKS = "mask|masklabel|matte|seg|segmentation|alpha";
 const BEHIND = new RegExp(`[-_. ]*(?:${MARKS})$`, "i");
 const BEFORE = new RegExp(`^(?:${MARKS})[-_. ]+`, "i");
+
+/** Beside pictures a name must say more clearly that it is a mask. */
+const BESIDE = /[-_. ]mask(label)?$|^mask[-_. ]/i;
 
 /** A name without its ending, or a mark, and without regard to case. */
 function stemOf(name: string): string {
@@ -68,6 +72,47 @@ export function matchMasks(
     unmatched: pictures.filter((name) => !found.has(name)),
     unused: masks.filter((name) => !used.has(name)),
   };
+}
+
+/**
+ * Tells masks that lie beside their pictures (`a-masklabel.png`, `a_mask.jpg`,
+ * `mask_a.png` beside `a.png`) from the pictures.
+ *
+ * @param names Names of pictures in a folder.
+ */
+export function besideMasks(
+  names: readonly string[],
+): { readonly pictures: string[]; readonly masks: string[] } {
+  const stems = new Set(names.map(stemOf));
+  const isMask = (name: string) => {
+    const stem = stemOf(name);
+    return BESIDE.test(stem) && stems.has(stem.replace(BESIDE, ""));
+  };
+  return {
+    pictures: names.filter((name) => !isMask(name)),
+    masks: names.filter(isMask),
+  };
+}
+
+/**
+ * Where a folder's masks are: where it is said, in `masks` inside, or beside the
+ * pictures.
+ *
+ * @param folder The folder of pictures.
+ * @param given What the user says.
+ */
+export async function maskPlace(
+  folder: string,
+  given?: string,
+): Promise<string> {
+  const inside = joinPath(folder, "masks");
+  if (given === undefined) return await exists(inside) ? inside : folder;
+  const [here, there] = await Promise.all(
+    [folder, given].map((path) =>
+      machine.files.realPath(path).catch(() => path)
+    ),
+  );
+  return here === there ? folder : given;
 }
 
 /**

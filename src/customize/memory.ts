@@ -22,7 +22,7 @@ import { disposeModel } from "../models/model.ts";
 import { conceptTensors, disposeConcept } from "./concept.ts";
 import { encodeData, type TrainData } from "./dataset.ts";
 import { type Method, startConcept } from "./methods.ts";
-import { type Memory, train } from "./train.ts";
+import { type Memory, train, trainedNames } from "./train.ts";
 
 /** What is trained how. */
 export interface TrainingPlan {
@@ -152,11 +152,13 @@ async function countTraining(
   ) { /* one step has all there is in any */ }
   unbound();
   const counted = meter.count();
-  const params = [...conceptTensors(concept).values()];
-  const adapters = params.reduce((sum, { size }) => sum + 4 * size, 0);
+  const params = conceptTensors(concept);
+  const bytesOf = (names: Iterable<string>) =>
+    [...names].reduce((sum, name) => sum + 4 * params.get(name)!.size, 0);
+  const adapters = bytesOf(params.keys());
+  const optimizer = 2 * bytesOf(trainedNames(concept, method.train));
   disposeConcept(concept);
   disposeModel(model);
-  const optimizer = 2 * adapters;
   // They reach a card in their first update, too late for the first peak.
   const late = kernels === "wasm" ? 0 : optimizer;
   const [peak, held] = [counted.peak + late, counted.held + late];

@@ -15,6 +15,7 @@ import {
   type InitConceptOptions,
   type TokenInit,
 } from "./concept.ts";
+import { COMPONENTS, type Targets } from "./sites.ts";
 import type { TrainConfig } from "./train.ts";
 
 /** The methods. */
@@ -24,8 +25,10 @@ export type MethodName =
   | "lora"
   | "ed-lora"
   | "dreambooth"
+  | "dreambooth-lora"
   | "custom-diffusion"
   | "pivotal-tuning"
+  | "svdiff"
   | "orthogonal-adaptation";
 
 /** Every method. */
@@ -35,8 +38,10 @@ export const METHODS: readonly MethodName[] = [
   "lora",
   "ed-lora",
   "dreambooth",
+  "dreambooth-lora",
   "custom-diffusion",
   "pivotal-tuning",
+  "svdiff",
   "orthogonal-adaptation",
 ];
 
@@ -54,7 +59,16 @@ export interface Method {
   /** Which variant of it. */
   readonly preset: Preset;
   /** Settings of `initConcept`, names and key left out. */
-  readonly concept: Omit<InitConceptOptions, "name" | "classWord" | "key">;
+  readonly concept: Omit<
+    InitConceptOptions,
+    "name" | "classWord" | "key" | "full"
+  >;
+  /**
+   * Whether networks are fine-tuned whole, those with a learning rate above 0.
+   *
+   * @default false
+   */
+  readonly full?: boolean;
   /** How its tokens are made of name and class word. */
   readonly tokens: (name: string, classWord: string) => readonly TokenInit[];
   /** How it stands in prompts. */
@@ -96,6 +110,14 @@ const OFFICIAL: Partial<TrainConfig> = {
   embeddingNorm: { limit: 1.5, relative: true },
 };
 
+/** DreamBooth's prior preservation, for methods that train on whole pictures. */
+const PRIOR: Partial<TrainConfig> = {
+  noiseOffset: 0,
+  masked: false,
+  attention: { weight: 0, fullIdentity: true },
+  priorWeight: 1,
+};
+
 const one = (name: string, word: string): TokenInit[] => [
   { token: `<${name}1>`, init: { word } },
 ];
@@ -111,6 +133,23 @@ const written = (tokens: (name: string, word: string) => TokenInit[]) =>
   name: string,
   word: string,
 ): string => tokens(name, word).map(({ token }) => token).join(" ");
+
+/** A fixed rare word before the class word; class pictures keep the class. */
+const named = (name: string, word: string): string =>
+  `${written(rare)(name, word)} ${word}`;
+
+/** Every linear layer and convolution of the UNet. */
+const ofUNet: Targets = (component) => component === "unet";
+
+/**
+ * Whether a method's word starts at the class word (or has one that does); the
+ * others put a rare word before the class word.
+ *
+ * @param name The method.
+ */
+export function startsAtClass(name: MethodName): boolean {
+  return method(name).tokens("x", "y").some(({ init }) => init !== "random");
+}
 
 /**
  * A method as configuration.
@@ -145,7 +184,7 @@ export function method(
   );
   const base: TrainConfig = { ...COMMON, ...(official ? OFFICIAL : {}) };
   const made = (
-    parts: Pick<Method, "concept" | "tokens" | "phrase">,
+    parts: Pick<Method, "concept" | "tokens" | "phrase" | "full">,
     train: Partial<TrainConfig> = {},
   ): Method => ({
     name,
@@ -191,17 +230,35 @@ export function method(
         phrase: written(two),
       });
     case "dreambooth":
-      // A fixed rare word before the class word; class pictures keep the class.
+      // Ruiz et al. 2023: every parameter of the UNet, of the text encoder too
+      // where it has a rate (2e-6 is diffusers').
+      return made({
+        full: true,
+        concept: { layerwise: false, lora: false },
+        tokens: rare,
+        phrase: named,
+      }, {
+        ...PRIOR,
+        lr: { embedding: 0, textEncoder: 0, unet: 5e-6 },
+        schedule: "constant",
+      });
+    case "dreambooth-lora":
       return made({
         concept: { layerwise: false, lora: attention },
         tokens: rare,
-        phrase: (n, word) => `${written(rare)(n, word)} ${word}`,
+        phrase: named,
+      }, { ...PRIOR, lr: { ...COMMON.lr, embedding: 0 } });
+    case "svdiff":
+      // Rates a thousand times those of full fine-tuning (Han et al. 2023).
+      return made({
+        concept: { layerwise: false, lora: false, spectral: ofUNet },
+        tokens: rare,
+        phrase: named,
       }, {
-        lr: { ...COMMON.lr, embedding: 0 },
-        noiseOffset: 0,
-        masked: false,
-        attention: { weight: 0, fullIdentity: true },
-        priorWeight: 1,
+        ...PRIOR,
+        lr: { embedding: 0, textEncoder: 0, unet: 5e-3 },
+        schedule: "constant",
+        weightDecay: 0,
       });
     case "custom-diffusion":
       // Keys and values of cross-attention, all of ΔW, and one new word.
@@ -211,13 +268,10 @@ export function method(
           lora: { targets: "cross-attention-kv", init: "identity" },
         },
         tokens: rare,
-        phrase: (n, word) => `${written(rare)(n, word)} ${word}`,
+        phrase: named,
       }, {
+        ...PRIOR,
         lr: { embedding: 1e-5, textEncoder: 0, unet: 1e-5 },
-        noiseOffset: 0,
-        masked: false,
-        attention: { weight: 0, fullIdentity: true },
-        priorWeight: 1,
         freezeDown: true,
       });
     case "pivotal-tuning":
@@ -277,6 +331,9 @@ export async function startConcept(
 ): Promise<Concept> {
   const { name, classWord, key, rank = 4, overrides } = options;
   const { lora } = m.concept;
+  const full = m.full
+    ? COMPONENTS.filter((component) => m.train.lr[component] > 0)
+    : [];
   const concept = await initConcept(model, {
     ...m.concept,
     name,
@@ -285,6 +342,7 @@ export async function startConcept(
     tokens: m.tokens(name, classWord),
     phrase: m.phrase(name, classWord),
     ...(lora ? { lora: { rank, ...lora } } : {}),
+    full,
     ...overrides,
   });
   return {

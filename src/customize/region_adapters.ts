@@ -28,6 +28,7 @@ import {
 import { at } from "../core/tree.ts";
 import { addTokens, type Concept, releaseTokens } from "./concept.ts";
 import { attach, type AttachOptions, sites } from "./lora.ts";
+import { blockOf } from "./sites.ts";
 
 /** A region and the concepts that act in it. */
 export interface AdapterRegion extends Omit<RegionPrompt, "text"> {
@@ -145,6 +146,10 @@ function withAdapters(
   concepts: readonly Concept[],
   options: AttachOptions,
 ): Model {
+  const tuned = concepts.find(({ weights }) => weights);
+  if (tuned) {
+    throw cannot("compose adapters", "adapters", `"${tuned.name}", fine-tuned`);
+  }
   return attach(
     base,
     concepts.map(({ adapter }) => adapter).filter((a) =>
@@ -180,15 +185,7 @@ type Reach =
 function reachOf(path: string, levels: number): Reach {
   if (/(^|\.)time_emb/.test(path)) return { kind: "nowhere" };
   if (/\.attn2\.to_[kv]$/.test(path)) return { kind: "text" };
-  const [block, index] = path.split(".");
-  const level = block === "down_blocks"
-    ? Number(index)
-    : block === "up_blocks"
-    ? levels - 1 - Number(index)
-    : block === "mid_block"
-    ? levels - 1
-    : 0;
-  return { kind: "pixels", level };
+  return { kind: "pixels", level: blockOf(path, levels)?.level ?? 0 };
 }
 
 /** A gate that keeps every adapter inside its regions; owns tensors. */

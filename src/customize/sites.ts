@@ -14,6 +14,37 @@ export type Component = "textEncoder" | "unet";
 /** Both components, in the order in which they are always walked. */
 export const COMPONENTS: readonly Component[] = ["textEncoder", "unet"];
 
+/** Which part of a UNet a layer is in. */
+export interface Block {
+  /** Encoder, middle or decoder. */
+  readonly part: "down" | "mid" | "up";
+  /** Its resolution: 0 is the latent's, each level halves it. */
+  readonly level: number;
+  /** Resolutions of the UNet. */
+  readonly levels: number;
+}
+
+/**
+ * The block that a path of a UNet is in.
+ *
+ * @param path Path of a layer.
+ * @param levels Resolutions of the UNet.
+ * @returns Nothing for layers outside of blocks (`conv_in`, time embedding).
+ */
+export function blockOf(path: string, levels: number): Block | undefined {
+  const [block, index] = path.split(".");
+  switch (block) {
+    case "down_blocks":
+      return { part: "down", level: Number(index), levels };
+    case "mid_block":
+      return { part: "mid", level: levels - 1, levels };
+    case "up_blocks":
+      return { part: "up", level: levels - 1 - Number(index), levels };
+    default:
+      return undefined;
+  }
+}
+
 /** A layer that can take a low-rank addition. */
 export interface Site {
   /** Path of the layer in its tree, without `.weight`. */
@@ -26,6 +57,8 @@ export interface Site {
   readonly outputs: number;
   /** Height and width of the filter; [1, 1] for a linear layer. */
   readonly kernel: readonly [number, number];
+  /** The block of the UNet that it is in, if any. */
+  readonly block?: Block;
 }
 
 /**
@@ -41,6 +74,7 @@ export function sites(
   filter: (site: Site) => boolean = () => true,
 ): Site[] {
   const found: Site[] = [];
+  const levels = Object.keys(tree?.down_blocks ?? {}).length;
   const visit = (node: TreeLike, path: string) => {
     if (
       node === undefined || node === null || typeof node !== "object" ||
@@ -52,6 +86,7 @@ export function sites(
       !path.endsWith("_embedding")
     ) {
       const { shape } = weight;
+      const block = levels > 0 ? blockOf(path, levels) : undefined;
       if (shape.length === 2) {
         found.push({
           path,
@@ -59,6 +94,7 @@ export function sites(
           inputs: shape[0],
           outputs: shape[1],
           kernel: [1, 1],
+          ...(block && { block }),
         });
       } else if (shape.length === 4) {
         found.push({
@@ -67,6 +103,7 @@ export function sites(
           inputs: shape[2],
           outputs: shape[3],
           kernel: [shape[0], shape[1]],
+          ...(block && { block }),
         });
       }
       return;
@@ -104,6 +141,9 @@ export type TargetName =
   | "unet-attention"
   | "cross-attention"
   | "cross-attention-kv"
+  | "mid-block"
+  | "middle-layers"
+  | "high-resolution-decoder"
   | "linear"
   | "all";
 
@@ -113,6 +153,9 @@ export const TARGET_NAMES: readonly TargetName[] = [
   "unet-attention",
   "cross-attention",
   "cross-attention-kv",
+  "mid-block",
+  "middle-layers",
+  "high-resolution-decoder",
   "linear",
   "all",
 ];
@@ -120,7 +163,11 @@ export const TARGET_NAMES: readonly TargetName[] = [
 /**
  * The layers a name stands for: `attention` (Mix-of-Show), `unet-attention`,
  * `cross-attention`, `cross-attention-kv` (Custom Diffusion), `linear` (every
- * linear layer), `all` (and every convolution).
+ * linear layer), `all` (and every convolution). Of the UNet's attention only:
+ * `mid-block`; `middle-layers`, that is the middle block and the lower half of
+ * the resolutions before and after it; `high-resolution-decoder`, the upper half
+ * of the resolutions in the decoder (SD 1.5: 8, 48 and 48 of 128 layers; the
+ * last two and the upper half of the encoder are all of them).
  *
  * @param name The name.
  * @throws If the name is unknown.
@@ -138,6 +185,14 @@ export function targets(name: TargetName): Targets {
     case "cross-attention-kv":
       return (component, { path }) =>
         component === "unet" && /\.attn2\.to_[kv]$/.test(path);
+    case "mid-block":
+      return inBlocks(({ part }) => part === "mid");
+    case "middle-layers":
+      return inBlocks(({ level, levels }) => 2 * level >= levels);
+    case "high-resolution-decoder":
+      return inBlocks(({ part, level, levels }) =>
+        part === "up" && 2 * level < levels
+      );
     case "linear":
       return (_, { kind }) => kind === "linear";
     case "all":
@@ -149,4 +204,11 @@ export function targets(name: TargetName): Targets {
         String(name),
       );
   }
+}
+
+/** Attention in chosen blocks of the UNet. */
+function inBlocks(chosen: (block: Block) => boolean): Targets {
+  return (component, { kind, path, block }) =>
+    component === "unet" && kind === "linear" && ATTENTION.test(path) &&
+    block !== undefined && chosen(block);
 }

@@ -23,10 +23,17 @@ import {
   adamwStep,
   clipGlobalNorm,
   constantRate,
+  cosineDecay,
   disposeTensors,
   linearDecay,
 } from "../optim/adamw.ts";
-import { attachConcept, type Concept, conceptTensors } from "./concept.ts";
+import {
+  attachConcept,
+  type Concept,
+  conceptTensors,
+  type Weights,
+} from "./concept.ts";
+import type { Component } from "./sites.ts";
 import type { TrainData } from "./dataset.ts";
 import { withTensors } from "./lora.ts";
 import { drawBatch } from "./train_batch.ts";
@@ -36,12 +43,7 @@ import {
   type LossConfig,
   type TrainConfig,
 } from "./train_config.ts";
-import {
-  type Losses,
-  type Memory,
-  type TrainBatch,
-  trainingLoss,
-} from "./train_loss.ts";
+import { type Memory, type TrainBatch, trainingLoss } from "./train_loss.ts";
 import {
   disposeState,
   fingerprint,
@@ -55,6 +57,8 @@ export {
   type Group,
   groupOf,
   type LossConfig,
+  RATE_SCHEDULES,
+  type RateSchedule,
   type TrainConfig,
   type Weighting,
 } from "./train_config.ts";
@@ -122,6 +126,8 @@ function checkConfig(
   };
   whole("steps", config.steps, 1);
   whole("batch", config.batch, 1);
+  whole("accumulate", config.accumulate ?? 1, 1);
+  whole("cycles", config.cycles ?? 1, 1);
   whole("warmup", config.warmup, 0);
   for (const [group, lr] of Object.entries(config.lr)) {
     if (!(lr >= 0)) throw cannot(what, `a ${group} rate ≥ 0`, lr);
@@ -157,12 +163,25 @@ function pivotOf({ pivot = 0, steps }: TrainConfig): number {
   return Math.round(pivot * steps);
 }
 
-/** Names of the parameters that are trained. */
-function trainedNames(concept: Concept, config: TrainConfig): string[] {
-  return [...conceptTensors(concept).keys()].filter((name) =>
-    config.lr[groupOf(name)] > 0 &&
-    !(config.freezeDown && name.endsWith(".down"))
-  );
+/**
+ * Names of the parameters that are trained: those of groups with a rate above 0,
+ * of singular values their shifts only.
+ *
+ * @param concept The concept.
+ * @param config Rates, what is frozen.
+ */
+export function trainedNames(
+  concept: Concept,
+  config: Pick<TrainConfig, "lr" | "freezeDown">,
+): string[] {
+  const all = conceptTensors(concept);
+  return [...all.keys()].filter((name) => {
+    const dot = name.lastIndexOf(".");
+    const [layer, part] = [name.slice(0, dot), name.slice(dot + 1)];
+    return config.lr[groupOf(name)] > 0 &&
+      !(config.freezeDown && part === "down") &&
+      (part === "shift" || !all.has(`${layer}.shift`));
+  });
 }
 
 /**
@@ -178,11 +197,30 @@ function withParams(
   return {
     ...concept,
     adapter: withTensors(concept.adapter, tensors),
+    ...(concept.weights && {
+      weights: {
+        textEncoder: replaced("textEncoder", concept.weights, tensors),
+        unet: replaced("unet", concept.weights, tensors),
+      },
+    }),
     tokens: concept.tokens.map(({ token, vectors }) => ({
       token,
       vectors: (tensors.get(`embedding.${token}`) ?? vectors) as tf.Tensor2D,
     })),
   };
+}
+
+function replaced(
+  component: Component,
+  weights: Weights,
+  tensors: ReadonlyMap<string, tf.Tensor>,
+): Map<string, tf.Tensor> {
+  return new Map(
+    [...weights[component]].map(([path, own]) => [
+      path,
+      tensors.get(`${component}.${path}`) ?? own,
+    ]),
+  );
 }
 
 /**
@@ -275,7 +313,7 @@ export async function* train(
   const id = await fingerprint(concept, data, config, options.prior);
   const root = rootKey(config.seed);
   const limit = await normLimit(model, config);
-  let state = startState(names, own, id, options.resume);
+  let state = startState(names, own, id, config, options.resume);
   const unbound = options.memory === "low" ? boundCard() : () => {};
   try {
     while (state.step < config.steps) {
@@ -286,25 +324,33 @@ export async function* train(
         state = { ...state, adam: adamwInit(state.params) };
       }
       const [from, to] = step < pivot ? [0, pivot] : [pivot, config.steps];
-      const factor = config.schedule === "linear"
-        ? linearDecay(step - from, to - from, config.warmup)
-        : constantRate(step - from, config.warmup);
+      const factor = rateFactor(config, step - from, to - from);
       const moving = names.filter((name) =>
         isWord(name)
           ? !state.embeddingsStopped && (pivot === 0 || step < pivot)
           : step >= pivot
       );
-      const { grads, values } = gradients(
-        model,
-        concept,
-        s,
-        state,
-        moving,
-        () =>
-          drawBatch(s, concept.phrase, data, options.prior, config, root, step),
-        config,
-        options.memory,
-      );
+      const { accumulate = 1 } = config;
+      const { grads, values } = meanOf(accumulate, (part) =>
+        gradients(
+          model,
+          concept,
+          s,
+          state,
+          moving,
+          () =>
+            drawBatch(
+              s,
+              concept.phrase,
+              data,
+              options.prior,
+              config,
+              root,
+              step * accumulate + part,
+            ),
+          config,
+          options.memory,
+        ));
       const clipped = config.clipNorm > 0
         ? clipGlobalNorm(grads, config.clipNorm)
         : undefined;
@@ -364,6 +410,61 @@ export async function* train(
   }
 }
 
+/** What the learning rates are multiplied with in a step. */
+function rateFactor(
+  { schedule, warmup, cycles }: TrainConfig,
+  step: number,
+  total: number,
+): number {
+  switch (schedule) {
+    case "linear":
+      return linearDecay(step, total, warmup);
+    case "cosine":
+      return cosineDecay(step, total, warmup);
+    case "cosine-with-restarts":
+      return cosineDecay(step, total, warmup, cycles);
+    default:
+      return constantRate(step, warmup);
+  }
+}
+
+/** Gradients of a batch and its losses, by name. */
+interface Gradients {
+  readonly grads: Map<string, tf.Tensor>;
+  readonly values: Readonly<Record<string, tf.Tensor>>;
+}
+
+/** The mean gradients and losses of several batches. */
+function meanOf(count: number, of: (part: number) => Gradients): Gradients {
+  let sum = of(0);
+  if (count === 1) return sum;
+  const each = (
+    a: ReadonlyMap<string, tf.Tensor>,
+    b: ReadonlyMap<string, tf.Tensor>,
+    weight: number,
+  ) =>
+    new Map([...new Set([...a.keys(), ...b.keys()])].map((name) => {
+      const both = [a.get(name), b.get(name)].filter((t) => t !== undefined);
+      const added = tf.tidy(() => tf.mul(tf.addN(both), weight));
+      tf.dispose(both);
+      return [name, added] as const;
+    }));
+  for (let part = 1; part < count; part++) {
+    const next = of(part);
+    const weight = part === count - 1 ? 1 / count : 1;
+    sum = {
+      grads: each(sum.grads, next.grads, weight),
+      // A batch may have no part of a loss: it counts as 0.
+      values: Object.fromEntries(each(
+        new Map(Object.entries(sum.values)),
+        new Map(Object.entries(next.values)),
+        weight,
+      )),
+    };
+  }
+  return sum;
+}
+
 /** Loss parts and gradients of the moving parameters at a state. */
 function gradients(
   model: Model,
@@ -374,8 +475,8 @@ function gradients(
   batch: () => TrainBatch,
   config: LossConfig,
   memory?: Memory,
-): { grads: Map<string, tf.Tensor>; values: Losses } {
-  let values: Losses | undefined;
+): Gradients {
+  let values: Gradients["values"] | undefined;
   const { value, grads } = valueAndGrads(
     (leaves: readonly tf.Tensor[]) => {
       const params = new Map(state.params);
@@ -384,7 +485,7 @@ function gradients(
       const losses = trainingLoss(adapted, s, batch(), config, memory);
       values = Object.fromEntries(
         Object.entries(losses).map(([k, v]) => [k, tf.keep(v.clone())]),
-      ) as unknown as Losses;
+      );
       return losses.total;
     },
     moving.map((name) => state.params.get(name)!),
@@ -441,6 +542,8 @@ export async function conceptGradients(
 export interface CustomizeOptions extends Omit<TrainOptions, "resume"> {
   /** Called after every step. */
   readonly onRecord?: (record: TrainRecord) => void | Promise<void>;
+  /** Called with the steps that are done where a stopped run goes on. */
+  readonly onResume?: (step: number) => void;
   /** File that keeps the state, so that a killed run continues. */
   readonly checkpoint?: string;
   /**
@@ -469,10 +572,11 @@ export async function customize(
   config: TrainConfig,
   options: CustomizeOptions = {},
 ): Promise<Concept> {
-  const { checkpoint, every = 50, onRecord, ...rest } = options;
+  const { checkpoint, every = 50, onRecord, onResume, ...rest } = options;
   const resume = checkpoint
     ? await loadTrainState(checkpoint, true)
     : undefined;
+  if (resume) onResume?.(resume.step);
   let result: Concept | undefined;
   try {
     if (resume && resume.step >= config.steps) {

@@ -7,6 +7,20 @@
 /** The three groups of parameters with learning rates of their own. */
 export type Group = "embedding" | "textEncoder" | "unet";
 
+/** Every way in which rates change. */
+export const RATE_SCHEDULES = [
+  "linear",
+  "constant",
+  "cosine",
+  "cosine-with-restarts",
+] as const;
+
+/**
+ * How learning rates change after the warm-up: to 0 along a line or a cosine,
+ * along a cosine several times, or not at all.
+ */
+export type RateSchedule = typeof RATE_SCHEDULES[number];
+
 /** How samples of different noise levels are weighted. */
 export type Weighting =
   | { readonly type: "none" }
@@ -37,10 +51,22 @@ export interface TrainConfig extends LossConfig {
   readonly steps: number;
   /** Pictures a step, class pictures not counted. */
   readonly batch: number;
+  /**
+   * Batches whose mean gradient is one step's (gradient accumulation).
+   *
+   * @default 1
+   */
+  readonly accumulate?: number;
   /** Learning rates; 0 freezes a group. */
   readonly lr: Readonly<Record<Group, number>>;
-  /** How the rates change: linear decay to 0 or constant. */
-  readonly schedule: "linear" | "constant";
+  /** How the rates change. */
+  readonly schedule: RateSchedule;
+  /**
+   * How often the rates fall with `cosine-with-restarts`.
+   *
+   * @default 1
+   */
+  readonly cycles?: number;
   /** Steps of warm-up. */
   readonly warmup: number;
   /** AdamW's decoupled weight decay. */

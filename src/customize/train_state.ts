@@ -36,6 +36,8 @@ export interface TrainState {
   readonly embeddingsStopped: boolean;
   /** Of start, data and configuration; a run resumes only its own. */
   readonly fingerprint: string;
+  /** The run's configuration as JSON, to say what was changed. */
+  readonly config?: string;
 }
 
 /**
@@ -58,8 +60,16 @@ export async function fingerprint(
     parts.push(d.mean.slice(), d.std.slice(), d.mask.slice());
   }
   parts.push(JSON.stringify([concept.phrase, sorted(config)]));
-  for (const [name, tensor] of conceptTensors(concept)) {
+  const { weights: _, ...small } = concept;
+  for (const [name, tensor] of conceptTensors(small)) {
     parts.push(name, (await tensor.data() as Float32Array).slice());
+  }
+  // Of whole networks, hashes: together they may be larger than an array can be.
+  for (const own of Object.values(concept.weights ?? {})) {
+    for (const [path, tensor] of own) {
+      const values = (await tensor.data() as Float32Array).slice();
+      parts.push(path, await sha256(values.buffer as ArrayBuffer));
+    }
   }
   // Half of it is plenty to tell two runs apart.
   return (await sha256(await new Blob(parts).arrayBuffer())).slice(0, 32);
@@ -76,12 +86,33 @@ function sorted(value: unknown): unknown {
   );
 }
 
+/** Settings that are not those of a saved run. */
+function changes(
+  saved: string | undefined,
+  config: TrainConfig,
+): { name: string; before: string; now: string }[] {
+  if (saved === undefined) return [];
+  const before = new Map(Object.entries(JSON.parse(saved)));
+  const now = new Map<string, unknown>(
+    Object.entries(JSON.parse(JSON.stringify(sorted(config)))),
+  );
+  const shown = (value: unknown) => JSON.stringify(value) ?? "unset";
+  return [...new Set([...before.keys(), ...now.keys()])]
+    .map((name) => ({
+      name,
+      before: shown(before.get(name)),
+      now: shown(now.get(name)),
+    }))
+    .filter(({ before, now }) => before !== now);
+}
+
 /**
  * The state a run begins with.
  *
  * @param names Trained parameters.
  * @param own All of the concept's tensors, by name.
  * @param id Fingerprint of the run.
+ * @param config Its configuration.
  * @param resume A state to go on from; its tensors stay the caller's.
  * @throws If it belongs to another run.
  */
@@ -89,6 +120,7 @@ export function startState(
   names: readonly string[],
   own: ReadonlyMap<string, tf.Tensor>,
   id: string,
+  config: TrainConfig,
   resume: TrainState | undefined,
 ): TrainState {
   if (!resume) {
@@ -99,15 +131,25 @@ export function startState(
       adam: adamwInit(params),
       embeddingsStopped: false,
       fingerprint: id,
+      config: JSON.stringify(sorted(config)),
     };
   }
   if (resume.fingerprint !== id) {
-    throw cannot(
-      "resume training",
-      `a state of this run (the same pictures, as the same backend encodes ` +
-        `them, and settings: ${id})`,
-      resume.fingerprint,
-    );
+    const changed = changes(resume.config, config);
+    throw changed.length > 0
+      ? cannot(
+        `resume training at step ${resume.step}`,
+        `the settings that it was started with (${
+          changed.map(({ name, before }) => `${name} ${before}`).join(", ")
+        })`,
+        changed.map(({ name, now }) => `${name} ${now}`).join(", "),
+      )
+      : cannot(
+        `resume training at step ${resume.step}`,
+        `a state of this run (the same pictures and concept, as the same ` +
+          `backend encodes them: ${id})`,
+        resume.fingerprint,
+      );
   }
   const copy = (map: ReadonlyMap<string, tf.Tensor>) =>
     new Map([...map].map(([name, t]) => [name, t.clone()]));
@@ -161,6 +203,7 @@ export async function saveTrainState(
     adam_step: String(state.adam.step),
     embeddings_stopped: String(state.embeddingsStopped),
     fingerprint: state.fingerprint,
+    ...(state.config === undefined ? {} : { config: state.config }),
   });
 }
 
@@ -219,6 +262,7 @@ export async function loadTrainState(
       adam,
       embeddingsStopped: metadata.embeddings_stopped === "true",
       fingerprint: metadata.fingerprint,
+      config: metadata.config,
     };
   } catch (error) {
     disposeTensors(tensors);

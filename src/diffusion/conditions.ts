@@ -7,6 +7,7 @@
  */
 import * as tf from "@tensorflow/tfjs";
 import { cannot } from "../core/errors.ts";
+import { disposeTree } from "../core/tree.ts";
 import {
   combineControlNets,
   conditionFactor,
@@ -14,6 +15,7 @@ import {
   controlNet,
   type ControlNetConfig,
   type ControlNetResiduals,
+  loadControlNet,
   skipChannels,
 } from "../models/controlnet.ts";
 import type { UNetConfig } from "../models/config.ts";
@@ -22,6 +24,7 @@ import {
   combineAdapters,
   type CombineOptions,
   featureChannels,
+  loadT2IAdapter,
   type T2IAdapter,
   t2iAdapter,
   type T2IAdapterConfig,
@@ -140,6 +143,37 @@ export function misfits(
       ];
   return pairs.filter(([, expected, got]) => `${expected}` !== `${got}`)
     .map(([name, expected, got]) => `expected ${name} ${expected}, got ${got}`);
+}
+
+/**
+ * Loads the networks that conditions name, each once.
+ *
+ * @param conditions Network name and type of each condition.
+ * @param folders Folders by network name; names without one are left out.
+ * @returns Networks by name; their tensors are the caller's.
+ * @throws If a network is missing or misshapen; none is left then.
+ */
+export async function loadConditionNetworks(
+  conditions: readonly {
+    readonly network: string;
+    readonly type: ConditionNetwork["type"];
+  }[],
+  folders: Readonly<Record<string, string>>,
+): Promise<Record<string, ConditionNetwork>> {
+  const loaded: Record<string, ConditionNetwork> = {};
+  try {
+    for (const { network: name, type } of conditions) {
+      const folder = folders[name];
+      if (folder === undefined || loaded[name]) continue;
+      loaded[name] = type === "t2i_adapter"
+        ? { type, ...await loadT2IAdapter(folder) }
+        : { type, ...await loadControlNet(folder) };
+    }
+    return loaded;
+  } catch (error) {
+    disposeTree(Object.values(loaded).map(({ params }) => params));
+    throw error;
+  }
 }
 
 /**

@@ -84,7 +84,9 @@ const regionSchema = z.strictObject({
   negative: z.string().optional()
     .describe("What it stays away from; the layout's where it is left out"),
   priority: number.default(0)
-    .describe("Who is in front where regions overlap; equal ones share"),
+    .describe(
+      "Which region is in front where regions overlap; equal values share",
+    ),
   concepts: z.array(z.string()).default([])
     .describe("Names of concepts whose adapters act here, not fused"),
 });
@@ -206,7 +208,7 @@ export interface LayoutRegion {
   readonly prompt: string;
   /** The layout's own where it is left out. */
   readonly negative?: string | undefined;
-  /** Who is in front where regions overlap: the higher one. */
+  /** Which region is in front where regions overlap: the higher value. */
   readonly priority: number;
   /** Names of concepts whose adapters act here. */
   readonly concepts: readonly string[];
@@ -659,7 +661,7 @@ function checkOverlap(
   const areas = maps.map((map) => map.reduce((a, b) => a + b, 0));
   for (let j = 0; j < maps.length; j++) {
     for (let i = 0; i < j; i++) {
-      // Someone has decided who is in front.
+      // A priority is set, so the order is decided.
       if (regions[i].priority !== regions[j].priority) continue;
       const common = maps[j].reduce((sum, v, k) => sum + v * maps[i][k], 0);
       const part = common / Math.max(1, Math.min(areas[i], areas[j]));
@@ -668,7 +670,7 @@ function checkOverlap(
         path: `regions.${j}`,
         message: `shares ${Math.round(100 * part)} % of the smaller one with ` +
           `regions.${i} (limits.overlap is ${limits.overlap}; priorities ` +
-          "would say who is in front)",
+          "would say which region is in front)",
       });
     }
   }

@@ -1,6 +1,6 @@
 /**
  * A test of an evaluator of identity: does it notice when a subject's parts are
- * scrambled, when its shape is gone, or when it is somebody else?
+ * scrambled, when its shape is gone, or when it shows another identity?
  *
  * @module
  */

@@ -22,13 +22,12 @@ import type { SamplingSettings } from "../lab/specs.ts";
 import { evaluatorSet } from "../micro/evaluator_set.ts";
 import { decimal } from "../report/format.ts";
 import { type Table, tableOf } from "../report/table.ts";
-import type { AblationReport } from "./ablation_json.ts";
-import { compareArms } from "./claims.ts";
 import { classPictures } from "./evaluator.ts";
 import { referencePictures } from "./pictures.ts";
-import { EMBEDDINGS } from "./presets.ts";
 import { subjects } from "./subjects.ts";
-import { type AblationPlan, FUSIONS, table2 } from "./table2.ts";
+import { compareArms } from "./table2/claims.ts";
+import { type AblationPlan, drawTable2 } from "./table2/draw.ts";
+import type { AblationReport } from "./table2/json.ts";
 
 /** What an evaluator finds. */
 export interface Evaluation {
@@ -47,7 +46,7 @@ export interface Evaluation {
  *
  * @param report The report.
  */
-export function planOf(report: AblationReport): AblationPlan {
+export function ablationPlan(report: AblationReport): AblationPlan {
   const arms = Object.values(report.arms);
   return {
     settings: report.settings as unknown as AblationPlan["settings"],
@@ -56,7 +55,7 @@ export function planOf(report: AblationReport): AblationPlan {
     seeds: report.seeds,
     embeddings: [...new Set(arms.map(({ embedding }) => embedding))],
     fusions: [...new Set(arms.map(({ fusion }) => fusion))],
-    scale: report.scale,
+    ...{ scale: report.scale, partial: false },
   };
 }
 
@@ -94,7 +93,7 @@ export async function checkOther(
  * Scores a finished ablation's pictures with another evaluator.
  *
  * @param lab A lab whose store has the ablation.
- * @param plan Of the ablation; see {@linkcode planOf}.
+ * @param plan Of the ablation; see {@linkcode ablationPlan}.
  * @param evaluator The evaluator.
  * @param onProgress Called with how many pictures are done.
  */
@@ -113,9 +112,8 @@ export async function evaluate(
   }
   const rows: { arm: string; concept: string; values: number[] }[] = [];
   let done = 0;
-  for await (const record of table2(lab, plan, all)) {
-    if (record.type !== "drawn") continue;
-    const { arm, subject: { name: concept }, images } = record.pictures;
+  const { drawn } = await drawTable2(lab, plan, all);
+  for (const { arm, subject: { name: concept }, images } of drawn) {
     const pictures = await Promise.all(images.map((id) => lab.picture(id)));
     const found = await evaluator.embed(pictures);
     const own = references.get(concept)!;
@@ -139,8 +137,7 @@ export async function evaluate(
     ),
     ceiling: rounded(mean(ceiling)),
     comparisons: compareArms(nested, {
-      embeddings: plan.embeddings ?? EMBEDDINGS,
-      fusions: plan.fusions ?? FUSIONS,
+      ...{ embeddings: plan.embeddings, fusions: plan.fusions },
       conclusive: plan.scale !== "quick" && all.length > 1,
       scores: ["image"],
     }),

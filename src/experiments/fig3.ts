@@ -12,6 +12,15 @@
  * @module
  */
 import { cannot } from "../core/errors.ts";
+import {
+  flag,
+  listOf,
+  number,
+  oneOf,
+  optionName,
+  optionTable,
+  parsed,
+} from "../core/options.ts";
 import { fold, key } from "../core/random.ts";
 import type { TrainConfig } from "../customize/train.ts";
 import { finite, rounded, verdictOf } from "../evaluation/compare.ts";
@@ -23,12 +32,12 @@ import {
 import type { Lab } from "../lab/lab.ts";
 import { IN_DOMAIN, inDomain } from "../micro/in_domain.ts";
 import { PROMPTS_SHA256 } from "../micro/prompts.ts";
-import type { Report } from "../report/document.ts";
+import type { Report, ReportPart } from "../report/document.ts";
 import { decimal, type Interval, interval } from "../report/format.ts";
-import type { Sheet } from "../report/grid.ts";
 import { type Table, tableOf } from "../report/table.ts";
-import { type PictureRow, pictureRows } from "./pictures.ts";
-import type { ExperimentPreset } from "./presets.ts";
+import { experiment, type Outcome, type Plan } from "./experiment.ts";
+import { conceptPictures } from "./pictures.ts";
+import { RUN_OPTIONS } from "./presets.ts";
 import {
   type ArmScores,
   type Cell,
@@ -37,7 +46,7 @@ import {
   scoreCells,
   type ScoreName,
 } from "./scores.ts";
-import { checkSettings, type Subject, subjects, training } from "./subjects.ts";
+import { IDENTITY, type Subject, subjects, training } from "./subjects.ts";
 
 /** Whether the base model can draw a concept itself. */
 export type Domain = "in" | "out";
@@ -55,36 +64,51 @@ export const DOMAIN_METHODS: readonly DomainMethod[] = [
 
 const DOMAINS: readonly Domain[] = ["in", "out"];
 
+const OPTIONS = optionTable({
+  inDomain: {
+    name: "concepts",
+    type: listOf(parsed("NAME", (what, option, found) => {
+      if (inDomain(found)) return found;
+      const all = IN_DOMAIN.map(({ name }) => name).join(", ");
+      throw cannot(what, `${option} ${all}`, found);
+    })),
+    default: IN_DOMAIN.map(({ name }) => name),
+    help: "in-domain concepts",
+  },
+  outDomain: {
+    type: listOf(IDENTITY),
+    otherwise: "the twins of those",
+    help: "identities",
+  },
+  prompts: RUN_OPTIONS.prompts,
+  seeds: RUN_OPTIONS.seeds,
+  methods: {
+    name: "method",
+    type: listOf(oneOf(DOMAIN_METHODS)),
+    default: DOMAIN_METHODS,
+    help: DOMAIN_METHODS.join(", "),
+  },
+  alphas: {
+    type: listOf(number()),
+    otherwise: "0,0.7,1",
+    help: "strengths of adapters",
+  },
+  // A rate that is right beside an adapter leaves embeddings where they started.
+  lrEmbedding: {
+    type: number({ least: 0 }),
+    otherwise: "5e-3",
+    help: "rate of methods that have embeddings only",
+  },
+  lrBeside: {
+    type: number({ least: 0 }),
+    otherwise: "the preset's",
+    help: "rate of the embedding beside an adapter",
+  },
+  noFusion: { type: flag, help: "leave out the fused models" },
+});
+
 /** What is run. */
-export interface DomainPlan {
-  /** How concepts are trained, fused and drawn. */
-  readonly settings: ExperimentPreset;
-  /** In-domain concepts. @default all */
-  readonly inDomain?: readonly string[];
-  /** Identities. @default the twins of the in-domain concepts */
-  readonly outDomain?: readonly string[];
-  /** Prompts of each. */
-  readonly prompts: number;
-  /** Training seeds. */
-  readonly seeds: readonly number[];
-  /** Which methods. @default all */
-  readonly methods?: readonly DomainMethod[];
-  /** Strengths of adapters. @default 0, 0.7, 1 */
-  readonly alphas?: readonly number[];
-  /**
-   * Learning rate of methods that have embeddings only: a rate that is right
-   * beside an adapter leaves them where they started.
-   *
-   * @default 5e-3
-   */
-  readonly embeddingRate?: number;
-  /** Learning rate of the embedding beside an adapter. @default the preset's */
-  readonly adapterEmbeddingRate?: number;
-  /** Whether each domain's concepts are fused. @default true */
-  readonly fuse?: boolean;
-  /** Whether a verdict may be given. @default true */
-  readonly conclusive?: boolean;
-}
+export type DomainPlan = Plan<typeof OPTIONS>;
 
 /** One arm in one domain: means over concepts, seeds and prompts. */
 export interface DomainRow extends Readonly<Record<ScoreName, number | null>> {
@@ -126,49 +150,63 @@ export interface DomainReport {
   readonly shares: readonly EmbeddingShare[];
   /** Whether verdicts are given. */
   readonly conclusive: boolean;
-  /** Training seeds. */
-  readonly seeds: readonly number[];
-  /** How many prompts of each concept, and the hash of all. */
-  readonly prompts: { readonly perConcept: number; readonly sha256: string };
-  /** SHA-256 of base model and evaluation CLIP. */
-  readonly hashes: { readonly model: string; readonly clip: string };
+  /** Hash of all prompts. */
+  readonly promptsSha256: string;
+}
+
+/** In-domain against out-domain concepts. */
+export const fig3 = experiment({
+  name: "domain",
+  summary: "Concepts that the base model can draw, and ones that it cannot",
+  about: `Figure 3 of the paper: concepts that the base model can draw itself
+(in-domain; it draws their pictures first) and identities, which it cannot. What
+does the embedding alone hold, and what do the weights add?`,
+  options: OPTIONS,
+  scales: {
+    quick: {
+      help: "2 concepts of each domain, 4 prompts: mechanics only",
+      plan: { inDomain: ["ulla", "finn"], prompts: 4 },
+    },
+  },
+  check: checkMethods,
+  run: measure,
+});
+
+/** Refuses what the chosen methods have no use for. */
+function checkMethods(plan: DomainPlan): void {
+  const { methods } = plan;
+  const adapters = methods.filter((one) => one === "lora" || one === "ed-lora");
+  const refuse = (field: keyof typeof OPTIONS, expected: string) => {
+    if (plan[field] === undefined || plan[field] === false) return;
+    throw cannot(
+      "compare domains",
+      `${expected} in --method with ${optionName(field)}`,
+      methods.join(", "),
+    );
+  };
+  if (adapters.length === methods.length) {
+    refuse("lrEmbedding", "textual-inversion or p+");
+  }
+  if (adapters.length === 0) {
+    for (const field of ["lrBeside", "alphas", "noFusion"] as const) {
+      refuse(field, "lora or ed-lora");
+    }
+  }
 }
 
 type Arm = Pick<DomainRow, "domain" | "method" | "alpha" | "fusion">;
 
-/** The concepts of both domains. */
-function conceptsOf(plan: DomainPlan): Record<Domain, readonly string[]> {
-  const inside = plan.inDomain ?? IN_DOMAIN.map(({ name }) => name);
-  const outside = plan.outDomain ??
-    inside.map((name) => inDomain(name)?.twin ?? name);
-  const stranger = inside.find((name) => inDomain(name) === undefined);
-  if (stranger !== undefined) {
-    const all = IN_DOMAIN.map(({ name }) => name).join(", ");
-    throw cannot("compare domains", `in-domain concepts of ${all}`, stranger);
-  }
-  const insider = outside.find((name) => inDomain(name) !== undefined);
-  if (insider !== undefined) {
-    const wanted = "identities as out-domain concepts";
-    throw cannot("compare domains", wanted, insider);
-  }
-  const odd = plan.alphas?.find((alpha) => !Number.isFinite(alpha));
-  if (odd !== undefined) {
-    throw cannot("compare domains", "finite strengths", odd);
-  }
-  return { in: inside, out: outside };
-}
-
 /** What is changed in a method's training. */
 function changeOf(
-  { embeddingRate = 5e-3, adapterEmbeddingRate, settings }: DomainPlan,
+  { lrEmbedding = 5e-3, lrBeside, settings }: DomainPlan,
   method: DomainMethod,
 ): Partial<TrainConfig> {
   if (method === "textual-inversion" || method === "p+") {
-    return { lr: { embedding: embeddingRate, textEncoder: 0, unet: 0 } };
+    return { lr: { embedding: lrEmbedding, textEncoder: 0, unet: 0 } };
   }
   const { lr } = settings.train;
-  return lr && adapterEmbeddingRate !== undefined
-    ? { lr: { ...lr, embedding: adapterEmbeddingRate } }
+  return lr && lrBeside !== undefined
+    ? { lr: { ...lr, embedding: lrBeside } }
     : {};
 }
 
@@ -179,7 +217,7 @@ async function cellsOf(
   domain: Domain,
   own: readonly Subject[],
 ): Promise<Cell<Arm>[]> {
-  const { settings, methods = DOMAIN_METHODS, alphas = [0, 0.7, 1] } = plan;
+  const { settings, methods, alphas = [0, 0.7, 1], noFusion } = plan;
   const plain = { domain, alpha: null, fusion: "none" } as const;
   const base = { type: "base" } as const;
   const cells: Cell<Arm>[] = [];
@@ -210,7 +248,7 @@ async function cellsOf(
           });
         }
       }
-      if (!(plan.fuse ?? true) || !hasAdapter || own.length < 2) continue;
+      if (noFusion || !hasAdapter || own.length < 2) continue;
       const fusion = method === "lora" ? "weight" : "gradient";
       const [{ model }] = await lab.fuse([{
         concepts: singles.map(({ model }) => model.id),
@@ -228,25 +266,17 @@ async function cellsOf(
   return cells;
 }
 
-/**
- * Runs the experiment.
- *
- * @param lab The lab.
- * @param plan What is run.
- * @returns Rows and shares, and the pictures of the first prompts.
- * @throws Before work starts, if an option is wrong.
- */
-export async function fig3(
+/** Trains, draws and scores both domains. */
+async function measure(
   lab: Lab,
   plan: DomainPlan,
-): Promise<{ report: DomainReport; pictures: PictureRow[] }> {
-  const { settings, seeds, prompts } = plan;
-  checkSettings(settings, seeds);
-  const concepts = conceptsOf(plan);
+): Promise<Outcome<DomainReport>> {
+  const { settings, prompts, inDomain: inside, outDomain } = plan;
   const { sampling } = settings;
+  const outside = outDomain ?? inside.map((name) => inDomain(name)!.twin);
   const own = {
-    in: await subjects(lab, concepts.in, prompts, sampling),
-    out: await subjects(lab, concepts.out, prompts, sampling),
+    in: await subjects(lab, inside, prompts, sampling),
+    out: await subjects(lab, outside, prompts, sampling),
   };
   const cells = [
     ...await cellsOf(lab, plan, "in", own.in),
@@ -257,7 +287,7 @@ export async function fig3(
   const rows: DomainRow[] = [];
   const shares: EmbeddingShare[] = [];
   for (const domain of DOMAINS) {
-    const names = concepts[domain];
+    const names = own[domain].map(({ name }) => name);
     const inside = arms.filter(({ arm }) => arm.domain === domain);
     const values = (found: ArmScores<Arm>) => (score: ScoreName | "heldout") =>
       conceptMeans(found.rows, names, score);
@@ -291,17 +321,12 @@ export async function fig3(
       shares.push({ domain, method: method as DomainMethod, share });
     }
   }
-  return {
-    report: {
-      rows,
-      shares,
-      conclusive: plan.conclusive ?? true,
-      seeds: [...seeds],
-      prompts: { perConcept: prompts, sha256: PROMPTS_SHA256 },
-      hashes: { model: lab.hashes.model, clip: lab.hashes.clip },
-    },
-    pictures: pictureRows(drawn, domainLabel, 1),
+  const data: DomainReport = {
+    ...{ rows, shares, promptsSha256: PROMPTS_SHA256 },
+    conclusive: plan.scale !== "quick",
   };
+  const sheet = await conceptPictures(lab, "domain", drawn, domainLabel, 1);
+  return { data, report: domainReport(data, sheet) };
 }
 
 /** Means of an arm; of a score without values, none. */
@@ -393,9 +418,12 @@ export function shareTable({ shares }: Pick<DomainReport, "shares">): Table {
  * The whole report.
  *
  * @param report The numbers.
- * @param sheet Pictures of the same noise, an arm per column.
+ * @param pictures Pictures of the same noise, an arm per column.
  */
-export function domainReport(report: DomainReport, sheet: Sheet): Report {
+export function domainReport(
+  report: DomainReport,
+  pictures: ReportPart,
+): Report {
   return {
     name: "domain",
     title: "in-domain and out-domain concepts",
@@ -408,12 +436,7 @@ export function domainReport(report: DomainReport, sheet: Sheet): Report {
         table: shareTable(report),
         brief: true,
       },
-      {
-        type: "pictures",
-        name: "domain",
-        title: "Same noise in every column",
-        sheet,
-      },
+      pictures,
     ],
   };
 }

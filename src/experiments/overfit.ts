@@ -1,47 +1,69 @@
 /**
- * Does a concept generalise from its pictures or is it learned by heart? The
+ * Does a concept generalise from its pictures or does it memorise them? The
  * denoising error on pictures that were trained on and on pictures that were
  * not, against layers, learning rate, steps and number of pictures.
  *
  * @module
  */
 import { cannot } from "../core/errors.ts";
-import type { TargetName } from "../customize/lora.ts";
+import { listOf, number, oneOf, optionTable, whole } from "../core/options.ts";
+import { TARGET_NAMES, type TargetName } from "../customize/lora.ts";
 import { finite, rounded } from "../evaluation/compare.ts";
 import { mean, tInterval } from "../evaluation/statistics.ts";
 import type { Lab } from "../lab/lab.ts";
 import type { ModelRef, PictureSet } from "../lab/specs.ts";
-import type { Report } from "../report/document.ts";
+import { TRAIN_IMAGES } from "../micro/concepts.ts";
+import type { Report, ReportPart } from "../report/document.ts";
 import { plot } from "../report/figure.ts";
 import { decimal, type Interval, interval } from "../report/format.ts";
-import type { Sheet } from "../report/grid.ts";
 import { type Table, tableOf } from "../report/table.ts";
-import { type PictureRow, pictureRows } from "./pictures.ts";
-import type { EmbeddingName, ExperimentPreset } from "./presets.ts";
+import { experiment, type Outcome, type Plan } from "./experiment.ts";
+import { conceptPictures } from "./pictures.ts";
+import { type EmbeddingName, RUN_OPTIONS } from "./presets.ts";
 import { type Cell, drawCells } from "./scores.ts";
-import { checkSettings, type Subject, subjects, training } from "./subjects.ts";
+import {
+  CONCEPTS,
+  DEVELOPMENT_CONCEPTS,
+  type Subject,
+  subjects,
+  training,
+} from "./subjects.ts";
+
+const OPTIONS = optionTable({
+  concepts: {
+    type: CONCEPTS,
+    default: DEVELOPMENT_CONCEPTS,
+    help: "names of identities",
+  },
+  embeddings: { ...RUN_OPTIONS.embeddings, default: ["edlora"] },
+  layers: {
+    type: listOf(oneOf(TARGET_NAMES)),
+    default: ["attention", "linear", "all"],
+    help: `layers with an adapter: ${TARGET_NAMES.join(", ")}`,
+  },
+  rates: {
+    name: "lr-unet",
+    type: listOf(number({ least: 0 })),
+    otherwise: "the preset's",
+    help: "learning rates of the UNet's adapter",
+  },
+  lengths: {
+    name: "train-steps",
+    type: listOf(whole({ least: 1 })),
+    otherwise: "the preset's",
+    help: "training steps of a concept",
+  },
+  pictures: {
+    type: listOf(whole({ least: 1, most: TRAIN_IMAGES })),
+    otherwise: "all",
+    help: "pictures of a concept that are trained on, from the first",
+  },
+  prompts: { ...RUN_OPTIONS.prompts, default: 2 },
+  seeds: RUN_OPTIONS.seeds,
+});
 
 /** What is run: every combination of the lists. */
-export interface OverfitPlan {
-  /** How concepts are trained and drawn. */
-  readonly settings: ExperimentPreset;
-  /** Proper names of identities. */
-  readonly concepts: readonly string[];
-  /** Which embeddings. */
-  readonly embeddings: readonly EmbeddingName[];
-  /** Which layers have an adapter. */
-  readonly layers: readonly TargetName[];
-  /** Learning rates of the UNet's adapter. @default the preset's */
-  readonly rates?: readonly number[];
-  /** Training steps. @default the preset's */
-  readonly steps?: readonly number[];
-  /** Pictures that are trained on, the first ones. @default all */
-  readonly pictures?: readonly number[];
-  /** Prompts of each concept that are drawn. */
-  readonly prompts: number;
-  /** Training seeds. */
-  readonly seeds: readonly number[];
-}
+export type OverfitPlan = Plan<typeof OPTIONS>;
 
 /** How concepts were trained; the class word on the base model is null. */
 export type OverfitArm = {
@@ -80,7 +102,7 @@ type Trained = NonNullable<OverfitArm>;
 function armsOf(plan: OverfitPlan): Trained[] {
   const { settings: { train }, embeddings, layers } = plan;
   const rates = plan.rates ?? [train.lr!.unet];
-  const lengths = plan.steps ?? [train.steps!];
+  const lengths = plan.lengths ?? [train.steps!];
   const counts = plan.pictures ?? [null];
   return embeddings.flatMap((embedding) =>
     layers.flatMap((targets) =>
@@ -95,15 +117,6 @@ function armsOf(plan: OverfitPlan): Trained[] {
   );
 }
 
-function check(plan: OverfitPlan, all: readonly Subject[]): void {
-  checkSettings(plan.settings, plan.seeds);
-  for (const { name, train } of all) {
-    if (train.of !== "art") {
-      throw cannot("compare training pictures", "identities", name);
-    }
-  }
-}
-
 /** The first pictures of a set. */
 function first(set: PictureSet, count: number | null): PictureSet {
   return set.of === "art" && count !== null ? { ...set, count } : set;
@@ -114,23 +127,38 @@ interface Measured extends Cell<OverfitArm> {
   readonly pictures: PictureSet;
 }
 
-/**
- * Runs the experiment.
- *
- * @param lab The lab.
- * @param plan What is run.
- * @returns A row per combination, the class word first, and pictures of the
- * first seed.
- * @throws Before work starts, if an option is wrong.
- */
-export async function overfit(
+/** Training error against held-out error. */
+export const overfit = experiment({
+  name: "overfit",
+  summary:
+    "Training error against held-out error, by layers, rate, steps and " +
+    "pictures (development concepts)",
+  about: `Does a concept generalise or does it memorise its pictures? Every
+combination of layers, learning rates, steps and numbers of pictures is trained;
+the masked denoising error is measured on training pictures and on held-out ones.`,
+  options: OPTIONS,
+  without: ["trainSteps"],
+  scales: {
+    quick: {
+      help: "1 concept, 20 training steps: mechanics only",
+      plan: { concepts: DEVELOPMENT_CONCEPTS.slice(0, 1), lengths: [20] },
+    },
+  },
+  run: measure,
+});
+
+/** Trains every combination and measures both errors; the class word is first. */
+async function measure(
   lab: Lab,
   plan: OverfitPlan,
-): Promise<{ rows: OverfitRow[]; pictures: PictureRow[] }> {
+): Promise<Outcome<{ readonly rows: readonly OverfitRow[] }>> {
   const { settings, seeds } = plan;
   const { sampling } = settings;
   const all = await subjects(lab, plan.concepts, plan.prompts, sampling);
-  check(plan, all);
+  const drawnSet = all.find(({ train }) => train.of !== "art");
+  if (drawnSet) {
+    throw cannot("compare training pictures", "identities", drawnSet.name);
+  }
   const arms = armsOf(plan);
   const base: ModelRef = { type: "base" };
   const cells: Measured[] = seeds.flatMap((seed) =>
@@ -196,10 +224,9 @@ export async function overfit(
       ),
     };
   };
-  return {
-    rows: [null, ...arms].map(rowOf),
-    pictures: pictureRows(drawn, overfitLabel, 1),
-  };
+  const rows = [null, ...arms].map(rowOf);
+  const sheet = await conceptPictures(lab, "overfit", drawn, overfitLabel, 1);
+  return { data: { rows }, report: overfitReport(rows, sheet) };
 }
 
 /**
@@ -218,7 +245,7 @@ export function overfitLabel(arm: OverfitArm): string {
 /**
  * The rows as a table.
  *
- * @param rows From {@linkcode overfit}.
+ * @param rows Rows of {@linkcode overfit}.
  */
 export function overfitTable(rows: readonly OverfitRow[]): Table {
   const both = (name: string) => ({ concepts }: OverfitRow) =>
@@ -241,12 +268,12 @@ export function overfitTable(rows: readonly OverfitRow[]): Table {
 /**
  * The whole report.
  *
- * @param rows From {@linkcode overfit}.
- * @param sheet Pictures of the same noise, an arm per column.
+ * @param rows Rows of {@linkcode overfit}.
+ * @param pictures Pictures of the same noise, an arm per column.
  */
 export function overfitReport(
   rows: readonly OverfitRow[],
-  sheet: Sheet,
+  pictures: ReportPart,
 ): Report {
   const trained = rows.filter(({ arm }) => arm);
   const x = trained.map(({ arm }) => overfitLabel(arm));
@@ -271,12 +298,7 @@ export function overfitReport(
           ],
         }),
       },
-      {
-        type: "pictures",
-        name: "overfit",
-        title: "Same noise in every column",
-        sheet,
-      },
+      pictures,
     ],
   };
 }

@@ -8,74 +8,52 @@ import type { Pixels } from "../io/png.ts";
 import type { Lab } from "../lab/lab.ts";
 import { conceptImage, REFERENCE_IMAGES } from "../micro/concepts.ts";
 import { promptText } from "../micro/prompts.ts";
+import type { ReportPart } from "../report/document.ts";
 import type { Sheet } from "../report/grid.ts";
 import type { Drawn } from "./scores.ts";
 import type { Subject } from "./subjects.ts";
 
-/** Pictures of one concept and prompt, the same noise in every arm. */
-export interface PictureRow {
-  /** The concept. */
-  readonly subject: Subject;
-  /** The prompt, with the proper name. */
-  readonly text: string;
-  /** Names of pictures in the store, by arm. */
-  readonly images: ReadonlyMap<string, string>;
-}
-
 /**
- * Pictures of the first seed for a sheet.
+ * A sheet of the first seed's pictures: a prompt per row, the concept's first
+ * reference and an arm per column, the same noise in every column.
  *
+ * @param lab The lab.
+ * @param name Name of the picture file.
  * @param drawn What was drawn.
  * @param labelOf What an arm is called.
- * @param perConcept Prompts of each concept, from different groups.
+ * @param perConcept Prompts per concept, from different groups.
  */
-export function pictureRows<Arm>(
+export async function conceptPictures<Arm>(
+  lab: Lab,
+  name: string,
   drawn: readonly Drawn<Arm>[],
   labelOf: (arm: Arm) => string,
   perConcept: number,
-): PictureRow[] {
+): Promise<ReportPart> {
   const first = drawn.filter(({ seed }) => seed === drawn[0].seed);
+  const arms = [...new Set(first.map(({ arm }) => labelOf(arm)))];
   const own = Map.groupBy(first, ({ subject }) => subject);
-  return [...own].flatMap(([subject, cells]) => {
-    const { prompts, name } = subject;
+  const rows = [...own].flatMap(([subject, cells]) => {
+    const { prompts } = subject;
     const step = Math.max(1, Math.floor(prompts.length / perConcept));
-    return prompts.flatMap((prompt, i) =>
-      i % step !== 0 || i / step >= perConcept ? [] : [{
-        subject,
-        text: promptText(prompt, name),
-        images: new Map(
-          cells.map(({ arm, images }) => [labelOf(arm), images[i]]),
-        ),
-      }]
-    );
+    const chosen = [...prompts.keys()].filter((i) => i % step === 0);
+    return chosen.slice(0, perConcept).map((i) => ({ subject, cells, i }));
   });
-}
-
-/**
- * A sheet of pictures, the concept's first reference in the first column.
- *
- * @param lab The lab.
- * @param rows From {@linkcode pictureRows}.
- */
-export async function conceptSheet(
-  lab: Lab,
-  rows: readonly PictureRow[],
-): Promise<Sheet> {
-  const arms = [...new Set(rows.flatMap(({ images }) => [...images.keys()]))];
-  return {
+  const sheet: Sheet = {
     columns: ["reference", ...arms],
-    rows: await Promise.all(rows.map(async ({ subject, text, images }) => ({
+    rows: await Promise.all(rows.map(async ({ subject, cells, i }) => ({
       label: subject.name,
-      note: text,
+      note: promptText(subject.prompts[i], subject.name),
       cells: [
         ...await referencePictures(lab, subject, 1),
-        ...await Promise.all(arms.map(async (arm) => {
-          const id = images.get(arm);
-          return id === undefined ? undefined : await lab.picture(id);
+        ...await Promise.all(arms.map(async (label) => {
+          const cell = cells.find(({ arm }) => labelOf(arm) === label);
+          return cell && await lab.picture(cell.images[i]);
         })),
       ],
     }))),
   };
+  return { type: "pictures", name, title: "Same noise in every column", sheet };
 }
 
 /**

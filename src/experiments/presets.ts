@@ -6,7 +6,14 @@
  *
  * @module
  */
-import { cannot } from "../core/errors.ts";
+import {
+  listOf,
+  number,
+  oneOf,
+  optionTable,
+  type Values,
+  whole,
+} from "../core/options.ts";
 import type { MethodName, Preset } from "../customize/methods.ts";
 import type { TrainConfig } from "../customize/train.ts";
 import type { GradientSettings, SamplingSettings } from "../lab/specs.ts";
@@ -121,15 +128,77 @@ export const PRESETS: Readonly<
   },
 };
 
+/** An option that changes a preset. */
+export type SettingName =
+  | "preset"
+  | "rank"
+  | "trainSteps"
+  | "steps"
+  | "guidance";
+
+/** Options that change a preset. */
+export const SETTING_OPTIONS = optionTable({
+  preset: {
+    type: oneOf(["ablation", "official"]),
+    otherwise: "ablation",
+    help: "preset that the other settings change: ablation or official",
+  },
+  rank: { type: whole({ least: 1 }), help: "rank of the adapters" },
+  trainSteps: {
+    type: whole({ least: 1 }),
+    help: "training steps of a concept",
+  },
+  steps: { type: whole({ least: 1, most: 1000 }), help: "sampling steps" },
+  guidance: { type: number(), help: "guidance scale" },
+});
+
+/** Values of {@linkcode SETTING_OPTIONS}. */
+export type SettingValues = Partial<Values<typeof SETTING_OPTIONS>>;
+
 /**
- * A preset by name.
+ * A preset, changed by options.
  *
- * @param name The name.
- * @throws If there is none.
+ * @param values Of {@linkcode SETTING_OPTIONS}.
  */
-export function presetOf(name: string): ExperimentPreset {
-  if (!Object.hasOwn(PRESETS, name)) {
-    throw cannot("choose a preset", Object.keys(PRESETS).join(" or "), name);
-  }
-  return PRESETS[name as keyof typeof PRESETS];
+export function settingsOf(values: SettingValues): ExperimentPreset {
+  const preset = PRESETS[values.preset ?? "ablation"];
+  const { train, sampling } = preset;
+  return {
+    ...preset,
+    rank: values.rank ?? preset.rank,
+    train: { ...train, steps: values.trainSteps ?? train.steps },
+    sampling: {
+      ...sampling,
+      steps: values.steps ?? sampling.steps,
+      guidance: values.guidance ?? sampling.guidance,
+    },
+  };
 }
+
+/**
+ * Numbers of settings, as the options that change them.
+ *
+ * @param settings The settings.
+ */
+export function settingValues(
+  { rank, train, sampling: { steps, guidance } }: ExperimentPreset,
+): SettingValues {
+  return { rank, trainSteps: train.steps, steps, guidance };
+}
+
+/** Options of most experiments: prompts, training seeds, embeddings. */
+export const RUN_OPTIONS = optionTable({
+  prompts: {
+    name: "n",
+    type: whole({ least: 1, most: 20 }),
+    default: 20,
+    help: "prompts per concept",
+  },
+  seeds: { type: listOf(whole()), default: [0], help: "training seeds" },
+  embeddings: {
+    name: "method",
+    type: listOf(oneOf(EMBEDDINGS)),
+    default: EMBEDDINGS,
+    help: EMBEDDINGS.join(", "),
+  },
+});

@@ -5,6 +5,7 @@
  * @module
  */
 import { cannot } from "../core/errors.ts";
+import { listOf, type OptionType, parsed } from "../core/options.ts";
 import { method, type MethodName } from "../customize/methods.ts";
 import type { TrainConfig } from "../customize/train.ts";
 import type { Lab } from "../lab/lab.ts";
@@ -29,6 +30,7 @@ import {
   type Prompt,
   promptText,
 } from "../micro/prompts.ts";
+import { identityOf } from "../micro/concepts.ts";
 import { IDENTITIES } from "../micro/world.ts";
 import {
   type EmbeddingName,
@@ -39,6 +41,21 @@ import {
 /** The identities that settings are chosen on, never reported. */
 export const DEVELOPMENT_CONCEPTS: readonly string[] = IDENTITIES
   .filter(({ split }) => split === "development").map(({ name }) => name);
+
+/** Name of an identity or of an in-domain concept. */
+export const CONCEPT: OptionType<string> = parsed(
+  "NAME",
+  (_what, _option, name) => conceptOf(name).name,
+);
+
+/** Name of an identity. */
+export const IDENTITY: OptionType<string> = parsed(
+  "NAME",
+  (_what, _option, name) => identityOf(name).name,
+);
+
+/** Names between commas. */
+export const CONCEPTS: OptionType<readonly string[]> = listOf(CONCEPT);
 
 /** A concept, and those of its prompts that are used. */
 export interface Subject {
@@ -70,34 +87,6 @@ export function oneDomain(names: readonly string[]): void {
     "identities only, or in-domain concepts only",
     names.join(", "),
   );
-}
-
-/**
- * Refuses settings that make no sense.
- *
- * @param settings The preset.
- * @param seeds Training seeds.
- * @throws If a number is out of bounds, or a seed comes twice.
- */
-export function checkSettings(
-  { sampling, rank }: ExperimentPreset,
-  seeds: readonly number[],
-): void {
-  const what = "start an experiment";
-  if (!Number.isInteger(sampling.steps) || sampling.steps < 1) {
-    throw cannot(what, "sampling steps ≥ 1", sampling.steps);
-  }
-  if (!Number.isFinite(sampling.guidance)) {
-    throw cannot(what, "a finite guidance scale", sampling.guidance);
-  }
-  if (!Number.isInteger(rank) || rank < 1) {
-    throw cannot(what, "a rank ≥ 1", rank);
-  }
-  if (seeds.length === 0) throw cannot(what, "a seed", "none");
-  const odd = seeds.find((seed, i) =>
-    !Number.isSafeInteger(seed) || seeds.indexOf(seed) !== i
-  );
-  if (odd !== undefined) throw cannot(what, "different whole seeds", odd);
 }
 
 /**

@@ -4,7 +4,15 @@
  *
  * @module
  */
+import { z } from "zod";
 import { cannot } from "../core/errors.ts";
+import {
+  file,
+  listOf,
+  number,
+  type OptionTable,
+  optionTable,
+} from "../core/options.ts";
 import { fold, key } from "../core/random.ts";
 import type { TrainConfig } from "../customize/train.ts";
 import { finite, rounded, verdictOf } from "../evaluation/compare.ts";
@@ -14,12 +22,19 @@ import {
   retainedShare,
 } from "../evaluation/statistics.ts";
 import { capacityOf, SD_CAPACITY } from "../fusion/capacity.ts";
+import { readJson } from "../io/files.ts";
 import type { Lab } from "../lab/lab.ts";
 import type { FuseSpec } from "../lab/specs.ts";
 import { disposeModel, loadModel } from "../models/model.ts";
 import { decimal, type Interval, interval } from "../report/format.ts";
 import { type Column, type Table, tableOf } from "../report/table.ts";
-import type { EmbeddingName, ExperimentPreset } from "./presets.ts";
+import { type Experiment, experiment, type Plan } from "./experiment.ts";
+import {
+  type EmbeddingName,
+  type ExperimentPreset,
+  RUN_OPTIONS,
+  TEST_CONCEPTS,
+} from "./presets.ts";
 import {
   type ArmScores,
   type Cell,
@@ -28,7 +43,14 @@ import {
   scoreCells,
   type ScoreName,
 } from "./scores.ts";
-import { checkSettings, oneDomain, subjects, training } from "./subjects.ts";
+import {
+  CONCEPT,
+  CONCEPTS,
+  DEVELOPMENT_CONCEPTS,
+  oneDomain,
+  subjects,
+  training,
+} from "./subjects.ts";
 
 /** What is swept. */
 export interface SweepPlan {
@@ -101,9 +123,7 @@ export interface SweepRow
   readonly overWeight?: Interval;
 }
 
-function check(plan: SweepPlan): void {
-  const { concepts, counts = [], ranks = [], settings, seeds } = plan;
-  checkSettings(settings, seeds);
+function check({ concepts, counts = [], ranks = [] }: SweepPlan): void {
   oneDomain(concepts);
   for (const n of counts) {
     if (!Number.isInteger(n) || n < 1 || n > concepts.length) {
@@ -362,3 +382,204 @@ export function bestLambdas(
     Object.entries(best).map(([embedding, row]) => [embedding, row.value!]),
   );
 }
+
+const rate = z.number().nonnegative();
+
+/** A file of --variants: what may be changed in a training configuration. */
+const VARIANTS = z.record(
+  z.string(),
+  z.strictObject({
+    steps: z.int().positive(),
+    batch: z.int().positive(),
+    lr: z.strictObject({ embedding: rate, textEncoder: rate, unet: rate }),
+    schedule: z.enum(["linear", "constant"]),
+    warmup: z.int().nonnegative(),
+    weightDecay: rate,
+    clipNorm: rate,
+    noiseOffset: rate,
+    masked: z.boolean(),
+    freezeDown: z.boolean(),
+  }).partial(),
+);
+
+/** A file of --templates. */
+const TEMPLATES = z.array(z.string().includes("{}")).min(1);
+
+/** Options of every sweep. */
+const OPTIONS = optionTable({
+  concepts: { type: CONCEPTS, default: TEST_CONCEPTS, help: "concepts" },
+  distractors: {
+    type: listOf(CONCEPT, true),
+    default: [],
+    help: "concepts that are fused with them and not scored; in-domain ones " +
+      "(niko, finn, ulla, zara) may be among them",
+  },
+  ...RUN_OPTIONS,
+  values: {
+    type: listOf(number()),
+    default: [] as readonly number[],
+    help: "what is swept",
+  },
+  variants: {
+    type: file,
+    help: 'training configurations, each in turn: {"name": {"steps": 200}}',
+  },
+  templates: {
+    type: file,
+    otherwise: '["photo of a {}", "{}"]',
+    help: "prompts that gradient fusion's features come from, as a JSON list",
+  },
+});
+
+/** What one sweep varies. */
+interface Sweep {
+  readonly name: string;
+  readonly summary: string;
+  /** Concepts by default: of one split, so that none is tuned and reported. */
+  readonly split: "test" | "development";
+  /** What --values are; nothing if there are none. */
+  readonly values?: {
+    readonly what: string;
+    readonly default: readonly number[];
+  };
+  /** What is varied in the plan. */
+  readonly vary: (
+    values: readonly number[],
+    settings: ExperimentPreset,
+  ) => Partial<SweepPlan>;
+  /** A line below the table. */
+  readonly note?: (rows: readonly SweepRow[]) => string;
+}
+
+/** Reads the files that a sweep names, and varies what it varies. */
+async function sweepPlan(
+  { name, vary }: Sweep,
+  plan: Plan<typeof OPTIONS>,
+): Promise<SweepPlan> {
+  const { settings, templates, variants, values } = plan;
+  const varied = vary(values ?? [], settings);
+  if (templates !== undefined && !varied.ridges) {
+    throw cannot(name, "gradient fusion for --templates", "none");
+  }
+  if (plan.distractors.length > 0 && !varied.ridges && !varied.lambdas) {
+    throw cannot(name, "fused concepts for --distractors", "none");
+  }
+  const { gradient } = settings;
+  return {
+    ...plan,
+    ...varied,
+    settings: templates === undefined ? settings : {
+      ...settings,
+      gradient: {
+        ...gradient,
+        templates: await readJson(templates, TEMPLATES),
+      },
+    },
+    variants: variants === undefined
+      ? undefined
+      : await readJson(variants, VARIANTS) as Record<
+        string,
+        Partial<TrainConfig>
+      >,
+  };
+}
+
+function sweepExperiment(what: Sweep): Experiment<typeof OPTIONS> {
+  const { name, summary, split, values, note } = what;
+  const { values: list, ...others } = {
+    ...OPTIONS,
+    concepts: {
+      ...OPTIONS.concepts,
+      default: split === "test" ? TEST_CONCEPTS : DEVELOPMENT_CONCEPTS,
+      help: `the ${split} concepts`,
+    },
+    variants: { ...OPTIONS.variants, needed: name === "tune" },
+  };
+  const options: OptionTable = values
+    ? {
+      values: { ...list, default: values.default, help: values.what },
+      ...others,
+    }
+    : others;
+  return experiment({
+    ...{ name, summary, about: `${summary}.` },
+    options: options as typeof OPTIONS,
+    scales: {
+      quick: {
+        help: "2 concepts, 2 prompts, 2 values: mechanics only, no conclusion",
+        plan: {
+          concepts: others.concepts.default.slice(0, 2),
+          prompts: 2,
+          ...(values && {
+            // No more concepts can be fused than there are.
+            values: name === "count" ? [2] : values.default.slice(0, 2),
+          }),
+        },
+      },
+    },
+    // Those of the rank sweep are its values.
+    without: name === "rank" ? ["rank"] : [],
+    check: async (plan) => check(await sweepPlan(what, plan)),
+    async run(lab, plan) {
+      const rows = await sweep(lab, await sweepPlan(what, plan));
+      const table = sweepTable(rows, plan.concepts);
+      return {
+        data: { rows },
+        report: {
+          ...{ name, title: summary, lead: [] },
+          parts: [{ type: "table", table, brief: true }],
+        },
+        note: note?.(rows),
+      };
+    },
+  });
+}
+
+/** Scores against one setting each. */
+export const SWEEPS: readonly Experiment<typeof OPTIONS>[] = [
+  sweepExperiment({
+    name: "lambda",
+    summary: "Weight fusion against its factor λ (development concepts)",
+    split: "development",
+    values: { what: "factors", default: [0.15, 0.35, 0.5, 0.6, 0.7, 0.85, 1] },
+    vary: (lambdas) => ({ lambdas }),
+    note: (rows) =>
+      `best λ: ${
+        Object.entries(bestLambdas(rows))
+          .map(([arm, value]) => `${arm} ${value}`).join(", ")
+      }`,
+  }),
+  sweepExperiment({
+    name: "ridge",
+    summary: "Gradient fusion against its ridge (development concepts)",
+    split: "development",
+    values: { what: "ridges", default: [1e-6, 1e-3, 0.1, 0.3, 1, 3] },
+    vary: (ridges) => ({ ridges }),
+  }),
+  sweepExperiment({
+    name: "count",
+    summary: "Scores against the number of fused concepts (test concepts)",
+    split: "test",
+    values: { what: "numbers of concepts", default: [2, 4, 6, 9, 12] },
+    vary: (counts, { bestLambda, gradient }) => ({
+      counts,
+      lambdas: Object.values(bestLambda),
+      ridges: [gradient.ridge],
+    }),
+  }),
+  sweepExperiment({
+    name: "tune",
+    summary: "Single concepts under several training configurations " +
+      "(development concepts)",
+    split: "development",
+    vary: () => ({}),
+  }),
+  sweepExperiment({
+    name: "rank",
+    summary: "Single, weight- and gradient-fused concepts at several ranks, " +
+      "beside n·r/d (test concepts)",
+    split: "test",
+    values: { what: "ranks", default: [1, 2, 4] },
+    vary: (ranks, { gradient }) => ({ ranks, ridges: [gradient.ridge] }),
+  }),
+];

@@ -12,18 +12,22 @@
  */
 
 export {
-  ablation,
-  type AblationNumbers,
-  finishedSeeds,
-} from "../experiments/ablation.ts";
-export {
-  type AblationPictures,
-  type AblationPlan,
-  type AblationRecord,
-  type FusionName,
-  FUSIONS,
-  table2,
-} from "../experiments/table2.ts";
+  type Experiment,
+  type Outcome,
+  type Plan,
+  planOf,
+  type Scale,
+  type Scaled,
+} from "../experiments/experiment.ts";
+export type {
+  FlagType,
+  Option,
+  OptionTable,
+  OptionType,
+  ValueOf,
+  Values,
+} from "../core/options.ts";
+export { EXPERIMENTS } from "../experiments/registry.ts";
 export {
   ablationReport,
   ablationTable,
@@ -35,37 +39,34 @@ export {
   scoreFigure,
   tradeFigure,
   trainingFigure,
-} from "../experiments/ablation_table.ts";
+} from "../experiments/table2/table.ts";
 export {
+  type AblationNumbers,
   type AblationReport,
-  ablationSchema,
   type Arm,
   type LayerFit,
+  readAblation,
   type ScoreRow,
   type Scores,
-} from "../experiments/ablation_json.ts";
+} from "../experiments/table2/json.ts";
 export {
   type EvaluatorOutcome,
   testEvaluator,
 } from "../experiments/evaluator.ts";
 export {
   checkOther,
-  evaluate,
   type Evaluation,
   evaluationTable,
-  planOf,
 } from "../experiments/evaluators.ts";
 export {
   type Domain,
   domainLabel,
   type DomainMethod,
-  type DomainPlan,
   type DomainReport,
   domainReport,
   type DomainRow,
   domainTable,
   type EmbeddingShare,
-  fig3,
   shareTable,
 } from "../experiments/fig3.ts";
 export {
@@ -75,7 +76,6 @@ export {
   type RegionScore,
   type RegionScoreKind,
 } from "../experiments/fig5/score.ts";
-export { fig5, type RegionPlan } from "../experiments/fig5/run.ts";
 export { REGION_ARMS } from "../experiments/fig5/scenes.ts";
 export { regionSheets } from "../experiments/fig5/sheets.ts";
 export {
@@ -83,6 +83,7 @@ export {
   type RegionCell,
   regionFigures,
   regionLabel,
+  type RegionNumbers,
   type RegionReport,
   type RegionSites,
   regionsReport,
@@ -93,16 +94,12 @@ export {
   resolutionTable,
   type TimedPart,
 } from "../experiments/fig5/table.ts";
-export {
-  conceptSheet,
-  type PictureRow,
-  pictureRows,
-} from "../experiments/pictures.ts";
+export { conceptPictures } from "../experiments/pictures.ts";
 export {
   type EmbeddingName,
   type ExperimentPreset,
-  presetOf,
   PRESETS,
+  type SettingName,
 } from "../experiments/presets.ts";
 export type {
   Cell,
@@ -121,10 +118,8 @@ export {
   sweepTable,
 } from "../experiments/sweeps.ts";
 export {
-  overfit,
   type OverfitArm,
   overfitLabel,
-  type OverfitPlan,
   overfitReport,
   type OverfitRow,
   overfitTable,

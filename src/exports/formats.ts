@@ -33,6 +33,7 @@ export {
   type PickleValue,
 } from "../formats/pickle.ts";
 export { decodePng } from "../io/png.ts";
+export { textsOf, withTexts } from "../io/png_text.ts";
 export {
   BACKGROUND,
   type Colour,

@@ -28,6 +28,15 @@ export {
   type SolveOptions,
 } from "../fusion/layer.ts";
 export {
+  iteris,
+  iterisLayer,
+  type IterisOptions,
+  type IterisRecord,
+  type IterisSolution,
+  type IterisTerm,
+} from "../fusion/iteris.ts";
+export {
+  captionGram,
   constrainedMerge,
   type ConstraintTerm,
   type Election,
@@ -41,6 +50,8 @@ export {
   type CollectOptions,
   type Collector,
   collector,
+  type NoiseOptions,
+  noisyStatistics,
   readStatistics,
   type Stats,
   writeStatistics,

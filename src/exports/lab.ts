@@ -20,6 +20,7 @@ export {
   type LabOptions,
   type LabRecord,
   openLab,
+  type PublishedFile,
   type References,
   type Stage,
   type Trained,
@@ -34,6 +35,14 @@ export {
 } from "../lab/runner.ts";
 export { openQueue, type QueueRequest } from "../lab/open_queue.ts";
 export type { QueueIdentity } from "../lab/queue_options.ts";
+export {
+  averagePublished,
+  fusePublished,
+  publish,
+  type Published,
+  type PublishOptions,
+  readPublished,
+} from "../lab/published.ts";
 export type { Folders, Tell } from "../lab/run.ts";
 export type {
   Ask,
@@ -48,12 +57,18 @@ export type {
   FuseSpec,
   GradientSettings,
   HeldOutSpec,
+  IterisSettings,
+  JointPictures,
   LabSpec,
+  MeasureSettings,
+  MergeSettings,
   ModelRef,
   Noise,
   OwnPicture,
   OwnPictures,
   PictureSet,
+  PublishLog,
+  PublishSpec,
   ReferenceSpec,
   Sample,
   SamplingSettings,

@@ -62,7 +62,14 @@ export type {
 } from "../nn/attention.ts";
 export { KeyValues } from "../nn/attention.ts";
 export type { Embedding } from "../nn/embedding.ts";
-export type { Context, Conv, Dora, Linear, LowRank } from "../nn/linear.ts";
+export type {
+  Context,
+  Conv,
+  Dora,
+  Linear,
+  LowRank,
+  Spectrum,
+} from "../nn/linear.ts";
 export type { Norm } from "../nn/norm.ts";
 export {
   type Init,
@@ -241,7 +248,18 @@ export {
   samplingMemory,
   type SamplingPlan,
 } from "../diffusion/sampling_memory.ts";
-export { conceptTensors } from "../customize/concept.ts";
+export { conceptTensors, type Weights } from "../customize/concept.ts";
+export {
+  joinData,
+  type JointName,
+  startJoint,
+  type StartJointOptions,
+} from "../customize/joint.ts";
+export {
+  initSpectral,
+  type InitSpectralOptions,
+} from "../customize/spectral.ts";
+export type { Block } from "../customize/sites.ts";
 export type { DoraWeighting } from "../customize/dora.ts";
 export { trainingMemory, type TrainingPlan } from "../customize/memory.ts";
 export {
@@ -259,7 +277,10 @@ export {
 export {
   type Group,
   type Losses,
+  RATE_SCHEDULES,
+  type RateSchedule,
   type TrainBatch,
   trainingLoss,
   type Weighting,
 } from "../customize/train.ts";
+export { scaled } from "../customize/scale.ts";

@@ -12,6 +12,7 @@ import {
   COMPONENTS,
   rankOf,
 } from "../customize/lora.ts";
+import { type LowRank, spectralGains } from "../nn/linear.ts";
 import { joinPath, writePythonJson } from "../io/files.ts";
 import {
   encodeFloat,
@@ -165,6 +166,15 @@ function checkLayers(d: Dialect, adapter: Adapter, layers: LoraLayers): void {
   }
 }
 
+/** Multiplies the rows of `up` by the gains of their singular directions. */
+async function foldSpectrum(up: Float32Array, low: LowRank): Promise<void> {
+  const gains = tf.tidy(() => spectralGains(low.spectrum!));
+  const factors = await gains.data();
+  gains.dispose();
+  const outputs = up.length / factors.length;
+  for (let i = 0; i < up.length; i++) up[i] *= factors[Math.floor(i / outputs)];
+}
+
 /** The tensors of layers. */
 async function encodeLayers(
   d: Dialect,
@@ -198,8 +208,10 @@ async function encodeLayers(
             `[${low[part].shape}]`,
           );
         }
-        const values = await low[part].data() as Float32Array;
+        const data = await low[part].data() as Float32Array;
+        const values = low.spectrum ? data.slice() : data;
         const scale = part === "up" && scales === "folded" ? low.scale : 1;
+        if (part === "up" && low.spectrum) await foldSpectrum(values, low);
         raw.push(put(
           stem + d.parts[part]![0],
           disk[part],

@@ -4,6 +4,7 @@
  * @module
  */
 import { cannot } from "../core/errors.ts";
+import { crc32 } from "../io/crc.ts";
 import type { Bytes } from "../io/source.ts";
 
 /** One file of a zip archive, stored as it is. */
@@ -180,22 +181,6 @@ export function readEntry(
     );
   }
   return data;
-}
-
-let crcTable: Uint32Array | undefined;
-
-/** CRC-32 of zip: reflected polynomial 0xedb88320. */
-function crc32(data: Uint8Array): number {
-  const table = crcTable ??= Uint32Array.from({ length: 256 }, (_, n) => {
-    let c = n;
-    for (let k = 0; k < 8; k++) c = c & 1 ? 0xedb88320 ^ (c >>> 1) : c >>> 1;
-    return c;
-  });
-  let crc = 0xffffffff;
-  for (let i = 0; i < data.length; i++) {
-    crc = table[(crc ^ data[i]) & 255] ^ (crc >>> 8);
-  }
-  return (crc ^ 0xffffffff) >>> 0;
 }
 
 function short(name: string): string {

@@ -11,11 +11,11 @@
  */
 import * as tf from "@tensorflow/tfjs";
 import { cannot } from "../core/errors.ts";
-import { at, type TreeLike, updateAt } from "../core/tree.ts";
+import { at, type TreeLike } from "../core/tree.ts";
 import { addTokens, type Concept } from "../customize/concept.ts";
 import type { Component, TargetName, Targets } from "../customize/lora.ts";
 import { disposeModel, type Model } from "../models/model.ts";
-import type { LowRank } from "../nn/linear.ts";
+import { type LowRank, spectralGains } from "../nn/linear.ts";
 import { identity, type Matrix, matrix } from "../optim/least_squares.ts";
 import {
   type ConceptStatistics,
@@ -39,6 +39,7 @@ import {
   solve,
   type SolveOptions,
 } from "./layer.ts";
+import { replaceWeights } from "./replace.ts";
 import type { Stats } from "./statistics.ts";
 import {
   averageWeights,
@@ -173,8 +174,15 @@ export async function hostDelta(
   const rank = low.down.size / inputs;
   const factor = low.scale * alpha;
   const down = await low.down.data();
+  const gains = low.spectrum && tf.tidy(() => spectralGains(low.spectrum!));
+  const gain = await gains?.data();
+  gains?.dispose();
   return {
-    down: matrix(inputs, rank, Float64Array.from(down, (x) => factor * x)),
+    down: matrix(
+      inputs,
+      rank,
+      Float64Array.from(down, (x, i) => factor * x * (gain?.[i % rank] ?? 1)),
+    ),
     up: matrix(rank, outputs, await low.up.data()),
   };
 }
@@ -459,20 +467,6 @@ async function* average(
   } finally {
     if (!complete) tf.dispose([...made.values()]);
   }
-}
-
-/** A model with other weights at some paths; all else is shared. */
-function replaceWeights(
-  model: Model,
-  component: Component,
-  weights: ReadonlyMap<string, tf.Tensor>,
-): Model {
-  const params = updateAt(
-    model[component].params as TreeLike,
-    weights.keys(),
-    (node, path) => ({ ...node, weight: weights.get(path) }),
-  );
-  return { ...model, [component]: { ...model[component], params } };
 }
 
 /** The wanted layers of given statistics. */

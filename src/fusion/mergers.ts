@@ -1,6 +1,6 @@
 /**
  * Other ways to merge adapters, for comparison: sums, pruning, TIES, DARE,
- * KnOTS, RegMean, SSR, and reduction of rank.
+ * KnOTS, RegMean, SSR, Custom Diffusion's, and reduction of rank.
  *
  * All work on one layer's changes of weight in float64, in the house layout
  * [in, out]; {@linkcode mergeConcepts} applies them to whole models.
@@ -13,11 +13,12 @@ import { fold, type Key, key as rootKey, stream } from "../core/random.ts";
 import { at, type TreeLike, updateAt } from "../core/tree.ts";
 import { addTokens, type Concept } from "../customize/concept.ts";
 import { type Component, COMPONENTS } from "../customize/lora.ts";
-import type { Model } from "../models/model.ts";
+import { type Model, promptStates } from "../models/model.ts";
 import {
   beside,
   blockDiagonal,
   combine,
+  gram,
   type Matrix,
   matrix,
   multiply,
@@ -30,8 +31,8 @@ import {
 } from "../optim/least_squares.ts";
 import { applyDelta, hostDelta } from "./gradient.ts";
 import { type Delta, denseDelta } from "./layer.ts";
-import type { ConceptStatistics } from "./features.ts";
-import { gramOf } from "./statistics.ts";
+import { type ConceptStatistics, KEY_OR_VALUE } from "./features.ts";
+import { gramOf, type Stats } from "./statistics.ts";
 import {
   changedPaths,
   checkFusion,
@@ -520,6 +521,42 @@ export function constrainedMerge(
   return multiply(free, solver(multiply(c, free), 0)(asked));
 }
 
+/** The rows of statistics that kept them. */
+function rowsIn({ rows, halves }: Stats): Matrix {
+  if (halves) return stack(...halves.map(rowsIn));
+  if (rows) return rows;
+  throw cannot("merge", "features as rows", "a Gram matrix");
+}
+
+/**
+ * The Gram matrix of ordinary captions' text states, all positions, which Custom
+ * Diffusion's merge regularises with.
+ *
+ * @param base The model whose text encoder reads them.
+ * @param captions The captions; the article takes a thousand.
+ * @returns [width, width].
+ * @throws If there are none.
+ */
+export async function captionGram(
+  base: Model,
+  captions: readonly string[],
+): Promise<Matrix> {
+  if (captions.length === 0) {
+    throw cannot("regularise a merge", "at least one caption", "none");
+  }
+  let sum: Matrix | undefined;
+  for (let from = 0; from < captions.length; from += 32) {
+    const states = tf.tidy(() => {
+      const read = promptStates(base, captions.slice(from, from + 32));
+      return read.reshape([-1, read.shape.at(-1)!]) as tf.Tensor2D;
+    });
+    const rows = matrix(...states.shape, await states.data());
+    states.dispose();
+    sum = gram(rows, sum);
+  }
+  return sum!;
+}
+
 /**
  * FedAvg's weights (McMahan et al. 2017): clients count by how many pictures
  * they have.
@@ -554,7 +591,8 @@ export type MergeMethod =
   | "knots_ties"
   | "svd"
   | "regmean"
-  | "ssr";
+  | "ssr"
+  | "custom_diffusion";
 
 /** All mergers. */
 export const MERGE_METHODS: readonly MergeMethod[] = [
@@ -567,6 +605,14 @@ export const MERGE_METHODS: readonly MergeMethod[] = [
   "svd",
   "regmean",
   "ssr",
+  "custom_diffusion",
+];
+
+/** Mergers that need what clients measured. */
+export const MEASURED: readonly MergeMethod[] = [
+  "regmean",
+  "ssr",
+  "custom_diffusion",
 ];
 
 /** Options of {@linkcode mergeConcepts}. */
@@ -595,16 +641,35 @@ export interface MergeOptions extends TiesOptions {
   readonly rank?: number;
   /** RegMean's factor of off-diagonal entries. */
   readonly a?: number;
-  /** RegMean and SSR: ridge relative to the mean diagonal. @default 1e-5 */
+  /**
+   * RegMean, SSR, Custom Diffusion: ridge relative to the mean diagonal.
+   *
+   * @default 1e-5
+   */
   readonly ridge?: number;
-  /** RegMean and SSR: what clients measured, one a concept. */
+  /** {@linkcode MEASURED} methods: what clients measured, one a concept. */
   readonly statistics?: readonly ConceptStatistics[];
+  /**
+   * Custom Diffusion: ordinary captions, whose text states are to change little.
+   * It merges keys and values; other layers are summed.
+   */
+  readonly captions?: readonly string[];
+}
+
+/** What clients measured of one layer. */
+interface Measured {
+  /** XᵢᵀXᵢ / n, one a concept. */
+  readonly grams: readonly Matrix[];
+  /** Xᵢ, where the layer is a key or a value. */
+  readonly rows?: readonly Matrix[];
+  /** Σ of the captions' text states. */
+  readonly regular?: Matrix;
 }
 
 /** One layer by one method. */
 function mergeLayer(
   deltas: readonly Delta[],
-  grams: readonly Matrix[],
+  { grams, rows, regular }: Measured,
   weights: readonly number[],
   options: MergeOptions,
   key: Key,
@@ -641,6 +706,14 @@ function mergeLayer(
       return regMean(terms(), { a: options.a ?? 1, ridge });
     case "ssr":
       return ssr(terms(), { ridge }).delta;
+    case "custom_diffusion":
+      return rows && regular
+        ? constrainedMerge(
+          deltas.map((delta, i) => ({ delta, rows: rows[i] })),
+          regular,
+          ridge,
+        )
+        : concatenate(deltas, weights);
   }
 }
 
@@ -679,10 +752,21 @@ export async function mergeConcepts(
   if (weights.length !== n || weights.some((w) => !Number.isFinite(w))) {
     throw cannot(what, `${n} finite weights`, weights);
   }
-  const measured = method === "regmean" || method === "ssr";
+  const measured = MEASURED.includes(method);
   if (measured && statistics?.length !== n) {
     throw cannot(what, `statistics of ${n} concepts`, statistics?.length ?? 0);
   }
+  const constrained = method === "custom_diffusion";
+  if (constrained !== (options.captions !== undefined)) {
+    throw cannot(
+      what,
+      constrained ? "captions" : "captions with custom_diffusion only",
+      constrained ? "none" : method,
+    );
+  }
+  const regular = constrained
+    ? await captionGram(base, options.captions!)
+    : undefined;
   const merged = addTokens(base, concepts);
   const made: tf.Tensor[] = merged.added && merged !== base
     ? [merged.added.vectors]
@@ -702,22 +786,27 @@ export async function mergeConcepts(
             ? hostDelta(low, weight, strengthOf(strengths, i, component))
             : { down: matrix(inputs, 1), up: matrix(1, outputs) };
         }));
-        const grams = measured
+        const text = KEY_OR_VALUE.test(path);
+        const stats = measured && (!constrained || text)
           ? statistics!.map((given, i) => {
             const stats = given[component].get(path);
-            if (!stats) {
-              throw cannot(
-                what,
-                `statistics of ${path}`,
-                `none of ${concepts[i].name}`,
-              );
-            }
-            return mapMatrix(gramOf(stats), (x) => x / stats.count);
+            if (stats) return stats;
+            throw cannot(
+              what,
+              `statistics of ${path}`,
+              `none of ${concepts[i].name}`,
+            );
           })
           : [];
         const result = mergeLayer(
           deltas,
-          grams,
+          constrained
+            ? { grams: [], ...(text && { rows: stats.map(rowsIn), regular }) }
+            : {
+              grams: stats.map((own) =>
+                mapMatrix(gramOf(own), (x) => x / own.count)
+              ),
+            },
           weights,
           options,
           fold(options.key ?? rootKey(0), component, path),

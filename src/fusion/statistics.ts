@@ -17,7 +17,15 @@ import {
   writeSafetensors,
 } from "../io/safetensors.ts";
 import type { Context, Conv, Linear } from "../nn/linear.ts";
-import { combine, gram, type Matrix, matrix } from "../optim/least_squares.ts";
+import { fold, type Key, normal } from "../core/random.ts";
+import {
+  combine,
+  gram,
+  type Matrix,
+  matrix,
+  meanDiagonal,
+  symmetricEigen,
+} from "../optim/least_squares.ts";
 
 /**
  * Inputs of one layer, over everything it was shown: the rows themselves while
@@ -543,25 +551,28 @@ function partsOf(stats: Stats): (readonly [name: string, part: Stats])[] {
     : [["", stats]];
 }
 
+/** Statistics as named tensors and what has to be said about them. */
+export interface EncodedStatistics {
+  /** By name: `<layer>.gram` or `.rows`, or of each half. */
+  readonly tensors: [string, RawTensor][];
+  /** `format`, `counts` and `shared`, for the header. */
+  readonly metadata: Readonly<Record<string, string>>;
+}
+
 /**
- * Writes statistics as a safetensors file: what a client sends instead of its
- * images, beside its adapter.
+ * Names the tensors of statistics; layers that share inputs are kept once.
  *
- * @param path The file.
  * @param stats Statistics by layer.
- * @param options `dtype` on disk, F64 by default; F32 halves the size and is
- * as exact as `mixed` sums are.
+ * @param dtype Type on disk.
  */
-export async function writeStatistics(
-  path: string | URL,
+export function encodeStatistics(
   stats: ReadonlyMap<string, Stats>,
-  options: { readonly dtype?: "F64" | "F32" } = {},
-): Promise<void> {
-  const { dtype = "F64" } = options;
+  dtype: "F64" | "F32",
+): EncodedStatistics {
   const leaders = new Map<Stats, string>();
   const shared: Record<string, string> = {};
   const counts: Record<string, number> = {};
-  const raw: [string, RawTensor][] = [];
+  const tensors: [string, RawTensor][] = [];
   for (const [layer, one] of stats) {
     const leader = leaders.get(one);
     if (leader !== undefined) {
@@ -575,7 +586,7 @@ export async function writeStatistics(
       const { rows, columns, data } = (own.gram ?? own.rows)!;
       const values = dtype === "F64" ? data : Float32Array.from(data);
       counts[layer + part] = own.count;
-      raw.push([`${layer}${part}.${kind}`, {
+      tensors.push([`${layer}${part}.${kind}`, {
         dtype,
         shape: [rows, columns],
         data: new Uint8Array(values.slice().buffer),
@@ -583,11 +594,106 @@ export async function writeStatistics(
     }
   }
   const split = [...leaders.keys()].some(({ halves }) => halves);
-  await writeSafetensors(path, raw, {
-    format: split ? FORMATS[1] : FORMATS[0],
-    counts: JSON.stringify(counts),
-    shared: JSON.stringify(shared),
-  });
+  return {
+    tensors,
+    metadata: {
+      format: split ? FORMATS[1] : FORMATS[0],
+      counts: JSON.stringify(counts),
+      shared: JSON.stringify(shared),
+    },
+  };
+}
+
+/**
+ * Reads what {@linkcode encodeStatistics} named.
+ *
+ * @param what The file, for errors.
+ * @param names Names of the tensors.
+ * @param read Reads one of them.
+ * @param metadata The header's part about them.
+ * @throws If the format is another, or a matrix is not as it should be.
+ */
+export async function decodeStatistics(
+  what: string,
+  names: Iterable<string>,
+  read: (name: string) => Promise<RawTensor>,
+  metadata: Readonly<Record<string, string | undefined>>,
+): Promise<Map<string, Stats>> {
+  const { format, counts = "{}", shared = "{}" } = metadata;
+  if (!FORMATS.includes(format ?? "")) {
+    throw cannot(
+      `read statistics from ${what}`,
+      `format ${FORMATS.map((name) => `"${name}"`).join(" or ")}`,
+      format ?? "none",
+    );
+  }
+  const count: Record<string, number> = JSON.parse(counts);
+  const result = new Map<string, Stats>();
+  for (const name of names) {
+    const { shape, dtype, data: raw } = await read(name);
+    const split = name.lastIndexOf(".");
+    const layer = name.slice(0, split);
+    const kind = name.slice(split + 1);
+    const fits = (dtype === "F64" || dtype === "F32") &&
+      shape.length === 2 && count[layer] !== undefined &&
+      (kind === "gram" ? shape[0] === shape[1] : shape[0] === count[layer]);
+    if (!fits) {
+      throw cannot(
+        `read statistics from ${what}`,
+        "Gram matrices or rows, F64 or F32, with their counts",
+        `${name}: ${dtype} [${shape}]`,
+      );
+    }
+    const data = raw.slice().buffer;
+    const values = dtype === "F64"
+      ? new Float64Array(data)
+      : new Float32Array(data);
+    result.set(layer, {
+      features: shape[1],
+      count: count[layer],
+      [kind]: matrix(shape[0], shape[1], values),
+    });
+  }
+  for (const layer of Object.keys(count)) {
+    const [first, second, ...scored] = PARTS.map((part) => {
+      const own = result.get(layer + part);
+      result.delete(layer + part);
+      return own;
+    });
+    if (!first || !second) continue;
+    result.set(layer, {
+      features: first.features,
+      count: count[layer],
+      halves: [first, second],
+      ...(scored[0] && scored[1] && { scored: [scored[0], scored[1]] }),
+    });
+  }
+  const others: Record<string, string> = JSON.parse(shared);
+  for (const [layer, leader] of Object.entries(others)) {
+    const stats = result.get(leader);
+    if (!stats) {
+      throw cannot(`read statistics from ${what}`, leader, "nothing there");
+    }
+    result.set(layer, stats);
+  }
+  return result;
+}
+
+/**
+ * Writes statistics as a safetensors file of their own.
+ *
+ * @param path The file.
+ * @param stats Statistics by layer.
+ * @param options `dtype` on disk, F64 by default; F32 halves the size and is
+ * as exact as `mixed` sums are.
+ */
+export async function writeStatistics(
+  path: string | URL,
+  stats: ReadonlyMap<string, Stats>,
+  options: { readonly dtype?: "F64" | "F32" } = {},
+): Promise<void> {
+  const { tensors, metadata } = encodeStatistics(stats, options.dtype ?? "F64");
+  await writeSafetensors(path, tensors, { ...metadata });
 }
 
 /**
@@ -601,64 +707,93 @@ export async function readStatistics(
 ): Promise<Map<string, Stats>> {
   const file = await openSafetensors(path);
   try {
-    const { format, counts, shared } = file.metadata;
-    if (!FORMATS.includes(format ?? "")) {
-      throw cannot(
-        `read statistics from ${path}`,
-        `format ${FORMATS.map((name) => `"${name}"`).join(" or ")}`,
-        format ?? "none",
-      );
-    }
-    const count: Record<string, number> = JSON.parse(counts);
-    const result = new Map<string, Stats>();
-    for (const [name, { shape, dtype }] of file.entries) {
-      const split = name.lastIndexOf(".");
-      const layer = name.slice(0, split);
-      const kind = name.slice(split + 1);
-      const data = (await file.read(name)).data.slice().buffer;
-      const values = dtype === "F64"
-        ? new Float64Array(data)
-        : new Float32Array(data);
-      const fits = (dtype === "F64" || dtype === "F32") &&
-        shape.length === 2 && count[layer] !== undefined &&
-        (kind === "gram" ? shape[0] === shape[1] : shape[0] === count[layer]);
-      if (!fits) {
-        throw cannot(
-          `read statistics from ${path}`,
-          "Gram matrices or rows, F64 or F32, with their counts",
-          `${name}: ${dtype} [${shape}]`,
-        );
-      }
-      result.set(layer, {
-        features: shape[1],
-        count: count[layer],
-        [kind]: matrix(shape[0], shape[1], values),
-      });
-    }
-    for (const layer of Object.keys(count)) {
-      const [first, second, ...scored] = PARTS.map((part) => {
-        const own = result.get(layer + part);
-        result.delete(layer + part);
-        return own;
-      });
-      if (!first || !second) continue;
-      result.set(layer, {
-        features: first.features,
-        count: count[layer],
-        halves: [first, second],
-        ...(scored[0] && scored[1] && { scored: [scored[0], scored[1]] }),
-      });
-    }
-    const others: Record<string, string> = JSON.parse(shared);
-    for (const [layer, leader] of Object.entries(others)) {
-      const stats = result.get(leader);
-      if (!stats) {
-        throw cannot(`read statistics from ${path}`, leader, "nothing there");
-      }
-      result.set(layer, stats);
-    }
-    return result;
+    return await decodeStatistics(
+      String(path),
+      file.entries.keys(),
+      (name) => file.read(name),
+      file.metadata,
+    );
   } finally {
     file.close();
   }
+}
+
+/** Settings of {@linkcode noisyStatistics}. */
+export interface NoiseOptions {
+  /**
+   * Standard deviation of the noise on each entry of a Gram matrix, relative to
+   * the mean squared norm of its rows, which is how much one typical row adds.
+   */
+  readonly scale: number;
+  /** Randomness; a client keeps it to itself. */
+  readonly key: Key;
+}
+
+/**
+ * What a client can do about what its statistics reveal: Gram matrices in place
+ * of rows, with symmetric Gaussian noise (Dwork et al. 2014, "Analyze Gauss"), moved to the nearest positive semi-definite matrix.
+ *
+ * At scale 1 the noise is as large as what one typical row adds. It is no
+ * differential privacy: rows are not clipped, and the adapter and the tokens that
+ * are sent beside them are trained on the pictures without noise.
+ *
+ * @param stats Statistics by layer; not changed.
+ * @param options Scale and randomness.
+ * @returns Statistics without rows; layers that shared inputs share them again.
+ * @throws If the scale is negative.
+ */
+export function noisyStatistics(
+  stats: ReadonlyMap<string, Stats>,
+  { scale, key }: NoiseOptions,
+): Map<string, Stats> {
+  if (!(scale >= 0 && Number.isFinite(scale))) {
+    throw cannot("add noise to statistics", "a scale ≥ 0", scale);
+  }
+  const made = new Map<Stats, Stats>();
+  const noisy = (own: Stats, ...name: readonly (string | number)[]): Stats => {
+    const { features, count, halves, scored } = own;
+    const pair = (parts: readonly [Stats, Stats], of: string) =>
+      [
+        noisy(parts[0], ...name, of, 0),
+        noisy(parts[1], ...name, of, 1),
+      ] as const;
+    if (halves) {
+      return {
+        ...{ features, count },
+        halves: pair(halves, "half"),
+        ...(scored && { scored: pair(scored, "scored") }),
+      };
+    }
+    const sum = gramOf(own);
+    const size = scale * meanDiagonal(sum) * features / Math.max(1, count);
+    return {
+      ...{ features, count },
+      gram: size === 0 ? sum : nearestGram(sum, size, fold(key, ...name)),
+    };
+  };
+  return new Map([...stats].map(([layer, own]) => {
+    const known = made.get(own) ?? noisy(own, layer);
+    made.set(own, known);
+    return [layer, known];
+  }));
+}
+
+/** A Gram matrix with symmetric noise, without its negative eigenvalues. */
+function nearestGram(sum: Matrix, deviation: number, key: Key): Matrix {
+  const n = sum.rows;
+  const drawn = normal(key, n * (n + 1) / 2, deviation);
+  const noisy = matrix(n, n, sum.data.slice());
+  for (let i = 0, at = 0; i < n; i++) {
+    for (let j = i; j < n; j++, at++) {
+      noisy.data[i * n + j] += drawn[at];
+      if (j > i) noisy.data[j * n + i] += drawn[at];
+    }
+  }
+  const { values, vectors } = symmetricEigen(noisy);
+  const kept = matrix(n, n, vectors.data.slice());
+  values.forEach((value, i) => {
+    const root = Math.sqrt(Math.max(0, value));
+    for (let j = 0; j < n; j++) kept.data[i * n + j] *= root;
+  });
+  return gram(kept);
 }

@@ -73,6 +73,7 @@ export function strengthOf(
  * @param base The model.
  * @param concepts The concepts.
  * @param strengths Their strengths.
+ * @param whole Whether fine-tuned networks can be fused too. @default false
  * @throws If there are none, two have one name, the model carries adapters, or
  * a number is not finite.
  */
@@ -80,12 +81,22 @@ export function checkFusion(
   base: Model,
   concepts: readonly Concept[],
   strengths?: readonly Strength[],
+  whole = false,
 ): void {
   const what = "fuse concepts";
   if (concepts.length === 0) throw cannot(what, "at least one", "none");
   const names = concepts.map(({ name }) => name);
   if (new Set(names).size !== names.length) {
     throw cannot(what, "different names", names.join(", "));
+  }
+  const tuned = concepts.filter(({ weights }) => weights);
+  if (tuned.length > 0 && !whole) {
+    throw cannot(
+      what,
+      "adapters (weight fusion also takes fine-tuned models; a LoRA can be " +
+        "extracted from one)",
+      tuned.map(({ name }) => name).join(", "),
+    );
   }
   const attached = attachedAdapters(base);
   if (attached.length > 0) {
@@ -202,9 +213,35 @@ export function changedPaths(
   ];
 }
 
+/** Adds λ Σ αᵢ (Wᵢ − W₀) of fine-tuned networks, biases and norms included. */
+function averageWhole<T>(
+  tree: T,
+  base: Model,
+  component: Component,
+  concepts: readonly Concept[],
+  { lambda = 1 / concepts.length, strengths }: WeightFusionOptions,
+): T {
+  const paths = new Set(
+    concepts.flatMap(({ weights }) => [...weights?.[component].keys() ?? []]),
+  );
+  return updateAt(tree, paths, (leaf: tf.Tensor, path) => {
+    const first: tf.Tensor = at(base[component].params, path);
+    const sum = tf.tidy(() => {
+      const changes = concepts.flatMap(({ weights }, i) => {
+        const own = weights?.[component].get(path);
+        const alpha = strengthOf(strengths, i, component);
+        return own ? [own.sub(first).mul(alpha)] : [];
+      });
+      return leaf.add(addAll(changes).mul(lambda));
+    });
+    if (leaf !== first) leaf.dispose();
+    return sum;
+  });
+}
+
 /**
  * Fuses concepts by adding up their changes of weight: text encoder and UNet,
- * every layer their adapters have. Learned tokens are added as they are.
+ * every layer their adapters have, every parameter that was fine-tuned. Learned tokens are added as they are.
  *
  * @param base The model; not changed.
  * @param concepts The concepts, n of them; not changed.
@@ -224,16 +261,22 @@ export function weightFusion(
   concepts: readonly Concept[],
   options: WeightFusionOptions = {},
 ): Model {
-  checkFusion(base, concepts, options.strengths);
+  checkFusion(base, concepts, options.strengths, true);
   checkLambda(options.lambda);
   const fused = addTokens(base, concepts);
   const parts = Object.fromEntries(
     COMPONENTS.map((component) => [component, {
       config: base[component].config,
-      params: averageWeights(
-        base[component].params as TreeLike,
+      params: averageWhole(
+        averageWeights(
+          base[component].params as TreeLike,
+          component,
+          changedPaths(concepts, component),
+          concepts,
+          options,
+        ),
+        base,
         component,
-        changedPaths(concepts, component),
         concepts,
         options,
       ),

@@ -50,6 +50,9 @@ export const MAX_JSON_BYTES: number = 256 * 1024 * 1024;
 
 /** One line that says why a file operation failed. */
 function reason(error: unknown): string {
+  // Deno's class; Node's errors have a code.
+  const { name, code } = error as { name?: string; code?: string };
+  if (name === "NotADirectory" || code === "ENOTDIR") return "a file";
   return error instanceof Error
     ? `${error.name}: ${error.message}`
     : `${error}`;
@@ -321,7 +324,12 @@ async function syncFolder(folder: string): Promise<void> {
   }
 }
 
-/** Reads a UTF-8 text file; not valid UTF-8 or larger than 256 MiB throws. */
+/**
+ * Reads a text file: UTF-8, or UTF-16 with a byte order mark, as editors on
+ * Windows write it.
+ *
+ * @throws If it is in another encoding, or larger than 256 MiB.
+ */
 export async function readText(path: string | URL): Promise<string> {
   const shown = pathOf(path);
   const source = await openSource(shown);
@@ -339,11 +347,31 @@ export async function readText(path: string | URL): Promise<string> {
   } finally {
     source.close();
   }
+  const encoding = encodingOf(bytes);
+  let text: string;
   try {
-    return new TextDecoder("utf-8", { fatal: true }).decode(bytes);
+    text = new TextDecoder(encoding, { fatal: true }).decode(bytes);
   } catch {
-    throw cannot(`read ${shown}`, "UTF-8 text", "bytes that are not UTF-8");
+    throw cannot(
+      `read ${shown}`,
+      "UTF-8 text",
+      encoding === "utf-8" ? "text in another encoding" : `broken ${encoding}`,
+    );
   }
+  // Valid UTF-8, but no text: UTF-16 without a mark has these.
+  if (!text.includes("\0")) return text;
+  throw cannot(
+    `read ${shown}`,
+    "UTF-8 text",
+    "NUL characters: UTF-16, or data",
+  );
+}
+
+/** The encoding that a byte order mark says; UTF-8 without one. */
+function encodingOf([first, second]: Uint8Array): string {
+  if (first === 0xff && second === 0xfe) return "utf-16le";
+  if (first === 0xfe && second === 0xff) return "utf-16be";
+  return "utf-8";
 }
 
 /**

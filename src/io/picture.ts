@@ -7,7 +7,7 @@
  * @module
  */
 import { cannot } from "../core/errors.ts";
-import { textAt } from "./chunks.ts";
+import { pngChunks, textAt, viewOf, webpChunks } from "./chunks.ts";
 import { decodeRgba } from "./codecs.ts";
 import { listFiles } from "./files.ts";
 import { decodeJpeg } from "./jpeg.ts";
@@ -48,7 +48,8 @@ const OTHERS: readonly (readonly [name: string, at: number, sign: string])[] = [
  * @param name What to call it in messages.
  * @returns Grey, grey + alpha, RGB or RGBA, upright. JPEG, PNG and WebP have
  * the values that Pillow reads (CMYK as its `convert("RGB")`, 16 bits as the
- * high byte); AVIF to within two of 255.
+ * high byte); AVIF to within two of 255. Of an animation it is the first frame,
+ * marked as `moving`.
  * @throws If it is another kind of file, broken or too large.
  *
  * @example
@@ -60,6 +61,24 @@ export async function decodePicture(
   bytes: Uint8Array,
   name = "a picture",
 ): Promise<Pixels> {
+  const picture = await firstFrame(bytes, name);
+  return isMoving(bytes) ? { ...picture, moving: true } : picture;
+}
+
+/** Whether a picture has several frames: APNG, WebP or AVIF. */
+function isMoving(bytes: Uint8Array): boolean {
+  if (textAt(bytes, 8, 4) === "avis") return true;
+  if (textAt(bytes, 8, 4) === "WEBP") {
+    const frames = [...webpChunks(bytes)].filter(({ kind }) => kind === "ANMF");
+    return frames.length > 1;
+  }
+  if (textAt(bytes, 1, 3) !== "PNG") return false;
+  const control = [...pngChunks(bytes)].find(({ kind }) => kind === "acTL");
+  return control !== undefined && control.end - control.start === 8 &&
+    viewOf(bytes).getUint32(control.start) > 1;
+}
+
+async function firstFrame(bytes: Uint8Array, name: string): Promise<Pixels> {
   const what = `read ${name}`;
   const starts = (...sign: number[]) => sign.every((b, i) => bytes[i] === b);
   try {

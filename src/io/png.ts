@@ -18,6 +18,8 @@ export interface Pixels {
   readonly channels: number;
   /** `height * width * channels` bytes. */
   readonly data: Uint8Array;
+  /** Whether the file has more pictures behind this one, its first. */
+  readonly moving?: boolean;
 }
 
 /**

@@ -5,6 +5,7 @@
  * @module
  */
 import { disposeTree } from "../core/tree.ts";
+import { freeFuse } from "../customize/attention_fusion.ts";
 import { type Concept, disposeConcept } from "../customize/concept.ts";
 import {
   type AdapterSampling,
@@ -13,9 +14,8 @@ import {
   regionAdapters,
 } from "../customize/region_adapters.ts";
 import { greyPixels } from "../diffusion/condition_images.ts";
-import type { ConditionNetwork } from "../diffusion/conditions.ts";
+import { loadConditionNetworks } from "../diffusion/conditions.ts";
 import {
-  type Layout,
   parseLayout,
   prepareLayout,
   type ResolvedLayout,
@@ -26,9 +26,7 @@ import { loadConcept } from "../formats/concept_file.ts";
 import type { Pixels } from "../io/png.ts";
 import type { Art } from "../micro/art.ts";
 import { sketchImage } from "../micro/sketch.ts";
-import { loadControlNet } from "../models/controlnet.ts";
 import type { Model } from "../models/model.ts";
-import { loadT2IAdapter } from "../models/t2i_adapter.ts";
 import { type ComposeHow, type ComposeSpec, noiseKey } from "./specs.ts";
 import { pathOf } from "./store.ts";
 
@@ -57,7 +55,10 @@ export async function compose(
   const resolved = await resolveLayout(layout, {
     read: () => Promise.resolve(sketch()),
   });
-  const networks = await openNetworks(layout, from.networks);
+  const networks = await loadConditionNetworks(
+    layout.conditions,
+    from.networks,
+  );
   const concepts: Concept[] = [];
   let sampling: AdapterSampling | undefined;
   try {
@@ -91,20 +92,6 @@ export async function compose(
   }
 }
 
-async function openNetworks(
-  { conditions }: Layout,
-  folders: Readonly<Record<string, string>>,
-): Promise<Record<string, ConditionNetwork>> {
-  const networks: Record<string, ConditionNetwork> = {};
-  for (const { network: name, type } of conditions) {
-    if (networks[name] || !folders[name]) continue;
-    networks[name] = type === "t2i_adapter"
-      ? { type, ...await loadT2IAdapter(folders[name]) }
-      : { type, ...await loadControlNet(folders[name]) };
-  }
-  return networks;
-}
-
 function samplingOf(
   model: Model,
   { layout, regions }: ResolvedLayout,
@@ -119,6 +106,8 @@ function samplingOf(
       return loraSwitch(model, concepts, { prompt, negative });
     case "composite":
       return loraComposite(model, concepts, { prompt, negative });
+    case "free-fuse":
+      return freeFuse(model, concepts, { prompt });
     case "region-adapters":
       return regionAdapters(
         model,

@@ -28,6 +28,10 @@ import type {
   LabSpec,
   ModelRef,
   PictureSet,
+  PublishLog,
+  PublishSpec,
+  ReferenceSpec,
+  TextSpec,
   TrainLog,
   TrainSpec,
 } from "./specs.ts";
@@ -55,7 +59,14 @@ export const MODEL_PARTS: readonly string[] = [
 const BATCH = 10;
 
 /** What a call works on. */
-export type Stage = "train" | "fuse" | "draw" | "compose" | "embed" | "heldout";
+export type Stage =
+  | "train"
+  | "fuse"
+  | "publish"
+  | "draw"
+  | "compose"
+  | "embed"
+  | "heldout";
 
 /** What specs say of the things that they are worked on with. */
 export interface LabHashes {
@@ -117,6 +128,12 @@ export interface Fused extends FuseLog {
   readonly model: Extract<ModelRef, { type: "fused" }>;
 }
 
+/** A published concept. */
+export interface PublishedFile extends PublishLog {
+  /** Its name in the store. */
+  readonly id: string;
+}
+
 /** An embedded picture: unit vectors. */
 export interface Embedded {
   /** Of the whole picture. */
@@ -147,6 +164,8 @@ export interface Lab extends Disposable {
   train(asks: readonly Ask<TrainSpec>[]): Promise<Trained[]>;
   /** Fuses concepts, a model per ask. */
   fuse(asks: readonly Ask<FuseSpec>[]): Promise<Fused[]>;
+  /** Measures concepts and writes what their clients would send. */
+  publish(asks: readonly Ask<PublishSpec>[]): Promise<PublishedFile[]>;
   /** Draws pictures; gives their names in the store. */
   draw(asks: readonly Ask<DrawSpec>[]): Promise<string[][]>;
   /** Draws layouts; gives the pictures' names in the store. */
@@ -192,6 +211,78 @@ export async function labHashes(
   };
 }
 
+/** Results of specs, each worked on once and kept in a store. */
+class Memo {
+  /** Seconds that each kind of call took so far. */
+  readonly seconds: Record<string, number> = {};
+  readonly #running = new Map<string, Promise<void>>();
+
+  constructor(
+    readonly store: string,
+    readonly runner: Runner,
+    readonly onRecord: LabOptions["onRecord"],
+  ) {}
+
+  /**
+   * Works on the specs that the store lacks, then reads all results.
+   *
+   * @param stage The call, for progress.
+   * @param unit What progress counts.
+   * @param specs The specs.
+   * @param read Reads a result; `id` is its name in the store.
+   * @param size Units of a spec. @default 1
+   */
+  async results<S extends LabSpec, R>(
+    stage: Stage,
+    unit: string,
+    specs: readonly S[],
+    read: (spec: S, id: string) => Promise<R>,
+    size: (spec: S) => number = () => 1,
+  ): Promise<R[]> {
+    const before = performance.now();
+    const total = specs.reduce((sum, spec) => sum + size(spec), 0);
+    const shares = specs.map(() => 0);
+    const report = (i: number, share: number) => {
+      shares[i] = share * size(specs[i]);
+      const done = Math.floor(shares.reduce((sum, one) => sum + one, 0));
+      this.onRecord?.({ stage, unit, total, done });
+    };
+    const ids = await Promise.all(specs.map(specId));
+    const there = await Promise.all(
+      specs.map((spec) => isDone(this.store, spec)),
+    );
+    specs.forEach((spec, i) => shares[i] = there[i] ? size(spec) : 0);
+    const first = Math.floor(shares.reduce((sum, one) => sum + one, 0));
+    this.onRecord?.({ stage, unit, total, done: first });
+    await Promise.all(specs.map(async (spec, i) => {
+      if (there[i]) return;
+      const job = this.#running.get(ids[i]) ??
+        this.runner.run(
+          spec,
+          (done, all) => report(i, Math.min(1, done / all)),
+        );
+      this.#running.set(ids[i], job);
+      await job;
+      report(i, 1);
+    }));
+    const taken = (performance.now() - before) / 1000;
+    this.seconds[stage] = (this.seconds[stage] ?? 0) + taken;
+    return await Promise.all(specs.map((spec, i) => read(spec, ids[i])));
+  }
+
+  /** The same for lists cut into batches; joins the results of each list. */
+  async batched<S extends LabSpec, R>(
+    stage: Stage,
+    lists: readonly (readonly S[])[],
+    read: (spec: S, id: string) => Promise<readonly R[]>,
+    size: (spec: S) => number,
+  ): Promise<R[][]> {
+    const found = await this.results(stage, "image", lists.flat(), read, size);
+    let next = 0;
+    return lists.map((own) => own.flatMap(() => found[next++]));
+  }
+}
+
 /**
  * Opens a lab.
  *
@@ -209,183 +300,12 @@ export async function openLab(options: LabOptions): Promise<Lab> {
     : given ?? (workers === 0
       ? await inPlace(folders)
       : await localPool(folders, backend, workers));
-  const seconds: Record<string, number> = {};
-  const running = new Map<string, Promise<void>>();
-
-  /** Works on the specs that the store lacks; reports as `stage`. */
-  const work = async (
-    stage: Stage,
-    unit: string,
-    specs: readonly LabSpec[],
-    size: (spec: LabSpec) => number,
-  ): Promise<void> => {
-    const before = performance.now();
-    const total = specs.reduce((sum, spec) => sum + size(spec), 0);
-    const shares = specs.map(() => 0);
-    const report = () => {
-      const done = shares.reduce((sum, share) => sum + share, 0);
-      options.onRecord?.({ stage, unit, total, done: Math.floor(done) });
-    };
-    const missing: number[] = [];
-    for (const [i, spec] of specs.entries()) {
-      if (await isDone(store, spec)) shares[i] = size(spec);
-      else missing.push(i);
-    }
-    report();
-    await Promise.all(missing.map(async (i) => {
-      const spec = specs[i], id = await specId(spec);
-      const job = running.get(id) ??
-        runner.run(spec, (done, all) => {
-          shares[i] = Math.min(1, done / all) * size(spec);
-          report();
-        });
-      running.set(id, job);
-      await job;
-      shares[i] = size(spec);
-      report();
-    }));
-    seconds[stage] = (seconds[stage] ?? 0) +
-      (performance.now() - before) / 1000;
-  };
-
-  const { model: base, clip: clipHash, art: artId } = hashes;
+  const memo = new Memo(store, runner, options.onRecord);
   return {
-    folders,
-    hashes,
-    art,
-    seconds,
-    async train(asks) {
-      const specs = asks.map((ask): TrainSpec => ({
-        kind: "train",
-        base,
-        art: artId,
-        ...ask,
-      }));
-      await work("train", "step", specs, (s) => (s as TrainSpec).config.steps);
-      return await Promise.all(specs.map(async (spec) => {
-        const id = await specId(spec);
-        const log = await readJson<TrainLog>(pathOf.trainLog(store, id));
-        return { ...log, model: { type: "concept", id } };
-      }));
-    },
-    async fuse(asks) {
-      const specs = asks.map((ask): FuseSpec => ({
-        kind: "fuse",
-        base,
-        ...ask,
-      }));
-      await work("fuse", "model", specs, () => 1);
-      return await Promise.all(specs.map(async (spec) => {
-        const id = await specId(spec);
-        const log = await readJson<FuseLog>(pathOf.fuseLog(store, id));
-        return { ...log, model: { type: "fused", id } };
-      }));
-    },
-    async draw(asks) {
-      const specs = asks.map(({ samples, ...ask }) =>
-        batches(samples).map((samples): DrawSpec => ({
-          kind: "draw",
-          base,
-          ...ask,
-          samples,
-        }))
-      );
-      const size = (spec: LabSpec) => (spec as DrawSpec).samples.length;
-      await work("draw", "image", specs.flat(), size);
-      return await Promise.all(
-        specs.map(async (own) => (await Promise.all(own.map(imageIds))).flat()),
-      );
-    },
-    async compose(asks) {
-      const specs = asks.map((ask): ComposeSpec => ({
-        kind: "compose",
-        base,
-        art: artId,
-        // Layouts without conditions do not depend on networks.
-        networks: ask.layout.conditions?.length ? hashes.networks : {},
-        ...ask,
-      }));
-      const size = (spec: LabSpec) => (spec as ComposeSpec).noise.length;
-      await work("compose", "image", specs, size);
-      return await Promise.all(specs.map(imageIds));
-    },
-    async embed(asks) {
-      const specs = asks.map((ask) =>
-        batches(ask.images).map((images, i): EmbedSpec => ({
-          kind: "embed",
-          clip: clipHash,
-          ...ask,
-          images,
-          regions: ask.regions.slice(i * BATCH, i * BATCH + images.length),
-        }))
-      );
-      const size = (spec: LabSpec) => (spec as EmbedSpec).images.length;
-      await work("embed", "image", specs.flat(), size);
-      return await Promise.all(specs.map(async (own) => {
-        const parts = await Promise.all(own.map(async (spec) => {
-          const lists = await vectorsOf(store, spec);
-          return spec.images.map((_, i): Embedded => ({
-            whole: lists.get("whole")![i],
-            regions: spec.regions[i].map((_, r) => lists.get(`${i}.${r}`)!),
-          }));
-        }));
-        return parts.flat();
-      }));
-    },
-    async references(sets) {
-      const specs = sets.map((pictures): LabSpec => ({
-        kind: "references",
-        clip: clipHash,
-        art: artId,
-        pictures,
-      }));
-      await work("embed", "set", specs, () => 1);
-      return await Promise.all(specs.map(async (spec) => {
-        const lists = await vectorsOf(store, spec);
-        return { whole: lists.get("whole")!, masked: lists.get("masked")! };
-      }));
-    },
-    async texts(lists) {
-      const specs = lists.map((texts): LabSpec => ({
-        kind: "texts",
-        clip: clipHash,
-        texts,
-      }));
-      await work("embed", "list", specs, () => 1);
-      return await Promise.all(
-        specs.map(async (spec) => (await vectorsOf(store, spec)).get("texts")!),
-      );
-    },
-    async heldout(asks) {
-      const specs = asks.map((ask): HeldOutSpec => ({
-        kind: "heldout",
-        base,
-        art: artId,
-        ...ask,
-      }));
-      await work("heldout", "model", specs, () => 1);
-      return await Promise.all(
-        specs.map(async (spec) =>
-          await readJson<HeldOutError>(
-            pathOf.heldout(store, await specId(spec)),
-          )
-        ),
-      );
-    },
-    async testEvaluator(ask) {
-      const spec: EvaluatorSpec = {
-        kind: "evaluator",
-        clip: clipHash,
-        art: artId,
-        ...ask,
-      };
-      await work("embed", "evaluator", [spec], () => 1);
-      return await readJson<EvaluatorCheck>(
-        pathOf.evaluator(store, await specId(spec)),
-      );
-    },
+    ...{ folders, hashes, art, seconds: memo.seconds },
+    ...callsOf(memo, hashes),
     async put(what, render) {
-      const id = await specId({ kind: "rendered", art: artId, what });
+      const id = await specId({ kind: "rendered", art: hashes.art, what });
       const path = pathOf.image(store, id);
       if (!await exists(path)) await writeAtomic(path, encodePng(render()));
       return id;
@@ -395,19 +315,150 @@ export async function openLab(options: LabOptions): Promise<Lab> {
   };
 }
 
+/** What a lab is asked for. */
+type LabCalls = Omit<
+  Lab,
+  "folders" | "hashes" | "art" | "seconds" | "put" | "picture" | symbol
+>;
+
+/** The calls of a lab: from asks to specs, from the store to results. */
+function callsOf(memo: Memo, hashes: LabHashes): LabCalls {
+  const { store } = memo;
+  const { model: base, clip: clipHash, art: artId } = hashes;
+  const vectors = (id: string) => readVectors(pathOf.embedding(store, id));
+  return {
+    train: (asks) =>
+      memo.results(
+        "train",
+        "step",
+        asks.map((ask): TrainSpec => (
+          { kind: "train", base, art: artId, ...ask }
+        )),
+        async (_, id) => ({
+          ...await readJson<TrainLog>(pathOf.trainLog(store, id)),
+          model: { type: "concept", id },
+        }),
+        ({ config }) => config.steps,
+      ),
+    fuse: (asks) =>
+      memo.results(
+        "fuse",
+        "model",
+        asks.map((ask): FuseSpec => ({ kind: "fuse", base, ...ask })),
+        async (_, id) => ({
+          ...await readJson<FuseLog>(pathOf.fuseLog(store, id)),
+          model: { type: "fused", id },
+        }),
+      ),
+    publish: (asks) =>
+      memo.results(
+        "publish",
+        "concept",
+        asks.map((ask): PublishSpec => ({ kind: "publish", base, ...ask })),
+        async (_, id) => ({
+          ...await readJson<PublishLog>(pathOf.publishLog(store, id)),
+          id,
+        }),
+      ),
+    draw: (asks) =>
+      memo.batched(
+        "draw",
+        asks.map(({ samples, ...ask }) =>
+          batches(samples).map((samples): DrawSpec => (
+            { kind: "draw", base, ...ask, samples }
+          ))
+        ),
+        imageIds,
+        ({ samples }) => samples.length,
+      ),
+    compose: (asks) =>
+      memo.results(
+        "compose",
+        "image",
+        asks.map((ask): ComposeSpec => ({
+          kind: "compose",
+          ...{ base, art: artId },
+          // Layouts without conditions do not depend on networks.
+          networks: ask.layout.conditions?.length ? hashes.networks : {},
+          ...ask,
+        })),
+        imageIds,
+        ({ noise }) => noise.length,
+      ),
+    embed: (asks) =>
+      memo.batched(
+        "embed",
+        asks.map((ask) =>
+          batches(ask.images).map((images, i): EmbedSpec => ({
+            kind: "embed",
+            clip: clipHash,
+            ...ask,
+            images,
+            regions: ask.regions.slice(i * BATCH, i * BATCH + images.length),
+          }))
+        ),
+        async ({ images, regions }, id) => {
+          const lists = await vectors(id);
+          return images.map((_, i): Embedded => ({
+            whole: lists.get("whole")![i],
+            regions: regions[i].map((_, r) => lists.get(`${i}.${r}`)!),
+          }));
+        },
+        ({ images }) => images.length,
+      ),
+    references: (sets) =>
+      memo.results(
+        "embed",
+        "set",
+        sets.map((pictures): ReferenceSpec => (
+          { kind: "references", clip: clipHash, art: artId, pictures }
+        )),
+        async (_, id) => {
+          const lists = await vectors(id);
+          return { whole: lists.get("whole")!, masked: lists.get("masked")! };
+        },
+      ),
+    texts: (lists) =>
+      memo.results(
+        "embed",
+        "list",
+        lists.map((texts): TextSpec => (
+          { kind: "texts", clip: clipHash, texts }
+        )),
+        async (_, id) => (await vectors(id)).get("texts")!,
+      ),
+    heldout: (asks) =>
+      memo.results(
+        "heldout",
+        "model",
+        asks.map((ask): HeldOutSpec => (
+          { kind: "heldout", base, art: artId, ...ask }
+        )),
+        (_, id) => readJson<HeldOutError>(pathOf.heldout(store, id)),
+      ),
+    async testEvaluator(ask) {
+      const spec: EvaluatorSpec = {
+        kind: "evaluator",
+        ...{ clip: clipHash, art: artId },
+        ...ask,
+      };
+      const [check] = await memo.results(
+        "embed",
+        "evaluator",
+        [spec],
+        (_, id) => readJson<EvaluatorCheck>(pathOf.evaluator(store, id)),
+      );
+      return check;
+    },
+  };
+}
+
 /** Parts of a list that are worked on at once. */
 function batches<T>(list: readonly T[]): T[][] {
   return Array.from(
     { length: Math.ceil(list.length / BATCH) },
     (_, i) => list.slice(i * BATCH, (i + 1) * BATCH),
   );
-}
-
-async function vectorsOf(
-  store: string,
-  spec: LabSpec,
-): Promise<Map<string, ClipVector[]>> {
-  return await readVectors(pathOf.embedding(store, await specId(spec)));
 }
 
 /**

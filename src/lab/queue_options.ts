@@ -1,6 +1,5 @@
 /**
- * What is said of a queue; apart from what works with it, so that nobody loads
- * BullMQ for a type.
+ * Options of a queue, as types alone: importing them does not load BullMQ.
  *
  * @module
  */

@@ -17,6 +17,7 @@ import {
   type TrainData,
 } from "../customize/dataset.ts";
 import { fillCaption } from "../customize/captions.ts";
+import { joinData, startJoint } from "../customize/joint.ts";
 import { type Method, method, startConcept } from "../customize/methods.ts";
 import { customize } from "../customize/train.ts";
 import { generate } from "../diffusion/pipeline.ts";
@@ -33,7 +34,13 @@ import { checkEvaluator } from "../evaluation/evaluator_check.ts";
 import { heldOutError } from "../evaluation/heldout.ts";
 import { crop, type PixelBox, resize } from "../evaluation/preprocess.ts";
 import { loadConcept, saveConcept } from "../formats/concept_file.ts";
+import {
+  type ConceptStatistics,
+  conceptStatistics,
+} from "../fusion/features.ts";
 import { fuse } from "../fusion/gradient.ts";
+import { iteris } from "../fusion/iteris.ts";
+import { mergeConcepts } from "../fusion/mergers.ts";
 import { weightFusion } from "../fusion/weight.ts";
 import { writeAtomic, writeJson } from "../io/files.ts";
 import { encodePng, type Pixels } from "../io/png.ts";
@@ -49,6 +56,7 @@ import { boxMask } from "../micro/in_domain.ts";
 import { disposeModel, loadModel, type Model } from "../models/model.ts";
 import { compose } from "./compose.ts";
 import { saveFused, withModel } from "./model_ref.ts";
+import { publish, readPublished } from "./published.ts";
 import {
   conceptKey,
   type EmbedSpec,
@@ -62,6 +70,8 @@ import {
   ownKey,
   type OwnPictures,
   type PictureSet,
+  type PublishLog,
+  type PublishSpec,
   type ReferenceSpec,
   type TrainLog,
   type TrainSpec,
@@ -167,6 +177,8 @@ async function work(open: Open, spec: LabSpec, tell: Tell): Promise<void> {
       return await train(open, spec, tell);
     case "fuse":
       return await fuseConcepts(open, spec, tell);
+    case "publish":
+      return await publishConcept(open, spec, tell);
     case "draw": {
       const { samples, sampling } = spec;
       const images = await withModel(
@@ -285,19 +297,40 @@ function methodOf({ method: name, preset, config, layers }: TrainSpec): Method {
 async function train(open: Open, spec: TrainSpec, tell: Tell): Promise<void> {
   const { base, store } = open;
   const id = await specId(spec);
-  const data = await open.encoded(spec.pictures);
   const how = methodOf(spec);
+  const { pictures } = spec;
+  const data = pictures.of === "joint"
+    ? joinData(
+      await Promise.all(
+        pictures.parts.map(async ({ concept, classWord, pictures }) => ({
+          data: await open.encoded(pictures),
+          phrase: how.phrase(concept, classWord),
+        })),
+      ),
+    )
+    : await open.encoded(pictures);
   const prior = spec.prior && await open.encoded(spec.prior);
   const { severalTokens, summary } = spec;
-  const fresh = await startConcept(base, how, {
+  const start = {
     name: spec.concept,
-    classWord: spec.classWord,
-    key: spec.pictures.of === "own"
+    key: pictures.of === "own"
       ? ownKey(spec.seed)
       : conceptKey(spec.seed, spec.concept),
     rank: spec.rank,
-    overrides: severalTokens && { severalTokens },
-  });
+  };
+  const fresh = pictures.of === "joint"
+    ? await startJoint(base, how, {
+      ...start,
+      concepts: pictures.parts.map(({ concept, classWord }) => ({
+        name: concept,
+        classWord,
+      })),
+    })
+    : await startConcept(base, how, {
+      ...start,
+      classWord: spec.classWord,
+      overrides: severalTokens && { severalTokens },
+    });
   const started: Concept = summary === undefined
     ? fresh
     : { ...fresh, meta: { ...fresh.meta, data: summary } };
@@ -357,42 +390,110 @@ async function fuseConcepts(
   const id = await specId(spec);
   const concepts: Concept[] = [];
   const layers: FusedLayer[] = [];
+  const rounds: number[] = [];
   let fused: Model | undefined;
   try {
     for (const one of spec.concepts) {
       concepts.push(await loadConcept(pathOf.concept(store, one), base));
     }
+    const statistics: ConceptStatistics[] = [];
+    for (const one of spec.published ?? []) {
+      const { concept, statistics: own } = await readPublished(
+        pathOf.published(store, one),
+        base,
+      );
+      disposeConcept(concept);
+      statistics.push(own);
+    }
+    const measured = spec.published && { statistics };
     const before = performance.now();
     const { how } = spec;
-    if (how.type === "weight") {
-      fused = weightFusion(base, concepts, { lambda: how.lambda });
-    } else {
-      const key = noiseKey([spec.seed, "fusion"]);
-      const run = fuse(base, concepts, { ...how.settings, key });
-      fused = await finish(run, (record) => {
-        if (record.type !== "layer") return;
-        tell(record.index, record.total);
-        layers.push({
-          stage: record.stage,
-          layer: record.layer,
-          rows: record.rows,
-          features: record.features,
-          before: record.lossBefore,
-          after: record.lossAfter,
-          average: record.lossWeightFusion,
+    const key = noiseKey([spec.seed, "fusion"]);
+    switch (how.type) {
+      case "weight":
+        fused = weightFusion(base, concepts, { lambda: how.lambda });
+        break;
+      case "merge":
+        fused = await mergeConcepts(base, concepts, {
+          ...how.settings,
+          ...measured,
+          key,
         });
-      });
+        break;
+      case "iteris":
+        fused = await finish(
+          iteris(base, concepts, { ...how.settings, key }),
+          ({ round, rounds: all, error }) => {
+            tell(round, all);
+            rounds.push(error);
+          },
+        );
+        break;
+      case "gradient": {
+        const run = fuse(base, concepts, {
+          ...how.settings,
+          ...measured,
+          key,
+        });
+        fused = await finish(run, (record) => {
+          if (record.type !== "layer") return;
+          tell(record.index, record.total);
+          layers.push({
+            stage: record.stage,
+            layer: record.layer,
+            rows: record.rows,
+            features: record.features,
+            before: record.lossBefore,
+            after: record.lossAfter,
+            average: record.lossWeightFusion,
+          });
+        });
+      }
     }
     const log: FuseLog = {
       concepts: concepts.map(({ name }) => name),
       seconds: (performance.now() - before) / 1000,
       layers,
+      ...(rounds.length > 0 && { rounds }),
     };
     await writeJson(pathOf.fuseLog(store, id), log);
     await saveFused(pathOf.fused(store, id), base, fused);
   } finally {
     concepts.forEach(disposeConcept);
     if (fused) disposeModel(fused, base);
+  }
+}
+
+async function publishConcept(
+  { base, store }: Open,
+  spec: PublishSpec,
+  tell: Tell,
+): Promise<void> {
+  const { settings, pictures, noise } = spec;
+  const path = pathOf.concept(store, spec.concept);
+  const concept = await loadConcept(path, base);
+  try {
+    const before = performance.now();
+    const key = noiseKey([spec.seed, "publish"]);
+    const statistics = await finish(
+      conceptStatistics(base, concept, { ...settings, key }),
+      ({ index, total }) => tell(index, total),
+    );
+    const seconds = (performance.now() - before) / 1000;
+    const id = await specId(spec);
+    const file = pathOf.published(store, id);
+    await publish(file, base, { concept, statistics, pictures }, {
+      dtype: "F32",
+      ...(noise ? { noise: { scale: noise, key: fold(key, "noise") } } : {}),
+    });
+    const log: PublishLog = {
+      seconds,
+      bytes: (await machine.files.stat(file))!.size,
+      conceptBytes: (await machine.files.stat(path))!.size,
+    };
+    await writeJson(pathOf.publishLog(store, id), log);
+  } finally {
+    disposeConcept(concept);
   }
 }
 

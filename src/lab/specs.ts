@@ -7,6 +7,7 @@
  */
 import { fold, type Key, key } from "../core/random.ts";
 import type { TargetName } from "../customize/lora.ts";
+import type { MergeMethod } from "../fusion/mergers.ts";
 import type { MethodName, Preset } from "../customize/methods.ts";
 import type { TrainConfig } from "../customize/train.ts";
 import type { LayoutInput } from "../diffusion/layout.ts";
@@ -39,6 +40,44 @@ export interface GradientSettings {
   /** Pictures per concept in that run. */
   readonly images: number;
   /** Layers fused by gradient. */
+  readonly layers: TargetName;
+  /** Most iterations of L-BFGS per layer. @default the official code's */
+  readonly iterations?: number;
+}
+
+/** How a client measures its concept; plain data. */
+export type MeasureSettings = Pick<
+  GradientSettings,
+  "templates" | "steps" | "images" | "layers"
+>;
+
+/** How changes of weight are merged at the centre; plain data. */
+export interface MergeSettings {
+  /** The merger. */
+  readonly method: MergeMethod;
+  /** wᵢ, one per concept. @default the merger's */
+  readonly weights?: readonly number[];
+  /** Share of entries that is kept. @default the merger's */
+  readonly density?: number;
+  /** Rank of the result, for `svd`. @default the merger's */
+  readonly rank?: number;
+  /** Factor of off-diagonal entries, for `regmean`. @default 1 */
+  readonly a?: number;
+  /** Ridge relative to the mean diagonal. @default the merger's */
+  readonly ridge?: number;
+  /** Ordinary captions, for `custom_diffusion`. */
+  readonly captions?: readonly string[];
+}
+
+/** How IterIS is run; plain data. */
+export interface IterisSettings {
+  /** Times that inputs are measured and layers solved. */
+  readonly rounds: number;
+  /** Prompts that are run. */
+  readonly templates: readonly string[];
+  /** Sampling steps of those runs. */
+  readonly steps: number;
+  /** Layers that are solved; the others are averaged. */
   readonly layers: TargetName;
 }
 
@@ -97,7 +136,22 @@ export interface OwnPictures {
   readonly flips?: boolean;
 }
 
-/** Trains one concept. */
+/** Pictures of several concepts that are trained together. */
+export interface JointPictures {
+  /** Tells them from other sets. */
+  readonly of: "joint";
+  /** The concepts; each has the tokens and the phrase of the method. */
+  readonly parts: readonly {
+    /** Proper name. */
+    readonly concept: string;
+    /** Class word. */
+    readonly classWord: string;
+    /** Its pictures. */
+    readonly pictures: PictureSet;
+  }[];
+}
+
+/** Trains one concept, or several together. */
 export interface TrainSpec {
   /** Which work it is. */
   readonly kind: "train";
@@ -110,7 +164,7 @@ export interface TrainSpec {
   /** Class word. */
   readonly classWord: string;
   /** What it is trained on. */
-  readonly pictures: PictureSet | OwnPictures;
+  readonly pictures: PictureSet | OwnPictures | JointPictures;
   /** Class pictures for prior preservation, with the class in captions. */
   readonly prior?: OwnPictures;
   /** How a class word of several tokens starts. @default the method's */
@@ -142,8 +196,33 @@ export interface FuseSpec {
   /** How they come into the model or the picture. */
   readonly how:
     | { readonly type: "weight"; readonly lambda: number }
-    | { readonly type: "gradient"; readonly settings: GradientSettings };
+    | { readonly type: "gradient"; readonly settings: GradientSettings }
+    | { readonly type: "merge"; readonly settings: MergeSettings }
+    | { readonly type: "iteris"; readonly settings: IterisSettings };
+  /**
+   * Contributions in the store, one per concept: fusion by gradient and mergers
+   * take their statistics and run no model.
+   */
+  readonly published?: readonly string[];
   /** Seed of the fusion. */
+  readonly seed: number;
+}
+
+/** Publishes a concept with the statistics of its layers' inputs. */
+export interface PublishSpec {
+  /** Which work it is. */
+  readonly kind: "publish";
+  /** Hash of the base model. */
+  readonly base: string;
+  /** Name of the trained concept in the store. */
+  readonly concept: string;
+  /** Pictures that it was trained on. */
+  readonly pictures: number;
+  /** How it is measured. */
+  readonly settings: MeasureSettings;
+  /** Scale of noise on the statistics. @default none */
+  readonly noise?: number;
+  /** Seed of the sampling run, and of the noise. */
   readonly seed: number;
 }
 
@@ -192,7 +271,9 @@ export type ComposeHow =
   /** Adapters inside their regions, not fused. */
   | "region-adapters"
   | "switch"
-  | "composite";
+  | "composite"
+  /** Adapters inside masks that attention finds; the prompt names all concepts. */
+  | "free-fuse";
 
 /** Draws one layout with several noises. */
 export interface ComposeSpec {
@@ -293,6 +374,7 @@ export interface EvaluatorSpec {
 export type LabSpec =
   | TrainSpec
   | FuseSpec
+  | PublishSpec
   | DrawSpec
   | ComposeSpec
   | EmbedSpec
@@ -323,14 +405,26 @@ export interface TrainLog {
   readonly phrase: string;
 }
 
+/** A published concept's log. */
+export interface PublishLog {
+  /** Seconds of measuring. */
+  readonly seconds: number;
+  /** Bytes of the file that a client sends. */
+  readonly bytes: number;
+  /** Bytes of the concept alone. */
+  readonly conceptBytes: number;
+}
+
 /** A fused model's log. */
 export interface FuseLog {
   /** Names of the concepts, in order. */
   readonly concepts: readonly string[];
   /** Seconds that it took. */
   readonly seconds: number;
-  /** Layers fitted by gradient fusion; empty for weight fusion. */
+  /** Layers fitted by gradient fusion; empty for other ways. */
   readonly layers: readonly FusedLayer[];
+  /** Error of each round of IterIS, as a share of the outputs. */
+  readonly rounds?: readonly number[];
 }
 
 /** How one layer was fitted. */

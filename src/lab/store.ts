@@ -26,6 +26,7 @@ import type { Art } from "../micro/art.ts";
 import type {
   ComposeSpec,
   DrawSpec,
+  JointPictures,
   LabSpec,
   ModelRef,
   OwnPictures,
@@ -138,6 +139,10 @@ export const pathOf = {
     joinPath(store, "fused", `${id}.safetensors`),
   fuseLog: (store: string, id: string): string =>
     joinPath(store, "fused", `${id}.json`),
+  published: (store: string, id: string): string =>
+    joinPath(store, "published", `${id}.safetensors`),
+  publishLog: (store: string, id: string): string =>
+    joinPath(store, "published", `${id}.json`),
   image: (store: string, id: string): string =>
     joinPath(store, "images", id.slice(0, 2), `${id}.png`),
   embedding: (store: string, id: string): string =>
@@ -163,6 +168,8 @@ export async function resultPaths(spec: LabSpec): Promise<string[]> {
       return [pathOf.concept("", id), pathOf.trainLog("", id)];
     case "fuse":
       return [pathOf.fused("", id), pathOf.fuseLog("", id)];
+    case "publish":
+      return [pathOf.published("", id), pathOf.publishLog("", id)];
     case "heldout":
       return [pathOf.heldout("", id)];
     case "evaluator":
@@ -189,8 +196,12 @@ export function inputPaths(spec: LabSpec): string[] {
       : [];
   const images = (ids: readonly string[]) =>
     ids.map((id) => pathOf.image("", id));
-  const pictures = (set: PictureSet | OwnPictures) => {
+  const pictures = (
+    set: PictureSet | OwnPictures | JointPictures,
+  ): string[] => {
     switch (set.of) {
+      case "joint":
+        return set.parts.flatMap((part) => pictures(part.pictures));
       case "drawn":
         return images(set.pictures.map(({ image }) => image));
       case "own":
@@ -212,7 +223,12 @@ export function inputPaths(spec: LabSpec): string[] {
     case "references":
       return pictures(spec.pictures);
     case "fuse":
-      return concepts(spec.concepts);
+      return [
+        ...concepts(spec.concepts),
+        ...(spec.published ?? []).map((id) => pathOf.published("", id)),
+      ];
+    case "publish":
+      return concepts([spec.concept]);
     case "draw":
       return model(spec.model);
     case "compose":

@@ -5,6 +5,28 @@ import { ParamSpec, type Spec } from "./spec.ts";
 export type { Dora } from "./dora.ts";
 
 /**
+ * A shift of singular values (SVDiff, Han et al. 2023): with `down` and
+ * `up` the singular vectors of the base weight, the addition is
+ * down · diag(relu(σ + δ) − σ) · up.
+ */
+export interface Spectrum {
+  /** σ [r], the singular values of the base weight. */
+  readonly sigma: tf.Tensor1D;
+  /** δ [r], what is learned. */
+  readonly shift: tf.Tensor1D;
+}
+
+/**
+ * What a shift of singular values adds in each direction: relu(σ + δ) − σ.
+ *
+ * @param spectrum σ and δ.
+ * @returns [r]; differentiable by δ.
+ */
+export function spectralGains({ sigma, shift }: Spectrum): tf.Tensor1D {
+  return tf.relu(sigma.add(shift)).sub(sigma);
+}
+
+/**
  * A low-rank addition to a linear layer: `scale · (x · down) · up`.
  *
  * With `magnitude` it is a DoRA: the sum of base weight and low-rank product is
@@ -17,6 +39,8 @@ export interface LowRank {
   readonly up: tf.Tensor;
   /** Factor of the product: α of Mix-of-Show, α/r of PEFT and kohya. */
   readonly scale: number;
+  /** Gains of the singular directions between `down` and `up` (SVDiff). */
+  readonly spectrum?: Spectrum;
   /** DoRA magnitude [out], or [in] where `dora.of` says so. */
   readonly magnitude?: tf.Tensor1D;
   /** How the magnitude acts, where that is not PEFT's way. */
@@ -150,8 +174,9 @@ function project(p: Linear, x: tf.Tensor2D, context?: Context): tf.Tensor2D {
     if (low.magnitude) {
       added = tf.matMul(x, lowRankDelta(low, p.weight));
     } else {
+      const inner = tf.matMul(x, low.down as tf.Tensor2D);
       const product = tf.matMul(
-        tf.matMul(x, low.down as tf.Tensor2D),
+        low.spectrum ? inner.mul(spectralGains(low.spectrum)) : inner,
         low.up as tf.Tensor2D,
       );
       added = low.scale === 1 ? product : product.mul(low.scale);
@@ -228,8 +253,12 @@ export function conv2d(
     );
   let y = run(p.weight);
   for (const low of p.low ?? []) {
+    const inner = () => {
+      const y = run(low.down as tf.Tensor4D);
+      return low.spectrum ? y.mul(spectralGains(low.spectrum)) : y;
+    };
     const added = low.magnitude ? run(lowRankDelta(low, p.weight)) : tf.conv2d(
-      run(low.down as tf.Tensor4D),
+      inner() as tf.Tensor4D,
       low.up as tf.Tensor4D,
       1,
       "valid",
@@ -253,8 +282,11 @@ export function lowRankDelta<T extends tf.Tensor>(low: LowRank, weight: T): T {
     low.up.shape[low.up.rank - 1] as number,
   ];
   const rank = low.down.shape[low.down.rank - 1] as number;
+  const down = low.down.reshape([inputs.reduce((a, b) => a * b, 1), rank]);
   const product = tf.matMul(
-    low.down.reshape([inputs.reduce((a, b) => a * b, 1), rank]) as tf.Tensor2D,
+    (low.spectrum
+      ? down.mul(spectralGains(low.spectrum))
+      : down) as tf.Tensor2D,
     low.up.reshape([rank, outputs]) as tf.Tensor2D,
   ).mul(low.scale).reshape([...inputs, outputs]);
   if (!low.magnitude) return product as T;

@@ -230,6 +230,31 @@ export function linearDecay(step: number, total: number, warmup = 0): number {
 }
 
 /**
+ * Learning-rate factor that warms up linearly from 0 and falls to 0 along a
+ * cosine, once or, from 1 again, several times: diffusers'
+ * `get_scheduler("cosine")` and `"cosine_with_restarts"`.
+ *
+ * @param step Step about to be taken, from 0.
+ * @param total Number of steps.
+ * @param warmup Steps of warm-up.
+ * @default warmup 0
+ * @param cycles How often it falls.
+ * @default cycles 1
+ * @returns A factor in [0, 1].
+ */
+export function cosineDecay(
+  step: number,
+  total: number,
+  warmup = 0,
+  cycles = 1,
+): number {
+  if (step < warmup) return step / Math.max(1, warmup);
+  const share = (step - warmup) / Math.max(1, total - warmup);
+  if (share >= 1) return 0;
+  return (1 + Math.cos(Math.PI * ((cycles * share) % 1))) / 2;
+}
+
+/**
  * Learning-rate factor that warms up linearly and then stays 1.
  *
  * @param step Step about to be taken, from 0.
@@ -267,42 +292,4 @@ export function clipGlobalNorm(
   );
   factor.dispose();
   return { grads: clipped, norm };
-}
-
-/**
- * Moves an exponential moving average towards the parameters:
- * `decay·average + (1 − decay)·params`.
- *
- * @param average Averages by path; not disposed.
- * @param params Parameters of the same paths.
- * @param decay Share of the old average, in [0, 1].
- * @returns New averages, owned by the caller.
- * @throws If a parameter has no average.
- */
-export function emaUpdate(
-  average: Tensors,
-  params: Tensors,
-  decay: number,
-): Map<string, tf.Tensor> {
-  return new Map(
-    [...params].map(([path, param]) => {
-      const old = average.get(path);
-      if (!old) throw cannot("average parameters", `"${path}"`, "none");
-      return [
-        path,
-        tf.tidy(() => tf.add(tf.mul(old, decay), tf.mul(param, 1 - decay))),
-      ];
-    }),
-  );
-}
-
-/**
- * Decay of a moving average that trusts young averages less:
- * `min(decay, (1 + step)/(10 + step))`, as diffusers' `EMAModel`.
- *
- * @param step Updates made so far.
- * @param decay Final decay.
- */
-export function emaDecay(step: number, decay: number): number {
-  return Math.min(decay, (1 + step) / (10 + step));
 }

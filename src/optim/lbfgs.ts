@@ -5,7 +5,6 @@
  *
  * @module
  */
-import * as tf from "@tensorflow/tfjs";
 import { cannot } from "../core/errors.ts";
 
 /**
@@ -132,63 +131,6 @@ export function lbfgs(
   let next = run.next();
   while (!next.done) next = run.next(f(next.value));
   return next.value;
-}
-
-/**
- * {@linkcode lbfgs} for a function that has to be awaited, such as one
- * computed on a graphics card.
- *
- * @param f Value and gradient at a point.
- * @param start First point; it is not changed.
- * @param options Settings.
- */
-export async function lbfgsAsync(
-  f: (x: Vector) => Promise<Evaluation>,
-  start: ArrayLike<number>,
-  options: LbfgsOptions = {},
-): Promise<LbfgsResult> {
-  const run = minimise(start, options);
-  let next = run.next();
-  while (!next.done) next = run.next(await f(next.value));
-  return next.value;
-}
-
-/**
- * {@linkcode lbfgs} over a tensor: the loss is differentiated by tfjs.
- *
- * @param loss Scalar function of the tensor.
- * @param start First point; it is not changed.
- * @param options Settings.
- * @returns The best tensor seen, owned by the caller, and how the run ended.
- */
-export async function lbfgsTensor<T extends tf.Tensor>(
-  loss: (x: T) => tf.Scalar,
-  start: T,
-  options: LbfgsOptions = {},
-): Promise<{ best: T; result: LbfgsResult }> {
-  const differentiate = tf.valueAndGrad((x: tf.Tensor) => loss(x as T));
-  const result = await lbfgsAsync(
-    async (x) => {
-      const { value, grad } = tf.tidy(() =>
-        differentiate(tf.tensor(Float32Array.from(x), start.shape))
-      );
-      try {
-        return {
-          value: (await value.data())[0],
-          gradient: await grad.data(),
-        };
-      } finally {
-        value.dispose();
-        grad.dispose();
-      }
-    },
-    Float64Array.from(await start.data()),
-    options,
-  );
-  return {
-    best: tf.tensor(Float32Array.from(result.best), start.shape) as T,
-    result,
-  };
 }
 
 type Run<T> = Generator<Vector, T, Evaluation>;

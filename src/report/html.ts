@@ -1,5 +1,5 @@
 /**
- * Pieces of self-contained HTML reports: everything inlined, no request to
+ * Parts of self-contained HTML reports: everything inlined, no request to
  * anywhere.
  *
  * @module

@@ -1,7 +1,15 @@
 import { assertEquals, assertRejects, assertThrows } from "@std/assert";
-import { table2Command } from "../../src/cli/ablation.ts";
+import { experimentCommand } from "../../src/cli/experiment.ts";
+import type { AblationPlan } from "../../src/experiments/table2/draw.ts";
+import { EXPERIMENTS } from "../../src/experiments/registry.ts";
 
-const parseAblation = (args: readonly string[]) => table2Command.parse(args)!;
+const command = experimentCommand(
+  EXPERIMENTS.find(({ name }) => name === "ablation")!,
+);
+const parseAblation = (args: readonly string[]) => {
+  const request = command.parse(args)!;
+  return { ...request, plan: request.plan as unknown as AblationPlan };
+};
 
 Deno.test("the scales", () => {
   const quick = parseAblation(["--quick"]).plan;
@@ -58,7 +66,7 @@ Deno.test("options reach the settings and make the scale custom", () => {
     "--partial",
     "--concepts=ulla,finn",
   ]);
-  assertEquals([shared.lab.store, shared.partial, shared.dryRun], [
+  assertEquals([shared.lab.store, shared.plan.partial, shared.dryRun], [
     "/tmp/c",
     true,
     false,
@@ -96,25 +104,22 @@ for (
 
 Deno.test("missing weights and unwritable folders end it before work", async () => {
   await assertRejects(
-    () =>
-      table2Command.run(
-        parseAblation(["--model", "/nowhere", "--out", "/tmp"]),
-      ),
+    () => command.run(command.parse(["--model", "/nowhere", "--out", "/tmp"])!),
     Error,
     "/nowhere",
   );
   const file = await Deno.makeTempFile();
   await assertRejects(
     () =>
-      table2Command.run(
-        parseAblation([
+      command.run(
+        command.parse([
           "--model",
           "/tmp",
           "--clip",
           "/tmp",
           "--out",
           `${file}/x`,
-        ]),
+        ])!,
       ),
     Error,
     "Cannot write into",

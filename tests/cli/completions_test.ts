@@ -39,6 +39,16 @@ Deno.test("bash offers commands, options, words and folders", async () => {
   assertEquals(await offered("deno", "run", "--lr"), [""]);
 });
 
+Deno.test("bash offers experiments and their options", async () => {
+  const after = (...words: string[]) => offered("deno", "task", ...words);
+  assertEquals(await after("experiment", "r"), ["ridge", "rank", "regions"]);
+  assertEquals(await after("experiment", "rank", "--val"), ["--values"]);
+  // The rank sweep has no --rank.
+  assertEquals(await after("experiment", "rank", "--rank"), [""]);
+  assertEquals(await after("experiment", "domain", "--method", "p"), ["p+"]);
+  assertEquals(await after("ablation", "--fu"), ["--full", "--fusion"]);
+});
+
 Deno.test("every option of every command is in each script", () => {
   const [bash, zsh, fish] = (["bash", "zsh", "fish"] as const)
     .map((shell) => completionScript(shell, commands));
@@ -50,7 +60,9 @@ Deno.test("every option of every command is in each script", () => {
       const written = optionName(field, option);
       assertStringIncludes(bash, written);
       assert(
-        fish.includes(`from ${name}' -l ${written.slice(2)} `),
+        fish.includes(
+          `from ${name.split(" ").at(-1)}' -l ${written.slice(2)} `,
+        ),
         `${name} ${written}`,
       );
       seen++;

@@ -1,21 +1,27 @@
 import { assertEquals, assertRejects, assertThrows } from "@std/assert";
-import { main } from "../../src/cli/experiment.ts";
 import { evaluators } from "../../src/cli/evaluators.ts";
+import { experimentCommand, main } from "../../src/cli/experiment.ts";
 import { frames } from "../../src/cli/frames.ts";
-import { sweeps } from "../../src/cli/sweeps.ts";
+import type { Plan } from "../../src/experiments/experiment.ts";
+import { SWEEPS } from "../../src/experiments/sweeps.ts";
 
+const sweeps = SWEEPS.map((one) => experimentCommand(one));
 const sweep = (name: string) => sweeps.find((one) => one.name === name)!;
+const parse = (name: string, args: readonly string[]) => {
+  const { lab, plan } = sweep(name).parse(args)!;
+  return { lab, plan: plan as Plan<typeof SWEEPS[0]["options"]> };
+};
 
 Deno.test("sweeps: defaults and options", () => {
-  const plain = sweep("ridge").parse([])!;
+  const plain = parse("ridge", []);
   assertEquals(plain.plan.concepts, ["jin", "bobo", "fifi", "dash"]);
   assertEquals([plain.lab.out, plain.plan.prompts, plain.plan.seeds], [
     "out/ridge",
     20,
     [0],
   ]);
-  assertEquals(sweep("rank").parse([])!.plan.concepts.length, 12);
-  const { plan: options, lab, variants } = sweep("lambda").parse([
+  assertEquals(parse("rank", []).plan.concepts.length, 12);
+  const { plan: options, lab } = parse("lambda", [
     "--values=0.1,1",
     "--concepts=jin",
     "--distractors=niko,kuro",
@@ -25,15 +31,19 @@ Deno.test("sweeps: defaults and options", () => {
     "--workers=0",
     "--variants=v.json",
     "--out=o",
-  ])!;
-  assertEquals(options.lambdas, [0.1, 1]);
+  ]);
+  assertEquals(options.values, [0.1, 1]);
   assertEquals([options.concepts, options.distractors], [["jin"], [
     "niko",
     "kuro",
   ]]);
   assertEquals(options.embeddings, ["edlora"]);
   assertEquals([options.settings.train.steps, options.settings.rank], [7, 2]);
-  assertEquals([lab.workers, variants, lab.store], [0, "v.json", "o/cache"]);
+  assertEquals([lab.workers, options.variants, lab.store], [
+    0,
+    "v.json",
+    "o/cache",
+  ]);
   for (const { parse, help, name } of sweeps) {
     assertEquals(parse(["--help"]), undefined);
     assertEquals(help.startsWith(`deno task experiment ${name} `), true);

@@ -2,7 +2,13 @@
  * Inputs that people bring, small and made here: used, or refused in a sentence
  * that names the thing.
  */
-import { assert, assertEquals } from "@std/assert";
+import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
+import { parseConcept } from "../../src/cli/concepts.ts";
+import { firstFrames } from "../../src/cli/options.ts";
+import { sampleCommand } from "../../src/cli/sample.ts";
+import { trainCommand } from "../../src/cli/train.ts";
+import { writeAtomic } from "../../src/io/files.ts";
+import { decodePicture } from "../../src/io/picture.ts";
 import { encodePng } from "../../src/io/png.ts";
 import { readExamples } from "../../src/customize/dataset.ts";
 import {
@@ -52,6 +58,31 @@ Deno.test("model folders as people have them", () =>
       assert(error.includes(message), error);
       assert(!error.includes("    at "), error);
     };
+    // What is no model at all is told before anything is fetched.
+    const lora = fixturePath("lora/edlora_official.safetensors");
+    for (
+      const [path, message, ...more] of [
+        [
+          at("unet"),
+          "expected a model folder, with unet, text_encoder and vae",
+        ],
+        [lora, "expected a model, got a file without its networks"],
+        // Its parts are told, not what a run of something else would need.
+        [
+          at("unet/diffusion_pytorch_model.safetensors"),
+          "expected a text encoder and a VAE",
+          ...["--tokenizer", at("tokenizer")],
+        ],
+        [at("model_index.json"), "Cannot read"],
+      ]
+    ) {
+      const { code, error } = await said(
+        ...["sample", "--prompt", "x", "--backend", "wasm", "--model", path],
+        ...["--out", `${folder}/out`, ...more],
+      );
+      assertEquals(code, 1);
+      assert(error.includes(message), error);
+    }
     // Parts that need not be there, or are null.
     const index = JSON.parse(await Deno.readTextFile(at("model_index.json")));
     await Deno.writeTextFile(
@@ -183,9 +214,207 @@ Deno.test("folders of pictures as people have them", () =>
     await refused("a.gif", head("GIF89a 0123456789"), "got a GIF");
     await refused("a.bmp", head("BM0123456789abcdef"), "got a BMP");
     await refused("a.heic", head("\0\0\0\x18ftypheic\0\0\0\0"), "got a HEIC");
-    await refused("a.pdf", "x", "PNG, JPEG, WebP or AVIF pictures, got none");
+    await refused(
+      "a.pdf",
+      "x",
+      "PNG, JPEG, WebP or AVIF pictures in it, got none",
+    );
     await refused("a.png", "<!DOCTYPE html><html></html>", "a.png");
   }));
+
+Deno.test("what lies in a folder of pictures is read, or named", () =>
+  inFolder(async (folder) => {
+    const side = 32;
+    const grey = (value: (x: number) => number) =>
+      encodePng({
+        ...{ width: side, height: side, channels: 1 },
+        data: Uint8Array.from({ length: side ** 2 }, (_, i) => value(i % side)),
+      });
+    const picture = grey((x) => 5 * x), mask = grey((x) => x < 9 ? 255 : 0);
+    const wide = (text: string) =>
+      Uint8Array.from([...text].flatMap((c) => [c.charCodeAt(0), 0]));
+    const latin = (text: string) =>
+      Uint8Array.from(text, (c) => c.charCodeAt(0));
+    const line = (file_name: string, text: string) =>
+      JSON.stringify({ file_name, text }) + "\n";
+    /** Captions, how many masks, what is named as not read; or the refusal. */
+    const cases: [
+      what: string,
+      files: Record<string, string | Uint8Array>,
+      expected: [string[][], number, string[]] | string,
+      masks?: string,
+    ][] = [
+      [
+        "UTF-16 with a mark",
+        { "a.txt": Uint8Array.of(0xff, 0xfe, ...wide("{} où")) },
+        [[["{} où"]], 0, []],
+      ],
+      ["UTF-16 without", { "a.txt": wide("a {}") }, "a.txt: expected UTF-8"],
+      ["Latin 1", { "a.txt": latin("{} \xe0") }, "a.txt: expected UTF-8"],
+      [
+        "a table of captions",
+        {
+          "metadata.jsonl": line("a.png", "a {}") + line("a.png", "{} here"),
+        },
+        [[["a {}", "{} here"]], 0, []],
+      ],
+      [
+        "a table that names no picture",
+        { "metadata.jsonl": line("z.png", "a {}") },
+        "line 1: expected the name of a picture beside it, got z.png",
+      ],
+      [
+        "a table of something else",
+        { "metadata.jsonl": '{"image": "a.png"}' },
+        'expected {"file_name": "a.png", "text": "a caption"}',
+      ],
+      [
+        "a table and a file that differ",
+        { "metadata.jsonl": line("a.png", "a {}"), "a.txt": "{}" },
+        "one place for captions",
+      ],
+      ["the whole name", { "a.png.txt": "{} here" }, [[["{} here"]], 0, []]],
+      [
+        "other tools' files",
+        { "a.tags": "x", "b.txt": "x", "meta_cap.json": "{}", "Thumbs.db": "" },
+        [[["photo of a {}", "{}"]], 0, ["a.tags", "b.txt", "meta_cap.json"]],
+      ],
+      [
+        "pictures below",
+        { "more/b.png": picture },
+        [[["photo of a {}", "{}"]], 0, ["more/"]],
+      ],
+      [
+        "a mask beside its picture",
+        { "a.txt": "{}", "a-masklabel.png": mask },
+        [[["{}"]], 1, []],
+      ],
+      ["masks beside, as said", { "a.txt": "{}", "mask_a.png": mask }, [
+        [["{}"]],
+        1,
+        [],
+      ], "."],
+      ["no masks beside", {}, "masks beside the pictures", "."],
+      [
+        "a mask of no picture",
+        { "a.txt": "{}", "masks/a.png": mask, "masks/z.png": mask },
+        [[["{}"]], 1, ["masks/z.png"]],
+      ],
+    ];
+    for (const [i, [what, files, expected, masks]] of cases.entries()) {
+      const at = `${folder}/${i}`;
+      for (
+        const [name, data] of Object.entries({ "a.png": picture, ...files })
+      ) {
+        await writeAtomic(`${at}/${name}`, data);
+      }
+      let unread: readonly string[] = [];
+      const reading = readExamples(at, {
+        size: 16,
+        masks: masks && `${at}/${masks}`,
+        onUnread: (names) => unread = names,
+      });
+      if (typeof expected === "string") {
+        const { message } = await assertRejects(() => reading, Error);
+        assert(message.includes(expected), `${what}: ${message}`);
+        continue;
+      }
+      const examples = await reading;
+      assertEquals(
+        [
+          examples.map(({ captions }) => captions),
+          examples.filter(({ mask }) => mask).length,
+          unread.map((name) => name.replace(`${at}/`, "")),
+        ],
+        expected,
+        what,
+      );
+    }
+    await Deno.mkdir(`${folder}/none/day1`, { recursive: true });
+    await assertRejects(
+      () => readExamples(`${folder}/none`, { size: 16 }),
+      Error,
+      "or in folders such as 10_rex dog, got none, and day1/",
+    );
+    await assertRejects(
+      () => readExamples(`${folder}/0/a.png`, { size: 16 }),
+      Error,
+      "expected a folder that can be read, got a file",
+    );
+  }));
+
+Deno.test("of an animation the first frame is used, and that is said", async () => {
+  const at = (name: string) => fixturePath(`pictures/${name}`);
+  const still = await Deno.readFile(at("rgba8.png"));
+  // APNG: acTL before the pixels says how many frames there are.
+  const control = new Uint8Array(20);
+  new DataView(control.buffer).setUint32(0, 8);
+  control.set(new TextEncoder().encode("acTL"), 4);
+  const apng = (frames: number) => {
+    new DataView(control.buffer).setUint32(8, frames);
+    return Uint8Array.from([
+      ...still.slice(0, 33),
+      ...control,
+      ...still.slice(33),
+    ]);
+  };
+  const moving = async (bytes: Uint8Array) =>
+    (await decodePicture(bytes)).moving ?? false;
+  assertEquals(await moving(still), false);
+  assertEquals(await moving(apng(1)), false);
+  assertEquals(await moving(apng(3)), true);
+  assertEquals(await moving(await Deno.readFile(at("two-frames.webp"))), true);
+  assertEquals(await moving(await Deno.readFile(at("lossy.webp"))), false);
+  assertEquals(await moving(await Deno.readFile(at("lossy.avif"))), false);
+  await inFolder(async (folder) => {
+    await Deno.writeFile(`${folder}/a.png`, apng(3));
+    const examples = await readExamples(folder, { size: 16 });
+    assertEquals(firstFrames(examples), [
+      "of an animation only the first frame is used: a.png",
+    ]);
+  });
+});
+
+Deno.test("options as other programs call them", () => {
+  const near = (option: string, expected: string) => {
+    const { message } = assertThrows(
+      () => trainCommand.parse(["--name", "a", "--images", ".", option, "1"]),
+      Error,
+    );
+    assert(message.includes(expected), message);
+  };
+  near("--lr_unet", "perhaps --lr-unet, got --lr_unet");
+  near("--network_dim", "perhaps --rank");
+  near("--lr", "perhaps --lr-embedding, --lr-text, --lr-unet");
+  near("--images-folder", "perhaps --images,");
+  near("--quux", "a known option (--help), got --quux");
+  const sampler = (name: string) =>
+    sampleCommand.parse(["--prompt", "x", "--sampler", name])!.sampler;
+  assertEquals(
+    ["Euler a", "DPM++ 2M Karras", "euler_ancestral", "uni_pc", "DDIM"].map(
+      sampler,
+    ),
+    ["euler_a", "dpmpp_2m_karras", "euler_a", "unipc", "ddim"],
+  );
+  const dtype = (name: string) =>
+    trainCommand.parse(["--name", "a", "--images", ".", "--dtype", name])!
+      .dtype;
+  assertEquals(
+    ["fp16", "bf16", "float32", "half", "F16"].map((n) => `${dtype(n)}`),
+    ["F16", "BF16", "F32", "F16", "F16"],
+  );
+  assertThrows(() => dtype("int8"), Error, "--dtype F32, F16, BF16");
+  assertThrows(
+    () => parseConcept("sample", "a.safetensors:0.8"),
+    Error,
+    "--concept FILE,alpha=0.8",
+  );
+  assertThrows(
+    () => parseConcept("sample", "a.safetensors,weight=0.8"),
+    Error,
+    "name, trigger, class, alpha behind --concept FILE, got weight=0.8",
+  );
+});
 
 Deno.test("outputs that cannot be are refused before work", () =>
   inFolder(async (folder) => {
@@ -214,9 +443,9 @@ Deno.test("outputs that cannot be are refused before work", () =>
         [["--steps", "1e9999"], "--steps a whole number"],
         [["--count", "1.5"], "--count a whole number"],
         [["--size", "0x64"], "size.width"],
-        [["--size", "64"], "--size such as 64x96"],
+        [["--size", "64*64"], "--size such as 64x96"],
         [["--guidance", "NaN"], "--guidance a number"],
-        [["--sampler", "Euler a"], "--sampler"],
+        [["--sampler", "DPM fast"], "--sampler"],
       ] as [string[], string][]
     ) {
       const { code, error } = await draw(folder, MODEL, ...args);

@@ -7,7 +7,14 @@ const root = new URL("../../", import.meta.url).pathname;
 /** Runs the command; kills it as soon as a line of its progress matches. */
 async function run(args: string[], killAt?: RegExp): Promise<boolean> {
   const child = new Deno.Command(Deno.execPath(), {
-    args: ["run", "-q", "-P=local", "src/cli/ablation.ts", ...args],
+    args: [
+      "run",
+      "-q",
+      "-P=local",
+      "src/cli/experiment.ts",
+      "ablation",
+      ...args,
+    ],
     cwd: root,
     stdout: "null",
     stderr: "piped",

@@ -7,6 +7,7 @@
 import { assert, assertEquals } from "@std/assert";
 import { type Command, runCommand } from "../../src/cli/command.ts";
 import { optionName } from "../../src/cli/options.ts";
+import { decodePng } from "../../src/io/png.ts";
 import { openSafetensors } from "../../src/io/safetensors.ts";
 
 /**
@@ -113,7 +114,9 @@ async function tensors(path: string): Promise<string> {
   // Some are cut off on purpose.
   if (!file) return await digest(await Deno.readFile(path));
   try {
-    const parts = [JSON.stringify(file.metadata)];
+    // How a concept was trained is what was asked for.
+    const { "mix_of_show.meta": _, ...said } = file.metadata;
+    const parts = [JSON.stringify(said)];
     for (const name of [...file.entries.keys()].sort()) {
       const { dtype, shape, data } = await file.read(name);
       parts.push(
@@ -161,6 +164,10 @@ async function written(
       );
     } else if (name.endsWith(".safetensors")) {
       parts.push(shown, await tensors(path));
+    } else if (name.endsWith(".png")) {
+      // Inside stands what was asked for.
+      const { width, height, data } = decodePng(await Deno.readFile(path));
+      parts.push(shown, `${width}×${height}`, await digest(data.slice()));
     } else parts.push(shown, await digest(await Deno.readFile(path)));
   }
   return parts;

@@ -18,6 +18,9 @@ import type { OptionWorld } from "./option_world.ts";
 /** The processor without kernels of its own. */
 const CPU: Pair = { add: { "--backend": "cpu" }, shows: "said" };
 
+/** One function starts the backend of every command. */
+const LIKE_SAMPLE = { as: "sample" } as const;
+
 /** Pairs of the options about memory, on a machine without a graphics card. */
 const MEMORY: Record<string, Pair> = {
   // The same result in less memory: tests/customize/memory_test.ts.
@@ -96,7 +99,7 @@ export function trainRows({ at, out }: OptionWorld): OptionRows {
   const file = `${out}/rex.safetensors`;
   const prior: Args = { "--prior": `${at}/class` };
   const tokensOnly: Args = { "--method": "textual-inversion" };
-  const adapter = (name: string, value: string | number): Pair => ({
+  const adapter = (name: string, value: string | number | true): Pair => ({
     both: tokensOnly,
     add: { [name]: value },
     says: new RegExp(`a method with an adapter for ${name}`),
@@ -104,6 +107,8 @@ export function trainRows({ at, out }: OptionWorld): OptionRows {
   return {
     command: trainCommand,
     out,
+    // The options themselves.
+    report: (name, json) => name.endsWith(".config.json") ? null : json,
     base: {
       ...images,
       ...{ "--name": "rex", "--class": "fox", "--model": `${at}/model` },
@@ -183,32 +188,58 @@ export function trainRows({ at, out }: OptionWorld): OptionRows {
       preset: { add: { "--preset": "official" } },
       steps: { add: { "--steps": 2 } },
       batch: { add: { "--batch": 1 } },
+      accumulate: { add: { "--accumulate": 2 } },
+      alpha: [
+        { both: { "--steps": 2 }, add: { "--alpha": 1 } },
+        adapter("--alpha", 1),
+      ],
+      rslora: [
+        { both: { "--steps": 2 }, add: { "--rslora": true } },
+        adapter("--rslora", true),
+      ],
+      targets: [
+        { add: { "--targets": "unet-attention" } },
+        adapter("--targets", "linear"),
+      ],
+      scheduler: { both: { "--steps": 2 }, add: { "--scheduler": "constant" } },
+      cycles: [
+        {
+          both: {
+            ...{ "--scheduler": "cosine-with-restarts", "--steps": 3 },
+            "--cycles": 2,
+          },
+          add: { "--cycles": 3 },
+        },
+        {
+          add: { "--cycles": 2 },
+          says: /--scheduler cosine-with-restarts and/,
+        },
+      ],
+      warmup: { add: { "--warmup": 1 } },
+      weightDecay: { add: { "--weight-decay": 1 } },
+      maxGradNorm: { add: { "--max-grad-norm": 1e-9 } },
+      noiseOffset: { add: { "--noise-offset": 0.5 } },
+      snrGamma: { add: { "--snr-gamma": 0.1 } },
+      log: { add: { "--log": `${out}/rex.csv` } },
       rank: [{ add: { "--rank": 2 } }, adapter("--rank", 2)],
       lrEmbedding: { add: { "--lr-embedding": 0.1 } },
       lrText: [{ add: { "--lr-text": 0.1 } }, adapter("--lr-text", 1)],
       lrUnet: [{ add: { "--lr-unet": 0.1 } }, adapter("--lr-unet", 1)],
       seed: { add: { "--seed": 5 } },
       size: { add: { "--size": 32 } },
-      averageClass: [
-        {
-          both: { "--class": "red fox" },
-          add: { "--average-class": true },
-          needs: /--average-class/,
-        },
-        {
-          add: { "--average-class": true },
-          says: /--average-class changes nothing/,
-        },
-      ],
       out: { add: { "--out": `${out}/max.safetensors` } },
       dtype: { add: { "--dtype": "F16" } },
+      config: [
+        { add: { "--config": `${at}/train.json` } },
+        { add: { "--config": `${at}/other.json` }, says: /got short/ },
+      ],
       // A state that cannot be continued lies there.
       fresh: {
         both: { "--out": `${out}/stopped.safetensors` },
         add: { "--fresh": true },
         needs: /stopped\.state\.safetensors/,
       },
-      backend: CPU,
+      backend: LIKE_SAMPLE,
     },
     before: () =>
       Deno.writeTextFile(`${out}/stopped.state.safetensors`, "cut off"),
@@ -227,6 +258,11 @@ export function fuseRows({ at, out }: OptionWorld): OptionRows {
     says: new RegExp(`--method gradient with .*${name}`),
   });
   const { tokenizer, prediction, ...models } = modelPairs(at);
+  const kohya = `${at}/kohya.safetensors`;
+  const fields = (path: string, one: string, other: string): Pair => ({
+    both: { "--concept": `${path},${one}` },
+    add: { "--concept": `${path},${other}` },
+  });
   return {
     command: fuseCommand,
     out,
@@ -245,6 +281,20 @@ export function fuseRows({ at, out }: OptionWorld): OptionRows {
         {
           both: { "--concept": concepts.map((path) => `${path},alpha=1`) },
           add: { "--concept": concepts.map((path) => `${path},alpha=0.5`) },
+        },
+        {
+          both: { "--concept": kohya },
+          add: { "--concept": `${kohya},trigger=fox` },
+          needs: /trigger words or a class word/,
+        },
+        fields(kohya, "trigger=red fox", "trigger=cat"),
+        fields(kohya, "class=red fox", "class=cat"),
+        fields(concepts[0], "name=a", "name=b"),
+        {
+          both: { "--concept": concepts[0] },
+          add: { "--concept": `${concepts[0]},class=cat` },
+          says:
+            /rex\.safetensors: class= changes nothing, "<rex1> <rex2>" calls/,
         },
       ],
       method: {
@@ -307,7 +357,7 @@ export function fuseRows({ at, out }: OptionWorld): OptionRows {
       out: { add: { "--out": `${out}/elsewhere` } },
       singleFile: { add: { "--single-file": `${out}/one.safetensors` } },
       dtype: { add: { "--dtype": "F16" } },
-      backend: CPU,
+      backend: LIKE_SAMPLE,
     },
   };
 }
@@ -331,6 +381,18 @@ export function sampleRows({ at, out }: OptionWorld): OptionRows {
       ...modelPairs(at),
       prompt: { add: { "--prompt": "a (fox:1.5) in snow" } },
       layout: { add: { "--layout": `${at}/regions.json` } },
+      from: [
+        { add: { "--from": `${at}/night.png`, "--prompt": null } },
+        {
+          add: { "--from": `${at}/drawn/000.png`, "--prompt": null },
+          says: /a PNG that sample has drawn, got no settings in it/,
+        },
+        {
+          both: { "--layout": `${at}/regions.json` },
+          add: { "--from": `${at}/night.png` },
+          says: /--layout or --from, got both/,
+        },
+      ],
       schema: { add: { "--schema": true } },
       concept: [
         {
@@ -344,6 +406,19 @@ export function sampleRows({ at, out }: OptionWorld): OptionRows {
         },
         // Learned tokens that no prompt calls are named.
         { add: { "--concept": rex }, says: /no prompt calls rex/ },
+        {
+          both: {
+            ...{ "--layout": `${at}/concepts.json`, "--prompt": null },
+            "--concept": [`${rex},name=fox`, tom],
+          },
+          add: { "--concept": [`${rex},name=rex`, tom] },
+          needs: /regions\.0\.concepts: expected fox, tom, got rex/,
+        },
+        ...["trigger", "class"].map((field) => ({
+          both: { ...said, "--concept": rex },
+          add: { "--concept": `${rex},${field}=cat` },
+          says: new RegExp(`rex\\.safetensors: ${field}= changes nothing`),
+        })),
       ],
       adapters: [
         { both, add: { "--adapters": "switch" } },
@@ -392,6 +467,7 @@ export function sampleRows({ at, out }: OptionWorld): OptionRows {
       syntax: { add: { "--syntax": "plain" } },
       sampler: { add: { "--sampler": "euler" } },
       size: { add: { "--size": "32x64" } },
+      grid: { add: { "--grid": true } },
       // The same pictures, in other portions.
       batch: {
         both: { "--count": 4 },
@@ -423,6 +499,12 @@ export function evaluateRows({ at, out }: OptionWorld): OptionRows {
   const pictures = (name: string, value: string | true): Pair => ({
     add: { [name]: value },
     says: new RegExp(`with ${name}, got --images`),
+  });
+  const rex = `${at}/rex.safetensors`;
+  const fields = (concept: string, both: Args = {}, says?: RegExp): Pair => ({
+    both: { ...heldout, ...both },
+    add: { "--concept": concept },
+    says,
   });
   const { model, variant, tokenizer, prediction, vae, unet, textEncoder } =
     modelPairs(at);
@@ -495,7 +577,21 @@ export function evaluateRows({ at, out }: OptionWorld): OptionRows {
       ],
       concept: [
         { both: heldout, add: { "--concept": `${at}/tom.safetensors` } },
-        pictures("--concept", `${at}/rex.safetensors`),
+        pictures("--concept", rex),
+        fields(`${rex},alpha=0.5`),
+        fields(`${rex},class=cat`),
+        fields(`${rex},trigger=<rex1>`),
+        fields(`${rex},name=max`, {}, /name= changes nothing/),
+        fields(
+          `${rex},class=cat`,
+          { "--class": "fox" },
+          /class= changes nothing/,
+        ),
+        fields(
+          `${rex},trigger=<rex1>`,
+          { "--phrase": "a red fox" },
+          /trigger= changes nothing/,
+        ),
       ],
       model: held(model, pictures("--model", `${at}/model`)),
       variant: held(variant, pictures("--variant", "alt")),
@@ -546,7 +642,7 @@ export function evaluateRows({ at, out }: OptionWorld): OptionRows {
       clip: { add: { "--clip": `${at}/other/clip` } },
       out: { add: { "--out": `${out}/scores.json` } },
       json: { add: { "--json": true } },
-      backend: CPU,
+      backend: LIKE_SAMPLE,
     },
   };
 }
@@ -739,9 +835,9 @@ export function memoryRows({ at, out }: OptionWorld): OptionRows {
   return {
     command: memoryCommand,
     out,
-    base: { "--model": "sd15", "--sample": true },
+    base: { "--model": `${at}/model`, "--sample": true, "--json": true },
     pairs: {
-      model: { add: { "--model": `${at}/model` } },
+      model: { add: { "--model": "sd15" } },
       train: {
         both: { "--sample": null, "--fuse": 2 },
         add: { ...train, "--fuse": null },
@@ -753,14 +849,14 @@ export function memoryRows({ at, out }: OptionWorld): OptionRows {
       fuse: { add: { "--sample": null, "--fuse": 2 } },
       table: { add: { "--sample": null, "--table": true } },
       batch: { add: { "--batch": 3 } },
-      size: { add: { "--size": "768" } },
-      rank: { both: train, add: { "--rank": 64 } },
+      size: { add: { "--size": "128" } },
+      rank: { both: train, add: { "--rank": 8 } },
       memory: { add: { "--memory": "low" } },
       half: { add: { "--half": true } },
-      card: { both: train, add: { "--card": 80 } },
+      card: { both: { ...train, "--size": "384" }, add: { "--card": 0.1 } },
       backend: { add: { "--backend": "wasm" } },
-      binding: { both: { "--size": "512" }, add: { "--binding": 1 } },
-      json: { add: { "--json": true } },
+      binding: { both: { "--size": "256" }, add: { "--binding": 1 } },
+      json: { both: { "--json": null }, add: { "--json": true } },
     },
   };
 }

@@ -4,15 +4,26 @@
  *
  * @module
  */
-import { table2Command } from "../../src/cli/ablation.ts";
-import { domain } from "../../src/cli/domain.ts";
 import { evaluators } from "../../src/cli/evaluators.ts";
+import {
+  EXPERIMENT_COMMANDS,
+  experimentCommand,
+} from "../../src/cli/experiment.ts";
 import { frames } from "../../src/cli/frames.ts";
 import { microReportCommand } from "../../src/cli/micro_report.ts";
 import { pretrainCommand } from "../../src/cli/pretrain.ts";
-import { regions } from "../../src/cli/regions.ts";
-import { sweeps } from "../../src/cli/sweeps.ts";
 import { workerCommand } from "../../src/cli/worker.ts";
+import { cost } from "../../src/experiments/cost.ts";
+import { federated } from "../../src/experiments/federated.ts";
+import { fig3 } from "../../src/experiments/fig3.ts";
+import { fig4 } from "../../src/experiments/fig4.ts";
+import { fig5 } from "../../src/experiments/fig5/run.ts";
+import { mergeLoras } from "../../src/experiments/merge.ts";
+import { noiseOffset } from "../../src/experiments/noise_offset.ts";
+import { overfit } from "../../src/experiments/overfit.ts";
+import { SWEEPS } from "../../src/experiments/sweeps.ts";
+import { table1 } from "../../src/experiments/table1.ts";
+import { table2 } from "../../src/experiments/table2/run.ts";
 import { verifyCommand } from "../verify/main.ts";
 import type { Args, OptionRows, Pair } from "./option_pairs.ts";
 import type { OptionWorld } from "./option_world.ts";
@@ -111,9 +122,14 @@ function likeLambda(
   ...more: string[]
 ): Record<string, { as: string }> {
   const fields = { ...labPairs(world), ...settingPairs() };
-  return Object.fromEntries(
-    [...Object.keys(fields), ...more].map((field) => [field, { as: "lambda" }]),
-  );
+  return {
+    ...Object.fromEntries(
+      [...Object.keys(fields), ...more]
+        .map((field) => [field, { as: "lambda" }]),
+    ),
+    fresh: { as: "ablation" },
+    dryRun: { as: "ablation" },
+  };
 }
 
 /** The scores of an experiment, without its plan. */
@@ -131,7 +147,7 @@ const scores: OptionRows["report"] = (name, json) => {
 export function ablationRows(world: OptionWorld): OptionRows {
   const dry: Args = { "--dry-run": true };
   return {
-    command: table2Command,
+    command: experimentCommand(table2),
     out: world.out,
     volatile: VOLATILE,
     report: scores,
@@ -154,10 +170,10 @@ export function ablationRows(world: OptionWorld): OptionRows {
       ],
       full: { both: dry, add: { "--full": true } },
       concepts: { both: dry, add: { "--concepts": "kuro,raja" } },
-      n: { both: dry, add: { "--n": 2 } },
+      prompts: { both: dry, add: { "--n": 2 } },
       seeds: { both: dry, add: { "--seeds": 1 } },
-      method: { add: { "--method": "edlora" } },
-      fusion: { add: { "--fusion": "gradient" } },
+      embeddings: { add: { "--method": "edlora" } },
+      fusions: { add: { "--fusion": "gradient" } },
       partial: [
         {
           // Nothing is finished there.
@@ -185,7 +201,7 @@ export function ablationRows(world: OptionWorld): OptionRows {
 /** `deno task experiment domain`. */
 export function domainRows(world: OptionWorld): OptionRows {
   return {
-    command: domain,
+    command: experimentCommand(fig3),
     out: world.out,
     volatile: VOLATILE,
     report: scores,
@@ -197,15 +213,15 @@ export function domainRows(world: OptionWorld): OptionRows {
       ...{ "--alphas": "0,1", "--no-fusion": true },
     },
     pairs: {
-      ...likeLambda(world, "n", "seeds"),
+      ...likeLambda(world, "prompts", "seeds"),
       quick: {
         both: { "--n": null, "--concepts": null },
         add: { "--quick": true },
         shows: "asked",
       },
-      concepts: { add: { "--concepts": "finn" } },
+      inDomain: { add: { "--concepts": "finn" } },
       outDomain: { add: { "--out-domain": "kuro" } },
-      method: { add: { "--method": "ed-lora" } },
+      methods: { add: { "--method": "ed-lora" } },
       alphas: [
         { add: { "--alphas": "0,0.5,1" } },
         {
@@ -244,12 +260,40 @@ export function domainRows(world: OptionWorld): OptionRows {
   };
 }
 
+/** `deno task experiment overfit`. */
+export function overfitRows(world: OptionWorld): OptionRows {
+  const { trainSteps: _, ...shared } = likeLambda(world, "prompts", "seeds");
+  return {
+    command: experimentCommand(overfit),
+    out: world.out,
+    volatile: VOLATILE,
+    report: scores,
+    store: true,
+    base: {
+      ...lab(world, "overfit"),
+      ...LITTLE,
+      ...{ "--concepts": "jin", "--n": 1, "--method": "lora" },
+      ...{ "--layers": "cross-attention-kv", "--pictures": 1 },
+    },
+    pairs: {
+      ...shared,
+      quick: { add: { "--quick": true }, shows: "said" },
+      concepts: { add: { "--concepts": "dash" } },
+      embeddings: { add: { "--method": "edlora" } },
+      layers: { add: { "--layers": "all" } },
+      rates: { add: { "--lr-unet": 0.1 } },
+      lengths: { add: { "--train-steps": 2 } },
+      pictures: { add: { "--pictures": 2 } },
+    },
+  };
+}
+
 /** `deno task experiment regions`. */
 export function regionsRows(world: OptionWorld): OptionRows {
   const { at } = world;
   const plain: Args = { "--arms": "plain.weight" };
   return {
-    command: regions,
+    command: experimentCommand(fig5),
     out: world.out,
     volatile: VOLATILE,
     report: scores,
@@ -316,16 +360,18 @@ export function sweepRows(world: OptionWorld): OptionRows[] {
     tune: { base: { "--variants": `${at}/variants.json` } },
     rank: { base: { "--values": 1, "--rank": null }, values: "2" },
   };
-  return sweeps.map((command): OptionRows => {
+  return SWEEPS.map((sweep): OptionRows => {
+    const command = experimentCommand(sweep);
     const { base, values } = of[command.name];
     const { rank, ...settings } = settingPairs();
     const shared = {
       ...labPairs(world),
       ...settings,
       concepts: { add: { "--concepts": "jin,dash" } },
-      n: { add: { "--n": 2 } },
+      prompts: { add: { "--n": 2 } },
       seeds: { add: { "--seeds": 1 } },
-      method: { add: { "--method": "edlora" } },
+      embeddings: { add: { "--method": "edlora" } },
+      quick: { add: { "--quick": true as const }, shows: "asked" as const },
     };
     const fuses = command.name !== "tune";
     const gradient = fuses && command.name !== "lambda";
@@ -342,6 +388,8 @@ export function sweepRows(world: OptionWorld): OptionRows[] {
         ...base,
       },
       pairs: {
+        fresh: { as: "ablation" },
+        dryRun: { as: "ablation" },
         // All sweeps are one function; what is left is where they differ.
         ...(command.name === "lambda" ? shared : Object.fromEntries(
           Object.keys(shared).map((field) => [field, { as: "lambda" }]),
@@ -366,6 +414,118 @@ export function sweepRows(world: OptionWorld): OptionRows[] {
       },
     };
   });
+}
+
+/** Experiments on concepts that are trained once and then fused or compared. */
+export function comparisonRows(world: OptionWorld): OptionRows[] {
+  const two: Args = { "--concepts": "kuro,momo" };
+  const quick: Pair = { add: { "--quick": true }, shows: "asked" };
+  const full: Pair = { add: { "--full": true }, shows: "asked" };
+  const others: Pair = { add: { "--concepts": "kuro,raja" } };
+  const of = (
+    experiment: Parameters<typeof experimentCommand>[0],
+    base: Args,
+    pairs: OptionRows["pairs"],
+    ...shared: string[]
+  ): OptionRows => ({
+    command: experimentCommand(experiment),
+    out: world.out,
+    volatile: VOLATILE,
+    report: scores,
+    store: true,
+    base: { ...lab(world, "comparisons"), ...LITTLE, ...base },
+    pairs: { ...likeLambda(world, ...shared), quick, ...pairs },
+  });
+  return [
+    of(
+      mergeLoras,
+      { ...two, "--n": 1, "--ways": "average" },
+      {
+        concepts: others,
+        ways: { add: { "--ways": "sum" } },
+        embedding: { add: { "--embedding": "lora" } },
+        rounds: {
+          both: { "--ways": "iteris", "--rounds": 1 },
+          add: { "--rounds": 2 },
+        },
+      },
+      "prompts",
+      "seeds",
+    ),
+    of(
+      table1,
+      { ...two, "--n": 1, "--method": "lora" },
+      {
+        full,
+        concepts: others,
+        methods: { add: { "--method": "p+" } },
+      },
+      "prompts",
+      "seeds",
+    ),
+    of(
+      noiseOffset,
+      {
+        ...{ "--concepts": "kuro", "--n": 1, "--seeds": 0 },
+        "--offsets": "0,0.1",
+      },
+      {
+        concepts: { add: { "--concepts": "momo" } },
+        offsets: { add: { "--offsets": "0,0.5" } },
+      },
+      "prompts",
+      "seeds",
+    ),
+    of(
+      federated,
+      { ...two, "--n": 1, "--noise": 0 },
+      {
+        concepts: others,
+        noise: { add: { "--noise": "0,10" } },
+      },
+      "prompts",
+      "seeds",
+    ),
+    of(fig4, { ...two, "--iterations": 1, "--ridges": 1 }, {
+      concepts: others,
+      iterations: { add: { "--iterations": 2 } },
+      ridges: { add: { "--ridges": 0.5 } },
+    }),
+    {
+      // Seconds and bytes are what it is about.
+      ...of(cost, { ...two, "--counts": 1, "--solvers": "average" }, {
+        full,
+        concepts: { add: { "--concepts": "kuro,momo,raja" }, shows: "asked" },
+        counts: { add: { "--counts": 2 } },
+        solvers: { add: { "--solvers": "published" } },
+      }),
+      report: (name, { centre }) => name === "runs.json" ? null : centre,
+    },
+  ];
+}
+
+/** `deno task experiment all`: its runs are those of the experiments. */
+export function allRows(world: OptionWorld): OptionRows {
+  const asked = (add: Args): Pair => ({ add, shows: "asked" });
+  const { patience: _, store: _s, queue: _q, ...here } = labPairs(world);
+  const likeLambda = Object.keys({ ...here, ...settingPairs() }).map((field) =>
+    [field, { as: "lambda" }] as const
+  );
+  return {
+    command: EXPERIMENT_COMMANDS.find(({ name }) => name === "all")!,
+    out: world.out,
+    askedOnly: true,
+    base: {},
+    pairs: {
+      ...Object.fromEntries(likeLambda),
+      out: asked({ "--out": `${world.out}/b` }),
+      quick: asked({ "--quick": true }),
+      only: asked({ "--only": "fig4,cost" }),
+      queue: asked({ "--queue": "redis://host", "--store": "s3://a" }),
+      store: { as: "lambda" },
+      patience: { as: "lambda" },
+    },
+  };
 }
 
 /** `deno task experiment evaluators`: a run downloads MobileNetV2. */

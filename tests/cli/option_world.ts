@@ -6,6 +6,7 @@
 import { runCommand } from "../../src/cli/command.ts";
 import { convertCommand } from "../../src/cli/convert.ts";
 import { pretrainCommand } from "../../src/cli/pretrain.ts";
+import { sampleCommand } from "../../src/cli/sample.ts";
 import { trainCommand } from "../../src/cli/train.ts";
 import { selectBackend } from "../../src/core/backend.ts";
 import { key } from "../../src/core/random.ts";
@@ -241,6 +242,12 @@ export async function writeOptionWorld(folder: string): Promise<OptionWorld> {
       ...["--to", to, "--model", model, "--without-tokens"],
     );
   }
+  await prepared(
+    sampleCommand as Any,
+    ...["--prompt", "a fox at night", "--model", model, "--backend", "wasm"],
+    ...["--steps", "1", "--seed", "3", "--out", `${folder}/night`],
+  );
+  await Deno.rename(`${folder}/night/000.png`, `${folder}/night.png`);
   // A LoRA with every layer, convolutions too.
   await prepared(
     convertCommand as Any,
@@ -250,6 +257,7 @@ export async function writeOptionWorld(folder: string): Promise<OptionWorld> {
   await Deno.mkdir(`${folder}/store`);
   await Deno.writeTextFile(`${folder}/store/file`, "");
   await writeJson(`${folder}/templates.json`, ["a drawing of a {}"]);
+  await writeJson(`${folder}/train.json`, { flips: true, "lr-unet": 0.1 });
   await writeJson(`${folder}/other.json`, { short: { steps: 2 } });
   await writeJson(`${folder}/variants.json`, { long: { steps: 3 } });
   return world;

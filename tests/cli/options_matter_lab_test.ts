@@ -5,10 +5,13 @@
 import { checkOptions } from "./option_pairs.ts";
 import {
   ablationRows,
+  allRows,
+  comparisonRows,
   domainRows,
   evaluatorsRows,
   framesRows,
   microReportRows,
+  overfitRows,
   pretrainRows,
   regionsRows,
   sweepRows,
@@ -32,8 +35,11 @@ Deno.test("every option of every experiment matters", async (t) => {
         workerRows(world),
         ...sweepRows(world),
         ablationRows(world),
+        overfitRows(world),
         domainRows(world),
         regionsRows(world),
+        ...comparisonRows(world),
+        allRows(world),
       ]
     ) {
       await t.step(rows.command.name, (t) => checkOptions(rows, t));

@@ -15,6 +15,7 @@ import {
   tableHelp,
   text,
   whole,
+  withFile,
 } from "../../src/cli/options.ts";
 
 const TABLE = optionTable({
@@ -100,6 +101,34 @@ for (const [args, says] of bad) {
     assertThrows(() => read(...args), Error, says);
   });
 }
+
+Deno.test("a file has options as a command line has, which counts more", () => {
+  const args = ["--images=in", "--steps", "5"];
+  const file = (fields: Record<string, unknown>) =>
+    withFile("try", args, TABLE, fields);
+  const all = file({
+    ...{ lrUnet: 0.5, steps: 9, images: "other", guidance: -1, flips: true },
+    prompt: ["a", "b=c"],
+  });
+  const read = readTable("try", all, TABLE)!;
+  assertEquals(
+    [read.lrUnet, read.steps, read.images, read.guidance, read.flips],
+    [0.5, 5, "in", -1, true],
+  );
+  assertEquals(read.prompt, ["a", "b=c"]);
+  assertEquals(file({ flips: false, seed: null, "lr-unet": 1, lr_unet: 2 }), [
+    ...args,
+    ...["--lr-unet=1", "--lr-unet=2"],
+  ]);
+  assertThrows(() => file({ quux: 1 }), Error, "options in the file (--help)");
+  assertThrows(() => file({ network_dim: 1, rate: 1 }), Error, "got network_d");
+  assertThrows(() => file({ lr: 1 }), Error, "perhaps --lr-unet, got lr");
+  assertThrows(
+    () => file({ size: { width: 1 } }),
+    Error,
+    "text or a number for size",
+  );
+});
 
 Deno.test("arguments without a name go where the table says", () => {
   const table = optionTable({

@@ -5,10 +5,14 @@
 import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
 import { runCommand } from "../../src/cli/command.ts";
 import { evaluateCommand } from "../../src/cli/evaluate.ts";
-import { calledConcepts, loraTags } from "../../src/cli/prompts.ts";
+import {
+  calledConcepts,
+  foreignSyntax,
+  loraTags,
+} from "../../src/cli/prompts.ts";
 import { sampleCommand } from "../../src/cli/sample.ts";
 import { selectBackend } from "../../src/core/backend.ts";
-import { encodePng } from "../../src/io/png.ts";
+import { decodePng, encodePng } from "../../src/io/png.ts";
 import { writeTinyWorld } from "../experiments/tiny_world.ts";
 import { fixturePath, inFolder } from "../helpers.ts";
 
@@ -42,7 +46,8 @@ async function draw(folder: string, ...args: string[]) {
     ? new Uint8Array(
       await crypto.subtle.digest(
         "SHA-256",
-        await Deno.readFile(`${out}/000.png`),
+        // The prompt stands in the file as well.
+        decodePng(await Deno.readFile(`${out}/000.png`)).data.slice(),
       ),
     ).toHex()
     : "";
@@ -54,6 +59,7 @@ Deno.test("LoRA tags are taken out of a prompt", () => {
     ["a fox", "a fox", []],
     ["a fox <lora:rex:0.8>", "a fox", [["rex", 0.8]]],
     ["<lora:rex>, a fox", ", a fox", [["rex", 1]]],
+    ["<lyco:rex:2> a fox", "a fox", [["rex", 2]]],
     ["a <lora:my style v2:-1.5> fox", "a fox", [["my style v2", -1.5]]],
     ["a fox <LORA:A:1><lora:b:.5>, night", "a fox, night", [["A", 1], [
       "b",
@@ -69,6 +75,22 @@ Deno.test("LoRA tags are taken out of a prompt", () => {
   for (
     const bad of ["<lora:rex:>", "<lora:rex:x>", "<lora:rex:1:0.5>"]
   ) assertThrows(() => loraTags(bad), Error, "one number X");
+});
+
+Deno.test("what other programs do with a prompt is said not to be done", () => {
+  const cases: [string, string[]][] = [
+    ["a (fox:1.5), [red] \\[x\\] BREAK night, R AND D", ["AND"]],
+    ["a [fox:owl:0.5]", ["[fox:owl:0.5]"]],
+    ["a [fox:10] and [owl|fox]", ["[fox:10]", "[owl|fox]"]],
+    ["{snow|rain} on __place__", ["{snow|rain}", "__place__"]],
+    ["embedding:easynegative", ["embedding:easynegative"]],
+    ["a fox, [a (red:1.2) owl], photo_of__x", []],
+  ];
+  for (const [prompt, expected] of cases) {
+    const lines = foreignSyntax([prompt, prompt], "a1111");
+    assertEquals(lines.map((line) => line.split('"')[1]), expected);
+    assertEquals(foreignSyntax([prompt], "plain"), []);
+  }
 });
 
 Deno.test("tags find files by name", () =>
@@ -98,6 +120,15 @@ Deno.test("tags find files by name", () =>
         Error,
         message,
       );
+    // With its ending, in a folder below, and by that folder.
+    await Deno.mkdir(`${folder}/more/old`, { recursive: true });
+    await Deno.writeTextFile(`${folder}/more/old/elk.pt`, "");
+    for (const written of ["elk", "elk.pt", "more/old/elk"]) {
+      assertEquals(
+        await calledConcepts(loraTags(`<lora:${written}>`).tags, [], folder),
+        [{ path: `${folder}/more/old/elk.pt`, alpha: 1, name: "elk" }],
+      );
+    }
     await refused("<lora:fox:1>", [], "with a file fox.safetensors, got Rex");
     await refused("<lora:dir:1>", [], "with a file dir.safetensors");
     await refused("<lora:owl:1> <lora:owl:2>", [], "each LoRA once");

@@ -1,25 +1,30 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { runCommand } from "../../src/cli/command.ts";
-import { regions } from "../../src/cli/regions.ts";
+import { experimentCommand } from "../../src/cli/experiment.ts";
+import { fig5, type RegionPlan } from "../../src/experiments/fig5/run.ts";
 import { decodePng } from "../../src/io/png.ts";
 import { writeTinyWorld } from "../experiments/tiny_world.ts";
 
+const regions = experimentCommand(fig5);
+const planFor = (args: readonly string[]) =>
+  regions.parse(args)!.plan as unknown as RegionPlan;
+
 Deno.test("regions: the command line", () => {
-  const request = regions.parse([
+  const plan = planFor([
     ...["--concepts", "kuro,momo,pogo", "--counts", "2,3"],
     ...["--train-steps", "5", "--arms", "plain.weight,switch"],
-  ])!;
-  assertEquals(request.plan.counts, [2, 3]);
-  assertEquals(request.plan.arms, ["plain.weight", "switch"]);
-  assertEquals(request.plan.settings.train.steps, 5);
+  ]);
+  assertEquals(plan.counts, [2, 3]);
+  assertEquals(plan.arms, ["plain.weight", "switch"]);
+  assertEquals(plan.settings.train.steps, 5);
   assertThrows(
     () => regions.parse(["--concepts", "nobody"]),
     Error,
     "nobody",
   );
   assertThrows(() => regions.parse(["--sets", "0"]), Error, "--sets");
-  assertEquals(request.plan.column, 64);
-  assertEquals(regions.parse(["--column", "48"])!.plan.column, 48);
+  assertEquals(plan.column, 64);
+  assertEquals(planFor(["--column", "48"]).column, 48);
   assertEquals(regions.parse(["--help"]), undefined);
 });
 

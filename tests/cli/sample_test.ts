@@ -6,6 +6,7 @@ import { disposeConcept, initConcept } from "../../src/customize/concept.ts";
 import { saveConcept } from "../../src/formats/concept_file.ts";
 import { selectBackend } from "../../src/core/backend.ts";
 import { parseLayout } from "../../src/diffusion/layout.ts";
+import { textsOf } from "../../src/io/png_text.ts";
 import { decodePng, encodePng } from "../../src/io/png.ts";
 import { disposeModel } from "../../src/models/model.ts";
 import { tinySd } from "../customize/tiny_sd.ts";
@@ -47,9 +48,9 @@ Deno.test("the command line becomes a layout's fields", () => {
 });
 
 const bad: [string, string[], string][] = [
-  ["nothing to draw", [], "--prompt or --layout, got neither"],
+  ["nothing to draw", [], "--prompt, --layout or --from, got none"],
   ["unknown", ["--prompt", "x", "--prompts", "y"], "--prompts"],
-  ["size", ["--prompt", "x", "--size", "64"], "--size such as 64x96"],
+  ["size", ["--prompt", "x", "--size", "64*64"], "--size such as 64x96"],
   [
     "number",
     ["--prompt", "x", "--steps", "many"],
@@ -295,6 +296,24 @@ Deno.test("sample draws a layout with adapters per region", async () => {
   ]);
   assertEquals(again.code, 0, again.wrong);
   assertEquals(await Deno.readFile(`${folder}/again/000.png`), bytes);
+  // So does the picture itself.
+  const from = await run([
+    ...common.slice(0, 4),
+    ...common.slice(-4),
+    ...sketch,
+    ...["--from", `${folder}/out/000.png`, "--out", `${folder}/from`],
+    "--grid",
+  ]);
+  assertEquals(from.code, 0, from.wrong);
+  assertEquals(from.said[1], `${folder}/from.grid.png`);
+  assertEquals(await Deno.readFile(`${folder}/from/000.png`), bytes);
+  const sheet = decodePng(await Deno.readFile(`${folder}/from.grid.png`));
+  assert(sheet.width >= 64 && sheet.height >= 48);
+  const { parameters } = Object.fromEntries(textsOf(bytes));
+  assert(parameters.startsWith(`${scene.prompt}\n`), parameters);
+  assert(
+    /Steps: \d+, Sampler: .*, Size: 64x48, Model: tiny-sd/.test(parameters),
+  );
 
   const refuse = async (args: string[], code: number, message: string) => {
     const result = await run([...common, ...args]);

@@ -447,6 +447,35 @@ Deno.test("concat and split on wasm equal the cpu backend, with gradients", asyn
   );
 });
 
+Deno.test("gather on wasm equals the cpu backend", async () => {
+  const rows = (data: number[], shape: number[]) =>
+    tf.tensor(data, shape, "int32");
+  for (
+    const [shape, indices, axis] of [
+      [[9, 6], rows([8, 0, 0, 3, 5, 8], [2, 3]), 0],
+      [[4, 3, 5], rows([2, 1], [2]), 0],
+      [[4, 7], rows([6, 0, 6], [3]), 1],
+      [[3, 0], rows([1], [1]), 0],
+    ] as const
+  ) {
+    const at = indices.arraySync();
+    indices.dispose();
+    await compare(
+      [[...shape]],
+      (x) => [
+        tf.gather(x, tf.tensor(at, undefined, "int32") as tf.Tensor1D, axis),
+      ],
+      1e-6,
+      `gather of [${shape}]`,
+    );
+  }
+  await selectBackend("wasm");
+  tf.tidy(() => {
+    const table = tf.ones([4, 2]);
+    assertThrows(() => tf.gather(table, tf.tensor1d([4], "int32")).dataSync());
+  });
+});
+
 Deno.test("adamwUpdate on wasm equals the cpu backend", async () => {
   for (const shape of [[1], [3, 5], [64]]) {
     await compare(

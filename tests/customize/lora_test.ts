@@ -18,6 +18,7 @@ import {
   rankOf,
   setWeights,
   sites,
+  type TargetName,
   targets,
   withTensors,
 } from "../../src/customize/lora.ts";
@@ -269,6 +270,14 @@ Deno.test("SD 1.5 has 48 + 128 attention layers", () => {
   const kv = targets("cross-attention-kv");
   assertEquals(sites(net, (s) => kv("unet", s)).length, 32);
   assertEquals(sites(text, (s) => kv("textEncoder", s)).length, 0);
+  const counted = (name: TargetName) =>
+    sites(net, (s) => targets(name)("unet", s)).length;
+  assertEquals(counted("mid-block"), 8);
+  assertEquals(counted("middle-layers"), 48);
+  assertEquals(counted("high-resolution-decoder"), 48);
+  const decoder = targets("high-resolution-decoder");
+  const places = sites(net, (s) => decoder("unet", s)).map(({ path }) => path);
+  assert(places.every((path) => /^up_blocks\.[23]\./.test(path)));
 });
 
 forEachBackend(

@@ -1,5 +1,5 @@
 import * as tf from "@tensorflow/tfjs";
-import { assert, assertEquals, assertRejects } from "@std/assert";
+import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
 import { key } from "../../src/core/random.ts";
 import {
   type Concept,
@@ -12,6 +12,7 @@ import { encodeData, type TrainData } from "../../src/customize/dataset.ts";
 import { withTensors } from "../../src/customize/lora.ts";
 import { offsetNoise } from "../../src/customize/losses.ts";
 import { method, startConcept } from "../../src/customize/methods.ts";
+import { scaled } from "../../src/customize/scale.ts";
 import {
   conceptGradients,
   conceptOf,
@@ -350,6 +351,73 @@ forEachBackend("a rate of 0 freezes a group; down can be frozen", async () => {
   disposeModel(model);
 }, ["wasm"]);
 
+forEachBackend(
+  "accumulated batches are one of their mean gradient",
+  async () => {
+    await noLeak(async () => {
+      const model = await tinySd();
+      const data = await pictures(model);
+      const concept = await begin(model);
+      const still: TrainConfig = {
+        ...SHORT,
+        // So small that nothing moves: the second step has the first's weights.
+        lr: { embedding: 1e-30, textEncoder: 1e-30, unet: 1e-30 },
+        schedule: "constant",
+        weightDecay: 0,
+      };
+      /** Losses, and first moments after each step. */
+      const run = async (config: TrainConfig) => {
+        const losses: number[] = [];
+        const moments: Map<string, number[]>[] = [];
+        for await (
+          const { loss, state } of train(model, concept, data, config)
+        ) {
+          losses.push(loss);
+          const m = new Map<string, number[]>();
+          for (const [name, t] of state.adam.m) {
+            m.set(name, [...await t.data()]);
+          }
+          moments.push(m);
+        }
+        return { losses, moments };
+      };
+      const one = await run({ ...still, steps: 2, accumulate: 1 });
+      const two = await run({ ...still, steps: 1, accumulate: 2 });
+      close(two.losses, [(one.losses[0] + one.losses[1]) / 2], 1e-6);
+      // AdamW's first moment is 0.1·g, then 0.9·0.1·g + 0.1·g'.
+      for (const [name, m] of two.moments[0]) {
+        const first = one.moments[0].get(name)!,
+          both = one.moments[1].get(name)!;
+        const largest = Math.max(1e-12, ...m.map(Math.abs));
+        close(
+          m.map((v) => v / largest),
+          both.map((v, i) => (v + 0.1 * first[i]) / 2 / largest),
+          1e-4,
+          name,
+        );
+      }
+      disposeConcept(concept);
+      disposeModel(model);
+    });
+  },
+  ["wasm"],
+);
+
+forEachBackend("alpha scales ΔW, and its gradients with it", async () => {
+  const model = await tinySd();
+  const { adapter } = await begin(model);
+  const scales = (a: typeof adapter) =>
+    new Set(
+      [...a.unet.values(), ...a.textEncoder.values()].map((l) => l.scale),
+    );
+  assertEquals(scales(adapter), new Set([1]));
+  assertEquals(scales(scaled(adapter, 4)), new Set([1]));
+  assertEquals(scales(scaled(adapter, 1)), new Set([0.25]));
+  assertEquals(scales(scaled(adapter, 8, true)), new Set([4]));
+  assertThrows(() => scaled(adapter, 0), Error, "an alpha other than 0, got 0");
+  disposeModel(model);
+}, ["wasm"]);
+
 forEachBackend("tokens stop at their norm", async () => {
   const model = await tinySd();
   const data = await pictures(model);
@@ -405,7 +473,8 @@ forEachBackend("a stopped run goes on to the same numbers", async () => {
             checkpoint,
           }),
         Error,
-        "Cannot resume training: expected a state of this run",
+        "Cannot resume training at step 4: expected the settings that it was " +
+          "started with (seed 3), got seed 4",
       );
       await Deno.writeTextFile(checkpoint, "not a state");
       await assertRejects(() => loadTrainState(checkpoint));

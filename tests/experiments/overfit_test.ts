@@ -8,18 +8,18 @@ import { selectBackend } from "../../src/core/backend.ts";
 import {
   overfit,
   overfitLabel,
-  type OverfitPlan,
   overfitTable,
 } from "../../src/experiments/overfit.ts";
-import { presetOf } from "../../src/experiments/presets.ts";
+import { planOf } from "../../src/experiments/experiment.ts";
+import { PRESETS } from "../../src/experiments/presets.ts";
 import { DEVELOPMENT_CONCEPTS } from "../../src/experiments/subjects.ts";
 import { withLab } from "../../src/lab/lab.ts";
 import { writeTinyWorld } from "./tiny_world.ts";
 
 await selectBackend("wasm");
 
-const preset = presetOf("ablation");
-const plan: OverfitPlan = {
+const preset = PRESETS.ablation;
+const plan = planOf(overfit, {
   settings: {
     ...preset,
     rank: 1,
@@ -29,28 +29,29 @@ const plan: OverfitPlan = {
   concepts: DEVELOPMENT_CONCEPTS.slice(0, 1),
   embeddings: ["edlora"],
   layers: ["cross-attention-kv", "all"],
-  steps: [2, 20],
+  lengths: [2, 20],
   pictures: [1],
   prompts: 1,
   seeds: [0],
-};
+});
 
 Deno.test("errors on training pictures and on others, of every combination", async () => {
   const folder = await Deno.makeTempDir();
   try {
     const { model, clip } = await writeTinyWorld(folder);
     const options = { model, clip, store: `${folder}/store`, workers: 0 };
-    const { rows, pictures } = await withLab(
+    const { data: { rows }, report } = await withLab(
       { ...options, backend: "wasm" },
-      (lab) => overfit(lab, plan),
+      (lab) => overfit.run(lab, plan),
     );
     // The class word, then two choices of layers, two lengths.
     assertEquals(rows.length, 5);
     assertEquals(rows[0].arm, null);
     // One concept has no interval.
     assertEquals(rows[0].gain, { mean: 0, low: null, high: null });
-    assertEquals(pictures.length, 1);
-    assertEquals(pictures[0].images.size, 5);
+    const [{ sheet }] = report.parts.filter((part) => part.type === "pictures");
+    assertEquals(sheet.rows.length, 1);
+    assertEquals(sheet.columns.length, 1 + 5);
     const of = (layers: string, steps: number) =>
       rows.find(({ arm }) => arm?.layers === layers && arm.steps === steps)!;
     const [name] = plan.concepts;
@@ -69,9 +70,14 @@ Deno.test("errors on training pictures and on others, of every combination", asy
     const more = await withLab(
       { ...options, backend: "wasm" },
       (lab) =>
-        overfit(lab, { ...plan, layers: ["all"], steps: [20], pictures: [3] }),
+        overfit.run(lab, {
+          ...plan,
+          layers: ["all"],
+          lengths: [20],
+          pictures: [3],
+        }),
     );
-    assert(more.rows[1].heldout !== of("all", 20).heldout);
+    assert(more.data.rows[1].heldout !== of("all", 20).heldout);
     const table = overfitTable(rows);
     assertEquals(table.rows.length, 5);
     assertEquals(
@@ -80,7 +86,7 @@ Deno.test("errors on training pictures and on others, of every combination", asy
     );
     await withLab({ ...options, backend: "wasm" }, async (lab) => {
       await assertRejects(
-        () => overfit(lab, { ...plan, concepts: ["ulla"] }),
+        () => overfit.run(lab, { ...plan, concepts: ["ulla"] }),
         Error,
         "Cannot compare training pictures: expected identities, got ulla",
       );

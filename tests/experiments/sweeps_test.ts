@@ -5,7 +5,7 @@ import {
   assertRejects,
 } from "@std/assert";
 import { selectBackend } from "../../src/core/backend.ts";
-import { presetOf } from "../../src/experiments/presets.ts";
+import { PRESETS } from "../../src/experiments/presets.ts";
 import {
   bestLambdas,
   sweep,
@@ -21,7 +21,7 @@ Deno.test("a sweep has a row for the base, singles, factors and ridges", async (
   const folder = await Deno.makeTempDir();
   try {
     const { model, clip } = await writeTinyWorld(folder);
-    const preset = presetOf("ablation");
+    const preset = PRESETS.ablation;
     const run = (plan: SweepPlan): Promise<SweepRow[]> =>
       withLab({
         ...{ model, clip, store: `${folder}/store` },

@@ -6,7 +6,7 @@
  */
 import { key } from "../../src/core/random.ts";
 import { disposeTree } from "../../src/core/tree.ts";
-import { joinPath, writeJson } from "../../src/io/files.ts";
+import { joinPath, parentOf, writeJson } from "../../src/io/files.ts";
 import { SCHEDULER_CONFIG } from "../../src/micro/pretrain/recipe.ts";
 import { tokenizerOfWorld } from "../../src/micro/pretrain/vocabulary.ts";
 import {
@@ -29,6 +29,12 @@ import {
 import { type UNet, unetSpec } from "../../src/models/unet.ts";
 import { initialise } from "../../src/nn/spec.ts";
 
+/** A world that was made, as files. */
+type Files = readonly (readonly [path: string, bytes: Uint8Array])[];
+
+/** By seed: most tests of a file need the same world. */
+const made = new Map<number, Files>();
+
 /**
  * Writes the model to `folder/model` and the CLIP to `folder/clip`; another seed
  * makes other weights.
@@ -37,6 +43,35 @@ export async function writeTinyWorld(
   folder: string,
   seed = 0,
 ): Promise<{ model: string; clip: string }> {
+  const files = made.get(seed);
+  if (files) {
+    for (const [path, bytes] of files) {
+      await Deno.mkdir(joinPath(folder, parentOf(path)), { recursive: true });
+      await Deno.writeFile(joinPath(folder, path), bytes);
+    }
+  } else {
+    await makeTinyWorld(folder, seed);
+    made.set(seed, [
+      ...await filesBelow(folder, "model"),
+      ...await filesBelow(folder, "clip"),
+    ]);
+  }
+  return { model: joinPath(folder, "model"), clip: joinPath(folder, "clip") };
+}
+
+/** The files of a folder and those below it. */
+async function filesBelow(folder: string, path: string): Promise<Files> {
+  const files: (readonly [string, Uint8Array])[] = [];
+  for await (const { name, isDirectory } of Deno.readDir(`${folder}/${path}`)) {
+    const inside = `${path}/${name}`;
+    if (isDirectory) files.push(...await filesBelow(folder, inside));
+    else files.push([inside, await Deno.readFile(`${folder}/${inside}`)]);
+  }
+  return files;
+}
+
+/** Makes a world's weights and saves them. */
+async function makeTinyWorld(folder: string, seed: number): Promise<void> {
   const tokenizer = tokenizerOfWorld();
   const tower = {
     hidden_size: 16,
@@ -106,5 +141,4 @@ export async function writeTinyWorld(
   });
   await tokenizer.save(clip);
   disposeTree([params, weights]);
-  return { model, clip };
 }

@@ -1,7 +1,13 @@
 import * as tf from "@tensorflow/tfjs";
 import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
 import { fold, key, normal } from "../../src/core/random.ts";
-import { conceptStatistics } from "../../src/fusion/features.ts";
+import { at } from "../../src/core/tree.ts";
+import type { Concept } from "../../src/customize/concept.ts";
+import {
+  type ConceptStatistics,
+  conceptStatistics,
+} from "../../src/fusion/features.ts";
+import { hostDelta } from "../../src/fusion/gradient.ts";
 import { type Delta, denseDelta, fuseLayer } from "../../src/fusion/layer.ts";
 import {
   concatenate,
@@ -30,7 +36,7 @@ import {
   toFloat32,
   toInt32,
 } from "../../src/io/safetensors.ts";
-import { disposeModel } from "../../src/models/model.ts";
+import { disposeModel, type Model } from "../../src/models/model.ts";
 import {
   combine,
   gram,
@@ -45,7 +51,12 @@ import {
   transpose,
 } from "../../src/optim/least_squares.ts";
 import { close, fixtureJson, fixturePath, forEachBackend } from "../helpers.ts";
-import { diskWeight, finish, fusionFixture } from "./concepts.ts";
+import {
+  diskWeight,
+  finish,
+  type FusionFixture,
+  fusionFixture,
+} from "./concepts.ts";
 
 interface MergeJson {
   weights: number[];
@@ -394,6 +405,38 @@ Deno.test("mergers refuse bad input", () => {
   assertThrows(() => mergeFactors([delta], [-1], taskArithmetic), Error, "≥ 0");
 });
 
+/** C·W of the merged model is C·Wᵢ of each concept, on its own words. */
+async function keysAreEachOwn(
+  f: FusionFixture,
+  merged: Model,
+  concepts: readonly Concept[],
+  statistics: readonly ConceptStatistics[],
+): Promise<void> {
+  const path = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k";
+  const read = async (model: Model) => {
+    const t: tf.Tensor2D = at(model.unet.params, path).weight;
+    return matrix(...t.shape, await t.data());
+  };
+  const [first, now] = [await read(f.base), await read(merged)];
+  for (const [i, { adapter }] of concepts.entries()) {
+    const { halves } = statistics[i].unet.get(path)!;
+    const rows = stack(...halves!.map(({ rows }) => rows!));
+    const own = await hostDelta(
+      adapter.unet.get(path)!,
+      at(f.base.unet.params, path).weight,
+      f.strengths[i].unet!,
+    );
+    const wanted = combine(first, denseDelta(own));
+    const expected = multiply(rows, wanted).data;
+    const size = Math.max(...expected.map(Math.abs));
+    const apart = multiply(rows, combine(first, wanted, 1, -1)).data;
+    assert(Math.max(...apart.map(Math.abs)) > 1e-2 * size, "a change to see");
+    close(multiply(rows, now).data, expected, 1e-3 * size, concepts[i].name);
+  }
+}
+
+const CAPTIONS = ["a photo of a tree", "two people on a beach"];
+
 forEachBackend("every method merges whole models", async () => {
   const f = await fusionFixture();
   const concepts = f.concepts.slice(0, 2);
@@ -419,17 +462,23 @@ forEachBackend("every method merges whole models", async () => {
       strengths,
       statistics,
       key: fold(key(2), method),
+      ...(method === "custom_diffusion" && { captions: CAPTIONS }),
     });
     assertEquals(Object.keys(merged.added!.sites).length, 4);
     const values = await diskWeight(merged, "unet", path);
     assert(values.some((w, i) => Math.abs(w - base[i]) > 1e-3), method);
-    seen.set(method, values);
+    if (method === "custom_diffusion") {
+      // Outside of keys and values it is the average, in them each concept's
+      // own words get exactly its own keys (eq. 5).
+      close(values, mean, 1e-6);
+      await keysAreEachOwn(f, merged, concepts, statistics);
+    } else seen.set(method, values);
     disposeModel(merged, f.base);
     assertEquals(tf.memory().numTensors, before, method);
   }
   close(seen.get("task_arithmetic")!, mean, 1e-6);
   const distinct = new Set([...seen.values()].map((v) => v.join()));
-  assertEquals(distinct.size, MERGE_METHODS.length);
+  assertEquals(distinct.size, MERGE_METHODS.length - 1);
   const refuse = (options: unknown, message: string) =>
     assertRejects(
       () => mergeConcepts(f.base, concepts, options as { method: "ties" }),
@@ -439,6 +488,8 @@ forEachBackend("every method merges whole models", async () => {
   await refuse({ method: "mean" }, "task_arithmetic");
   await refuse({ method: "regmean" }, "statistics of 2");
   await refuse({ method: "ties", density: 0 }, "density");
+  await refuse({ method: "custom_diffusion", statistics }, "expected captions");
+  await refuse({ method: "ties", captions: CAPTIONS }, "custom_diffusion only");
   await refuse({ method: "ties", weights: [1] }, "2 finite weights");
   const [one] = statistics;
   const lacking = { ...one, unet: new Map() };

@@ -1,18 +1,14 @@
 import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
-import { table2Command } from "../../src/cli/ablation.ts";
+import { experimentCommand } from "../../src/cli/experiment.ts";
 import { runCommand } from "../../src/cli/command.ts";
 import { trainCommand } from "../../src/cli/train.ts";
 import { workerCommand } from "../../src/cli/worker.ts";
 import { selectBackend } from "../../src/core/backend.ts";
 import { method } from "../../src/customize/methods.ts";
-import { ablation } from "../../src/experiments/ablation.ts";
-import { ablationTable } from "../../src/experiments/ablation_table.ts";
-import type { AblationPlan } from "../../src/experiments/table2.ts";
-import {
-  type AblationReport,
-  ablationSchema,
-} from "../../src/experiments/ablation_json.ts";
-import { presetOf } from "../../src/experiments/presets.ts";
+import { planOf } from "../../src/experiments/experiment.ts";
+import { ablationTable } from "../../src/experiments/table2/table.ts";
+import { table2 } from "../../src/experiments/table2/run.ts";
+import { PRESETS } from "../../src/experiments/presets.ts";
 import { writeAtomic } from "../../src/io/files.ts";
 import { encodePng, type Pixels } from "../../src/io/png.ts";
 import { type LabOptions, type LabRecord, withLab } from "../../src/lab/lab.ts";
@@ -111,8 +107,9 @@ async function startWorker(url: string, folder: string) {
   return worker;
 }
 
-const preset = presetOf("ablation");
-const plan: AblationPlan = {
+const ablation = experimentCommand(table2);
+const preset = PRESETS.ablation;
+const plan = planOf(table2, {
   concepts: ["kuro", "momo"],
   prompts: 1,
   seeds: [0],
@@ -125,18 +122,12 @@ const plan: AblationPlan = {
     sampling: { ...preset.sampling, steps: 2 },
   },
   scale: "quick",
-};
+});
 
 /** Runs the ablation; gives its table as text. */
 async function table(options: LabOptions): Promise<string> {
-  const { report } = await withLab(options, (lab) => ablation(lab, plan));
-  const machine = { backend: "wasm", workers: 0, processors: 1 };
-  const whole: AblationReport = ablationSchema.parse({
-    ...report,
-    created: "2000-01-01",
-    machine: { ...machine, deno: "", library: "", tfjs: "" },
-  });
-  return textTable(ablationTable(whole));
+  const { data } = await withLab(options, (lab) => table2.run(lab, plan));
+  return textTable(ablationTable(data));
 }
 
 /** Files of a store by name: tensors and pictures, not the logs of seconds. */
@@ -534,7 +525,7 @@ Deno.test({
     const worker = serve(redis.url, options, { store });
     const train = async (out: string, ...more: string[]) => {
       const code = await runCommand(trainCommand, [
-        ...["--name", "rex", "--class", "fox boat", "--average-class"],
+        ...["--name", "rex", "--class", "fox boat"],
         ...["--images", `${folder}/own`, "--masks", `${folder}/own/masks`],
         ...["--prior", `${folder}/class`, "--prior-weight", "0.5", "--flips"],
         ...["--steps", "3", "--batch", "2", "--rank", "2", "--seed", "5"],
@@ -568,10 +559,10 @@ Deno.test("--queue is refused with what would change nothing or break others' wo
         [...ours, "--queue", "http://me:pass@h", "--store", "s"],
         "got http://me:***@h",
       ],
-      [table2Command, [...queue, "--workers", "1"], "--workers or --queue"],
-      [table2Command, [...queue, "--cache", "c"], "--cache or a folder"],
-      [table2Command, [...queue, "--fresh"], "--fresh or --queue"],
-      [table2Command, [...queue, "--dry-run"], "--dry-run or --queue"],
+      [ablation, [...queue, "--workers", "1"], "--workers or --queue"],
+      [ablation, [...queue, "--cache", "c"], "--cache or a folder"],
+      [ablation, [...queue, "--fresh"], "--fresh or --queue"],
+      [ablation, [...queue, "--dry-run"], "--dry-run or --queue"],
       [workerCommand, ["--store", "s"], "--queue URL"],
       [workerCommand, [...queue, "--cache", "c"], "a bucket as --store"],
       [workerCommand, [...queue, "--workers", "0"], "from 1"],
@@ -580,8 +571,8 @@ Deno.test("--queue is refused with what would change nothing or break others' wo
     const { message } = assertThrows(() => command.parse(args), Error);
     assert(message.includes(expected), message);
   }
-  const { lab } = table2Command.parse(queue)!;
+  const { lab } = ablation.parse(queue)!;
   assertEquals([lab.store, lab.queue?.url], ["s", "redis://h"]);
   const bucket = ["--queue", "redis://h", "--store", "s3://b/p", "--out", "o"];
-  assertEquals(table2Command.parse(bucket)!.lab.store, "o/cache");
+  assertEquals(ablation.parse(bucket)!.lab.store, "o/cache");
 });

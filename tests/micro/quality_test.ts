@@ -9,7 +9,7 @@ import {
   pairPrompt,
   singlePrompt,
 } from "../../src/micro/quality.ts";
-import { presetOf } from "../../src/experiments/presets.ts";
+import { PRESETS } from "../../src/experiments/presets.ts";
 import { joinPath } from "../../src/io/files.ts";
 import { withLab } from "../../src/lab/lab.ts";
 import { NOUNS } from "../../src/micro/world.ts";
@@ -28,7 +28,7 @@ Deno.test("a random model is measured: chance accuracies, the same every time", 
         await Deno.copyFile(joinPath(clip, file), joinPath(to, file));
       }
     }
-    const { sampling } = presetOf("ablation");
+    const { sampling } = PRESETS.ablation;
     const run = async () => {
       return await withLab(
         { model, store: `${folder}/store`, workers: 0, backend: "wasm" },

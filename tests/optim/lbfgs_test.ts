@@ -1,13 +1,6 @@
-import * as tf from "@tensorflow/tfjs";
 import { assert, assertEquals, assertThrows } from "@std/assert";
-import {
-  lbfgs,
-  lbfgsAsync,
-  lbfgsTensor,
-  OFFICIAL_LBFGS,
-  type Vector,
-} from "../../src/optim/lbfgs.ts";
-import { close, forEachBackend, noLeak } from "../helpers.ts";
+import { lbfgs, OFFICIAL_LBFGS, type Vector } from "../../src/optim/lbfgs.ts";
+import { close } from "../helpers.ts";
 
 /** Rosenbrock's valley in n dimensions; minimum 0 at (1, …, 1). */
 function rosenbrock(x: Vector) {
@@ -116,31 +109,3 @@ Deno.test("lbfgs refuses bad input", () => {
     "2 entries",
   );
 });
-
-Deno.test("lbfgsAsync takes the same steps", async () => {
-  const sync = lbfgs(rosenbrock, [-1.2, 1], precise);
-  const waited = await lbfgsAsync(
-    (x) => Promise.resolve(rosenbrock(x)),
-    [-1.2, 1],
-    precise,
-  );
-  assertEquals(waited, sync);
-});
-
-forEachBackend("lbfgsTensor minimises a tfjs loss", async () => {
-  await noLeak(async () => {
-    const x = tf.tensor2d([1, 0, 2, 1, 1, 3], [3, 2]);
-    const w = tf.tensor2d([3, -1, 0.5, 2], [2, 2]);
-    const y = tf.matMul(x, w);
-    const start = tf.zeros([2, 2]) as tf.Tensor2D;
-    const { best, result } = await lbfgsTensor(
-      (w: tf.Tensor2D) => tf.matMul(x, w).sub(y).square().mean() as tf.Scalar,
-      start,
-      precise,
-    );
-    assert(result.bestValue < 1e-8);
-    // √1e-8 of residual over a smallest singular value of about 1.
-    close(await best.data(), await w.data(), 1e-3);
-    tf.dispose([x, w, y, start, best]);
-  });
-}, ["wasm"]);

@@ -42,10 +42,14 @@ export async function runDeno(
 }
 
 /** Runs deno with the terminal as its own and returns the exit code. */
-export async function denoInTerminal(args: readonly string[]): Promise<number> {
+export async function denoInTerminal(
+  args: readonly string[],
+  env: Record<string, string> = {},
+): Promise<number> {
   const child = new Deno.Command(Deno.execPath(), {
     args: [...args],
     cwd: root,
+    env,
     stdin: "null",
     stdout: "inherit",
     stderr: "inherit",

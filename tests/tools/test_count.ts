@@ -1,7 +1,7 @@
 /**
  * `deno task test`: runs `deno test` with the arguments given and ends with
  * one line that counts, `N passed, N failed` (and `, N skipped` if any were).
- * With `DENO_JOBS=2` in the environment two files run at the same time.
+ * Two files run at the same time; `DENO_JOBS` in the environment says otherwise.
  *
  * @module
  */
@@ -48,6 +48,12 @@ export function countLine({ passed, failed, skipped }: Counts): string {
     (skipped > 0 ? `, ${skipped} skipped` : "");
 }
 
+/**
+ * Files at once. Most of them keep one core busy, and each holds a model or
+ * two: with two, a machine of two cores has neither core nor memory to spare.
+ */
+const JOBS = "2";
+
 const HELP = `
 deno task test [files] [options of deno test]
 
@@ -57,7 +63,7 @@ Runs the tests and ends with a line that counts them: N passed, N failed.
   --fail-fast          stop at the first failure
   --help               this text; npx deno test --help has all other options
 
-DENO_JOBS=2 in the environment runs two files at the same time.
+DENO_JOBS=1 in the environment runs one file at a time instead of two.
 MIX_OF_SHOW_REQUIRE_WEBGPU=1 fails the WebGPU tests where there is no adapter.
 `;
 
@@ -68,12 +74,10 @@ if (import.meta.main && !helped(HELP)) {
       "test",
       "-q",
       "-P",
-      // Files share nothing, but tests that kill processes at a moment or wait
-      // for one are surer alone, so this is for those who ask.
-      ...(Deno.env.has("DENO_JOBS") ? ["--parallel"] : []),
+      "--parallel",
       `--junit-path=${report}`,
       ...Deno.args,
-    ]);
+    ], { DENO_JOBS: Deno.env.get("DENO_JOBS") ?? JOBS });
     const counts = countJunit(await Deno.readTextFile(report));
     // Code that does not compile or load fails without any test's name.
     if (code !== 0 && counts.failed === 0) counts.failed = 1;

@@ -51,16 +51,17 @@ export function product(
       let s30 = f64x2.splat(0), s31 = f64x2.splat(0);
       while (y < end) {
         const y0 = v128.load(y), y1 = v128.load(y, 16);
-        const x0 = v128.load64_splat(x);
+        const p = v128.load(x), q = v128.load(x, 16);
+        const x0 = v128.shuffle<f64>(p, p, 0, 0);
         s00 = fma(x0, y0, s00);
         s01 = fma(x0, y1, s01);
-        const x1 = v128.load64_splat(x, 8);
+        const x1 = v128.shuffle<f64>(p, p, 1, 1);
         s10 = fma(x1, y0, s10);
         s11 = fma(x1, y1, s11);
-        const x2 = v128.load64_splat(x, 16);
+        const x2 = v128.shuffle<f64>(q, q, 0, 0);
         s20 = fma(x2, y0, s20);
         s21 = fma(x2, y1, s21);
-        const x3 = v128.load64_splat(x, 24);
+        const x3 = v128.shuffle<f64>(q, q, 1, 1);
         s30 = fma(x3, y0, s30);
         s31 = fma(x3, y1, s31);
         x += 32;

@@ -46,6 +46,7 @@ export function registerKernels(): void {
   replace("Mean", mean);
   replace("Concat", concat);
   replace("SplitV", splitV);
+  replace("GatherV2", gather);
   replace("Identity", identity);
   registerFused();
 }
@@ -576,4 +577,32 @@ function splitV(call: KernelCall): tf.TensorInfo[] {
     from += 4 * n;
     return out;
   });
+}
+
+/** Takes rows of a table, such as token embeddings: a copy for each row. */
+function gather(call: KernelCall): tf.TensorInfo {
+  const { inputs: { x, indices }, backend, attrs } = call;
+  const [axis] = tf.util.parseAxisParam(attrs.axis as number, x.shape);
+  const rows = backend.readSync(indices.dataId) as Int32Array;
+  const known = (row: number) => row >= 0 && row < x.shape[0];
+  const plain = x.dtype === "float32" && axis === 0 && !attrs.batchDims;
+  // The stock kernel says what is wrong with an index.
+  if (!plain || !rows.every(known)) return callStock("GatherV2", call);
+  const width = product(x.shape.slice(1));
+  const shape = [...indices.shape, ...x.shape.slice(1)];
+  const out = backend.makeOutput(shape, "float32");
+  if (product(shape) === 0) return out;
+  const [from, to] = [address(backend, x), address(backend, out)];
+  const simd = simdFor(backend);
+  rows.forEach((row, i) =>
+    simd.copyRows(
+      from + 4 * width * row,
+      width,
+      to + 4 * width * i,
+      width,
+      1,
+      width,
+    )
+  );
+  return out;
 }

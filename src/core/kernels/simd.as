@@ -15,6 +15,10 @@ const KC: i32 = 320;
 const MC: i32 = 128;
 // Columns packed at a time.
 const NC: i32 = 512;
+// Up to so many columns, packing the rows of A costs more than it saves.
+const DIRECT: i32 = 8;
+// Floats of scratch of a block: its last tile, and packed rows.
+const WORK: i32 = MR * NR + MC * KC;
 
 // a·b + c, rounded once: a fifth faster than two instructions, and the same
 // on every processor of the last decade (x86-64 with FMA3, ARM64).
@@ -33,7 +37,7 @@ const ACCUMULATE: i32 = 1;
 export function gemmScratch(m: i32, n: i32, k: i32): i32 {
   const kc = min(k, KC);
   const nc = min((n + NR - 1) & ~(NR - 1), NC);
-  return kc * nc + MC * kc + MR * NR + 16;
+  return kc * nc + WORK + 16;
 }
 
 // Rows a0…a3 are contiguous in k (step one float); bp is a packed panel.
@@ -102,58 +106,31 @@ function microRows(
   store8(c, c30, c31, add, bias);
 }
 
-// As microRows, with the four rows interleaved: [k][4].
+// As microRows, with the four rows interleaved: [k][4]. One load gives four
+// rows, spread by shuffles: where wasm has explicit bounds checks (Deno), loads
+// cost more than multiplications. Not unrolled: that costs registers.
 function microPacked(
   a: usize, bp: usize, k: i32, c: usize, rcs: usize, add: i32, bias: usize,
 ): void {
   let c00 = f32x4.splat(0), c01 = c00, c10 = c00, c11 = c00;
   let c20 = c00, c21 = c00, c30 = c00, c31 = c00;
-  let i = k >> 1;
-  for (; i > 0; i--) {
-    let b0 = v128.load(bp), b1 = v128.load(bp, 16);
-    let t = v128.load32_splat(a);
-    c00 = fma(t, b0, c00);
-    c01 = fma(t, b1, c01);
-    t = v128.load32_splat(a, 4);
-    c10 = fma(t, b0, c10);
-    c11 = fma(t, b1, c11);
-    t = v128.load32_splat(a, 8);
-    c20 = fma(t, b0, c20);
-    c21 = fma(t, b1, c21);
-    t = v128.load32_splat(a, 12);
-    c30 = fma(t, b0, c30);
-    c31 = fma(t, b1, c31);
-    b0 = v128.load(bp, 32);
-    b1 = v128.load(bp, 48);
-    t = v128.load32_splat(a, 16);
-    c00 = fma(t, b0, c00);
-    c01 = fma(t, b1, c01);
-    t = v128.load32_splat(a, 20);
-    c10 = fma(t, b0, c10);
-    c11 = fma(t, b1, c11);
-    t = v128.load32_splat(a, 24);
-    c20 = fma(t, b0, c20);
-    c21 = fma(t, b1, c21);
-    t = v128.load32_splat(a, 28);
-    c30 = fma(t, b0, c30);
-    c31 = fma(t, b1, c31);
-    a += 32;
-    bp += 64;
-  }
-  if (k & 1) {
+  for (let i = k; i > 0; i--) {
+    const x = v128.load(a);
     const b0 = v128.load(bp), b1 = v128.load(bp, 16);
-    let t = v128.load32_splat(a);
-    c00 = fma(t, b0, c00);
-    c01 = fma(t, b1, c01);
-    t = v128.load32_splat(a, 4);
-    c10 = fma(t, b0, c10);
-    c11 = fma(t, b1, c11);
-    t = v128.load32_splat(a, 8);
-    c20 = fma(t, b0, c20);
-    c21 = fma(t, b1, c21);
-    t = v128.load32_splat(a, 12);
-    c30 = fma(t, b0, c30);
-    c31 = fma(t, b1, c31);
+    const t0 = v128.shuffle<f32>(x, x, 0, 0, 0, 0);
+    c00 = fma(t0, b0, c00);
+    c01 = fma(t0, b1, c01);
+    const t1 = v128.shuffle<f32>(x, x, 1, 1, 1, 1);
+    c10 = fma(t1, b0, c10);
+    c11 = fma(t1, b1, c11);
+    const t2 = v128.shuffle<f32>(x, x, 2, 2, 2, 2);
+    c20 = fma(t2, b0, c20);
+    c21 = fma(t2, b1, c21);
+    const t3 = v128.shuffle<f32>(x, x, 3, 3, 3, 3);
+    c30 = fma(t3, b0, c30);
+    c31 = fma(t3, b1, c31);
+    a += 16;
+    bp += 32;
   }
   store8(c, c00, c01, add, bias);
   c += rcs;
@@ -268,6 +245,20 @@ function packA(
         p += ca;
         dst += 16;
       }
+    } else if (h == MR && cas == 1) {
+      let k = 0;
+      for (; k + 4 <= kc; k += 4) {
+        transpose4(p, ra, dst, 16);
+        p += 16;
+        dst += 64;
+      }
+      for (; k < kc; k++) {
+        for (let r = 0; r < MR; r++) {
+          f32.store(dst + (<usize>r << 2), f32.load(p + <usize>r * ra));
+        }
+        p += 4;
+        dst += 16;
+      }
     } else {
       for (let k = 0; k < kc; k++) {
         let q = p;
@@ -309,6 +300,12 @@ function block(
 ): void {
   const panel = (<usize>kc * NR) << 2;
   const aPanel = (<usize>kc * MR) << 2;
+  if (!packed && n > DIRECT) {
+    const rowsPacked = tile + ((MR * NR) << 2);
+    packA(a, <i32>(ra >> 2), 1, rows, kc, rowsPacked);
+    a = rowsPacked;
+    packed = 1;
+  }
   for (let j = 0; j < n; j += NR) {
     const w = min(NR, n - j);
     const bj = bias ? bias + (<usize>j << 2) : 0;
@@ -350,11 +347,10 @@ export function gemm(
   const rc = <usize>rcs << 2;
   const ra = <usize>ras << 2;
   const tile = scratch;
-  const packedB = scratch + ((MR * NR) << 2);
+  const packedB = scratch + (WORK << 2);
   const depths = max((k + KC - 1) / KC, 1);
   const step = max((k + depths - 1) / depths, 1);
-  const nc = min((n + NR - 1) & ~(NR - 1), NC);
-  const packedA = packedB + ((<usize>nc * step) << 2);
+  const packedA = scratch + ((MR * NR) << 2);
   const direct = cas == 1;
   for (let jc = 0; jc < n; jc += NC) {
     const cols = min(NC, n - jc);
@@ -504,7 +500,7 @@ function im2col(
 export function convScratch(kh: i32, kw: i32, cin: i32, cout: i32): i32 {
   const n = (cout + NR - 1) & ~(NR - 1);
   const depth = min(kh * kw, tapsPerBlock(cin)) * channelsPerBlock(cin);
-  return kh * kw * cin * n + MC * depth + MR * NR + 16;
+  return kh * kw * cin * n + MC * depth + WORK + 16;
 }
 
 /**
@@ -524,7 +520,7 @@ export function conv2d(
   const cb = channelsPerBlock(cin);
   const panels = (cout + NR - 1) / NR;
   const tile = scratch;
-  const packed = scratch + ((MR * NR) << 2);
+  const packed = scratch + (WORK << 2);
   const columns = packed + ((<usize>taps * cin * panels * NR) << 2);
   const ts = <usize>cin * cout;
   // Pack the filter: for every depth block, panels of [depth][NR].
@@ -644,7 +640,7 @@ const PIXELS: i32 = 256;
 /** Floats of scratch that conv2dFilter needs. */
 export function convFilterScratch(cin: i32, cout: i32): i32 {
   const n = (cout + NR - 1) & ~(NR - 1);
-  return MR * NR + PIXELS * n + PIXELS + cin + MC * PIXELS + 16;
+  return WORK + PIXELS * n + PIXELS + cin + MC * PIXELS + 16;
 }
 
 /**
@@ -661,7 +657,7 @@ export function conv2dFilter(
   const m = b * oh * ow;
   const panels = (cout + NR - 1) / NR;
   const tile = scratch;
-  const packedDy = tile + ((MR * NR) << 2);
+  const packedDy = tile + (WORK << 2);
   const table = packedDy + ((<usize>PIXELS * panels * NR) << 2);
   const zeros = table + (<usize>PIXELS << 2);
   const packedX = zeros + (<usize>cin << 2);
@@ -1829,7 +1825,7 @@ const TILES: i32 = 64;
 export function winogradScratch(cin: i32, cout: i32): i32 {
   const n = (cout + NR - 1) & ~(NR - 1);
   return 16 * cin * cout + 16 * cin * n + 16 * TILES * (cin + cout) +
-    16 * max(cin, cout) + MR * NR + gemmScratch(cin, cout, TILES) + 16;
+    16 * max(cin, cout) + WORK + gemmScratch(cin, cout, TILES) + 16;
 }
 
 // @ts-ignore: decorator
@@ -2098,7 +2094,7 @@ export function winograd(
   const panels = (cout + NR - 1) / NR;
   const one = (<usize>cin * panels * NR) << 2;
   const tile = scratch;
-  const u = tile + ((MR * NR) << 2);
+  const u = tile + (WORK << 2);
   const packed = u + ((<usize>16 * cin * cout) << 2);
   const v = packed + 16 * one;
   const m = v + ((<usize>16 * TILES * cin) << 2);

@@ -62,6 +62,8 @@ export interface WasmBackend {
   dataIdMap: { get(id: object): { memoryOffset: number; refCount: number } };
   /** Allocates a tensor. */
   makeOutput(shape: number[], dtype: string): tf.TensorInfo;
+  /** A tensor's values. */
+  readSync(id: object): ArrayLike<number>;
   /** Frees a tensor's data. */
   disposeData(id: object, force?: boolean): boolean;
   /** Counts one more tensor of the same data. */

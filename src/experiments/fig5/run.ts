@@ -8,16 +8,19 @@
  */
 import { cannot } from "../../core/errors.ts";
 import {
-  type LayoutInput,
-  parseLayout,
-  resolveLayout,
-} from "../../diffusion/layout.ts";
+  flag,
+  folder,
+  listOf,
+  number,
+  oneOf,
+  optionTable,
+  parsed,
+  whole,
+} from "../../core/options.ts";
+import type { LayoutInput } from "../../diffusion/layout.ts";
 import { actingSites } from "../../diffusion/region_sites.ts";
-import { type PictureTime, timeInTurns } from "../../diffusion/timing.ts";
-import { median } from "../../evaluation/statistics.ts";
-import { joinPath, readJson } from "../../io/files.ts";
+import { exists, joinPath, readJson } from "../../io/files.ts";
 import type { Lab } from "../../lab/lab.ts";
-import { withModel } from "../../lab/model_ref.ts";
 import type { ComposeHow, ModelRef, Noise } from "../../lab/specs.ts";
 import { identityOf } from "../../micro/concepts.ts";
 import {
@@ -33,10 +36,10 @@ import {
   parseAutoencoderConfig,
   parseUNetConfig,
 } from "../../models/config.ts";
-import { disposeModel, loadModel } from "../../models/model.ts";
 import { loadTokenizer, type Tokenizer } from "../../models/tokenizer.ts";
-import type { ExperimentPreset } from "../presets.ts";
-import { checkSettings, phraseOf, subjects, training } from "../subjects.ts";
+import { experiment, type Plan } from "../experiment.ts";
+import { type ExperimentPreset, TEST_CONCEPTS } from "../presets.ts";
+import { IDENTITY, phraseOf, subjects, training } from "../subjects.ts";
 import {
   type ScenePictures,
   scoreScenes,
@@ -56,79 +59,118 @@ import {
   sketchOfScene,
   type Way,
 } from "./scenes.ts";
+import { regionSheets } from "./sheets.ts";
 import {
-  type RegionReport,
+  type RegionNumbers,
   type RegionSites,
-  type RegionTiming,
+  regionsReport,
   summarise,
-  type TimedPart,
 } from "./table.ts";
+import { timeRegions } from "./timing.ts";
+
+const count = whole({ least: 1 });
+
+const OPTIONS = optionTable({
+  concepts: {
+    type: listOf(IDENTITY),
+    default: TEST_CONCEPTS.slice(0, 5),
+    help: "names; all are fused into one model",
+  },
+  counts: {
+    type: listOf(whole({ least: 2 })),
+    default: [2, 3, 4],
+    help: "numbers of concepts in a picture",
+  },
+  sets: {
+    type: count,
+    default: 5,
+    help: "choices of concepts per count, at most",
+  },
+  backgrounds: {
+    type: whole({ least: 1, most: SCENE_BACKGROUNDS.length }),
+    default: 2,
+    help: "backgrounds per choice",
+  },
+  pictures: { type: count, default: 4, help: "pictures per layout" },
+  column: {
+    type: parsed("N", (what, option, found) => {
+      const width = COLUMN_WIDTHS.find((one) => String(one) === found);
+      if (width !== undefined) return width;
+      throw cannot(what, `${option} ${COLUMN_WIDTHS.join(", ")}`, found);
+    }),
+    default: 64,
+    help: "width of a concept's column in pixels: 32, 48 or 64",
+  },
+  arms: {
+    type: listOf(oneOf(REGION_ARMS)),
+    default: REGION_ARMS,
+    otherwise: "all",
+    help: REGION_ARMS.join(", "),
+  },
+  scales: {
+    type: listOf(
+      parsed("X", (what, option, found) => {
+        const scale = number({ least: 1 }).read(what, option, found);
+        if (COLUMN_WIDTHS[0] * scale % 8 === 0) return scale;
+        throw cannot(what, `${option} in steps of 0.25`, found);
+      }),
+      true,
+    ),
+    default: [1.5, 2],
+    help: "resolutions of the resolution study, factors of 64 pixels",
+  },
+  seed: { type: whole(), default: 0, help: "seed of training and noise" },
+  sketch: {
+    type: folder,
+    otherwise: "the model's, if it has one",
+    help: "sketch T2I-Adapter; without one its arms are left out",
+  },
+  noTiming: { type: flag, help: "do not time pictures with regions" },
+});
 
 /** What is run. */
-export interface RegionPlan {
-  /** How concepts are trained, fused and drawn. */
-  readonly settings: ExperimentPreset;
-  /** Proper names of identities; all are fused into one model. */
-  readonly concepts: readonly string[];
-  /** How many concepts are in a picture. */
-  readonly counts: readonly number[];
-  /** Width of a concept's column, pixels at scale 1: 32, 48 or 64. */
-  readonly column: number;
-  /** Choices of concepts, at most, for each count. */
-  readonly sets: number;
-  /** Backgrounds of each choice. */
-  readonly backgrounds: number;
-  /** Pictures of each layout. */
-  readonly pictures: number;
-  /** Seed of training and of noise. */
-  readonly seed: number;
-  /**
-   * Which of {@linkcode REGION_ARMS} are drawn. The sketch arms need a condition
-   * network "sketch" in the lab.
-   *
-   * @default all
-   */
-  readonly arms?: readonly string[];
-  /** Resolutions of the resolution study, factors of 64 pixels; 1 is implied. */
-  readonly scales?: readonly number[];
-  /** Whether pictures with regions are timed against plain ones. @default true */
-  readonly timing?: boolean;
-}
+export type RegionPlan = Plan<typeof OPTIONS>;
 
-function check(plan: RegionPlan): void {
-  const { concepts, counts, column, sets, backgrounds, pictures } = plan;
-  const refuse = (bad: unknown, expected: string, got: unknown) => {
-    if (bad) throw cannot("run the regions experiment", expected, got);
-  };
-  const whole = (value: number, least: number, most = Infinity) =>
-    Number.isInteger(value) && value >= least && value <= most;
-  concepts.forEach(identityOf);
-  const names = concepts.join(", ");
-  refuse(
-    new Set(concepts).size !== concepts.length,
-    "different concepts",
-    names,
-  );
-  refuse(counts.length === 0, "a number of concepts", "none");
-  for (const n of counts) {
-    const most = concepts.length;
-    refuse(!whole(n, 2, most), `counts from 2 to ${most} concepts`, n);
-  }
-  refuse(!whole(sets, 1), "sets ≥ 1", sets);
-  refuse(!whole(pictures, 1), "pictures ≥ 1", pictures);
-  const most = SCENE_BACKGROUNDS.length;
-  refuse(!whole(backgrounds, 1, most), `1 to ${most} backgrounds`, backgrounds);
-  checkSettings(plan.settings, [plan.seed]);
-  for (const arm of plan.arms ?? []) {
-    refuse(!REGION_ARMS.includes(arm), `arms ${REGION_ARMS.join(", ")}`, arm);
-  }
-  const known = COLUMN_WIDTHS.some((width) => width === column);
-  refuse(!known, `columns of ${COLUMN_WIDTHS.join(", ")} pixels`, column);
-  for (const scale of plan.scales ?? []) {
-    const fits = scale >= 1 && (COLUMN_WIDTHS[0] * scale) % 8 === 0;
-    refuse(!fits, "scales ≥ 1 in steps of 0.25", scale);
-  }
-}
+/** Several concepts in one picture, measured. */
+export const fig5 = experiment({
+  name: "regions",
+  summary: "Several concepts in one picture: identity per region, leakage",
+  about: `Several concepts in one picture: is each in its place, and only there?
+Trains and fuses concepts, draws them with a plain prompt, with regions, and with
+adapters that are not fused, and scores every region by the evaluation CLIP.`,
+  notes: `Writes regions.json, .md, .html, regions-N.png (every arm, the first
+scenes of N concepts), fig5.png (rendered, plain prompt, regions),
+fig10-leakage.png (where the plain prompt mixes two or three concepts most, and
+negative prompts) and fig10-resolution.png. Below each picture is the identity
+that the evaluation CLIP finds in each column. On two cores the default takes
+about half an hour; a run that was stopped continues.`,
+  options: OPTIONS,
+  scales: {
+    quick: {
+      help: "2 concepts, 1 picture: mechanics only",
+      plan: {
+        ...{ concepts: ["kuro", "momo"], counts: [2], scales: [] },
+        ...{ sets: 1, backgrounds: 1, pictures: 1 },
+      },
+    },
+  },
+  check({ counts, concepts: { length: most } }) {
+    const over = counts.find((n) => n > most);
+    if (over === undefined) return;
+    throw cannot("draw scenes", `counts from 2 to ${most} concepts`, over);
+  },
+  async networks({ sketch: given }, model) {
+    const own = joinPath(model, "adapter");
+    const sketch = given ??
+      (await exists(joinPath(own, "config.json")) ? own : undefined);
+    const folders: Record<string, string> = sketch ? { sketch } : {};
+    return folders;
+  },
+  async run(lab, plan) {
+    const data = await measure(lab, plan);
+    return { data, report: regionsReport(data, await regionSheets(lab, data)) };
+  },
+});
 
 /** Every scene of a plan; other resolutions of those with fewest concepts. */
 function scenesOf(plan: RegionPlan): GroupScene[] {
@@ -138,7 +180,7 @@ function scenesOf(plan: RegionPlan): GroupScene[] {
       Array.from({ length: backgrounds }, (_, b) => {
         const at = (set * backgrounds + b) % SCENE_BACKGROUNDS.length;
         const { word, phrases } = SCENE_BACKGROUNDS[at];
-        const more = n === Math.min(...counts) ? plan.scales ?? [] : [];
+        const more = n === Math.min(...counts) ? plan.scales : [];
         return [1, ...more.filter((scale) => scale !== 1)].map((scale) => ({
           concepts: names.map(identityOf),
           background: word,
@@ -185,25 +227,14 @@ function cellsOf(
 }
 
 /**
- * Runs the experiment: trains, fuses, draws every scene in every arm, names the
- * identity in each region.
- *
- * @param lab The lab; with a condition network "sketch" for the sketch arms.
- * @param plan What is run.
- * @returns The report, but for what only the caller knows.
- * @throws Before work starts, if an option is wrong or a prompt is too long.
+ * Trains, fuses, draws every scene in every arm, and names the identity in each
+ * region.
  */
-export async function fig5(
-  lab: Lab,
-  plan: RegionPlan,
-): Promise<Omit<RegionReport, "created">> {
-  check(plan);
+async function measure(lab: Lab, plan: RegionPlan): Promise<RegionNumbers> {
   const { settings, seed, concepts, column } = plan;
-  const { counts, sets, backgrounds, pictures } = plan;
   const phrase: PhraseOf = (one) => phraseOf(settings, "edlora", one);
   const hasSketch = lab.folders.networks?.sketch !== undefined;
-  const arms = (plan.arms ?? REGION_ARMS)
-    .filter((arm) => hasSketch || !arm.includes("sketch"));
+  const arms = plan.arms.filter((arm) => hasSketch || !arm.includes("sketch"));
   const cells = cellsOf(plan, arms, phrase);
   await checkPrompts(lab, settings.textPrefix, cells);
 
@@ -230,31 +261,17 @@ export async function fig5(
   );
   const drawn = await draw(lab, cells, ids, models);
   const { rows, labels } = await scoreScenes(lab, drawn, settings.textPrefix);
-  const before = performance.now();
   const model = models.get("gradient") ?? models.get("weight");
-  const timing = plan.timing ?? true
-    ? await timeRegions(lab, plan, model, phrase)
-    : [];
   return {
-    format: "mix-of-show regions 4",
+    format: "mix-of-show regions 5",
     concepts,
     ...summarise(rows),
-    timing,
+    timing: plan.noTiming ? [] : await timeRegions(lab, plan, model, phrase),
     rows,
     gallery: labels,
-    seconds: { ...lab.seconds, time: (performance.now() - before) / 1000 },
-    settings: {
-      ...settings,
-      ...{ seed, counts, sets, backgrounds, pictures, column },
-      regions: { ...REGION_EDGES, sites: await sitesOf(lab, cells, settings) },
-      windows: { sides: windowShares(column), step: WINDOW_STEP },
-      lambda: 1 / concepts.length,
-    },
-    hashes: {
-      model: lab.hashes.model,
-      clip: lab.hashes.clip,
-      ...lab.hashes.networks,
-    },
+    regions: { ...REGION_EDGES, sites: await sitesOf(lab, cells, settings) },
+    windows: { sides: windowShares(column), step: WINDOW_STEP },
+    lambda: 1 / concepts.length,
   };
 }
 
@@ -348,70 +365,4 @@ async function checkPrompts(
     await loadTokenizer(clip!),
     cells.map(({ scene }) => captionOf(scene, textPrefix)),
   );
-}
-
-/** Pairs of pictures that are timed, the first not counted. */
-const TIMED_PAIRS = 4;
-
-/**
- * Times whole pictures of the experiment's layouts, one to four regions, each
- * against the plain picture of the same size, drawn in turns.
- */
-async function timeRegions(
-  lab: Lab,
-  { concepts, column, settings }: RegionPlan,
-  ref: ModelRef = { type: "base" },
-  fusedPhrase: PhraseOf,
-): Promise<RegionTiming[]> {
-  // The base knows class words only.
-  const phrase = ref.type === "base" ? classOf : fusedPhrase;
-  const [{ word: background, phrases: [where] }] = SCENE_BACKGROUNDS;
-  const base = await loadModel(lab.folders.model);
-  try {
-    return await withModel(base, lab.folders.store, ref, async (model) => {
-      const timings: RegionTiming[] = [];
-      for (const regions of [1, 2, 3, 4]) {
-        // With few concepts some come twice: time does not depend on them.
-        const own = Array.from(
-          { length: regions },
-          (_, at) => identityOf(concepts[at % concepts.length]),
-        );
-        const scene = { concepts: own, background, where, scale: 1, column };
-        const layouts = await Promise.all(
-          (["plain", "regional"] as const).map((way) =>
-            resolveLayout(
-              parseLayout(sceneLayout(scene, way, phrase, settings)),
-            )
-          ),
-        );
-        const pairs: PictureTime[][] = [];
-        for (let pair = 0; pair < TIMED_PAIRS; pair++) {
-          pairs.push(await timeInTurns(model, layouts));
-        }
-        timings.push({
-          regions,
-          step: timedPart(pairs.slice(1), ({ steps }) => steps),
-          picture: timedPart(pairs.slice(1), ({ whole }) => [whole]),
-        });
-      }
-      return timings;
-    });
-  } finally {
-    disposeModel(base);
-  }
-}
-
-/** Medians over pairs of a plain and a regional picture. */
-function timedPart(
-  pairs: readonly (readonly PictureTime[])[],
-  times: (picture: PictureTime) => readonly number[],
-): TimedPart {
-  return {
-    seconds: median(pairs.flatMap(([, regional]) => times(regional))),
-    ratio: median(
-      pairs.flatMap(([plain, regional]) =>
-        times(regional).map((own, at) => own / times(plain)[at])
-      ),
-    ),
-  };
 }

@@ -161,7 +161,7 @@ export function sceneLayout(
 /**
  * Outlines of a scene's concepts, each as wide as its region, in its middle.
  *
- * @param scene Who is in it, and its size.
+ * @param scene Its concepts and its size.
  */
 export function sketchOfScene(
   scene: Pick<GroupScene, "concepts" | "scale" | "column">,

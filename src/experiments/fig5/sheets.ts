@@ -8,7 +8,7 @@ import type { Lab } from "../../lab/lab.ts";
 import type { ReportPart } from "../../report/document.ts";
 import { REGION_SCORES, type RegionRow } from "./score.ts";
 import { knowsPlaces, RESOLUTION_ARMS } from "./scenes.ts";
-import type { RegionReport } from "./table.ts";
+import type { RegionNumbers } from "./table.ts";
 
 type Rows = readonly RegionRow[];
 
@@ -38,7 +38,7 @@ function scenesOf(rows: Rows): Rows[] {
 }
 
 /** Every arm on the first scenes of each number of concepts. */
-function sceneSheets({ rows, arms }: RegionReport): Plan[] {
+function sceneSheets({ rows, arms }: RegionNumbers): Plan[] {
   const first = rows.filter(({ picture, scale }) =>
     picture === 0 && scale === 1
   );
@@ -58,7 +58,7 @@ function sceneSheets({ rows, arms }: RegionReport): Plan[] {
 
 /** Some arms on some scenes, a scene per row; none with one drawn arm. */
 function paperSheet(
-  { arms }: RegionReport,
+  { arms }: RegionNumbers,
   [name, title]: readonly [string, string],
   wanted: readonly string[],
   scenes: readonly Rows[],
@@ -76,7 +76,7 @@ function paperSheet(
 }
 
 /** The paper's Figs 5 and 10, as far as their arms were drawn. */
-function paperSheets(report: RegionReport): Plan[] {
+function paperSheets(report: RegionNumbers): Plan[] {
   const { rows, arms } = report;
   const usual = scenesOf(rows.filter(({ scale }) => scale === 1));
   const leaked = (rows: Rows) => {
@@ -132,7 +132,7 @@ function paperSheets(report: RegionReport): Plan[] {
  */
 export async function regionSheets(
   lab: Lab,
-  report: RegionReport,
+  report: RegionNumbers,
 ): Promise<Extract<ReportPart, { type: "pictures" }>[]> {
   const read = async (row: RegionRow | undefined) => {
     if (!row) return undefined;

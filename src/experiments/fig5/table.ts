@@ -69,11 +69,9 @@ export interface RegionSummary {
 }
 
 /** What the experiment gives. */
-export interface RegionReport extends RegionSummary {
+export interface RegionNumbers extends RegionSummary {
   /** What this document is. */
-  readonly format: "mix-of-show regions 4";
-  /** When it was made. */
-  readonly created: string;
+  readonly format: "mix-of-show regions 5";
   /** Proper names of all fused concepts. */
   readonly concepts: readonly string[];
   /** Time against the number of regions. */
@@ -82,12 +80,23 @@ export interface RegionReport extends RegionSummary {
   readonly rows: readonly RegionRow[];
   /** Labels of the gallery. */
   readonly gallery: readonly string[];
-  /** Seconds of each stage of this run; what the cache had costs nothing. */
-  readonly seconds: Readonly<Record<string, number>>;
-  /** What the run was made with. */
+  /** Edges of regions as shares of a column, and where regions act. */
+  readonly regions: { readonly sites: readonly RegionSites[] };
+  /** Sides of the windows that are embedded, shares of a column; their step. */
+  readonly windows: {
+    readonly sides: readonly number[];
+    readonly step: number;
+  };
+  /** Factor λ of weight fusion. */
+  readonly lambda: number;
+}
+
+/** A stored report. */
+export interface RegionReport extends RegionNumbers {
+  /** When it was made. */
+  readonly created: string;
+  /** How concepts were trained, fused and drawn. */
   readonly settings: Readonly<Record<string, unknown>>;
-  /** SHA-256 of the model's and the networks' folders. */
-  readonly hashes: Readonly<Record<string, string>>;
 }
 
 /** One line of the table. */
@@ -211,16 +220,21 @@ export function summarise(rows: readonly RegionRow[]): RegionSummary {
 }
 
 /**
- * A stored report, of this format or the one before it: what follows from its
+ * A stored report, of this format or one before it: what follows from its
  * pictures is computed again.
  *
  * @param json What `regions.json` holds.
  */
 export function readRegions(json: unknown): RegionReport {
   const stored = json as RegionReport;
+  // Until format 4 the settings held them.
+  const { regions, windows } = {
+    ...stored.settings,
+    ...stored,
+  } as RegionNumbers;
   return {
     ...stored,
-    format: "mix-of-show regions 4",
+    ...{ regions, windows, format: "mix-of-show regions 5" as const },
     ...summarise(stored.rows),
   };
 }
@@ -274,7 +288,7 @@ const SCORE_COLUMNS: readonly Column<RegionCell>[] = [
  *
  * @param report The report.
  */
-export function regionTable({ table }: Pick<RegionReport, "table">): Table {
+export function regionTable({ table }: Pick<RegionNumbers, "table">): Table {
   return tableOf(table, [["concepts", ({ n }) => String(n)], ...SCORE_COLUMNS]);
 }
 
@@ -284,7 +298,7 @@ export function regionTable({ table }: Pick<RegionReport, "table">): Table {
  * @param report The report.
  */
 export function resolutionTable(
-  { resolution }: Pick<RegionReport, "resolution">,
+  { resolution }: Pick<RegionNumbers, "resolution">,
 ): Table {
   return tableOf(resolution, [
     ["pixels of height", ({ scale }) => String(64 * scale)],
@@ -298,7 +312,7 @@ export function resolutionTable(
  * @param report The report.
  */
 export function regionTimingTable(
-  { timing }: Pick<RegionReport, "timing">,
+  { timing }: Pick<RegionNumbers, "timing">,
 ): Table {
   return tableOf(timing, [
     ["regions", ({ regions }) => String(regions)],
@@ -317,7 +331,7 @@ function aimOf(regions: number): number {
 
 /** A score per arm, grouped by number of concepts. */
 function barsOf(
-  { table, arms }: Pick<RegionReport, "table" | "arms">,
+  { table, arms }: Pick<RegionNumbers, "table" | "arms">,
   score: RegionScore,
   title: string,
 ): Figure {
@@ -376,7 +390,7 @@ function timingFigure(timing: readonly RegionTiming[]): Figure {
  * @param report The report.
  */
 export function regionFigures(
-  report: Pick<RegionReport, "table" | "arms" | "resolution" | "timing">,
+  report: Pick<RegionNumbers, "table" | "arms" | "resolution" | "timing">,
 ): [string, Figure][] {
   const { resolution, timing } = report;
   const bars = (score: RegionScore, title: string): [string, Figure] => [
@@ -403,12 +417,11 @@ export function regionFigures(
  * @param sheets Sheets of pictures.
  */
 export function regionsReport(
-  report: RegionReport,
+  report: RegionNumbers,
   sheets: readonly Extract<ReportPart, { type: "pictures" }>[],
 ): Report {
   const table = (title: string, table: Table, brief = false): ReportPart[] =>
     table.rows.length === 0 ? [] : [{ type: "table", title, table, brief }];
-  const { sites } = report.settings.regions as { sites: RegionSites[] };
   return {
     name: "regions",
     title: "several concepts in one picture",
@@ -424,13 +437,12 @@ export function regionsReport(
       ...table("Time", regionTimingTable(report), true),
       ...table(
         "Cross-attention sites at which regions act",
-        tableOf(sites, [
+        tableOf(report.regions.sites, [
           ["concepts", ({ n }) => String(n)],
           ["pixels of height", ({ scale }) => String(64 * scale)],
           ["acting", ({ acting, all }) => `${acting} of ${all}`],
         ]),
       ),
-      { type: "data", title: "Settings", value: report.settings },
     ],
   };
 }

@@ -1,46 +1,39 @@
 /**
- * The ablation: runs Table 2 and gathers its numbers.
+ * The ablation's numbers: scores of every arm, what fusion loses and keeps, the
+ * claims, and what can be read off the concepts themselves.
  *
  * @module
  */
-import { cannot } from "../core/errors.ts";
-import { fold, key } from "../core/random.ts";
-import { disposeConcept } from "../customize/concept.ts";
-import { method, startConcept } from "../customize/methods.ts";
-import type { ClipVector } from "../evaluation/clip.ts";
-import { cosine, textAlignment } from "../evaluation/clip_score.ts";
+import { fold, key } from "../../core/random.ts";
+import { disposeConcept } from "../../customize/concept.ts";
+import { method, startConcept } from "../../customize/methods.ts";
+import type { ClipVector } from "../../evaluation/clip.ts";
+import { cosine, textAlignment } from "../../evaluation/clip_score.ts";
+import { finite, orNull, rounded } from "../../evaluation/compare.ts";
 import {
-  type Comparison,
-  finite,
-  orNull,
-  rounded,
-} from "../evaluation/compare.ts";
-import { conceptVectors, pairCosines } from "../evaluation/concept_cosines.ts";
+  conceptVectors,
+  pairCosines,
+} from "../../evaluation/concept_cosines.ts";
 import {
   hierarchicalBootstrap,
   mean,
   median,
   pairedDifference,
   retainedShare,
-} from "../evaluation/statistics.ts";
-import { loadConcept } from "../formats/concept_file.ts";
-import { capacityOf } from "../fusion/capacity.ts";
-import type { Fused, Lab } from "../lab/lab.ts";
-import { NotInStore } from "../lab/runner.ts";
-import { conceptKey } from "../lab/specs.ts";
-import { pathOf, specId } from "../lab/store.ts";
-import { conceptOf } from "../micro/in_domain.ts";
+} from "../../evaluation/statistics.ts";
+import { loadConcept } from "../../formats/concept_file.ts";
+import { capacityOf } from "../../fusion/capacity.ts";
+import type { Lab } from "../../lab/lab.ts";
+import { conceptKey } from "../../lab/specs.ts";
+import { pathOf, specId } from "../../lab/store.ts";
 import {
   chosenPrompts,
   loadPrompts,
   PROMPT_GROUPS,
   PROMPTS_SHA256,
-} from "../micro/prompts.ts";
-import { disposeModel, loadModel } from "../models/model.ts";
-import type { Interval } from "../report/format.ts";
-import type { AblationReport, Arm, ScoreRow, Scores } from "./ablation_json.ts";
-import { compareArms } from "./claims.ts";
-import { EMBEDDINGS } from "./presets.ts";
+} from "../../micro/prompts.ts";
+import { disposeModel, loadModel } from "../../models/model.ts";
+import type { Interval } from "../../report/format.ts";
 import {
   conceptMeans,
   estimate,
@@ -49,91 +42,17 @@ import {
   perScore,
   type ScoreName,
   type Scorer,
-} from "./scores.ts";
-import {
-  checkSettings,
-  oneDomain,
-  type Subject,
-  subjects,
-  training,
-} from "./subjects.ts";
-import {
-  type AblationPictures,
-  type AblationPlan,
-  type AblationRecord,
-  FUSIONS,
-  table2,
-} from "./table2.ts";
-
-/** A report without what only the caller knows. */
-export type AblationNumbers = Omit<AblationReport, "created" | "machine">;
-
-/**
- * Runs the ablation, seed by seed. What the lab's store has is not done again: a
- * killed run continues, and the number of workers changes nothing.
- *
- * @param lab The lab.
- * @param plan What is run.
- * @returns The report, but for what only the caller knows, and all pictures.
- * @throws Before work starts, if an option is wrong.
- */
-export async function ablation(
-  lab: Lab,
-  plan: AblationPlan,
-): Promise<{
-  report: AblationNumbers;
-  pictures: AblationPictures[];
-}> {
-  const { settings, seeds, concepts } = plan;
-  const { embeddings = EMBEDDINGS, fusions = FUSIONS } = plan;
-  checkSettings(settings, seeds);
-  for (const list of [embeddings, fusions]) {
-    if (new Set<string>(list).size !== list.length) {
-      throw cannot("run the ablation", "each arm once", list);
-    }
-  }
-  concepts.forEach(conceptOf);
-  oneDomain(concepts);
-  const all = await subjects(lab, concepts, plan.prompts, settings.sampling);
-  const records: AblationRecord[] = [];
-  for (const seed of seeds) {
-    const one = { ...plan, seeds: [seed] };
-    const own: AblationRecord[] = [];
-    for await (const record of table2(lab, one, all)) own.push(record);
-    records.push(...own);
-    // Scored at once, so that a run that stops has something whole to report.
-    if (seeds.length > 1) await numbersOf(lab, one, all, own);
-  }
-  return {
-    report: await numbersOf(lab, plan, all, records),
-    pictures: records.flatMap((record) =>
-      record.type === "drawn" ? [record.pictures] : []
-    ),
-  };
-}
-
-/**
- * The seeds whose results the store has, all of them: what a stopped run can be
- * reported on, with {@linkcode AblationPlan.planned}.
- *
- * @param lab A lab whose runner is `nowhere`.
- * @param plan What was run.
- */
-export async function finishedSeeds(
-  lab: Lab,
-  plan: AblationPlan,
-): Promise<number[]> {
-  const finished: number[] = [];
-  for (const seed of plan.seeds) {
-    try {
-      await ablation(lab, { ...plan, seeds: [seed] });
-      finished.push(seed);
-    } catch (error) {
-      if (!(error instanceof NotInStore)) throw error;
-    }
-  }
-  return finished;
-}
+} from "../scores.ts";
+import { type Subject, training } from "../subjects.ts";
+import { compareArms } from "./claims.ts";
+import type { AblationPictures, AblationPlan, AblationWork } from "./draw.ts";
+import type {
+  AblationNumbers,
+  AblationReport,
+  Arm,
+  ScoreRow,
+  Scores,
+} from "./json.ts";
 
 /** Least median gain over the lower bound for the result to mean anything. */
 const REQUIRED_HEADROOM = 0.1;
@@ -148,41 +67,36 @@ interface Table {
   readonly rowsOf: (arm: string) => ScoreRow[];
 }
 
-/** Scores a run's pictures and compares its arms. */
-async function numbersOf(
+/**
+ * Scores a run's pictures and compares its arms.
+ *
+ * @param lab The lab.
+ * @param plan What was run; `planned` are all seeds, where these are some.
+ * @param all The concepts.
+ * @param work What was trained, fused and drawn.
+ */
+export async function numbersOf(
   lab: Lab,
-  plan: AblationPlan,
+  plan: AblationPlan & { readonly planned?: readonly number[] },
   all: readonly Subject[],
-  records: readonly AblationRecord[],
+  { trained, fused, drawn }: AblationWork,
 ): Promise<AblationNumbers> {
-  const { settings, seeds } = plan;
-  const of = <T extends AblationRecord["type"]>(type: T) =>
-    records.filter((record): record is Extract<AblationRecord, { type: T }> =>
-      record.type === type
-    );
-  const drawn = of("drawn").map(({ pictures }) => pictures);
+  const { settings, seeds, concepts, embeddings, fusions, scale } = plan;
   const scorer = await openScorer(lab, all, settings.textPrefix);
   const rows = (await scorer.score(drawn)).map((row, i): ScoreRow => ({
     arm: drawn[i].arm,
     ...row,
     heldout: rounded(drawn[i].heldout.mean),
   }));
-  const names = all.map(({ name }) => name);
   const rowsOf = (arm: string) => rows.filter((row) => row.arm === arm);
-  const table: Table = { names, rowsOf };
+  const table: Table = { names: concepts, rowsOf };
   const drift = await drifts(lab, drawn);
-  const arms = Object.fromEntries(
-    of("fused").filter(({ seed }) => seed === seeds[0]).map((
-      { arm, model },
-    ) => [arm, armOf(plan, table, arm, model, drift[arm] ?? null)]),
-  );
   const headroom = headroomOf(plan, table);
-  const prompts = (await loadPrompts())[0].prompts;
-  const groups = all[0].prompts.map(({ group }) => group);
+  const { prompts } = (await loadPrompts())[0];
   const { model, clip, art } = lab.hashes;
   return {
     format: "mix-of-show ablation 1",
-    scale: plan.scale,
+    scale,
     concepts: all.map((one) => ({ name: one.name, class: one.class })),
     seeds: [...seeds],
     planned: plan.planned && [...plan.planned],
@@ -191,25 +105,46 @@ async function numbersOf(
       indices: chosenPrompts(plan.prompts, prompts),
       sha256: PROMPTS_SHA256,
     },
-    settings: settings as unknown as Record<string, unknown>,
+    settings: { ...settings },
     base: {
       lower: estimates(table, "base"),
       ceiling: ceiling(all, scorer),
       unrelated: await unrelated(lab, all, scorer, drawn),
       heldout: heldout(table, "base"),
     },
-    arms,
-    comparisons: comparisons(plan, table, headroom.enough),
+    arms: Object.fromEntries(
+      fused.filter(({ seed }) => seed === seeds[0]).map((
+        { arm, model },
+      ) => [arm, {
+        ...armOf(plan, table, arm),
+        drift: drift[arm] ?? null,
+        fusionSeconds: model.seconds,
+        layers: model.layers.map(({ before, after, average, ...layer }) => ({
+          ...layer,
+          before: orNull(before),
+          after: orNull(after),
+          average: orNull(average),
+        })),
+      }]),
+    ),
+    comparisons: compareArms(
+      (arm, score) => nested(rowsOf(arm), concepts, score),
+      {
+        ...{ embeddings, fusions },
+        conclusive: scale !== "quick" && concepts.length > 1 &&
+          headroom.enough && plan.planned === undefined,
+      },
+    ),
     headroom,
     retrieval: {
       chance: 1 / scorer.entries.length,
       gallery: scorer.entries.map(({ label }) => label),
     },
-    ...await inspect(lab, plan, all, of("trained")),
+    ...await inspect(lab, plan, all, trained),
     drift,
     rows,
-    groups: groupMeans(rows, groups),
-    training: of("trained").flatMap(({ embedding, seed, singles }) =>
+    groups: groupMeans(rows, all[0].prompts.map(({ group }) => group)),
+    training: trained.flatMap(({ embedding, seed, singles }) =>
       singles.map(({ concept, seconds, losses }) => (
         { embedding, concept, seed, seconds, losses: [...losses] }
       ))
@@ -224,7 +159,6 @@ async function numbersOf(
         ),
       ),
     },
-    timings: { ...lab.seconds },
   };
 }
 
@@ -246,14 +180,17 @@ function armOf(
   { settings, concepts }: AblationPlan,
   table: Table,
   arm: string,
-  { seconds, layers }: Fused,
-  drift: Arm["drift"],
-): Arm {
+): Omit<Arm, "drift" | "fusionSeconds" | "layers"> {
   const [embedding, fusion] = arm.split(".") as [
     Arm["embedding"],
     Arm["fusion"],
   ];
   const single = `${embedding}.single`;
+  const lambdas = {
+    gradient: null,
+    weight: 1 / concepts.length,
+    weight_best_lambda: settings.bestLambda[embedding],
+  };
   const means = (of: string, score: ScoreName | "heldout") =>
     conceptMeans(table.rowsOf(of), table.names, score);
   // Errors count the other way round: (class word − arm) / (class word − single).
@@ -267,13 +204,7 @@ function armOf(
       fold(ROOT, "statistics", "retained", arm, score),
     ));
   return {
-    embedding,
-    fusion,
-    lambda: fusion === "gradient"
-      ? null
-      : fusion === "weight"
-      ? 1 / concepts.length
-      : settings.bestLambda[embedding],
+    ...{ embedding, fusion, lambda: lambdas[fusion] },
     single: estimates(table, single),
     fused: estimates(table, arm),
     loss: perScore((score) =>
@@ -285,28 +216,7 @@ function armOf(
       fused: heldout(table, arm),
       kept: kept("heldout"),
     },
-    fusionSeconds: seconds,
-    drift,
-    layers: layers.map((layer) => ({
-      ...layer,
-      before: orNull(layer.before),
-      after: orNull(layer.after),
-      average: orNull(layer.average),
-    })),
   };
-}
-
-/** Every claim about the arms that there are. */
-function comparisons(
-  { scale, planned, embeddings = EMBEDDINGS, fusions = FUSIONS }: AblationPlan,
-  { names, rowsOf }: Table,
-  enough: boolean,
-): Comparison[] {
-  return compareArms((arm, score) => nested(rowsOf(arm), names, score), {
-    ...{ embeddings, fusions },
-    conclusive: scale !== "quick" && names.length > 1 && enough &&
-      planned === undefined,
-  });
 }
 
 /** What the references score among themselves: as good as the real thing. */
@@ -361,23 +271,24 @@ async function drifts(
   drawn: readonly AblationPictures[],
 ): Promise<Record<string, number>> {
   const free = await wholes(lab, drawn.map((one) => one.free));
-  const values = new Map<string, number[]>();
-  for (const [i, { arm, seed, subject }] of drawn.entries()) {
-    if (arm === "base") continue;
+  const moved = drawn.map(({ seed, subject }, i) => {
     const base = drawn.findIndex((one) =>
       one.arm === "base" && one.seed === seed && one.subject === subject
     );
-    const moved = mean(free[i].map((row, k) => 1 - cosine(row, free[base][k])));
-    values.set(arm, [...values.get(arm) ?? [], moved]);
-  }
+    return mean(free[i].map((row, k) => 1 - cosine(row, free[base][k])));
+  });
+  const arms = Map.groupBy(drawn.keys(), (i) => drawn[i].arm);
+  arms.delete("base");
   return Object.fromEntries(
-    [...values].map(([arm, list]) => [arm, rounded(mean(list))]),
+    [...arms].map((
+      [arm, own],
+    ) => [arm, rounded(mean(own.map((i) => moved[i])))]),
   );
 }
 
 /** ED-LoRA's gain over the class word, or LoRA's where only that was run. */
 function headroomOf(
-  { embeddings = EMBEDDINGS }: AblationPlan,
+  { embeddings }: AblationPlan,
   { names, rowsOf }: Table,
 ): AblationReport["headroom"] {
   const own = embeddings.includes("edlora") ? "edlora" : embeddings[0];
@@ -414,44 +325,38 @@ async function inspect(
   lab: Lab,
   { settings, seeds }: AblationPlan,
   all: readonly Subject[],
-  trained: readonly Extract<AblationRecord, { type: "trained" }>[],
+  trained: AblationWork["trained"],
 ): Promise<Pick<AblationReport, "capacity" | "distinguishability">> {
   const { rank } = settings;
-  const n = all.length;
   const base = await loadModel(lab.folders.model);
   try {
-    const alike: AblationReport["distinguishability"] = {};
+    const distinguishability: AblationReport["distinguishability"] = {};
     for (const { embedding, seed, singles } of trained) {
       if (seed !== seeds[0]) continue;
       const before: ClipVector[][] = [], after: ClipVector[][] = [];
       for (const [i, { model }] of singles.entries()) {
         const ask = training(settings, all[i], embedding, seed);
-        const start = await startConcept(
-          base,
-          method(ask.method, ask.preset, ask.config),
-          {
-            name: ask.concept,
-            classWord: ask.classWord,
-            key: conceptKey(ask.seed, ask.concept),
-            rank,
-          },
-        );
-        before.push(await conceptVectors(start));
+        const how = method(ask.method, ask.preset, ask.config);
+        const start = await startConcept(base, how, {
+          name: ask.concept,
+          classWord: ask.classWord,
+          key: conceptKey(ask.seed, ask.concept),
+          rank,
+        });
         const file = pathOf.concept(lab.folders.store, model.id);
         const end = await loadConcept(file, base);
+        before.push(await conceptVectors(start));
         after.push(await conceptVectors(end));
-        disposeConcept(start);
-        disposeConcept(end);
+        [start, end].forEach(disposeConcept);
       }
-      alike[embedding] = {
+      distinguishability[embedding] = {
         before: pairCosines(before),
         after: pairCosines(after),
       };
     }
-    return {
-      capacity: { rank, n, ...capacityOf(base, n, rank) },
-      distinguishability: alike,
-    };
+    const n = all.length;
+    const capacity = { rank, n, ...capacityOf(base, n, rank) };
+    return { capacity, distinguishability };
   } finally {
     disposeModel(base);
   }

@@ -4,17 +4,17 @@
  *
  * @module
  */
-import { fold, key } from "../core/random.ts";
+import { fold, key } from "../../core/random.ts";
 import {
   type Claim,
   compare,
   type Comparison,
   minus,
-} from "../evaluation/compare.ts";
-import type { Nested } from "../evaluation/statistics.ts";
-import { type EmbeddingName, EMBEDDINGS } from "./presets.ts";
-import type { ScoreName } from "./scores.ts";
-import type { FusionName } from "./table2.ts";
+} from "../../evaluation/compare.ts";
+import type { Nested } from "../../evaluation/statistics.ts";
+import { type EmbeddingName, EMBEDDINGS } from "../presets.ts";
+import type { ScoreName } from "../scores.ts";
+import type { FusionName } from "./draw.ts";
 
 /** What {@linkcode compareArms} compares. */
 export interface CompareOptions {

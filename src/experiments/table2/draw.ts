@@ -4,19 +4,29 @@
  *
  * @module
  */
-import type { HeldOutError } from "../evaluation/heldout.ts";
-import type { Fused, Lab, Trained } from "../lab/lab.ts";
-import type { FuseSpec, ModelRef } from "../lab/specs.ts";
-import { captionOf } from "../micro/captions.ts";
-import { heldOutScene } from "../micro/scenes.ts";
-import type { AblationReport } from "./ablation_json.ts";
+import {
+  flag,
+  listOf,
+  oneOf,
+  optionTable,
+  parsed,
+  whole,
+} from "../../core/options.ts";
+import type { HeldOutError } from "../../evaluation/heldout.ts";
+import type { Fused, Lab, Trained } from "../../lab/lab.ts";
+import type { FuseSpec, ModelRef } from "../../lab/specs.ts";
+import { captionOf } from "../../micro/captions.ts";
+import { conceptOf } from "../../micro/in_domain.ts";
+import { heldOutScene } from "../../micro/scenes.ts";
+import type { Plan } from "../experiment.ts";
 import {
   type EmbeddingName,
-  EMBEDDINGS,
   type ExperimentPreset,
-} from "./presets.ts";
-import { type Cell, drawCells, type Drawn, heldOutErrors } from "./scores.ts";
-import { type Subject, training } from "./subjects.ts";
+  RUN_OPTIONS,
+  TEST_CONCEPTS,
+} from "../presets.ts";
+import { type Cell, drawCells, type Drawn, heldOutErrors } from "../scores.ts";
+import { type Subject, training } from "../subjects.ts";
 
 /** A kind of fusion. */
 export type FusionName = "weight" | "gradient" | "weight_best_lambda";
@@ -28,25 +38,37 @@ export const FUSIONS: readonly FusionName[] = [
   "weight_best_lambda",
 ];
 
+/** Names of concepts, or how many of the test concepts. */
+const CONCEPTS = parsed("LIST", (what, option, found): readonly string[] => {
+  if (!/^[-\d.]+$/.test(found)) {
+    return found.split(",").map((name) => conceptOf(name).name);
+  }
+  const bounds = { least: 1, most: TEST_CONCEPTS.length };
+  return TEST_CONCEPTS.slice(0, whole(bounds).read(what, option, found));
+});
+
+/** The options of the ablation. */
+export const ABLATION_OPTIONS = optionTable({
+  concepts: {
+    type: CONCEPTS,
+    default: TEST_CONCEPTS.slice(0, 5),
+    help: "names, or how many of the test concepts",
+  },
+  ...RUN_OPTIONS,
+  fusions: {
+    name: "fusion",
+    type: listOf(oneOf(FUSIONS)),
+    default: FUSIONS,
+    help: FUSIONS.join(", "),
+  },
+  partial: {
+    type: flag,
+    help: "run nothing: report on the seeds that are finished",
+  },
+});
+
 /** What is run. */
-export interface AblationPlan {
-  /** Which of the command's scales; a quick run allows no conclusion. */
-  readonly scale: AblationReport["scale"];
-  /** How concepts are trained, fused and drawn. */
-  readonly settings: ExperimentPreset;
-  /** Proper names of identities. */
-  readonly concepts: readonly string[];
-  /** Prompts of each concept, taken from the four groups in turn. */
-  readonly prompts: number;
-  /** Training seeds; each also draws its own pictures. */
-  readonly seeds: readonly number[];
-  /** All seeds that were planned, if these are some of them: no conclusion. */
-  readonly planned?: readonly number[];
-  /** Which embeddings are compared. @default both */
-  readonly embeddings?: readonly EmbeddingName[];
-  /** Which fusions are compared. @default all three */
-  readonly fusions?: readonly FusionName[];
-}
+export type AblationPlan = Plan<typeof ABLATION_OPTIONS>;
 
 /** Pictures of one concept in one arm, and the error of the model that drew them. */
 export interface AblationPictures extends Drawn {
@@ -56,21 +78,25 @@ export interface AblationPictures extends Drawn {
   readonly heldout: HeldOutError;
 }
 
-/** What the run gives, as it goes. */
-export type AblationRecord =
-  | {
-    readonly type: "trained";
+/** What a run has made. */
+export interface AblationWork {
+  /** Trained concepts. */
+  readonly trained: {
     readonly embedding: EmbeddingName;
     readonly seed: number;
     readonly singles: readonly Trained[];
-  }
-  | {
-    readonly type: "fused";
+  }[];
+  /** Fused models. */
+  readonly fused: {
     readonly arm: string;
     readonly seed: number;
     readonly model: Fused;
-  }
-  | { readonly type: "drawn"; readonly pictures: AblationPictures };
+  }[];
+  /** Pictures of every arm. */
+  readonly drawn: AblationPictures[];
+}
+
+const BASE: ModelRef = { type: "base" };
 
 /**
  * Trains, fuses and draws Table 2: for each seed the base model with the class
@@ -81,44 +107,46 @@ export type AblationRecord =
  * @param plan What is run.
  * @param all The concepts, from `subjects`.
  */
-export async function* table2(
+export async function drawTable2(
   lab: Lab,
   plan: AblationPlan,
   all: readonly Subject[],
-): AsyncGenerator<AblationRecord, void, void> {
-  const { settings, embeddings = EMBEDDINGS, fusions = FUSIONS } = plan;
+): Promise<AblationWork> {
+  const { settings, embeddings, fusions } = plan;
+  const work: AblationWork = { trained: [], fused: [], drawn: [] };
   for (const seed of plan.seeds) {
     const base = all.map((subject): Cell => (
       { arm: "base", seed, subject, model: BASE, words: subject.class }
     ));
-    yield* draw(lab, plan, base);
+    work.drawn.push(...await draw(lab, plan, base));
     for (const embedding of embeddings) {
       const singles = await lab.train(
         all.map((subject) => training(settings, subject, embedding, seed)),
       );
-      yield { type: "trained", embedding, seed, singles };
       const concepts = singles.map(({ model }) => model.id);
-      const fused = await lab.fuse(fusions.map((fusion) => {
+      const models = await lab.fuse(fusions.map((fusion) => {
         const how = howOf(fusion, settings, embedding, concepts.length);
         return { concepts, how, seed };
       }));
-      const cells = (arm: string, modelOf: (k: number) => ModelRef): Cell[] =>
-        all.map((subject, k) => (
-          { arm, seed, subject, model: modelOf(k), words: singles[k].phrase }
-        ));
-      const arms = fusions.map((fusion) => `${embedding}.${fusion}`);
-      for (const [i, arm] of arms.entries()) {
-        yield { type: "fused", arm, seed, model: fused[i] };
-      }
-      yield* draw(lab, plan, [
-        ...cells(`${embedding}.single`, (k) => singles[k].model),
-        ...arms.flatMap((arm, i) => cells(arm, () => fused[i].model)),
-      ]);
+      const cells = (name: string, modelOf: (k: number) => ModelRef): Cell[] =>
+        all.map((subject, k) => ({
+          ...{ arm: `${embedding}.${name}`, seed, subject },
+          ...{ model: modelOf(k), words: singles[k].phrase },
+        }));
+      work.trained.push({ embedding, seed, singles });
+      work.fused.push(...models.map((model, i) => (
+        { arm: `${embedding}.${fusions[i]}`, seed, model }
+      )));
+      work.drawn.push(
+        ...await draw(lab, plan, [
+          ...cells("single", (k) => singles[k].model),
+          ...fusions.flatMap((name, i) => cells(name, () => models[i].model)),
+        ]),
+      );
     }
   }
+  return work;
 }
-
-const BASE: ModelRef = { type: "base" };
 
 /** How a fusion of n concepts is done. */
 function howOf(
@@ -141,11 +169,11 @@ function howOf(
 const DRIFT_PROMPTS = 8;
 
 /** Draws cells, concept-free pictures beside them, and measures the models. */
-async function* draw(
+async function draw(
   lab: Lab,
   { settings: { sampling }, prompts }: AblationPlan,
   cells: readonly Cell[],
-): AsyncGenerator<AblationRecord, void, void> {
+): Promise<AblationPictures[]> {
   const drawn = await drawCells(lab, sampling, cells);
   const texts = driftTexts(Math.min(DRIFT_PROMPTS, prompts));
   const free = await lab.draw(cells.map(({ model, seed }) => ({
@@ -154,10 +182,11 @@ async function* draw(
     sampling,
   })));
   const heldout = await heldOutErrors(lab, cells);
-  for (const [i, cell] of drawn.entries()) {
-    const pictures = { ...cell, free: free[i], heldout: heldout[i] };
-    yield { type: "drawn", pictures };
-  }
+  return drawn.map((cell, i) => ({
+    ...cell,
+    free: free[i],
+    heldout: heldout[i],
+  }));
 }
 
 /**

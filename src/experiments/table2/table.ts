@@ -3,24 +3,22 @@
  *
  * @module
  */
-import { comparisonTable } from "../evaluation/compare.ts";
-import { inDomain } from "../micro/in_domain.ts";
-import type { Report, ReportPart } from "../report/document.ts";
-import { type Figure, plot, type Series } from "../report/figure.ts";
+import { comparisonTable } from "../../evaluation/compare.ts";
+import { inDomain } from "../../micro/in_domain.ts";
+import type { Report, ReportPart } from "../../report/document.ts";
+import { type Figure, plot, type Series } from "../../report/figure.ts";
 import {
   change,
   decimal,
-  duration,
   type Interval,
   type Maybe,
   percent,
   range,
-} from "../report/format.ts";
-import type { Sheet } from "../report/grid.ts";
-import { type Table, tableOf } from "../report/table.ts";
-import type { AblationReport } from "./ablation_json.ts";
-import { EMBEDDINGS } from "./presets.ts";
-import type { ScoreName } from "./scores.ts";
+} from "../../report/format.ts";
+import { type Table, tableOf } from "../../report/table.ts";
+import type { AblationNumbers } from "./json.ts";
+import { EMBEDDINGS } from "../presets.ts";
+import type { ScoreName } from "../scores.ts";
 
 /** Table 2 of the paper, means over 14 concepts, image alignment. */
 export const PAPER_TABLE_2: Readonly<
@@ -56,7 +54,7 @@ export function armLabel(arm: string): string {
  *
  * @param report The report.
  */
-export function armsOf(report: Pick<AblationReport, "arms">): string[] {
+export function armsOf(report: Pick<AblationNumbers, "arms">): string[] {
   return EMBEDDINGS.flatMap((embedding) =>
     ["weight", "weight_best_lambda", "gradient"]
       .map((fusion) => `${embedding}.${fusion}`)
@@ -80,7 +78,7 @@ interface Line {
  *
  * @param report The report.
  */
-export function ablationTable(report: AblationReport): Table {
+export function ablationTable(report: AblationNumbers): Table {
   const { base } = report;
   const lines: Line[] = [
     {
@@ -147,7 +145,7 @@ const SCORE_LABEL: Readonly<Record<ScoreName, string>> = {
  * @param score Which score.
  */
 export function scoreFigure(
-  report: AblationReport,
+  report: AblationNumbers,
   score: ScoreName,
 ): Figure {
   const arms = armsOf(report);
@@ -188,7 +186,7 @@ export function scoreFigure(
  *
  * @param report The report.
  */
-export function tradeFigure(report: AblationReport): Figure {
+export function tradeFigure(report: AblationNumbers): Figure {
   const { lower } = report.base;
   return plot({
     title: "Text against image alignment, single → fused",
@@ -231,7 +229,7 @@ export function tradeFigure(report: AblationReport): Figure {
  * @param arm A gradient fusion arm.
  */
 export function fusionLossFigure(
-  report: AblationReport,
+  report: AblationNumbers,
   arm: string,
 ): Figure {
   const layers = report.arms[arm].layers.filter(({ before }) =>
@@ -266,7 +264,7 @@ export function fusionLossFigure(
  *
  * @param report The report.
  */
-export function conceptFigure(report: AblationReport): Figure {
+export function conceptFigure(report: AblationNumbers): Figure {
   const names = report.concepts.map(({ name }) => name);
   const arms = ["base", "lora.single", "edlora.single", ...armsOf(report)]
     .filter((arm) => report.rows.some((row) => row.arm === arm));
@@ -298,7 +296,7 @@ export function conceptFigure(report: AblationReport): Figure {
  *
  * @param report The report.
  */
-export function trainingFigure(report: AblationReport): Figure {
+export function trainingFigure(report: AblationNumbers): Figure {
   return plot({
     title: "Training loss (LoRA red, ED-LoRA blue)",
     xTitle: "share of the run",
@@ -315,8 +313,8 @@ export function trainingFigure(report: AblationReport): Figure {
 }
 
 /** What was run, as a table of two columns. */
-function factsTable(report: AblationReport): Table {
-  const { concepts, seeds, prompts, machine, timings, capacity } = report;
+function factsTable(report: AblationNumbers): Table {
+  const { concepts, seeds, prompts, capacity } = report;
   const ends = ([low, high]: readonly number[]) => range({ low, high }, 2);
   const each = <T>(
     of: Readonly<Record<string, T>>,
@@ -330,13 +328,8 @@ function factsTable(report: AblationReport): Table {
       inside ? "in-domain concepts" : "concepts",
       concepts.map(({ name, class: word }) => `${name} (${word})`).join(", "),
     ],
-    ["prompts of each", String(prompts.perConcept)],
+    ["prompts per concept", String(prompts.perConcept)],
     ["seeds", seeds.join(", ")],
-    ["machine", `${machine.backend}, ${machine.workers} workers`],
-    [
-      "time of this run, without what the cache had",
-      duration(Object.values(timings).reduce((sum, time) => sum + time, 0)),
-    ],
     [
       "time of fusion",
       each(report.arms, (a) => `${decimal(a.fusionSeconds, 1)} s`),
@@ -365,7 +358,6 @@ function factsTable(report: AblationReport): Table {
       "drift on concept-free prompts (1 − cosine, same noise)",
       each(report.drift, (value) => decimal(value)),
     ],
-    ["evaluation CLIP, SHA-256", report.hashes.clip],
   ];
   return tableOf(rows, [["what was run", ([what]) => what], [
     "",
@@ -375,7 +367,7 @@ function factsTable(report: AblationReport): Table {
 
 /** Why no conclusion can be drawn from a run, if none can. */
 function reservations(
-  { scale, concepts, seeds, planned, headroom }: AblationReport,
+  { scale, concepts, seeds, planned, headroom }: AblationNumbers,
 ): string[] {
   const reasons = [
     scale === "quick" && "a few concepts and prompts show only that all runs",
@@ -397,8 +389,8 @@ function reservations(
  * @param pictures Pictures of the same noise, an arm per column.
  */
 export function ablationReport(
-  report: AblationReport,
-  pictures: Sheet,
+  report: AblationNumbers,
+  pictures: ReportPart,
 ): Report {
   const figure = (id: string, figure: Figure): ReportPart => (
     { type: "figure", id, figure }
@@ -415,12 +407,7 @@ export function ablationReport(
     ],
     parts: [
       { type: "table", table: ablationTable(report), brief: true },
-      {
-        type: "pictures",
-        name: "ablation",
-        title: "Same noise in every column",
-        sheet: pictures,
-      },
+      pictures,
       figure("image", scoreFigure(report, "image")),
       figure("trade", tradeFigure(report)),
       figure("masked", scoreFigure(report, "masked")),
@@ -434,7 +421,6 @@ export function ablationReport(
       claims(true, "The paper's claims"),
       claims(false, "Beyond the paper"),
       { type: "table", title: "What was run", table: factsTable(report) },
-      { type: "data", title: "Settings", value: report.settings },
     ],
   };
 }

@@ -6,12 +6,12 @@
  *
  * @module
  */
-import { z } from "zod";
-import type { Comparison } from "../evaluation/compare.ts";
-import type { PairCosines } from "../evaluation/concept_cosines.ts";
-import type { Interval, Maybe } from "../report/format.ts";
-import type { EvaluatorOutcome } from "./evaluator.ts";
-import type { ConceptScores, ScoreName } from "./scores.ts";
+import { cannot } from "../../core/errors.ts";
+import type { Comparison } from "../../evaluation/compare.ts";
+import type { PairCosines } from "../../evaluation/concept_cosines.ts";
+import type { Interval, Maybe } from "../../report/format.ts";
+import type { EvaluatorOutcome } from "../evaluator.ts";
+import type { ConceptScores, ScoreName } from "../scores.ts";
 
 /** All four scores. */
 export type Scores = Record<ScoreName, Interval>;
@@ -148,101 +148,26 @@ export interface AblationReport {
     library: string;
     tfjs: string;
   };
-  /** Seconds of each stage of the last run; cached pieces take none. */
+  /** Seconds of each stage of the last run; what the cache had costs none. */
   timings: Record<string, number>;
 }
 
-const maybe = z.number().nullable();
-const numbers = z.array(z.number());
-const estimate = z.object({ mean: maybe, low: maybe, high: maybe });
-const scores = z.object({
-  text: estimate,
-  image: estimate,
-  masked: estimate,
-  retrieval: estimate,
-});
-const pair = z.object({ mean: maybe, max: maybe });
-const layer = z.object({
-  ...{ stage: z.string(), layer: z.string() },
-  ...{ rows: z.number(), features: z.number() },
-  ...{ before: maybe, after: maybe, average: maybe },
-});
-const arm = z.object({
-  embedding: z.enum(["lora", "edlora"]),
-  fusion: z.enum(["weight", "gradient", "weight_best_lambda"]),
-  lambda: maybe,
-  ...{ single: scores, fused: scores, loss: scores, retained: scores },
-  heldout: z.object({ single: estimate, fused: estimate, kept: estimate })
-    .optional(),
-  fusionSeconds: maybe,
-  drift: maybe,
-  layers: z.array(layer),
-});
-const comparison = z.object({
-  ...{ id: z.string(), claim: z.string(), paper: z.boolean() },
-  ...{ score: z.string(), mean: maybe, low: maybe, high: maybe },
-  bootstrap: z.object({ low: maybe, high: maybe }).optional(),
-  ...{ n: z.number(), wins: z.number() },
-  verdict: z.enum([
-    ...["reproduced", "shown", "not shown"] as const,
-    ...["reversed", "no conclusion"] as const,
-  ]),
-});
-const row = z.object({
-  ...{ arm: z.string(), concept: z.string(), seed: z.number() },
-  ...{ text: numbers, image: numbers, masked: numbers, retrieval: numbers },
-  heldout: z.number().optional(),
-});
+/** A report without what only the caller knows. */
+export type AblationNumbers = Omit<
+  AblationReport,
+  "created" | "machine" | "timings" | "evaluator"
+>;
 
-/** Schema of {@linkcode AblationReport}. */
-export const ablationSchema: z.ZodType<AblationReport> = z.object({
-  format: z.literal("mix-of-show ablation 1"),
-  scale: z.enum(["quick", "default", "full", "custom"]),
-  created: z.string(),
-  concepts: z.array(z.object({ name: z.string(), class: z.string() })),
-  seeds: numbers,
-  planned: numbers.optional(),
-  prompts: z.object({
-    ...{ perConcept: z.number(), indices: numbers, sha256: z.string() },
-  }),
-  evaluator: z.object({
-    ...{ line: z.string(), failures: z.array(z.string()).nullable() },
-  }).optional(),
-  settings: z.record(z.string(), z.unknown()),
-  base: z.object({
-    ...{ lower: scores, ceiling: scores },
-    unrelated: estimate.optional(),
-    heldout: estimate.optional(),
-  }),
-  arms: z.record(z.string(), arm),
-  comparisons: z.array(comparison),
-  headroom: z.object({
-    ...{ median: maybe, required: z.number(), enough: z.boolean() },
-  }),
-  retrieval: z.object({ chance: z.number(), gallery: z.array(z.string()) }),
-  capacity: z.object({
-    ...{ rank: z.number(), n: z.number(), unet: numbers, textEncoder: numbers },
-  }),
-  distinguishability: z.record(
-    z.string(),
-    z.object({ before: pair, after: pair }),
-  ),
-  drift: z.record(z.string(), maybe),
-  rows: z.array(row),
-  groups: z.array(z.object({
-    ...{ arm: z.string(), group: z.string(), text: maybe, image: maybe },
-  })),
-  training: z.array(z.object({
-    ...{ embedding: z.string(), concept: z.string(), seed: z.number() },
-    ...{ seconds: z.number(), losses: numbers },
-  })),
-  hashes: z.object({
-    ...{ model: z.string(), clip: z.string() },
-    data: z.record(z.string(), z.string()),
-  }),
-  machine: z.object({
-    ...{ backend: z.string(), workers: z.number(), processors: z.number() },
-    ...{ deno: z.string(), library: z.string(), tfjs: z.string() },
-  }),
-  timings: z.record(z.string(), z.number()),
-});
+/**
+ * A stored report.
+ *
+ * @param json What `ablation.json` holds.
+ * @throws If it is another document.
+ */
+export function readAblation(json: unknown): AblationReport {
+  const format = (json as Partial<AblationReport> | null)?.format;
+  if (format !== "mix-of-show ablation 1") {
+    throw cannot("read an ablation", "mix-of-show ablation 1", format);
+  }
+  return json as AblationReport;
+}

@@ -1,0 +1,265 @@
+/**
+ * Several adapters in one picture by attention masks, without regions that a user
+ * gives: FreeFuse (Liu et al. 2025, arXiv 2510.23515).
+ *
+ * @module
+ */
+import * as tf from "@tensorflow/tfjs";
+import { cannot } from "../core/errors.ts";
+import { at } from "../core/tree.ts";
+import type { UNetCall } from "../diffusion/pipeline.ts";
+import { bindPrompt, type Model } from "../models/model.ts";
+import { levelSizes, type UNetOptions } from "../models/unet.ts";
+import type { LowRank } from "../nn/linear.ts";
+import { attachConcept, type Concept, releaseTokens } from "./concept.ts";
+import type { AttachOptions } from "./lora.ts";
+import { tokenMap } from "./losses.ts";
+import type { AdapterSampling } from "./region_adapters.ts";
+import { blockOf, sites } from "./sites.ts";
+
+/** Settings of {@linkcode freeFuse}. */
+export interface FreeFuseOptions extends AttachOptions {
+  /** The prompt, with the tokens of all concepts; every picture's. */
+  readonly prompt: string;
+  /**
+   * Model calls in which all adapters act everywhere and their words' attention
+   * is watched; the masks are made of it for the rest.
+   *
+   * @default 5
+   */
+  readonly warmup?: number;
+  /**
+   * Attention, relative to a concept's largest, below which no concept has a
+   * pixel: there no adapter acts.
+   *
+   * @default 0.5
+   */
+  readonly threshold?: number;
+}
+
+/** Watched attention of one batch, and the masks made of it. */
+interface Watched {
+  /** Sum over layers and calls [count, h, w, concepts]. */
+  sum: tf.Tensor4D;
+  masks?: tf.Tensor4D;
+}
+
+/**
+ * The masks of concepts: each pixel is the concept's whose attention, relative to
+ * its own largest, is the largest there, if it is at least the threshold.
+ *
+ * @param attention [count, h, w, concepts], not negative.
+ * @param threshold From 0 to 1.
+ * @returns The same shape, 0 or 1; at most one concept per pixel.
+ */
+export function attentionMasks(
+  attention: tf.Tensor4D,
+  threshold: number,
+): tf.Tensor4D {
+  return tf.tidy(() => {
+    const [, , , concepts] = attention.shape;
+    const largest = tf.max(attention, [1, 2], true);
+    const share = attention.div(tf.maximum(largest, 1e-12)) as tf.Tensor4D;
+    const winner = tf.equal(
+      tf.argMax(share, 3).expandDims(3).cast("int32"),
+      tf.range(0, concepts, 1, "int32").reshape([1, 1, 1, concepts]),
+    );
+    return winner.cast("float32").mul(
+      share.greaterEqual(threshold).cast("float32"),
+    ) as tf.Tensor4D;
+  });
+}
+
+/**
+ * FreeFuse: masks of the concepts are found in the cross-attention of the first
+ * steps, and from then on each adapter acts inside its own mask only. Keys and
+ * values are the adapter's at its own words, nobody's at those of another, and the
+ * mean of all elsewhere.
+ *
+ * The article masks joint attention of DiTs; here the same is done to the spatial
+ * layers of a UNet, the text encoder's adapters all act.
+ *
+ * @param base The model without the concepts; not changed.
+ * @param concepts The concepts, all named in the prompt.
+ * @param options The prompt; when masks are made, and from how much attention.
+ * @returns A model and pipeline options; dispose them afterwards.
+ * @throws If there is no concept, one is not in the prompt or does not fit, or an
+ * option is out of bounds.
+ *
+ * @example
+ * ```ts
+ * const prompt = "<fox1> <fox2> and <owl1> <owl2>";
+ * const sampling = freeFuse(model, [fox, owl], { prompt });
+ * const [picture] = await generate(sampling.model, {
+ *   prompts: [prompt],
+ *   ...sampling.pipeline,
+ * });
+ * sampling.dispose();
+ * ```
+ */
+export function freeFuse(
+  base: Model,
+  concepts: readonly Concept[],
+  options: FreeFuseOptions,
+): AdapterSampling {
+  const { prompt, warmup = 5, threshold = 0.5, ...strength } = options;
+  const what = "fuse adapters by attention";
+  if (concepts.length === 0) throw cannot(what, "at least one concept", 0);
+  if (!(Number.isInteger(warmup) && warmup >= 1)) {
+    throw cannot(what, "a warm-up of at least 1 call", warmup);
+  }
+  if (!(threshold >= 0 && threshold <= 1)) {
+    throw cannot(what, "a threshold from 0 to 1", threshold);
+  }
+  const tuned = concepts.find(({ weights }) => weights);
+  if (tuned) throw cannot(what, "adapters", `"${tuned.name}", fine-tuned`);
+  const model = attachConcept(base, concepts, strength);
+  try {
+    const places = concepts.map((one) => wordsIn(model, one, prompt));
+    const nameless = places.findIndex((own) => own.length === 0);
+    if (nameless >= 0) {
+      const { phrase } = concepts[nameless];
+      throw cannot(what, `${phrase} in the prompt`, `"${prompt}"`);
+    }
+    const names = concepts.map(({ adapter }) => adapter.name);
+    const reach = reachOf(model);
+    const watched = new Map<number, Watched>();
+    const text = textMask(model, places);
+    return {
+      model,
+      pipeline: {
+        unet: (call) => ({
+          gate: gateOf(model, call, names, reach, text, () => {
+            const own = watched.get(call.first);
+            if (!own || call.index < warmup) return undefined;
+            return own.masks ??= tf.keep(attentionMasks(own.sum, threshold));
+          }),
+          ...(call.index < warmup &&
+            { crossAttend: watch(call, places, watched) }),
+        }),
+      },
+      dispose() {
+        text.dispose();
+        for (const { sum, masks } of watched.values()) {
+          tf.dispose([sum, ...masks ? [masks] : []]);
+        }
+        releaseTokens(model, base);
+      },
+    };
+  } catch (error) {
+    releaseTokens(model, base);
+    throw error;
+  }
+}
+
+/** Positions of a concept's learned tokens in the prompt. */
+function wordsIn(model: Model, { tokens }: Concept, prompt: string): number[] {
+  const first = model.tokenizer.vocabSize - model.added!.names.length;
+  const own = new Set(
+    tokens.flatMap(({ token }) => model.added!.sites[token])
+      .map((entry) => first + entry),
+  );
+  const { rows: [ids] } = bindPrompt(model, prompt);
+  return ids.flatMap((id, i) => own.has(id) ? [i] : []);
+}
+
+/** What each adapter leaf works on: the text, or pixels of a level. */
+function reachOf(model: Model): Map<LowRank, "text" | "nowhere" | number> {
+  const { params, config } = model.unet;
+  const levels = config.block_out_channels.length;
+  const reach = new Map<LowRank, "text" | "nowhere" | number>();
+  for (const { path } of sites(params)) {
+    const where = /(^|\.)time_emb/.test(path)
+      ? "nowhere"
+      : /\.attn2\.to_[kv]$/.test(path)
+      ? "text"
+      : blockOf(path, levels)?.level ?? 0;
+    for (const low of at(params, path).low ?? []) reach.set(low, where);
+  }
+  return reach;
+}
+
+/** How much each adapter counts at each token [concepts, tokens]; kept. */
+function textMask(
+  { tokenizer: { modelMaxLength: tokens } }: Model,
+  places: readonly (readonly number[])[],
+): tf.Tensor2D {
+  const n = places.length;
+  const values = new Float32Array(n * tokens).fill(1 / n);
+  places.forEach((own, i) => {
+    for (const position of own) {
+      for (let k = 0; k < n; k++) values[k * tokens + position] = +(k === i);
+    }
+  });
+  return tf.keep(tf.tensor2d(values, [n, tokens]));
+}
+
+/** Adds up the attention on each concept's words, at the size of the latents. */
+function watch(
+  { first, count, branch, sample }: UNetCall,
+  places: readonly (readonly number[])[],
+  watched: Map<number, Watched>,
+): NonNullable<UNetOptions["crossAttend"]> {
+  const [rows, height, width] = sample.shape;
+  return (layer) => ({
+    probabilities(p) {
+      const sum = tf.tidy(() => {
+        // The second half of the rows has the prompt.
+        const from = branch === "both" ? rows - count : 0;
+        const own = tf.slice(p, [from, 0, 0, 0], [count, -1, -1, -1]);
+        const maps = places.map((positions) => {
+          const map = tokenMap(
+            own as tf.Tensor4D,
+            Array.from({ length: count }, () => positions),
+          );
+          return tf.mean(map, 2, true)
+            .reshape([count, layer.height, layer.width, 1]) as tf.Tensor4D;
+        });
+        const all = tf.image.resizeBilinear(
+          tf.concat(maps, 3) as tf.Tensor4D,
+          [height, width],
+        );
+        const known = watched.get(first)?.sum;
+        return known ? all.add(known) as tf.Tensor4D : all;
+      });
+      watched.get(first)?.sum.dispose();
+      watched.set(first, { sum: tf.keep(sum) });
+    },
+  });
+}
+
+/** Keeps each adapter inside its mask, once there is one. */
+function gateOf(
+  model: Model,
+  { sample, branch }: UNetCall,
+  names: readonly string[],
+  reach: ReadonlyMap<LowRank, "text" | "nowhere" | number>,
+  text: tf.Tensor2D,
+  masksOf: () => tf.Tensor4D | undefined,
+): NonNullable<UNetOptions["gate"]> {
+  const [, height, width] = sample.shape;
+  const sizes = levelSizes(model.unet.config, height, width);
+  const masks = masksOf();
+  return (low, contribution) => {
+    const i = names.indexOf(low.adapter ?? "");
+    const where = reach.get(low);
+    if (i < 0 || where === undefined) return contribution;
+    const channels = contribution.shape.at(-1)!;
+    if (where === "text") {
+      const tokens = text.shape[1];
+      return contribution.reshape([-1, tokens, channels])
+        .mul(tf.slice(text, [i, 0], [1, -1]).reshape([1, tokens, 1]))
+        .reshape(contribution.shape);
+    }
+    if (!masks) return contribution;
+    // A layer without a place gets the mean, as tokens that all share do.
+    if (where === "nowhere") return contribution.div(names.length);
+    const [h, w] = sizes[where];
+    const own = tf.slice(masks, [0, 0, 0, i], [-1, -1, -1, 1]) as tf.Tensor4D;
+    const sized = tf.image.resizeBilinear(own, [h, w]);
+    const mask = branch === "both" ? tf.concat([sized, sized], 0) : sized;
+    return contribution.reshape([mask.shape[0], -1, channels])
+      .mul(mask.reshape([mask.shape[0], h * w, 1]))
+      .reshape(contribution.shape);
+  };
+}

@@ -1,0 +1,546 @@
+/**
+ * Every published way to combine LoRAs, in one table: the same concepts, prompts
+ * and noise; held-out error, CLIP scores, retrieval; seconds, bytes that a client
+ * sends, and what the centre needs.
+ *
+ * @module
+ */
+import { cannot } from "../core/errors.ts";
+import { machine } from "../core/platform/machine.ts";
+import { listOf, oneOf, whole } from "../core/options.ts";
+import { fold, key } from "../core/random.ts";
+import { rounded } from "../evaluation/compare.ts";
+import { mean } from "../evaluation/statistics.ts";
+import { fedAvgWeights } from "../fusion/mergers.ts";
+import type { Lab } from "../lab/lab.ts";
+import type { FuseSpec, ModelRef } from "../lab/specs.ts";
+import { pathOf } from "../lab/store.ts";
+import { promptsOf } from "../micro/in_domain.ts";
+import {
+  type ConceptPrompts,
+  loadPrompts,
+  promptText,
+} from "../micro/prompts.ts";
+import { TRAIN_IMAGES } from "../micro/concepts.ts";
+import { experiment, type Outcome, type Plan } from "./experiment.ts";
+import { mergeReport, type MergeRow, type Needs } from "./merge_table.ts";
+import { conceptPictures } from "./pictures.ts";
+import { type EmbeddingName, TEST_CONCEPTS } from "./presets.ts";
+import {
+  type Cell,
+  type Drawn,
+  estimate,
+  scoreCells,
+  type ScoreName,
+} from "./scores.ts";
+import {
+  CONCEPTS,
+  DEVELOPMENT_CONCEPTS,
+  oneDomain,
+  phraseOf,
+  promptSamples,
+  type Subject,
+  subjects,
+  training,
+} from "./subjects.ts";
+
+/** A way to combine concepts in one model. */
+export interface MergeWay {
+  /** Short name, an option's value. */
+  readonly id: string;
+  /** Name in tables. */
+  readonly label: string;
+  /** Where its formula is from. */
+  readonly source: string;
+  /**
+   * `statistics` of inputs that clients measured, `runs` of the clients' models
+   * at the centre, clients' `training` for it, all `pictures`.
+   */
+  readonly needs: Needs;
+  /** Which concepts it combines. @default those of the plan's embedding */
+  readonly method?: "orthogonal-adaptation";
+  /** How the lab fuses them. */
+  readonly how?: (of: WayContext) => FuseSpec["how"];
+  /** How they are combined while sampling; without both: joint training. */
+  readonly sampling?: "switch" | "composite";
+}
+
+/** What a way may depend on. */
+interface WayContext {
+  readonly n: number;
+  readonly plan: MergePlan;
+  /** Pictures of each concept. */
+  readonly counts: readonly number[];
+  /** Ordinary captions. */
+  readonly captions: readonly string[];
+}
+
+type Merger = Extract<FuseSpec["how"], { type: "merge" }>["settings"];
+
+const merger = (settings: Merger) => (): FuseSpec["how"] => (
+  { type: "merge", settings }
+);
+const sum = (lambda: number) => (): FuseSpec["how"] => (
+  { type: "weight", lambda }
+);
+const PEFT = "PEFT's add_weighted_adapter on dense changes";
+
+/** Every way, in the order of the table. */
+export const MERGE_WAYS: readonly MergeWay[] = [
+  {
+    ...{ id: "average", label: "average, 1/n", needs: "nothing" },
+    source: "Mix-of-Show, §3.3 (weight fusion)",
+    how: ({ n }) => ({ type: "weight", lambda: 1 / n }),
+  },
+  {
+    ...{ id: "sum", label: "sum, λ = 0.6", needs: "nothing" },
+    source: "the baseline of Orthogonal Adaptation (Po et al. 2024)",
+    how: sum(0.6),
+  },
+  {
+    ...{ id: "tuned-sum", label: "sum, λ tuned", needs: "nothing" },
+    source: "λ of the preset, chosen on development concepts",
+    how: ({ plan: { settings, embedding } }) => ({
+      type: "weight",
+      lambda: settings.bestLambda[embedding],
+    }),
+  },
+  {
+    ...{ id: "fedavg", label: "FedAvg", needs: "nothing" },
+    source: "McMahan et al. 2017, weights by pictures",
+    how: ({ counts }) => ({
+      type: "merge",
+      settings: { method: "task_arithmetic", weights: fedAvgWeights(counts) },
+    }),
+  },
+  {
+    ...{ id: "svd", label: "sum by SVD, rank r", needs: "nothing" },
+    source: PEFT,
+    how: ({ plan: { settings: { rank } } }) => ({
+      type: "merge",
+      settings: { method: "svd", rank },
+    }),
+  },
+  {
+    ...{ id: "prune", label: "magnitude pruning", needs: "nothing" },
+    source: PEFT,
+    how: merger({ method: "magnitude_prune", density: 0.5 }),
+  },
+  {
+    ...{ id: "ties", label: "TIES", needs: "nothing" },
+    source: "Yadav et al. 2023",
+    how: merger({ method: "ties", density: 0.5 }),
+  },
+  {
+    ...{ id: "dare", label: "DARE", needs: "nothing" },
+    source: "Yu et al. 2023",
+    how: merger({ method: "dare_linear", density: 0.5 }),
+  },
+  {
+    ...{ id: "dare-ties", label: "DARE + TIES", needs: "nothing" },
+    source: "Yu et al. 2023",
+    how: merger({ method: "dare_ties", density: 0.5 }),
+  },
+  {
+    ...{ id: "knots", label: "KnOTS + TIES", needs: "nothing" },
+    source: "Stoica et al. 2024",
+    how: merger({ method: "knots_ties", density: 0.5 }),
+  },
+  {
+    ...{ id: "regmean", label: "RegMean", needs: "statistics" },
+    source: "Jin et al. 2022, off-diagonal entries times 0.9",
+    how: merger({ method: "regmean", a: 0.9 }),
+  },
+  {
+    ...{ id: "ssr", label: "SSR", needs: "statistics" },
+    source: "SSR-Merge 2026",
+    how: merger({ method: "ssr" }),
+  },
+  {
+    ...{ id: "custom-diffusion", label: "constrained, K/V" },
+    source: "Custom Diffusion, eqs. 4 and 5; other layers averaged",
+    needs: "statistics",
+    how: ({ captions }) => ({
+      type: "merge",
+      settings: { method: "custom_diffusion", captions },
+    }),
+  },
+  {
+    ...{ id: "published", label: "gradient fusion, published files" },
+    source: "Mix-of-Show, eq. 4, inputs of the clients' own models",
+    needs: "statistics",
+    how: ({ plan: { settings: { gradient } } }) => ({
+      type: "gradient",
+      settings: { ...gradient, method: "closed" },
+    }),
+  },
+  {
+    ...{ id: "iteris", label: "IterIS", needs: "runs" },
+    source: "Chen et al. 2025",
+    how: ({ plan: { rounds, settings: { gradient } } }) => ({
+      type: "iteris",
+      settings: {
+        rounds,
+        templates: gradient.templates,
+        steps: gradient.steps,
+        layers: gradient.layers,
+      },
+    }),
+  },
+  {
+    ...{ id: "lbfgs", label: "gradient fusion, L-BFGS", needs: "runs" },
+    source: "Mix-of-Show, eq. 4, the official code's solver",
+    how: ({ plan: { settings: { gradient } } }) => ({
+      type: "gradient",
+      settings: { ...gradient, method: "lbfgs" },
+    }),
+  },
+  {
+    ...{ id: "gradient", label: "gradient fusion, closed form" },
+    source: "Mix-of-Show, eq. 4",
+    needs: "runs",
+    how: ({ plan: { settings: { gradient } } }) => ({
+      type: "gradient",
+      settings: { ...gradient, method: "closed" },
+    }),
+  },
+  {
+    ...{ id: "orthogonal", label: "Orthogonal Adaptation, λ = 0.6" },
+    source: "Po et al. 2024",
+    needs: "training",
+    method: "orthogonal-adaptation",
+    how: sum(0.6),
+  },
+  {
+    ...{ id: "switch", label: "LoRA Switch", needs: "nothing" },
+    source: "Zhong et al. 2024: while sampling, one adapter per step",
+    sampling: "switch",
+  },
+  {
+    ...{ id: "composite", label: "LoRA Composite", needs: "nothing" },
+    source: "Zhong et al. 2024: while sampling, mean of guidance",
+    sampling: "composite",
+  },
+  {
+    ...{ id: "joint", label: "joint training", needs: "pictures" },
+    source: "the bound: one run on all pictures",
+  },
+];
+
+const WAY_NAMES = MERGE_WAYS.map(({ id }) => id);
+
+/** Ways that need no training of their own: what a quick run compares. */
+const UNTRAINED = MERGE_WAYS.filter(({ needs, id }) =>
+  needs !== "training" && needs !== "pictures" && id !== "lbfgs"
+).map(({ id }) => id);
+
+const OPTIONS = {
+  concepts: {
+    type: CONCEPTS,
+    default: TEST_CONCEPTS.slice(0, 5),
+    help: "concepts that are combined",
+  },
+  ways: {
+    type: listOf(oneOf(WAY_NAMES)),
+    default: WAY_NAMES,
+    help: WAY_NAMES.join(", "),
+  },
+  embedding: {
+    type: oneOf(["lora", "edlora"]),
+    default: "edlora",
+    help: "what the concepts are trained as: lora or edlora",
+  },
+  rounds: {
+    type: whole({ least: 1, most: 20 }),
+    default: 5,
+    help: "rounds of IterIS",
+  },
+  prompts: {
+    type: whole({ least: 1, most: 20 }),
+    default: 20,
+    help: "prompts per concept",
+  },
+  seeds: { type: listOf(whole()), default: [0], help: "training seeds" },
+} as const;
+
+/** What is compared. */
+export type MergePlan = Plan<typeof OPTIONS> & {
+  readonly embedding: EmbeddingName;
+};
+
+/** The numbers of the comparison. */
+export interface MergeNumbers {
+  /** A row per way, and the two ends. */
+  readonly rows: readonly MergeRow[];
+}
+
+/**
+ * Ordinary captions for Custom Diffusion's merge: prompts of the development
+ * concepts, which are never scored, with their class words.
+ *
+ * @param prompts All prompts.
+ */
+export function ordinaryCaptions(prompts: readonly ConceptPrompts[]): string[] {
+  return DEVELOPMENT_CONCEPTS.flatMap((name) => {
+    const own = promptsOf(name, prompts);
+    return own.prompts.map((prompt) => promptText(prompt, own.class));
+  });
+}
+
+interface WayCost {
+  readonly seconds: number | null;
+  readonly clientSeconds: number | null;
+  readonly bytes: number | null;
+}
+
+/** Trains, combines, draws and scores. */
+async function compareWays(
+  lab: Lab,
+  plan: MergePlan,
+): Promise<Outcome<MergeNumbers>> {
+  const { settings, embedding, seeds } = plan;
+  const all = await subjects(
+    lab,
+    plan.concepts,
+    plan.prompts,
+    settings.sampling,
+  );
+  const ways = MERGE_WAYS.filter(({ id }) => plan.ways.includes(id));
+  const context: WayContext = {
+    ...{ n: all.length, plan },
+    counts: all.map(({ train }) =>
+      train.of === "drawn" ? train.pictures.length : TRAIN_IMAGES
+    ),
+    captions: ordinaryCaptions(await loadPrompts()),
+  };
+  const cells: Cell<string>[] = [];
+  const composed: Drawn<string>[] = [];
+  const costs = new Map<string, WayCost[]>();
+  const add = (
+    arm: string,
+    seed: number,
+    model: (i: number) => ModelRef,
+    words: (subject: Subject) => string,
+  ) => {
+    for (const [i, subject] of all.entries()) {
+      cells.push({
+        ...{ arm, seed, subject },
+        model: model(i),
+        words: words(subject),
+      });
+    }
+  };
+  for (const seed of seeds) {
+    const trained = await lab.train(
+      all.map((subject) => training(settings, subject, embedding, seed)),
+    );
+    const own = (subject: Subject) => phraseOf(settings, embedding, subject);
+    add("base", seed, () => ({ type: "base" }), (subject) => subject.class);
+    add("single", seed, (i) => trained[i].model, own);
+    const bytes = async (models: readonly { readonly id: string }[]) =>
+      mean(
+        await Promise.all(models.map(async ({ id }) =>
+          (await machine.files.stat(pathOf.concept(lab.folders.store, id)))!
+            .size
+        )),
+      );
+    const published = ways.some(({ needs }) => needs === "statistics")
+      ? await lab.publish(trained.map(({ model }, i) => ({
+        concept: model.id,
+        pictures: context.counts[i],
+        settings: measured(plan),
+        seed,
+      })))
+      : [];
+    for (const way of ways) {
+      const { id, how, needs } = way;
+      if (way.sampling) {
+        const adapters = trained.map(({ model }) => model.id);
+        composed.push(
+          ...await drawComposed(lab, plan, all, way, seed, adapters, own),
+        );
+        note(costs, id, {
+          bytes: await bytes(trained.map(({ model }) => model)),
+        });
+        continue;
+      }
+      if (!how) {
+        const [joint] = await lab.train([jointly(plan, all, seed)]);
+        add(id, seed, () => joint.model, own);
+        note(costs, id, { seconds: joint.seconds });
+        continue;
+      }
+      const clients = way.method
+        ? await lab.train(
+          all.map((one) => training(settings, one, way.method!, seed)),
+        )
+        : trained;
+      const [fused] = await lab.fuse([{
+        concepts: clients.map(({ model }) => model.id),
+        how: how(context),
+        ...(needs === "statistics" && {
+          published: published.map((file) => file.id),
+        }),
+        seed,
+      }]);
+      add(
+        id,
+        seed,
+        () => fused.model,
+        (subject) => phraseOf(settings, way.method ?? embedding, subject),
+      );
+      note(costs, id, {
+        seconds: fused.seconds,
+        ...(needs === "statistics"
+          ? {
+            clientSeconds: mean(published.map((file) => file.seconds)),
+            bytes: mean(published.map((file) => file.bytes)),
+          }
+          : { bytes: await bytes(clients.map(({ model }) => model)) }),
+      });
+    }
+  }
+  const { arms: fused, drawn, scorer } = await scoreCells(
+    lab,
+    settings,
+    all,
+    cells,
+  );
+  // What is combined while sampling is no model to measure an error with.
+  const scored = await scorer.score(composed);
+  const arms = [
+    ...fused,
+    ...Map.groupBy(scored.keys(), (i) => composed[i].arm).entries().map((
+      [arm, own],
+    ) => ({ arm, rows: own.map((i) => scored[i]) })),
+  ];
+  const names = all.map(({ name }) => name);
+  const rows = arms.map(({ arm, rows }): MergeRow => {
+    const way = MERGE_WAYS.find(({ id }) => id === arm);
+    const random = (score: string) => fold(key(0), "merge", arm, score);
+    const of = (score: ScoreName) =>
+      rounded(estimate(rows, names, score, random(score)).mean!);
+    const spent = costs.get(arm) ?? [];
+    const total = (name: keyof WayCost) =>
+      spent.length === 0 || spent.some((one) => one[name] === null)
+        ? null
+        : mean(spent.map((one) => one[name]!));
+    return {
+      way: arm,
+      label: way?.label ?? END_LABELS[arm as keyof typeof END_LABELS],
+      needs: way?.needs ?? "",
+      source: way?.source ?? "",
+      heldout: rows.every((row) => row.heldout !== undefined)
+        ? estimate(rows, names, "heldout", random("heldout"))
+        : { mean: null, low: null, high: null },
+      ...{ text: of("text"), image: of("image") },
+      ...{ masked: of("masked"), retrieval: of("retrieval") },
+      seconds: total("seconds"),
+      clientSeconds: total("clientSeconds"),
+      bytes: total("bytes"),
+    };
+  });
+  const sheet = await conceptPictures(
+    lab,
+    "merge",
+    [...drawn, ...composed],
+    (arm) => rows.find(({ way }) => way === arm)!.label,
+    1,
+  );
+  return { data: { rows }, report: mergeReport(rows, all.length, sheet) };
+}
+
+/** Draws concepts' prompts with all adapters combined while sampling. */
+async function drawComposed(
+  lab: Lab,
+  { settings: { sampling } }: MergePlan,
+  all: readonly Subject[],
+  way: MergeWay,
+  seed: number,
+  concepts: readonly string[],
+  own: (subject: Subject) => string,
+): Promise<Drawn<string>[]> {
+  const { sampler, steps, guidance, negative } = sampling;
+  return await Promise.all(all.map(async (subject) => {
+    const words = own(subject);
+    const images = await lab.compose(
+      promptSamples(subject, seed, words).map(({ text, noise }) => ({
+        model: { type: "base" as const },
+        how: way.sampling!,
+        concepts,
+        layout: { prompt: text, negative, sampler, steps, guidance },
+        noise: [noise],
+      })),
+    );
+    return {
+      ...{ arm: way.id, seed, subject, words, images: images.flat() },
+      model: { type: "base" },
+    };
+  }));
+}
+
+const END_LABELS = {
+  base: "class word, base model",
+  single: "each concept alone",
+} as const;
+
+function note(
+  costs: Map<string, WayCost[]>,
+  way: string,
+  cost: Partial<WayCost>,
+): void {
+  const whole = { seconds: null, clientSeconds: null, bytes: null, ...cost };
+  costs.set(way, [...costs.get(way) ?? [], whole]);
+}
+
+/** How clients measure: as gradient fusion of this plan does. */
+function measured({ settings: { gradient } }: MergePlan) {
+  const { templates, steps, images, layers } = gradient;
+  return { templates, steps, images, layers };
+}
+
+/** One run on the pictures of all, as many steps per concept as alone. */
+function jointly(plan: MergePlan, all: readonly Subject[], seed: number) {
+  const { settings, embedding } = plan;
+  const one = training(settings, all[0], embedding, seed);
+  return {
+    ...one,
+    concept: "joint",
+    classWord: "",
+    pictures: {
+      of: "joint" as const,
+      parts: all.map(({ name, class: classWord, train }) => ({
+        ...{ concept: name, classWord, pictures: train },
+      })),
+    },
+    config: { ...one.config, steps: all.length * one.config.steps },
+  };
+}
+
+/** Every way to combine LoRAs. */
+export const mergeLoras = experiment({
+  name: "merge",
+  summary: "Every published way to combine LoRAs, in one table",
+  about:
+    `Trains concepts once, combines them in every way, draws the same pictures
+with each, and writes a table: held-out error, alignment, retrieval, seconds, bytes
+that a client sends, and what the centre needs.`,
+  options: OPTIONS,
+  scales: {
+    quick: {
+      help: "2 concepts, 2 prompts, no further training: mechanics only",
+      plan: {
+        concepts: TEST_CONCEPTS.slice(0, 2),
+        ways: UNTRAINED,
+        prompts: 2,
+        rounds: 2,
+      },
+    },
+  },
+  check({ concepts }) {
+    oneDomain(concepts);
+    if (concepts.length > 1) return;
+    throw cannot("combine concepts", "at least two", concepts.join(", "));
+  },
+  run: (lab, plan) => compareWays(lab, plan as MergePlan),
+});

@@ -1,0 +1,124 @@
+/**
+ * The comparison of ways to combine LoRAs, as a table and a figure.
+ *
+ * @module
+ */
+import type { Report, ReportPart } from "../report/document.ts";
+import { plot } from "../report/figure.ts";
+import {
+  decimal,
+  duration,
+  type Interval,
+  interval,
+} from "../report/format.ts";
+import { type Table, tableOf } from "../report/table.ts";
+import type { ScoreName } from "./scores.ts";
+
+/** What a way needs beside the adapters. */
+export type Needs = "nothing" | "statistics" | "runs" | "training" | "pictures";
+
+/** Means over concepts, seeds and prompts of one way. */
+export interface MergeRow extends Readonly<Record<ScoreName, number>> {
+  /** The way's id; `single` before, `base` for the class word. */
+  readonly way: string;
+  /** Name in tables. */
+  readonly label: string;
+  /** What it needs; empty where nothing is combined. */
+  readonly needs: Needs | "";
+  /** Where its formula is from. */
+  readonly source: string;
+  /** Masked denoising error on held-out references; lower is better. */
+  readonly heldout: Interval;
+  /** Seconds at the centre, of all seeds. */
+  readonly seconds: number | null;
+  /** Seconds of one client's measuring. */
+  readonly clientSeconds: number | null;
+  /** Bytes that one client sends. */
+  readonly bytes: number | null;
+}
+
+/** Kilobytes with one decimal, or a dash. */
+function kilobytes(bytes: number | null): string {
+  return bytes === null ? "–" : `${decimal(bytes / 1000, 1)} kB`;
+}
+
+function seconds(value: number | null): string {
+  return value === null
+    ? "–"
+    : value < 10
+    ? `${decimal(value, 1)} s`
+    : duration(value);
+}
+
+/**
+ * The rows as one table, the best held-out error of what was combined marked.
+ *
+ * @param rows A row per way.
+ */
+export function mergeTable(rows: readonly MergeRow[]): Table {
+  const errors = rows.filter(({ needs }) => needs !== "")
+    .flatMap(({ heldout: { mean } }) => mean ?? []);
+  const best = Math.min(...errors);
+  return tableOf(rows, [
+    ["way", ({ label }) => label],
+    ["needs", ({ needs }) => needs],
+    [
+      "held-out error",
+      ({ heldout, needs }) =>
+        interval(heldout, 3) +
+        (needs !== "" && heldout.mean === best ? " *" : ""),
+    ],
+    ["image", ({ image }) => decimal(image)],
+    ["masked image", ({ masked }) => decimal(masked)],
+    ["text", ({ text }) => decimal(text)],
+    ["retrieval", ({ retrieval }) => decimal(retrieval, 2)],
+    ["centre", (row) => seconds(row.seconds)],
+    ["client", (row) => seconds(row.clientSeconds)],
+    ["client sends", ({ bytes }) => kilobytes(bytes)],
+    ["formula", ({ source }) => source],
+  ]);
+}
+
+/**
+ * The whole report.
+ *
+ * @param rows A row per way.
+ * @param n Number of concepts that were combined.
+ * @param sheet Pictures of the same noise, a way per column.
+ */
+export function mergeReport(
+  rows: readonly MergeRow[],
+  n: number,
+  sheet: ReportPart,
+): Report {
+  return {
+    name: "merge",
+    title: `every way to combine ${n} LoRAs`,
+    lead: [
+      "Held-out error is the masked denoising error on pictures that nothing " +
+      "was trained on: lower is better; * marks the lowest of what was combined.",
+      "Needs: nothing beside the adapters; statistics of layers' inputs that " +
+      "clients measured; runs of the clients' models at the centre; training " +
+      "of the clients for it; the pictures themselves.",
+    ],
+    parts: [
+      { type: "table", table: mergeTable(rows), brief: true },
+      {
+        type: "figure",
+        id: "heldout",
+        figure: plot({
+          title: "Held-out error of each way",
+          yTitle: "masked denoising error",
+          legend: false,
+          series: [{
+            name: "held-out error",
+            as: "markers",
+            x: rows.map(({ label }) => label),
+            y: rows.map(({ heldout }) => heldout),
+          }],
+        }),
+      },
+      sheet,
+    ],
+  };
+}

@@ -1,0 +1,157 @@
+/**
+ * Table 1, Table 3 and Fig 6 as a report, the paper's numbers beside ours.
+ *
+ * @module
+ */
+import type { MethodName } from "../customize/methods.ts";
+import { type Comparison, comparisonTable } from "../evaluation/compare.ts";
+import type { Report, ReportPart } from "../report/document.ts";
+import { plot } from "../report/figure.ts";
+import { decimal, type Interval, interval } from "../report/format.ts";
+import { type Table, tableOf } from "../report/table.ts";
+import type { ScoreName } from "./scores.ts";
+
+/** A method, alone or fused; the class word on the base model. */
+export interface Table1Arm {
+  /** The method; nothing for the base model. */
+  readonly method: MethodName | null;
+  /** Whether its concepts are fused. */
+  readonly fused: boolean;
+}
+
+/** Scores of an arm: means with intervals, and by concept. */
+export interface Table1Row
+  extends Table1Arm, Readonly<Record<ScoreName | "heldout", Interval>> {
+  /** Text alignment, image alignment and held-out error of each concept. */
+  readonly concepts: Readonly<
+    Record<string, Readonly<Record<"text" | "image" | "heldout", number>>>
+  >;
+}
+
+/** The numbers of the table. */
+export interface Table1Numbers {
+  /** The class word, then each method alone and fused. */
+  readonly rows: readonly Table1Row[];
+  /** The claims of the paper about them. */
+  readonly comparisons: readonly Comparison[];
+}
+
+/** What an arm is called. */
+export function armLabel({ method, fused }: Table1Arm): string {
+  return method === null
+    ? "class word, base model"
+    : `${method}, ${fused ? "fused" : "alone"}`;
+}
+
+/** Text and image alignment, single and fused, as the paper's Table 1 has them. */
+export const PAPER_TABLE_1: Readonly<
+  Partial<
+    Record<
+      MethodName | "base",
+      Readonly<Record<"text" | "image", readonly [number, number]>>
+    >
+  >
+> = {
+  base: { text: [.804, .804], image: [.596, .596] },
+  "p+": { text: [.739, .739], image: [.752, .752] },
+  "custom-diffusion": { text: [.722, .712], image: [.787, .751] },
+  lora: { text: [.697, .752], image: [.816, .701] },
+  "ed-lora": { text: [.691, .714], image: [.843, .818] },
+};
+
+function paper(score: "text" | "image") {
+  return ({ method, fused }: Table1Row): string => {
+    const found = PAPER_TABLE_1[method ?? "base"]?.[score][fused ? 1 : 0];
+    return found === undefined ? "" : decimal(found);
+  };
+}
+
+/**
+ * Table 1: a row per method, alone and fused.
+ *
+ * @param numbers The numbers.
+ */
+export function methodTable({ rows }: Pick<Table1Numbers, "rows">): Table {
+  return tableOf(rows, [
+    ["method", armLabel],
+    ["text", ({ text }) => interval(text)],
+    ["paper", paper("text")],
+    ["image", ({ image }) => interval(image)],
+    ["paper", paper("image")],
+    ["held-out error", ({ heldout }) => interval(heldout)],
+    ["masked image", ({ masked }) => interval(masked)],
+    ["retrieval", ({ retrieval }) => interval(retrieval, 2)],
+  ]);
+}
+
+/**
+ * Table 3: text / image alignment of each concept.
+ *
+ * @param numbers The numbers.
+ */
+export function conceptTable({ rows }: Pick<Table1Numbers, "rows">): Table {
+  return tableOf(rows, [
+    ["text / image", armLabel],
+    ...Object.keys(rows[0].concepts).map((name) =>
+      [name, ({ concepts }: Table1Row) => {
+        const { text, image } = concepts[name];
+        return `${decimal(text)} / ${decimal(image)}`;
+      }] as const
+    ),
+  ]);
+}
+
+/**
+ * The whole report.
+ *
+ * @param numbers The numbers.
+ * @param sheet Pictures of the same noise, a method per column.
+ */
+export function table1Report(
+  numbers: Table1Numbers,
+  sheet: ReportPart,
+): Report {
+  const { rows } = numbers;
+  const x = rows.map(armLabel);
+  return {
+    name: "table1",
+    title: "methods, alone and fused",
+    lead: [
+      "Read text alignment with image alignment: where identity is lost, text " +
+      "alignment rises. The class word on the base model bounds text alignment " +
+      "from above and image alignment from below.",
+      "The paper's numbers are of Stable Diffusion and CLIP ViT-B/32: compare " +
+      "the order, not the size.",
+    ],
+    parts: [
+      {
+        type: "table",
+        title: "Table 1",
+        table: methodTable(numbers),
+        brief: true,
+      },
+      {
+        type: "table",
+        title: "What the paper claims",
+        table: comparisonTable(numbers),
+        brief: true,
+      },
+      { type: "table", title: "Table 3", table: conceptTable(numbers) },
+      {
+        type: "figure",
+        id: "image",
+        figure: plot({
+          title: "Image alignment of each method",
+          yTitle: "image alignment",
+          series: [{
+            name: "image alignment",
+            as: "markers",
+            x,
+            y: rows.map(({ image }) => image),
+          }],
+        }),
+      },
+      sheet,
+    ],
+  };
+}

@@ -1,0 +1,66 @@
+/**
+ * A page that lists reports.
+ *
+ * @module
+ */
+import { escapeHtml, page, paragraph } from "./html.ts";
+
+/** A report in the list. */
+export interface ReportEntry {
+  /** What it is called. */
+  readonly name: string;
+  /** What it shows, in a line. */
+  readonly summary: string;
+  /** Its page, relative to the list; nothing while there is none. */
+  readonly href?: string;
+  /** What became of its claims. */
+  readonly verdict: string;
+  /** How long it took, or where it is. */
+  readonly time: string;
+}
+
+/**
+ * The list as a page that opens without a network.
+ *
+ * @param title What stands above it.
+ * @param lead Lines under the title.
+ * @param entries The reports.
+ */
+export async function contentsHtml(
+  title: string,
+  lead: readonly string[],
+  entries: readonly ReportEntry[],
+): Promise<string> {
+  const cell = (html: string) => `<td>${html}</td>`;
+  const rows = entries.map(({ name, summary, href, verdict, time }) => {
+    const label = escapeHtml(name);
+    const linked = href === undefined
+      ? label
+      : `<a href="${escapeHtml(href)}">${label}</a>`;
+    const texts = [summary, verdict, time].map(escapeHtml);
+    return `<tr>${[linked, ...texts].map(cell).join("")}</tr>`;
+  });
+  const head = ["report", "shows", "claims", "time"]
+    .map((text) => `<th>${text}</th>`).join("");
+  return await page(title, [
+    ...lead.map(paragraph),
+    {
+      html: `<div class="scroll"><table><thead><tr>${head}</tr></thead><tbody>${
+        rows.join("")
+      }</tbody></table></div>`,
+    },
+  ]);
+}
+
+/**
+ * How often each verdict was given: `3 reproduced, 1 not shown`.
+ *
+ * @param comparisons Tested claims.
+ */
+export function verdictCounts(
+  comparisons: readonly { readonly verdict: string }[],
+): string {
+  const counts = Map.groupBy(comparisons, ({ verdict }) => verdict);
+  return [...counts].map(([verdict, all]) => `${all.length} ${verdict}`)
+    .join(", ");
+}

@@ -1,0 +1,121 @@
+import * as tf from "@tensorflow/tfjs";
+import { assert, assertEquals, assertThrows } from "@std/assert";
+import { fold, key, normal } from "../../src/core/random.ts";
+import {
+  attentionMasks,
+  freeFuse,
+} from "../../src/customize/attention_fusion.ts";
+import {
+  attachConcept,
+  type Concept,
+  disposeConcept,
+  initConcept,
+  releaseTokens,
+} from "../../src/customize/concept.ts";
+import { adapterTensors, withTensors } from "../../src/customize/lora.ts";
+import { generate } from "../../src/diffusion/pipeline.ts";
+import { disposeModel, type Model } from "../../src/models/model.ts";
+import { forEachBackend, noLeak } from "../helpers.ts";
+import { tinySd } from "./tiny_sd.ts";
+
+const common = {
+  steps: 3,
+  sampler: "ddim" as const,
+  guidance: 3,
+  key: key(5),
+  height: 48,
+  width: 64,
+};
+
+/** A concept whose LoRA does something: `up` is random, not zero. */
+async function concept(model: Model, name: string): Promise<Concept> {
+  const fresh = await initConcept(model, {
+    ...{ name, classWord: "cat", key: fold(key(1), name) },
+    severalTokens: "mean",
+    lora: { rank: 2, targets: "attention" },
+  });
+  const changed = adapterTensors(fresh.adapter).map(
+    ([path, tensor]): [string, tf.Tensor] => [
+      path,
+      path.endsWith(".up")
+        ? tf.tensor(
+          normal(fold(key(2), name, path), tensor.size, 0.2),
+          tensor.shape,
+        )
+        : tensor.clone(),
+    ],
+  );
+  const adapter = withTensors(fresh.adapter, new Map(changed));
+  tf.dispose(adapterTensors(fresh.adapter).map(([, t]) => t));
+  return { ...fresh, adapter };
+}
+
+Deno.test("a pixel is the concept's that attends most, relative to itself", async () => {
+  // One row of four pixels; the second concept is faint but relative counts.
+  const attention = tf.tensor4d(
+    [[[[1, 0.01], [0.6, 0.1], [0.2, 0.09], [0.1, 0.01]]]],
+  );
+  const masks = attentionMasks(attention, 0.5);
+  assertEquals([...await masks.data()], [1, 0, 0, 1, 0, 1, 0, 0]);
+  const all = attentionMasks(attention, 0);
+  assertEquals([...await all.data()], [1, 0, 0, 1, 0, 1, 1, 0]);
+  tf.dispose([attention, masks, all]);
+});
+
+forEachBackend("FreeFuse finds masks and keeps adapters inside", async () => {
+  await noLeak(async () => {
+    const base = await tinySd();
+    const [fox, owl] = [await concept(base, "fox"), await concept(base, "owl")];
+    const prompt = `${fox.phrase} and ${owl.phrase}`;
+    const draw = async (
+      concepts: readonly Concept[],
+      options: Partial<Parameters<typeof freeFuse>[2]>,
+      text = prompt,
+    ) => {
+      const sampling = freeFuse(base, concepts, { prompt: text, ...options });
+      const [picture] = await generate(sampling.model, {
+        ...common,
+        prompts: [text],
+        ...sampling.pipeline,
+      });
+      sampling.dispose();
+      return picture.data;
+    };
+    const plain = async (concepts: readonly Concept[], text: string) => {
+      const model = attachConcept(base, concepts);
+      const [picture] = await generate(model, { ...common, prompts: [text] });
+      releaseTokens(model, base);
+      return picture.data;
+    };
+    // One concept that has every pixel is that concept, attached.
+    const alone = `a ${fox.phrase}`;
+    const [masked1, attached] = [
+      await draw([fox], { threshold: 0, warmup: 1 }, alone),
+      await plain([fox], alone),
+    ];
+    // Watched attention is computed in another order: a step of 255 at most.
+    assert(masked1.every((v, i) => Math.abs(v - attached[i]) <= 1));
+    // Two: neither the sum everywhere, nor without masks, nor whatever threshold.
+    const never = await draw([fox, owl], { warmup: 3 });
+    const loose = await draw([fox, owl], { warmup: 1, threshold: 0 });
+    const strict = await draw([fox, owl], { warmup: 1, threshold: 1 });
+    const pictures = [
+      never,
+      loose,
+      strict,
+      await plain([fox, owl], prompt),
+    ].map((data) => data.join());
+    assertEquals(new Set(pictures).size, pictures.length);
+    const refuse = (
+      concepts: readonly Concept[],
+      options: Parameters<typeof freeFuse>[2],
+      message: string,
+    ) => assertThrows(() => freeFuse(base, concepts, options), Error, message);
+    refuse([], { prompt }, "at least one concept");
+    refuse([fox, owl], { prompt: alone }, owl.phrase);
+    refuse([fox], { prompt: alone, warmup: 0 }, "warm-up");
+    refuse([fox], { prompt: alone, threshold: 2 }, "threshold");
+    [fox, owl].forEach(disposeConcept);
+    disposeModel(base);
+  });
+}, ["wasm"]);
