@@ -47,6 +47,13 @@ Deno.test("what is published runs by its address alone", async () => {
       JSON.stringify({
         imports: {
           ...Object.fromEntries(npm),
+          // Modules inside of packages.
+          ...Object.fromEntries(
+            npm.map(([name, to]) => [
+              `${name}/`,
+              `${to.replace(/^npm:/, "npm:/")}/`,
+            ]),
+          ),
           "@mix-of-show/mix-of-show": server.url + exports["."].slice(1),
         },
       }),
