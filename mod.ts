@@ -93,7 +93,11 @@ export {
   releaseTokens,
   type TokenInit,
 } from "./src/customize/concept.ts";
-export { loadConcept, saveConcept } from "./src/formats/concept_file.ts";
+export {
+  loadConcept,
+  saveConcept,
+  type SaveConceptOptions,
+} from "./src/formats/concept_file.ts";
 export { fillCaption } from "./src/customize/captions.ts";
 export {
   encodeData,
@@ -107,8 +111,6 @@ export {
   type Adapter,
   attach,
   type AttachOptions,
-  type BlockWeights,
-  blockWeights,
   type Component,
   detach,
   disposeAdapter,

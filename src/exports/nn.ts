@@ -266,6 +266,8 @@ export {
   type Adaptable,
   assertFinite,
   attachedAdapters,
+  type BlockWeights,
+  blockWeights,
   delta,
   type LoraBasis,
   type LoraInit,
