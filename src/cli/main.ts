@@ -54,7 +54,10 @@ const COMMANDS: Readonly<Record<string, Entry>> = {
   },
   ablation: {
     summary: "the paper's Table 2: fusions and adapters compared",
-    load: async () => of((await import("./ablation.ts")).table2Command),
+    load: async () => {
+      const { main } = await import("./experiment.ts");
+      return (args) => main(["ablation", ...args]);
+    },
   },
   experiment: {
     summary: "another table or figure of the paper",

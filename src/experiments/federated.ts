@@ -35,6 +35,7 @@ const OPTIONS = {
     help: "scales of noise on the statistics, 0 among them",
   },
   prompts: {
+    name: "n",
     type: whole({ least: 1, most: 20 }),
     default: 20,
     help: "prompts per concept",

@@ -256,6 +256,7 @@ const OPTIONS = {
     help: "rounds of IterIS",
   },
   prompts: {
+    name: "n",
     type: whole({ least: 1, most: 20 }),
     default: 20,
     help: "prompts per concept",

@@ -40,6 +40,7 @@ const OPTIONS = {
     help: "offsets of the noise, 0 among them",
   },
   prompts: {
+    name: "n",
     type: whole({ least: 1, most: 20 }),
     default: 20,
     help: "prompts per concept",

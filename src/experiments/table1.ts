@@ -98,6 +98,7 @@ const OPTIONS = {
     help: TABLE_METHODS.join(", "),
   },
   prompts: {
+    name: "n",
     type: whole({ least: 1, most: 20 }),
     default: 20,
     help: "prompts per concept",

@@ -494,7 +494,11 @@ export function comparisonRows(world: OptionWorld): OptionRows[] {
     {
       // Seconds and bytes are what it is about.
       ...of(cost, { ...two, "--counts": 1, "--solvers": "average" }, {
-        full,
+        full: {
+          // Given options win over what --full stands for.
+          both: { "--concepts": null, "--counts": null, "--solvers": null },
+          ...full,
+        },
         concepts: { add: { "--concepts": "kuro,momo,raja" }, shows: "asked" },
         counts: { add: { "--counts": 2 } },
         solvers: { add: { "--solvers": "published" } },

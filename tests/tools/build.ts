@@ -38,9 +38,29 @@ const dist = `${root}/dist`;
 /** Packages that only a queue, a bucket or a page with figures asks for. */
 const OPTIONAL = ["bullmq", "ioredis", "aws4fetch", "plotly.js-dist-min"];
 
-/** tfjs's union has WebGL and layers in it: half a megabyte nobody uses. */
-const TFJS = "@tensorflow/tfjs";
-const CORE = "@tensorflow/tfjs-core";
+/**
+ * tfjs without WebGL and layers, half a megabyte that no page needs: operations,
+ * also as methods of tensors, and gradients.
+ */
+const core: esbuild.Plugin = {
+  name: "core",
+  setup(build) {
+    build.onResolve({ filter: /^@tensorflow\/tfjs$/ }, ({ path }) => ({
+      ...{ path, namespace: "core", sideEffects: true },
+    }));
+    build.onLoad({ filter: /.*/, namespace: "core" }, () => ({
+      contents: `export * from "@tensorflow/tfjs-core";
+import "@tensorflow/tfjs-core/dist/register_all_gradients";
+import "@tensorflow/tfjs-core/dist/public/chained_ops/register_all_chained_ops";`,
+      resolveDir: dist,
+    }));
+    // zod's messages in fifty languages: ours are English.
+    build.onLoad({ filter: /zod\/v4\/locales\/index\.js$/ }, ({ path }) => ({
+      contents: 'export { default as en } from "./en.js";',
+      resolveDir: path.slice(0, path.lastIndexOf("/")),
+    }));
+  },
+};
 
 /** What of a browser's bundle is WebAssembly, and lies beside it. */
 const BINARIES = [
@@ -69,7 +89,6 @@ const apart: esbuild.Plugin = {
     build.onResolve({ filter: /.*/ }, ({ path, kind, with: attributes }) => {
       if (kind === "entry-point") return undefined;
       if (attributes.type === "text") return { path, namespace: "text" };
-      if (path === TFJS) return { path: CORE, external: true };
       return { path: path.replace(/^(\..*)\.ts$/, "$1.js"), external: true };
     });
     // Node has no text imports: the file is read from the package.
@@ -101,8 +120,7 @@ async function declarations(file: string): Promise<void> {
     },
   );
   const text = outputText
-    .replace(/(from |import\()"(\.[^"]+)\.ts"/g, '$1"$2.js"')
-    .replaceAll(`"${TFJS}"`, `"${CORE}"`);
+    .replace(/(from |import\()"(\.[^"]+)\.ts"/g, '$1"$2.js"');
   await Deno.writeTextFile(`${dist}/${file.replace(/\.ts$/, ".d.ts")}`, text);
 }
 
@@ -115,7 +133,7 @@ function pinned({ imports }: Config, name: string): string {
 
 function packageJson(config: Config): Record<string, unknown> {
   const names = Object.keys(config.imports).filter((name) =>
-    config.imports[name].startsWith("npm:") && name !== TFJS
+    config.imports[name].startsWith("npm:")
   );
   const versions = (wanted: string[]) =>
     Object.fromEntries(wanted.map((name) => [name, pinned(config, name)]));
@@ -225,7 +243,14 @@ export async function build(): Promise<void> {
     splitting: true,
     metafile: true,
     chunkNames: "chunk-[hash]",
-    alias: { [TFJS]: CORE },
+    legalComments: "external",
+    alias: {
+      // What its package.json names for browsers beside an exports field,
+      // which esbuild prefers.
+      "@huggingface/hub":
+        `${dist}/node_modules/@huggingface/hub/dist/browser/index.mjs`,
+    },
+    plugins: [core],
     nodePaths: [`${dist}/node_modules`],
   });
   await esbuild.stop();
