@@ -6,7 +6,7 @@
  * @module
  */
 import { cannot } from "../core/errors.ts";
-import { listOf, number, whole } from "../core/options.ts";
+import { listOf, number } from "../core/options.ts";
 import { fold, key } from "../core/random.ts";
 import { mean } from "../evaluation/statistics.ts";
 import { fedAvgWeights } from "../fusion/mergers.ts";
@@ -19,7 +19,7 @@ import { decimal, type Interval, interval } from "../report/format.ts";
 import { type Table, tableOf } from "../report/table.ts";
 import { experiment, type Outcome, type Plan } from "./experiment.ts";
 import { conceptPictures } from "./pictures.ts";
-import { TEST_CONCEPTS } from "./presets.ts";
+import { RUN_OPTIONS, TEST_CONCEPTS } from "./presets.ts";
 import { type Cell, estimate, scoreCells, type ScoreName } from "./scores.ts";
 import { CONCEPTS, oneDomain, subjects, training } from "./subjects.ts";
 
@@ -34,13 +34,8 @@ const OPTIONS = {
     default: [0, 0.1, 1, 10],
     help: "scales of noise on the statistics, 0 among them",
   },
-  prompts: {
-    name: "n",
-    type: whole({ least: 1, most: 20 }),
-    default: 20,
-    help: "prompts per concept",
-  },
-  seeds: { type: listOf(whole()), default: [0], help: "training seeds" },
+  prompts: RUN_OPTIONS.prompts,
+  seeds: RUN_OPTIONS.seeds,
 } as const;
 
 type FederatedPlan = Plan<typeof OPTIONS>;

@@ -25,7 +25,7 @@ import { TRAIN_IMAGES } from "../micro/concepts.ts";
 import { experiment, type Outcome, type Plan } from "./experiment.ts";
 import { mergeReport, type MergeRow, type Needs } from "./merge_table.ts";
 import { conceptPictures } from "./pictures.ts";
-import { type EmbeddingName, TEST_CONCEPTS } from "./presets.ts";
+import { type EmbeddingName, RUN_OPTIONS, TEST_CONCEPTS } from "./presets.ts";
 import {
   type Cell,
   type Drawn,
@@ -255,13 +255,8 @@ const OPTIONS = {
     default: 5,
     help: "rounds of IterIS",
   },
-  prompts: {
-    name: "n",
-    type: whole({ least: 1, most: 20 }),
-    default: 20,
-    help: "prompts per concept",
-  },
-  seeds: { type: listOf(whole()), default: [0], help: "training seeds" },
+  prompts: RUN_OPTIONS.prompts,
+  seeds: RUN_OPTIONS.seeds,
 } as const;
 
 /** What is compared. */

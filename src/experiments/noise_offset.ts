@@ -6,7 +6,7 @@
  * @module
  */
 import { cannot } from "../core/errors.ts";
-import { listOf, number, whole } from "../core/options.ts";
+import { listOf, number } from "../core/options.ts";
 import { fold, key } from "../core/random.ts";
 import { compare, type Comparison } from "../evaluation/compare.ts";
 import { comparisonTable } from "../evaluation/compare.ts";
@@ -17,7 +17,7 @@ import { decimal, type Interval, interval } from "../report/format.ts";
 import { type Table, tableOf } from "../report/table.ts";
 import { experiment, type Outcome, type Plan } from "./experiment.ts";
 import { conceptPictures } from "./pictures.ts";
-import { TEST_CONCEPTS } from "./presets.ts";
+import { RUN_OPTIONS, TEST_CONCEPTS } from "./presets.ts";
 import {
   type ArmScores,
   type Cell,
@@ -39,13 +39,8 @@ const OPTIONS = {
     default: [0, 0.01, 0.1],
     help: "offsets of the noise, 0 among them",
   },
-  prompts: {
-    name: "n",
-    type: whole({ least: 1, most: 20 }),
-    default: 20,
-    help: "prompts per concept",
-  },
-  seeds: { type: listOf(whole()), default: [0, 1], help: "training seeds" },
+  prompts: RUN_OPTIONS.prompts,
+  seeds: { ...RUN_OPTIONS.seeds, default: [0, 1] },
 } as const;
 
 type NoiseOffsetPlan = Plan<typeof OPTIONS>;

@@ -5,7 +5,7 @@
  *
  * @module
  */
-import { listOf, oneOf, whole } from "../core/options.ts";
+import { listOf, oneOf } from "../core/options.ts";
 import { fold, key } from "../core/random.ts";
 import {
   method as methodNamed,
@@ -29,7 +29,11 @@ import { loadPrompts } from "../micro/prompts.ts";
 import { experiment, type Outcome, type Plan } from "./experiment.ts";
 import { ordinaryCaptions } from "./merge.ts";
 import { conceptPictures } from "./pictures.ts";
-import { type ExperimentPreset, TEST_CONCEPTS } from "./presets.ts";
+import {
+  type ExperimentPreset,
+  RUN_OPTIONS,
+  TEST_CONCEPTS,
+} from "./presets.ts";
 import {
   type Cell,
   conceptMeans,
@@ -97,13 +101,8 @@ const OPTIONS = {
     default: PAPER_METHODS,
     help: TABLE_METHODS.join(", "),
   },
-  prompts: {
-    name: "n",
-    type: whole({ least: 1, most: 20 }),
-    default: 20,
-    help: "prompts per concept",
-  },
-  seeds: { type: listOf(whole()), default: [0], help: "training seeds" },
+  prompts: RUN_OPTIONS.prompts,
+  seeds: RUN_OPTIONS.seeds,
 } as const;
 
 /** What is compared. */

@@ -1,6 +1,5 @@
 import * as tf from "@tensorflow/tfjs";
 import { assert, assertEquals, assertThrows } from "@std/assert";
-import { fold, key, normal } from "../../src/core/random.ts";
 import {
   attentionMasks,
   freeFuse,
@@ -9,46 +8,12 @@ import {
   attachConcept,
   type Concept,
   disposeConcept,
-  initConcept,
   releaseTokens,
 } from "../../src/customize/concept.ts";
-import { adapterTensors, withTensors } from "../../src/customize/lora.ts";
 import { generate } from "../../src/diffusion/pipeline.ts";
-import { disposeModel, type Model } from "../../src/models/model.ts";
+import { disposeModel } from "../../src/models/model.ts";
 import { forEachBackend, noLeak } from "../helpers.ts";
-import { tinySd } from "./tiny_sd.ts";
-
-const common = {
-  steps: 3,
-  sampler: "ddim" as const,
-  guidance: 3,
-  key: key(5),
-  height: 48,
-  width: 64,
-};
-
-/** A concept whose LoRA does something: `up` is random, not zero. */
-async function concept(model: Model, name: string): Promise<Concept> {
-  const fresh = await initConcept(model, {
-    ...{ name, classWord: "cat", key: fold(key(1), name) },
-    severalTokens: "mean",
-    lora: { rank: 2, targets: "attention" },
-  });
-  const changed = adapterTensors(fresh.adapter).map(
-    ([path, tensor]): [string, tf.Tensor] => [
-      path,
-      path.endsWith(".up")
-        ? tf.tensor(
-          normal(fold(key(2), name, path), tensor.size, 0.2),
-          tensor.shape,
-        )
-        : tensor.clone(),
-    ],
-  );
-  const adapter = withTensors(fresh.adapter, new Map(changed));
-  tf.dispose(adapterTensors(fresh.adapter).map(([, t]) => t));
-  return { ...fresh, adapter };
-}
+import { changedConcept as concept, DRAWN, tinySd } from "./tiny_sd.ts";
 
 Deno.test("a pixel is the concept's that attends most, relative to itself", async () => {
   // One row of four pixels; the second concept is faint but relative counts.
@@ -74,7 +39,7 @@ forEachBackend("FreeFuse finds masks and keeps adapters inside", async () => {
     ) => {
       const sampling = freeFuse(base, concepts, { prompt: text, ...options });
       const [picture] = await generate(sampling.model, {
-        ...common,
+        ...DRAWN,
         prompts: [text],
         ...sampling.pipeline,
       });
@@ -83,7 +48,7 @@ forEachBackend("FreeFuse finds masks and keeps adapters inside", async () => {
     };
     const plain = async (concepts: readonly Concept[], text: string) => {
       const model = attachConcept(base, concepts);
-      const [picture] = await generate(model, { ...common, prompts: [text] });
+      const [picture] = await generate(model, { ...DRAWN, prompts: [text] });
       releaseTokens(model, base);
       return picture.data;
     };

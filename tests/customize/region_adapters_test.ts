@@ -1,20 +1,15 @@
 import * as tf from "@tensorflow/tfjs";
 import { assert, assertEquals, assertThrows } from "@std/assert";
-import { fold, key, normal } from "../../src/core/random.ts";
+import { key, normal } from "../../src/core/random.ts";
 import { at } from "../../src/core/tree.ts";
 import { generate, type UNetCall } from "../../src/diffusion/pipeline.ts";
 import {
   attachConcept,
   type Concept,
   disposeConcept,
-  initConcept,
   releaseTokens,
 } from "../../src/customize/concept.ts";
-import {
-  adapterTensors,
-  sites,
-  withTensors,
-} from "../../src/customize/lora.ts";
+import { sites } from "../../src/customize/lora.ts";
 import {
   type AdapterSampling,
   loraComposite,
@@ -25,52 +20,19 @@ import {
 import { disposeModel, type Model } from "../../src/models/model.ts";
 import type { LowRank } from "../../src/nn/linear.ts";
 import { close, forEachBackend, noLeak } from "../helpers.ts";
-import { tinySd } from "./tiny_sd.ts";
+import { changedConcept as concept, DRAWN, tinySd } from "./tiny_sd.ts";
 
 const left = { box: { top: 0, left: 0, bottom: 1, right: 0.5 } };
 const right = { box: { top: 0, left: 0.5, bottom: 1, right: 1 } };
 const everything = { box: { top: 0, left: 0, bottom: 1, right: 1 } };
-const common = {
-  steps: 3,
-  sampler: "ddim" as const,
-  guidance: 3,
-  key: key(5),
-  height: 48,
-  width: 64,
-};
-
-/** A concept whose LoRA does something: `up` is random, not zero. */
-async function concept(model: Model, name: string): Promise<Concept> {
-  const fresh = await initConcept(model, {
-    name,
-    classWord: "cat",
-    key: fold(key(1), name),
-    severalTokens: "mean",
-    lora: { rank: 2, targets: "attention" },
-  });
-  const tensors = adapterTensors(fresh.adapter);
-  const changed = tensors.map(([path, tensor]): [string, tf.Tensor] => [
-    path,
-    path.endsWith(".up")
-      ? tf.tensor(
-        normal(fold(key(2), name, path), tensor.size, 0.2),
-        tensor.shape,
-      )
-      : tensor.clone(),
-  ]);
-  const adapter = withTensors(fresh.adapter, new Map(changed));
-  tf.dispose(tensors.map(([, tensor]) => tensor));
-  return { ...fresh, adapter };
-}
-
 async function draw(
   sampling: AdapterSampling,
   prompt: string,
   negative = "",
-  steps = common.steps,
+  steps = DRAWN.steps,
 ): Promise<Uint8Array> {
   const [picture] = await generate(sampling.model, {
-    ...common,
+    ...DRAWN,
     steps,
     prompts: [prompt],
     negative,
@@ -89,7 +51,7 @@ async function drawPlain(
 ): Promise<Uint8Array> {
   const model = attachConcept(base, concepts, { alpha });
   const [picture] = await generate(model, {
-    ...common,
+    ...DRAWN,
     prompts: [prompt],
     negative,
   });

@@ -4,6 +4,9 @@
  * @module
  */
 import * as tf from "@tensorflow/tfjs";
+import { fold, key, normal } from "../../src/core/random.ts";
+import { type Concept, initConcept } from "../../src/customize/concept.ts";
+import { adapterTensors, withTensors } from "../../src/customize/lora.ts";
 import {
   openSafetensors,
   toFloat32,
@@ -85,4 +88,41 @@ export async function nchw(x: tf.Tensor): Promise<Float32Array> {
   const values = await t.data() as Float32Array;
   t.dispose();
   return values;
+}
+
+/** How the tests draw with concepts. */
+export const DRAWN = {
+  steps: 3,
+  sampler: "ddim" as const,
+  guidance: 3,
+  key: key(5),
+  height: 48,
+  width: 64,
+};
+
+/** A concept whose LoRA does something: `up` is random, not zero. */
+export async function changedConcept(
+  model: Model,
+  name: string,
+): Promise<Concept> {
+  const fresh = await initConcept(model, {
+    name,
+    classWord: "cat",
+    key: fold(key(1), name),
+    severalTokens: "mean",
+    lora: { rank: 2, targets: "attention" },
+  });
+  const tensors = adapterTensors(fresh.adapter);
+  const changed = tensors.map(([path, tensor]): [string, tf.Tensor] => [
+    path,
+    path.endsWith(".up")
+      ? tf.tensor(
+        normal(fold(key(2), name, path), tensor.size, 0.2),
+        tensor.shape,
+      )
+      : tensor.clone(),
+  ]);
+  const adapter = withTensors(fresh.adapter, new Map(changed));
+  tf.dispose(tensors.map(([, tensor]) => tensor));
+  return { ...fresh, adapter };
 }
