@@ -21,6 +21,7 @@ import {
   disposeTensors,
 } from "../optim/adamw.ts";
 import { type Concept, conceptTensors } from "./concept.ts";
+import { COMPONENTS } from "./sites.ts";
 import type { TrainData } from "./dataset.ts";
 import type { TrainConfig } from "./train_config.ts";
 
@@ -60,6 +61,12 @@ export async function fingerprint(
     parts.push(d.mean.slice(), d.std.slice(), d.mask.slice());
   }
   parts.push(JSON.stringify([concept.phrase, sorted(config)]));
+  // Factors other than 1 of what the tensors add (α, rank-stabilised LoRA).
+  for (const part of COMPONENTS) {
+    for (const [path, { scale }] of concept.adapter[part]) {
+      if (scale !== 1) parts.push(`${part}.${path} × ${scale}`);
+    }
+  }
   const { weights: _, ...small } = concept;
   for (const [name, tensor] of conceptTensors(small)) {
     parts.push(name, (await tensor.data() as Float32Array).slice());
@@ -146,7 +153,7 @@ export function startState(
       )
       : cannot(
         `resume training at step ${resume.step}`,
-        `a state of this run (the same pictures and concept, as the same ` +
+        `a state of this run (the same pictures, concept and α, as the same ` +
           `backend encodes them: ${id})`,
         resume.fingerprint,
       );

@@ -476,6 +476,13 @@ forEachBackend("a stopped run goes on to the same numbers", async () => {
         "Cannot resume training at step 4: expected the settings that it was " +
           "started with (seed 3), got seed 4",
       );
+      // Another α is another run, though no setting of it differs.
+      const half = { ...concept, adapter: scaled(concept.adapter, 1) };
+      await assertRejects(
+        () => customize(model, half, data, SHORT, { checkpoint }),
+        Error,
+        "Cannot resume training at step 4",
+      );
       await Deno.writeTextFile(checkpoint, "not a state");
       await assertRejects(() => loadTrainState(checkpoint));
       [rest, again].forEach(disposeConcept);
