@@ -7,6 +7,9 @@ import * as tf from "@tensorflow/tfjs";
 import { isSoftware } from "./device.ts";
 import { cannot } from "./errors.ts";
 import { registerKernels } from "./kernels/register.ts";
+import { withSharedMemory } from "./kernels/shared_memory.ts";
+import { memoryShared, type WasmBackend } from "./kernels/simd.ts";
+import { setThreadCount, threadCount } from "./kernels/threads.ts";
 import { machine } from "./platform/machine.ts";
 
 /** A backend tfjs can compute on. */
@@ -27,6 +30,8 @@ export interface BackendInfo {
   name: BackendName;
   /** The graphics adapter, on webgpu. */
   adapter?: string;
+  /** Threads that share a kernel's work, on wasm. */
+  threads?: number;
   /** Why this backend and not a faster one; empty if there is nothing to say. */
   note: string;
   /** All of the above in one line, for people. */
@@ -48,6 +53,13 @@ export interface SelectBackendOptions {
    * @default that of the installed package; in a browser, the bundle's
    */
   wasmFolder?: string | URL;
+  /**
+   * Threads that share the kernels' work on wasm. Results do not depend on it. A
+   * page has one where it is not cross-origin isolated.
+   *
+   * @default the number of processors, at most 8; in a worker 1
+   */
+  threads?: number;
 }
 
 /**
@@ -99,7 +111,7 @@ export async function selectBackend(
   ) {
     const result = await start();
     if (typeof result !== "string") {
-      const found = info(result.name, result.adapter, skipped.join("; "));
+      const found = info(result, skipped.join("; "));
       // Ten times slower at least: whoever does not read `note` has to know.
       if (found.name === "cpu") machine.warn(found.describe);
       return found;
@@ -110,7 +122,9 @@ export async function selectBackend(
 }
 
 /** A started backend, or why it did not start. */
-type Started = { name: BackendName; adapter?: string } | string;
+type Started =
+  | { name: BackendName; adapter?: string; threads?: number }
+  | string;
 
 async function explicit(
   choice: BackendName,
@@ -120,17 +134,17 @@ async function explicit(
   if (typeof result === "string") {
     throw cannot("select a backend", `${choice} to be available`, result);
   }
-  return info(result.name, result.adapter, "");
+  return info(result, "");
 }
 
 function info(
-  name: BackendName,
-  adapter: string | undefined,
+  started: Exclude<Started, string>,
   note: string,
 ): BackendInfo {
+  const { name, adapter, threads = 1 } = started;
   const describe = `backend ${name}` + (adapter ? ` on ${adapter}` : "") +
-    (note ? ` (${note})` : "");
-  return { name, ...(adapter ? { adapter } : {}), note, describe };
+    (threads > 1 ? `, ${threads} threads` : "") + (note ? ` (${note})` : "");
+  return { ...started, note, describe };
 }
 
 async function startWebgpu(acceptSoftware: boolean): Promise<Started> {
@@ -167,21 +181,70 @@ async function startWebgpu(acceptSoftware: boolean): Promise<Started> {
 async function startWasm(options: SelectBackendOptions): Promise<Started> {
   try {
     const wasm = await import("@tensorflow/tfjs-backend-wasm");
+    const { kernels = true } = options;
+    const threads = kernels ? threadsOf(options.threads) : 1;
     if (!tf.engine().registry["wasm"]) {
-      // Its threads share memory, which our kernels' module does not import,
-      // and what they would speed up is ours.
-      if (options.kernels ?? true) {
-        tf.env().set("WASM_HAS_MULTITHREAD_SUPPORT", false);
-      }
-      wasm.setWasmPaths(wasmFolder(options.wasmFolder));
+      // What tfjs's own threads would speed up is ours.
+      if (kernels) tf.env().set("WASM_HAS_MULTITHREAD_SUPPORT", false);
+      const folder = wasmFolder(options.wasmFolder);
+      const binary = threads > 1 ? await sharedBinary(folder) : undefined;
+      if (binary) {
+        // All names must be given; the one with SIMD is the one that is taken.
+        const others = [BINARY, "tfjs-backend-wasm-threaded-simd.wasm"];
+        wasm.setWasmPaths(
+          Object.fromEntries([
+            [SIMD_BINARY, binary],
+            ...others.map((name) => [name, folder + name]),
+          ]),
+          true,
+        );
+      } else wasm.setWasmPaths(folder);
     }
     if (!await tf.setBackend("wasm")) return "no wasm: tfjs could not start it";
     await tf.ready();
-    if (options.kernels ?? true) registerKernels();
-    return { name: "wasm" };
+    const shared = memoryShared(tf.backend() as unknown as WasmBackend);
+    if ((options.threads ?? 1) > 1 && !shared) {
+      return `no wasm with ${options.threads} threads: its memory is not shared`;
+    }
+    setThreadCount(shared ? threads : 1);
+    if (kernels) registerKernels();
+    return { name: "wasm", threads: threadCount() };
   } catch (error) {
     return `no wasm: ${message(error)}`;
   }
+}
+
+/** Most threads without being asked: more share too little work each. */
+const THREADS = 8;
+
+/** How many threads the kernels get. */
+function threadsOf(wanted: number | undefined): number {
+  if (wanted === undefined) {
+    return machine.inWorker() ? 1 : Math.min(THREADS, machine.processors);
+  }
+  if (Number.isInteger(wanted) && wanted >= 1 && wanted <= 32) return wanted;
+  throw cannot("select a backend", "threads from 1 to 32", wanted);
+}
+
+/** tfjs's binaries for one thread, without and with SIMD. */
+const BINARY = "tfjs-backend-wasm.wasm";
+const SIMD_BINARY = "tfjs-backend-wasm-simd.wasm";
+
+/**
+ * The address of tfjs's binary with memory that threads share; nothing where it
+ * cannot be had: kernels then run in one thread.
+ */
+async function sharedBinary(folder: string): Promise<string | undefined> {
+  if (typeof SharedArrayBuffer === "undefined") return undefined;
+  if (!await tf.env().getAsync("WASM_HAS_SIMD_SUPPORT")) return undefined;
+  const path = folder + SIMD_BINARY;
+  const bytes = /^(https?|blob|data):/.test(path)
+    ? new Uint8Array(await (await fetch(path)).arrayBuffer())
+    : await machine.files.read(path);
+  const shared = withSharedMemory(bytes);
+  return shared && URL.createObjectURL(
+    new Blob([shared], { type: "application/wasm" }),
+  );
 }
 
 async function startCpu(): Promise<Started> {
@@ -194,7 +257,7 @@ async function startCpu(): Promise<Started> {
 }
 
 /** A file of tfjs's wasm backend; its folder has the binaries. */
-const WASM_FILE = "@tensorflow/tfjs-backend-wasm/dist/tfjs-backend-wasm.wasm";
+const WASM_FILE = `@tensorflow/tfjs-backend-wasm/dist/${BINARY}`;
 
 /**
  * The folder with tfjs's own wasm binaries, with a final slash. tfjs guesses

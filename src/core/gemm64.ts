@@ -10,6 +10,9 @@
  */
 import { decodeBase64 } from "./kernels/base64.ts";
 import { F64_WASM } from "./kernels/f64_wasm.ts";
+import { ranges } from "./kernels/parallel.ts";
+import { withSharedMemory } from "./kernels/shared_memory.ts";
+import { startThreads, threadCount } from "./kernels/threads.ts";
 
 /** A matrix inside an array: entry (i, j) is `data[at + i·row + j·column]`. */
 export interface View {
@@ -42,26 +45,62 @@ export interface ProductOptions {
 
 interface Kernel {
   readonly memory: WebAssembly.Memory;
-  readonly product: (...args: number[]) => void;
+  /** As `product` of `f64.as`. */
+  readonly product: (
+    rows: number,
+    columns: number,
+    k: number,
+    a: number,
+    b: number,
+    c: number,
+    stride: number,
+    first: number,
+  ) => void;
+  /** Ends the threads. */
+  readonly close: () => void;
 }
 
-let kernel: Kernel | undefined | null;
+let kernel: { of: Kernel | undefined; threads: number } | undefined;
 
 /** The compiled kernel with memory of its own; undefined where it cannot run. */
 function kernelOf(): Kernel | undefined {
-  if (kernel !== undefined) return kernel ?? undefined;
-  const bytes = decodeBase64(F64_WASM);
-  kernel = null;
-  if (WebAssembly.validate(bytes)) {
-    const memory = new WebAssembly.Memory({ initial: 1 });
-    const { exports } = new WebAssembly.Instance(
-      new WebAssembly.Module(bytes),
-      { env: { memory } },
-    );
-    kernel = { memory, product: exports.product as Kernel["product"] };
+  const threads = threadCount();
+  if (kernel?.threads !== threads) {
+    kernel?.of?.close();
+    kernel = { of: compiled(threads), threads };
   }
-  return kernel ?? undefined;
+  return kernel.of;
 }
+
+function compiled(count: number): Kernel | undefined {
+  const bytes = decodeBase64(F64_WASM);
+  if (!WebAssembly.validate(bytes)) return undefined;
+  const shared = count > 1;
+  const memory = new WebAssembly.Memory({ initial: 1, maximum: 65536, shared });
+  const module = new WebAssembly.Module(
+    shared ? withSharedMemory(bytes)! : bytes,
+  );
+  const exports = new WebAssembly.Instance(module, { env: { memory } })
+    .exports as unknown as Pick<Kernel, "product">;
+  if (!shared) return { memory, product: exports.product, close: () => {} };
+  const threads = startThreads(count, module, memory, { ...exports });
+  return {
+    memory,
+    product(rows, columns, k, a, b, c, stride, first) {
+      const wanted = Math.floor(16 * rows * (columns - first) * k / PART);
+      const parts = ranges(columns - first, Math.min(wanted, 2 * count))
+        .map(({ from, count }) => [
+          ...[rows, first + from + count, k, a, b, c, stride, first + from],
+        ]);
+      if (parts.length > 1) threads.run("product", parts, 0);
+      else exports.product(rows, columns, k, a, b, c, stride, first);
+    },
+    close: () => threads.close(),
+  };
+}
+
+/** Multiplications that are worth a part of their own. */
+const PART = 200_000;
 
 /** Rows of a, and inner entries, that are packed at once: 256 KiB. */
 const ROWS = 128, INNER = 256;

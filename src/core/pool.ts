@@ -1,9 +1,9 @@
 /**
  * A pool of workers for pure jobs, each worker with its own tfjs.
  *
- * Threads of tfjs's wasm backend do not start under Deno, so a second core is
- * used by a second worker: data-parallel steps, clients side by side, images
- * sampled side by side. A job's result may not depend on which worker runs it,
+ * Whole jobs side by side use a machine best: data-parallel steps, clients,
+ * images. (One job uses several threads by itself, `kernels/threads.ts`; in a
+ * worker it has one.) A job's result may not depend on which worker runs it,
  * so the number of workers never changes a result.
  *
  * @module

@@ -128,19 +128,23 @@ def unet(net, config, x, timesteps, states):
         b, c, height, width = x.shape
         h = net.conv(at + ".proj_in", net.group(at + ".norm", x, groups, 1e-6))
         h = h.permute(0, 2, 3, 1).reshape(b, height * width, c)
-        block = at + ".transformer_blocks.0"
-        index = next(site)
-        text = states if states.dim() == 3 else states[:, index]
-        for name, norm in (("attn1", "norm1"), ("attn2", "norm2")):
-            y = net.layer(f"{block}.{norm}", h)
-            source = y if name == "attn1" else text
-            p = f"{block}.{name}."
-            y = attention(net.linear(p + "to_q", y), net.linear(p + "to_k", source),
-                          net.linear(p + "to_v", source), heads)
-            h = h + net.linear(p + "to_out.0", y)
-        y, gate = net.linear(
-            block + ".ff.net.0.proj", net.layer(block + ".norm3", h)).chunk(2, -1)
-        h = h + net.linear(block + ".ff.net.2", y * F.gelu(gate))
+        depth = 0
+        while net.has(f"{at}.transformer_blocks.{depth}."):
+            block = f"{at}.transformer_blocks.{depth}"
+            index = next(site)
+            text = states if states.dim() == 3 else states[:, index]
+            for name, norm in (("attn1", "norm1"), ("attn2", "norm2")):
+                y = net.layer(f"{block}.{norm}", h)
+                source = y if name == "attn1" else text
+                p = f"{block}.{name}."
+                y = attention(net.linear(p + "to_q", y),
+                              net.linear(p + "to_k", source),
+                              net.linear(p + "to_v", source), heads)
+                h = h + net.linear(p + "to_out.0", y)
+            y, gate = net.linear(block + ".ff.net.0.proj",
+                                 net.layer(block + ".norm3", h)).chunk(2, -1)
+            h = h + net.linear(block + ".ff.net.2", y * F.gelu(gate))
+            depth += 1
         h = h.reshape(b, height, width, c).permute(0, 3, 1, 2)
         return x + net.conv(at + ".proj_out", h)
 
@@ -170,6 +174,42 @@ def unet(net, config, x, timesteps, states):
     return net.conv("conv_out", h)
 
 
+def decode(net, config, z):
+    """Pictures [b, 3, h, w] in [0, 1] of latents."""
+    groups = config["norm_num_groups"]
+
+    def resnet(at, x):
+        h = net.conv(at + ".conv1", F.silu(net.group(at + ".norm1", x, groups, 1e-6)))
+        h = net.conv(at + ".conv2", F.silu(net.group(at + ".norm2", h, groups, 1e-6)))
+        if at + ".conv_shortcut.weight" in net.w:
+            x = net.conv(at + ".conv_shortcut", x)
+        return x + h
+
+    h = z / config["scaling_factor"]
+    if "post_quant_conv.weight" in net.w:
+        h = net.conv("post_quant_conv", h)
+    h = net.conv("decoder.conv_in", h)
+    h = resnet("decoder.mid_block.resnets.0", h)
+    at = "decoder.mid_block.attentions.0"
+    b, c, height, width = h.shape
+    x = net.group(at + ".group_norm", h, groups, 1e-6)
+    x = x.permute(0, 2, 3, 1).reshape(b, height * width, c)
+    x = attention(*(net.linear(f"{at}.to_{p}", x) for p in "qkv"), 1)
+    x = net.linear(at + ".to_out.0", x)
+    h = h + x.reshape(b, height, width, c).permute(0, 3, 1, 2)
+    h = resnet("decoder.mid_block.resnets.1", h)
+    for level in range(len(config["block_out_channels"])):
+        at = f"decoder.up_blocks.{level}"
+        for j in range(config["layers_per_block"] + 1):
+            h = resnet(f"{at}.resnets.{j}", h)
+        if net.has(at + ".upsamplers"):
+            h = net.conv(at + ".upsamplers.0.conv",
+                         F.interpolate(h, scale_factor=2, mode="nearest"))
+    h = net.conv("decoder.conv_out", F.silu(
+        net.group("decoder.conv_norm_out", h, groups, 1e-6)))
+    return (h / 2 + 0.5).clamp(0, 1)
+
+
 folder = sys.argv[1]
 with open(folder + "/peer.json") as file:
     plan = json.load(file)
@@ -181,8 +221,8 @@ def floats(path):
             if x.is_floating_point()}
 
 
-UNET, TEXT = floats(plan["unet"]), floats(plan["text"])
-UC, TC = plan["unetConfig"], plan["textConfig"]
+UNET, TEXT, VAE = (floats(plan[name]) for name in ("unet", "text", "vae"))
+UC, TC, VC = (plan[name] for name in ("unetConfig", "textConfig", "vaeConfig"))
 
 
 def nchw(x):
@@ -193,6 +233,24 @@ def forward(batch):
     with torch.no_grad():
         return unet(Network(UNET), UC, nchw(T["sample"][:batch]),
                     T["timesteps"][:batch], T["states"][:batch])
+
+
+def pictures():
+    """Text, DDIM with guidance, decoder: what `sample` does."""
+    with torch.no_grad():
+        states = text_states(Network(TEXT), TC, T["pictures.ids"].long())
+        x, net = nchw(T["pictures.noise"]), Network(UNET)
+        count = len(x)
+        states = torch.cat([states[:1].expand(count, -1, -1), states[1:]])
+        for step in plan["course"]:
+            times = torch.full((2 * count,), step["timestep"])
+            plain, text = unet(net, UC, torch.cat([x, x]), times, states).chunk(2)
+            y = plain + plan["guidance"] * (text - plain)
+            alpha, sigma = step["alpha"], step["sigma"]
+            clean, noise = alpha * x - sigma * y, alpha * y + sigma * x
+            clean = clean.clamp(-plan["clip"], plan["clip"])
+            x = step["denoised"] * clean + step["epsilon"] * noise
+        return decode(Network(VAE), VC, x)
 
 
 def full_step():
@@ -245,6 +303,7 @@ WORKS = {
     "UNet forward, batch 1": lambda: forward(1),
     "UNet forward, batch 8": lambda: forward(8),
     "UNet forward, batch 32": lambda: forward(32),
+    "8 pictures, 20 steps, guidance": pictures,
     "LoRA step, batch 4": lambda: concept_step("lora"),
     "ED-LoRA step, batch 4": lambda: concept_step("edlora"),
     "full UNet step, batch 32": full_step,
@@ -272,6 +331,8 @@ def worst(found, work):
 def check():
     result = {"UNet forward, batch 32": difference(
         forward(32), nchw(T["expect.forward"]))}
+    work = "8 pictures, 20 steps, guidance"
+    result[work] = difference(pictures(), nchw(T[f"expect.{work}"]))
     for kind, work in (("lora", "LoRA step, batch 4"),
                        ("edlora", "ED-LoRA step, batch 4")):
         result[work] = worst(concept_step(kind), work)

@@ -4,8 +4,8 @@
  *
  * First both results are compared: a difference ends the comparison. Then runs
  * alternate; medians count. PyTorch runs on one thread and on as many as there
- * are processors, its better median counts. Works here use one core where
- * nothing else is said. Without Debian's `python3-torch` nothing is compared,
+ * are processors, its better median counts. Works here run in one process on as
+ * many threads as there are processors. Without Debian's `python3-torch` nothing is compared,
  * and that is said. A machine that does other work beside it makes all numbers
  * larger, and those of many threads most.
  *
@@ -32,16 +32,24 @@ import {
 import {
   addNoise,
   parseSchedulerConfig,
+  type Schedule,
   schedule,
   trainingTarget,
 } from "../../src/diffusion/schedule.ts";
+import { pipeline } from "../../src/diffusion/pipeline.ts";
+import { plan } from "../../src/diffusion/samplers/plan.ts";
 import { denseDelta, fuseLayer } from "../../src/fusion/layer.ts";
 import { GramAccumulator } from "../../src/fusion/statistics.ts";
 import { pathOf, writeJson } from "../../src/io/files.ts";
 import { type RawTensor, writeSafetensors } from "../../src/io/safetensors.ts";
 import { toRaw } from "../../src/models/checkpoint.ts";
 import { crossAttentionSites } from "../../src/models/config.ts";
-import { bindPrompt, loadModel, promptStates } from "../../src/models/model.ts";
+import {
+  bindPrompt,
+  loadModel,
+  type Model,
+  promptStates,
+} from "../../src/models/model.ts";
 import { type UNet, unet, unetSpec } from "../../src/models/unet.ts";
 import { matrix } from "../../src/optim/least_squares.ts";
 
@@ -75,6 +83,7 @@ interface Work {
 const TOLERANCE = 2e-4;
 
 const [CONCEPTS, RANK, RIDGE] = [3, 4, 1e-5];
+const [PICTURES, STEPS, GUIDANCE] = [8, 20, 5];
 /** Closed forms: width, rows of a concept's step, steps. */
 const FORMS = [
   { name: "closed form 320", width: 320, rows: 4096, steps: 20 },
@@ -120,7 +129,7 @@ function random<T extends tf.Tensor>(shape: number[], name: string): T {
 async function prepare(
   folder: string,
   out: Tensors,
-): Promise<{ works: Work[]; plan: Record<string, unknown> }> {
+): Promise<{ works: Work[]; peer: Record<string, unknown> }> {
   const model = await loadModel(folder);
   const { params, config } = model.unet;
   const s = schedule(parseSchedulerConfig(model.scheduler));
@@ -160,6 +169,8 @@ async function prepare(
   const all = forward(32);
   await out.add("expect.forward", all);
   all.dispose();
+
+  await drawing(model, s, out, works);
 
   const batch: TrainBatch = {
     latents: random([4, side, side, channels], "latents"),
@@ -300,7 +311,7 @@ async function prepare(
   }
   return {
     works,
-    plan: {
+    peer: {
       unet: `${folder}/unet/diffusion_pytorch_model.safetensors`,
       text: `${folder}/text_encoder/model.safetensors`,
       unetConfig: {
@@ -308,11 +319,78 @@ async function prepare(
         sites: crossAttentionSites(config).map(({ index }) => index),
       },
       textConfig: model.textEncoder.config,
+      vae: `${folder}/vae/diffusion_pytorch_model.safetensors`,
+      vaeConfig: model.autoencoder.config,
+      guidance: GUIDANCE,
+      clip: clipLimit(s),
+      course: plan("ddim", s, STEPS).table.map(
+        ({ timestep, alpha, sigma, next }) => ({
+          ...{ timestep, alpha, sigma },
+          ...{ denoised: next.denoised, epsilon: next.epsilon },
+        }),
+      ),
       concepts: CONCEPTS,
       ridge: RIDGE,
       closed: Object.fromEntries(FORMS.map((f) => [f.name, f.steps])),
     },
   };
+}
+
+/** How far DDIM lets a clean latent go. */
+function clipLimit(course: Schedule): number {
+  const { clip } = plan("ddim", course, STEPS);
+  if (clip.kind === "dynamic") {
+    throw cannot("compare pictures", "clipping to a range, or none", clip.kind);
+  }
+  return clip.kind === "range" ? clip.limit : Number.MAX_VALUE;
+}
+
+/** Pictures as `sample` draws them: text, DDIM with guidance, decoder. */
+async function drawing(
+  model: Model,
+  course: Schedule,
+  out: Tensors,
+  works: Work[],
+): Promise<void> {
+  const name = `${PICTURES} pictures, ${STEPS} steps, guidance`;
+  const { prediction } = plan("ddim", course, STEPS);
+  if (prediction !== "v_prediction") {
+    throw cannot("compare pictures", "v_prediction", prediction);
+  }
+  const prompts = Array.from(
+    { length: PICTURES },
+    (_, i) => `photo ${i} of a fox`,
+  );
+  const side = model.unet.config.sample_size as number;
+  const noise = random<tf.Tensor4D>(
+    [PICTURES, side, side, model.unet.config.in_channels],
+    "picture noise",
+  );
+  const rows = ["", ...prompts].map((prompt) => {
+    const [row, ...more] = bindPrompt(model, prompt).rows;
+    if (more.length > 0) throw cannot("compare pictures", "one row", prompt);
+    return row;
+  });
+  out.raw(
+    "pictures.ids",
+    "I32",
+    [rows.length, rows[0].length],
+    Int32Array.from(rows.flat()),
+  );
+  await out.add("pictures.noise", noise);
+  const draw = async (use: (images: tf.Tensor4D) => Promise<unknown>) => {
+    const run = pipeline(model, {
+      ...{ prompts, noise, sampler: "ddim", steps: STEPS },
+      ...{ guidance: GUIDANCE, batch: PICTURES },
+    });
+    for await (const record of run) {
+      if (record.type !== "images") continue;
+      await use(record.images);
+      record.images.dispose();
+    }
+  };
+  await draw((images) => out.add(`expect.${name}`, images));
+  works.push({ name, run: () => draw((images) => images.data()) });
 }
 
 /** PyTorch, a line for a line. */
@@ -376,6 +454,11 @@ async function pythonWithTorch(): Promise<string | undefined> {
   }
 }
 
+/** Both sides' threads look for more work for a while before they sleep. */
+function pause(): Promise<void> {
+  return new Promise((resolve) => setTimeout(resolve, 150));
+}
+
 function median(values: readonly number[]): number {
   const sorted = [...values].sort((a, b) => a - b);
   const half = sorted.length >> 1;
@@ -404,17 +487,17 @@ export async function comparePeer(
   const folder = await Deno.makeTempDir();
   try {
     const tensors = new Tensors();
-    const { works, plan } = await prepare(
+    const { works, peer: given } = await prepare(
       pathOf(new URL("../../models/micro", import.meta.url)),
       tensors,
     );
     await writeSafetensors(`${folder}/tensors.safetensors`, tensors.list);
-    await writeJson(`${folder}/peer.json`, plan);
+    await writeJson(`${folder}/peer.json`, given);
     const peer = new Peer(python, folder);
     try {
       const { torch } = await peer.read<{ torch: string }>();
       const threads = [...new Set([1, navigator.hardwareConcurrency])];
-      say(`${describe}, one core; PyTorch ${torch}, ${threads} threads`);
+      say(`${describe}; PyTorch ${torch}, ${threads} threads`);
       const found = await peer.ask<Record<string, number>>("check");
       for (const [work, difference] of Object.entries(found)) {
         say(`${work}: differs by ${difference.toExponential(1)}`);
@@ -431,11 +514,13 @@ export async function comparePeer(
         const theirs = threads.map((): number[] => []);
         // The first run of each is not counted.
         for (let i = 0; i <= runs; i++) {
+          await pause();
           const before = performance.now();
           await run();
           const took = performance.now() - before;
           if (i > 0) ours.push(took);
           for (const [t, n] of threads.entries()) {
+            await pause();
             const ms = await peer.ask<number>("run", name, n);
             if (i > 0) theirs[t].push(ms);
           }

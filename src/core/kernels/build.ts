@@ -39,6 +39,9 @@ export async function compile(source: string): Promise<Uint8Array> {
     "-O3",
     "--noAssert",
     "--importMemory",
+    // As much as tfjs's: memory with a maximum can be shared.
+    "--maximumMemory",
+    "65536",
     "--runtime",
     "stub",
     "--enable",

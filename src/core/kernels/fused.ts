@@ -71,7 +71,7 @@ export const FUSED: Readonly<Record<string, Body>> = {
   LayerNorm({ simd, inputs: [x], at, attrs, make, scratch }) {
     const y = make(x.shape);
     const c = last(x);
-    scratch(4, (s) =>
+    scratch(simd.layerNormScratch(), (s) =>
       simd.layerNorm(
         at[0],
         size(x) / c,
@@ -87,7 +87,7 @@ export const FUSED: Readonly<Record<string, Body>> = {
   LayerNormGrad({ simd, inputs: [x], at, attrs, make, scratch }) {
     const c = last(x);
     const [dx, dgamma, dbeta] = [make(x.shape), make([c]), make([c])];
-    scratch(4, (s) =>
+    scratch(simd.layerNormScratch(), (s) =>
       simd.layerNormGrad(
         at[0],
         at[2],
@@ -155,7 +155,8 @@ export const FUSED: Readonly<Record<string, Body>> = {
         at[0],
         at[1],
         at[2],
-        b,
+        0,
+        b * attrs.heads,
         n,
         m,
         c,
@@ -180,7 +181,8 @@ export const FUSED: Readonly<Record<string, Body>> = {
         at[1],
         at[2],
         at[3],
-        b,
+        0,
+        b * attrs.heads,
         n,
         m,
         c,

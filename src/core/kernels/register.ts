@@ -9,6 +9,7 @@
  */
 import * as tf from "@tensorflow/tfjs";
 import { registerFused, unregisterFused } from "./fused.ts";
+import { withPackedFilter } from "./packed_filters.ts";
 import {
   address,
   simdFor,
@@ -225,26 +226,35 @@ function convolve(
   }
   if (isWinograd(i)) {
     const [cin, cout] = [i.inChannels, i.outChannels];
-    withScratch(backend, simd.winogradScratch(cin, cout), (s) =>
-      simd.winograd(
-        at.x,
-        i.batchSize,
-        i.inHeight,
-        i.inWidth,
-        cin,
-        at.f,
-        cout,
-        1,
-        0,
-        i.padInfo.top,
-        i.padInfo.left,
-        i.outHeight,
-        i.outWidth,
-        cout,
-        at.y,
-        at.bias,
-        s,
-      ));
+    withPackedFilter(
+      backend,
+      filter,
+      cin,
+      cout,
+      false,
+      (packed) =>
+        withScratch(
+          backend,
+          simd.winogradScratch(cin, cout),
+          (s) =>
+            simd.winograd(
+              at.x,
+              i.batchSize,
+              i.inHeight,
+              i.inWidth,
+              cin,
+              packed,
+              i.padInfo.top,
+              i.padInfo.left,
+              i.outHeight,
+              i.outWidth,
+              cout,
+              at.y,
+              at.bias,
+              s,
+            ),
+        ),
+    );
     return out;
   }
   const scratch = simd.convScratch(
@@ -338,26 +348,35 @@ function conv2DBackpropInput(call: KernelCall): tf.TensorInfo {
     );
   } else if (isWinograd(i)) {
     // Backwards, input and output change places.
-    withScratch(backend, simd.winogradScratch(cout, cin), (s) =>
-      simd.winograd(
-        at.dy,
-        i.batchSize,
-        i.outHeight,
-        i.outWidth,
-        cout,
-        at.f,
-        1,
-        cout,
-        1,
-        2 - i.padInfo.top,
-        2 - i.padInfo.left,
-        i.inHeight,
-        i.inWidth,
-        cin,
-        at.dx,
-        0,
-        s,
-      ));
+    withPackedFilter(
+      backend,
+      filter,
+      cout,
+      cin,
+      true,
+      (packed) =>
+        withScratch(
+          backend,
+          simd.winogradScratch(cout, cin),
+          (s) =>
+            simd.winograd(
+              at.dy,
+              i.batchSize,
+              i.outHeight,
+              i.outWidth,
+              cout,
+              packed,
+              2 - i.padInfo.top,
+              2 - i.padInfo.left,
+              i.inHeight,
+              i.inWidth,
+              cin,
+              at.dx,
+              0,
+              s,
+            ),
+        ),
+    );
   } else if (
     i.strideHeight === 1 && i.strideWidth === 1 && product(dy.shape) > 0
   ) {
@@ -445,7 +464,7 @@ function conv2DBackpropFilter(call: KernelCall): tf.TensorInfo {
     const [cin, cout] = [i.inChannels, i.outChannels];
     withScratch(
       backend,
-      simd.winogradScratch(cin, cout),
+      simd.winogradFilterScratch(cin, cout),
       (s) =>
         simd.winogradFilter(
           address(backend, x),

@@ -1425,6 +1425,11 @@ function layerRow(
   }
 }
 
+/** Floats of scratch that layerNorm and layerNormGrad need. */
+export function layerNormScratch(): i32 {
+  return 4;
+}
+
 /** Layer normalisation of x [rows, c]; scratch 4 floats. */
 export function layerNorm(
   x: usize, rows: i32, c: i32, gamma: usize, beta: usize, eps: f32, y: usize,
@@ -1633,73 +1638,64 @@ function scores(
 
 /**
  * y [b, n, c] = softmax(scale·q·kᵀ + mask)·v per head, heads read in place
- * from q [b, n, c], k and v [b, m, c]; mask [n, m] or 0.
+ * from q [b, n, c], k and v [b, m, c]; mask [n, m] or 0. Heads of all items are
+ * numbered through; those from … to − 1 are done, n > 0.
  */
 export function attention(
-  q: usize, k: usize, v: usize, b: i32, n: i32, m: i32, c: i32, heads: i32,
-  scale: f32, mask: usize, causal: i32, y: usize, scratch: usize,
+  q: usize, k: usize, v: usize, from: i32, to: i32, n: i32, m: i32, c: i32,
+  heads: i32, scale: f32, mask: usize, causal: i32, y: usize, scratch: usize,
 ): void {
   const d = c / heads;
   const chunk = attentionRows(n, m);
   const s = scratch;
   const work = scratch + ((<usize>chunk * m) << 2);
-  for (let i = 0; i < b; i++) {
-    for (let h = 0; h < heads; h++) {
-      const o = <usize>h * d;
-      const qo = (<usize>i * n * c + o) << 2;
-      const ko = (<usize>i * m * c + o) << 2;
-      for (let first = 0; first < n; first += chunk) {
-        const rows = min(chunk, n - first);
-        const at = qo + ((<usize>first * c) << 2);
-        scores(
-          q + at, k + ko, c, d, rows, m, first, scale, mask, causal, s, work,
-        );
-        gemm(s, m, 1, v + ko, c, 1, y + at, c, rows, d, m, 0, 0, work);
-      }
+  for (let u = from; u < to; u++) {
+    const i = u / heads;
+    const o = <usize>(u - i * heads) * d;
+    const qo = (<usize>i * n * c + o) << 2;
+    const ko = (<usize>i * m * c + o) << 2;
+    for (let first = 0; first < n; first += chunk) {
+      const rows = min(chunk, n - first);
+      const at = qo + ((<usize>first * c) << 2);
+      scores(
+        q + at, k + ko, c, d, rows, m, first, scale, mask, causal, s, work,
+      );
+      gemm(s, m, 1, v + ko, c, 1, y + at, c, rows, d, m, 0, 0, work);
     }
   }
 }
 
 /** Gradient of attention; the weights are made again, chunk by chunk. */
 export function attentionGrad(
-  q: usize, k: usize, v: usize, dy: usize, b: i32, n: i32, m: i32, c: i32,
-  heads: i32, scale: f32, mask: usize, causal: i32, dq: usize, dk: usize,
-  dv: usize, scratch: usize,
+  q: usize, k: usize, v: usize, dy: usize, from: i32, to: i32, n: i32, m: i32,
+  c: i32, heads: i32, scale: f32, mask: usize, causal: i32, dq: usize,
+  dk: usize, dv: usize, scratch: usize,
 ): void {
   const d = c / heads;
   const chunk = attentionRows(n, m);
   const p = scratch;
   const dp = scratch + ((<usize>chunk * m) << 2);
   const work = dp + ((<usize>chunk * m) << 2);
-  if (n == 0) {
-    zero(dk, b * m * c);
-    zero(dv, b * m * c);
-  }
-  for (let i = 0; i < b; i++) {
-    for (let h = 0; h < heads; h++) {
-      const o = <usize>h * d;
-      const qo = (<usize>i * n * c + o) << 2;
-      const ko = (<usize>i * m * c + o) << 2;
-      for (let first = 0; first < n; first += chunk) {
-        const rows = min(chunk, n - first);
-        const at = qo + ((<usize>first * c) << 2);
-        const flags = first > 0 ? ACCUMULATE : 0;
-        scores(
-          q + at, k + ko, c, d, rows, m, first, scale, mask, causal, p, work,
-        );
-        gemm(
-          p, 1, m, dy + at, c, 1, dv + ko, c, m, d, rows, flags, 0, work,
-        );
-        gemm(dy + at, c, 1, v + ko, 1, c, dp, m, rows, m, d, 0, 0, work);
-        for (let r = 0; r < rows; r++) {
-          const ro = (<usize>r * m) << 2;
-          softmaxGradRow(p + ro, dp + ro, m, scale);
-        }
-        gemm(dp, m, 1, k + ko, c, 1, dq + at, c, rows, d, m, 0, 0, work);
-        gemm(
-          dp, 1, m, q + at, c, 1, dk + ko, c, m, d, rows, flags, 0, work,
-        );
+  for (let u = from; u < to; u++) {
+    const i = u / heads;
+    const o = <usize>(u - i * heads) * d;
+    const qo = (<usize>i * n * c + o) << 2;
+    const ko = (<usize>i * m * c + o) << 2;
+    for (let first = 0; first < n; first += chunk) {
+      const rows = min(chunk, n - first);
+      const at = qo + ((<usize>first * c) << 2);
+      const flags = first > 0 ? ACCUMULATE : 0;
+      scores(
+        q + at, k + ko, c, d, rows, m, first, scale, mask, causal, p, work,
+      );
+      gemm(p, 1, m, dy + at, c, 1, dv + ko, c, m, d, rows, flags, 0, work);
+      gemm(dy + at, c, 1, v + ko, 1, c, dp, m, rows, m, d, 0, 0, work);
+      for (let r = 0; r < rows; r++) {
+        const ro = (<usize>r * m) << 2;
+        softmaxGradRow(p + ro, dp + ro, m, scale);
       }
+      gemm(dp, m, 1, k + ko, c, 1, dq + at, c, rows, d, m, 0, 0, work);
+      gemm(dp, 1, m, q + at, c, 1, dk + ko, c, m, d, rows, flags, 0, work);
     }
   }
 }
@@ -1821,11 +1817,15 @@ export function adamw(
 // Tiles handled at a time, so that V and M stay in the second cache.
 const TILES: i32 = 64;
 
-/** Floats of scratch that the winograd functions need; cin at most 320. */
+/** Floats of scratch that winograd needs; cin at most 320. */
 export function winogradScratch(cin: i32, cout: i32): i32 {
-  const n = (cout + NR - 1) & ~(NR - 1);
-  return 16 * cin * cout + 16 * cin * n + 16 * TILES * (cin + cout) +
-    16 * max(cin, cout) + WORK + gemmScratch(cin, cout, TILES) + 16;
+  return 16 * TILES * (cin + cout) + 16 * max(cin, cout) + WORK + 16;
+}
+
+/** Floats of scratch that winogradFilter needs. */
+export function winogradFilterScratch(cin: i32, cout: i32): i32 {
+  return 16 * cin * cout + 16 * TILES * (cin + cout) + 16 * max(cin, cout) +
+    gemmScratch(cin, cout, TILES) + 16;
 }
 
 // @ts-ignore: decorator
@@ -2082,30 +2082,41 @@ function inputTiles(
   }
 }
 
+/** Floats that the filter of winograd takes when it is transformed and packed. */
+export function winogradPacked(cin: i32, cout: i32): i32 {
+  return 16 * cin * ((cout + NR - 1) & ~(NR - 1));
+}
+
 /**
- * As conv2d, for 3×3 filters of stride 1: W(tap, ci, co) as there, that is
+ * Transforms and packs a 3×3 filter for winograd. W(tap, ci, co) as in conv2d:
  * rbs, cbs = cout, 1 forward and 1, cin of the forward pass backward (flip).
+ * Scratch: 16·cin·cout floats.
  */
+export function winogradPack(
+  f: usize, cin: i32, cout: i32, rbs: i32, cbs: i32, flip: i32, packed: usize,
+  scratch: usize,
+): void {
+  const one = (<usize>winogradPacked(cin, cout) >> 4) << 2;
+  filterTransform(f, cin * cout, flip, scratch);
+  for (let p = 0; p < 16; p++) {
+    packB(
+      scratch + ((<usize>p * cin * cout) << 2), rbs, cbs, cin, cout,
+      packed + <usize>p * one,
+    );
+  }
+}
+
+/** As conv2d, of stride 1 and with a filter packed by winogradPack. */
 export function winograd(
-  x: usize, b: i32, h: i32, w: i32, cin: i32, f: usize, rbs: i32, cbs: i32,
-  flip: i32, pt: i32, pl: i32, oh: i32, ow: i32, cout: i32, y: usize,
-  bias: usize, scratch: usize,
+  x: usize, b: i32, h: i32, w: i32, cin: i32, packed: usize, pt: i32, pl: i32,
+  oh: i32, ow: i32, cout: i32, y: usize, bias: usize, scratch: usize,
 ): void {
   const panels = (cout + NR - 1) / NR;
   const one = (<usize>cin * panels * NR) << 2;
   const tile = scratch;
-  const u = tile + (WORK << 2);
-  const packed = u + ((<usize>16 * cin * cout) << 2);
-  const v = packed + 16 * one;
+  const v = tile + (WORK << 2);
   const m = v + ((<usize>16 * TILES * cin) << 2);
   const patch = m + ((<usize>16 * TILES * cout) << 2);
-  filterTransform(f, cin * cout, flip, u);
-  for (let p = 0; p < 16; p++) {
-    packB(
-      u + ((<usize>p * cin * cout) << 2), rbs, cbs, cin, cout,
-      packed + <usize>p * one,
-    );
-  }
   const th = (oh + 1) / 2, tw = (ow + 1) / 2;
   const tiles = b * th * tw;
   const ps = <usize>cout << 2;

@@ -5,7 +5,10 @@
  */
 import type * as tf from "@tensorflow/tfjs";
 import { decodeBase64 } from "./base64.ts";
+import { parallel } from "./parallel.ts";
+import { withSharedMemory } from "./shared_memory.ts";
 import { SIMD_WASM } from "./simd_wasm.ts";
+import { startThreads, threadCount, type Threads } from "./threads.ts";
 
 /**
  * Exports of `simd.as`: all arguments are numbers, addresses in bytes, sizes
@@ -18,6 +21,9 @@ export type SimdExports =
     | "convInputStridedScratch"
     | "convFilterScratch"
     | "winogradScratch"
+    | "winogradFilterScratch"
+    | "winogradPacked"
+    | "layerNormScratch"
     | "groupNormScratch"
     | "attentionScratch",
     (...sizes: number[]) => number
@@ -33,6 +39,7 @@ export type SimdProcedure =
   | "conv2d"
   | "conv2dInputStrided"
   | "conv2dFilter"
+  | "winogradPack"
   | "winograd"
   | "winogradFilter"
   | "activation"
@@ -75,7 +82,15 @@ export function simdSupported(): boolean {
   return WebAssembly.validate(decodeBase64(SIMD_WASM));
 }
 
-let instance: { backend: WasmBackend; exports: SimdExports } | undefined;
+interface Instance {
+  readonly backend: WasmBackend;
+  readonly exports: SimdExports;
+  readonly threads: Threads | undefined;
+  /** Threads that were asked for. */
+  readonly count: number;
+}
+
+let instance: Instance | undefined;
 
 /**
  * The module's exports, bound to the memory of `backend`.
@@ -83,13 +98,37 @@ let instance: { backend: WasmBackend; exports: SimdExports } | undefined;
  * Synchronous, because kernels are: the module has a few kilobytes.
  */
 export function simdFor(backend: WasmBackend): SimdExports {
-  if (instance?.backend !== backend) {
-    const module = new WebAssembly.Module(decodeBase64(SIMD_WASM));
-    const memory = backend.wasm.asm.memory;
-    const bound = new WebAssembly.Instance(module, { env: { memory } });
-    instance = { backend, exports: bound.exports as unknown as SimdExports };
+  const threads = threadCount();
+  if (instance?.backend !== backend || instance.count !== threads) {
+    instance?.threads?.close();
+    instance = { ...bind(backend, threads), count: threads };
   }
   return instance.exports;
+}
+
+/** Whether several threads can work in the memory of `backend`. */
+export function memoryShared(backend: WasmBackend): boolean {
+  return typeof SharedArrayBuffer !== "undefined" &&
+    backend.wasm.asm.memory.buffer instanceof SharedArrayBuffer;
+}
+
+function bind(backend: WasmBackend, count: number): Omit<Instance, "count"> {
+  const memory = backend.wasm.asm.memory;
+  const bytes = decodeBase64(SIMD_WASM);
+  const shared = memoryShared(backend);
+  const module = new WebAssembly.Module(
+    shared ? withSharedMemory(bytes)! : bytes,
+  );
+  const exports = new WebAssembly.Instance(module, { env: { memory } })
+    .exports as unknown as SimdExports;
+  const threads = shared && count > 1
+    ? startThreads(count, module, memory, exports)
+    : undefined;
+  return {
+    backend,
+    exports: threads ? parallel(exports, threads) : exports,
+    threads,
+  };
 }
 
 /** Address of a tensor's first element. */

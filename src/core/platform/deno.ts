@@ -4,7 +4,7 @@
  * @module
  */
 import type { FileStat, Machine, OpenFile } from "./machine_type.ts";
-import { nodeHash } from "./node.ts";
+import { nodeHash, nodeHelpers } from "./node.ts";
 import { packageFile, packageFolder } from "./packages.ts";
 import { web } from "./web.ts";
 
@@ -63,6 +63,7 @@ function openFile(file: Deno.FsFile): OpenFile {
 export function denoMachine(): Machine {
   return {
     ...web,
+    ...nodeHelpers,
     name: "deno",
     memory() {
       try {

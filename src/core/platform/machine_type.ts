@@ -144,6 +144,18 @@ export interface Machine {
   /** Starts a worker of a module. */
   startThread(module: URL, name: string, events: ThreadEvents): Thread;
   /**
+   * Starts a thread that runs one function to its end. It does not keep the
+   * program running; where it cannot start, nothing happens.
+   *
+   * @param run Uses nothing from outside of itself: its text is sent.
+   * @param data Posted to it.
+   */
+  startHelper<T>(run: (data: T) => void, data: T): Pick<Thread, "terminate">;
+  /** Whether this thread may sleep until a word of memory changes. */
+  mayWait(): boolean;
+  /** Whether this is a worker that another thread started. */
+  inWorker(): boolean;
+  /**
    * In a worker: listens to the host.
    *
    * @returns Sends a message to the host.

@@ -132,6 +132,21 @@ async function lock(path: string): Promise<() => void> {
   }
 }
 
+/** Threads that end with the program; Deno's own workers keep it running. */
+export const nodeHelpers: Pick<Machine, "startHelper" | "mayWait"> = {
+  startHelper(run, data) {
+    const { Worker } = builtin("node:worker_threads");
+    const worker = new Worker(
+      `(${run})(process.getBuiltinModule("node:worker_threads").workerData);`,
+      { eval: true, workerData: data },
+    );
+    worker.on("error", () => {});
+    worker.unref();
+    return { terminate: () => void worker.terminate() };
+  },
+  mayWait: () => true,
+};
+
 /** Node. */
 export function nodeMachine(): Machine {
   return {
@@ -161,6 +176,8 @@ export function nodeMachine(): Machine {
         terminate: () => void worker.terminate(),
       };
     },
+    ...nodeHelpers,
+    inWorker: () => !builtin("node:worker_threads").isMainThread,
     listen(message) {
       const port = builtin("node:worker_threads").parentPort;
       port?.on("message", message);

@@ -11,10 +11,20 @@ interface WorkerScope {
   postMessage(message: unknown, transfer: Transferable[]): void;
 }
 
+/** Workers have no window. */
+const inWorker = () => "WorkerGlobalScope" in globalThis;
+
 /** The web's part of a machine. */
 export const web: Pick<
   Machine,
-  "processors" | "warn" | "gpu" | "startThread" | "listen"
+  | "processors"
+  | "warn"
+  | "gpu"
+  | "startThread"
+  | "startHelper"
+  | "mayWait"
+  | "inWorker"
+  | "listen"
 > = {
   processors: Math.max(1, globalThis.navigator?.hardwareConcurrency || 1),
   // deno-lint-ignore no-console
@@ -34,6 +44,23 @@ export const web: Pick<
       terminate: () => worker.terminate(),
     };
   },
+  startHelper(run, data) {
+    const text = `onmessage = ({ data }) => (${run})(data);`;
+    const url = URL.createObjectURL(
+      new Blob([text], { type: "text/javascript" }),
+    );
+    const worker = new Worker(url);
+    worker.onerror = (event) => event.preventDefault();
+    worker.postMessage(data);
+    return {
+      terminate() {
+        worker.terminate();
+        URL.revokeObjectURL(url);
+      },
+    };
+  },
+  mayWait: () => inWorker(),
+  inWorker: () => inWorker(),
   listen(message) {
     const scope = globalThis as unknown as WorkerScope;
     scope.onmessage = ({ data }) => message(data);
