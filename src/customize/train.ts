@@ -332,11 +332,11 @@ export async function* train(
       );
       const { accumulate = 1 } = config;
       const { grads, values } = meanOf(accumulate, (part) =>
-        gradients(
+        lossGradients(
           model,
           concept,
           s,
-          state,
+          state.params,
           moving,
           () =>
             drawBatch(
@@ -429,8 +429,10 @@ function rateFactor(
 }
 
 /** Gradients of a batch and its losses, by name. */
-interface Gradients {
+export interface Gradients {
+  /** By the parameters' names. */
   readonly grads: Map<string, tf.Tensor>;
+  /** Scalars: `total` and what it is made of. */
   readonly values: Readonly<Record<string, tf.Tensor>>;
 }
 
@@ -465,12 +467,25 @@ function meanOf(count: number, of: (part: number) => Gradients): Gradients {
   return sum;
 }
 
-/** Loss parts and gradients of the moving parameters at a state. */
-function gradients(
+/**
+ * Parts of a batch's loss and its gradients by some parameters.
+ *
+ * @param model The base model.
+ * @param concept The concept.
+ * @param s The model's schedule.
+ * @param params The concept's parameters, by the names of `conceptTensors`.
+ * @param moving Names of those that gradients are taken by.
+ * @param batch Draws the batch, inside what counts as the loss.
+ * @param config What counts.
+ * @param memory What gradients keep.
+ * @default memory "high"
+ * @returns Tensors, the caller's.
+ */
+export function lossGradients(
   model: Model,
   concept: Concept,
   s: Schedule,
-  state: TrainState,
+  params: ReadonlyMap<string, tf.Tensor>,
   moving: readonly string[],
   batch: () => TrainBatch,
   config: LossConfig,
@@ -479,63 +494,22 @@ function gradients(
   let values: Gradients["values"] | undefined;
   const { value, grads } = valueAndGrads(
     (leaves: readonly tf.Tensor[]) => {
-      const params = new Map(state.params);
-      moving.forEach((name, i) => params.set(name, leaves[i]));
-      const adapted = attachConcept(model, withParams(concept, params));
+      const own = new Map(params);
+      moving.forEach((name, i) => own.set(name, leaves[i]));
+      const adapted = attachConcept(model, withParams(concept, own));
       const losses = trainingLoss(adapted, s, batch(), config, memory);
       values = Object.fromEntries(
         Object.entries(losses).map(([k, v]) => [k, tf.keep(v.clone())]),
       );
       return losses.total;
     },
-    moving.map((name) => state.params.get(name)!),
+    moving.map((name) => params.get(name)!),
   );
   value.dispose();
   return {
     grads: new Map(moving.map((name, i) => [name, grads.get(String(i))!])),
     values: values!,
   };
-}
-
-/**
- * The gradients of a batch's loss by every tensor of a concept.
- *
- * @param model The base model.
- * @param concept The concept.
- * @param batch The batch; stays the caller's.
- * @param config What counts.
- * @param memory What gradients keep.
- * @default memory "high"
- * @returns Losses as numbers, and gradients by the names of `conceptTensors`,
- * the caller's.
- */
-export async function conceptGradients(
-  model: Model,
-  concept: Concept,
-  batch: TrainBatch,
-  config: LossConfig,
-  memory?: Memory,
-): Promise<
-  { losses: Record<string, number>; grads: Map<string, tf.Tensor> }
-> {
-  const s = schedule(parseSchedulerConfig(model.scheduler));
-  const params = conceptTensors(concept);
-  const { grads, values } = gradients(
-    model,
-    concept,
-    s,
-    { params } as unknown as TrainState,
-    [...params.keys()],
-    () => batch,
-    config,
-    memory,
-  );
-  const losses: Record<string, number> = {};
-  for (const [name, value] of Object.entries(values)) {
-    losses[name] = (await value.data())[0];
-    value.dispose();
-  }
-  return { losses, grads };
 }
 
 /** Settings of {@linkcode customize}. */

@@ -547,56 +547,6 @@ export function viewFloat32(
   }
 }
 
-/**
- * The tensor's values as int32, in fresh memory.
- *
- * @throws If the dtype is no integer type or a value leaves the int32 range.
- */
-export function toInt32(raw: RawTensor): Int32Array {
-  const { dtype, buffer, offset, length } = aligned(raw);
-  switch (dtype) {
-    case "I64":
-      return within(dtype, new BigInt64Array(buffer, offset, length));
-    case "U64":
-      return within(dtype, new BigUint64Array(buffer, offset, length));
-    case "U32":
-      return within(dtype, new Uint32Array(buffer, offset, length));
-    case "I32":
-      return new Int32Array(buffer, offset, length).slice();
-    case "I16":
-      return Int32Array.from(new Int16Array(buffer, offset, length));
-    case "U16":
-      return Int32Array.from(new Uint16Array(buffer, offset, length));
-    case "I8":
-      return Int32Array.from(new Int8Array(buffer, offset, length));
-    case "U8":
-      return Int32Array.from(new Uint8Array(buffer, offset, length));
-    case "BOOL":
-      return Int32Array.from(new Uint8Array(buffer, offset, length), truth);
-    default:
-      throw cannot("read integers", "an integer dtype", raw.dtype);
-  }
-}
-
-/** Integers as int32, if all of them are. */
-function within(
-  dtype: DType,
-  values: BigInt64Array | BigUint64Array | Uint32Array,
-): Int32Array {
-  const result = new Int32Array(values.length);
-  for (let i = 0; i < values.length; i++) {
-    result[i] = Number(values[i]);
-    if (BigInt(result[i]) !== BigInt(values[i])) {
-      throw cannot(
-        "read integers",
-        `${dtype} values within int32`,
-        `${values[i]} at ${i}`,
-      );
-    }
-  }
-  return result;
-}
-
 function truth(byte: number): number {
   return byte === 0 ? 0 : 1;
 }
