@@ -5,7 +5,7 @@
  */
 import * as tf from "@tensorflow/tfjs";
 import { isSoftware } from "./device.ts";
-import { cannot } from "./errors.ts";
+import { cannot, reasonOf } from "./errors.ts";
 import { registerKernels } from "./kernels/register.ts";
 import { machine } from "./platform/machine.ts";
 
@@ -140,7 +140,7 @@ async function startWebgpu(acceptSoftware: boolean): Promise<Started> {
   try {
     adapter = await gpu.requestAdapter({ powerPreference: "high-performance" });
   } catch (error) {
-    return `no webgpu: ${message(error)}`;
+    return `no webgpu: ${reasonOf(error)}`;
   }
   if (!adapter) return "no webgpu: no graphics adapter found";
   const { description, device, vendor, architecture } = adapter.info;
@@ -160,7 +160,7 @@ async function startWebgpu(acceptSoftware: boolean): Promise<Started> {
     }
     return `no webgpu: tfjs could not start it on ${label}`;
   } catch (error) {
-    return `no webgpu: ${message(error)}`;
+    return `no webgpu: ${reasonOf(error)}`;
   }
 }
 
@@ -180,7 +180,7 @@ async function startWasm(options: SelectBackendOptions): Promise<Started> {
     if (options.kernels ?? true) registerKernels();
     return { name: "wasm" };
   } catch (error) {
-    return `no wasm: ${message(error)}`;
+    return `no wasm: ${reasonOf(error)}`;
   }
 }
 
@@ -206,10 +206,4 @@ function wasmFolder(given?: string | URL): string {
     ? decodeURIComponent(given.pathname).replace(/^\/(?=[A-Za-z]:)/, "")
     : String(given);
   return folder.replace(/\/?$/, "/");
-}
-
-function message(error: unknown): string {
-  if (error instanceof Error) return error.message;
-  // tfjs rejects with plain objects.
-  return (error as { message?: string })?.message ?? String(error);
 }

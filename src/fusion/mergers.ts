@@ -582,7 +582,7 @@ export const MERGE_METHODS: readonly MergeMethod[] = [
 ];
 
 /** Mergers that need what clients measured. */
-export const MEASURED: readonly MergeMethod[] = [
+const MEASURED: readonly MergeMethod[] = [
   "regmean",
   "ssr",
   "custom_diffusion",

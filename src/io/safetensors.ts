@@ -8,7 +8,7 @@
  *
  * @module
  */
-import { cannot } from "../core/errors.ts";
+import { cannot, reasonOf } from "../core/errors.ts";
 import { otherContent, writeAtomic } from "./files.ts";
 import {
   type ByteSource,
@@ -141,7 +141,7 @@ export interface SafetensorsFile {
 }
 
 /** The longest header the format allows, in bytes. */
-export const MAX_HEADER_BYTES: number = 100_000_000;
+const MAX_HEADER_BYTES: number = 100_000_000;
 
 const PREFIX_BYTES = 8;
 
@@ -268,7 +268,7 @@ function parseHeader(bytes: Uint8Array, from: string): Header {
       .decode(bytes);
     value = JSON.parse(text);
   } catch (error) {
-    throw cannot(what, "JSON in UTF-8", `${error}`);
+    throw cannot(what, "JSON in UTF-8", reasonOf(error));
   }
   if (!text.startsWith("{") || !isRecord(value)) {
     throw cannot(what, "a JSON object that starts with {", text.slice(0, 20));
