@@ -295,19 +295,8 @@ export async function* train(
   checkConfig(config, data, options);
   const s = schedule(parseSchedulerConfig(model.scheduler));
   const own = conceptTensors(concept);
-  const names = trainedNames(concept, config);
-  if (names.length === 0) {
-    throw cannot("train", "a group with a rate above 0", config.lr);
-  }
+  const names = namesToTrain(concept, config);
   const pivot = pivotOf(config);
-  const isWord = (name: string) => groupOf(name) === "embedding";
-  if (pivot > 0 && (!names.some(isWord) || names.every(isWord))) {
-    throw cannot(
-      "train with a pivot",
-      "an embedding and an adapter with rates above 0",
-      config.lr,
-    );
-  }
   // Fails here, before work, if the concept does not fit the model.
   tf.tidy(() => void attachConcept(model, concept));
   const id = await fingerprint(concept, data, config, options.prior);
@@ -325,11 +314,7 @@ export async function* train(
       }
       const [from, to] = step < pivot ? [0, pivot] : [pivot, config.steps];
       const factor = rateFactor(config, step - from, to - from);
-      const moving = names.filter((name) =>
-        isWord(name)
-          ? !state.embeddingsStopped && (pivot === 0 || step < pivot)
-          : step >= pivot
-      );
+      const moving = movingNames(names, state, pivot);
       const { accumulate = 1 } = config;
       const { grads, values } = meanOf(accumulate, (part) =>
         lossGradients(
@@ -351,41 +336,14 @@ export async function* train(
           config,
           options.memory,
         ));
-      const clipped = config.clipNorm > 0
-        ? clipGlobalNorm(grads, config.clipNorm)
-        : undefined;
-      const next = adamwStep(
-        state.params,
-        clipped?.grads ?? grads,
-        state.adam,
-        {
-          lr: (name) => config.lr[groupOf(name)] * factor,
-          weightDecay: config.weightDecay,
-          betas: config.betas,
-          eps: config.eps,
-        },
-      );
-      disposeTensors(grads, clipped?.grads ?? new Map());
-      clipped?.norm.dispose();
-      disposeState(state);
-      state = {
-        ...state,
-        step: step + 1,
-        params: next.params,
-        adam: next.state,
-      };
-      const norm = meanNorm(next.params);
+      state = updated(state, grads, config, factor);
+      const norm = meanNorm(state.params);
       const embeddingNorm = (await norm?.data())?.[0];
       norm?.dispose();
       if (embeddingNorm !== undefined && embeddingNorm >= limit) {
         state = { ...state, embeddingsStopped: true };
       }
-      const parts: Record<string, number> = {};
-      for (const [name, value] of Object.entries(values)) {
-        parts[name] = (await value.data())[0];
-        value.dispose();
-      }
-      const { total: loss, ...rest } = parts;
+      const { total: loss, ...rest } = await numbersOf(values);
       if (!Number.isFinite(loss)) {
         throw cannot(`train step ${step}`, "a finite loss", loss);
       }
@@ -408,6 +366,75 @@ export async function* train(
     unbound();
     disposeState(state);
   }
+}
+
+/** Names of what is trained; refuses a configuration that trains nothing. */
+function namesToTrain(concept: Concept, config: TrainConfig): string[] {
+  const names = trainedNames(concept, config);
+  if (names.length === 0) {
+    throw cannot("train", "a group with a rate above 0", config.lr);
+  }
+  if (pivotOf(config) > 0 && (!names.some(isWord) || names.every(isWord))) {
+    throw cannot(
+      "train with a pivot",
+      "an embedding and an adapter with rates above 0",
+      config.lr,
+    );
+  }
+  return names;
+}
+
+function isWord(name: string): boolean {
+  return groupOf(name) === "embedding";
+}
+
+/** Names of the parameters that move in a state's next step. */
+function movingNames(
+  names: readonly string[],
+  { step, embeddingsStopped }: TrainState,
+  pivot: number,
+): string[] {
+  return names.filter((name) =>
+    isWord(name)
+      ? !embeddingsStopped && (pivot === 0 || step < pivot)
+      : step >= pivot
+  );
+}
+
+/** The state after a step; disposes the one before it, and the gradients. */
+function updated(
+  state: TrainState,
+  grads: Map<string, tf.Tensor>,
+  config: TrainConfig,
+  factor: number,
+): TrainState {
+  const { clipNorm, weightDecay, betas, eps } = config;
+  const clipped = clipNorm > 0 ? clipGlobalNorm(grads, clipNorm) : undefined;
+  const next = adamwStep(state.params, clipped?.grads ?? grads, state.adam, {
+    lr: (name) => config.lr[groupOf(name)] * factor,
+    ...{ weightDecay, betas, eps },
+  });
+  disposeTensors(grads, clipped?.grads ?? new Map());
+  clipped?.norm.dispose();
+  disposeState(state);
+  return {
+    ...state,
+    step: state.step + 1,
+    params: next.params,
+    adam: next.state,
+  };
+}
+
+/** Losses as numbers; disposes the scalars. */
+async function numbersOf(
+  values: Gradients["values"],
+): Promise<Record<string, number>> {
+  const numbers: Record<string, number> = {};
+  for (const [name, value] of Object.entries(values)) {
+    numbers[name] = (await value.data())[0];
+    value.dispose();
+  }
+  return numbers;
 }
 
 /** What the learning rates are multiplied with in a step. */
