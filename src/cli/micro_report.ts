@@ -91,11 +91,11 @@ function sheetOf(
   const starts = list.flatMap((_, i) => i % COLUMNS === 0 ? [i] : []);
   return {
     scale,
-    columns: list.slice(0, COLUMNS).map((_, i) => `+${i}`),
+    columns: list.slice(0, COLUMNS).map(() => ""),
     rows: starts.map((from) => {
       const row = list.slice(from, from + COLUMNS);
       return {
-        label: `${from + 1}`,
+        label: `${from + 1}–${from + row.length}`,
         cells: row.map(({ image }) => image),
         captions: row.map(({ text = "" }) => text),
       };
@@ -129,7 +129,7 @@ function reportOf(
     [
       "naming",
       "To be named by looking; naming.json is the key",
-      sheetOf(naming.map(({ image }) => ({ image })), 2),
+      sheetOf(naming.map(({ image }, i) => ({ image, text: `${i + 1}` })), 2),
     ],
   ];
   return {
