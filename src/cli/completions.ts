@@ -26,7 +26,7 @@ import { trainCommand } from "./train.ts";
 import { workerCommand } from "./worker.ts";
 
 /** Shells that there are completions for. */
-export const SHELLS = ["bash", "zsh", "fish"] as const;
+const SHELLS = ["bash", "zsh", "fish"] as const;
 
 /** A command as completion sees it. */
 export interface Completed {

@@ -381,7 +381,7 @@ function trimmed({ tokenizer, added }: Model): Model["tokenizer"] {
  * @throws Before work starts, if a file is missing, broken or not what the
  * format is for, or the output cannot be written.
  */
-export async function runConvert(request: ConvertRequest): Promise<void> {
+async function runConvert(request: ConvertRequest): Promise<void> {
   const { out, to, tokens } = request;
   const from = await localModel(request.from);
   await mustExist("convert", from);

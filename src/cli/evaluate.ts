@@ -606,7 +606,7 @@ function written(report: EvaluateReport): string {
  * @throws Before work starts, if files are missing, the output cannot be
  * written or the backend is not available.
  */
-export async function runEvaluate(request: EvaluateRequest): Promise<void> {
+async function runEvaluate(request: EvaluateRequest): Promise<void> {
   const { out, clip: clipName = joinPath(EMBEDDED, "clip_b") } = request;
   await mustExist("evaluate", request.images, request.references);
   if (out) await assertWritable(parentOf(out));

@@ -246,7 +246,7 @@ async function fused(
  * @throws Before work starts, if files are missing, the output cannot be
  * written, the backend is not available or a concept does not fit.
  */
-export async function runFuse(request: FuseRequest): Promise<void> {
+async function runFuse(request: FuseRequest): Promise<void> {
   const { out, singleFile, dtype } = request;
   await mustExist("fuse", ...request.concept.map(({ path }) => path));
   await assertDistinct("fuse", { "--out": out, "--single-file": singleFile });

@@ -554,7 +554,7 @@ function lines(
  *
  * @param request What is asked for.
  */
-export async function runInspect(request: InspectRequest): Promise<void> {
+async function runInspect(request: InspectRequest): Promise<void> {
   await hostBackend();
   const found = await inspect(request);
   if (request.json) {

@@ -103,7 +103,7 @@ const LABELS: Readonly<Record<Stage, string>> = {
  *
  * @param progress The bar.
  */
-export function showRecords(progress: Progress): (record: LabRecord) => void {
+function showRecords(progress: Progress): (record: LabRecord) => void {
   return ({ stage, done, total, unit }) =>
     progress.update(LABELS[stage], done, total, unit);
 }

@@ -6,21 +6,29 @@
 import { cannot } from "../core/errors.ts";
 import { finish } from "../core/finish.ts";
 import {
+  type EvaluatorCheck,
   evaluatorTable,
   evaluatorVerdict,
 } from "../evaluation/evaluator_check.ts";
 import {
+  type MicroNumbers,
   type MicroPictures,
   microReport,
   microTargets,
 } from "../micro/quality.ts";
-import { joinPath, writeAtomic, writeJson } from "../io/files.ts";
-import { encodePng } from "../io/png.ts";
+import { joinPath, writeJson } from "../io/files.ts";
+import type { Pixels } from "../io/png.ts";
 import { BACKGROUNDS } from "../micro/world.ts";
 import { SETTING_OPTIONS, settingsOf } from "../experiments/presets.ts";
-import { contactSheet } from "../report/grid.ts";
+import {
+  type Report,
+  type ReportPart,
+  reportText,
+  writeReport,
+} from "../report/document.ts";
+import type { Sheet } from "../report/grid.ts";
 import { decimal } from "../report/format.ts";
-import { textTable } from "../report/table.ts";
+import { tableOf } from "../report/table.ts";
 import { type Command, command, runCommand } from "./command.ts";
 import { inLab, LAB_OPTIONS, labRequest } from "./lab_options.ts";
 import {
@@ -72,55 +80,95 @@ const OPTIONS = optionTable({
 
 type Request = Values<typeof OPTIONS>;
 
-/** Writes the contact sheets. */
-async function writeSheets(
-  out: string,
-  pictures: MicroPictures,
-): Promise<void> {
-  const grid = <T>(list: readonly T[], columns: number): T[][] =>
-    Array.from(
-      { length: Math.ceil(list.length / columns) },
-      (_, i) => list.slice(i * columns, (i + 1) * columns),
-    );
-  for (const name of ["single", "pairs"] as const) {
-    const rows = grid(pictures[name], 8);
-    if (rows.length === 0) continue;
-    const sheet = contactSheet(
-      rows.map((row) => row.map(({ image }) => image)),
-      {
-        captions: rows.map((row) => row.map(({ text }) => text)),
-        title: "held-out prompts, base model",
-        gap: 4,
-      },
-    );
-    await writeAtomic(joinPath(out, `${name}.png`), encodePng(sheet));
-  }
-  if (pictures.naming.length > 0) {
-    const rows = grid(pictures.naming, 8);
-    const sheet = contactSheet(rows.map((row) => row.map((p) => p.image)), {
-      captions: rows.map((row, i) => row.map((_, j) => `${8 * i + j + 1}`)),
-      scale: 2,
-      gap: 4,
-    });
-    await writeAtomic(joinPath(out, "naming.png"), encodePng(sheet));
-    await writeJson(
-      joinPath(out, "naming.json"),
-      pictures.naming.map(({ noun, text }, i) => ({
-        number: i + 1,
-        noun,
-        prompt: text,
-      })),
-    );
-  }
-  const columns = grid(pictures.scenes, 8);
-  const sheet = contactSheet(
-    columns.flatMap((row) => [
-      row.map(({ real }) => real),
-      row.map(({ decoded }) => decoded),
+/** Pictures in a row of a sheet. */
+const COLUMNS = 8;
+
+/** Rows of pictures, numbered across the sheet. */
+function sheetOf(
+  list: readonly { readonly image: Pixels; readonly text?: string }[],
+  scale = 1,
+): Sheet {
+  const starts = list.flatMap((_, i) => i % COLUMNS === 0 ? [i] : []);
+  return {
+    scale,
+    columns: list.slice(0, COLUMNS).map(() => ""),
+    rows: starts.map((from) => {
+      const row = list.slice(from, from + COLUMNS);
+      return {
+        label: `${from + 1}–${from + row.length}`,
+        cells: row.map(({ image }) => image),
+        captions: row.map(({ text = "" }) => text),
+      };
+    }),
+  };
+}
+
+/** Scenes above what the autoencoder makes of them. */
+function sceneSheet(scenes: MicroPictures["scenes"]): Sheet {
+  const rows = sheetOf(scenes.map(({ real }) => ({ image: real }))).rows;
+  const decoded = sheetOf(scenes.map(({ decoded }) => ({ image: decoded })));
+  return {
+    columns: decoded.columns,
+    rows: rows.flatMap(({ cells }, i) => [
+      { label: "scene", cells },
+      { label: "decoded", cells: decoded.rows[i].cells },
     ]),
-    { rowLabels: columns.flatMap(() => ["scene", "decoded"]) },
-  );
-  await writeAtomic(joinPath(out, "autoencoder.png"), encodePng(sheet));
+  };
+}
+
+/** The whole report. */
+function reportOf(
+  numbers: MicroNumbers,
+  evaluator: EvaluatorCheck,
+  { single, pairs, scenes, naming }: MicroPictures,
+): Report {
+  const sheets: readonly (readonly [string, string, Sheet])[] = [
+    ["single", "Held-out prompts of one object", sheetOf(single)],
+    ["pairs", "Held-out prompts of two objects", sheetOf(pairs)],
+    ["autoencoder", "Scenes through the autoencoder", sceneSheet(scenes)],
+    [
+      "naming",
+      "To be named by looking; naming.json is the key",
+      sheetOf(naming.map(({ image }, i) => ({ image, text: `${i + 1}` })), 2),
+    ],
+  ];
+  return {
+    name: "report",
+    title: "the embedded model",
+    lead: [evaluatorVerdict("clip_b", evaluator)],
+    parts: [
+      {
+        type: "table",
+        brief: true,
+        table: evaluatorTable({ clip_b: evaluator }),
+      },
+      {
+        type: "table",
+        brief: true,
+        table: tableOf(Object.entries(numbers), [
+          ["number", ([name]) => name],
+          ["value", ([, value]) => decimal(value)],
+        ]),
+      },
+      {
+        type: "table",
+        brief: true,
+        table: tableOf(microTargets(numbers), [
+          ["measured", ({ name }) => name],
+          ["value", ({ value }) => decimal(value, 2)],
+          ["floor", ({ floor }) => decimal(floor, 2)],
+          [
+            "",
+            ({ value, floor }) =>
+              value >= floor ? "floor reached" : "BELOW THE FLOOR",
+          ],
+        ]),
+      },
+      ...sheets.filter(([, , sheet]) => sheet.rows.length > 0).map((
+        [name, title, sheet],
+      ): ReportPart => ({ type: "pictures", name, title, sheet })),
+    ],
+  };
 }
 
 /** Measures the embedded model. */
@@ -131,7 +179,7 @@ export const microReportCommand: Command<Request> = command({
   about:
     "Measures the embedded model on held-out scenes, tests its evaluation " +
     "CLIP,\nand draws contact sheets.",
-  notes: "Writes report.json, single.png, pairs.png and autoencoder.png.",
+  notes: "Writes report.json, .md and .html, and its pictures as PNG.",
   examples: [
     "deno task micro:report --json",
     "deno task micro:report --naming",
@@ -168,27 +216,17 @@ async function run(request: Request): Promise<void> {
       );
     },
   );
-  await writeSheets(out, pictures);
-  await writeJson(joinPath(out, "report.json"), numbers);
-  if (json) return console.log(JSON.stringify(numbers));
-  console.log(evaluatorVerdict("clip_b", evaluator));
-  console.log("\n" + textTable(evaluatorTable({ clip_b: evaluator })));
-  for (const [name, value] of Object.entries(numbers)) {
-    console.log(`${name.padEnd(22)} ${decimal(value)}`);
+  const report = reportOf(numbers, evaluator, pictures);
+  await writeReport(out, report, numbers);
+  if (naming) {
+    const key = pictures.naming.map(({ noun, text }, i) => (
+      { number: i + 1, noun, prompt: text }
+    ));
+    await writeJson(joinPath(out, "naming.json"), key);
   }
-  console.log(
-    "\n" + textTable({
-      head: ["", "value", "floor", ""],
-      rows: microTargets(numbers).map(({ name, value, floor }) => [
-        name,
-        decimal(value, 2),
-        decimal(floor, 2),
-        value >= floor ? "floor reached" : "BELOW THE FLOOR",
-      ]),
-    }),
-  );
-  if (naming) console.log(`${out}/naming.png, naming.json`);
-  console.log(`${out}/single.png, pairs.png, autoencoder.png`);
+  if (json) return console.log(JSON.stringify(numbers));
+  console.log(reportText(report));
+  console.log(`\n${joinPath(out, "report.html")}  (also .json, .md, .png)`);
 }
 
 if (import.meta.main) {

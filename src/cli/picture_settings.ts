@@ -40,7 +40,7 @@ export interface PictureSettings {
  *
  * @param settings What is said.
  */
-export function parametersText(
+function parametersText(
   { settings, number, size, model }: PictureSettings,
 ): string {
   const { prompt, negative, steps, sampler, guidance, clipSkip } = settings;

@@ -481,7 +481,7 @@ function methodOf(request: TrainRequest): Method {
  * @throws Before work starts, if files are missing, the output cannot be
  * written, the backend is not available or something does not fit.
  */
-export async function runTrain(request: TrainRequest): Promise<void> {
+async function runTrain(request: TrainRequest): Promise<void> {
   const { name, out = joinPath("out", `${name}.safetensors`) } = request;
   await mustExist("train", request.images, request.masks, request.prior);
   const classWord = await classOf(request);

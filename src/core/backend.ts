@@ -5,7 +5,7 @@
  */
 import * as tf from "@tensorflow/tfjs";
 import { isSoftware } from "./device.ts";
-import { cannot } from "./errors.ts";
+import { cannot, reasonOf } from "./errors.ts";
 import { registerKernels } from "./kernels/register.ts";
 import { withSharedMemory } from "./kernels/shared_memory.ts";
 import { memoryShared, type WasmBackend } from "./kernels/simd.ts";
@@ -154,7 +154,7 @@ async function startWebgpu(acceptSoftware: boolean): Promise<Started> {
   try {
     adapter = await gpu.requestAdapter({ powerPreference: "high-performance" });
   } catch (error) {
-    return `no webgpu: ${message(error)}`;
+    return `no webgpu: ${reasonOf(error)}`;
   }
   if (!adapter) return "no webgpu: no graphics adapter found";
   const { description, device, vendor, architecture } = adapter.info;
@@ -174,7 +174,7 @@ async function startWebgpu(acceptSoftware: boolean): Promise<Started> {
     }
     return `no webgpu: tfjs could not start it on ${label}`;
   } catch (error) {
-    return `no webgpu: ${message(error)}`;
+    return `no webgpu: ${reasonOf(error)}`;
   }
 }
 
@@ -210,7 +210,7 @@ async function startWasm(options: SelectBackendOptions): Promise<Started> {
     if (kernels) registerKernels();
     return { name: "wasm", threads: threadCount() };
   } catch (error) {
-    return `no wasm: ${message(error)}`;
+    return `no wasm: ${reasonOf(error)}`;
   }
 }
 
@@ -269,10 +269,4 @@ function wasmFolder(given?: string | URL): string {
     ? decodeURIComponent(given.pathname).replace(/^\/(?=[A-Za-z]:)/, "")
     : String(given);
   return folder.replace(/\/?$/, "/");
-}
-
-function message(error: unknown): string {
-  if (error instanceof Error) return error.message;
-  // tfjs rejects with plain objects.
-  return (error as { message?: string })?.message ?? String(error);
 }

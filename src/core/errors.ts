@@ -18,6 +18,20 @@ export function cannot(what: string, expected: string, got: unknown): Error {
   return new Error(`Cannot ${what}: expected ${expected}, got ${shown}`);
 }
 
+/**
+ * Why something failed, in words: an error's message without its class.
+ *
+ * @param error What was thrown; tfjs rejects with plain objects.
+ *
+ * @example
+ * ```ts
+ * reasonOf(new TypeError("no such file")); // no such file
+ * ```
+ */
+export function reasonOf(error: unknown): string {
+  return (error as { message?: string } | undefined)?.message ?? String(error);
+}
+
 /** The most keys that a message names. */
 const SHOWN_KEYS = 10;
 

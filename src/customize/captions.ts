@@ -42,7 +42,7 @@ export function fillCaption(caption: string, phrase: string): string {
  *
  * @param caption The caption.
  */
-export function namesConcept(caption: string): boolean {
+function namesConcept(caption: string): boolean {
   return PLACEHOLDERS.some((placeholder) => caption.includes(placeholder));
 }
 

@@ -53,16 +53,6 @@ export function squaredErrors(
 }
 
 /**
- * Mean squared error.
- *
- * @param prediction [b, …].
- * @param target [b, …].
- */
-export function mse(prediction: tf.Tensor, target: tf.Tensor): tf.Scalar {
-  return tf.mean(tf.square(tf.sub(prediction, target)));
-}
-
-/**
  * Masked squared error of each sample: the sum over pixels and channels inside
  * the mask over the sum of the one-channel mask. With a full mask this is the
  * number of channels times the mean squared error (official code).
@@ -87,21 +77,6 @@ export function maskedErrors(
   }
   const errors = tf.mul(tf.square(tf.sub(prediction, target)), mask);
   return tf.div(tf.sum(errors, [1, 2, 3]), tf.sum(mask, [1, 2, 3]));
-}
-
-/**
- * Masked loss: the mean over samples of {@linkcode maskedErrors}.
- *
- * @param prediction [b, h, w, c].
- * @param target [b, h, w, c].
- * @param mask [b, h, w, 1].
- */
-export function maskedLoss(
-  prediction: tf.Tensor4D,
-  target: tf.Tensor4D,
-  mask: tf.Tensor4D,
-): tf.Scalar {
-  return tf.mean(maskedErrors(prediction, target, mask));
 }
 
 /**
@@ -181,47 +156,6 @@ export function vLikeNoiseWeights(
   timesteps: readonly number[],
 ): number[] {
   return capped(s, timesteps).map((ratio) => ratio / (ratio + 1));
-}
-
-/**
- * The weighted mean of losses of samples, `Σ wᵢ·lossᵢ / b`.
- *
- * @param losses [b].
- * @param weights One a sample.
- */
-export function weightedMean(
-  losses: tf.Tensor1D,
-  weights: readonly number[],
-): tf.Scalar {
-  if (losses.shape[0] !== weights.length) {
-    throw cannot("weight losses", `${losses.shape[0]} weights`, weights.length);
-  }
-  return tf.mean(tf.mul(losses, tf.tensor1d([...weights])));
-}
-
-/**
- * Prior preservation (DreamBooth): the first half of a batch is the concept,
- * the second half its class; `mse + weight·mse`.
- *
- * @param prediction [2b, …].
- * @param target [2b, …].
- * @param weight Of the class half.
- * @returns Both halves' losses and their weighted sum.
- * @throws If the batch is odd.
- */
-export function priorPreservation(
-  prediction: tf.Tensor,
-  target: tf.Tensor,
-  weight: number,
-): { total: tf.Scalar; instance: tf.Scalar; prior: tf.Scalar } {
-  const rows = prediction.shape[0];
-  if (rows % 2 !== 0) {
-    throw cannot("preserve a prior", "an even batch", rows);
-  }
-  const [p, t] = [prediction, target].map((x) => tf.split(x, 2, 0));
-  const instance = mse(p[0], t[0]);
-  const prior = mse(p[1], t[1]);
-  return { total: tf.add(instance, tf.mul(prior, weight)), instance, prior };
 }
 
 /** Cross-attention of the concept's tokens at one layer. */

@@ -295,19 +295,8 @@ export async function* train(
   checkConfig(config, data, options);
   const s = schedule(parseSchedulerConfig(model.scheduler));
   const own = conceptTensors(concept);
-  const names = trainedNames(concept, config);
-  if (names.length === 0) {
-    throw cannot("train", "a group with a rate above 0", config.lr);
-  }
+  const names = namesToTrain(concept, config);
   const pivot = pivotOf(config);
-  const isWord = (name: string) => groupOf(name) === "embedding";
-  if (pivot > 0 && (!names.some(isWord) || names.every(isWord))) {
-    throw cannot(
-      "train with a pivot",
-      "an embedding and an adapter with rates above 0",
-      config.lr,
-    );
-  }
   // Fails here, before work, if the concept does not fit the model.
   tf.tidy(() => void attachConcept(model, concept));
   const id = await fingerprint(concept, data, config, options.prior);
@@ -325,18 +314,14 @@ export async function* train(
       }
       const [from, to] = step < pivot ? [0, pivot] : [pivot, config.steps];
       const factor = rateFactor(config, step - from, to - from);
-      const moving = names.filter((name) =>
-        isWord(name)
-          ? !state.embeddingsStopped && (pivot === 0 || step < pivot)
-          : step >= pivot
-      );
+      const moving = movingNames(names, state, pivot);
       const { accumulate = 1 } = config;
       const { grads, values } = meanOf(accumulate, (part) =>
-        gradients(
+        lossGradients(
           model,
           concept,
           s,
-          state,
+          state.params,
           moving,
           () =>
             drawBatch(
@@ -351,41 +336,14 @@ export async function* train(
           config,
           options.memory,
         ));
-      const clipped = config.clipNorm > 0
-        ? clipGlobalNorm(grads, config.clipNorm)
-        : undefined;
-      const next = adamwStep(
-        state.params,
-        clipped?.grads ?? grads,
-        state.adam,
-        {
-          lr: (name) => config.lr[groupOf(name)] * factor,
-          weightDecay: config.weightDecay,
-          betas: config.betas,
-          eps: config.eps,
-        },
-      );
-      disposeTensors(grads, clipped?.grads ?? new Map());
-      clipped?.norm.dispose();
-      disposeState(state);
-      state = {
-        ...state,
-        step: step + 1,
-        params: next.params,
-        adam: next.state,
-      };
-      const norm = meanNorm(next.params);
+      state = updated(state, grads, config, factor);
+      const norm = meanNorm(state.params);
       const embeddingNorm = (await norm?.data())?.[0];
       norm?.dispose();
       if (embeddingNorm !== undefined && embeddingNorm >= limit) {
         state = { ...state, embeddingsStopped: true };
       }
-      const parts: Record<string, number> = {};
-      for (const [name, value] of Object.entries(values)) {
-        parts[name] = (await value.data())[0];
-        value.dispose();
-      }
-      const { total: loss, ...rest } = parts;
+      const { total: loss, ...rest } = await numbersOf(values);
       if (!Number.isFinite(loss)) {
         throw cannot(`train step ${step}`, "a finite loss", loss);
       }
@@ -410,6 +368,75 @@ export async function* train(
   }
 }
 
+/** Names of what is trained; refuses a configuration that trains nothing. */
+function namesToTrain(concept: Concept, config: TrainConfig): string[] {
+  const names = trainedNames(concept, config);
+  if (names.length === 0) {
+    throw cannot("train", "a group with a rate above 0", config.lr);
+  }
+  if (pivotOf(config) > 0 && (!names.some(isWord) || names.every(isWord))) {
+    throw cannot(
+      "train with a pivot",
+      "an embedding and an adapter with rates above 0",
+      config.lr,
+    );
+  }
+  return names;
+}
+
+function isWord(name: string): boolean {
+  return groupOf(name) === "embedding";
+}
+
+/** Names of the parameters that move in a state's next step. */
+function movingNames(
+  names: readonly string[],
+  { step, embeddingsStopped }: TrainState,
+  pivot: number,
+): string[] {
+  return names.filter((name) =>
+    isWord(name)
+      ? !embeddingsStopped && (pivot === 0 || step < pivot)
+      : step >= pivot
+  );
+}
+
+/** The state after a step; disposes the one before it, and the gradients. */
+function updated(
+  state: TrainState,
+  grads: Map<string, tf.Tensor>,
+  config: TrainConfig,
+  factor: number,
+): TrainState {
+  const { clipNorm, weightDecay, betas, eps } = config;
+  const clipped = clipNorm > 0 ? clipGlobalNorm(grads, clipNorm) : undefined;
+  const next = adamwStep(state.params, clipped?.grads ?? grads, state.adam, {
+    lr: (name) => config.lr[groupOf(name)] * factor,
+    ...{ weightDecay, betas, eps },
+  });
+  disposeTensors(grads, clipped?.grads ?? new Map());
+  clipped?.norm.dispose();
+  disposeState(state);
+  return {
+    ...state,
+    step: state.step + 1,
+    params: next.params,
+    adam: next.state,
+  };
+}
+
+/** Losses as numbers; disposes the scalars. */
+async function numbersOf(
+  values: Gradients["values"],
+): Promise<Record<string, number>> {
+  const numbers: Record<string, number> = {};
+  for (const [name, value] of Object.entries(values)) {
+    numbers[name] = (await value.data())[0];
+    value.dispose();
+  }
+  return numbers;
+}
+
 /** What the learning rates are multiplied with in a step. */
 function rateFactor(
   { schedule, warmup, cycles }: TrainConfig,
@@ -429,8 +456,10 @@ function rateFactor(
 }
 
 /** Gradients of a batch and its losses, by name. */
-interface Gradients {
+export interface Gradients {
+  /** By the parameters' names. */
   readonly grads: Map<string, tf.Tensor>;
+  /** Scalars: `total` and what it is made of. */
   readonly values: Readonly<Record<string, tf.Tensor>>;
 }
 
@@ -465,12 +494,25 @@ function meanOf(count: number, of: (part: number) => Gradients): Gradients {
   return sum;
 }
 
-/** Loss parts and gradients of the moving parameters at a state. */
-function gradients(
+/**
+ * Parts of a batch's loss and its gradients by some parameters.
+ *
+ * @param model The base model.
+ * @param concept The concept.
+ * @param s The model's schedule.
+ * @param params The concept's parameters, by the names of `conceptTensors`.
+ * @param moving Names of those that gradients are taken by.
+ * @param batch Draws the batch, inside what counts as the loss.
+ * @param config What counts.
+ * @param memory What gradients keep.
+ * @default memory "high"
+ * @returns Tensors, the caller's.
+ */
+export function lossGradients(
   model: Model,
   concept: Concept,
   s: Schedule,
-  state: TrainState,
+  params: ReadonlyMap<string, tf.Tensor>,
   moving: readonly string[],
   batch: () => TrainBatch,
   config: LossConfig,
@@ -479,63 +521,22 @@ function gradients(
   let values: Gradients["values"] | undefined;
   const { value, grads } = valueAndGrads(
     (leaves: readonly tf.Tensor[]) => {
-      const params = new Map(state.params);
-      moving.forEach((name, i) => params.set(name, leaves[i]));
-      const adapted = attachConcept(model, withParams(concept, params));
+      const own = new Map(params);
+      moving.forEach((name, i) => own.set(name, leaves[i]));
+      const adapted = attachConcept(model, withParams(concept, own));
       const losses = trainingLoss(adapted, s, batch(), config, memory);
       values = Object.fromEntries(
         Object.entries(losses).map(([k, v]) => [k, tf.keep(v.clone())]),
       );
       return losses.total;
     },
-    moving.map((name) => state.params.get(name)!),
+    moving.map((name) => params.get(name)!),
   );
   value.dispose();
   return {
     grads: new Map(moving.map((name, i) => [name, grads.get(String(i))!])),
     values: values!,
   };
-}
-
-/**
- * The gradients of a batch's loss by every tensor of a concept.
- *
- * @param model The base model.
- * @param concept The concept.
- * @param batch The batch; stays the caller's.
- * @param config What counts.
- * @param memory What gradients keep.
- * @default memory "high"
- * @returns Losses as numbers, and gradients by the names of `conceptTensors`,
- * the caller's.
- */
-export async function conceptGradients(
-  model: Model,
-  concept: Concept,
-  batch: TrainBatch,
-  config: LossConfig,
-  memory?: Memory,
-): Promise<
-  { losses: Record<string, number>; grads: Map<string, tf.Tensor> }
-> {
-  const s = schedule(parseSchedulerConfig(model.scheduler));
-  const params = conceptTensors(concept);
-  const { grads, values } = gradients(
-    model,
-    concept,
-    s,
-    { params } as unknown as TrainState,
-    [...params.keys()],
-    () => batch,
-    config,
-    memory,
-  );
-  const losses: Record<string, number> = {};
-  for (const [name, value] of Object.entries(values)) {
-    losses[name] = (await value.data())[0];
-    value.dispose();
-  }
-  return { losses, grads };
 }
 
 /** Settings of {@linkcode customize}. */

@@ -113,25 +113,40 @@ export function trainingLoss(
     : squaredErrors(prediction, target);
   const weights = noiseWeights(s, timesteps, config.weighting);
   if (weights) errors = tf.mul(errors, tf.tensor1d(weights));
+  const parts = {
+    ...preservingPrior(errors, prior, config.priorWeight),
+    ...(samples.length > 0 && {
+      attention: tf.mul<tf.Scalar>(
+        attentionRegularisation(layers, batch.mask!, {
+          fullIdentity: config.attention.fullIdentity,
+          samples,
+        }),
+        config.attention.weight,
+      ),
+    }),
+  };
+  return { total: tf.addN(Object.values(parts)), ...parts };
+}
+
+/**
+ * Prior preservation (DreamBooth): the mean error of the concept's rows, and
+ * the weighted one of the class pictures after them.
+ *
+ * @param errors One per sample [b], weighted by noise level.
+ * @param prior How many of the last rows are class pictures.
+ * @param weight Of their error.
+ * @returns Scalars; without class pictures no `prior`.
+ */
+export function preservingPrior(
+  errors: tf.Tensor1D,
+  prior: number,
+  weight: number,
+): Pick<Losses, "diffusion" | "prior"> {
+  const own = errors.shape[0] - prior;
   const diffusion: tf.Scalar = tf.mean(tf.slice(errors, 0, own));
-  const parts: { attention?: tf.Scalar; prior?: tf.Scalar } = {};
-  if (prior > 0) {
-    parts.prior = tf.mul(
-      tf.mean(tf.slice(errors, own, prior)),
-      config.priorWeight,
-    );
-  }
-  if (samples.length > 0) {
-    parts.attention = tf.mul(
-      attentionRegularisation(layers, batch.mask!, {
-        fullIdentity: config.attention.fullIdentity,
-        samples,
-      }),
-      config.attention.weight,
-    );
-  }
-  const total = tf.addN([diffusion, ...Object.values(parts)]) as tf.Scalar;
-  return { total, diffusion, ...parts };
+  if (prior === 0) return { diffusion };
+  const others: tf.Scalar = tf.mean(tf.slice(errors, own, prior));
+  return { diffusion, prior: tf.mul(others, weight) };
 }
 
 function noiseWeights(

@@ -9,7 +9,7 @@
  * @module
  */
 import { z } from "zod";
-import { cannot } from "../core/errors.ts";
+import { cannot, reasonOf } from "../core/errors.ts";
 import { key } from "../core/random.ts";
 import { parentOf, pathOf, readJson } from "../io/files.ts";
 import { maskOf } from "../io/mask.ts";
@@ -534,7 +534,7 @@ export async function resolveLayout(
     } catch (error) {
       problems.push({
         path,
-        message: error instanceof Error ? error.message : String(error),
+        message: reasonOf(error),
       });
     }
   };

@@ -15,7 +15,7 @@ import type { ClipVector } from "./clip.ts";
 export const CLIP_SCORE_PREFIX = "A photo depicts ";
 
 /** Factor of CLIPScore. */
-export const CLIP_SCORE_WEIGHT = 2.5;
+const CLIP_SCORE_WEIGHT = 2.5;
 
 /**
  * The cosine of two unit vectors.

@@ -260,6 +260,7 @@ export const cost = experiment({
     `Trains concepts as ED-LoRA, measures and fuses them, and says what it took:
 bytes of features and of Gram matrices, bytes that a client sends, seconds.`,
   options: OPTIONS,
+  without: ["steps", "guidance"],
   scales: {
     quick: {
       help: "2 concepts: mechanics only",

@@ -55,7 +55,7 @@ export type Domain = "in" | "out";
 export type DomainMethod = "textual-inversion" | "p+" | "lora" | "ed-lora";
 
 /** All of them, in the order of the figure. */
-export const DOMAIN_METHODS: readonly DomainMethod[] = [
+const DOMAIN_METHODS: readonly DomainMethod[] = [
   "textual-inversion",
   "p+",
   "lora",

@@ -224,6 +224,7 @@ export const fig4 = experiment({
 numbers of iterations and in closed form with several ridges, and says what is left
 of the feature error in each stage of the pipeline.`,
   options: OPTIONS,
+  without: ["steps", "guidance"],
   scales: {
     quick: {
       help: "2 concepts, up to 5 iterations: mechanics only",

@@ -197,7 +197,7 @@ function comparisonsOf(
  *
  * @param rows A row per offset.
  */
-export function offsetTable(rows: readonly OffsetRow[]): Table {
+function offsetTable(rows: readonly OffsetRow[]): Table {
   return tableOf(rows, [
     ["offset", ({ offset }) => String(offset)],
     ["held-out error", ({ heldout }) => interval(heldout)],

@@ -58,7 +58,6 @@ const OPTIONS = optionTable({
     otherwise: "all",
     help: "pictures of a concept that are trained on, from the first",
   },
-  prompts: { ...RUN_OPTIONS.prompts, default: 2 },
   seeds: RUN_OPTIONS.seeds,
 });
 
@@ -154,7 +153,7 @@ async function measure(
 ): Promise<Outcome<{ readonly rows: readonly OverfitRow[] }>> {
   const { settings, seeds } = plan;
   const { sampling } = settings;
-  const all = await subjects(lab, plan.concepts, plan.prompts, sampling);
+  const all = await subjects(lab, plan.concepts, 1, sampling);
   const drawnSet = all.find(({ train }) => train.of !== "art");
   if (drawnSet) {
     throw cannot("compare training pictures", "identities", drawnSet.name);

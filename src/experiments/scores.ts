@@ -38,7 +38,7 @@ import { promptSamples, type Subject } from "./subjects.ts";
 export type ScoreName = "text" | "image" | "masked" | "retrieval";
 
 /** The four scores. */
-export const SCORES: readonly ScoreName[] = [
+const SCORES: readonly ScoreName[] = [
   "text",
   "image",
   "masked",

@@ -89,7 +89,7 @@ export interface Derivation {
  * @param source The file.
  * @param derivations What each name stands for.
  */
-export function derivedSource(
+function derivedSource(
   source: TensorSource,
   derivations: ReadonlyMap<string, Derivation>,
 ): TensorSource {
@@ -130,7 +130,7 @@ export interface LdmIgnored {
 }
 
 /** What a single file may hold beside the model. */
-export const LDM_IGNORED: readonly LdmIgnored[] = [
+const LDM_IGNORED: readonly LdmIgnored[] = [
   { keys: /^model_ema\./, why: "running averages kept for training" },
   {
     keys: new RegExp(
@@ -318,7 +318,7 @@ const COMPONENTS: readonly LdmComponent[] = [
  *
  * @param found The networks.
  */
-export function partNames(found: Iterable<LdmComponent>): string {
+function partNames(found: Iterable<LdmComponent>): string {
   return [...found].map((component) => PARTS[component].name).join(" and ");
 }
 

@@ -24,19 +24,6 @@ import {
 } from "./ldm_names.ts";
 
 /**
- * Whether the names are those of a single file with a Stable Diffusion's UNet
- * and whatever is with it.
- *
- * @param keys Names of the tensors.
- */
-export function isLdm(keys: Iterable<string>): boolean {
-  for (const key of keys) {
-    if (key.startsWith(LDM_PREFIX.unet)) return true;
-  }
-  return false;
-}
-
-/**
  * How the tensors of a network are named in a file: `ldm` as in whole
  * checkpoints, `bare` so without the network's prefix, `diffusers` by the paths
  * of diffusers' modules.

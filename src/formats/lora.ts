@@ -356,25 +356,7 @@ function plan(
   for (const layer of found.values()) {
     checkLayer(d, layer, file, configs[layer.component], faults);
   }
-  const required = options.complete === false && d.id !== CLONEOFSIMO.id
-    ? undefined
-    : d.required ??
-      (options.complete
-        ? (_: LoraLayers, __: LoraHeader, c: Component) =>
-          attentionPaths(layers, c)
-        : undefined);
-  const names = d.names(layers, file);
-  for (const component of COMPONENTS) {
-    const present = [...found.values()].some((l) => l.component === component);
-    if (!required || !present) continue;
-    for (const path of required(layers, file, component)) {
-      if (found.has(`${component} ${path}`)) continue;
-      const [stem] = names(component, path);
-      faults.missing.push(
-        ...(["down", "up"] as const).map((p) => stem + d.parts[p]![0]),
-      );
-    }
-  }
+  faults.missing.push(...missingKeys(d, found, layers, file, options));
   for (const [kind, list] of Object.entries(d.faults?.(file, layers) ?? {})) {
     faults[kind as keyof Faults].push(...list);
   }
@@ -400,6 +382,35 @@ function plan(
     );
   }
   return { dialect: d, layers: ordered, tokens, configs };
+}
+
+/** Keys of layers that must be there and are not. */
+function missingKeys(
+  d: Dialect,
+  found: ReadonlyMap<string, PlannedLayer>,
+  layers: LoraLayers,
+  file: LoraHeader,
+  { complete }: ReadLoraOptions,
+): string[] {
+  const required = complete === false && d.id !== CLONEOFSIMO.id
+    ? undefined
+    : d.required ??
+      (complete
+        ? (_: LoraLayers, __: LoraHeader, c: Component) =>
+          attentionPaths(layers, c)
+        : undefined);
+  if (!required) return [];
+  const names = d.names(layers, file);
+  return COMPONENTS.filter((component) =>
+    [...found.values()].some((layer) => layer.component === component)
+  ).flatMap((component) =>
+    [...required(layers, file, component)]
+      .filter((path) => !found.has(`${component} ${path}`))
+      .flatMap((path) => {
+        const [stem] = names(component, path);
+        return (["down", "up"] as const).map((p) => stem + d.parts[p]![0]);
+      })
+  );
 }
 
 /** The PEFT config of each component: the caller's, or the header's. */
@@ -566,130 +577,44 @@ export async function readLora(
     throw cannot(`read ${what}`, "a finite alpha", given);
   }
   const planned = plan(file, layersOf(base), options);
-  const { dialect: d, configs } = planned;
   const scaleRule = ruleOf(planned, file, options);
-  const made: tf.Tensor[] = [];
-  const broken: string[] = [];
-  const values = async (key: string) => {
-    const data = toFloat32(await file.read(key));
-    const bad = data.find((v) => !Number.isFinite(v));
-    if (bad !== undefined) {
-      broken.push(`${Number.isNaN(bad) ? "NaN" : "Inf"} in ${key}`);
-    }
-    return data;
-  };
-  const tensor = <T extends tf.Tensor>(
-    data: Float32Array,
-    shape: number[],
-  ): T => {
-    const t = tf.tensor(data, shape) as T;
-    made.push(t);
-    return t;
-  };
-  const sources = new Set<ScaleSource>();
-  const scaleOf = (
-    rank: number,
-    path: string,
-    own?: number,
-    c?: PeftConfig,
-  ) => {
-    if (own !== undefined) {
-      sources.add("alpha tensors");
-      return own / (c?.use_rslora ? Math.sqrt(rank) : rank);
-    }
-    const configured = configuredScale(c, path, rank);
-    if (configured !== undefined) {
-      sources.add("adapter config");
-      return configured;
-    }
-    sources.add(given === undefined ? "convention" : "caller");
-    if (given === undefined) return 1;
-    return scaleRule === "alpha"
-      ? given
-      : given / (scaleRule === "alpha/rank" ? rank : Math.sqrt(rank));
-  };
+  const reader = readerOf(file);
+  const scales = scalesOf(scaleRule, given);
   const result: Record<Component, Map<string, LowRank>> = {
     textEncoder: new Map(),
     unet: new Map(),
   };
   const counts = new Map<string, number>();
-  const embeddings = new Map<string, tf.Tensor2D>();
+  let embeddings: Map<string, tf.Tensor2D>;
   try {
     for (const layer of planned.layers) {
-      const { component, site, keys, magnitudeOf, algorithm } = layer;
-      const shapes = shapesOf(layer, file);
-      const fileRank = algorithm === "LoRA"
-        ? file.entries.get(keys.down!)!.shape[0]
-        : lycorisRank(algorithm, shapes);
-      // PEFT divides α by the rank of its config, LyCORIS by that of the factors.
-      const config = configs[component];
-      const divisor = algorithm === "LoRA" || !config
-        ? fileRank
-        : configuredRank(config, site.path) ?? fileRank;
-      const factors = algorithm === "LoRA"
-        ? await plainFactors(fileRank!, keys, values)
-        : await lycorisFactors(
-          algorithm,
-          site,
-          shapes,
-          (part) => values(keys[part]!),
-        );
-      const own = ownShapes(site, factors.rank);
-      const factor = (part: "down" | "up") =>
-        tensor(fromDisk(site.kind, own[part], factors[part]), own[part]);
-      const alpha = keys.alpha ? (await values(keys.alpha))[0] : undefined;
-      const kind = `${algorithm} ${fileRank ?? factors.rank}`;
-      counts.set(kind, (counts.get(kind) ?? 0) + 1);
-      result[component].set(site.path, {
-        down: factor("down"),
-        up: factor("up"),
-        scale: divisor === undefined
-          ? 1
-          : scaleOf(divisor, site.path, alpha, config),
-        adapter: name,
-        ...(keys.magnitude
-          ? {
-            magnitude: tensor<tf.Tensor1D>(
-              await values(keys.magnitude),
-              [magnitudeOf === "input" ? site.inputs : site.outputs],
-            ),
-            ...(magnitudeOf === "input" ? { dora: { of: magnitudeOf } } : {}),
-          }
-          : {}),
+      const { component, site, algorithm } = layer;
+      const { rank, low } = await readLayer(layer, file, reader, {
+        config: planned.configs[component],
+        scales,
       });
+      const kind = `${algorithm} ${rank}`;
+      counts.set(kind, (counts.get(kind) ?? 0) + 1);
+      result[component].set(site.path, { ...low, adapter: name });
     }
-    for (const { key, tokens } of planned.tokens.values()) {
-      const { shape } = file.entries.get(key)!;
-      const width = shape[shape.length - 1];
-      const data = await values(key);
-      const size = data.length / tokens.length;
-      tokens.forEach((token, k) =>
-        embeddings.set(
-          token,
-          tensor<tf.Tensor2D>(
-            data.slice(k * size, (k + 1) * size),
-            [size / width, width],
-          ),
-        )
-      );
-    }
-    if (broken.length > 0) {
+    embeddings = await readTokens(planned, file, reader);
+    if (reader.broken.length > 0) {
       const { message } = cannot(
         `read ${what}`,
         "finite values",
-        listed(broken),
+        listed(reader.broken),
       );
-      throw new KeysError(message, broken);
+      throw new KeysError(message, reader.broken);
     }
   } catch (error) {
-    for (const t of made) t.dispose();
+    for (const t of reader.made) t.dispose();
     throw error;
   }
-  const [source = "convention"] = sources;
+  const [source = "convention"] = scales.sources;
   return {
-    dialect: d.id,
+    dialect: planned.dialect.id,
     adapter: { name, scaleRule, ...result },
-    scales: sources.size > 1 ? "mixed" : source,
+    scales: scales.sources.size > 1 ? "mixed" : source,
     algorithms: [...counts].map(([kind, layers]) => {
       const [algorithm, rank] = kind.split(" ");
       return { algorithm: algorithm as Algorithm, rank: Number(rank), layers };
@@ -697,6 +622,144 @@ export async function readLora(
     embeddings,
     metadata: file.metadata ?? {},
   };
+}
+
+/** Reads values and makes tensors; knows all that it made and found broken. */
+interface Reader {
+  /** Values of a key. */
+  values(key: string): Promise<Float32Array>;
+  /** A tensor, the reader's until the file is read. */
+  tensor<T extends tf.Tensor>(data: Float32Array, shape: number[]): T;
+  readonly made: readonly tf.Tensor[];
+  /** Keys with values that are not finite. */
+  readonly broken: readonly string[];
+}
+
+function readerOf(file: LoraSource): Reader {
+  const made: tf.Tensor[] = [];
+  const broken: string[] = [];
+  return {
+    made,
+    broken,
+    async values(key) {
+      const data = toFloat32(await file.read(key));
+      const bad = data.find((v) => !Number.isFinite(v));
+      if (bad !== undefined) {
+        broken.push(`${Number.isNaN(bad) ? "NaN" : "Inf"} in ${key}`);
+      }
+      return data;
+    },
+    tensor<T extends tf.Tensor>(data: Float32Array, shape: number[]): T {
+      const t = tf.tensor(data, shape) as T;
+      made.push(t);
+      return t;
+    },
+  };
+}
+
+/** Scales of layers, and where they came from. */
+interface Scales {
+  /** The scale of a layer: its own α, else the config's, else what is given. */
+  of(rank: number, path: string, own?: number, config?: PeftConfig): number;
+  readonly sources: ReadonlySet<ScaleSource>;
+}
+
+function scalesOf(rule: ScaleRule, given: number | undefined): Scales {
+  const sources = new Set<ScaleSource>();
+  return {
+    sources,
+    of(rank, path, own, config) {
+      if (own !== undefined) {
+        sources.add("alpha tensors");
+        return own / (config?.use_rslora ? Math.sqrt(rank) : rank);
+      }
+      const configured = configuredScale(config, path, rank);
+      if (configured !== undefined) {
+        sources.add("adapter config");
+        return configured;
+      }
+      sources.add(given === undefined ? "convention" : "caller");
+      if (given === undefined) return 1;
+      return rule === "alpha"
+        ? given
+        : given / (rule === "alpha/rank" ? rank : Math.sqrt(rank));
+    },
+  };
+}
+
+/** One layer, and the rank that it has in the file. */
+async function readLayer(
+  layer: PlannedLayer,
+  file: LoraSource,
+  { values, tensor }: Reader,
+  { config, scales }: { config?: PeftConfig; scales: Scales },
+): Promise<{ rank: number; low: Omit<LowRank, "adapter"> }> {
+  const { site, keys, magnitudeOf, algorithm } = layer;
+  const shapes = shapesOf(layer, file);
+  const fileRank = algorithm === "LoRA"
+    ? file.entries.get(keys.down!)!.shape[0]
+    : lycorisRank(algorithm, shapes);
+  // PEFT divides α by the rank of its config, LyCORIS by that of the factors.
+  const divisor = algorithm === "LoRA" || !config
+    ? fileRank
+    : configuredRank(config, site.path) ?? fileRank;
+  const factors = algorithm === "LoRA"
+    ? await plainFactors(fileRank!, keys, values)
+    : await lycorisFactors(
+      algorithm,
+      site,
+      shapes,
+      (part) => values(keys[part]!),
+    );
+  const own = ownShapes(site, factors.rank);
+  const factor = (part: "down" | "up") =>
+    tensor<LowRank["down"]>(
+      fromDisk(site.kind, own[part], factors[part]),
+      own[part],
+    );
+  const alpha = keys.alpha ? (await values(keys.alpha))[0] : undefined;
+  const low = {
+    down: factor("down"),
+    up: factor("up"),
+    scale: divisor === undefined
+      ? 1
+      : scales.of(divisor, site.path, alpha, config),
+    ...(keys.magnitude
+      ? {
+        magnitude: tensor<tf.Tensor1D>(
+          await values(keys.magnitude),
+          [magnitudeOf === "input" ? site.inputs : site.outputs],
+        ),
+        ...(magnitudeOf === "input" ? { dora: { of: magnitudeOf } } : {}),
+      }
+      : {}),
+  };
+  return { rank: fileRank ?? factors.rank, low };
+}
+
+/** The learned tokens of a file, [vectors, width] each. */
+async function readTokens(
+  { tokens: planned }: LoraPlan,
+  file: LoraSource,
+  { values, tensor }: Reader,
+): Promise<Map<string, tf.Tensor2D>> {
+  const embeddings = new Map<string, tf.Tensor2D>();
+  for (const { key, tokens } of planned.values()) {
+    const { shape } = file.entries.get(key)!;
+    const width = shape[shape.length - 1];
+    const data = await values(key);
+    const size = data.length / tokens.length;
+    tokens.forEach((token, k) =>
+      embeddings.set(
+        token,
+        tensor<tf.Tensor2D>(
+          data.slice(k * size, (k + 1) * size),
+          [size / width, width],
+        ),
+      )
+    );
+  }
+  return embeddings;
 }
 
 /** The factors of a LoRA, in PyTorch's layout. */

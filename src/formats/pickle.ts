@@ -40,7 +40,7 @@ import { openZip, readEntry } from "./zip.ts";
 export { MAX_PICKLE_TENSORS, PickleTensor, type PickleValue };
 
 /** The longest `data.pkl` that is read, in bytes (4 MiB). */
-export const MAX_PICKLE_BYTES: number = 4 * 1024 * 1024;
+const MAX_PICKLE_BYTES: number = 4 * 1024 * 1024;
 
 /** The most values in nested dictionaries and lists. */
 const MAX_VALUES = 4 * MAX_PICKLE_TENSORS;

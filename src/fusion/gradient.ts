@@ -103,21 +103,6 @@ export const OFFICIAL_ITERATIONS: Readonly<
   Record<"textEncoder" | "kv" | "spatial", number>
 > = { textEncoder: 500, kv: 500, spatial: 50 };
 
-/**
- * Settings of the official code: L-BFGS, 500 iterations for text encoder, keys
- * and values, 50 for the rest; 20 steps of DPM-Solver++ 2M.
- */
-export const OFFICIAL_FUSION: FuseOptions = {
-  method: "lbfgs",
-  stageIterations: OFFICIAL_ITERATIONS,
-  layers: "attention",
-  templates: ["photo of a {}", "{}"],
-  positions: "official",
-  steps: 20,
-  sampler: "dpmpp_2m",
-  images: 1,
-};
-
 /** A layer has been fused. */
 export interface FuseLayerRecord {
   /** A layer, not features. */

@@ -275,33 +275,6 @@ export function dareTies(
 }
 
 /**
- * PEFT's `add_weighted_adapter`: merges the factors A and B separately, each
- * weighted by √(weight · scale). The product has cross terms: kept to compare.
- *
- * @param deltas Factors of equal rank, without scale.
- * @param weights wᵢ · scaleᵢ, not negative.
- * @param merger Merges a list of factors with the square roots.
- */
-export function mergeFactors(
-  deltas: readonly Delta[],
-  weights: readonly number[],
-  merger: (
-    factors: readonly Matrix[],
-    weights: readonly number[],
-    which: "down" | "up",
-  ) => Matrix,
-): Delta {
-  if (weights.some((w) => !(w >= 0))) {
-    throw cannot("merge factors", "weights ≥ 0", weights);
-  }
-  const roots = weights.map(Math.sqrt);
-  return {
-    down: merger(deltas.map(({ down }) => down), roots, "down"),
-    up: merger(deltas.map(({ up }) => up), roots, "up"),
-  };
-}
-
-/**
  * The weighted sum as one adapter of rank Σ rᵢ: exact, no cross terms.
  *
  * @param deltas Factors.
@@ -609,7 +582,7 @@ export const MERGE_METHODS: readonly MergeMethod[] = [
 ];
 
 /** Mergers that need what clients measured. */
-export const MEASURED: readonly MergeMethod[] = [
+const MEASURED: readonly MergeMethod[] = [
   "regmean",
   "ssr",
   "custom_diffusion",

@@ -322,6 +322,55 @@ export interface CollectOptions extends AccumulateOptions {
   readonly halves?: boolean;
 }
 
+/** Layers with one input between them. */
+interface Group {
+  /** One sum, or one per half. */
+  readonly sums: readonly GramAccumulator[];
+  readonly leader: string;
+  last: tf.Tensor;
+  calls: number;
+}
+
+/** Adds the rows of one call, or half of them to each sum. */
+function addRows(group: Group, x: tf.Tensor): void {
+  const [first, second] = group.sums;
+  if (!second) return first.add(x);
+  tf.tidy(() => {
+    const features = x.shape[x.rank - 1]!;
+    const rows = x.reshape([-1, features]) as tf.Tensor2D;
+    const n = rows.shape[0];
+    // A single row goes to each in turn.
+    const cut = n === 1 ? group.calls++ % 2 : Math.floor(n / 2);
+    if (cut > 0) first.add(tf.slice2d(rows, [0, 0], [cut, -1]));
+    if (cut < n) second.add(tf.slice2d(rows, [cut, 0], [n - cut, -1]));
+  });
+}
+
+/** Statistics of a whole, or of two halves. */
+function statsOf([first, second]: readonly Stats[]): Stats {
+  return second === undefined ? first : {
+    features: first.features,
+    count: first.count + second.count,
+    halves: [first, second],
+  };
+}
+
+/** The layers of a tree at some paths. */
+function layersAt(
+  tree: TreeLike,
+  paths: Iterable<string>,
+): Map<Linear | Conv, string> {
+  const wanted = new Map<Linear | Conv, string>();
+  for (const path of paths) {
+    const layer = at(tree, path);
+    if (!(layer?.weight instanceof tf.Tensor)) {
+      throw cannot("collect statistics", `a layer at "${path}"`, "none");
+    }
+    wanted.set(layer, path);
+  }
+  return wanted;
+}
+
 /**
  * Makes an observer of chosen layers, to be passed to a forward pass.
  *
@@ -345,40 +394,11 @@ export function collector(
   paths: Iterable<string>,
   options: CollectOptions = {},
 ): Collector {
-  const wanted = new Map<Linear | Conv, string>();
-  for (const path of paths) {
-    const layer = at(tree, path);
-    if (!(layer?.weight instanceof tf.Tensor)) {
-      throw cannot("collect statistics", `a layer at "${path}"`, "none");
-    }
-    wanted.set(layer, path);
-  }
+  const wanted = layersAt(tree, paths);
   const conv = options.conv ?? ((path: string) => ({
     stride: path.includes("downsamplers") ? 2 : 1,
     pad: NaN,
   }));
-  /** Layers with one input between them. */
-  interface Group {
-    /** One sum, or one per half. */
-    readonly sums: readonly GramAccumulator[];
-    readonly leader: string;
-    last: tf.Tensor;
-    calls: number;
-  }
-  /** Adds the rows of one call, or half of them to each sum. */
-  const add = (group: Group, x: tf.Tensor) => {
-    const [first, second] = group.sums;
-    if (!second) return first.add(x);
-    tf.tidy(() => {
-      const features = x.shape[x.rank - 1]!;
-      const rows = x.reshape([-1, features]) as tf.Tensor2D;
-      const n = rows.shape[0];
-      // A single row goes to each in turn.
-      const cut = n === 1 ? group.calls++ % 2 : Math.floor(n / 2);
-      if (cut > 0) first.add(tf.slice2d(rows, [0, 0], [cut, -1]));
-      if (cut < n) second.add(tf.slice2d(rows, [cut, 0], [n - cut, -1]));
-    });
-  };
   const groups = new Map<string, Group>();
   let newest: Group | undefined;
   const tap = (module: Linear | Conv, input: tf.Tensor) => {
@@ -414,15 +434,12 @@ export function collector(
     groups.set(path, group);
     group.last = input;
     newest = isLinear ? group : undefined;
-    if (isLinear) {
-      add(group, input);
-      return;
-    }
+    if (isLinear) return addRows(group, input);
     const [kh, kw] = weight.shape as [number, number];
     const { stride, pad } = conv(path);
     const own = group;
     tf.tidy(() =>
-      add(
+      addRows(
         own,
         unfold(input as tf.Tensor4D, {
           kernel: [kh, kw],
@@ -448,14 +465,7 @@ export function collector(
     const finished = new Map<Group, Stats>();
     for (const group of distinct()) {
       const parts = await Promise.all(group.sums.map((sum) => sum.finish()));
-      finished.set(
-        group,
-        parts.length === 1 ? parts[0] : {
-          features: parts[0].features,
-          count: parts[0].count + parts[1].count,
-          halves: [parts[0], parts[1]],
-        },
-      );
+      finished.set(group, statsOf(parts));
     }
     return new Map(
       [...wanted.values()].map((path) => [

@@ -9,7 +9,7 @@
  *
  * @module
  */
-import { cannot } from "../core/errors.ts";
+import { cannot, reasonOf } from "../core/errors.ts";
 import { machine } from "../core/platform/machine.ts";
 import { readBytes } from "./files.ts";
 
@@ -113,7 +113,11 @@ export async function decodeRgba(
     });
   } catch (error) {
     compiled.delete(codec);
-    throw cannot(what, `the decoder of ${SOURCES[codec].binary}`, `${error}`);
+    throw cannot(
+      what,
+      `the decoder of ${SOURCES[codec].binary}`,
+      reasonOf(error),
+    );
   }
   let image: Image | null;
   try {
@@ -123,7 +127,7 @@ export async function decodeRgba(
     );
   } catch (error) {
     // The decoder has said why before it gave up.
-    const reason = complaints.at(-1) ?? `${error}`;
+    const reason = complaints.at(-1) ?? reasonOf(error);
     throw cannot(what, "a file that its decoder reads", reason);
   }
   if (!image) {

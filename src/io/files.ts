@@ -6,7 +6,7 @@
  *
  * @module
  */
-import { cannot } from "../core/errors.ts";
+import { cannot, reasonOf } from "../core/errors.ts";
 import type { OpenFile } from "../core/platform/machine_type.ts";
 import { machine } from "../core/platform/machine.ts";
 import {
@@ -46,16 +46,14 @@ export interface Schema<T> {
 }
 
 /** The largest JSON file {@link readJson} reads, in bytes (256 MiB). */
-export const MAX_JSON_BYTES: number = 256 * 1024 * 1024;
+const MAX_JSON_BYTES: number = 256 * 1024 * 1024;
 
 /** One line that says why a file operation failed. */
 function reason(error: unknown): string {
   // Deno's class; Node's errors have a code.
   const { name, code } = error as { name?: string; code?: string };
   if (name === "NotADirectory" || code === "ENOTDIR") return "a file";
-  return error instanceof Error
-    ? `${error.name}: ${error.message}`
-    : `${error}`;
+  return reasonOf(error);
 }
 
 /** Whether something exists at the path; other failures (permissions) throw. */

@@ -5,7 +5,7 @@
  * @module
  */
 import { z } from "zod";
-import { cannot } from "../core/errors.ts";
+import { cannot, reasonOf } from "../core/errors.ts";
 import { machine } from "../core/platform/machine.ts";
 import { exists, isRemote, joinPath, readJson } from "./files.ts";
 import {
@@ -122,7 +122,7 @@ async function namesIn(path: string, what: string): Promise<string[]> {
   try {
     names.push(...(await machine.files.list(path)).map(({ name }) => name));
   } catch (error) {
-    throw cannot(what, "a folder that can be read", `${error}`);
+    throw cannot(what, "a folder that can be read", reasonOf(error));
   }
   return names.sort();
 }
@@ -150,7 +150,7 @@ export async function componentFile(
  * @throws If a shard is missing, or a tensor is not where the index says, or a
  * shard holds one that the index does not name.
  */
-export async function openShards(index: string): Promise<SafetensorsFile> {
+async function openShards(index: string): Promise<SafetensorsFile> {
   const what = `read ${index}`;
   const { weight_map: map } = await readJson(index, shardIndex);
   const folder = index.slice(0, Math.max(index.lastIndexOf("/"), 0)) || ".";

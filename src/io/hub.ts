@@ -12,7 +12,7 @@
  * @module
  */
 import { z } from "zod";
-import { cannot } from "../core/errors.ts";
+import { cannot, reasonOf } from "../core/errors.ts";
 import type { Hash, OpenFile } from "../core/platform/machine_type.ts";
 import { machine } from "../core/platform/machine.ts";
 import {
@@ -465,10 +465,6 @@ function retryAfter(response: Response): number | undefined {
 /** Half a second, doubled with every failure, at most half a minute. */
 function backoff(failures: number): number {
   return Math.min(500 * 2 ** (failures - 1), 30_000);
-}
-
-function reasonOf(error: unknown): string {
-  return error instanceof Error ? error.message : String(error);
 }
 
 /** An error that trying again does not mend. */

@@ -6,7 +6,7 @@
  *
  * @module
  */
-import { cannot } from "../core/errors.ts";
+import { cannot, reasonOf } from "../core/errors.ts";
 import { pngChunks, textAt, viewOf, webpChunks } from "./chunks.ts";
 import { decodeRgba } from "./codecs.ts";
 import { listFiles } from "./files.ts";
@@ -91,8 +91,7 @@ async function firstFrame(bytes: Uint8Array, name: string): Promise<Pixels> {
     }
     if (isAvif(bytes)) return await decodeAvif(bytes);
   } catch (error) {
-    const reason = error instanceof Error ? error.message : String(error);
-    throw cannot(what, "a whole picture", reason);
+    throw cannot(what, "a whole picture", reasonOf(error));
   }
   const other = OTHERS.find(([, at, sign]) =>
     textAt(bytes, at, sign.length).toLowerCase() === sign.toLowerCase()

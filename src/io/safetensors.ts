@@ -8,7 +8,7 @@
  *
  * @module
  */
-import { cannot } from "../core/errors.ts";
+import { cannot, reasonOf } from "../core/errors.ts";
 import { otherContent, writeAtomic } from "./files.ts";
 import {
   type ByteSource,
@@ -141,7 +141,7 @@ export interface SafetensorsFile {
 }
 
 /** The longest header the format allows, in bytes. */
-export const MAX_HEADER_BYTES: number = 100_000_000;
+const MAX_HEADER_BYTES: number = 100_000_000;
 
 const PREFIX_BYTES = 8;
 
@@ -268,7 +268,7 @@ function parseHeader(bytes: Uint8Array, from: string): Header {
       .decode(bytes);
     value = JSON.parse(text);
   } catch (error) {
-    throw cannot(what, "JSON in UTF-8", `${error}`);
+    throw cannot(what, "JSON in UTF-8", reasonOf(error));
   }
   if (!text.startsWith("{") || !isRecord(value)) {
     throw cannot(what, "a JSON object that starts with {", text.slice(0, 20));
@@ -545,56 +545,6 @@ export function viewFloat32(
     default:
       return toFloat32(raw);
   }
-}
-
-/**
- * The tensor's values as int32, in fresh memory.
- *
- * @throws If the dtype is no integer type or a value leaves the int32 range.
- */
-export function toInt32(raw: RawTensor): Int32Array {
-  const { dtype, buffer, offset, length } = aligned(raw);
-  switch (dtype) {
-    case "I64":
-      return within(dtype, new BigInt64Array(buffer, offset, length));
-    case "U64":
-      return within(dtype, new BigUint64Array(buffer, offset, length));
-    case "U32":
-      return within(dtype, new Uint32Array(buffer, offset, length));
-    case "I32":
-      return new Int32Array(buffer, offset, length).slice();
-    case "I16":
-      return Int32Array.from(new Int16Array(buffer, offset, length));
-    case "U16":
-      return Int32Array.from(new Uint16Array(buffer, offset, length));
-    case "I8":
-      return Int32Array.from(new Int8Array(buffer, offset, length));
-    case "U8":
-      return Int32Array.from(new Uint8Array(buffer, offset, length));
-    case "BOOL":
-      return Int32Array.from(new Uint8Array(buffer, offset, length), truth);
-    default:
-      throw cannot("read integers", "an integer dtype", raw.dtype);
-  }
-}
-
-/** Integers as int32, if all of them are. */
-function within(
-  dtype: DType,
-  values: BigInt64Array | BigUint64Array | Uint32Array,
-): Int32Array {
-  const result = new Int32Array(values.length);
-  for (let i = 0; i < values.length; i++) {
-    result[i] = Number(values[i]);
-    if (BigInt(result[i]) !== BigInt(values[i])) {
-      throw cannot(
-        "read integers",
-        `${dtype} values within int32`,
-        `${values[i]} at ${i}`,
-      );
-    }
-  }
-  return result;
 }
 
 function truth(byte: number): number {

@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { cannot } from "../core/errors.ts";
+import { cannot, reasonOf } from "../core/errors.ts";
 import type { OpenFile } from "../core/platform/machine_type.ts";
 import { machine } from "../core/platform/machine.ts";
 import { isRemote, pathOf } from "./paths.ts";
@@ -139,7 +139,7 @@ async function openFile(path: string): Promise<Bytes> {
   try {
     file = await machine.files.open(path, "read");
   } catch (error) {
-    throw cannot(what, "a readable file", `${error}`);
+    throw cannot(what, "a readable file", reasonOf(error));
   }
   let open = true;
   const close = () => {
@@ -180,7 +180,7 @@ async function remote(url: string): Promise<ByteSource> {
     try {
       return await fetch(url, range ? { headers: { Range: range } } : {});
     } catch (error) {
-      throw cannot(what, "an answer", `${error}`);
+      throw cannot(what, "an answer", reasonOf(error));
     }
   };
   const kept = await machine.kept(url).catch((error) => {
@@ -242,7 +242,7 @@ export async function isThere(url: string): Promise<boolean> {
   try {
     response = await fetch(url, { method: "HEAD" });
   } catch (error) {
-    throw cannot(what, "an answer", `${error}`);
+    throw cannot(what, "an answer", reasonOf(error));
   }
   await response.body?.cancel();
   if (response.ok) return true;

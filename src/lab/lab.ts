@@ -298,7 +298,7 @@ export async function openLab(options: LabOptions): Promise<Lab> {
   const runner = typeof given === "function"
     ? await given(hashes)
     : given ?? (workers === 0
-      ? await inPlace(folders)
+      ? await inPlace(folders, art)
       : await localPool(folders, backend, workers));
   const memo = new Memo(store, runner, options.onRecord);
   return {

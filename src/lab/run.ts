@@ -126,14 +126,18 @@ interface Open {
 /**
  * Opens models on the current tfjs backend.
  *
- * @param folders Where they are; the CLIP and the art are read when needed.
+ * @param folders Where they are; the CLIP is read when needed.
+ * @param loadedArt Loaded art. @default read when needed
  * @throws If the base model is missing, truncated or misshapen.
  */
-export async function openBench(folders: Folders): Promise<Bench> {
+export async function openBench(
+  folders: Folders,
+  loadedArt?: Art,
+): Promise<Bench> {
   const { store, networks = {} } = folders;
   const base = await loadModel(folders.model);
   let clip: ClipModel | undefined;
-  let art: Art | undefined;
+  let art = loadedArt;
   // Plain numbers, and every model of an arm is measured on the same pictures.
   const encoded = new Map<string, TrainData>();
   const open: Open = {

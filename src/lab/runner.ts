@@ -6,6 +6,7 @@
 import type { BackendChoice } from "../core/backend.ts";
 import { cannot } from "../core/errors.ts";
 import { createPool } from "../core/pool.ts";
+import type { Art } from "../micro/art.ts";
 import { type Folders, openBench, type Tell } from "./run.ts";
 import type { LabSpec } from "./specs.ts";
 import type { LabHandlers, SpecProgress, WorkerInit } from "./worker.ts";
@@ -29,10 +30,11 @@ export interface Runner extends Disposable {
  * first failure stops it.
  *
  * @param folders Models and store.
+ * @param art Loaded art. @default read when needed
  * @throws If the base model is missing, truncated or misshapen.
  */
-export async function inPlace(folders: Folders): Promise<Runner> {
-  const bench = await openBench(folders);
+export async function inPlace(folders: Folders, art?: Art): Promise<Runner> {
+  const bench = await openBench(folders, art);
   let last: Promise<void> = Promise.resolve();
   return {
     workers: 0,

@@ -5,7 +5,7 @@
  * @module
  */
 import { AwsClient } from "aws4fetch";
-import { cannot } from "../core/errors.ts";
+import { cannot, reasonOf } from "../core/errors.ts";
 import { sha256 } from "../core/hash.ts";
 import { machine } from "../core/platform/machine.ts";
 import {
@@ -41,7 +41,7 @@ const MAX_OBJECT = 5 * 2 ** 30;
  * @param what The store, for the message.
  * @throws If there are no keys.
  */
-export function s3Environment(what: string): S3Settings {
+function s3Environment(what: string): S3Settings {
   const get = (...names: string[]) =>
     names.map((name) => machine.env(name)).find((value) => value);
   const accessKeyId = get("AWS_ACCESS_KEY_ID");
@@ -182,7 +182,7 @@ function sender(where: string, settings: S3Settings): Send {
         if (answer.status < 500 && answer.status !== 429) break;
       } catch (error) {
         if (error instanceof AlreadyThere) throw error;
-        problem = error instanceof Error ? error.message : `${error}`;
+        problem = reasonOf(error);
       }
     }
     const doing = method === "PUT" ? "write to" : "read from";

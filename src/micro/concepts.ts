@@ -5,7 +5,6 @@ import {
   ART_FOLDER,
   type AtlasIndex,
   type AtlasSprite,
-  loadArt,
   readArtJson,
   readSprites,
   spriteKey,
@@ -116,13 +115,13 @@ export function identityOf(name: string): Identity {
  * @param folder Where the atlases are; by default the committed ones.
  */
 export async function loadConceptArt(folder: URL = ART_FOLDER): Promise<Art> {
-  const art = await loadArt(folder);
   const atlas = await readArtJson<AtlasIndex>("atlas.json", folder);
   const frames = await loadFrameIndex(folder);
+  // One call: each atlas file is decoded once.
+  const still = [...atlas.sprites, ...atlas.others];
   return {
     sprites: new Map([
-      ...art.sprites,
-      ...await readSprites(atlas.others, atlas, folder),
+      ...await readSprites(still, atlas, folder),
       ...await readSprites(frames.sprites, frames, folder),
     ]),
     scaled: new Map(),

@@ -60,7 +60,7 @@ export const PROMPTS_SHA256 =
   "7a052dbf38ad688d344c0736e4e80af3da9545e4921739f0976a338693b3ef3b";
 
 /** The committed prompts. */
-export const PROMPTS_FILE: URL = new URL(
+const PROMPTS_FILE: URL = new URL(
   "../../models/micro/prompts.json",
   import.meta.url,
 );

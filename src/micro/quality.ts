@@ -343,6 +343,75 @@ async function reconstruct(
   return { psnr: mean(values), decoded };
 }
 
+function nounsOf({ objects }: Scene): string[] {
+  return objects.map(({ noun }) => noun);
+}
+
+/** What is drawn: one object, two, class words, and what is to be named. */
+function samplesOf(
+  alone: readonly Scene[],
+  two: readonly Scene[],
+  words: readonly { readonly text: string }[],
+  named: ReturnType<typeof namingPrompts>,
+): MicroSample[] {
+  const of = (name: string, texts: readonly string[]) =>
+    texts.map((text, i) => ({ text, noise: [0, "micro report", name, i] }));
+  return [
+    ...of(
+      "single",
+      alone.map((one) => singlePrompt(nounsOf(one)[0], one.background)),
+    ),
+    ...of(
+      "pair",
+      two.map((scene) => {
+        const [left, right] = nounsOf(scene);
+        return pairPrompt(left, right, scene.background);
+      }),
+    ),
+    ...of("class word", words.map(({ text }) => text)),
+    ...of(
+      "naming",
+      named.map(({ noun, background }) => singlePrompt(noun, background)),
+    ),
+  ];
+}
+
+/** Shares of pictures of the scenes that a CLIP names rightly. */
+async function judgeOf(
+  clip: ClipModel,
+  alone: readonly Scene[],
+  two: readonly Scene[],
+) {
+  const nouns = NOUNS.map(({ word }) => word);
+  const grounds = BACKGROUNDS.map(({ word }) => word);
+  const nounClasses = await classes(clip, nouns, grounds, singlePrompt);
+  const groundClasses = await classes(
+    clip,
+    grounds,
+    nouns,
+    (ground, noun) => singlePrompt(noun, ground),
+  );
+  return async (one: readonly Pixels[], pair: readonly Pixels[]) => {
+    const rows = await embedImages(clip, one);
+    const halves = await Promise.all(
+      (["left", "right"] as const).map(async (side, k) =>
+        accuracy(
+          await embedImages(clip, pair.map((p) => doubledHalf(p, side))),
+          nounClasses,
+          two.map((scene) => nounsOf(scene)[k]),
+        )
+      ),
+    );
+    return {
+      noun: share(accuracy(rows, nounClasses, alone.map((s) => nounsOf(s)[0]))),
+      background: share(
+        accuracy(rows, groundClasses, alone.map((s) => s.background)),
+      ),
+      both: share(halves[0].map((right, i) => right && halves[1][i])),
+    };
+  };
+}
+
 /**
  * Measures the embedded model on held-out scenes.
  *
@@ -369,26 +438,8 @@ export async function* microReport(
   const words = classWordPrompts(options.classPictures);
   const alone = Array.from({ length: single }, (_, i) => plainScene(i, 1, art));
   const two = Array.from({ length: pairs }, (_, i) => plainScene(i, 2, art));
-  const nounsOf = (scene: Scene) => scene.objects.map(({ noun }) => noun);
   const { model: folder } = options;
-  const samples: MicroSample[] = [
-    ...alone.map((scene, i) => ({
-      text: singlePrompt(nounsOf(scene)[0], scene.background),
-      noise: [0, "micro report", "single", i],
-    })),
-    ...two.map((scene, i) => ({
-      text: pairPrompt(nounsOf(scene)[0], nounsOf(scene)[1], scene.background),
-      noise: [0, "micro report", "pair", i],
-    })),
-    ...words.map(({ text }, i) => ({
-      text,
-      noise: [0, "micro report", "class word", i],
-    })),
-    ...named.map(({ noun, background }, i) => ({
-      text: singlePrompt(noun, background),
-      noise: [0, "micro report", "naming", i],
-    })),
-  ];
+  const samples = samplesOf(alone, two, words, named);
   const drawn = await options.draw(samples);
   const render = (scene: Scene): Pixels => ({
     width: scene.side,
@@ -417,36 +468,7 @@ export async function* microReport(
   try {
     const topB = await top1(clip, held, images);
     yield at(3);
-    const nouns = NOUNS.map(({ word }) => word);
-    const grounds = BACKGROUNDS.map(({ word }) => word);
-    const nounClasses = await classes(clip, nouns, grounds, singlePrompt);
-    const groundClasses = await classes(
-      clip,
-      grounds,
-      nouns,
-      (ground, noun) => singlePrompt(noun, ground),
-    );
-    const judge = async (one: readonly Pixels[], pair: readonly Pixels[]) => {
-      const rows = await embedImages(clip, one);
-      const halves = await Promise.all(
-        (["left", "right"] as const).map(async (side, k) =>
-          accuracy(
-            await embedImages(clip, pair.map((p) => doubledHalf(p, side))),
-            nounClasses,
-            two.map((scene) => nounsOf(scene)[k]),
-          )
-        ),
-      );
-      return {
-        noun: share(
-          accuracy(rows, nounClasses, alone.map((s) => nounsOf(s)[0])),
-        ),
-        background: share(
-          accuracy(rows, groundClasses, alone.map((s) => s.background)),
-        ),
-        both: share(halves[0].map((right, i) => right && halves[1][i])),
-      };
-    };
+    const judge = await judgeOf(clip, alone, two);
     const generated = await judge(
       drawn.slice(0, single),
       drawn.slice(single, single + pairs),
@@ -467,6 +489,10 @@ export async function* microReport(
       fold(key(0), "evaluator"),
     );
     yield at(5);
+    const shown = (from: number, list: readonly unknown[]) =>
+      list.map((_, i) => (
+        { text: samples[from + i].text, image: drawn[from + i] }
+      ));
     return {
       evaluator: check,
       numbers: {
@@ -486,23 +512,15 @@ export async function* microReport(
         eye_1nn: check.nearestNeighbour,
       },
       pictures: {
-        single: alone.map((_, i) => ({
-          text: samples[i].text,
-          image: drawn[i],
-        })),
-        pairs: two.map((_, i) => ({
-          text: samples[single + i].text,
-          image: drawn[single + i],
-        })),
+        single: shown(0, alone),
+        pairs: shown(single, two),
         scenes: images.slice(0, 24).map((image, i) => ({
           real: image,
           decoded: decoded[i],
         })),
-        naming: named.map(({ noun }, i) => ({
-          text: samples[last + i].text,
-          noun,
-          image: drawn[last + i],
-        })),
+        naming: shown(last, named).map((picture, i) => (
+          { ...picture, noun: named[i].noun }
+        )),
       },
     };
   } finally {

@@ -85,7 +85,7 @@ export type Kept = "host" | "half" | undefined;
  * @param param The parameter.
  * @param half Whether weights are.
  */
-export function keptAs({ kind, shape }: ParamSpec, half: boolean): Kept {
+function keptAs({ kind, shape }: ParamSpec, half: boolean): Kept {
   if (kind === "plain") return shape.length === 2 ? "host" : undefined;
   return half ? "half" : undefined;
 }

@@ -3,7 +3,6 @@ import {
   encodeFloat,
   isFloat,
   type LazyTensor,
-  type RawTensor,
   type SafetensorsFile,
   viewFloat32,
   writeSafetensors,
@@ -295,32 +294,6 @@ export function sameDiskShape(
     s.length === 4 && s[2] === 1 && s[3] === 1 ? s.slice(0, 2) : s;
   const [x, y] = [trimmed(a), trimmed(b)];
   return x.length === y.length && x.every((n, i) => n === y[i]);
-}
-
-/**
- * The parameters of a tree as named tensors in PyTorch's layout.
- *
- * @param spec The model's spec.
- * @param params Its parameters.
- * @param options `prefix` of the keys; `dtype` on disk.
- */
-export async function toRaw<T>(
-  spec: Spec<T>,
-  params: T,
-  options: { prefix?: string; dtype?: "F32" | "F16" | "BF16" } = {},
-): Promise<[string, RawTensor][]> {
-  const { prefix = "", dtype = "F32" } = options;
-  const tensors = new Map(leaves(params as TreeLike));
-  const raw: [string, RawTensor][] = [];
-  for (const [path, param] of specLeaves(spec)) {
-    const values = await tensors.get(path)!.data() as Float32Array;
-    raw.push([prefix + path, {
-      dtype,
-      shape: diskShape(param.kind, param.shape),
-      data: encodeFloat(toDisk(param.kind, param.shape, values), dtype),
-    }]);
-  }
-  return raw;
 }
 
 /**

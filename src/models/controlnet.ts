@@ -7,11 +7,10 @@
 import * as tf from "@tensorflow/tfjs";
 import { z } from "zod";
 import { cannot } from "../core/errors.ts";
-import { mapTree } from "../core/tree.ts";
 import { openComponent } from "../io/folder.ts";
 import { activate } from "../nn/activation.ts";
 import { type Conv, conv2d, convSpec } from "../nn/linear.ts";
-import { buildTree, type Spec, specLeaves } from "../nn/spec.ts";
+import type { Spec } from "../nn/spec.ts";
 import { load } from "./checkpoint.ts";
 import { parseUNetConfig, parseWith, perLevel } from "./config.ts";
 import type { UNetConfig } from "./config.ts";
@@ -138,49 +137,6 @@ export function controlNetSpec(config: ControlNetConfig): Spec<ControlNet> {
     controlnet_down_blocks: skipChannels(encoder).map(zero),
     controlnet_mid_block: zero(last),
   } as unknown as Spec<ControlNet>;
-}
-
-/**
- * A new ControlNet on a UNet: its encoder half copied, new parts as given (zero
- * convolutions at the end, so that it changes nothing yet).
- *
- * @param p The UNet's parameters.
- * @param config The new ControlNet's config.
- * @param fresh Parameters of the new parts, for example from `initialise`.
- * @returns A tree of new tensors; nothing is shared.
- */
-export function controlNetFrom(
-  p: UNet,
-  config: ControlNetConfig,
-  fresh: ControlNet,
-): ControlNet {
-  const copied: Record<string, unknown> = {
-    conv_in: p.conv_in,
-    time_embedding: p.time_embedding,
-    down_blocks: p.down_blocks,
-    mid_block: p.mid_block,
-  };
-  const from = new Map(
-    [copied, fresh].flatMap((tree) => {
-      const pairs: [string, tf.Tensor][] = [];
-      mapTree(tree, (leaf, path) => (pairs.push([path, leaf]), leaf));
-      return pairs;
-    }).reverse(),
-  );
-  const missing = specLeaves(controlNetSpec(config)).filter(([path]) =>
-    !from.has(path)
-  );
-  if (missing.length > 0) {
-    throw cannot(
-      "make a ControlNet from a UNet",
-      "a UNet of the same config",
-      `nothing at ${missing.map(([path]) => path).join(", ")}`,
-    );
-  }
-  return buildTree<ControlNet>(
-    controlNetSpec(config),
-    (_, path) => from.get(path)!.clone(),
-  );
 }
 
 /**

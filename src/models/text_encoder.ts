@@ -274,7 +274,7 @@ export function textEncoder(
  * @param ids Token ids [b][n].
  * @param vocabulary Size of the base vocabulary.
  */
-export function endPositions(
+function endPositions(
   ids: readonly (readonly number[])[],
   vocabulary: number,
 ): number[] {

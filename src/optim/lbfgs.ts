@@ -135,12 +135,10 @@ export function lbfgs(
 
 type Run<T> = Generator<Vector, T, Evaluation>;
 
-/** The minimiser as a coroutine: yields a point, is sent its evaluation. */
-function* minimise(
-  start: ArrayLike<number>,
-  options: LbfgsOptions,
-): Run<LbfgsResult> {
-  const {
+/** Settings with their defaults, checked. */
+function settingsOf(
+  n: number,
+  {
     lr = 1,
     maxIterations = 20,
     maxEvaluations = Math.floor(1.25 * maxIterations),
@@ -148,8 +146,8 @@ function* minimise(
     toleranceGradient = 1e-7,
     toleranceChange = 1e-9,
     lineSearch = "strong_wolfe",
-  } = options;
-  const n = start.length;
+  }: LbfgsOptions,
+): Required<LbfgsOptions> {
   if (n === 0) throw cannot("minimise", "at least one variable", "none");
   if (!(maxIterations >= 0 && history >= 1 && lr > 0)) {
     throw cannot(
@@ -158,45 +156,88 @@ function* minimise(
       { maxIterations, history, lr },
     );
   }
+  return {
+    ...{ lr, maxIterations, maxEvaluations, history },
+    ...{ toleranceGradient, toleranceChange, lineSearch },
+  };
+}
+
+/** Evaluates points, counts that and keeps the best of them. */
+class Evaluator {
+  count = 0;
+  best: Vector;
+  bestValue = Infinity;
+
+  constructor(
+    readonly start: Vector,
+    readonly vector: (values: ArrayLike<number>) => Vector,
+  ) {
+    this.best = start;
+  }
+
+  *at(point: Vector): Run<{ value: number; gradient: Vector }> {
+    // A copy each way: the caller may keep what it is given.
+    const { value, gradient } = yield point.slice();
+    this.count++;
+    const n = this.start.length;
+    if (gradient.length !== n) {
+      throw cannot("minimise", `a gradient of ${n} entries`, gradient.length);
+    }
+    if (value < this.bestValue) {
+      this.bestValue = value;
+      this.best = point;
+    }
+    return { value, gradient: this.vector(gradient) };
+  }
+}
+
+/** What the last steps tell of the Hessian's inverse. */
+class Curvature {
+  readonly #updates: Update[] = [];
+  #scale = 1;
+
+  constructor(readonly history: number) {}
+
+  /** Learns from a step s along which the gradient changed by y. */
+  add(s: Vector, y: Vector): void {
+    const ys = dot(y, s);
+    // Updates that would spoil positive definiteness are left out.
+    if (!(ys > 1e-10)) return;
+    if (this.#updates.length === this.history) this.#updates.shift();
+    this.#updates.push({ s, y, rho: 1 / ys });
+    this.#scale = ys / dot(y, y);
+  }
+
+  /** −H·g. */
+  direction(gradient: Vector): Vector {
+    return twoLoop(gradient, this.#updates, this.#scale);
+  }
+}
+
+/** The minimiser as a coroutine: yields a point, is sent its evaluation. */
+function* minimise(
+  start: ArrayLike<number>,
+  options: LbfgsOptions,
+): Run<LbfgsResult> {
+  const settings = settingsOf(start.length, options);
+  const { lr, maxIterations, toleranceGradient, toleranceChange } = settings;
   const vector = (values: ArrayLike<number>): Vector =>
     start instanceof Float32Array
       ? Float32Array.from(values)
       : Float64Array.from(values);
   let x = vector(start);
-  let evaluations = 0;
-  let best = x;
-  let bestValue = Infinity;
-  function* evaluate(
-    at: Vector,
-  ): Run<{ value: number; gradient: Vector }> {
-    // A copy each way: the caller may keep what it is given.
-    const { value, gradient } = yield at.slice();
-    evaluations++;
-    if (gradient.length !== n) {
-      throw cannot("minimise", `a gradient of ${n} entries`, gradient.length);
-    }
-    if (value < bestValue) {
-      bestValue = value;
-      best = at;
-    }
-    return { value, gradient: vector(gradient) };
-  }
-  let { value, gradient } = yield* evaluate(x);
+  const evaluator = new Evaluator(x, vector);
+  let { value, gradient } = yield* evaluator.at(x);
   if (!Number.isFinite(value)) {
     throw cannot("minimise", "a finite value at the start", value);
   }
   let iterations = 0;
   const done = (): LbfgsResult => ({
-    x,
-    value,
-    best,
-    bestValue,
-    iterations,
-    evaluations,
+    ...{ x, value, iterations, evaluations: evaluator.count },
+    ...{ best: evaluator.best, bestValue: evaluator.bestValue },
     gradient: largest(gradient),
   });
-  const updates: Update[] = [];
-  let scale = 1;
+  const curvature = new Curvature(settings.history);
   let t = 0;
   let direction = map(gradient, (g) => -g);
   let previousGradient = gradient;
@@ -204,16 +245,11 @@ function* minimise(
   while (iterations < maxIterations) {
     iterations++;
     if (iterations > 1) {
-      const y = map(gradient, (g, i) => g - previousGradient[i]);
-      const s = map(direction, (d) => t * d);
-      const ys = dot(y, s);
-      // Updates that would spoil positive definiteness are left out.
-      if (ys > 1e-10) {
-        if (updates.length === history) updates.shift();
-        updates.push({ s, y, rho: 1 / ys });
-        scale = ys / dot(y, y);
-      }
-      direction = twoLoop(gradient, updates, scale);
+      curvature.add(
+        map(direction, (d) => t * d),
+        map(gradient, (g, i) => g - previousGradient[i]),
+      );
+      direction = curvature.direction(gradient);
     }
     previousGradient = gradient;
     const previousValue = value;
@@ -223,30 +259,27 @@ function* minimise(
     const from = x;
     const along = (step: number) =>
       map(from, (v, i) => v + step * direction[i]);
-    if (lineSearch === "strong_wolfe") {
-      const found = yield* strongWolfe(
+    if (settings.lineSearch === "strong_wolfe") {
+      ({ t, value, gradient } = yield* strongWolfe(
         function* (step) {
-          const point = yield* evaluate(along(step));
+          const point = yield* evaluator.at(along(step));
           return { t: step, ...point, slope: dot(point.gradient, direction) };
         },
         { t: 0, value, gradient, slope },
         t,
         largest(direction),
         toleranceChange,
-      );
-      t = found.t;
-      value = found.value;
-      gradient = found.gradient;
+      ));
       x = along(t);
     } else {
       x = along(t);
       // As in PyTorch, a fixed step does not evaluate the last point.
       if (iterations !== maxIterations) {
-        ({ value, gradient } = yield* evaluate(x));
+        ({ value, gradient } = yield* evaluator.at(x));
       }
     }
     if (
-      evaluations >= maxEvaluations ||
+      evaluator.count >= settings.maxEvaluations ||
       largest(gradient) <= toleranceGradient ||
       largest(direction) * Math.abs(t) <= toleranceChange ||
       Math.abs(value - previousValue) < toleranceChange

@@ -6,7 +6,7 @@
 import { cannot } from "../core/errors.ts";
 
 /** Width of a glyph in pixels, without the gap after it. */
-export const GLYPH_WIDTH = 5;
+const GLYPH_WIDTH = 5;
 /** Height of a glyph in pixels. */
 export const GLYPH_HEIGHT = 7;
 

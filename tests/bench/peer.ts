@@ -25,10 +25,7 @@ import {
   releaseTokens,
 } from "../../src/customize/concept.ts";
 import { withTensors } from "../../src/customize/lora.ts";
-import {
-  conceptGradients,
-  type TrainBatch,
-} from "../../src/customize/train.ts";
+import type { TrainBatch } from "../../src/customize/train.ts";
 import {
   addNoise,
   parseSchedulerConfig,
@@ -42,7 +39,7 @@ import { denseDelta, fuseLayer } from "../../src/fusion/layer.ts";
 import { GramAccumulator } from "../../src/fusion/statistics.ts";
 import { pathOf, writeJson } from "../../src/io/files.ts";
 import { type RawTensor, writeSafetensors } from "../../src/io/safetensors.ts";
-import { toRaw } from "../../src/models/checkpoint.ts";
+import { toRaw } from "../models/raw.ts";
 import { crossAttentionSites } from "../../src/models/config.ts";
 import {
   bindPrompt,
@@ -52,6 +49,7 @@ import {
 } from "../../src/models/model.ts";
 import { type UNet, unet, unetSpec } from "../../src/models/unet.ts";
 import { matrix } from "../../src/optim/least_squares.ts";
+import { conceptGradients } from "../customize/gradients.ts";
 
 const HELP = `deno task bench:peer [options]
 

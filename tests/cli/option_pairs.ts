@@ -34,6 +34,8 @@ export interface Pair {
    * command is asked: for what a test cannot run.
    */
   readonly shows?: "said" | "asked";
+  /** The command itself runs, also where others only pretend. */
+  readonly real?: boolean;
 }
 
 /** Options whose pairs stand with another command of the same code. */
@@ -63,6 +65,14 @@ export interface OptionRows {
   readonly askedOnly?: boolean;
   /** What is done before each run. */
   readonly before?: () => Promise<void>;
+  /**
+   * Does what is asked for in a lab that only pretends, and gives numbers and
+   * pictures; pairs that are not `real` run so.
+   */
+  // deno-lint-ignore no-explicit-any
+  readonly pretend?: (request: any) => Promise<
+    { readonly data: object; readonly pictures: unknown }
+  >;
 }
 
 /** The arguments of a command line. */
@@ -109,7 +119,7 @@ function steady(text: string, volatile: readonly string[]): string {
 }
 
 /** Tensors and metadata of a file. */
-async function tensors(path: string): Promise<string> {
+export async function tensorsOf(path: string): Promise<string> {
   const file = await openSafetensors(path).catch(() => undefined);
   // Some are cut off on purpose.
   if (!file) return await digest(await Deno.readFile(path));
@@ -163,7 +173,7 @@ async function written(
         ),
       );
     } else if (name.endsWith(".safetensors")) {
-      parts.push(shown, await tensors(path));
+      parts.push(shown, await tensorsOf(path));
     } else if (name.endsWith(".png")) {
       // Inside stands what was asked for.
       const { width, height, data } = decodePng(await Deno.readFile(path));
@@ -216,6 +226,22 @@ async function outcome(
   }
 }
 
+/** What a request comes to where the lab only pretends. */
+async function pretended(
+  { command, report = (_name, json) => json, volatile = [], pretend }:
+    OptionRows,
+  args: readonly string[],
+): Promise<Outcome> {
+  try {
+    const { data, pictures } = await pretend!(command.parse(args));
+    const numbers = report(`${command.name}.json`, data);
+    const result = steady(JSON.stringify([numbers, pictures]), volatile);
+    return { code: 0, said: "", result };
+  } catch (error) {
+    return { code: 1, said: (error as Error).message, result: "" };
+  }
+}
+
 /** The pairs of a table, one by one. */
 export function pairsOf(
   { pairs }: Pick<OptionRows, "pairs">,
@@ -247,22 +273,33 @@ export async function checkOptions(
     Object.keys(command.options!).sort(),
     `options of ${command.name} and rows of the table`,
   );
+  const isPretended = ({ real }: { readonly real?: boolean }) =>
+    rows.pretend !== undefined && !real;
+  const ways = [true, false].filter((way) =>
+    !rows.askedOnly &&
+    (rows.pretend === undefined
+      ? !way
+      : pairsOf(rows).some(([, pair]) => isPretended(pair) === way))
+  );
   const known = new Map<string, Outcome>();
-  const run = (args: readonly string[]) => outcome(rows, args);
+  const run = (args: readonly string[], pretends: boolean) =>
+    pretends ? pretended(rows, args) : outcome(rows, args);
   await t.step("the same twice", async () => {
     const args = argumentsOf(base);
-    if (rows.askedOnly) {
-      return assertEquals(asked(command, args), asked(command, args));
+    assertEquals(asked(command, args), asked(command, args));
+    for (const way of ways) {
+      if (rows.store && !way) await run(args, way);
+      const first = await run(args, way);
+      const again = await run(args, way);
+      assertEquals(first.code, 0, first.said);
+      assertEquals(again.result, first.result);
+      assertEquals(again.said, first.said);
+      known.set([way, ...args].join("\0"), first);
     }
-    if (rows.store) await run(args);
-    const first = await run(args);
-    const again = await run(args);
-    assertEquals(first.code, 0, first.said);
-    assertEquals(again.result, first.result);
-    assertEquals(again.said, first.said);
-    known.set(args.join("\0"), first);
   });
-  for (const [field, { both = {}, add, says, needs, shows }] of pairsOf(rows)) {
+  for (const [field, pair] of pairsOf(rows)) {
+    const { both = {}, add, says, needs, shows } = pair;
+    const way = isPretended(pair);
     const name = `${optionName(field, command.options![field])} ${
       argumentsOf(add).join(" ").slice(-60)
     }`;
@@ -273,9 +310,10 @@ export async function checkOptions(
         assert(asked(command, args) !== asked(command, more), "the same");
         return;
       }
-      const without = known.get(args.join("\0")) ?? await run(args);
-      known.set(args.join("\0"), without);
-      const given = await run(argumentsOf(base, both, add));
+      const name = [way, ...args].join("\0");
+      const without = known.get(name) ?? await run(args, way);
+      known.set(name, without);
+      const given = await run(argumentsOf(base, both, add), way);
       if (needs) {
         assert(without.code !== 0, `${field} is not needed`);
         assert(needs.test(without.said), `without it: ${without.said}`);

@@ -25,7 +25,8 @@ import { SWEEPS } from "../../src/experiments/sweeps.ts";
 import { table1 } from "../../src/experiments/table1.ts";
 import { table2 } from "../../src/experiments/table2/run.ts";
 import { verifyCommand } from "../verify/main.ts";
-import type { Args, OptionRows, Pair } from "./option_pairs.ts";
+import type { Experiment } from "../../src/experiments/experiment.ts";
+import type { Args, As, OptionRows, Pair } from "./option_pairs.ts";
 import type { OptionWorld } from "./option_world.ts";
 
 /** Fields of reports that differ from run to run. */
@@ -34,14 +35,14 @@ const VOLATILE = [
   ...["fusionSeconds", "timing", "backend", "library"],
 ];
 
-const CPU: Pair = { add: { "--backend": "cpu" }, shows: "said" };
+const CPU: Pair = { add: { "--backend": "cpu" }, shows: "said", real: true };
 
-/** The tiny world in a lab of this thread, with a store of its own. */
-function lab({ at, out }: OptionWorld, store: string): Args {
+/** The tiny world in a lab of this thread; experiments share a store. */
+function lab({ at, out }: OptionWorld): Args {
   return {
     ...{ "--model": `${at}/model`, "--clip": `${at}/clip` },
     ...{ "--backend": "wasm", "--workers": 0 },
-    ...{ "--cache": `${at}/store/${store}`, "--out": `${out}/a` },
+    ...{ "--cache": `${at}/store/lab`, "--out": `${out}/a` },
   };
 }
 
@@ -52,13 +53,17 @@ const LITTLE: Args = { "--train-steps": 1, "--steps": 1, "--rank": 1 };
 function labPairs({ at, out }: OptionWorld): Record<string, Pair | Pair[]> {
   return {
     // What is not in it is done again.
-    cache: { add: { "--cache": `${out}/cache` }, shows: "said" },
+    cache: {
+      add: { "--cache": `${out}/cache` },
+      shows: "said",
+      real: true,
+    },
     model: { add: { "--model": `${at}/other/model` } },
     clip: { add: { "--clip": `${at}/other/clip` } },
     backend: CPU,
     // Their number changes no result.
-    workers: { add: { "--workers": 1 }, shows: "said" },
-    out: { add: { "--out": `${out}/b` } },
+    workers: { add: { "--workers": 1 }, shows: "said", real: true },
+    out: { add: { "--out": `${out}/b` }, real: true },
     // A run needs a server; tests/lab has the queue's own tests.
     queue: [
       {
@@ -116,19 +121,41 @@ function settingPairs(): Record<string, Pair> {
   };
 }
 
-/** Options of a lab and of presets, which every experiment reads alike. */
-function likeLambda(
-  world: OptionWorld,
-  ...more: string[]
-): Record<string, { as: string }> {
-  const fields = { ...labPairs(world), ...settingPairs() };
+/** Pairs of the prompts and seeds of an experiment. */
+const RUN_PAIRS: Record<"prompts" | "seeds", Pair> = {
+  prompts: { add: { "--n": 2 } },
+  seeds: { add: { "--seeds": 1 } },
+};
+
+/**
+ * Options of every experiment: where a lab runs is checked with lambda, what it
+ * is asked for with each.
+ */
+function everyPair(world: OptionWorld): Record<string, Pair | As> {
+  const { model, clip, ...machine } = labPairs(world);
   return {
     ...Object.fromEntries(
-      [...Object.keys(fields), ...more]
-        .map((field) => [field, { as: "lambda" }]),
+      Object.keys(machine).map((field) => [field, { as: "lambda" }]),
     ),
+    ...{ model, clip } as Record<string, Pair>,
+    ...settingPairs(),
     fresh: { as: "ablation" },
     dryRun: { as: "ablation" },
+  };
+}
+
+/** What the tables of all experiments share. */
+function rowsOf(
+  { out, pretend }: OptionWorld,
+  experiment: Experiment,
+): Pick<
+  OptionRows,
+  "command" | "out" | "volatile" | "report" | "store" | "pretend"
+> {
+  return {
+    command: experimentCommand(experiment),
+    ...{ out, volatile: VOLATILE, report: scores, store: true },
+    pretend: pretend?.(experiment),
   };
 }
 
@@ -146,53 +173,48 @@ const scores: OptionRows["report"] = (name, json) => {
 /** `deno task ablation`. */
 export function ablationRows(world: OptionWorld): OptionRows {
   const dry: Args = { "--dry-run": true };
+  const other = (name: string) => `${world.at}/other/${name}`;
   return {
-    command: experimentCommand(table2),
-    out: world.out,
-    volatile: VOLATILE,
-    report: scores,
-    store: true,
+    ...rowsOf(world, table2),
     base: {
-      ...lab(world, "ablation"),
+      ...lab(world),
       ...LITTLE,
       ...{ "--concepts": "kuro,momo", "--n": 1 },
       ...{ "--method": "lora", "--fusion": "weight" },
     },
     pairs: {
-      ...likeLambda(world),
-      workers: { add: { "--workers": 1 }, shows: "said" },
-      // The plan is what a dry run prints.
-      preset: { both: dry, add: { "--preset": "official" } },
-      model: { both: dry, add: { "--model": `${world.at}/other/model` } },
+      ...everyPair(world),
+      ...RUN_PAIRS,
       quick: [
-        { add: { "--quick": true }, shows: "said" },
+        { add: { "--quick": true }, shows: "said", real: true },
         { add: { "--quick": true, "--full": true }, says: /got both/ },
       ],
-      full: { both: dry, add: { "--full": true } },
-      concepts: { both: dry, add: { "--concepts": "kuro,raja" } },
-      prompts: { both: dry, add: { "--n": 2 } },
-      seeds: { both: dry, add: { "--seeds": 1 } },
+      // The plan is what a dry run prints.
+      full: { both: dry, add: { "--full": true }, real: true },
+      model: { both: dry, add: { "--model": other("model") }, real: true },
+      clip: { both: dry, add: { "--clip": other("clip") }, real: true },
+      concepts: { add: { "--concepts": "kuro,raja" } },
       embeddings: { add: { "--method": "edlora" } },
       fusions: { add: { "--fusion": "gradient" } },
       partial: [
         {
           // Nothing is finished there.
-          both: { "--cache": `${world.out}/cache` },
-          add: { "--partial": true },
+          add: { "--cache": `${world.out}/cache`, "--partial": true },
           says: /at least one finished seed/,
+          real: true,
         },
         {
           add: { "--partial": true, "--dry-run": true },
           says: /--partial or --dry-run/,
         },
       ],
-      dryRun: { add: dry },
+      dryRun: { add: dry, real: true },
       fresh: [
         {
           add: { "--fresh": true, "--partial": true },
           says: /--fresh or --partial/,
         },
-        { add: { "--fresh": true }, shows: "said" },
+        { add: { "--fresh": true }, shows: "said", real: true },
       ],
     },
   };
@@ -201,19 +223,16 @@ export function ablationRows(world: OptionWorld): OptionRows {
 /** `deno task experiment domain`. */
 export function domainRows(world: OptionWorld): OptionRows {
   return {
-    command: experimentCommand(fig3),
-    out: world.out,
-    volatile: VOLATILE,
-    report: scores,
-    store: true,
+    ...rowsOf(world, fig3),
     base: {
-      ...lab(world, "domain"),
+      ...lab(world),
       ...LITTLE,
       ...{ "--concepts": "ulla", "--n": 1, "--method": "lora" },
       ...{ "--alphas": "0,1", "--no-fusion": true },
     },
     pairs: {
-      ...likeLambda(world, "prompts", "seeds"),
+      ...everyPair(world),
+      ...RUN_PAIRS,
       quick: {
         both: { "--n": null, "--concepts": null },
         add: { "--quick": true },
@@ -262,22 +281,20 @@ export function domainRows(world: OptionWorld): OptionRows {
 
 /** `deno task experiment overfit`. */
 export function overfitRows(world: OptionWorld): OptionRows {
-  const { trainSteps: _, ...shared } = likeLambda(world, "prompts", "seeds");
+  const { trainSteps: _, ...shared } = everyPair(world);
   return {
-    command: experimentCommand(overfit),
-    out: world.out,
-    volatile: VOLATILE,
-    report: scores,
-    store: true,
+    ...rowsOf(world, overfit),
     base: {
-      ...lab(world, "overfit"),
+      ...lab(world),
       ...LITTLE,
-      ...{ "--concepts": "jin", "--n": 1, "--method": "lora" },
+      ...{ "--concepts": "jin", "--method": "lora" },
       ...{ "--layers": "cross-attention-kv", "--pictures": 1 },
     },
     pairs: {
       ...shared,
-      quick: { add: { "--quick": true }, shows: "said" },
+      clip: { as: "lambda" },
+      seeds: RUN_PAIRS.seeds,
+      quick: { add: { "--quick": true }, shows: "asked" },
       concepts: { add: { "--concepts": "dash" } },
       embeddings: { add: { "--method": "edlora" } },
       layers: { add: { "--layers": "all" } },
@@ -293,13 +310,9 @@ export function regionsRows(world: OptionWorld): OptionRows {
   const { at } = world;
   const plain: Args = { "--arms": "plain.weight" };
   return {
-    command: experimentCommand(fig5),
-    out: world.out,
-    volatile: VOLATILE,
-    report: scores,
-    store: true,
+    ...rowsOf(world, fig5),
     base: {
-      ...lab(world, "regions"),
+      ...lab(world),
       ...LITTLE,
       ...{ "--concepts": "kuro,momo", "--counts": 2, "--sets": 1 },
       ...{ "--backgrounds": 1, "--pictures": 1, "--column": 32 },
@@ -307,7 +320,7 @@ export function regionsRows(world: OptionWorld): OptionRows {
       ...{ "--scales": 1, "--no-timing": true },
     },
     pairs: {
-      ...likeLambda(world),
+      ...everyPair(world),
       quick: {
         // Without it the experiment is too long for a test.
         both: { "--sets": null, "--pictures": null, "--backgrounds": null },
@@ -361,44 +374,42 @@ export function sweepRows(world: OptionWorld): OptionRows[] {
     rank: { base: { "--values": 1, "--rank": null }, values: "2" },
   };
   return SWEEPS.map((sweep): OptionRows => {
-    const command = experimentCommand(sweep);
-    const { base, values } = of[command.name];
-    const { rank, ...settings } = settingPairs();
+    const { name } = sweep;
+    const { base, values } = of[name];
+    const { rank, ...every } = everyPair(world);
     const shared = {
-      ...labPairs(world),
-      ...settings,
+      ...every,
+      // The one experiment whose command runs with each place of work.
+      ...(name === "lambda" ? labPairs(world) : {}),
       concepts: { add: { "--concepts": "jin,dash" } },
-      prompts: { add: { "--n": 2 } },
-      seeds: { add: { "--seeds": 1 } },
+      ...RUN_PAIRS,
       embeddings: { add: { "--method": "edlora" } },
       quick: { add: { "--quick": true as const }, shows: "asked" as const },
     };
-    const fuses = command.name !== "tune";
-    const gradient = fuses && command.name !== "lambda";
+    const fuses = name !== "tune";
+    const gradient = fuses && name !== "lambda";
     return {
-      command,
-      out: world.out,
-      volatile: VOLATILE,
-      report: scores,
-      store: true,
+      ...rowsOf(world, sweep),
       base: {
-        ...lab(world, "sweeps"),
+        ...lab(world),
         ...LITTLE,
         ...{ "--concepts": "jin,bobo", "--n": 1, "--method": "lora" },
         ...base,
       },
       pairs: {
-        fresh: { as: "ablation" },
-        dryRun: { as: "ablation" },
-        // All sweeps are one function; what is left is where they differ.
-        ...(command.name === "lambda" ? shared : Object.fromEntries(
-          Object.keys(shared).map((field) => [field, { as: "lambda" }]),
-        )),
-        ...(command.name === "rank" ? {} : { rank }),
+        ...shared,
+        ...(name === "rank" ? {} : { rank }),
+        // A variant with steps of its own has those.
+        ...(name === "tune" && {
+          trainSteps: {
+            both: { "--variants": `${at}/batch.json` },
+            add: { "--train-steps": 2 },
+          },
+        }),
         ...(values === undefined
           ? {}
           : { values: { add: { "--values": values } } }),
-        variants: command.name === "tune"
+        variants: name === "tune"
           ? { add: { "--variants": `${at}/other.json` } }
           : { add: { "--variants": `${at}/variants.json` } },
         distractors: fuses ? { add: { "--distractors": "kuro" } } : {
@@ -416,6 +427,17 @@ export function sweepRows(world: OptionWorld): OptionRows[] {
   });
 }
 
+/** Rows of an experiment that neither draws nor scores pictures. */
+function undrawn({ base, pairs, ...rest }: OptionRows): OptionRows {
+  const { steps: _, guidance: _g, ...own } = pairs;
+  return {
+    ...rest,
+    base: { ...base, "--steps": null },
+    // Every report begins with the evaluator's test.
+    pairs: { ...own, clip: { as: "lambda" } },
+  };
+}
+
 /** Experiments on concepts that are trained once and then fused or compared. */
 export function comparisonRows(world: OptionWorld): OptionRows[] {
   const two: Args = { "--concepts": "kuro,momo" };
@@ -423,18 +445,13 @@ export function comparisonRows(world: OptionWorld): OptionRows[] {
   const full: Pair = { add: { "--full": true }, shows: "asked" };
   const others: Pair = { add: { "--concepts": "kuro,raja" } };
   const of = (
-    experiment: Parameters<typeof experimentCommand>[0],
+    experiment: Experiment,
     base: Args,
     pairs: OptionRows["pairs"],
-    ...shared: string[]
   ): OptionRows => ({
-    command: experimentCommand(experiment),
-    out: world.out,
-    volatile: VOLATILE,
-    report: scores,
-    store: true,
-    base: { ...lab(world, "comparisons"), ...LITTLE, ...base },
-    pairs: { ...likeLambda(world, ...shared), quick, ...pairs },
+    ...rowsOf(world, experiment),
+    base: { ...lab(world), ...LITTLE, ...base },
+    pairs: { ...everyPair(world), quick, ...pairs },
   });
   return [
     of(
@@ -442,6 +459,7 @@ export function comparisonRows(world: OptionWorld): OptionRows[] {
       { ...two, "--n": 1, "--ways": "average" },
       {
         concepts: others,
+        ...RUN_PAIRS,
         ways: { add: { "--ways": "sum" } },
         embedding: { add: { "--embedding": "lora" } },
         rounds: {
@@ -449,8 +467,6 @@ export function comparisonRows(world: OptionWorld): OptionRows[] {
           add: { "--rounds": 2 },
         },
       },
-      "prompts",
-      "seeds",
     ),
     of(
       table1,
@@ -458,10 +474,9 @@ export function comparisonRows(world: OptionWorld): OptionRows[] {
       {
         full,
         concepts: others,
+        ...RUN_PAIRS,
         methods: { add: { "--method": "p+" } },
       },
-      "prompts",
-      "seeds",
     ),
     of(
       noiseOffset,
@@ -471,39 +486,39 @@ export function comparisonRows(world: OptionWorld): OptionRows[] {
       },
       {
         concepts: { add: { "--concepts": "momo" } },
+        ...RUN_PAIRS,
         offsets: { add: { "--offsets": "0,0.5" } },
       },
-      "prompts",
-      "seeds",
     ),
     of(
       federated,
       { ...two, "--n": 1, "--noise": 0 },
       {
         concepts: others,
+        ...RUN_PAIRS,
         noise: { add: { "--noise": "0,10" } },
       },
-      "prompts",
-      "seeds",
     ),
-    of(fig4, { ...two, "--iterations": 1, "--ridges": 1 }, {
+    undrawn(of(fig4, { ...two, "--iterations": 1, "--ridges": 1 }, {
       concepts: others,
       iterations: { add: { "--iterations": 2 } },
       ridges: { add: { "--ridges": 0.5 } },
-    }),
+    })),
     {
       // Seconds and bytes are what it is about.
-      ...of(cost, { ...two, "--counts": 1, "--solvers": "average" }, {
+      ...undrawn(of(cost, { ...two, "--counts": 1, "--solvers": "average" }, {
         full: {
           // Given options win over what --full stands for.
           both: { "--concepts": null, "--counts": null, "--solvers": null },
           ...full,
         },
-        concepts: { add: { "--concepts": "kuro,momo,raja" }, shows: "asked" },
+        concepts: { add: { "--concepts": "kuro,raja" } },
         counts: { add: { "--counts": 2 } },
         solvers: { add: { "--solvers": "published" } },
-      }),
-      report: (name, { centre }) => name === "runs.json" ? null : centre,
+      })),
+      volatile: [],
+      report: (name, { client, centre }) =>
+        name === "runs.json" ? null : { client, centre },
     },
   ];
 }
@@ -605,7 +620,10 @@ export function pretrainRows({ at, out }: OptionWorld): OptionRows {
       ...{ "--out": `${out}/a`, "--cache": cache },
     },
     pairs: {
-      only: { add: { "--only": "vae" } },
+      only: {
+        both: { "--base": `${at}/base/1` },
+        add: { "--only": "clip_b" },
+      },
       steps: { add: { "--steps": 2 } },
       resume: [
         { add: { "--resume": true } },

@@ -13,6 +13,9 @@ import { key } from "../../src/core/random.ts";
 import { disposeTree } from "../../src/core/tree.ts";
 import { encodePng } from "../../src/io/png.ts";
 import { writeJson } from "../../src/io/files.ts";
+import { method } from "../../src/customize/methods.ts";
+import { withLab } from "../../src/lab/lab.ts";
+import { pathOf } from "../../src/lab/store.ts";
 import { save } from "../../src/models/checkpoint.ts";
 import {
   parseT2IAdapterConfig,
@@ -20,6 +23,8 @@ import {
   t2iAdapterSpec,
 } from "../../src/models/t2i_adapter.ts";
 import { initialise } from "../../src/nn/spec.ts";
+import type { Pretended } from "../lab/pretender.ts";
+import { type Pretend, pretending } from "./pretended.ts";
 import { writeTinyWorld } from "../experiments/tiny_world.ts";
 
 /** Where everything is; nothing is read to know the paths. */
@@ -28,6 +33,8 @@ export interface OptionWorld {
   readonly at: string;
   /** What commands write. */
   readonly out: string;
+  /** Does what an experiment is asked for in a lab that only pretends. */
+  readonly pretend?: Pretend;
 }
 
 /** The paths of a world in a folder. */
@@ -73,35 +80,98 @@ function pattern(shade: number): Uint8Array {
   return encodePng({ width: SIDE, height: SIDE, channels: 4, data });
 }
 
-/** What pretraining and the report on the embedded model need besides. */
-export async function writeLabWorld({ at }: OptionWorld): Promise<void> {
-  for (const seed of [1, 2]) {
-    await prepared(
-      pretrainCommand as Any,
-      ...["--only", "clip_a,vae", "--steps", "1", "--batch", "4"],
-      ...["--workers", "0", "--seed", `${seed}`],
-      ...["--out", `${at}/base/${seed}`, "--cache", `${at}/store/base${seed}`],
-    );
+/** Two networks that see a sketch. */
+async function writeSketchNetworks(folder: string): Promise<void> {
+  const config = parseT2IAdapterConfig({
+    channels: [8, 16],
+    downscale_factor: 4,
+    num_res_blocks: 1,
+  });
+  const spec = t2iAdapterSpec(config);
+  for (const [i, name] of ["a", "b"].entries()) {
+    const params = initialise<T2IAdapter>(spec, key(20 + i));
+    const at = `${folder}/sketch/${name}`;
+    await writeJson(`${at}/config.json`, config);
+    await save(`${at}/diffusion_pytorch_model.safetensors`, spec, params);
+    disposeTree(params);
   }
+}
+
+/** Plans of the experiments, and what some commands must not write over. */
+async function writePlans(folder: string): Promise<void> {
+  await Deno.mkdir(`${folder}/store`);
+  await Deno.writeTextFile(`${folder}/store/file`, "");
+  await writeJson(`${folder}/templates.json`, ["a drawing of a {}"]);
+  await writeJson(`${folder}/train.json`, { flips: true, "lr-unet": 0.1 });
+  await writeJson(`${folder}/other.json`, { short: { steps: 2 } });
+  await writeJson(`${folder}/batch.json`, { small: { batch: 2 } });
+  await writeJson(`${folder}/variants.json`, { long: { steps: 3 } });
+}
+
+/** Files that stand for every concept and every fused model. */
+async function somePretended(at: string): Promise<Pretended> {
+  const folders = { model: `${at}/model`, store: `${at}/store/some` };
+  const { train } = method("ed-lora", "ablation", { steps: 1, batch: 1 });
+  return await withLab(
+    { ...folders, backend: "wasm", workers: 0 },
+    async (lab) => {
+      const concepts = await lab.train(["kuro", "momo"].map((concept) => ({
+        ...{ concept, classWord: "animal", method: "ed-lora" as const },
+        ...{ preset: "ablation" as const, rank: 1, seed: 0, config: train },
+        pictures: {
+          of: "art" as const,
+          concept,
+          set: "train" as const,
+          count: 1,
+        },
+      })));
+      const ids = concepts.map(({ model }) => model.id);
+      const [fused] = await lab.fuse([{
+        concepts: ids,
+        how: { type: "weight", lambda: 1 },
+        seed: 0,
+      }]);
+      const { store } = folders;
+      return {
+        concept: await Deno.readFile(pathOf.concept(store, ids[0])),
+        fused: await Deno.readFile(pathOf.fused(store, fused.model.id)),
+      };
+    },
+  );
+}
+
+/** What experiments, pretraining and the report on the embedded model need. */
+export async function writeLabWorld(at: string): Promise<OptionWorld> {
+  await selectBackend("wasm");
+  await writeTinyWorld(at);
+  await writeTinyWorld(`${at}/other`, 10);
+  await writeSketchNetworks(at);
+  await writePlans(at);
+  await prepared(
+    pretrainCommand as Any,
+    ...["--only", "clip_a,vae", "--steps", "1", "--batch", "4"],
+    ...["--workers", "0", "--seed", "1"],
+    ...["--out", `${at}/base/1`, "--cache", `${at}/store/base1`],
+  );
   for (const  of of["", "other/"]) {
     for (const name of ["clip_a", "clip_b"]) {
-      await Deno.mkdir(`${at}/${of}model/${name}`);
-      for await (const { name: file } of Deno.readDir(`${at}/${of}clip`)) {
-        await Deno.copyFile(
-          `${at}/${of}clip/${file}`,
-          `${at}/${of}model/${name}/${file}`,
-        );
-      }
+      await copyFiles(`${at}/${of}clip`, `${at}/${of}model/${name}`);
     }
+  }
+  return { ...worldAt(at), pretend: pretending(at, await somePretended(at)) };
+}
+
+/** Copies the files of a folder. */
+async function copyFiles(from: string, to: string): Promise<void> {
+  await Deno.mkdir(to, { recursive: true });
+  for await (const { name } of Deno.readDir(from)) {
+    await Deno.copyFile(`${from}/${name}`, `${to}/${name}`);
   }
 }
 
 /** A tokenizer that reads two of its words as each other. */
 async function swapped(from: string, to: string): Promise<void> {
-  await Deno.mkdir(to, { recursive: true });
-  for await (const { name } of Deno.readDir(from)) {
-    await Deno.copyFile(`${from}/${name}`, `${to}/${name}`);
-  }
+  await copyFiles(from, to);
   const path = `${to}/vocab.json`;
   const vocab = JSON.parse(await Deno.readTextFile(path));
   const [a, b] = ["fox</w>", "snow</w>"];
@@ -200,20 +270,7 @@ export async function writeOptionWorld(folder: string): Promise<OptionWorld> {
       { type: "t2i_adapter", network: "sketch", image: { regions: "outline" } },
     ],
   });
-  const config = parseT2IAdapterConfig({
-    channels: [8, 16],
-    downscale_factor: 4,
-    num_res_blocks: 1,
-  });
-  const spec = t2iAdapterSpec(config);
-  for (const [i, name] of ["a", "b"].entries()) {
-    const params = initialise<T2IAdapter>(spec, key(20 + i));
-    const at = `${folder}/sketch/${name}`;
-    await Deno.mkdir(at);
-    await writeJson(`${at}/config.json`, config);
-    await save(`${at}/diffusion_pytorch_model.safetensors`, spec, params);
-    disposeTree(params);
-  }
+  await writeSketchNetworks(folder);
   for (const [of, name] of [["", "model"], ["other/", "other"]] as const) {
     await prepared(
       convertCommand as Any,
@@ -254,11 +311,6 @@ export async function writeOptionWorld(folder: string): Promise<OptionWorld> {
     ...[`${folder}/other/model`, `${folder}/wide.safetensors`],
     ...["--to", "kohya", "--difference-to", model, "--rank", "2"],
   );
-  await Deno.mkdir(`${folder}/store`);
-  await Deno.writeTextFile(`${folder}/store/file`, "");
-  await writeJson(`${folder}/templates.json`, ["a drawing of a {}"]);
-  await writeJson(`${folder}/train.json`, { flips: true, "lr-unet": 0.1 });
-  await writeJson(`${folder}/other.json`, { short: { steps: 2 } });
-  await writeJson(`${folder}/variants.json`, { long: { steps: 3 } });
+  await writePlans(folder);
   return world;
 }

@@ -18,13 +18,12 @@ import {
   verifyRows,
   workerRows,
 } from "./option_rows_lab.ts";
-import { writeLabWorld, writeOptionWorld } from "./option_world.ts";
+import { writeLabWorld } from "./option_world.ts";
 
 Deno.test("every option of every experiment matters", async (t) => {
   const folder = await Deno.makeTempDir();
   try {
-    const world = await writeOptionWorld(folder);
-    await writeLabWorld(world);
+    const world = await writeLabWorld(folder);
     for (
       const rows of [
         verifyRows(world),

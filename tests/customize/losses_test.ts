@@ -4,17 +4,14 @@ import {
   attentionRegularisation,
   debiasedWeights,
   maskedErrors,
-  maskedLoss,
   minSnrWeights,
-  mse,
   offsetNoise,
-  priorPreservation,
   squaredErrors,
   type TokenAttention,
   tokenMap,
   vLikeNoiseWeights,
-  weightedMean,
 } from "../../src/customize/losses.ts";
+import { preservingPrior } from "../../src/customize/train_loss.ts";
 import { schedule, snr } from "../../src/diffusion/schedule.ts";
 import { close, fixtureJson, forEachBackend, tolerance } from "../helpers.ts";
 import { golden, nchw } from "./tiny_sd.ts";
@@ -82,18 +79,26 @@ forEachBackend("weighted losses, as diffusers and kohya", async (backend) => {
     t,
   );
   const expected = facts.min_snr_loss;
-  close(await mse(prediction, target).data(), [expected.unweighted], t);
-  close(await weightedMean(errors, epsilon).data(), [expected.epsilon], t);
-  close(await weightedMean(errors, v).data(), [expected.v_prediction], t);
+  const mean = async (weights?: readonly number[]) => {
+    const weighted = weights
+      ? tf.mul(errors, tf.tensor1d([...weights]))
+      : errors;
+    const { diffusion } = preservingPrior(weighted as tf.Tensor1D, 0, 1);
+    return await diffusion.data();
+  };
+  close(await mean(), [expected.unweighted], t);
+  close(await mean(epsilon), [expected.epsilon], t);
+  close(await mean(v), [expected.v_prediction], t);
+  const both = squaredErrors(
+    g.nhwc("prior.model_pred"),
+    g.nhwc("prior.target"),
+  );
   for (const weight of [1, 0.5]) {
-    const { total, instance, prior } = priorPreservation(
-      g.nhwc("prior.model_pred"),
-      g.nhwc("prior.target"),
-      weight,
-    );
+    const { diffusion, prior } = preservingPrior(both, both.size / 2, weight);
     const p = facts.prior_preservation;
-    close(await instance.data(), [p.instance_loss], t);
-    close(await prior.data(), [p.prior_loss], t);
+    close(await diffusion.data(), [p.instance_loss], t);
+    close((await prior!.data())[0] / weight, p.prior_loss, t);
+    const total = tf.add(diffusion, prior!);
     close(await total.data(), [p[`total_weight_${weight.toFixed(1)}`]], t);
   }
   g.dispose();
@@ -123,18 +128,17 @@ forEachBackend("the masked loss is a sum over channels", async (backend) => {
   );
   // ε-prediction: the target is the noise.
   close(await nchw(noise), g.values("target"), tolerance(backend, 1e-6));
-  const loss = maskedLoss(
-    g.nhwc("model_pred"),
-    g.nhwc("target"),
-    g.nhwc("mask"),
+  const loss = tf.mean(
+    maskedErrors(g.nhwc("model_pred"), g.nhwc("target"), g.nhwc("mask")),
   );
   close(await loss.data(), [facts.a.losses[0]], tolerance(backend, 1e-5));
   const full = tf.ones([2, 16, 16, 1]) as tf.Tensor4D;
   const [a, b] = [
-    maskedLoss(g.nhwc("model_pred"), g.nhwc("target"), full),
-    mse(g.nhwc("model_pred"), g.nhwc("target")),
+    maskedErrors(g.nhwc("model_pred"), g.nhwc("target"), full),
+    squaredErrors(g.nhwc("model_pred"), g.nhwc("target")),
   ];
-  close((await a.data())[0], 4 * (await b.data())[0], tolerance(backend, 1e-5));
+  const fourfold = tf.mul(b, 4);
+  close(await a.data(), await fourfold.data(), tolerance(backend, 1e-5));
   assertThrows(
     () => maskedErrors(g.nhwc("target"), g.nhwc("target"), g.nhwc("target")),
     Error,

@@ -5,16 +5,13 @@ import { conceptTensors, disposeConcept } from "../../src/customize/concept.ts";
 import type { TrainData } from "../../src/customize/dataset.ts";
 import { trainingMemory } from "../../src/customize/memory.ts";
 import { method, startConcept } from "../../src/customize/methods.ts";
-import {
-  conceptGradients,
-  train,
-  type TrainBatch,
-} from "../../src/customize/train.ts";
+import { train, type TrainBatch } from "../../src/customize/train.ts";
 import { downsampleFactor } from "../../src/models/autoencoder.ts";
 import { configsOf } from "../../src/models/blank.ts";
 import { disposeModel, loadModel, type Model } from "../../src/models/model.ts";
 import { close, forEachBackend, noLeak } from "../helpers.ts";
 import { tinySd } from "./tiny_sd.ts";
+import { conceptGradients } from "./gradients.ts";
 
 const micro = () =>
   loadModel(new URL("../../models/micro", import.meta.url).pathname);

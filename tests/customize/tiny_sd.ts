@@ -7,11 +7,7 @@ import * as tf from "@tensorflow/tfjs";
 import { fold, key, normal } from "../../src/core/random.ts";
 import { type Concept, initConcept } from "../../src/customize/concept.ts";
 import { adapterTensors, withTensors } from "../../src/customize/lora.ts";
-import {
-  openSafetensors,
-  toFloat32,
-  toInt32,
-} from "../../src/io/safetensors.ts";
+import { openSafetensors, toFloat32 } from "../../src/io/safetensors.ts";
 import { loadModel, type Model } from "../../src/models/model.ts";
 import { fixturePath } from "../helpers.ts";
 
@@ -42,7 +38,7 @@ export async function golden(path: string): Promise<Golden> {
   for (const [name, entry] of file.entries) {
     const raw = await file.read(name);
     if (entry.dtype === "I64") {
-      const values = [...toInt32(raw)];
+      const values = [...toFloat32(raw)];
       const width = entry.shape.at(-1) ?? 1;
       integers.set(
         name,

@@ -14,7 +14,6 @@ import { offsetNoise } from "../../src/customize/losses.ts";
 import { method, startConcept } from "../../src/customize/methods.ts";
 import { scaled } from "../../src/customize/scale.ts";
 import {
-  conceptGradients,
   conceptOf,
   customize,
   groupOf,
@@ -41,6 +40,7 @@ import {
   tolerance,
 } from "../helpers.ts";
 import { golden, tinySd } from "./tiny_sd.ts";
+import { conceptGradients } from "./gradients.ts";
 
 interface Facts {
   prompts: string[];

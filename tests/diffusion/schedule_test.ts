@@ -1,10 +1,6 @@
 import * as tf from "@tensorflow/tfjs";
 import { assert, assertEquals, assertThrows } from "@std/assert";
-import {
-  openSafetensors,
-  toFloat32,
-  toInt32,
-} from "../../src/io/safetensors.ts";
+import { openSafetensors, toFloat32 } from "../../src/io/safetensors.ts";
 import {
   addNoise,
   parseSchedulerConfig,
@@ -46,8 +42,8 @@ for (
     "snr",
   ]
 ) golden[name] = toFloat32(await file.read(name));
-const timesteps = [...toInt32(await file.read("ddpm.timesteps"))];
-const snrTimesteps = [...toInt32(await file.read("snr.timesteps"))];
+const timesteps = [...toFloat32(await file.read("ddpm.timesteps"))];
+const snrTimesteps = [...toFloat32(await file.read("snr.timesteps"))];
 file.close();
 
 Deno.test("Stable Diffusion's betas and ᾱ equal PyTorch's to the last bit", () => {

@@ -31,7 +31,6 @@ const plan = planOf(overfit, {
   layers: ["cross-attention-kv", "all"],
   lengths: [2, 20],
   pictures: [1],
-  prompts: 1,
   seeds: [0],
 });
 

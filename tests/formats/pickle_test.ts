@@ -17,7 +17,6 @@ import {
   openSafetensors,
   type RawTensor,
   toFloat32,
-  toInt32,
 } from "../../src/io/safetensors.ts";
 import { fixture, fixturePath } from "../helpers.ts";
 
@@ -197,10 +196,10 @@ Deno.test("every kind of tensor and plain data is read", async () => {
   assertEquals(file.entries.get("scalar")!.shape, []);
   assertEquals(file.entries.get("empty")!.shape, [0, 3]);
   assertEquals(await floats("empty"), []);
-  assertEquals([...toInt32(await file.read("ids"))], [1, -2]);
-  assertEquals([...toInt32(await file.read("mask"))], [1, 0]);
-  assertEquals([...toInt32(await file.read("u8"))], [255]);
-  assertEquals([...toInt32(await file.read("list.0"))], [1]);
+  assertEquals([...toFloat32(await file.read("ids"))], [1, -2]);
+  assertEquals([...toFloat32(await file.read("mask"))], [1, 0]);
+  assertEquals([...toFloat32(await file.read("u8"))], [255]);
+  assertEquals([...toFloat32(await file.read("list.0"))], [1]);
   const value = file.value as ReadonlyMap<string, unknown>;
   assertEquals(value.get("big"), 2n ** 70n);
   assertEquals(value.get("neg"), -3);

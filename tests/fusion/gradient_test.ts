@@ -26,7 +26,7 @@ import {
   fuse,
   type FuseLayerRecord,
   type FuseOptions,
-  OFFICIAL_FUSION,
+  OFFICIAL_ITERATIONS,
 } from "../../src/fusion/gradient.ts";
 import {
   denseDelta,
@@ -314,7 +314,12 @@ forEachBackend("L-BFGS with the official iterations", async () => {
   const { model, layers } = await fused(f.base, f.concepts, {
     strengths: f.strengths,
     noise: f.noise,
-    ...OFFICIAL_FUSION,
+    method: "lbfgs",
+    stageIterations: OFFICIAL_ITERATIONS,
+    templates: ["photo of a {}", "{}"],
+    positions: "official",
+    sampler: "dpmpp_2m",
+    images: 1,
     layers: FIRST_LAYER,
     steps: 4,
   });

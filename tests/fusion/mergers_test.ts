@@ -21,7 +21,6 @@ import {
   magnitudePrune,
   MERGE_METHODS,
   mergeConcepts,
-  mergeFactors,
   type MergeMethod,
   prune,
   regMean,
@@ -31,11 +30,7 @@ import {
   ties,
 } from "../../src/fusion/mergers.ts";
 import { weightFusion } from "../../src/fusion/weight.ts";
-import {
-  openSafetensors,
-  toFloat32,
-  toInt32,
-} from "../../src/io/safetensors.ts";
+import { openSafetensors, toFloat32 } from "../../src/io/safetensors.ts";
 import { disposeModel, type Model } from "../../src/models/model.ts";
 import {
   combine,
@@ -50,6 +45,7 @@ import {
   svd,
   transpose,
 } from "../../src/optim/least_squares.ts";
+import { mergeFactors } from "../verify/merge.ts";
 import { close, fixtureJson, fixturePath, forEachBackend } from "../helpers.ts";
 import {
   diskWeight,
@@ -69,9 +65,9 @@ interface MergeJson {
 async function open(name: string): Promise<Map<string, Matrix>> {
   const file = await openSafetensors(fixturePath(`merge/${name}.safetensors`));
   const found = new Map<string, Matrix>();
-  for (const [key, { shape, dtype }] of file.entries) {
+  for (const [key, { shape }] of file.entries) {
     const raw = await file.read(key);
-    const values = dtype === "U8" ? toInt32(raw) : toFloat32(raw);
+    const values = toFloat32(raw);
     const [rows, columns = 1] = shape;
     found.set(key, transpose(matrix(rows, columns, values)));
   }

@@ -275,7 +275,7 @@ Deno.test("a full disk is said with the path", async () => {
     await assertRejects(
       () => writeAtomic(path, "x"),
       Error,
-      `Cannot write ${path}: expected room on the disk, got Error: No space`,
+      `Cannot write ${path}: expected room on the disk, got No space`,
     );
   } finally {
     Deno.FsFile.prototype.write = original;

@@ -30,7 +30,7 @@ import {
   autoencoderSpec,
   decode,
 } from "../../src/models/autoencoder.ts";
-import { load, toRaw } from "../../src/models/checkpoint.ts";
+import { load } from "../../src/models/checkpoint.ts";
 import {
   parseAutoencoderConfig,
   parseClipConfig,
@@ -46,6 +46,7 @@ import {
 import { type UNet, unet, unetSpec } from "../../src/models/unet.ts";
 import { initialise, type Spec, specLeaves } from "../../src/nn/spec.ts";
 import { forEachBackend } from "../helpers.ts";
+import { toRaw } from "./raw.ts";
 
 const SEED = 20261125;
 /** Mutated configs of each kind. */

@@ -1,12 +1,16 @@
 import * as tf from "@tensorflow/tfjs";
 import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
 import { fold, key, normal } from "../../src/core/random.ts";
-import { disposeTree, leaves, mapTree } from "../../src/core/tree.ts";
+import {
+  disposeTree,
+  leaves,
+  mapTree,
+  type TreeLike,
+} from "../../src/core/tree.ts";
 import {
   combineControlNets,
   type ControlNet,
   controlNet,
-  controlNetFrom,
   type ControlNetOptions,
   controlNetSpec,
   loadControlNet,
@@ -14,7 +18,7 @@ import {
 } from "../../src/models/controlnet.ts";
 import { save } from "../../src/models/checkpoint.ts";
 import { disposeModel } from "../../src/models/model.ts";
-import { unet } from "../../src/models/unet.ts";
+import { type UNet, unet } from "../../src/models/unet.ts";
 import { initialise, specLeaves } from "../../src/nn/spec.ts";
 import { golden, nchw, tinySd } from "../customize/tiny_sd.ts";
 import {
@@ -221,6 +225,18 @@ forEachBackend("a ControlNet folder comes back whole", async () => {
   }
 }, ["wasm"]);
 
+/** A new ControlNet on a UNet: its encoder half copied, the rest as given. */
+function controlNetFrom(p: UNet, fresh: ControlNet): ControlNet {
+  const { conv_in, time_embedding, down_blocks, mid_block } = p;
+  const unet = new Map(
+    leaves({ conv_in, time_embedding, down_blocks, mid_block } as TreeLike),
+  );
+  return mapTree(
+    fresh,
+    (leaf, path) => (unet.get(path) ?? leaf).clone(),
+  ) as ControlNet;
+}
+
 forEachBackend("a new ControlNet changes nothing; two add up", async () => {
   await noLeak(async () => {
     const g = await golden(FIXTURE);
@@ -231,7 +247,7 @@ forEachBackend("a new ControlNet changes nothing; two add up", async () => {
       ),
     );
     const fresh = initialise<ControlNet>(controlNetSpec(config), key(3));
-    const made = controlNetFrom(model.unet.params, config, fresh);
+    const made = controlNetFrom(model.unet.params, fresh);
     disposeTree(fresh);
     const trained = await someControlNet();
     const condition = await conditionImage(FIXTURE, "condition_u8");

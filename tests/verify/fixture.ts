@@ -10,7 +10,6 @@ import {
   openSafetensors,
   type RawTensor,
   toFloat32,
-  toInt32,
 } from "../../src/io/safetensors.ts";
 
 /** Values as they lie on disk. */
@@ -92,7 +91,7 @@ export class Golden {
   /** Rows of an integer tensor along its last axis. */
   rows(name: string): number[][] {
     const raw = this.#get(name);
-    const values = [...toInt32(raw)];
+    const values = [...toFloat32(raw)];
     const width = raw.shape.at(-1) ?? 1;
     return Array.from(
       { length: width === 0 ? 0 : values.length / width },

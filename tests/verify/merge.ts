@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { cannot } from "../../src/core/errors.ts";
 import { type Delta, denseDelta } from "../../src/fusion/layer.ts";
 import {
   concatenate,
@@ -11,7 +12,6 @@ import {
   type Election,
   knots,
   magnitudePrune,
-  mergeFactors,
   regMean,
   rerank,
   ssr,
@@ -153,6 +153,33 @@ function merged(name: string, facts: Facts, terms: Terms): Matrix | undefined {
     // Masks are of one factor's shape: the other is not merged.
     (f, w, at) => (at === which ? merger(f, w) : zero(f[0])),
   )[which];
+}
+
+/**
+ * PEFT's `add_weighted_adapter`: merges the factors A and B separately, each
+ * weighted by √(weight · scale). The product has cross terms: kept to compare.
+ *
+ * @param deltas Factors of equal rank, without scale.
+ * @param weights wᵢ · scaleᵢ, not negative.
+ * @param merger Merges a list of factors with the square roots.
+ */
+export function mergeFactors(
+  deltas: readonly Delta[],
+  weights: readonly number[],
+  merger: (
+    factors: readonly Matrix[],
+    weights: readonly number[],
+    which: "down" | "up",
+  ) => Matrix,
+): Delta {
+  if (weights.some((w) => !(w >= 0))) {
+    throw cannot("merge factors", "weights ≥ 0", weights);
+  }
+  const roots = weights.map(Math.sqrt);
+  return {
+    down: merger(deltas.map(({ down }) => down), roots, "down"),
+    up: merger(deltas.map(({ up }) => up), roots, "up"),
+  };
 }
 
 const merge: Check = {

@@ -21,20 +21,13 @@ import {
 } from "../../src/customize/lora.ts";
 import {
   debiasedWeights,
-  maskedLoss,
+  maskedErrors,
   minSnrWeights,
-  mse,
   offsetNoise,
-  priorPreservation,
   squaredErrors,
   vLikeNoiseWeights,
-  weightedMean,
 } from "../../src/customize/losses.ts";
-import {
-  conceptGradients,
-  groupOf,
-  type TrainBatch,
-} from "../../src/customize/train.ts";
+import { groupOf, type TrainBatch } from "../../src/customize/train.ts";
 import {
   addNoise,
   parseSchedulerConfig,
@@ -71,6 +64,8 @@ import {
   type Tolerance,
 } from "./check.ts";
 import type { Golden } from "./fixture.ts";
+import { preservingPrior } from "../../src/customize/train_loss.ts";
+import { conceptGradients } from "../customize/gradients.ts";
 
 /** training.json. */
 interface Facts {
@@ -396,7 +391,7 @@ const unetLora: Check = {
             new Map(names.map((name, i) => [name, leaves[i]])),
           );
           const adapted = attach(model, adapter, { alpha });
-          return maskedLoss(
+          return tf.mean(maskedErrors(
             unet(
               adapted.unet.params,
               adapted.unet.config,
@@ -406,7 +401,7 @@ const unetLora: Check = {
             ),
             inputs.target,
             mask,
-          );
+          ));
         },
         names.map((name) => params.get(name)!),
       );
@@ -832,10 +827,11 @@ const weighted: Check = {
       x.dispose();
       return number;
     };
+    const mean = (one: tf.Tensor1D) => preservingPrior(one, 0, 1).diffusion;
     const sums: Record<string, tf.Scalar> = tf.tidy(() => ({
-      epsilon: weightedMean(errors, epsilon),
-      v_prediction: weightedMean(errors, v),
-      unweighted: mse(prediction, target),
+      epsilon: mean(tf.mul(errors, epsilon)),
+      v_prediction: mean(tf.mul(errors, v)),
+      unweighted: mean(errors),
     }));
     for (const [name, actual] of Object.entries(sums)) {
       const expected = facts.min_snr_loss[name];
@@ -847,22 +843,22 @@ const weighted: Check = {
     for (const name of Object.keys(facts.prior_preservation)) {
       const match = name.match(/^total_weight_([\d.]+)$/);
       const weight = match ? Number(match[1]) : 1;
-      const parts = tf.tidy(() =>
-        priorPreservation(
+      const actual: tf.Scalar = tf.tidy(() => {
+        const both = squaredErrors(
           g.nhwc("prior.model_pred"),
           g.nhwc("prior.target"),
+        );
+        const { diffusion, prior } = preservingPrior(
+          both,
+          both.size / 2,
           weight,
-        )
-      );
-      const actual = {
-        instance_loss: parts.instance,
-        prior_loss: parts.prior,
-      }[name] ?? parts.total;
-      const [number] = await actual.data();
-      tf.dispose([parts.total, parts.instance, parts.prior]);
+        );
+        if (name === "instance_loss") return diffusion;
+        return name === "prior_loss" ? prior! : tf.add(diffusion, prior!);
+      });
       yield value(
         `prior_preservation/${name}`,
-        number,
+        await read(actual),
         facts.prior_preservation[name],
       );
     }

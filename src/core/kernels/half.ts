@@ -172,7 +172,7 @@ function prepare(backend: Backend): void {
 }
 
 /** Whether the backend in use can keep half floats: only WebGPU. */
-export function canKeepHalves(): boolean {
+function canKeepHalves(): boolean {
   return tf.getBackend() === "webgpu";
 }
 

@@ -19,7 +19,7 @@ import type { ExperimentPreset } from "../presets.ts";
 export const REGION_FUSIONS = ["weight", "gradient"] as const;
 
 /** Ways to say where concepts are, on a fused model. */
-export const FUSED_WAYS = [
+const FUSED_WAYS = [
   "plain",
   "regional",
   "regional+negative",
@@ -27,7 +27,7 @@ export const FUSED_WAYS = [
 ] as const;
 
 /** Ways to use adapters that are not fused. */
-export const UNFUSED_WAYS = ["region-adapters", "switch", "composite"] as const;
+const UNFUSED_WAYS = ["region-adapters", "switch", "composite"] as const;
 
 /** A way to draw a scene. */
 export type Way = typeof FUSED_WAYS[number] | typeof UNFUSED_WAYS[number];

@@ -32,7 +32,7 @@ import { type Subject, training } from "../subjects.ts";
 export type FusionName = "weight" | "gradient" | "weight_best_lambda";
 
 /** Kinds of fusion that are compared. */
-export const FUSIONS: readonly FusionName[] = [
+const FUSIONS: readonly FusionName[] = [
   "weight",
   "gradient",
   "weight_best_lambda",

@@ -20,7 +20,7 @@ function numberedToken(token: string, k: number): string {
 }
 
 /** Rows of a token's tensor on disk. */
-export function tokenRows(shape: readonly number[]): number {
+function tokenRows(shape: readonly number[]): number {
   return shape.length === 1 ? 1 : shape[0];
 }
 

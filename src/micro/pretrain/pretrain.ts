@@ -67,7 +67,7 @@ export function sharedFloats(length: number): Float32Array {
  * @param init Data of the network's shard server.
  * @param workers Number of Deno Workers; 0 runs in place on the current backend.
  */
-export async function startRunner(
+async function startRunner(
   init: ServerInit,
   workers: number,
 ): Promise<ShardRunner> {
@@ -230,7 +230,7 @@ function add(to: Float32Array, from: Float32Array, factor: number): void {
 }
 
 /** Freshly initialised parameters, flat. */
-export function freshParams(name: NetworkName, seed: number): Float32Array {
+function freshParams(name: NetworkName, seed: number): Float32Array {
   const tree = initialise(networkSpec(name), fold(key(seed), "initialise"));
   const flat = flatten(name, tree);
   disposeTree(tree);

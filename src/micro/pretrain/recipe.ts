@@ -41,7 +41,7 @@ export type NetworkName = "clip_a" | "vae" | "unet" | "clip_b" | "adapter";
 export const MAX_TOKENS = 24;
 
 /** Width of the CLIPs' text towers; the UNet attends to that of CLIP A. */
-export const TEXT_WIDTH = 96;
+const TEXT_WIDTH = 96;
 
 /** What differs between the micro CLIPs. */
 export interface ClipSize {

@@ -145,7 +145,7 @@ export const CLIP_CONFIG: ClipConfig = clipConfig(
 );
 
 /** Config of CLIP B. */
-export const EVALUATOR_CONFIG: ClipConfig = clipConfig(
+const EVALUATOR_CONFIG: ClipConfig = clipConfig(
   TOKENIZER.vocabSize,
   CLIP_B_SIZE,
 );
@@ -522,7 +522,7 @@ export async function clipBackward(
  * @param all Embeddings of every shard, in order.
  * @param logScale Logarithm of the inverse temperature.
  */
-export function contrastive(
+function contrastive(
   all: Embeddings,
   texts: readonly string[],
   logScale: number,
