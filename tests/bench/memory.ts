@@ -1,0 +1,137 @@
+/**
+ * `deno task bench:memory [--steps N] [--pictures N] [--json]`: whether memory
+ * stays flat while a concept is trained and while pictures are drawn.
+ *
+ * Tensors are counted by tfjs, bytes are those of the wasm backend's memory,
+ * which never shrinks. After a tenth of the work neither may grow.
+ *
+ * @module
+ */
+import * as tf from "@tensorflow/tfjs";
+import { parseArgs } from "@std/cli";
+import {
+  customize,
+  encodeData,
+  generate,
+  key,
+  loadModel,
+  method,
+  selectBackend,
+  startConcept,
+} from "../../mod.ts";
+import { classOf, conceptPictures } from "../../examples/concept_pictures.ts";
+import { cannot } from "../../src/core/errors.ts";
+import type { WasmBackend } from "../../src/core/kernels/simd.ts";
+import { pathOf } from "../../src/io/files.ts";
+
+const HELP = `deno task bench:memory [options]
+
+Trains a concept and draws pictures on the embedded model and says what memory
+is in use as it goes on.
+
+  --steps N     training steps (default 1000)
+  --pictures N  pictures drawn one after the other (default 200)
+  --json        prints JSON only
+  --help        this text`;
+
+/** Memory in use at one moment. */
+export interface MemoryRow {
+  /** What is done. */
+  readonly work: "training" | "drawing";
+  /** Steps or pictures done. */
+  readonly done: number;
+  /** Tensors that tfjs counts. */
+  readonly tensors: number;
+  /** Bytes of the wasm backend's memory. */
+  readonly heap: number;
+  /** Bytes of the process in the machine's memory. */
+  readonly resident: number;
+}
+
+function now(work: MemoryRow["work"], done: number): MemoryRow {
+  const { wasm } = tf.backend() as unknown as WasmBackend;
+  return {
+    work,
+    done,
+    tensors: tf.memory().numTensors,
+    heap: wasm.asm.memory.buffer.byteLength,
+    resident: Deno.memoryUsage().rss,
+  };
+}
+
+/**
+ * Watches memory.
+ *
+ * @param steps Training steps.
+ * @param pictures Pictures.
+ * @returns Ten moments of each work.
+ */
+export async function* watchMemory(
+  steps: number,
+  pictures: number,
+): AsyncGenerator<MemoryRow> {
+  await selectBackend("wasm");
+  const model = await loadModel(
+    pathOf(new URL("../../models/micro", import.meta.url)),
+  );
+  const data = await encodeData(model, await conceptPictures("bobo"));
+  const edLora = method("ed-lora", "paper", { steps });
+  const start = await startConcept(model, edLora, {
+    ...{ name: "bobo", classWord: classOf("bobo"), key: key(0) },
+  });
+  const rows: MemoryRow[] = [];
+  await customize(model, start, data, edLora.train, {
+    onRecord({ step }) {
+      if ((step + 1) % (steps / 10) === 0) rows.push(now("training", step + 1));
+    },
+  });
+  yield* rows;
+  for (let i = 1; i <= pictures; i++) {
+    await generate(model, {
+      prompts: ["a photo of a fox on a beach"],
+      ...{ steps: 10, guidance: 5, key: key(i) },
+    });
+    if (i % (pictures / 10) === 0) yield now("drawing", i);
+  }
+}
+
+/** The first work whose memory grows after a tenth of it; none if all is flat. */
+export function growing(
+  rows: readonly MemoryRow[],
+  fields: readonly ("tensors" | "heap")[] = ["tensors", "heap"],
+): string | undefined {
+  for (const work of ["training", "drawing"] as const) {
+    const own = rows.filter((row) => row.work === work);
+    for (const field of fields) {
+      const [first, last] = [own[0], own.at(-1)!];
+      if (last[field] > first[field]) {
+        return `${work}: ${field} from ${first[field]} to ${last[field]}`;
+      }
+    }
+  }
+}
+
+if (import.meta.main) {
+  const { help, json, ...given } = parseArgs(Deno.args, {
+    boolean: ["help", "json"],
+    string: ["steps", "pictures"],
+    alias: { h: "help" },
+    default: { steps: "1000", pictures: "200" },
+    unknown: (name) => {
+      throw cannot("watch memory", "--steps, --pictures or --json", name);
+    },
+  });
+  if (help) console.log(HELP);
+  else {
+    const [steps, pictures] = [Number(given.steps), Number(given.pictures)];
+    for (const count of [steps, pictures]) {
+      if (Number.isInteger(count) && count >= 10 && count % 10 === 0) continue;
+      throw cannot("watch memory", "a multiple of 10", count);
+    }
+    const rows = await Array.fromAsync(watchMemory(steps, pictures));
+    if (json) console.log(JSON.stringify(rows, null, 2));
+    else console.table(rows);
+    const grown = growing(rows);
+    if (grown) throw cannot("keep memory flat", "no growth", grown);
+  }
+}
