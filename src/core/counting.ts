@@ -12,7 +12,8 @@ import * as tf from "@tensorflow/tfjs";
 import { COUNTING } from "./device.ts";
 import { FUSED, PREFIX } from "./kernels/fused.ts";
 import { halfBytes } from "./kernels/half.ts";
-import type { SimdExports, WasmBackend } from "./kernels/simd.ts";
+import type { WasmBackend } from "./kernels/simd.ts";
+import type { SimdExports } from "./kernels/simd_exports.ts";
 
 /** Whose kernels are counted. */
 export type CountedBackend = "webgpu" | "wasm";

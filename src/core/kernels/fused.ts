@@ -5,13 +5,8 @@
  * @module
  */
 import * as tf from "@tensorflow/tfjs";
-import {
-  address,
-  type SimdExports,
-  simdFor,
-  type WasmBackend,
-  withScratch,
-} from "./simd.ts";
+import { address, simdFor, type WasmBackend, withScratch } from "./simd.ts";
+import type { SimdExports } from "./simd_exports.ts";
 
 /** What the names of all our kernels start with. */
 export const PREFIX = "MixOfShow";

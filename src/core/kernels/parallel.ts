@@ -7,7 +7,7 @@
  *
  * @module
  */
-import type { SimdExports, SimdProcedure } from "./simd.ts";
+import type { SimdExports, SimdProcedure } from "./simd_exports.ts";
 import type { Threads } from "./threads.ts";
 
 /** Multiplications that are worth a part of their own: some 10 µs. */

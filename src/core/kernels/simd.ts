@@ -6,56 +6,10 @@
 import type * as tf from "@tensorflow/tfjs";
 import { decodeBase64 } from "./base64.ts";
 import { parallel } from "./parallel.ts";
+import type { SimdExports } from "./simd_exports.ts";
 import { withSharedMemory } from "./shared_memory.ts";
 import { SIMD_WASM } from "./simd_wasm.ts";
 import { startThreads, threadCount, type Threads } from "./threads.ts";
-
-/**
- * Exports of `simd.as`: all arguments are numbers, addresses in bytes, sizes
- * and strides in floats; they are documented there, above each function.
- */
-export type SimdExports =
-  & Record<
-    | "gemmScratch"
-    | "convScratch"
-    | "convInputStridedScratch"
-    | "convFilterScratch"
-    | "winogradScratch"
-    | "winogradFilterScratch"
-    | "winogradPacked"
-    | "layerNormScratch"
-    | "groupNormScratch"
-    | "attentionScratch",
-    (...sizes: number[]) => number
-  >
-  & Record<SimdProcedure, (...args: number[]) => void>;
-
-/** Names of the exports that return nothing. */
-export type SimdProcedure =
-  | "gemm"
-  | "gemmBatch"
-  | "zero"
-  | "copyRows"
-  | "conv2d"
-  | "conv2dInputStrided"
-  | "conv2dFilter"
-  | "winogradPack"
-  | "winograd"
-  | "winogradFilter"
-  | "activation"
-  | "activationGrad"
-  | "geglu"
-  | "gegluGrad"
-  | "sumMiddle"
-  | "groupNorm"
-  | "groupNormGrad"
-  | "layerNorm"
-  | "layerNormGrad"
-  | "attention"
-  | "attentionGrad"
-  | "upsample"
-  | "upsampleGrad"
-  | "adamw";
 
 /** What this library uses of tfjs's wasm backend. */
 export interface WasmBackend {
