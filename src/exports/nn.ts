@@ -180,6 +180,12 @@ export type {
 } from "../diffusion/conditions.ts";
 export type { GuidanceBranch } from "../diffusion/guidance.ts";
 export {
+  encodeImages,
+  type InitLatents,
+  initLatents,
+  startStepOf,
+} from "../diffusion/init.ts";
+export {
   checkLayout,
   type CheckOptions,
   type LayoutBox,
@@ -189,7 +195,10 @@ export {
   layoutJsonSchema,
   type LayoutMask,
   type LayoutOption,
+  layoutPictures,
   type LayoutRegion,
+  layoutSeeds,
+  layoutStrength,
   modelSize,
   type PreparedLayout,
   prepareLayout,
@@ -222,6 +231,7 @@ export {
   type Denoise,
   type Denoised,
   denoiser,
+  type KeptLatent,
   type Level,
   plan,
   type PlanOptions,

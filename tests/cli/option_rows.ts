@@ -367,6 +367,7 @@ export function sampleRows({ at, out }: OptionWorld): OptionRows {
   const rex = `${at}/rex.safetensors`, tom = `${at}/tom.safetensors`;
   const both = { "--concept": [rex, tom] };
   const said = { "--prompt": "<rex1> <rex2>, (fox:1.5) on grass" };
+  const init: Args = { "--init": `${at}/pictures/0.png` };
   return {
     command: sampleCommand,
     out,
@@ -459,8 +460,33 @@ export function sampleRows({ at, out }: OptionWorld): OptionRows {
         },
       ],
       negative: { add: { "--negative": "snow" } },
-      seed: { add: { "--seed": -1 } },
+      seed: [
+        { add: { "--seed": -1 } },
+        { add: { "--seed": "0,-1" } },
+        { add: { "--seed": "1,1" }, says: /seed: has 1 twice/ },
+        { add: { "--seed": "1,x" }, says: /--seed a whole number/ },
+      ],
       count: { add: { "--count": 2 } },
+      init: [
+        { add: init },
+        {
+          both: { ...init, "--layout": `${at}/regions.json` },
+          add: { "--init": `${at}/pictures/1.png` },
+        },
+      ],
+      mask: [
+        { both: init, add: { "--mask": `${at}/masks/0_mask.png` } },
+        {
+          add: { "--mask": `${at}/masks/0_mask.png` },
+          says: /mask: needs init/,
+        },
+      ],
+      strength: [
+        { both: init, add: { "--strength": 1 } },
+        { both: init, add: { "--strength": 0 }, says: /strength: / },
+        { both: init, add: { "--strength": 0.1 }, says: /at least 0.5/ },
+        { add: { "--strength": 0.5 }, says: /strength: needs init/ },
+      ],
       steps: { add: { "--steps": 3 } },
       guidance: { add: { "--guidance": 2 } },
       clipSkip: { add: { "--clip-skip": 2 } },
