@@ -187,6 +187,16 @@ const OPTIONS = optionTable({
     type: flag,
     help: "alpha/√rank instead (rank-stabilised LoRA)",
   },
+  dora: {
+    type: flag,
+    help: "each layer also learns the norms of its outputs (DoRA)",
+  },
+  dropout: {
+    type: number({ least: 0, most: 0.99 }),
+    otherwise: "0",
+    help: "share of each adapter's input that is left out in a step (PEFT's " +
+      "lora_dropout)",
+  },
   targets: {
     type: oneOf(TARGET_NAMES),
     hint: "WHICH",
@@ -286,8 +296,9 @@ function checked(request: TrainRequest): TrainRequest {
   if (!queueRequest("train", request)) return request;
   const { variant, tokenizer, prediction, vae, unet, textEncoder } = request;
   const elsewhere = { variant, tokenizer, prediction, vae, unet, textEncoder };
-  const { alpha, rslora, targets, log } = request;
-  const here = { alpha, rslora: rslora || undefined, targets, log };
+  const { alpha, targets, log } = request;
+  const rslora = request.rslora || undefined, dora = request.dora || undefined;
+  const here = { alpha, rslora, dora, targets, log };
   for (const [field, value] of Object.entries(here)) {
     if (value === undefined) continue;
     throw cannot("train", `no ${optionName(field)} with --queue`, "both");
@@ -366,12 +377,14 @@ function checkRates(request: TrainRequest, concept: Concept): void {
 
 /** Options of a LoRA, and the layers of the adapter. */
 function loraOnly(
-  { alpha, rslora, targets }: TrainRequest,
+  { alpha, rslora, dora, dropout, targets }: TrainRequest,
   layers: number,
 ): Record<string, readonly [unknown, number]> {
   return {
     "--alpha": [alpha, layers],
     "--rslora": [rslora || undefined, layers],
+    "--dora": [dora || undefined, layers],
+    "--dropout": [dropout, layers],
     "--targets": [targets, layers],
   };
 }
@@ -459,6 +472,7 @@ function methodOf(request: TrainRequest): Method {
     priorWeight: priorWeight ?? (prior === undefined ? own : own || 1),
     shuffleCaptions: request.shuffleCaptions ? { keep } : undefined,
     captionDropout: request.captionDropout,
+    dropout: request.dropout,
     accumulate: request.accumulate,
     schedule: request.scheduler,
     cycles: request.cycles,
@@ -469,9 +483,13 @@ function methodOf(request: TrainRequest): Method {
     weighting: gamma === undefined ? undefined : { type: "min-snr", gamma },
   });
   const { lora = {} } = made.concept;
-  return targets === undefined || lora === false
+  const chosen = {
+    ...(targets === undefined ? {} : { targets }),
+    ...(request.dora ? { dora: true } : {}),
+  };
+  return Object.keys(chosen).length === 0 || lora === false
     ? made
-    : { ...made, concept: { ...made.concept, lora: { ...lora, targets } } };
+    : { ...made, concept: { ...made.concept, lora: { ...lora, ...chosen } } };
 }
 
 /**

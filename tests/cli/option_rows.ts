@@ -197,6 +197,14 @@ export function trainRows({ at, out }: OptionWorld): OptionRows {
         { both: { "--steps": 2 }, add: { "--rslora": true } },
         adapter("--rslora", true),
       ],
+      dora: [
+        { both: { "--steps": 2 }, add: { "--dora": true } },
+        adapter("--dora", true),
+      ],
+      dropout: [
+        { both: { "--steps": 2 }, add: { "--dropout": 0.5 } },
+        adapter("--dropout", 0.5),
+      ],
       targets: [
         { add: { "--targets": "unet-attention" } },
         adapter("--targets", "linear"),
