@@ -44,7 +44,12 @@ import { disposeModel, type Model } from "../models/model.ts";
 import { type ConceptRequest, openConcepts } from "./concepts.ts";
 import { type ModelRequest, openModel } from "./models.ts";
 import { firstFrames } from "./options.ts";
-import { foreignSyntax, longPrompts, uncalled } from "./prompts.ts";
+import {
+  foreignSyntax,
+  longPrompts,
+  spelledWords,
+  uncalled,
+} from "./prompts.ts";
 
 /** How several concepts act without being fused. */
 export const COMPOSITIONS = ["sum", "region", "switch", "composite"] as const;
@@ -144,6 +149,7 @@ function noticesOf(
   return [
     ...longPrompts(model, prompts, layout.syntax),
     ...foreignSyntax(prompts, layout.syntax),
+    ...spelledWords(model, prompts),
     ...uncalled(model, prompts, concepts),
   ];
 }

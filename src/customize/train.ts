@@ -520,6 +520,8 @@ function meanOf(count: number, of: (part: number) => Gradients): Gradients {
  * @param config What counts.
  * @param memory What gradients keep.
  * @default memory "high"
+ * @param dropout What of the adapter's inputs is left out.
+ * @default dropout none
  * @returns Tensors, the caller's.
  */
 export function lossGradients(
@@ -567,6 +569,8 @@ export function lossGradients(
 export interface CustomizeOptions extends Omit<TrainOptions, "resume"> {
   /** Called after every step. */
   readonly onRecord?: (record: TrainRecord) => void | Promise<void>;
+  /** Called before the first step, with the steps that are done. */
+  readonly onStart?: (step: number) => void | Promise<void>;
   /** Called with the steps that are done where a stopped run goes on. */
   readonly onResume?: (step: number) => void;
   /** File that keeps the state, so that a killed run continues. */
@@ -597,7 +601,8 @@ export async function customize(
   config: TrainConfig,
   options: CustomizeOptions = {},
 ): Promise<Concept> {
-  const { checkpoint, every = 50, onRecord, onResume, ...rest } = options;
+  const { checkpoint, every = 50, onRecord, onResume, onStart, ...rest } =
+    options;
   const resume = checkpoint
     ? await loadTrainState(checkpoint, true)
     : undefined;
@@ -614,6 +619,7 @@ export async function customize(
       ) { /* no step is left */ }
       return conceptOf(concept, resume);
     }
+    await onStart?.(resume?.step ?? 0);
     const steps = train(model, concept, data, config, {
       ...rest,
       ...(resume ? { resume } : {}),

@@ -847,7 +847,9 @@ export function checkLayout(
       }
       report(
         path,
-        `unknown concept ${token} (known: ${known.join(", ") || "none"})`,
+        `unknown concept ${token} (known: ${
+          known.join(", ") || "none"
+        }; --concept FILE adds one)`,
       );
     }
   };
@@ -862,7 +864,7 @@ export function checkLayout(
         `regions.${i}.concepts.${k}`,
         `unknown concept "${concept}" (known: ${
           concepts?.join(", ") || "none"
-        })`,
+        }; --concept FILE adds one)`,
       );
     });
   });
@@ -886,7 +888,7 @@ export function checkLayout(
         `${path}.network`,
         `unknown network "${spec.network}" (known: ${
           Object.keys(networks).join(", ") || "none"
-        })`,
+        }; --network ${spec.network}=FOLDER adds it)`,
       );
     } else if (network.type !== spec.type) {
       report(`${path}.type`, `the network is a ${network.type}`);

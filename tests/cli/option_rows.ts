@@ -229,6 +229,23 @@ export function trainRows({ at, out }: OptionWorld): OptionRows {
       noiseOffset: { add: { "--noise-offset": 0.5 } },
       snrGamma: { add: { "--snr-gamma": 0.1 } },
       log: { add: { "--log": `${out}/rex.csv` } },
+      validationPrompt: [
+        { add: { "--validation-prompt": "a {}" } },
+        {
+          both: { "--validation-prompt": "a {}" },
+          add: { "--validation-prompt": "a {} in snow" },
+        },
+      ],
+      validationEvery: [
+        {
+          both: { "--validation-prompt": "a {}", "--steps": 3 },
+          add: { "--validation-every": 2 },
+        },
+        {
+          add: { "--validation-every": 2 },
+          says: /--validation-prompt with --validation-every/,
+        },
+      ],
       rank: [{ add: { "--rank": 2 } }, adapter("--rank", 2)],
       lrEmbedding: { add: { "--lr-embedding": 0.1 } },
       lrText: [{ add: { "--lr-text": 0.1 } }, adapter("--lr-text", 1)],
@@ -857,6 +874,10 @@ export function inspectRows({ at, out }: OptionWorld): OptionRows {
       keys: [
         { add: { "--keys": true } },
         { both: { "": `${at}/model` }, add: { "--keys": true } },
+      ],
+      words: [
+        { both: { "": `${at}/model` }, add: { "--words": true } },
+        { add: { "--words": true }, says: /a model folder with --words/ },
       ],
       json: { add: { "--json": true } },
     },
