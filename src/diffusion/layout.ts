@@ -849,7 +849,7 @@ export function checkLayout(
         path,
         `unknown concept ${token} (known: ${
           known.join(", ") || "none"
-        }; --concept FILE adds one)`,
+        }); --concept FILE adds one`,
       );
     }
   };
@@ -864,7 +864,7 @@ export function checkLayout(
         `regions.${i}.concepts.${k}`,
         `unknown concept "${concept}" (known: ${
           concepts?.join(", ") || "none"
-        }; --concept FILE adds one)`,
+        }); --concept FILE adds one`,
       );
     });
   });
@@ -888,7 +888,7 @@ export function checkLayout(
         `${path}.network`,
         `unknown network "${spec.network}" (known: ${
           Object.keys(networks).join(", ") || "none"
-        }; --network ${spec.network}=FOLDER adds it)`,
+        }); --network ${spec.network}=FOLDER adds it`,
       );
     } else if (network.type !== spec.type) {
       report(`${path}.type`, `the network is a ${network.type}`);

@@ -87,6 +87,6 @@ Deno.test("a bar fits narrow terminals, and still says how long is left", () => 
     assert([...line].length < columns, `${columns}: ${line}`);
     assert(columns < 30 || line.endsWith("1 h 03 min left"), line);
     assertEquals(line.includes("·"), columns >= 60, line);
-    assertEquals(line.includes("s/step"), columns >= 60, line);
+    assertEquals(line.includes("s/step"), columns >= 80, line);
   }
 });

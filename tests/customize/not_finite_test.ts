@@ -17,8 +17,8 @@ Deno.test("a loss that is not finite names its step; the last good state stays",
   const checkpoint = `${folder}/rex.state.safetensors`;
   // Each step is larger than the one before: soon there are no such numbers.
   const { train } = method("ed-lora", "paper", {
-    ...{ steps: 30, batch: 1, schedule: "constant", weightDecay: 0 },
-    lr: { embedding: 0, textEncoder: 0, unet: 1e12 },
+    ...{ steps: 6, batch: 1, schedule: "constant", weightDecay: 0 },
+    lr: { embedding: 0, textEncoder: 0, unet: 1e30 },
   });
   const start = await startConcept(model, method("ed-lora"), {
     ...{ name: "rex", classWord: "cat", key: key(1) },
@@ -42,7 +42,7 @@ Deno.test("a loss that is not finite names its step; the last good state stays",
       "finite",
     );
     const at = Number(/step (\d+)/.exec(error.message)?.[1]);
-    assert(at >= 1 && at < 30, error.message);
+    assert(at >= 1 && at < 6, error.message);
     const state = (await loadTrainState(checkpoint))!;
     // Every step whose record came is in the file.
     assertEquals(state.step, seen.at(-1)! + 1);
