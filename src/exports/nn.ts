@@ -66,6 +66,7 @@ export type {
   Context,
   Conv,
   Dora,
+  Dropout,
   Linear,
   LowRank,
   Spectrum,
