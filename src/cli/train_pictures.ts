@@ -128,8 +128,8 @@ async function report(
   });
   const steps = [...new Set(places.map(([step]) => step))]
     .toSorted((a, b) => a - b);
-  const rows = await Promise.all(prompts.map(async (label, i) => ({
-    label,
+  const rows = await Promise.all(prompts.map(async (prompt, i) => ({
+    label: fillCaption(prompt, name),
     cells: await Promise.all(
       steps.map(async (step) =>
         decodePng(await readBytes(joinPath(folder, nameOf(step, i))))
@@ -141,7 +141,7 @@ async function report(
     name: "training",
     title: `training of ${name}`,
     lead: [
-      "Each row has the same noise; {} is the concept. The loss of a step is " +
+      "Each row has the same noise. The loss of a step is " +
       "of its own pictures and noise levels: only its trend says something.",
     ],
     parts: [
