@@ -159,7 +159,7 @@ export function longPrompts(
 }
 
 /**
- * Names words that a tokenizer has only letter by letter: a model that was
+ * Names words that a tokenizer has only in pieces of a letter or two: a model that was
  * trained with it has hardly seen them.
  *
  * @param model What reads the prompts.
@@ -173,10 +173,11 @@ export function spelledWords(
     prompt.replaceAll(/<[^<>]*>/g, " ").toLowerCase().match(/\p{L}{3,}/gu) ?? []
   );
   const spelled = [...new Set(words)].filter((word) =>
-    model.tokenizer.tokenize(word).length >= [...word].length
+    // CLIP's pieces have three letters and more.
+    2 * model.tokenizer.tokenize(word).length >= [...word].length
   );
   return spelled.length === 0 ? [] : [
-    `${listed(spelled)}: no word of this model, read letter by letter ` +
+    `${listed(spelled)}: no word of this model, read in pieces ` +
     "(deno task inspect MODEL --words lists those of a folder)",
   ];
 }
