@@ -6,6 +6,7 @@
 import type { BackendName } from "../core/backend.ts";
 import { createPool, type Pool } from "../core/pool.ts";
 import type { DrawHandlers } from "./draw_worker.ts";
+import { layoutPictures } from "../diffusion/layout.ts";
 import {
   type DrawingRequest,
   type DrawnPicture,
@@ -47,7 +48,7 @@ export async function drawPictures(
   request: DrawingRequest,
   settings: DrawSettings,
 ): Promise<void> {
-  const { count } = request.layout;
+  const count = layoutPictures(request.layout);
   // A single picture is drawn sooner by who is there already.
   const workers = count > 1 ? Math.min(settings.workers, count) : 0;
   if (workers > 0) return await onWorkers(request, settings, workers);
@@ -79,7 +80,11 @@ async function onWorkers(
   notices.forEach(onNotice);
   const { workers, note } = fittingWorkers(asked, bytes, free);
   if (note) onNotice(note);
-  const waiting = shares(request.layout.count, workers, request.batch);
+  const waiting = shares(
+    layoutPictures(request.layout),
+    workers,
+    request.batch,
+  );
   const serve = async (worker: number) => {
     if (worker > 0) await pool.run("open", request, { worker });
     for (let range = waiting.shift(); range; range = waiting.shift()) {

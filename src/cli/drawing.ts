@@ -22,11 +22,13 @@ import {
 import { loadConditionNetworks } from "../diffusion/conditions.ts";
 import {
   type Layout,
+  layoutPictures,
   modelSize,
   prepareLayout,
   type ResolvedLayout,
   resolveLayout,
   type ResolveOptions,
+  type Size,
 } from "../diffusion/layout.ts";
 import { drawingMemory } from "../diffusion/memory.ts";
 import {
@@ -42,7 +44,12 @@ import { disposeModel, type Model } from "../models/model.ts";
 import { type ConceptRequest, openConcepts } from "./concepts.ts";
 import { type ModelRequest, openModel } from "./models.ts";
 import { firstFrames } from "./options.ts";
-import { foreignSyntax, longPrompts, uncalled } from "./prompts.ts";
+import {
+  foreignSyntax,
+  longPrompts,
+  spelledWords,
+  uncalled,
+} from "./prompts.ts";
 
 /** How several concepts act without being fused. */
 export const COMPOSITIONS = ["sum", "region", "switch", "composite"] as const;
@@ -142,7 +149,24 @@ function noticesOf(
   return [
     ...longPrompts(model, prompts, layout.syntax),
     ...foreignSyntax(prompts, layout.syntax),
+    ...spelledWords(model, prompts),
     ...uncalled(model, prompts, concepts),
+  ];
+}
+
+/** What of the picture to start from is not seen, if anything. */
+function croppedInit(
+  { layout: { init }, start }: ResolvedLayout,
+  { width, height }: Size,
+): string[] {
+  if (!init || !start) return [];
+  const { picture } = start;
+  const off = Math.abs(picture.width * height - picture.height * width);
+  // Less than a pixel is rounding.
+  if (off < Math.max(width, height)) return [];
+  return [
+    `${init.file}: cropped from ${picture.width}×${picture.height} to the ` +
+    `shape of ${width}×${height}; --size WxH draws another shape`,
   ];
 }
 
@@ -222,7 +246,8 @@ function bytesOf(model: Model, { layout, batch }: DrawingRequest): number {
   const weights = drawingMemory(model, 0, 0).bytes;
   const features = drawingMemory(model, height, width, branches).bytes -
     weights;
-  return tf.memory().numBytes + features * Math.min(batch, layout.count);
+  return tf.memory().numBytes +
+    features * Math.min(batch, layoutPictures(layout));
 }
 
 /**
@@ -277,7 +302,11 @@ export async function openDrawing(request: DrawingRequest): Promise<Drawing> {
       denoise: sampling?.pipeline.denoise,
     };
     return {
-      notices: [...noticesOf(model, layout, concepts), ...animations],
+      notices: [
+        ...noticesOf(model, layout, concepts),
+        ...croppedInit(resolved, layout.size ?? modelSize(base)),
+        ...animations,
+      ],
       bytes: bytesOf(base, request),
       async *draw(range, onStep) {
         for await (const record of pipeline(model, { ...options, range })) {

@@ -66,6 +66,7 @@ import {
 } from "./options.ts";
 import { decimal } from "../report/format.ts";
 import { textTable } from "../report/table.ts";
+import { terminalColumns } from "./progress.ts";
 import { CONCEPT_OPTION } from "./concepts.ts";
 import { type HeldOutRequest, runHeldOut } from "./heldout.ts";
 import {
@@ -595,7 +596,10 @@ function written(report: EvaluateReport): string {
       : []
   );
   return `${
-    textTable({ head: ["picture", "text", "image", "prompt"], rows })
+    textTable(
+      { head: ["picture", "text", "image", "prompt"], rows },
+      terminalColumns(),
+    )
   }\n${means.join("\n")}`;
 }
 

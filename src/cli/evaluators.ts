@@ -22,6 +22,7 @@ import {
   reportText,
   writeReport,
 } from "../report/document.ts";
+import { terminalColumns } from "./progress.ts";
 import { type Command, command } from "./command.ts";
 import {
   inLab,
@@ -112,7 +113,7 @@ MobileNetV2 (npm, 25 MB, downloaded when this is run) and by other CLIPs.`,
       };
       await writeReport(out, whole, found);
       progress.finish();
-      console.log(`\n${reportText(whole)}`);
+      console.log(`\n${reportText(whole, terminalColumns())}`);
       console.log(`${joinPath(out, "evaluators.html")}  (also .json, .md)`);
     }, { runner: nowhere });
   },

@@ -37,6 +37,7 @@ import {
   verdictCounts,
 } from "../report/contents.ts";
 import { reportText, writeReport } from "../report/document.ts";
+import { terminalColumns } from "./progress.ts";
 import { duration } from "../report/format.ts";
 import { type Table, tableOf } from "../report/table.ts";
 import { type Command, command, EXIT_CODES, runCommand } from "./command.ts";
@@ -290,7 +291,7 @@ async function publish(
     evaluator,
   });
   progress.finish();
-  console.log(`\n${reportText(whole)}`);
+  console.log(`\n${reportText(whole, terminalColumns())}`);
   if (note) console.log(note);
   console.log(`${joinPath(out, `${name}.html`)}  (also .json, .md, .png)`);
   return data;

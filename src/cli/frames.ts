@@ -10,6 +10,7 @@ import { type Command, command } from "./command.ts";
 import { folder, optionTable, type Values } from "./options.ts";
 import { decimal } from "../report/format.ts";
 import { type Report, reportText, writeReport } from "../report/document.ts";
+import { terminalColumns } from "./progress.ts";
 import { tableOf } from "../report/table.ts";
 
 const OPTIONS = optionTable({
@@ -66,6 +67,10 @@ is scored by, and the pictures that the evaluation CLIP knows it from.`,
       }],
     };
     await writeReport(out, report, rows);
-    console.log(`${reportText(report)}\n${joinPath(out, "frames.html")}`);
+    console.log(
+      `${reportText(report, terminalColumns())}\n${
+        joinPath(out, "frames.html")
+      }`,
+    );
   },
 });

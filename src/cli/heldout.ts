@@ -34,7 +34,7 @@ import {
   openModel,
   startBackend,
 } from "./models.ts";
-import { createProgress } from "./progress.ts";
+import { createProgress, terminalColumns } from "./progress.ts";
 
 /** What `--heldout` is asked. */
 export interface HeldOutRequest extends ModelRequest {
@@ -199,7 +199,7 @@ function written({ arms, timesteps, pictures, gain }: HeldOutReport): string {
       ...arm.byTimestep.map((error) => decimal(error)),
       arm.words,
     ]),
-  });
+  }, terminalColumns());
   return `Masked denoising error on ${pictures} held-out pictures; lower is better\n` +
     table +
     (gain === undefined

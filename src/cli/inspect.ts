@@ -26,6 +26,8 @@ import { specialPurpose } from "../models/purpose.ts";
 import { type Command, command } from "./command.ts";
 import { baseFor, KNOWN_BASES } from "./loras.ts";
 import { hostBackend, localModel } from "./models.ts";
+import { terminalColumns } from "./progress.ts";
+import { wrapped } from "../report/table.ts";
 import { file as filePath, flag, optionTable, type Values } from "./options.ts";
 
 const OPTIONS = optionTable({
@@ -47,6 +49,10 @@ const OPTIONS = optionTable({
       "the hub",
   },
   keys: { type: flag, help: "also every tensor" },
+  words: {
+    type: flag,
+    help: "the words that the tokenizer of a model folder has whole",
+  },
   json: { type: flag, help: "prints JSON" },
 });
 
@@ -61,6 +67,8 @@ export interface Inspection {
   readonly facts: Readonly<Record<string, unknown>>;
   /** Every tensor: type and shape, if they were asked for. */
   readonly keys?: Readonly<Record<string, string>>;
+  /** Words that the tokenizer has whole, if they were asked for. */
+  readonly words?: readonly string[];
 }
 
 /** How often each value occurs: `4 (×32), 8 (×2)`. */
@@ -462,7 +470,14 @@ export async function inspect(request: InspectRequest): Promise<Inspection> {
   if ((await Deno.stat(path)).isDirectory) {
     const found = await inspectFolder(local);
     checkModel(request, found);
-    return request.keys ? { ...found, keys: await folderKeys(path) } : found;
+    return {
+      ...found,
+      ...(request.keys ? { keys: await folderKeys(path) } : {}),
+      ...(request.words ? { words: await wordsOf(path) } : {}),
+    };
+  }
+  if (request.words) {
+    throw cannot(`inspect ${path}`, "a model folder with --words", "a file");
   }
   const file = await openTensors(path);
   try {
@@ -478,6 +493,18 @@ export async function inspect(request: InspectRequest): Promise<Inspection> {
 function checkModel({ path, model }: InspectRequest, found: Inspection): void {
   if (model === undefined || "dialect" in found.facts) return;
   throw cannot(`inspect ${path}`, "a LoRA with --model", found.kind);
+}
+
+/** Words of a model's tokenizer, sorted: entries that end one, of letters. */
+async function wordsOf(folder: string): Promise<string[]> {
+  const path = joinPath(folder, "tokenizer", "vocab.json");
+  if (!await exists(path)) {
+    throw cannot(`inspect ${folder}`, "a tokenizer with --words", "none");
+  }
+  const vocab = await readJson<Record<string, number>>(path);
+  return Object.keys(vocab).flatMap((entry) =>
+    /^([\p{L}\d]{2,}|[ai])<\/w>$/u.test(entry) ? [entry.slice(0, -4)] : []
+  ).sort();
 }
 
 /** Every tensor of a file: type and shape. */
@@ -564,6 +591,11 @@ async function runInspect(request: InspectRequest): Promise<void> {
   console.log(`${request.path}: ${found.kind}`);
   console.log(lines(found.facts, MOST_LINES).join("\n"));
   if (found.keys) console.log(lines(found.keys, Infinity, "  ").join("\n"));
+  if (found.words) {
+    const text = found.words.join(" ");
+    console.log(`${found.words.length} words:`);
+    console.log(wrapped(text, Math.min(80, terminalColumns())).join("\n"));
+  }
 }
 
 /** `deno task inspect`. */
@@ -576,6 +608,7 @@ export const inspectCommand: Command<InspectRequest> = command({
   examples: [
     "deno task inspect hero.safetensors",
     "deno task inspect out/fused",
+    "deno task inspect models/micro --words",
   ],
   request: (values) => values,
   run: runInspect,

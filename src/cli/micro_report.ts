@@ -29,6 +29,7 @@ import {
 import type { Sheet } from "../report/grid.ts";
 import { decimal } from "../report/format.ts";
 import { tableOf } from "../report/table.ts";
+import { terminalColumns } from "./progress.ts";
 import { type Command, command, runCommand } from "./command.ts";
 import { inLab, LAB_OPTIONS, labRequest } from "./lab_options.ts";
 import {
@@ -225,7 +226,7 @@ async function run(request: Request): Promise<void> {
     await writeJson(joinPath(out, "naming.json"), key);
   }
   if (json) return console.log(JSON.stringify(numbers));
-  console.log(reportText(report));
+  console.log(reportText(report, terminalColumns()));
   console.log(`\n${joinPath(out, "report.html")}  (also .json, .md, .png)`);
 }
 

@@ -5,7 +5,11 @@
  * @module
  */
 import { cannot } from "../core/errors.ts";
-import type { Layout } from "../diffusion/layout.ts";
+import {
+  type Layout,
+  layoutSeeds,
+  layoutStrength,
+} from "../diffusion/layout.ts";
 import { readBytes } from "../io/files.ts";
 import { textsOf, withTexts } from "../io/png_text.ts";
 
@@ -48,12 +52,15 @@ function parametersText(
     Steps: steps,
     Sampler: SAMPLER_NAMES[sampler] ?? sampler,
     "CFG scale": guidance,
-    Seed: settings.seed,
+    Seed: layoutSeeds(settings)[Math.floor(number / settings.count)],
     Size: `${size.width}x${size.height}`,
     Model: model.replace(/^.*[\\/](?=.)/, "").replace(/\.[a-z]+$/, ""),
     ...(clipSkip > 1 ? { "Clip skip": clipSkip } : {}),
     // Pictures of one seed differ by their number.
-    ...(settings.count > 1 ? { Picture: number } : {}),
+    ...(settings.count > 1 ? { Picture: number % settings.count } : {}),
+    ...(settings.init
+      ? { "Denoising strength": layoutStrength(settings) }
+      : {}),
   };
   return [
     prompt,

@@ -47,6 +47,22 @@ export interface Progress {
   finish(): void;
 }
 
+/**
+ * Columns of the terminal.
+ *
+ * @param otherwise Where nothing is shown in one, such as a pipe's.
+ * @default otherwise no end
+ */
+export function terminalColumns(otherwise = Infinity): number {
+  try {
+    return Deno.stdout.isTerminal() || otherwise !== Infinity
+      ? Deno.consoleSize().columns
+      : otherwise;
+  } catch {
+    return otherwise;
+  }
+}
+
 /** A rate for people: `12 images/s`, or `3.4 s/step` where it is slow. */
 export function rate(perSecond: number, unit: string): string {
   if (!(perSecond > 0)) return "";
@@ -62,6 +78,27 @@ function bar(share: number, width: number): string {
   const eighths = Math.round(Math.max(0, Math.min(1, share)) * width * 8);
   const text = "█".repeat(Math.floor(eighths / 8)) + EIGHTHS[eighths % 8];
   return text.padEnd(width, "·");
+}
+
+/**
+ * A line of a bar that fits: the bar shrinks first, then the rate goes, then
+ * the bar, then the end of the name. How much is left is what people look for.
+ */
+function fitted(
+  name: string,
+  share: number,
+  parts: readonly string[],
+  room: number,
+): string {
+  const few = parts.filter((_, i) => i !== 1 || parts.length < 3);
+  for (const said of [parts, few]) {
+    const text = said.join("  ");
+    const left = room - [...name].length - [...text].length - 4;
+    if (left >= 4) return `${name}  ${bar(share, Math.min(20, left))}  ${text}`;
+  }
+  const text = few.join("  ");
+  const short = [...name].slice(0, Math.max(0, room - [...text].length - 2));
+  return [...`${short.join("")}  ${text}`].slice(0, Math.max(0, room)).join("");
 }
 
 /**
@@ -91,14 +128,7 @@ export function createProgress(options: ProgressOptions = {}): Progress {
       done += terminal.writeSync(bytes.subarray(done));
     }
   };
-  const columns = (): number => {
-    if (options.columns) return options.columns;
-    try {
-      return Deno.consoleSize().columns;
-    } catch {
-      return 80;
-    }
-  };
+  const columns = (): number => options.columns ?? terminalColumns(80);
   let current:
     | { name: string; start: number; first: number; shown: number }
     | undefined;
@@ -143,8 +173,7 @@ export function createProgress(options: ProgressOptions = {}): Progress {
       ].filter((part) => part !== "");
       if (watched) {
         const share = total > 0 ? done / total : 1;
-        const line = `${name}  ${bar(share, 20)}  ${parts.join("  ")}`;
-        draw([...line].slice(0, columns() - 1).join(""));
+        draw(fitted(name, share, parts, columns() - 1));
         if (last) end();
       } else {
         write(`${name}: ${parts.join(", ")}\n`);

@@ -158,6 +158,30 @@ export function longPrompts(
   });
 }
 
+/**
+ * Names words that a tokenizer has only in pieces of a letter or two: a model that was
+ * trained with it has hardly seen them.
+ *
+ * @param model What reads the prompts.
+ * @param prompts The prompts.
+ */
+export function spelledWords(
+  model: Pick<Model, "tokenizer">,
+  prompts: readonly string[],
+): string[] {
+  const words = prompts.flatMap((prompt) =>
+    prompt.replaceAll(/<[^<>]*>/g, " ").toLowerCase().match(/\p{L}{3,}/gu) ?? []
+  );
+  const spelled = [...new Set(words)].filter((word) =>
+    // CLIP's pieces have three letters and more.
+    2 * model.tokenizer.tokenize(word).length >= [...word].length
+  );
+  return spelled.length === 0 ? [] : [
+    `${listed(spelled)}: no word of this model, read in pieces ` +
+    "(deno task inspect MODEL --words lists those of a folder)",
+  ];
+}
+
 /** What other programs do with a prompt, and is not done here. */
 const NOT_DONE: readonly (readonly [what: string, sign: RegExp])[] = [
   ["prompt editing (A1111)", /\[[^[\]]*:\s*[\d.]+\s*\]/],

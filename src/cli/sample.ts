@@ -9,6 +9,7 @@ import { cannot } from "../core/errors.ts";
 import {
   type Layout,
   layoutJsonSchema,
+  layoutPictures,
   parseLayout,
   resolveLayout,
 } from "../diffusion/layout.ts";
@@ -123,11 +124,16 @@ const OPTIONS = optionTable({
     help: "what to stay away from",
   },
   seed: {
-    type: whole(),
+    type: parsed("N[,N…]", (what, name, found) => {
+      const seeds = found.split(",").map((one) =>
+        whole().read(what, name, one.trim())
+      );
+      return seeds.length === 1 ? seeds[0] : seeds;
+    }),
     otherwise: "0",
-    help: "any whole number; the same number draws the same pictures",
+    help: "whole numbers; the same number draws the same pictures",
   },
-  count: { type: count, otherwise: "1", help: "number of pictures" },
+  count: { type: count, otherwise: "1", help: "pictures of each seed" },
   steps: { type: count, otherwise: "20", help: "sampling steps" },
   guidance: {
     type: number(),
@@ -165,6 +171,20 @@ const OPTIONS = optionTable({
     }),
     otherwise: "the model's own size",
     help: "pixels",
+  },
+  init: {
+    type: file,
+    help: "a picture to start from (image to image), cropped to the size's " +
+      "shape",
+  },
+  mask: {
+    type: file,
+    help: "white where --init is painted anew (inpainting); the rest stays",
+  },
+  strength: {
+    type: number({ least: 0, most: 1 }),
+    otherwise: "0.8; 1 with a mask",
+    help: "how much of --init is made anew: the part of the steps taken",
   },
   grid: {
     type: flag,
@@ -206,7 +226,11 @@ const LAYOUT_FIELDS = [
   "guidance",
   "clipSkip",
   "syntax",
+  "strength",
 ] as const;
+
+/** Fields of a layout that are files, by the options that replace them. */
+const LAYOUT_FILES = ["init", "mask"] as const;
 
 /** Refuses options that do not go together. */
 function checked(request: SampleRequest): SampleRequest {
@@ -248,8 +272,15 @@ async function sceneOf(command: SampleRequest): Promise<Scene> {
   const { layout: path } = command;
   const changes = Object.fromEntries(
     LAYOUT_FIELDS.filter((field) => command[field] !== undefined)
-      .map((field) => [field, command[field]]),
+      .map((field): [string, unknown] => [field, command[field]]),
   );
+  for (const field of LAYOUT_FILES) {
+    const file = command[field];
+    // Found from here, not from beside the layout.
+    if (file !== undefined) {
+      changes[field] = { file: await Deno.realPath(file) };
+    }
+  }
   const name = path ?? command.from ?? "the command line";
   const fields = command.from !== undefined
     ? await layoutIn(command.from)
@@ -345,6 +376,8 @@ export const sampleCommand: Command<SampleRequest> = command({
   options: OPTIONS,
   examples: [
     'deno task sample --prompt "a red fox on grass" --count 4',
+    'deno task sample --prompt "a red fox on snow" --init out/sample/000.png \\\n' +
+    "    --strength 0.6",
     "deno task sample --model out/fused --layout scene.json",
     "deno task sample --layout scene.json --concept fox.safetensors \\\n" +
     "    --concept owl.safetensors,alpha=0.8 --adapters region",
@@ -358,6 +391,8 @@ export const sampleCommand: Command<SampleRequest> = command({
       WHAT,
       request.layout,
       request.from,
+      request.init,
+      request.mask,
       request.loraFolder,
       ...request.concept.map(({ path }) => path),
       ...request.network.map(([, path]) => path),
@@ -392,11 +427,15 @@ export const sampleCommand: Command<SampleRequest> = command({
 /** How memory is used, where the pictures fit at all. */
 function memoryOf(
   command: SampleRequest,
-  { size, count, guidance }: Layout,
+  layout: Layout,
 ): Promise<MemoryUse> {
+  const { size, guidance } = layout;
   return memoryFor(command, (configs, own) => ({
     what: WHAT,
-    run: { ...(size ?? own), batch: Math.min(command.batch, count) },
+    run: {
+      ...(size ?? own),
+      batch: Math.min(command.batch, layoutPictures(layout)),
+    },
     batched: true,
     count: (run, options) =>
       samplingMemory(configs, { ...run, guidance }, options),
@@ -420,7 +459,7 @@ async function draw(
   const sheet: Pixels[] = [];
   const written = await movable(layout, command.layout);
   const progress = createProgress();
-  const steps = drawnSteps(layout.count);
+  const steps = drawnSteps(layoutPictures(layout));
   const use = await memoryOf(command, layout);
   const { memory, half } = use;
   const release = applyMemory(use, command);
@@ -455,7 +494,7 @@ async function draw(
     },
   }).finally(release);
   progress.finish();
-  await removeStale(out, layout.count, JSON.stringify(written));
+  await removeStale(out, layoutPictures(layout), JSON.stringify(written));
   await writeJson(joinPath(out, "layout.json"), written);
   if (!command.grid) return files;
   const across = Math.ceil(Math.sqrt(sheet.length));
@@ -484,13 +523,18 @@ async function removeStale(
 ): Promise<void> {
   const earlier = await readJson(
     joinPath(out, "layout.json"),
-    z.object({ count: z.number() }),
+    z.object({
+      count: z.number(),
+      seed: z.union([z.number(), z.array(z.number())]).default(0),
+    }),
   ).catch(() => undefined);
   // Without a layout nobody knows whose the pictures are.
   if (!earlier) return;
   for await (const { name, isFile } of Deno.readDir(out)) {
     const number = pictureNumber(name) ?? -1;
-    if (!isFile || number < count || number >= earlier.count) continue;
+    if (!isFile || number < count || number >= layoutPictures(earlier)) {
+      continue;
+    }
     if (!layout.includes(`/${name}"`)) await Deno.remove(joinPath(out, name));
   }
 }

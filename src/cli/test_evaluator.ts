@@ -29,7 +29,7 @@ import { disposeModel, loadModel } from "../models/model.ts";
 import { textTable } from "../report/table.ts";
 import { EMBEDDED, localModel, mustExist, startBackend } from "./models.ts";
 import { checkBackground, firstFrames } from "./options.ts";
-import { createProgress } from "./progress.ts";
+import { createProgress, terminalColumns } from "./progress.ts";
 
 /** What `--test-evaluator` is asked. */
 export interface EvaluatorTestRequest {
@@ -192,7 +192,7 @@ export async function runEvaluatorTest(
     console.log(evaluatorVerdict(name, check));
   }
   console.log(
-    `\n${textTable(evaluatorTable(checks))}\n` +
+    `\n${textTable(evaluatorTable(checks), terminalColumns())}\n` +
       "In brackets: the share of the distance from the first row to " +
       "the class word (else other identities) that is lost.",
   );

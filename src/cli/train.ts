@@ -82,6 +82,7 @@ import {
 } from "./options.ts";
 import { createProgress } from "./progress.ts";
 import { trainLog } from "./train_log.ts";
+import { runPictures, type Validation } from "./train_pictures.ts";
 import { QUEUE_OPTIONS, queueRequest } from "./queue_options.ts";
 import {
   applyMemory,
@@ -187,6 +188,16 @@ const OPTIONS = optionTable({
     type: flag,
     help: "alpha/√rank instead (rank-stabilised LoRA)",
   },
+  dora: {
+    type: flag,
+    help: "each layer also learns the norms of its outputs (DoRA)",
+  },
+  dropout: {
+    type: number({ least: 0, most: 0.99 }),
+    otherwise: "0",
+    help: "share of each adapter's input that is left out in a step (PEFT's " +
+      "lora_dropout)",
+  },
   targets: {
     type: oneOf(TARGET_NAMES),
     hint: "WHICH",
@@ -251,7 +262,22 @@ const OPTIONS = optionTable({
     help: "where the concept goes",
   },
   dtype: { ...DTYPE_OPTION.dtype, otherwise: "F32" },
-  log: { type: file, help: "a CSV file with loss and rates of each step" },
+  log: {
+    type: file,
+    help: "a CSV file with loss and rates of each step (TensorBoard's own " +
+      "format has no writer in JavaScript)",
+  },
+  validationPrompt: {
+    type: text,
+    many: true,
+    help: "drawn now and then into OUT.validation, with a report; {} stands " +
+      "for the concept",
+  },
+  validationEvery: {
+    type: count,
+    otherwise: "a fifth of the steps",
+    help: "steps between two such drawings",
+  },
   config: {
     type: file,
     help: "a JSON file of these options, such as the one that is written " +
@@ -275,6 +301,14 @@ function checked(request: TrainRequest): TrainRequest {
   if (priorWeight !== undefined && prior === undefined) {
     throw cannot("train", "--prior with --prior-weight", "none");
   }
+  const { validationPrompt: prompts, validationEvery } = request;
+  if (validationEvery !== undefined && prompts.length === 0) {
+    throw cannot(
+      "train",
+      "--validation-prompt with --validation-every",
+      "none",
+    );
+  }
   const { scheduler, cycles } = request;
   if ((scheduler === "cosine-with-restarts") !== (cycles !== undefined)) {
     throw cannot(
@@ -286,8 +320,10 @@ function checked(request: TrainRequest): TrainRequest {
   if (!queueRequest("train", request)) return request;
   const { variant, tokenizer, prediction, vae, unet, textEncoder } = request;
   const elsewhere = { variant, tokenizer, prediction, vae, unet, textEncoder };
-  const { alpha, rslora, targets, log } = request;
-  const here = { alpha, rslora: rslora || undefined, targets, log };
+  const { alpha, targets, log } = request;
+  const rslora = request.rslora || undefined, dora = request.dora || undefined;
+  const validationPrompt = prompts.length > 0 ? prompts : undefined;
+  const here = { alpha, rslora, dora, targets, log, validationPrompt };
   for (const [field, value] of Object.entries(here)) {
     if (value === undefined) continue;
     throw cannot("train", `no ${optionName(field)} with --queue`, "both");
@@ -366,12 +402,14 @@ function checkRates(request: TrainRequest, concept: Concept): void {
 
 /** Options of a LoRA, and the layers of the adapter. */
 function loraOnly(
-  { alpha, rslora, targets }: TrainRequest,
+  { alpha, rslora, dora, dropout, targets }: TrainRequest,
   layers: number,
 ): Record<string, readonly [unknown, number]> {
   return {
     "--alpha": [alpha, layers],
     "--rslora": [rslora || undefined, layers],
+    "--dora": [dora || undefined, layers],
+    "--dropout": [dropout, layers],
     "--targets": [targets, layers],
   };
 }
@@ -459,6 +497,7 @@ function methodOf(request: TrainRequest): Method {
     priorWeight: priorWeight ?? (prior === undefined ? own : own || 1),
     shuffleCaptions: request.shuffleCaptions ? { keep } : undefined,
     captionDropout: request.captionDropout,
+    dropout: request.dropout,
     accumulate: request.accumulate,
     schedule: request.scheduler,
     cycles: request.cycles,
@@ -469,9 +508,13 @@ function methodOf(request: TrainRequest): Method {
     weighting: gamma === undefined ? undefined : { type: "min-snr", gamma },
   });
   const { lora = {} } = made.concept;
-  return targets === undefined || lora === false
+  const chosen = {
+    ...(targets === undefined ? {} : { targets }),
+    ...(request.dora ? { dora: true } : {}),
+  };
+  return Object.keys(chosen).length === 0 || lora === false
     ? made
-    : { ...made, concept: { ...made.concept, lora: { ...lora, targets } } };
+    : { ...made, concept: { ...made.concept, lora: { ...lora, ...chosen } } };
 }
 
 /**
@@ -593,6 +636,7 @@ async function runTrain(request: TrainRequest): Promise<void> {
             memory: use.memory,
             words,
             log: request.log,
+            validation: validationOf(request, chosen, { out, size, use }),
           },
         });
       try {
@@ -617,6 +661,24 @@ async function runTrain(request: TrainRequest): Promise<void> {
     release();
     disposeModel(model);
   }
+}
+
+/** What is drawn while a concept is trained, if anything. */
+function validationOf(
+  { validationPrompt: prompts, validationEvery }: TrainRequest,
+  { train: { steps, seed } }: Method,
+  { out, size, use }: {
+    readonly out: string;
+    readonly size: number;
+    readonly use: MemoryUse;
+  },
+): Validation | undefined {
+  if (prompts.length === 0) return undefined;
+  return {
+    ...{ prompts, seed, size, memory: use.memory },
+    every: validationEvery ?? Math.max(1, Math.round(steps / 5)),
+    folder: besidePath(out.replace(/\.safetensors$/, ""), ".validation"),
+  };
 }
 
 /** The request as `--config` reads it. */
@@ -654,13 +716,17 @@ const SAVED_EVERY = 50;
 /** Trains on this machine. */
 async function trainHere(
   model: Model,
-  { start, chosen, examples, classes, flips, state, memory, log }: Training & {
-    readonly flips: boolean;
-    readonly state: string;
-    readonly memory: MemoryUse["memory"];
-    readonly log: string | undefined;
-  },
+  { start, chosen, examples, classes, flips, state, memory, ...shown }:
+    & Training
+    & {
+      readonly flips: boolean;
+      readonly state: string;
+      readonly memory: MemoryUse["memory"];
+      readonly log: string | undefined;
+      readonly validation: Validation | undefined;
+    },
 ): Promise<Outcome> {
+  const { log, validation } = shown;
   const batch = memory === "low" ? 1 : undefined;
   const data = await encodeData(model, examples, { flips, batch });
   const prior = classes.length > 0
@@ -668,6 +734,7 @@ async function trainHere(
     : undefined;
   const progress = createProgress();
   const table = log === undefined ? undefined : trainLog(log);
+  const pictures = validation && runPictures(model, start, validation);
   let smooth: number | undefined;
   let kept: number | undefined;
   const stop = () => {
@@ -687,17 +754,26 @@ async function trainHere(
       kept = step;
       console.error(`continuing at step ${step} of ${state}`);
     },
+    async onStart(step) {
+      await pictures?.begin(step);
+    },
     async onRecord(record) {
       const { step, total, loss } = record;
       smooth = smooth === undefined ? loss : 0.95 * smooth + 0.05 * loss;
       progress.update("training", step + 1, total);
       if ((step + 1) % SAVED_EVERY === 0) kept = step + 1;
       await table?.add(record);
+      await pictures?.add(record);
     },
     every: SAVED_EVERY,
   }).catch((error) => {
-    throw kept === undefined || !(error instanceof Error) ? error : new Error(
-      `${error.message} (${state} has step ${kept}; --fresh starts anew)`,
+    if (!(error instanceof Error)) throw error;
+    throw new Error(
+      `${error.message} (${
+        kept === undefined
+          ? "nothing is kept"
+          : `${state} has step ${kept}; --fresh starts anew`
+      })`,
       { cause: error },
     );
   }).finally(() => Deno.removeSignalListener("SIGINT", stop));

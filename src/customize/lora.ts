@@ -18,6 +18,7 @@ import {
   uniform,
 } from "../core/random.ts";
 import { at, type TreeLike, updateAt } from "../core/tree.ts";
+import { outputNorms } from "../nn/dora.ts";
 import {
   type Conv,
   type Linear,
@@ -116,6 +117,13 @@ export interface InitLoraOptions {
    * @default "lora"
    */
   readonly name?: string;
+  /**
+   * Whether layers have a magnitude of their own (DoRA, Liu et al. 2024); it
+   * starts at the norms of the base weight.
+   *
+   * @default {false}
+   */
+  readonly dora?: boolean;
 }
 
 /** The part of a model that adapters are about. */
@@ -138,7 +146,7 @@ export type Adaptable = Pick<Model, "textEncoder" | "unet">;
  * ```
  */
 export function initLora(model: Adaptable, options: InitLoraOptions): Adapter {
-  const { rank = 4, init = "kaiming", name = "lora" } = options;
+  const { rank = 4, init = "kaiming", name = "lora", dora = false } = options;
   const what = "initialise a LoRA";
   const chosen = options.targets ?? "attention";
   const wanted = typeof chosen === "string" ? targets(chosen) : chosen;
@@ -158,15 +166,17 @@ export function initLora(model: Adaptable, options: InitLoraOptions): Adapter {
       }
     }
     return new Map(
-      found.map((site) => [
-        site.path,
-        freshLowRank(
+      found.map((site) => [site.path, {
+        ...freshLowRank(
           site,
           init === "identity" ? fanIn(site) : rank,
           startOfDown(component, site, init, rank, options.key),
           name,
         ),
-      ]),
+        ...(dora
+          ? { magnitude: baseNorms(model[component].params, site.path) }
+          : {}),
+      }]),
     );
   };
   const adapter: Adapter = {
@@ -179,6 +189,11 @@ export function initLora(model: Adaptable, options: InitLoraOptions): Adapter {
     throw cannot(what, "at least one layer", "none");
   }
   return adapter;
+}
+
+/** The norms of a layer's outputs in the base model. */
+function baseNorms(params: unknown, path: string): tf.Tensor1D {
+  return outputNorms((at(params as TreeLike, path) as Linear | Conv).weight);
 }
 
 /** Inputs that one output of a layer sees. */
@@ -765,6 +780,25 @@ export function withTensors(
     textEncoder: rebuild("textEncoder"),
     unet: rebuild("unet"),
   };
+}
+
+/**
+ * The adapter as it is in a step of its training, a part of each layer's input
+ * left out.
+ *
+ * @param adapter The adapter; its tensors are shared.
+ * @param rate Share of the values that are left out, 0 to below 1.
+ * @param key Which ones; every layer draws from a key of its own.
+ */
+export function withDropout(adapter: Adapter, rate: number, key: Key): Adapter {
+  const of = (component: Component) =>
+    new Map(
+      [...adapter[component]].map(([path, low]) => [path, {
+        ...low,
+        dropout: { rate, key: fold(key, component, path) },
+      }]),
+    );
+  return { ...adapter, textEncoder: of("textEncoder"), unet: of("unet") };
 }
 
 /**

@@ -9,7 +9,7 @@
 import * as tf from "@tensorflow/tfjs";
 import { boundCard } from "../core/device.ts";
 import { cannot } from "../core/errors.ts";
-import { key as rootKey } from "../core/random.ts";
+import { fold, key as rootKey } from "../core/random.ts";
 import { valueAndGrads } from "../core/tree.ts";
 import {
   parseSchedulerConfig,
@@ -18,6 +18,7 @@ import {
 } from "../diffusion/schedule.ts";
 import type { Model } from "../models/model.ts";
 import { tableSpread } from "../nn/embedding.ts";
+import type { Dropout } from "../nn/linear.ts";
 import {
   adamwInit,
   adamwStep,
@@ -35,7 +36,7 @@ import {
 } from "./concept.ts";
 import type { Component } from "./sites.ts";
 import type { TrainData } from "./dataset.ts";
-import { withTensors } from "./lora.ts";
+import { adapterTensors, withDropout, withTensors } from "./lora.ts";
 import { drawBatch } from "./train_batch.ts";
 import {
   type Group,
@@ -143,6 +144,10 @@ function checkConfig(
   const { captionDropout: dropout = 0 } = config;
   if (!(dropout >= 0 && dropout <= 1)) {
     throw cannot(what, "a caption dropout from 0 to 1", dropout);
+  }
+  const { dropout: left = 0 } = config;
+  if (!(left >= 0 && left < 1)) {
+    throw cannot(what, "a dropout from 0 to below 1", left);
   }
   if (data.count < 1) throw cannot(what, "at least one picture", data.count);
   const { prior } = options;
@@ -296,6 +301,7 @@ export async function* train(
   const s = schedule(parseSchedulerConfig(model.scheduler));
   const own = conceptTensors(concept);
   const names = namesToTrain(concept, config);
+  const { dropout = 0 } = config;
   const pivot = pivotOf(config);
   // Fails here, before work, if the concept does not fit the model.
   tf.tidy(() => void attachConcept(model, concept));
@@ -335,6 +341,10 @@ export async function* train(
             ),
           config,
           options.memory,
+          dropout === 0 ? undefined : {
+            rate: dropout,
+            key: fold(root, "dropout", step * accumulate + part),
+          },
         ));
       state = updated(state, grads, config, factor);
       const norm = meanNorm(state.params);
@@ -373,6 +383,10 @@ function namesToTrain(concept: Concept, config: TrainConfig): string[] {
   const names = trainedNames(concept, config);
   if (names.length === 0) {
     throw cannot("train", "a group with a rate above 0", config.lr);
+  }
+  const { dropout = 0 } = config;
+  if (dropout > 0 && adapterTensors(concept.adapter).length === 0) {
+    throw cannot("train with dropout", "an adapter", "none");
   }
   if (pivotOf(config) > 0 && (!names.some(isWord) || names.every(isWord))) {
     throw cannot(
@@ -506,6 +520,8 @@ function meanOf(count: number, of: (part: number) => Gradients): Gradients {
  * @param config What counts.
  * @param memory What gradients keep.
  * @default memory "high"
+ * @param dropout What of the adapter's inputs is left out.
+ * @default dropout none
  * @returns Tensors, the caller's.
  */
 export function lossGradients(
@@ -517,13 +533,23 @@ export function lossGradients(
   batch: () => TrainBatch,
   config: LossConfig,
   memory?: Memory,
+  dropout?: Dropout,
 ): Gradients {
   let values: Gradients["values"] | undefined;
   const { value, grads } = valueAndGrads(
     (leaves: readonly tf.Tensor[]) => {
       const own = new Map(params);
       moving.forEach((name, i) => own.set(name, leaves[i]));
-      const adapted = attachConcept(model, withParams(concept, own));
+      const moved = withParams(concept, own);
+      const adapted = attachConcept(
+        model,
+        dropout
+          ? {
+            ...moved,
+            adapter: withDropout(moved.adapter, dropout.rate, dropout.key),
+          }
+          : moved,
+      );
       const losses = trainingLoss(adapted, s, batch(), config, memory);
       values = Object.fromEntries(
         Object.entries(losses).map(([k, v]) => [k, tf.keep(v.clone())]),
@@ -543,6 +569,8 @@ export function lossGradients(
 export interface CustomizeOptions extends Omit<TrainOptions, "resume"> {
   /** Called after every step. */
   readonly onRecord?: (record: TrainRecord) => void | Promise<void>;
+  /** Called before the first step, with the steps that are done. */
+  readonly onStart?: (step: number) => void | Promise<void>;
   /** Called with the steps that are done where a stopped run goes on. */
   readonly onResume?: (step: number) => void;
   /** File that keeps the state, so that a killed run continues. */
@@ -573,7 +601,8 @@ export async function customize(
   config: TrainConfig,
   options: CustomizeOptions = {},
 ): Promise<Concept> {
-  const { checkpoint, every = 50, onRecord, onResume, ...rest } = options;
+  const { checkpoint, every = 50, onRecord, onResume, onStart, ...rest } =
+    options;
   const resume = checkpoint
     ? await loadTrainState(checkpoint, true)
     : undefined;
@@ -590,6 +619,7 @@ export async function customize(
       ) { /* no step is left */ }
       return conceptOf(concept, resume);
     }
+    await onStart?.(resume?.step ?? 0);
     const steps = train(model, concept, data, config, {
       ...rest,
       ...(resume ? { resume } : {}),

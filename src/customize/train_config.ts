@@ -105,6 +105,13 @@ export interface TrainConfig extends LossConfig {
    * @default 0
    */
   readonly captionDropout?: number;
+  /**
+   * Share of the values of each adapter's input that are left out in a step,
+   * from 0 to below 1 (PEFT's lora_dropout).
+   *
+   * @default 0
+   */
+  readonly dropout?: number;
 }
 
 /**

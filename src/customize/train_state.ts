@@ -186,6 +186,7 @@ export function disposeState(state: TrainState): void {
  *
  * @param path The file.
  * @param state The state; its tensors stay as they are.
+ * @throws If a value is not finite; the file stays as it was.
  */
 export async function saveTrainState(
   path: string,
@@ -196,13 +197,22 @@ export async function saveTrainState(
     ...adamwTensors(state.adam, "adam."),
   ]);
   const raw = await Promise.all(
-    [...tensors].map(async ([name, t]) =>
-      [name, {
+    [...tensors].map(async ([name, t]) => {
+      const values = await t.data() as Float32Array;
+      // The state before is worth more than one that no run can go on from.
+      if (!values.every(Number.isFinite)) {
+        throw cannot(
+          `keep step ${state.step}`,
+          "finite values",
+          `NaN in ${name}`,
+        );
+      }
+      return [name, {
         dtype: "F32" as const,
         shape: [...t.shape],
-        data: encodeFloat(await t.data() as Float32Array, "F32"),
-      }] as [string, { dtype: "F32"; shape: number[]; data: Uint8Array }]
-    ),
+        data: encodeFloat(values, "F32"),
+      }] as [string, { dtype: "F32"; shape: number[]; data: Uint8Array }];
+    }),
   );
   await writeSafetensors(path, raw, {
     format: "mix-of-show train state 1",

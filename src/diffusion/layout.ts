@@ -10,9 +10,10 @@
  */
 import { z } from "zod";
 import { cannot, reasonOf } from "../core/errors.ts";
-import { key } from "../core/random.ts";
+import { fold, key } from "../core/random.ts";
+import { disposeTree } from "../core/tree.ts";
 import { parentOf, pathOf, readJson } from "../io/files.ts";
-import { maskOf } from "../io/mask.ts";
+import { fitMask, maskOf } from "../io/mask.ts";
 import { readPicture } from "../io/picture.ts";
 import type { Pixels } from "../io/png.ts";
 import { flatten } from "../io/resize.ts";
@@ -25,6 +26,7 @@ import {
   conditionTensor,
   type Grey,
   greyOf,
+  greyPixels,
   keyPointImage,
   maskImage,
 } from "./condition_images.ts";
@@ -36,6 +38,7 @@ import {
   isPooled,
   misfits,
 } from "./conditions.ts";
+import { initLatents } from "./init.ts";
 import {
   pipeline,
   type PipelineOptions,
@@ -135,9 +138,12 @@ const layoutSchema = z.strictObject({
   negative: z.string().default("").describe("What it stays away from"),
   size: z.strictObject({ width: pixels, height: pixels }).optional()
     .describe("Pixels; the model's own size where it is left out"),
-  seed: z.number().int().default(0),
+  seed: z.union([
+    z.number().int(),
+    z.array(z.number().int()).nonempty(),
+  ]).default(0).describe("Seed of the noise, or several"),
   count: z.number().int().positive().default(1)
-    .describe("How many pictures"),
+    .describe("How many pictures of each seed"),
   sampler: z.enum(SAMPLERS as readonly [SamplerName, ...SamplerName[]])
     .default("dpmpp_2m"),
   steps: z.number().int().positive().default(20),
@@ -148,6 +154,16 @@ const layoutSchema = z.strictObject({
   syntax: z.enum(["a1111", "plain"]).default("a1111").describe(
     "Whether (fox:1.5), [fox] and BREAK are A1111's weights and breaks and " +
       "long prompts are read in chunks, or all is plain text",
+  ),
+  init: z.strictObject({
+    file: z.string().min(1)
+      .describe("Beside the layout; cropped to the picture's shape"),
+  }).optional().describe("A picture to start from, image to image"),
+  mask: maskSchema.optional()
+    .describe("Where init is painted anew: white; the rest stays"),
+  strength: number.gt(0).max(1).optional().describe(
+    "How much of init is made anew, the part of the steps that is taken: " +
+      "0.8 where it is left out, 1 with a mask",
   ),
   regions: z.array(regionSchema).default([])
     .describe("Places with prompts of their own, each a box or a mask"),
@@ -276,9 +292,9 @@ export interface Layout {
   readonly negative: string;
   /** Size of the picture; the model's own where it is left out. */
   readonly size?: Size | undefined;
-  /** Seed of the noise. */
-  readonly seed: number;
-  /** Pictures. */
+  /** Seed of the noise, or several. */
+  readonly seed: number | readonly number[];
+  /** Pictures of each seed. */
   readonly count: number;
   /** How the noise is removed. */
   readonly sampler: SamplerName;
@@ -290,6 +306,12 @@ export interface Layout {
   readonly clipSkip: number;
   /** Whether prompts are in A1111's syntax, or plain text. */
   readonly syntax: PromptSyntax;
+  /** A picture to start from. */
+  readonly init?: { readonly file: string } | undefined;
+  /** Where `init` is painted anew. */
+  readonly mask?: LayoutMask | undefined;
+  /** How much of `init` is made anew; see {@linkcode layoutStrength}. */
+  readonly strength?: number | undefined;
   /** Places with prompts of their own. */
   readonly regions: readonly LayoutRegion[];
   /** How regions are blended and when they count. */
@@ -394,6 +416,10 @@ export function parseLayout(json: unknown, name = "the layout"): Layout {
   const report = (path: string, message: string) =>
     problems.push({ path, message });
   const { regions, limits, conditions, size } = layout;
+  checkStart(layout, report);
+  const seeds = layoutSeeds(layout);
+  const twice = seeds.find((seed, i) => seeds.indexOf(seed) !== i);
+  if (twice !== undefined) report("seed", `has ${twice} twice`);
   if (regions.length > limits.regions) {
     report(
       "regions",
@@ -406,14 +432,7 @@ export function parseLayout(json: unknown, name = "the layout"): Layout {
       report(path, "needs a box or a mask, and not both");
     }
     if (box) checkBox(box, size, `${path}.box`, report);
-    if (mask && "rows" in mask) {
-      const [{ length }] = mask.rows;
-      mask.rows.forEach((row, y) => {
-        if (row.length !== length) {
-          report(`${path}.mask.rows.${y}`, `is not ${length} wide`);
-        }
-      });
-    }
+    checkRows(mask, `${path}.mask`, report);
   });
   const { start, end } = layout.regional;
   if (start > end) report("regional.start", "is after regional.end");
@@ -451,11 +470,66 @@ export function parseLayout(json: unknown, name = "the layout"): Layout {
   return layout;
 }
 
+/** The seeds of a layout. */
+export function layoutSeeds({ seed }: Pick<Layout, "seed">): readonly number[] {
+  return typeof seed === "number" ? [seed] : seed;
+}
+
+/** How many pictures a layout makes: `count` of each seed. */
+export function layoutPictures(
+  layout: Pick<Layout, "seed" | "count">,
+): number {
+  return layoutSeeds(layout).length * layout.count;
+}
+
+/** How much of `init` is made anew: with a mask all that it shows. */
+export function layoutStrength(
+  { strength, mask }: Pick<Layout, "strength" | "mask">,
+): number {
+  return strength ?? (mask ? 1 : 0.8);
+}
+
+/** Takes a problem down. */
+type Report = (path: string, message: string) => void;
+
+/** Whether there is a picture to start from, and a step to start at. */
+function checkStart(layout: Layout, report: Report): void {
+  const { init, mask, strength, steps } = layout;
+  checkRows(mask, "mask", report);
+  if (!init) {
+    if (mask) report("mask", "needs init, the picture that it masks");
+    if (strength !== undefined) {
+      report("strength", "needs init, the picture to start from");
+    }
+    return;
+  }
+  if (Math.floor(steps * layoutStrength(layout)) < 1) {
+    report(
+      "strength",
+      `is less than a step of ${steps}: at least ${1 / steps}`,
+    );
+  }
+}
+
+function checkRows(
+  mask: LayoutMask | undefined,
+  path: string,
+  report: Report,
+): void {
+  if (!mask || !("rows" in mask)) return;
+  const [{ length }] = mask.rows;
+  mask.rows.forEach((row, y) => {
+    if (row.length !== length) {
+      report(`${path}.rows.${y}`, `is not ${length} wide`);
+    }
+  });
+}
+
 function checkBox(
   box: LayoutBox,
   size: Size | undefined,
   path: string,
-  report: (path: string, message: string) => void,
+  report: Report,
 ): void {
   const pixel = box.unit === "pixel";
   if (pixel && !size) {
@@ -497,6 +571,12 @@ export interface ResolvedLayout {
   readonly regions: readonly RegionPrompt[];
   /** Conditions with their images. */
   readonly conditions: readonly ResolvedCondition[];
+  /** What to start from: the picture at the size of its file, and its mask. */
+  readonly start?: {
+    readonly picture: Pixels;
+    /** The picture's size, white where it is painted anew. */
+    readonly mask?: Pixels;
+  };
 }
 
 /** Settings of {@linkcode resolveLayout}. */
@@ -570,6 +650,7 @@ export async function resolveLayout(
   const placed = shapes as Shape[];
   checkOverlap(layout, placed, problems);
   refuse(problems, name);
+  const start = await startPictures(layout, picture, problems);
   const conditions: ResolvedCondition[] = [];
   for (const [i, spec] of layout.conditions.entries()) {
     const { image } = spec;
@@ -620,7 +701,32 @@ export async function resolveLayout(
       priority,
     })),
     conditions,
+    ...(start ? { start } : {}),
   };
+}
+
+/** Reads the picture to start from and its mask, made to lie over it. */
+async function startPictures(
+  { init, mask }: Layout,
+  read: (path: string, file: string) => Promise<Pixels | undefined>,
+  problems: Problem[],
+): Promise<ResolvedLayout["start"]> {
+  if (!init) return undefined;
+  const picture = await read("init.file", init.file);
+  if (!picture || !mask) return picture && { picture };
+  const { width, height } = picture;
+  if ("rows" in mask) {
+    // Sharp edges, as a region's.
+    const white = shapeMap({ mask: rowsMask(mask.rows) }, height, width);
+    return { picture, mask: greyPixels({ width, height, values: white }) };
+  }
+  const white = await read("mask.file", mask.file);
+  if (!white) return { picture };
+  try {
+    return { picture, mask: fitMask(maskOf(white), picture, mask.file) };
+  } catch (error) {
+    problems.push({ path: "mask.file", message: reasonOf(error) });
+  }
 }
 
 /** A mask written in characters. */
@@ -741,7 +847,9 @@ export function checkLayout(
       }
       report(
         path,
-        `unknown concept ${token} (known: ${known.join(", ") || "none"})`,
+        `unknown concept ${token} (known: ${
+          known.join(", ") || "none"
+        }); --concept FILE adds one`,
       );
     }
   };
@@ -756,7 +864,7 @@ export function checkLayout(
         `regions.${i}.concepts.${k}`,
         `unknown concept "${concept}" (known: ${
           concepts?.join(", ") || "none"
-        })`,
+        }); --concept FILE adds one`,
       );
     });
   });
@@ -780,7 +888,7 @@ export function checkLayout(
         `${path}.network`,
         `unknown network "${spec.network}" (known: ${
           Object.keys(networks).join(", ") || "none"
-        })`,
+        }); --network ${spec.network}=FOLDER adds it`,
       );
     } else if (network.type !== spec.type) {
       report(`${path}.type`, `the network is a ${network.type}`);
@@ -812,7 +920,7 @@ const SEEN = 1e-3;
 function checkSeen(
   { layout, regions }: ResolvedLayout,
   grids: readonly { readonly height: number; readonly width: number }[],
-  report: (path: string, message: string) => void,
+  report: Report,
 ): void {
   // Sites of one level have the same grid.
   const distinct = new Map(
@@ -982,16 +1090,25 @@ export function prepareLayout(
     });
     const conditioned = conditionedSampling(prepared);
     owned.push(conditioned);
+    const size = sizeOf(layout, model);
+    const start = resolved.start &&
+      initLatents(model, resolved.start.picture, resolved.start.mask, size);
+    if (start) owned.push({ dispose: () => disposeTree({ ...start }) });
     return {
       options: {
-        prompts: new Array<string>(layout.count).fill(layout.prompt),
+        prompts: new Array<string>(layoutPictures(layout)).fill(layout.prompt),
         negative: layout.negative,
-        key: key(layout.seed),
+        // A picture of several seeds is the one of its seed alone.
+        key: layoutSeeds(layout).flatMap((seed) =>
+          Array.from({ length: layout.count }, (_, i) => fold(key(seed), i))
+        ),
+        ...start,
+        ...(start ? { strength: layoutStrength(layout) } : {}),
         sampler: layout.sampler,
         steps: layout.steps,
         guidance: layout.guidance,
         ...reading,
-        ...sizeOf(layout, model),
+        ...size,
         ...options.pipeline,
         unet: (call) => ({
           ...regional.unet(call),

@@ -23,6 +23,7 @@ import { KeyValues } from "../nn/attention.ts";
 import { assertTextToImage } from "../models/purpose.ts";
 import { unet, type UNetOptions, widestFeatures } from "../models/unet.ts";
 import { classifierFree, type GuidanceBranch } from "./guidance.ts";
+import { startStepOf } from "./init.ts";
 import { assertFits } from "./memory.ts";
 import {
   denoiser,
@@ -127,8 +128,23 @@ export interface PipelineOptions extends PlanOptions {
    * @default "plain"
    */
   readonly syntax?: PromptSyntax;
-  /** Image-to-image: clean latents [pictures, h, w, c], with `startStep`. */
+  /**
+   * Image-to-image: clean latents [pictures or 1, h, w, c], as of
+   * `encodeImages`, with `strength` or `startStep`.
+   */
   readonly init?: tf.Tensor4D;
+  /**
+   * Image-to-image: how much of `init` is made anew, above 0 to 1. It takes
+   * that part of the steps, and 1 starts from noise alone.
+   *
+   * @default `startStep` decides
+   */
+  readonly strength?: number;
+  /**
+   * Inpainting: 1 where `init` is painted anew, [pictures or 1, h, w, 1]; the
+   * rest stays.
+   */
+  readonly mask?: tf.Tensor4D;
   /** Observers of the UNet, residuals, replaced attention. */
   readonly unet?: UNetOptions | ((call: UNetCall) => UNetOptions);
   /**
@@ -207,6 +223,38 @@ interface Job {
   readonly range: readonly [first: number, end: number];
   /** Latent [h, w, c]. */
   readonly shape: readonly [number, number, number];
+  /** Steps that are left out at the noisy end. */
+  readonly startStep: number;
+}
+
+/** Checks what a picture is started from, and gives the step to start at. */
+function startOf(
+  { init, mask, strength, startStep }: PipelineOptions,
+  steps: number,
+  [height, width]: readonly number[],
+  count: number,
+): number {
+  for (const [name, given] of Object.entries({ mask, strength })) {
+    if (given !== undefined && !init) {
+      throw cannot("sample", `init with ${name}`, "none");
+    }
+  }
+  if (mask) {
+    const [rows, ...place] = mask.shape;
+    const fits = rows === 1 || rows === count;
+    if (!fits || String(place) !== `${height},${width},1`) {
+      throw cannot(
+        "sample",
+        `a mask [${count} or 1,${height},${width},1]`,
+        `[${mask.shape}]`,
+      );
+    }
+  }
+  if (strength === undefined) return startStep ?? 0;
+  if (startStep !== undefined) {
+    throw cannot("sample", "strength or startStep", "both");
+  }
+  return startStepOf(steps, strength);
 }
 
 function prepare(model: Model, options: PipelineOptions): Job {
@@ -263,7 +311,9 @@ function prepare(model: Model, options: PipelineOptions): Job {
   );
   for (const name of ["noise", "init"] as const) {
     const tensor = options[name];
-    if (tensor && !tf.util.arraysEqual(tensor.shape, [count, ...shape])) {
+    // One picture may start all.
+    const rows = name === "init" && tensor?.shape[0] === 1 ? 1 : count;
+    if (tensor && !tf.util.arraysEqual(tensor.shape, [rows, ...shape])) {
       throw cannot(what, `${name} [${[count, ...shape]}]`, `[${tensor.shape}]`);
     }
   }
@@ -284,6 +334,7 @@ function prepare(model: Model, options: PipelineOptions): Job {
     batch: Math.max(1, Math.min(batch, fitting)),
     range,
     shape,
+    startStep: startOf(options, steps, shape, count),
   };
 }
 
@@ -386,7 +437,7 @@ export async function* pipeline(
     job.sampler,
     schedule(parseSchedulerConfig(model.scheduler)),
     job.steps,
-    options,
+    { ...options, startStep: job.startStep },
   );
   const { prompts } = options;
   const guided = job.guidance !== 1;
@@ -423,13 +474,17 @@ async function* drawBatch(
   const asked = options.prompts.slice(first, last);
   const keys = job.keys.slice(first, last);
   const part = (x: tf.Tensor4D | undefined) =>
-    x && tf.slice(x, [first, 0, 0, 0], [count, -1, -1, -1]) as tf.Tensor4D;
+    x &&
+    (x.shape[0] === 1
+      ? tf.tile(x, [count, 1, 1, 1])
+      : tf.slice(x, [first, 0, 0, 0], [count, -1, -1, -1]));
   const guided = job.guidance !== 1;
   const text = states.of(
     guided ? [...job.negative.slice(first, last), ...asked] : asked,
   );
   const noise = part(options.noise) ?? noiseOf(keys, job.shape, "initial");
   const init = part(options.init);
+  const mask = part(options.mask);
   let final: tf.Tensor4D | undefined;
   // The text is the same in all steps.
   const keyValues = new KeyValues();
@@ -464,7 +519,9 @@ async function* drawBatch(
     let before = performance.now();
     const denoise = denoiser(predict, course.prediction);
     const steps = sampleSteps(course, denoise, noise, {
-      ...(init ? { init } : {}),
+      // At full strength nothing of the picture is left to start from.
+      ...(init && options.strength !== 1 ? { init } : {}),
+      ...(init && mask ? { keep: { latent: init, mask } } : {}),
       noise: (index: number) => noiseOf(keys, job.shape, "step", index),
     });
     for await (const step of steps) {
@@ -492,6 +549,7 @@ async function* drawBatch(
     keyValues.dispose();
     tf.dispose([text, noise]);
     init?.dispose();
+    mask?.dispose();
     final?.dispose();
   }
 }

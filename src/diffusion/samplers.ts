@@ -12,6 +12,7 @@ export {
 } from "./samplers/denoise.ts";
 export { plan, samplerFromConfig, SAMPLERS } from "./samplers/plan.ts";
 export {
+  type KeptLatent,
   sample,
   type SampleOptions,
   type SamplerState,

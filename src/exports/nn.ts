@@ -66,6 +66,7 @@ export type {
   Context,
   Conv,
   Dora,
+  Dropout,
   Linear,
   LowRank,
   Spectrum,
@@ -180,6 +181,12 @@ export type {
 } from "../diffusion/conditions.ts";
 export type { GuidanceBranch } from "../diffusion/guidance.ts";
 export {
+  encodeImages,
+  type InitLatents,
+  initLatents,
+  startStepOf,
+} from "../diffusion/init.ts";
+export {
   checkLayout,
   type CheckOptions,
   type LayoutBox,
@@ -189,7 +196,10 @@ export {
   layoutJsonSchema,
   type LayoutMask,
   type LayoutOption,
+  layoutPictures,
   type LayoutRegion,
+  layoutSeeds,
+  layoutStrength,
   modelSize,
   type PreparedLayout,
   prepareLayout,
@@ -222,6 +232,7 @@ export {
   type Denoise,
   type Denoised,
   denoiser,
+  type KeptLatent,
   type Level,
   plan,
   type PlanOptions,

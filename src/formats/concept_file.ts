@@ -11,6 +11,7 @@ import {
   type Weights,
 } from "../customize/concept.ts";
 import {
+  type Adapter,
   type Component,
   COMPONENTS,
   disposeAdapter,
@@ -27,6 +28,8 @@ import {
 } from "../io/safetensors.ts";
 import type { Model } from "../models/model.ts";
 import { type FileSource, type FileTarget, sourceName } from "../io/source.ts";
+import { PREFIX } from "./dialects/dialect.ts";
+import { MAGNITUDE } from "./dialects/named.ts";
 import { readLora } from "./lora.ts";
 import { type EncodedLora, encodeLora } from "./lora_write.ts";
 import { openTensors } from "./pickle.ts";
@@ -84,9 +87,10 @@ export async function encodeConcept(
   const { dtype = "F32" } = options;
   // Of singular values, the shifts: the base's own vectors go with them.
   const spectral = lows.some(({ spectrum }) => spectrum);
+  const plain = withoutMagnitudes(adapter);
   const { tensors, metadata } = await encodeLora(
     {
-      adapter: spectral ? emptyAdapter(adapter.name) : adapter,
+      adapter: spectral ? emptyAdapter(adapter.name) : plain,
       embeddings: new Map(concept.tokens.map((t) => [t.token, t.vectors])),
     },
     model,
@@ -108,6 +112,12 @@ export async function encodeConcept(
   );
   for (const component of COMPONENTS) {
     for (const [path, low] of adapter[component]) {
+      if (low.magnitude) {
+        tensors.push([
+          `${PREFIX[component]}.${path}${MAGNITUDE}`,
+          await rawOf(low.magnitude, dtype),
+        ]);
+      }
       if (!low.spectrum) continue;
       const { shift } = low.spectrum;
       tensors.push([
@@ -123,6 +133,25 @@ export async function encodeConcept(
     }
   }
   return { tensors, metadata: { format: "pt", ...metadata } };
+}
+
+/** An adapter as the official layout has it; DoRA's magnitudes go beside it. */
+function withoutMagnitudes(adapter: Adapter): Adapter {
+  const of = (component: Component) =>
+    new Map(
+      [...adapter[component]].map(([path, low]) => {
+        const { magnitude: _, ...rest } = low;
+        if (low.dora) {
+          throw cannot(
+            `save "${adapter.name}"`,
+            "a DoRA of outputs at weight 1",
+            `another at ${path}`,
+          );
+        }
+        return [path, rest];
+      }),
+    );
+  return { ...adapter, textEncoder: of("textEncoder"), unet: of("unet") };
 }
 
 /** Names of shifts of singular values, and of whole parameters, in a file. */

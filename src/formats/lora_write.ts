@@ -145,7 +145,10 @@ function checkLayers(d: Dialect, adapter: Adapter, layers: LoraLayers): void {
         problems.push(["layers of the model", name]);
       } else if (!d.parts.down) {
         problems.push(["no layers", name]);
-      } else if (low.magnitude && !d.parts.magnitude) {
+      } else if (
+        low.magnitude &&
+        (!d.parts.magnitude || d.readOnly?.includes("magnitude"))
+      ) {
         problems.push(["no DoRA", `a magnitude at ${path}`]);
       } else if (
         low.magnitude &&

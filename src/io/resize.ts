@@ -311,6 +311,43 @@ export function crop(image: Pixels, box: PixelBox): Pixels {
 }
 
 /**
+ * Crops a picture's centre to the shape of a size, and resizes it.
+ *
+ * @param image The picture.
+ * @param width New width in pixels.
+ * @param height New height in pixels.
+ * @param filter The filter.
+ * @default filter "bicubic"
+ *
+ * @example
+ * ```ts ignore
+ * const wide = cover(await readPicture("fox.png"), 768, 512);
+ * ```
+ */
+export function cover(
+  image: Pixels,
+  width: number,
+  height: number,
+  filter: Filter = "bicubic",
+): Pixels {
+  // Rounded to whole pixels, at least one.
+  const part = (whole: number, most: number) =>
+    Math.max(1, Math.min(whole, Math.round(most)));
+  const box = {
+    width: part(image.width, image.height * width / height),
+    height: part(image.height, image.width * height / width),
+  };
+  const cut = box.width === image.width && box.height === image.height
+    ? image
+    : crop(image, {
+      x: (image.width - box.width) >> 1,
+      y: (image.height - box.height) >> 1,
+      ...box,
+    });
+  return resize(cut, width, height, filter);
+}
+
+/**
  * Crops a picture to its centred square and resizes it with Pillow's bilinear
  * filter, as diffusers' training scripts do with `--center_crop`.
  *
@@ -323,18 +360,5 @@ export function crop(image: Pixels, box: PixelBox): Pixels {
  * ```
  */
 export function square(image: Pixels, size: number): Pixels {
-  const { width, height } = image;
-  const side = Math.min(width, height);
-  const middle = {
-    x: (width - side) >> 1,
-    y: (height - side) >> 1,
-    width: side,
-    height: side,
-  };
-  return resize(
-    width === height ? image : crop(image, middle),
-    size,
-    size,
-    "bilinear",
-  );
+  return cover(image, size, size, "bilinear");
 }

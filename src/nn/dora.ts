@@ -4,7 +4,7 @@
  *
  * @module
  */
-import type * as tf from "@tensorflow/tfjs";
+import * as tf from "@tensorflow/tfjs";
 
 /**
  * How a DoRA's magnitude acts: W' = W₀ + strength · ((W₀ + scale·down·up) ·
@@ -35,8 +35,30 @@ export interface Dora {
   readonly strength?: number;
 }
 
+/** A tensor that gradients take for a number. */
+function constant(x: tf.Tensor): tf.Tensor {
+  const op = tf.customGrad((x) => ({
+    value: (x as tf.Tensor).clone(),
+    gradFunc: (dy: tf.Tensor) => tf.zerosLike(dy),
+  }));
+  return op(x);
+}
+
 /**
- * What a DoRA changes a weight by.
+ * The norms of a weight's outputs, where a DoRA's magnitude starts.
+ *
+ * @param weight W₀ [in, out] or [kh, kw, in, out].
+ * @returns [out]; the caller's.
+ */
+export function outputNorms(weight: tf.Tensor): tf.Tensor1D {
+  const axes = weight.shape.slice(0, -1).map((_, i) => i);
+  // A sum is whole floats also of half ones.
+  return tf.tidy(() => weight.add(0).square().sum(axes).sqrt()) as tf.Tensor1D;
+}
+
+/**
+ * What a DoRA changes a weight by. Gradients take the norm for a number, as
+ * the paper (§4.3) and PEFT do.
  *
  * @param magnitude m: [out], or [in] where `dora.of` says so.
  * @param dora How it acts.
@@ -54,7 +76,7 @@ export function renormalisedChange(
   const sum = weight.add(product);
   const kept = of === "output" ? sum.rank - 1 : sum.rank - 2;
   const axes = sum.shape.map((_, i) => i).filter((i) => i !== kept);
-  const norm = sum.square().sum(axes, true).sqrt();
+  const norm = constant(sum.square().sum(axes, true).sqrt());
   const ratio = magnitude.reshape(norm.shape).div(norm);
   const factor = share === 1 ? ratio : ratio.sub(1).mul(share).add(1);
   const change = sum.mul(factor).sub(weight);

@@ -1,4 +1,5 @@
 import * as tf from "@tensorflow/tfjs";
+import { type Key, uniform } from "../core/random.ts";
 import { type Dora, renormalisedChange } from "./dora.ts";
 import { ParamSpec, type Spec } from "./spec.ts";
 
@@ -26,6 +27,28 @@ export function spectralGains({ sigma, shift }: Spectrum): tf.Tensor1D {
   return tf.relu(sigma.add(shift)).sub(sigma);
 }
 
+/** Dropout of an adapter's input while it is trained (PEFT's lora_dropout). */
+export interface Dropout {
+  /** Share of the input's values that are left out, 0 to below 1. */
+  readonly rate: number;
+  /** Which ones; the same key leaves out the same. */
+  readonly key: Key;
+}
+
+/**
+ * The input of an adapter with values left out, the others scaled up.
+ *
+ * @param x The input.
+ * @param dropout How many, and which.
+ * @default dropout none
+ */
+function dropped<T extends tf.Tensor>(x: T, dropout?: Dropout): T {
+  if (!dropout) return x;
+  const { rate, key } = dropout;
+  const kept = uniform(key, x.size).map((u) => u < rate ? 0 : 1 / (1 - rate));
+  return x.mul(tf.tensor(kept, x.shape)) as T;
+}
+
 /**
  * A low-rank addition to a linear layer: `scale · (x · down) · up`.
  *
@@ -45,6 +68,8 @@ export interface LowRank {
   readonly magnitude?: tf.Tensor1D;
   /** How the magnitude acts, where that is not PEFT's way. */
   readonly dora?: Dora;
+  /** What of the input is left out; in training only. */
+  readonly dropout?: Dropout;
   /** Name of the adapter this belongs to. */
   readonly adapter?: string;
   /** The same leaf at weight 1, so that its weight can be changed later. */
@@ -171,10 +196,11 @@ function project(p: Linear, x: tf.Tensor2D, context?: Context): tf.Tensor2D {
   let y: tf.Tensor2D = tf.matMul(x, p.weight);
   for (const low of p.low ?? []) {
     let added: tf.Tensor;
+    const seen = dropped(x, low.dropout);
     if (low.magnitude) {
-      added = tf.matMul(x, lowRankDelta(low, p.weight));
+      added = tf.matMul(seen, lowRankDelta(low, p.weight));
     } else {
-      const inner = tf.matMul(x, low.down as tf.Tensor2D);
+      const inner = tf.matMul(seen, low.down as tf.Tensor2D);
       const product = tf.matMul(
         low.spectrum ? inner.mul(spectralGains(low.spectrum)) : inner,
         low.up as tf.Tensor2D,
@@ -244,20 +270,22 @@ export function conv2d(
   const sides: [[number, number], [number, number]] = typeof pad === "number"
     ? [[pad, pad], [pad, pad]]
     : [[...pad[0]], [...pad[1]]];
-  const run = (filter: tf.Tensor4D) =>
+  const run = (filter: tf.Tensor4D, input = x) =>
     tf.conv2d(
-      x,
+      input,
       filter,
       stride,
       [[0, 0], ...sides, [0, 0]] as tf.backend_util.ExplicitPadding,
     );
   let y = run(p.weight);
   for (const low of p.low ?? []) {
+    const seen = dropped(x, low.dropout);
     const inner = () => {
-      const y = run(low.down as tf.Tensor4D);
+      const y = run(low.down as tf.Tensor4D, seen);
       return low.spectrum ? y.mul(spectralGains(low.spectrum)) : y;
     };
-    const added = low.magnitude ? run(lowRankDelta(low, p.weight)) : tf.conv2d(
+    const change = () => run(lowRankDelta(low, p.weight), seen);
+    const added = low.magnitude ? change() : tf.conv2d(
       inner() as tf.Tensor4D,
       low.up as tf.Tensor4D,
       1,

@@ -118,10 +118,15 @@ export async function reportHtml(report: Report): Promise<string> {
  * What the terminal shows of a report: its first lines and brief tables.
  *
  * @param report The report.
+ * @param columns Columns of the terminal.
+ * @default columns as wide as its tables are
  */
-export function reportText({ lead, parts }: Report): string {
+export function reportText(
+  { lead, parts }: Report,
+  columns = Infinity,
+): string {
   const tables = parts.flatMap((part) =>
-    part.type === "table" && part.brief ? [textTable(part.table)] : []
+    part.type === "table" && part.brief ? [textTable(part.table, columns)] : []
   );
   return [...lead, ...tables].join("\n\n");
 }

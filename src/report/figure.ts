@@ -115,6 +115,14 @@ function traceOf(series: Series): Record<string, unknown> {
 export function plot(options: PlotOptions): Figure {
   const { title, xTitle, yTitle, log, range, legend = true, series } = options;
   const words = series.some(({ as }) => as === "bars");
+  const places = series.some(({ labelled }) => labelled)
+    ? series.flatMap(({ x }) =>
+      x.flatMap((v) => typeof v === "number" ? [v] : [])
+    )
+    : [];
+  const ends = [Math.min(...places), Math.max(...places)];
+  // Names stand above their points, half of them to each side.
+  const room = 0.3 * (ends[1] - ends[0]);
   // JSON leaves out what is undefined: plotly takes null for a value.
   return JSON.parse(JSON.stringify({
     data: series.map(traceOf),
@@ -123,6 +131,7 @@ export function plot(options: PlotOptions): Figure {
       barmode: words ? "group" : undefined,
       xaxis: {
         title: xTitle && { text: xTitle },
+        range: room > 0 ? [ends[0] - room, ends[1] + room] : undefined,
         automargin: true,
       },
       yaxis: {

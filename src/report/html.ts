@@ -43,17 +43,16 @@ export function details(summary: string, text: string): Html {
   };
 }
 
-/** A table. */
+/** A table; on a narrow page each row becomes lines of head and cell. */
 export function table({ head, rows }: Table): Html {
-  const line = (tag: string, cells: readonly string[]) =>
-    `<tr>${
-      cells.map((cell) => `<${tag}>${escapeHtml(cell)}</${tag}>`).join("")
-    }</tr>`;
+  const names = head.map((name) => `<th>${escapeHtml(name)}</th>`).join("");
+  const line = (cells: readonly string[]) =>
+    cells.map((cell, j) =>
+      `<td data-head="${escapeHtml(head[j] ?? "")}">${escapeHtml(cell)}</td>`
+    ).join("");
   return {
-    html: `<div class="scroll"><table><thead>${
-      line("th", head)
-    }</thead><tbody>${
-      rows.map((row) => line("td", row)).join("")
+    html: `<div class="scroll"><table><thead><tr>${names}</tr></thead><tbody>${
+      rows.map((row) => `<tr>${line(row)}</tr>`).join("")
     }</tbody></table></div>`,
   };
 }
@@ -104,7 +103,8 @@ function inlineJson(value: unknown): string {
 }
 
 /**
- * A plotly figure.
+ * A plotly figure, its title above it: a title inside does not wrap on a narrow
+ * page, and the legend there grows upwards, away from turned names.
  *
  * @param id Unique in the page.
  * @param figure Traces and layout.
@@ -113,36 +113,56 @@ function inlineJson(value: unknown): string {
  */
 export function figure(
   id: string,
-  { data, layout }: Figure,
+  { data, layout = {} }: Figure,
   height = 420,
 ): Html {
-  const all = { margin: { t: 40, r: 10 }, ...layout };
+  const { title, legend, ...rest } = layout;
+  const text = (title as { readonly text?: string } | undefined)?.text ?? title;
+  const all = {
+    margin: { t: 10, r: 10, l: 50 },
+    ...(legend
+      ? { legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom" } }
+      : {}),
+    ...rest,
+  };
+  const head = typeof text === "string" ? `<h3>${escapeHtml(text)}</h3>` : "";
   return {
     plotly: true,
-    html: `<div id="${
+    html: `${head}<div id="${
       escapeHtml(id)
     }" class="figure" style="height:${height}px"></div><script>Plotly.newPlot(${
       inlineJson(id)
     }, ${inlineJson(data)}, ${
       inlineJson(all)
-    }, {responsive: true, displaylogo: false});</script>`,
+    }, {responsive: true, displayModeBar: false});</script>`,
   };
 }
 
 const STYLE = `
 :root { color-scheme: light dark; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; overflow-wrap: break-word; }
-h1, h2 { line-height: 1.2; }
+h1, h2, h3 { line-height: 1.2; }
+h3 { margin: 1.5rem 0 0; font-size: 1rem; }
 .scroll { overflow-x: auto; margin: 1rem 0; }
-table { border-collapse: collapse; }
-th, td { padding: .25rem .6rem; border-bottom: 1px solid #8884; text-align: left; font-variant-numeric: tabular-nums; }
-.scroll td { white-space: nowrap; }
-table.grid { width: 100%; table-layout: fixed; }
+table { border-collapse: collapse; width: 100%; }
+.scroll table { font-size: .85rem; line-height: 1.35; }
+th, td { padding: .25rem .4rem; border-bottom: 1px solid #8884; text-align: left; font-variant-numeric: tabular-nums; }
+.scroll th { vertical-align: bottom; }
+table.grid { table-layout: fixed; }
 table.grid td, table.grid th { border: 0; padding: .1rem .15rem; font-weight: normal; font-size: .85rem; vertical-align: bottom; }
 img.pixels { image-rendering: pixelated; display: block; max-width: 100%; height: auto; }
 .figure { margin: 1rem 0; background: #fff; }
 pre { overflow-x: auto; font-size: .8rem; }
-@media (max-width: 40rem) { table.grid th, table.grid small { font-size: .6rem; line-height: 1.1; } }
+@media (max-width: 40rem) {
+  table.grid th, table.grid small { font-size: .6rem; line-height: 1.1; overflow-wrap: anywhere; }
+  table.grid td, table.grid th { padding: .05rem; }
+  .scroll thead { display: none; }
+  .scroll tr { display: block; padding: .4rem 0; border-bottom: 1px solid #8884; }
+  .scroll td { display: grid; grid-template-columns: 40% 1fr; gap: .5rem; border: 0; padding: .05rem 0; }
+  .scroll td::before { content: attr(data-head); opacity: .7; }
+  .scroll td[data-head=""] { display: block; font-weight: bold; }
+  .scroll td:empty, .scroll td[data-head=""]::before { display: none; }
+}
 `;
 
 /** The minified plotly of the pinned npm package. */

@@ -103,20 +103,89 @@ export function markdownTable(table: Table): string {
 }
 
 /**
+ * Lines of words no longer than so many columns; longer words are cut.
+ *
+ * @param text Words between spaces.
+ * @param most Columns.
+ */
+export function wrapped(text: string, most: number): string[] {
+  if (width(text) <= most) return [text];
+  const lines: string[] = [];
+  let line = "";
+  for (const word of text.split(" ")) {
+    const longer = line === "" ? word : `${line} ${word}`;
+    if (line === "" || width(longer) <= most) line = longer;
+    else {
+      lines.push(line);
+      line = word;
+    }
+    while (width(line) > most) {
+      const letters = [...line];
+      lines.push(letters.slice(0, most).join(""));
+      line = letters.slice(most).join("");
+    }
+  }
+  return [...lines, line];
+}
+
+/** Narrowest column that words are wrapped into. */
+const NARROW = 8;
+
+/** Widths of columns that fit together; nothing if they cannot. */
+function fitting(table: Table, most: number): number[] | undefined {
+  const size = widths(table);
+  const room = most - 2 * (size.length - 1);
+  const least = size.map((n, j) =>
+    // Numbers are not wrapped, and heads of one word are not cut.
+    numeric(table, j)
+      ? Math.max(3, ...table.rows.map((row) => width(row[j])))
+      : Math.min(n, NARROW)
+  );
+  if (least.reduce((a, b) => a + b, 0) > room) return undefined;
+  while (size.reduce((a, b) => a + b, 0) > room) {
+    const widest = size.reduce(
+      (best, n, j) => n > least[j] && n > (size[best] ?? -1) ? j : best,
+      size.findIndex((n, j) => n > least[j]),
+    );
+    size[widest]--;
+  }
+  return size;
+}
+
+/** A table too wide for any width: a paragraph a row. */
+function listed({ head, rows }: Table, most: number): string {
+  return rows.map((row) =>
+    row.flatMap((cell, j) => wrapped(`${head[j]}: ${cell}`.trim(), most))
+      .join("\n")
+  ).join("\n\n") + "\n";
+}
+
+/**
  * The same table for a terminal.
  *
  * @param table The table.
+ * @param most Columns of the terminal: words wrap inside their columns, and
+ * where that is not enough each row becomes lines of `head: cell`.
+ * @default most as wide as it is
  * @throws If a row has another number of cells than the head.
  */
-export function textTable(table: Table): string {
+export function textTable(table: Table, most = Infinity): string {
   check(table);
-  const size = widths(table);
+  const size = fitting(table, most);
+  if (!size) return listed(table, most);
   const right = size.map((_, j) => numeric(table, j));
-  const line = (cells: readonly string[]) =>
-    cells.map((cell, j) => pad(cell, size[j], right[j])).join("  ").trimEnd();
+  const lines = (cells: readonly string[]) => {
+    const parts = cells.map((cell, j) => wrapped(cell, size[j]));
+    return Array.from(
+      { length: Math.max(...parts.map((part) => part.length)) },
+      (_, i) =>
+        parts.map((part, j) => pad(part[i] ?? "", size[j], right[j]))
+          .join("  ").trimEnd(),
+    );
+  };
   return [
-    line(table.head),
+    ...lines(table.head),
     size.map((n) => "─".repeat(n)).join("  "),
-    ...table.rows.map(line),
+    ...table.rows.flatMap(lines),
   ].join("\n") + "\n";
 }

@@ -197,6 +197,14 @@ export function trainRows({ at, out }: OptionWorld): OptionRows {
         { both: { "--steps": 2 }, add: { "--rslora": true } },
         adapter("--rslora", true),
       ],
+      dora: [
+        { both: { "--steps": 2 }, add: { "--dora": true } },
+        adapter("--dora", true),
+      ],
+      dropout: [
+        { both: { "--steps": 2 }, add: { "--dropout": 0.5 } },
+        adapter("--dropout", 0.5),
+      ],
       targets: [
         { add: { "--targets": "unet-attention" } },
         adapter("--targets", "linear"),
@@ -221,6 +229,23 @@ export function trainRows({ at, out }: OptionWorld): OptionRows {
       noiseOffset: { add: { "--noise-offset": 0.5 } },
       snrGamma: { add: { "--snr-gamma": 0.1 } },
       log: { add: { "--log": `${out}/rex.csv` } },
+      validationPrompt: [
+        { add: { "--validation-prompt": "a {}" } },
+        {
+          both: { "--validation-prompt": "a {}" },
+          add: { "--validation-prompt": "a {} in snow" },
+        },
+      ],
+      validationEvery: [
+        {
+          both: { "--validation-prompt": "a {}", "--steps": 3 },
+          add: { "--validation-every": 2 },
+        },
+        {
+          add: { "--validation-every": 2 },
+          says: /--validation-prompt with --validation-every/,
+        },
+      ],
       rank: [{ add: { "--rank": 2 } }, adapter("--rank", 2)],
       lrEmbedding: { add: { "--lr-embedding": 0.1 } },
       lrText: [{ add: { "--lr-text": 0.1 } }, adapter("--lr-text", 1)],
@@ -367,6 +392,7 @@ export function sampleRows({ at, out }: OptionWorld): OptionRows {
   const rex = `${at}/rex.safetensors`, tom = `${at}/tom.safetensors`;
   const both = { "--concept": [rex, tom] };
   const said = { "--prompt": "<rex1> <rex2>, (fox:1.5) on grass" };
+  const init: Args = { "--init": `${at}/pictures/0.png` };
   return {
     command: sampleCommand,
     out,
@@ -459,8 +485,33 @@ export function sampleRows({ at, out }: OptionWorld): OptionRows {
         },
       ],
       negative: { add: { "--negative": "snow" } },
-      seed: { add: { "--seed": -1 } },
+      seed: [
+        { add: { "--seed": -1 } },
+        { add: { "--seed": "0,-1" } },
+        { add: { "--seed": "1,1" }, says: /seed: has 1 twice/ },
+        { add: { "--seed": "1,x" }, says: /--seed a whole number/ },
+      ],
       count: { add: { "--count": 2 } },
+      init: [
+        { add: init },
+        {
+          both: { ...init, "--layout": `${at}/regions.json` },
+          add: { "--init": `${at}/pictures/1.png` },
+        },
+      ],
+      mask: [
+        { both: init, add: { "--mask": `${at}/masks/0_mask.png` } },
+        {
+          add: { "--mask": `${at}/masks/0_mask.png` },
+          says: /mask: needs init/,
+        },
+      ],
+      strength: [
+        { both: init, add: { "--strength": 1 } },
+        { both: init, add: { "--strength": 0 }, says: /strength: / },
+        { both: init, add: { "--strength": 0.1 }, says: /at least 0.5/ },
+        { add: { "--strength": 0.5 }, says: /strength: needs init/ },
+      ],
       steps: { add: { "--steps": 3 } },
       guidance: { add: { "--guidance": 2 } },
       clipSkip: { add: { "--clip-skip": 2 } },
@@ -823,6 +874,10 @@ export function inspectRows({ at, out }: OptionWorld): OptionRows {
       keys: [
         { add: { "--keys": true } },
         { both: { "": `${at}/model` }, add: { "--keys": true } },
+      ],
+      words: [
+        { both: { "": `${at}/model` }, add: { "--words": true } },
+        { add: { "--words": true }, says: /a model folder with --words/ },
       ],
       json: { add: { "--json": true } },
     },

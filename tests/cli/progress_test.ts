@@ -75,3 +75,18 @@ Deno.test("a bar never wraps", () => {
   const shown = d.text().replace("\r\x1b[2K", "");
   assert([...shown].length < 30);
 });
+
+Deno.test("a bar fits narrow terminals, and still says how long is left", () => {
+  for (const columns of [80, 60, 40, 30, 20]) {
+    const d = { ...double(true), columns };
+    const progress = createProgress(d);
+    progress.update("training concepts", 0, 1000, "step");
+    d.pass(200_000);
+    progress.update("training concepts", 50, 1000, "step");
+    const line = d.text().split("\x1b[2K").at(-1)!;
+    assert([...line].length < columns, `${columns}: ${line}`);
+    assert(columns < 30 || line.endsWith("1 h 03 min left"), line);
+    assertEquals(line.includes("·"), columns >= 60, line);
+    assertEquals(line.includes("s/step"), columns >= 80, line);
+  }
+});

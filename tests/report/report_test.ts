@@ -99,6 +99,38 @@ Deno.test("tables: numbers to the right, pipes escaped, same width", () => {
   );
 });
 
+Deno.test("a table fits its terminal", () => {
+  const t = {
+    head: ["claim", "value"],
+    rows: [["gradient fusion keeps more than weight fusion", "0.12"]],
+  };
+  assertEquals(
+    textTable(t, 24),
+    [
+      "claim              value",
+      "─────────────────  ─────",
+      "gradient fusion     0.12",
+      "keeps more than",
+      "weight fusion",
+      "",
+    ].join("\n"),
+  );
+  for (const most of [60, 30, 20, 12]) {
+    const lines = textTable(t, most).trimEnd().split("\n");
+    for (const line of lines) assert([...line].length <= most, line);
+    // Nothing is lost.
+    const words = lines.join(" ").split(/[\s─]+/);
+    for (const word of ["gradient", "fusion", "weight", "0.12"]) {
+      assert(words.includes(word), `${most}: ${lines.join("\n")}`);
+    }
+  }
+  // Where columns have no room, each row is lines.
+  assertEquals(
+    textTable({ head: ["a", "b"], rows: [["one two", "0.12345678"]] }, 14),
+    "a: one two\nb: 0.12345678\n",
+  );
+});
+
 Deno.test("numbers for people", () => {
   assertEquals(decimal(0.12345), "0.123");
   assertEquals(decimal(-0.0001), "0.000");

@@ -44,6 +44,18 @@ export interface SampleStep {
   readonly state: SamplerState;
 }
 
+/**
+ * Inpainting: a clean latent that stays where a mask is 0. After each call it
+ * has the noise level that the call led to, with the first latent's noise, so
+ * that what is painted anew meets it; after the last call it is clean.
+ */
+export interface KeptLatent {
+  /** The clean latent, in the noise's shape; stays the caller's. */
+  readonly latent: tf.Tensor4D;
+  /** 1 where it is painted anew, [1 or batch, h, w, 1]; the caller's. */
+  readonly mask: tf.Tensor4D;
+}
+
 /** Options of {@linkcode sampleSteps}. */
 export interface SampleOptions {
   /**
@@ -57,6 +69,8 @@ export interface SampleOptions {
    * Needed with a plan's `startStep` > 0; stays the caller's.
    */
   readonly init?: tf.Tensor4D;
+  /** Inpainting: what stays as it is. */
+  readonly keep?: KeptLatent;
   /** Goes on from a state of the same plan; its tensors stay the caller's. */
   readonly resume?: SamplerState;
 }
@@ -94,7 +108,9 @@ export async function* sampleSteps(
       const call = plan.table[index];
       const after = await callModel(plan, call, state, denoise, options);
       disposeState(state);
-      state = after.state;
+      state = options.keep
+        ? kept(options.keep, plan.table[index + 1], after.state, noise)
+        : after.state;
       denoised = after.denoised;
       yield {
         index,
@@ -146,11 +162,33 @@ export async function sample(
   );
 }
 
+/** Puts what stays back into a latent; takes the state over. */
+function kept(
+  { latent: clean, mask }: KeptLatent,
+  next: SamplerCall | undefined,
+  { latent, ...state }: SamplerState,
+  noise: tf.Tensor4D,
+): SamplerState {
+  const whole = tf.tidy(() => {
+    const level = next
+      ? clean.mul(next.alpha).add(noise.mul(next.sigma))
+      : clean;
+    // Not a weighted sum: what stays is exact.
+    return tf.where(
+      tf.broadcastTo(mask.greater(0), latent.shape),
+      latent,
+      level,
+    ) as tf.Tensor4D;
+  });
+  latent.dispose();
+  return { ...state, latent: whole };
+}
+
 /** Checks the inputs and makes the first state, all tensors its own. */
 function startState(
   plan: SamplerPlan,
   noise: tf.Tensor4D,
-  { init, resume, noise: fresh }: SampleOptions,
+  { init, keep, resume, noise: fresh }: SampleOptions,
 ): SamplerState {
   const what = `sample with ${plan.name}`;
   if (noise.rank !== 4) {
@@ -166,6 +204,7 @@ function startState(
   if (init && !tf.util.arraysEqual(init.shape, noise.shape)) {
     throw cannot(what, `init of shape [${noise.shape}]`, `[${init.shape}]`);
   }
+  if (keep) checkKept(what, keep, noise.shape);
   if (resume) return copyState(plan, resume, noise.shape);
   if (plan.start > 0 && !init) {
     throw cannot(what, "init, the latent to start from", "none");
@@ -177,6 +216,27 @@ function startState(
       : noise.mul(plan.initNoiseSigma) as tf.Tensor4D
   );
   return { index: 0, latent, memory: [] };
+}
+
+function checkKept(
+  what: string,
+  { latent, mask }: KeptLatent,
+  shape: readonly number[],
+): void {
+  if (!tf.util.arraysEqual(latent.shape, shape as number[])) {
+    throw cannot(what, `a kept latent [${shape}]`, `[${latent.shape}]`);
+  }
+  const [batch, ...place] = mask.shape;
+  const [rows, height, width] = shape;
+  if (
+    (batch !== 1 && batch !== rows) || String(place) !== `${height},${width},1`
+  ) {
+    throw cannot(
+      what,
+      `a mask [1 or ${rows},${height},${width},1]`,
+      `[${mask.shape}]`,
+    );
+  }
 }
 
 function copyState(

@@ -128,6 +128,9 @@ const COLORS: Readonly<Record<string, string>> = {
   single: "#9aa5b1",
   lora: "#d1495b",
   edlora: "#2e86ab",
+  lower: "#555555",
+  ceiling: "#2a9d5c",
+  chance: "#e09f3e",
 };
 
 /** What a score is called. */
@@ -151,15 +154,18 @@ export function scoreFigure(
   const arms = armsOf(report);
   const x = arms.map(armLabel);
   const bars = (name: "single" | "fused", color: Series["color"]): Series => ({
-    name: name === "single" ? "single concept" : "fused",
+    name: name === "single"
+      ? "single concept"
+      : "fused (LoRA red, ED-LoRA blue)",
     as: "bars",
     x,
     y: arms.map((arm) => report.arms[arm][name][score]),
     color,
   });
-  const line = (y: Maybe, name: string): Series[] =>
+  const line = (y: Maybe, name: string, color: string): Series[] =>
     y === null ? [] : [{
       name,
+      color,
       as: "lines",
       x: [x[0], x[x.length - 1]],
       y: [y, y],
@@ -173,9 +179,11 @@ export function scoreFigure(
     series: [
       bars("single", COLORS.single),
       bars("fused", arms.map((arm) => COLORS[report.arms[arm].embedding])),
-      ...line(lower[score].mean, `class word (${bound})`),
-      ...line(ceiling[score].mean, "references"),
-      ...(score === "retrieval" ? line(report.retrieval.chance, "chance") : []),
+      ...line(lower[score].mean, `class word (${bound})`, COLORS.lower),
+      ...line(ceiling[score].mean, "references", COLORS.ceiling),
+      ...(score === "retrieval"
+        ? line(report.retrieval.chance, "chance", COLORS.chance)
+        : []),
     ],
   });
 }
@@ -215,7 +223,7 @@ export function tradeFigure(report: AblationNumbers): Figure {
         y: [lower.image.mean],
         text: ["class word"],
         labelled: true,
-        ...{ size: 11, symbol: "x", color: "#555" },
+        ...{ size: 11, symbol: "x", color: COLORS.lower },
       },
     ],
   });
@@ -271,6 +279,7 @@ export function conceptFigure(report: AblationNumbers): Figure {
   const symbols: Record<string, string> = {
     base: "x",
     single: "circle-open",
+    weight_best_lambda: "triangle-up",
     gradient: "diamond",
   };
   return plot({
@@ -287,6 +296,8 @@ export function conceptFigure(report: AblationNumbers): Figure {
       }),
       size: 10,
       symbol: symbols[arm.split(".").at(-1)!] ?? "circle",
+      // The colour says the embedding, the symbol what was done.
+      color: COLORS[arm.split(".")[0]] ?? COLORS.lower,
     })),
   });
 }
@@ -404,6 +415,11 @@ export function ablationReport(
     lead: [
       ...reservations(report),
       "Single concept → fused. Intervals and all numbers are in ablation.json.",
+      "text: how well the evaluation CLIP finds the prompt in a picture; " +
+      "image: how alike it finds picture and references; masked image: the " +
+      "same of the subject alone; retrieval: how often the concept is the " +
+      "nearest of all; image kept: the share of a single concept's gain over " +
+      "the class word that is left after fusion.",
     ],
     parts: [
       { type: "table", table: ablationTable(report), brief: true },

@@ -167,6 +167,21 @@ export function attentionPaths(
   ).map(({ path }) => path);
 }
 
+/** PEFT's name of a DoRA's magnitude. */
+export const MAGNITUDE = ".lora_magnitude_vector";
+
+/** PEFT's magnitudes: one value an output, whatever axes there are. */
+function ofOutputs(
+  shape: readonly number[],
+  site: { readonly outputs: number },
+): "output" | undefined {
+  return shape.length > 0 &&
+      shape.reduce((a, b) => a * b, 1) === site.outputs &&
+      shape.filter((n) => n !== 1).length <= 1
+    ? "output"
+    : undefined;
+}
+
 const official: Dialect = {
   id: "official",
   describe: "Mix-of-Show ED-LoRA",
@@ -176,7 +191,14 @@ const official: Dialect = {
       /^(new_concept_embedding\.|(unet|text_encoder)\..*\.lora_down\.)/,
     ),
   names: () => (component, path) => [`${PREFIX[component]}.${path}`],
-  parts: { down: [".lora_down.weight"], up: [".lora_up.weight"] },
+  parts: {
+    down: [".lora_down.weight"],
+    up: [".lora_up.weight"],
+    magnitude: [MAGNITUDE],
+  },
+  // The official code knows no DoRA; concepts of this library may be one.
+  readOnly: ["magnitude"],
+  magnitudeOf: ofOutputs,
   scaleRule: "alpha",
   tokens: {
     rows: "layers",
@@ -230,7 +252,7 @@ const peft: Dialect = {
     up: [".lora_B.weight", ".lora_B.default.weight"],
     alpha: [".alpha"],
     magnitude: [
-      ".lora_magnitude_vector",
+      MAGNITUDE,
       ".lora_magnitude_vector.weight",
       ".lora_magnitude_vector.default.weight",
     ],
@@ -245,11 +267,7 @@ const peft: Dialect = {
   // LoKr are made factors when they are read.
   readOnly: ["alpha", ...LYCORIS_PARTS],
   scaleRule: "alpha/rank",
-  magnitudeOf: (shape, site) =>
-    shape.length > 0 && shape.reduce((a, b) => a * b, 1) === site.outputs &&
-      shape.filter((n) => n !== 1).length <= 1
-      ? "output"
-      : undefined,
+  magnitudeOf: ofOutputs,
   magnitudeShape: (site, of) =>
     of === "input"
       ? undefined

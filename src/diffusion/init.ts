@@ -1,0 +1,123 @@
+/**
+ * Pictures to start from: image-to-image and inpainting.
+ *
+ * A picture becomes a latent, `strength` becomes the step to start at, and a
+ * mask becomes cells of the latent that are painted anew.
+ *
+ * @module
+ */
+import * as tf from "@tensorflow/tfjs";
+import { cannot } from "../core/errors.ts";
+import { maskOf } from "../io/mask.ts";
+import type { Pixels } from "../io/png.ts";
+import { cover, flatten } from "../io/resize.ts";
+import { downsampleFactor, encode } from "../models/autoencoder.ts";
+import type { Model } from "../models/model.ts";
+import { greyOf } from "./condition_images.ts";
+import { shapeMap } from "./regions.ts";
+
+/**
+ * How many steps are left out at the noisy end, as diffusers counts them.
+ *
+ * @param steps Sampling steps.
+ * @param strength How much is made anew: above 0, to 1 for all steps.
+ * @throws If not one step would be left.
+ *
+ * @example
+ * ```ts
+ * import { assertEquals } from "@std/assert";
+ * import { startStepOf } from "./init.ts";
+ *
+ * assertEquals(startStepOf(20, 0.75), 5);
+ * assertEquals(startStepOf(20, 1), 0);
+ * ```
+ */
+export function startStepOf(steps: number, strength: number): number {
+  if (!(strength > 0 && strength <= 1)) {
+    throw cannot("start from a picture", "a strength in (0, 1]", strength);
+  }
+  const left = Math.min(Math.floor(steps * strength), steps);
+  if (left < 1) {
+    throw cannot(
+      "start from a picture",
+      `a strength of at least ${1 / steps}, a step of ${steps}`,
+      strength,
+    );
+  }
+  return steps - left;
+}
+
+/**
+ * Encodes images to latents as the UNet sees them: the posterior's mean, so
+ * that a picture has one latent whatever the seed. It undoes `decodeImages`.
+ *
+ * @param model The model.
+ * @param images [b, height, width, 3] in [0, 1].
+ * @returns [b, h, w, c]; the caller's.
+ *
+ * @example
+ * ```ts ignore
+ * const init = encodeImages(model, images);
+ * const [picture] = await generate(model, { prompts, init, strength: 0.6 });
+ * ```
+ */
+export function encodeImages(
+  model: Pick<Model, "autoencoder">,
+  images: tf.Tensor4D,
+): tf.Tensor4D {
+  const { config, params } = model.autoencoder;
+  return tf.tidy(() =>
+    encode(params, config, images.mul(2).sub(1)).mean
+      .mul(config.scaling_factor)
+  ) as tf.Tensor4D;
+}
+
+/** A picture to start from, ready for the pipeline; owns tensors. */
+export interface InitLatents {
+  /** The picture [1, h, w, c]. */
+  readonly init: tf.Tensor4D;
+  /** 1 where it is painted anew, [1, h, w, 1]. */
+  readonly mask?: tf.Tensor4D;
+}
+
+/**
+ * Makes latents of a picture and its mask, both cropped to the size's shape.
+ *
+ * A cell of the latent is painted anew where at least half of it is white.
+ *
+ * @param model The model.
+ * @param picture Any size; what is transparent shows white.
+ * @param mask The picture's shape, white where it is painted anew.
+ * @param size Pixels of what is drawn.
+ * @returns For `init` and `mask` of the pipeline; the caller's.
+ * @throws If a side is not a multiple of the autoencoder's factor.
+ *
+ * @example
+ * ```ts ignore
+ * const start = initLatents(model, photo, mask, { width: 512, height: 512 });
+ * const [picture] = await generate(model, { prompts: ["a hat"], ...start });
+ * ```
+ */
+export function initLatents(
+  model: Pick<Model, "autoencoder">,
+  picture: Pixels,
+  mask: Pixels | undefined,
+  { width, height }: { readonly width: number; readonly height: number },
+): InitLatents {
+  const factor = downsampleFactor(model.autoencoder.config);
+  const init = tf.tidy(() => {
+    const { data } = cover(flatten(picture), width, height);
+    const images = tf.tensor4d(
+      Float32Array.from(data, (v) => v / 255),
+      [1, height, width, 3],
+    );
+    return encodeImages(model, images);
+  });
+  if (!mask) return { init };
+  const white = greyOf(cover(maskOf(mask), width, height, "bilinear"));
+  const [h, w] = [height / factor, width / factor];
+  return {
+    init,
+    mask: tf.tensor4d(shapeMap({ mask: white }, h, w), [1, h, w, 1]),
+  };
+}
