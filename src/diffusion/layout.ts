@@ -8,10 +8,10 @@
  *
  * @module
  */
-import { z } from "zod";
+import * as z from "zod";
 import { cannot, reasonOf } from "../core/errors.ts";
 import { key } from "../core/random.ts";
-import { parentOf, pathOf, readJson } from "../io/files.ts";
+import { parentOf, pathFrom, pathOf, readJson } from "../io/files.ts";
 import { maskOf } from "../io/mask.ts";
 import { readPicture } from "../io/picture.ts";
 import type { Pixels } from "../io/png.ts";
@@ -698,8 +698,7 @@ export async function readLayout(
   return await resolveLayout(layout, {
     ...rest,
     name,
-    read: (file) =>
-      readPicture(file.startsWith("/") ? file : `${folder}/${file}`),
+    read: (file) => readPicture(pathFrom(folder, file)),
   });
 }
 

@@ -27,7 +27,7 @@ picture on WebGPU's software adapter.
 `;
 
 /** The most JavaScript that a page should load, in bytes. */
-const LIMIT = 1.7e6;
+const LIMIT = 1.5e6;
 
 /** Ten minutes: on a loaded machine all is slow. */
 const PATIENCE = 600_000;

@@ -3,7 +3,7 @@
  *
  * The package keeps the modules of `src` as they are, each transpiled by itself,
  * so that addresses beside a module (workers, weights) hold. The bundle has
- * tfjs's core and its wasm, webgpu and cpu backends, and nothing else of it.
+ * tfjs's core and its wasm and webgpu backends, and nothing else of it.
  *
  * @module
  */
@@ -39,6 +39,13 @@ const dist = `${root}/dist`;
 const OPTIONAL = ["bullmq", "ioredis", "aws4fetch", "plotly.js-dist-min"];
 
 /**
+ * What no page needs, a quarter of a megabyte: the hub's client, as browsers have
+ * no folder for downloads, and tfjs in plain JavaScript, as every browser that
+ * runs the bundle has WebAssembly. Whoever asks for them is told so.
+ */
+const LEFT_OUT = /^@(huggingface\/hub|tensorflow\/tfjs-backend-cpu)$/;
+
+/**
  * tfjs without WebGL and layers, half a megabyte that no page needs: operations,
  * also as methods of tensors, and gradients.
  */
@@ -53,6 +60,13 @@ const core: esbuild.Plugin = {
 import "@tensorflow/tfjs-core/dist/register_all_gradients";
 import "@tensorflow/tfjs-core/dist/public/chained_ops/register_all_chained_ops";`,
       resolveDir: dist,
+    }));
+    build.onResolve({ filter: LEFT_OUT }, ({ path }) => ({
+      ...{ path, namespace: "left-out" },
+    }));
+    build.onLoad({ filter: /.*/, namespace: "left-out" }, ({ path }) => ({
+      contents: `throw new Error("the bundle for pages is without ${path}");
+export const listFiles = undefined, modelInfo = undefined;`,
     }));
     // zod's messages in fifty languages: ours are English.
     build.onLoad({ filter: /zod\/v4\/locales\/index\.js$/ }, ({ path }) => ({
@@ -236,7 +250,11 @@ export async function build(): Promise<void> {
   const folder = `${dist}/bundle/browser`;
   const { metafile } = await esbuild.build({
     ...common,
-    entryPoints: { "mix-of-show": "mod.ts" },
+    entryPoints: {
+      "mix-of-show": "mod.ts",
+      formats: "src/exports/formats.ts",
+      nn: "src/exports/nn.ts",
+    },
     outdir: folder,
     platform: "browser",
     minify: true,
@@ -244,12 +262,6 @@ export async function build(): Promise<void> {
     metafile: true,
     chunkNames: "chunk-[hash]",
     legalComments: "external",
-    alias: {
-      // What its package.json names for browsers beside an exports field,
-      // which esbuild prefers.
-      "@huggingface/hub":
-        `${dist}/node_modules/@huggingface/hub/dist/browser/index.mjs`,
-    },
     plugins: [core],
     nodePaths: [`${dist}/node_modules`],
   });
@@ -266,7 +278,12 @@ export async function build(): Promise<void> {
     `dist: ${files.length} modules; bundle/browser: ${outputs.length} files, ` +
       `${(bytes / 1e6).toFixed(2)} MB of JavaScript`,
   );
-  await Deno.writeTextFile(`${folder}/meta.json`, JSON.stringify(metafile));
+  // What is in it, for https://esbuild.github.io/analyze; of no use to others.
+  await Deno.mkdir(`${root}/out`, { recursive: true });
+  await Deno.writeTextFile(
+    `${root}/out/bundle.json`,
+    JSON.stringify(metafile),
+  );
 }
 
 if (import.meta.main && !helped(HELP)) {
