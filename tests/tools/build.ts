@@ -18,8 +18,8 @@ import { listFiles, root } from "./repository.ts";
 const HELP = `
 deno task build
 
-Writes dist/: the npm package (ESM and declarations), and in dist/bundle/browser
-the bundle for a page. Needs npm, which fetches the packages of the bundle.
+Writes dist/: the npm package (ESM and declarations), in dist/bundle/browser the
+bundle for a page, and in dist/studio a page. Needs npm, which fetches the packages of the bundle.
 
   --help   this text
 `;
@@ -169,6 +169,12 @@ function packageJson(config: Config): Record<string, unknown> {
     exports: {
       ...Object.fromEntries(entries),
       "./browser": { types: "./mod.d.ts", default: bundle },
+      ...Object.fromEntries(
+        ["formats", "nn"].map((name) => [`./browser/${name}`, {
+          types: `./src/exports/${name}.d.ts`,
+          default: `./bundle/browser/${name}.js`,
+        }]),
+      ),
       "./package.json": "./package.json",
     },
     unpkg: bundle,
@@ -212,6 +218,44 @@ async function removeOld(): Promise<void> {
   for await (const { name } of Deno.readDir(dist)) {
     if (["node_modules", "package-lock.json"].includes(name)) continue;
     await Deno.remove(`${dist}/${name}`, { recursive: true });
+  }
+}
+
+/** Entries of the package that a page can import, and their files. */
+const PAGE_ENTRIES: Readonly<Record<string, string>> = {
+  "@mix-of-show/mix-of-show": "mix-of-show",
+  "@mix-of-show/mix-of-show/formats": "formats",
+  "@mix-of-show/mix-of-show/nn": "nn",
+};
+
+/** Writes `dist/studio`, a page that imports the bundle as any other would. */
+async function buildStudio(common: esbuild.BuildOptions): Promise<void> {
+  const from = "examples/studio", to = `${dist}/studio`;
+  await esbuild.build({
+    ...common,
+    entryPoints: [`${from}/main.ts`, `${from}/worker.ts`],
+    outdir: to,
+    platform: "browser",
+    minify: true,
+    plugins: [{
+      name: "package",
+      setup(build) {
+        build.onResolve({ filter: /^@mix-of-show\// }, ({ path }) => {
+          const file = PAGE_ENTRIES[path];
+          if (!file) throw new Error(`the bundle has no ${path}`);
+          return { path: `../bundle/browser/${file}.js`, external: true };
+        });
+      },
+    }],
+  });
+  await Deno.mkdir(`${to}/concepts`, { recursive: true });
+  for (const ending of [".html", ".css", ".safetensors"]) {
+    for (const file of await listFiles(from, ending)) {
+      await Deno.copyFile(
+        `${root}/${file}`,
+        `${to}${file.slice(from.length)}`,
+      );
+    }
   }
 }
 
@@ -265,6 +309,7 @@ export async function build(): Promise<void> {
     plugins: [core],
     nodePaths: [`${dist}/node_modules`],
   });
+  await buildStudio(common);
   await esbuild.stop();
   for (const file of BINARIES) {
     await Deno.copyFile(
