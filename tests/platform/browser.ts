@@ -68,6 +68,13 @@ window.webgpu = async () => {
   const far = a.data.map((v, i) => Math.abs(v - b.data[i]));
   return { describe: b.describe, most: Math.max(...far) };
 };
+window.leftOut = async () => {
+  const said = (work) => work.then(() => "", ({ message }) => message);
+  return [
+    await said(mos.selectBackend("cpu")),
+    await said(mos.resolveModel("org/model")),
+  ];
+};
 window.ready = true;
 </script>`;
 
@@ -148,6 +155,15 @@ if (import.meta.main && !helped(HELP)) {
       const sum = report(where, outcomes, expected);
       passed += sum.passed;
       failed += sum.failed;
+      if (!isolated) {
+        const said = await page.evaluate("leftOut()") as string[];
+        count(
+          "page: what the bundle is without is refused in words",
+          said.every((line) => /^Cannot .*(bundle|browser)/.test(line))
+            ? undefined
+            : JSON.stringify(said),
+        );
+      }
       // The weights, once more: they are in the page's cache now.
       const before = server.asked.length;
       await page.reload();
