@@ -16,7 +16,7 @@ export interface ConceptEvents {
   /** Sets that. */
   setStrength(name: string, strength: number): void;
   /** Puts one into the picture. */
-  place(concept: ConceptInfo): void;
+  place(name: string): void;
   /** Lets one go. */
   forget(name: string): void;
   /** Says how a LoRA without tokens is called. */
@@ -52,7 +52,7 @@ export function conceptList(events: ConceptEvents): () => void {
     place.ariaLabel = `Use ${labelOf(concept)} in the picture`;
     away.ariaLabel = `Remove ${labelOf(concept)}`;
     strength.ariaLabel = `Strength of ${labelOf(concept)}`;
-    place.addEventListener("click", () => events.place(concept));
+    place.addEventListener("click", () => events.place(name));
     away.addEventListener("click", () => events.forget(name));
     strength.addEventListener(
       "input",

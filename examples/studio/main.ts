@@ -92,7 +92,8 @@ const showConcepts = conceptList({
     change({ strengths: { ...state.strengths, [name]: strength } });
     redrawSoon();
   },
-  place(concept) {
+  place(name) {
+    const concept = concepts.find((one) => one.name === name)!;
     const free = state.boxes.find(({ prompt }) => !conceptIn(prompt, concepts));
     if (!free) boxes.add();
     const { id, prompt } = free ?? state.boxes.at(-1)!;

@@ -95,7 +95,7 @@ export const START: State = {
     {
       id: 2,
       place: { top: 0.15, left: 0.55, bottom: 0.9, right: 0.95 },
-      prompt: words("pogo"),
+      prompt: words("momo"),
     },
   ],
   combine: "boxes",

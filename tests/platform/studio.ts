@@ -6,9 +6,8 @@
  * @module
  */
 // Of its own lock file: nobody else needs these.
-// deno-lint-ignore no-import-prefix
+// deno-lint-ignore-file no-import-prefix
 import axe from "npm:axe-core@4.14.1";
-// deno-lint-ignore no-import-prefix
 import puppeteer, {
   type ElementHandle,
   type Page,
@@ -173,7 +172,7 @@ async function sampled(file: string): Promise<void> {
     ...["run", "-q", "-P=online", "src/cli/main.ts", "sample"],
     ...["--from", file, "--adapters", "region", "--backend", "wasm"],
     ...["--concept", `${concepts}/raja.safetensors`],
-    ...["--concept", `${concepts}/pogo.safetensors`, "--out", out],
+    ...["--concept", `${concepts}/momo.safetensors`, "--out", out],
   ]);
   holds(code === 0, `sample draws it: ${stderr}`);
   const names = [...Deno.readDirSync(out)].map(({ name }) => name);
@@ -250,7 +249,7 @@ function walk(
       const layout = mos.parseLayout(await layoutIn(file));
       equal(
         [layout.prompt, layout.regions.map(({ concepts }) => concepts)],
-        ["two animals on snow", [["raja"], ["pogo"]]],
+        ["two animals on snow", [["raja"], ["momo"]]],
         "its layout",
       );
       await sampled(file);
@@ -260,7 +259,7 @@ function walk(
     "a box is dragged, moved by keys, and removed": async () => {
       await drag([[0.46, 0.05], [0.5, 0.3], [0.54, 0.6]]);
       const [, , third] = await boxes();
-      holds(/^Box 3, momo.* left 46 %, top 5 %/.test(third!), third!);
+      holds(/^Box 3, pogo.* left 46 %, top 5 %/.test(third!), third!);
       await page.focus(".boxes .box:nth-child(3)");
       await page.keyboard.press("ArrowDown");
       await page.keyboard.down("Shift");
@@ -273,13 +272,13 @@ function walk(
       return moved;
     },
     "a concept is chosen for a box": async () => {
-      await page.select(".box-list li:nth-child(2) select", "momo");
+      await page.select(".box-list li:nth-child(2) select", "pogo");
       equal(
         await page.$eval(
           ".box-list li:nth-child(2) input",
           (input) => (input as HTMLInputElement).value,
         ),
-        "a <momo1> <momo2>",
+        "a <pogo1> <pogo2>",
         "the prompt",
       );
       fresh(await person.draw());
