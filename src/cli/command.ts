@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { z } from "zod";
+import * as z from "zod";
 import { KEYS_VARIABLE, KeysError } from "../core/errors.ts";
 import { readJson } from "../io/files.ts";
 import {

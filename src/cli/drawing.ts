@@ -37,7 +37,7 @@ import {
   type StepRecord,
   toPixels,
 } from "../diffusion/pipeline.ts";
-import { joinPath, parentOf } from "../io/files.ts";
+import { parentOf, pathFrom } from "../io/files.ts";
 import { readPicture } from "../io/picture.ts";
 import { encodePng, type Pixels } from "../io/png.ts";
 import { disposeModel, type Model } from "../models/model.ts";
@@ -128,8 +128,7 @@ export function layoutFiles(file?: string): ResolveOptions {
   const folder = parentOf(name);
   return {
     name,
-    read: (path) =>
-      readPicture(path.startsWith("/") ? path : joinPath(folder, path)),
+    read: (path) => readPicture(pathFrom(folder, path)),
   };
 }
 

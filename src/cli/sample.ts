@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { z } from "zod";
+import * as z from "zod";
 import type { BackendName } from "../core/backend.ts";
 import { cannot } from "../core/errors.ts";
 import {
@@ -13,6 +13,7 @@ import {
   parseLayout,
   resolveLayout,
 } from "../diffusion/layout.ts";
+import { layoutIn, withSettings } from "../diffusion/picture_settings.ts";
 import { SAMPLERS } from "../diffusion/samplers.ts";
 import { samplingMemory } from "../diffusion/sampling_memory.ts";
 import {
@@ -20,6 +21,7 @@ import {
   besidePath,
   joinPath,
   parentOf,
+  pathFrom,
   readJson,
   writeAtomic,
   writeJson,
@@ -54,7 +56,6 @@ import {
   type Values,
   whole,
 } from "./options.ts";
-import { layoutIn, withSettings } from "./picture_settings.ts";
 import { createProgress } from "./progress.ts";
 import { calledConcepts, loraTags } from "./prompts.ts";
 import {
@@ -550,8 +551,8 @@ async function movable(layout: Layout, path = "."): Promise<unknown> {
       ...rest,
     }),
     (key, value) =>
-      key === "file" && typeof value === "string" && !value.startsWith("/")
-        ? joinPath(folder, value)
+      key === "file" && typeof value === "string"
+        ? pathFrom(folder, value)
         : value,
   );
 }

@@ -248,12 +248,16 @@ async function sharedBinary(folder: string): Promise<string | undefined> {
 }
 
 async function startCpu(): Promise<Started> {
-  // In Deno tfjs brings it along.
-  if (!tf.findBackendFactory("cpu")) {
-    await import("@tensorflow/tfjs-backend-cpu");
+  try {
+    // In Deno tfjs brings it along; the bundle for pages is without it.
+    if (!tf.findBackendFactory("cpu")) {
+      await import("@tensorflow/tfjs-backend-cpu");
+    }
+    if (!await tf.setBackend("cpu")) return "no cpu: tfjs could not start it";
+    return { name: "cpu" };
+  } catch (error) {
+    return `no cpu: ${reasonOf(error)}`;
   }
-  if (!await tf.setBackend("cpu")) return "no cpu: tfjs could not start it";
-  return { name: "cpu" };
 }
 
 /** A file of tfjs's wasm backend; its folder has the binaries. */

@@ -8,11 +8,11 @@
  *
  * @module
  */
-import { z } from "zod";
+import * as z from "zod";
 import { cannot, reasonOf } from "../core/errors.ts";
 import { fold, key } from "../core/random.ts";
 import { disposeTree } from "../core/tree.ts";
-import { parentOf, pathOf, readJson } from "../io/files.ts";
+import { parentOf, pathFrom, pathOf, readJson } from "../io/files.ts";
 import { fitMask, maskOf } from "../io/mask.ts";
 import { readPicture } from "../io/picture.ts";
 import type { Pixels } from "../io/png.ts";
@@ -804,8 +804,7 @@ export async function readLayout(
   return await resolveLayout(layout, {
     ...rest,
     name,
-    read: (file) =>
-      readPicture(file.startsWith("/") ? file : `${folder}/${file}`),
+    read: (file) => readPicture(pathFrom(folder, file)),
   });
 }
 

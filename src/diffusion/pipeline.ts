@@ -23,7 +23,6 @@ import { KeyValues } from "../nn/attention.ts";
 import { assertTextToImage } from "../models/purpose.ts";
 import { unet, type UNetOptions, widestFeatures } from "../models/unet.ts";
 import { classifierFree, type GuidanceBranch } from "./guidance.ts";
-import { startStepOf } from "./init.ts";
 import { assertFits } from "./memory.ts";
 import {
   denoiser,
@@ -34,6 +33,7 @@ import {
   sampleSteps,
 } from "./samplers.ts";
 import { parseSchedulerConfig, schedule } from "./schedule.ts";
+import { startStepOf } from "./start_step.ts";
 
 /** Which UNet call is being made, for options that depend on it. */
 export interface UNetCall {

@@ -9,7 +9,7 @@
  */
 import { parseJson } from "../io/files.ts";
 import * as tf from "@tensorflow/tfjs";
-import { z } from "zod";
+import * as z from "zod";
 import { cannot } from "../core/errors.ts";
 
 /** How betas grow with the timestep. */

@@ -5,7 +5,7 @@
  *
  * @module
  */
-import { z } from "zod";
+import * as z from "zod";
 import { cannot } from "../core/errors.ts";
 import { checkJson } from "../io/files.ts";
 import type { Pixels } from "../io/png.ts";

@@ -21,6 +21,12 @@ export {
   writeAtomic,
   writeJson,
 } from "../io/files.ts";
+export {
+  layoutIn,
+  parametersText,
+  type PictureSettings,
+  withSettings,
+} from "../diffusion/picture_settings.ts";
 export type { ComponentOptions } from "../io/folder.ts";
 export { type HubSpec, parseHubSpec } from "../io/hub.ts";
 export { decodeJpeg } from "../io/jpeg.ts";

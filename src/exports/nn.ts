@@ -184,8 +184,8 @@ export {
   encodeImages,
   type InitLatents,
   initLatents,
-  startStepOf,
 } from "../diffusion/init.ts";
+export { startStepOf } from "../diffusion/start_step.ts";
 export {
   checkLayout,
   type CheckOptions,

@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { z } from "zod";
+import * as z from "zod";
 import { cannot } from "../core/errors.ts";
 import { parseJson } from "../io/files.ts";
 import type { SafetensorsFile } from "../io/safetensors.ts";

@@ -25,7 +25,14 @@ import {
   readSource,
 } from "./source.ts";
 
-export { besidePath, isRemote, joinPath, parentOf, pathOf } from "./paths.ts";
+export {
+  besidePath,
+  isRemote,
+  joinPath,
+  parentOf,
+  pathFrom,
+  pathOf,
+} from "./paths.ts";
 
 /** What {@link writeAtomic} accepts: text, bytes, or chunks of bytes in order. */
 export type FileContent =

@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { z } from "zod";
+import * as z from "zod";
 import { cannot, reasonOf } from "../core/errors.ts";
 import { machine } from "../core/platform/machine.ts";
 import { exists, isRemote, joinPath, readJson } from "./files.ts";

@@ -11,7 +11,7 @@
  *
  * @module
  */
-import { z } from "zod";
+import * as z from "zod";
 import { cannot, reasonOf } from "../core/errors.ts";
 import type { Hash, OpenFile } from "../core/platform/machine_type.ts";
 import { machine } from "../core/platform/machine.ts";

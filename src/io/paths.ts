@@ -85,6 +85,19 @@ export function joinPath(folder: string | URL, ...names: string[]): string {
     );
 }
 
+/**
+ * What a path in a file means: it is relative to the file's folder, unless it
+ * begins at the root or is an address, `data:` URLs included.
+ *
+ * @param folder The file's folder.
+ * @param path The path in it.
+ */
+export function pathFrom(folder: string, path: string): string {
+  return /^(\/|(https?|file|data):)/i.test(path)
+    ? path
+    : joinPath(folder, path);
+}
+
 /** The folder part of a path (`"."` where there is none). */
 export function parentOf(path: string): string {
   const cut = Math.max(path.lastIndexOf("/"), path.lastIndexOf("\\"));

@@ -9,8 +9,8 @@ import { machine } from "../core/platform/machine.ts";
 import { isRemote, pathOf } from "./paths.ts";
 
 /**
- * A file: its path, a `file:` or `http(s):` URL (as text, too), a `Blob` such as
- * a file that someone picked in a page, or its bytes.
+ * A file: its path, a `file:`, `http(s):` or `data:` URL (as text, too), a `Blob`
+ * such as a file that someone picked in a page, or its bytes.
  */
 export type FileSource = string | URL | Blob | Uint8Array;
 
@@ -57,7 +57,9 @@ const WINDOW = 8 * 1024 * 1024;
  * @param bytes What to call bytes without a name.
  */
 export function sourceName(from: FileSource, bytes: string): string {
-  if (typeof from === "string" || from instanceof URL) return pathOf(from);
+  if (typeof from === "string" || from instanceof URL) {
+    return isData(from) ? bytes : pathOf(from);
+  }
   return (from as { name?: string }).name || bytes;
 }
 
@@ -80,6 +82,7 @@ export function targetName(to: FileTarget): string {
 export async function openSource(from: FileSource): Promise<ByteSource> {
   if (from instanceof Uint8Array) return memory(from);
   if (from instanceof Blob) return blobSource(from);
+  if (isData(from)) return memory(await dataOf(from));
   return isRemote(from)
     ? await remote(String(from))
     : await openFile(pathOf(from));
@@ -93,7 +96,7 @@ export async function openSource(from: FileSource): Promise<ByteSource> {
  */
 export async function openBytes(from: FileSource): Promise<Bytes> {
   if (from instanceof Uint8Array) return memory(from);
-  return from instanceof Blob || isRemote(from)
+  return from instanceof Blob || isRemote(from) || isData(from)
     ? memory(await readSource(from))
     : await openFile(pathOf(from));
 }
@@ -113,6 +116,19 @@ export async function readSource(
     return await source.read(0, source.size);
   } finally {
     source.close();
+  }
+}
+
+/** Whether an address holds the bytes themselves. */
+function isData(from: string | URL): boolean {
+  return /^data:/i.test(String(from));
+}
+
+async function dataOf(url: string | URL): Promise<Uint8Array> {
+  try {
+    return new Uint8Array(await (await fetch(url)).arrayBuffer());
+  } catch (error) {
+    throw cannot("read a data: URL", "bytes in it", `${error}`);
   }
 }
 

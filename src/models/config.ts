@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { z } from "zod";
+import * as z from "zod";
 import { cannot } from "../core/errors.ts";
 import { ACTIVATIONS, isActivation } from "../nn/activation.ts";
 

@@ -5,7 +5,7 @@
  * @module
  */
 import * as tf from "@tensorflow/tfjs";
-import { z } from "zod";
+import * as z from "zod";
 import { cannot } from "../core/errors.ts";
 import { openComponent } from "../io/folder.ts";
 import { activate } from "../nn/activation.ts";

@@ -9,7 +9,7 @@
  * @module
  */
 import { Tokenizer as Pipeline } from "@huggingface/tokenizers";
-import { z } from "zod";
+import * as z from "zod";
 import { cannot } from "../core/errors.ts";
 import { machine } from "../core/platform/machine.ts";
 import {

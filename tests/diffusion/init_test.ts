@@ -9,11 +9,8 @@ import {
 } from "@std/assert";
 import { selectBackend } from "../../src/core/backend.ts";
 import { key } from "../../src/core/random.ts";
-import {
-  encodeImages,
-  initLatents,
-  startStepOf,
-} from "../../src/diffusion/init.ts";
+import { encodeImages, initLatents } from "../../src/diffusion/init.ts";
+import { startStepOf } from "../../src/diffusion/start_step.ts";
 import {
   drawLayout,
   parseLayout,

@@ -8,6 +8,8 @@ const TYPES: Record<string, string> = {
   js: "text/javascript",
   ts: "text/typescript",
   html: "text/html",
+  css: "text/css",
+  png: "image/png",
   json: "application/json",
   wasm: "application/wasm",
 };
@@ -26,6 +28,8 @@ export interface ServeOptions {
   readonly isolated?: boolean;
   /** Whether parts of a file may be asked for. @default true */
   readonly ranges?: boolean;
+  /** The port. @default a free one */
+  readonly port?: number;
   /** Which files there are. @default all */
   readonly only?: (path: string) => boolean;
   /** Pages and other files that are on no disk, by path. */
@@ -39,7 +43,8 @@ export interface ServeOptions {
  * @param options Isolation, ranges, further pages.
  */
 export function served(folder: string, options: ServeOptions = {}): Served {
-  const { isolated = false, ranges = true, pages = {}, only } = options;
+  const { isolated = false, ranges = true, pages = {}, only, port = 0 } =
+    options;
   const asked: Served["asked"] = [];
   const headers: Record<string, string> = isolated
     ? {
@@ -48,22 +53,26 @@ export function served(folder: string, options: ServeOptions = {}): Served {
     }
     : {};
   const server = Deno.serve(
-    { hostname: "127.0.0.1", port: 0, onListen: () => {} },
+    { hostname: "127.0.0.1", port, onListen: () => {} },
     async (request) => {
       const path = decodeURIComponent(new URL(request.url).pathname);
       const range = /^bytes=(\d+)-(\d+)$/.exec(
         request.headers.get("Range") ?? "",
       );
       asked.push({ path, method: request.method, range: range !== null });
-      const type = TYPES[path.slice(path.lastIndexOf(".") + 1)] ??
-        "application/octet-stream";
+      const type = path.endsWith("/")
+        ? TYPES.html
+        : TYPES[path.slice(path.lastIndexOf(".") + 1)] ??
+          "application/octet-stream";
       const all: Record<string, string> = { ...headers, "Content-Type": type };
       let bytes: Uint8Array<ArrayBuffer>;
       try {
         if (only && !only(path)) throw new Error("not one of them");
         bytes = path in pages
           ? new TextEncoder().encode(pages[path])
-          : await Deno.readFile(folder + path);
+          : await Deno.readFile(
+            folder + path.replace(/\/$/, "/index.html"),
+          );
       } catch {
         return new Response("not found", { status: 404, headers });
       }

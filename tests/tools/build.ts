@@ -3,7 +3,7 @@
  *
  * The package keeps the modules of `src` as they are, each transpiled by itself,
  * so that addresses beside a module (workers, weights) hold. The bundle has
- * tfjs's core and its wasm, webgpu and cpu backends, and nothing else of it.
+ * tfjs's core and its wasm and webgpu backends, and nothing else of it.
  *
  * @module
  */
@@ -18,8 +18,8 @@ import { listFiles, root } from "./repository.ts";
 const HELP = `
 deno task build
 
-Writes dist/: the npm package (ESM and declarations), and in dist/bundle/browser
-the bundle for a page. Needs npm, which fetches the packages of the bundle.
+Writes dist/: the npm package (ESM and declarations), in dist/bundle/browser the
+bundle for a page, and in dist/studio a page. Needs npm, which fetches the packages of the bundle.
 
   --help   this text
 `;
@@ -39,6 +39,13 @@ const dist = `${root}/dist`;
 const OPTIONAL = ["bullmq", "ioredis", "aws4fetch", "plotly.js-dist-min"];
 
 /**
+ * What no page needs, a quarter of a megabyte: the hub's client, as browsers have
+ * no folder for downloads, and tfjs in plain JavaScript, as every browser that
+ * runs the bundle has WebAssembly. Whoever asks for them is told so.
+ */
+const LEFT_OUT = /^@(huggingface\/hub|tensorflow\/tfjs-backend-cpu)$/;
+
+/**
  * tfjs without WebGL and layers, half a megabyte that no page needs: operations,
  * also as methods of tensors, and gradients.
  */
@@ -53,6 +60,13 @@ const core: esbuild.Plugin = {
 import "@tensorflow/tfjs-core/dist/register_all_gradients";
 import "@tensorflow/tfjs-core/dist/public/chained_ops/register_all_chained_ops";`,
       resolveDir: dist,
+    }));
+    build.onResolve({ filter: LEFT_OUT }, ({ path }) => ({
+      ...{ path, namespace: "left-out" },
+    }));
+    build.onLoad({ filter: /.*/, namespace: "left-out" }, ({ path }) => ({
+      contents: `throw new Error("the bundle for pages is without ${path}");
+export const listFiles = undefined, modelInfo = undefined;`,
     }));
     // zod's messages in fifty languages: ours are English.
     build.onLoad({ filter: /zod\/v4\/locales\/index\.js$/ }, ({ path }) => ({
@@ -155,6 +169,12 @@ function packageJson(config: Config): Record<string, unknown> {
     exports: {
       ...Object.fromEntries(entries),
       "./browser": { types: "./mod.d.ts", default: bundle },
+      ...Object.fromEntries(
+        ["formats", "nn"].map((name) => [`./browser/${name}`, {
+          types: `./src/exports/${name}.d.ts`,
+          default: `./bundle/browser/${name}.js`,
+        }]),
+      ),
       "./package.json": "./package.json",
     },
     unpkg: bundle,
@@ -201,6 +221,44 @@ async function removeOld(): Promise<void> {
   }
 }
 
+/** Entries of the package that a page can import, and their files. */
+const PAGE_ENTRIES: Readonly<Record<string, string>> = {
+  "@mix-of-show/mix-of-show": "mix-of-show",
+  "@mix-of-show/mix-of-show/formats": "formats",
+  "@mix-of-show/mix-of-show/nn": "nn",
+};
+
+/** Writes `dist/studio`, a page that imports the bundle as any other would. */
+async function buildStudio(common: esbuild.BuildOptions): Promise<void> {
+  const from = "examples/studio", to = `${dist}/studio`;
+  await esbuild.build({
+    ...common,
+    entryPoints: [`${from}/main.ts`, `${from}/worker.ts`],
+    outdir: to,
+    platform: "browser",
+    minify: true,
+    plugins: [{
+      name: "package",
+      setup(build) {
+        build.onResolve({ filter: /^@mix-of-show\// }, ({ path }) => {
+          const file = PAGE_ENTRIES[path];
+          if (!file) throw new Error(`the bundle has no ${path}`);
+          return { path: `../bundle/browser/${file}.js`, external: true };
+        });
+      },
+    }],
+  });
+  await Deno.mkdir(`${to}/concepts`, { recursive: true });
+  for (const ending of [".html", ".css", ".safetensors"]) {
+    for (const file of await listFiles(from, ending)) {
+      await Deno.copyFile(
+        `${root}/${file}`,
+        `${to}${file.slice(from.length)}`,
+      );
+    }
+  }
+}
+
 /** Writes `dist/`. */
 export async function build(): Promise<void> {
   const config: Config = JSON.parse(
@@ -236,7 +294,11 @@ export async function build(): Promise<void> {
   const folder = `${dist}/bundle/browser`;
   const { metafile } = await esbuild.build({
     ...common,
-    entryPoints: { "mix-of-show": "mod.ts" },
+    entryPoints: {
+      "mix-of-show": "mod.ts",
+      formats: "src/exports/formats.ts",
+      nn: "src/exports/nn.ts",
+    },
     outdir: folder,
     platform: "browser",
     minify: true,
@@ -244,15 +306,10 @@ export async function build(): Promise<void> {
     metafile: true,
     chunkNames: "chunk-[hash]",
     legalComments: "external",
-    alias: {
-      // What its package.json names for browsers beside an exports field,
-      // which esbuild prefers.
-      "@huggingface/hub":
-        `${dist}/node_modules/@huggingface/hub/dist/browser/index.mjs`,
-    },
     plugins: [core],
     nodePaths: [`${dist}/node_modules`],
   });
+  await buildStudio(common);
   await esbuild.stop();
   for (const file of BINARIES) {
     await Deno.copyFile(
@@ -266,7 +323,12 @@ export async function build(): Promise<void> {
     `dist: ${files.length} modules; bundle/browser: ${outputs.length} files, ` +
       `${(bytes / 1e6).toFixed(2)} MB of JavaScript`,
   );
-  await Deno.writeTextFile(`${folder}/meta.json`, JSON.stringify(metafile));
+  // What is in it, for https://esbuild.github.io/analyze; of no use to others.
+  await Deno.mkdir(`${root}/out`, { recursive: true });
+  await Deno.writeTextFile(
+    `${root}/out/bundle.json`,
+    JSON.stringify(metafile),
+  );
 }
 
 if (import.meta.main && !helped(HELP)) {

@@ -54,8 +54,10 @@ const notebooks = await listFiles("notebooks", ".ipynb");
 const art = "tests/tools/art";
 /** So are those of what builds the package and tests it. */
 const packaging = [
-  "tests/tools/build.ts",
-  ...["run", "node", "browser"].map((name) => `tests/platform/${name}.ts`),
+  ...["build", "studio"].map((name) => `tests/tools/${name}.ts`),
+  ...["run", "node", "browser", "studio"].map((name) =>
+    `tests/platform/${name}.ts`
+  ),
 ];
 const modules = (await listFiles(".", ".ts")).filter((file) =>
   file !== `${art}.ts` && !packaging.includes(file) && !file.startsWith("dist/")

@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { z } from "zod";
+import * as z from "zod";
 import { cannot } from "../../core/errors.ts";
 import { parseWith } from "../../models/config.ts";
 import type { LowRank } from "../../nn/linear.ts";

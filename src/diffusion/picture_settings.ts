@@ -5,13 +5,9 @@
  * @module
  */
 import { cannot } from "../core/errors.ts";
-import {
-  type Layout,
-  layoutSeeds,
-  layoutStrength,
-} from "../diffusion/layout.ts";
-import { readBytes } from "../io/files.ts";
 import { textsOf, withTexts } from "../io/png_text.ts";
+import { type FileSource, readSource, sourceName } from "../io/source.ts";
+import { type Layout, layoutSeeds, layoutStrength } from "./layout.ts";
 
 /** Keyword of the layout. */
 const OURS = "mix_of_show";
@@ -40,11 +36,23 @@ export interface PictureSettings {
 }
 
 /**
- * A1111's text about a picture.
+ * A1111's text about a picture: prompt, negative prompt, a line of facts.
  *
  * @param settings What is said.
+ *
+ * @example
+ * ```ts
+ * import { parseLayout } from "@mix-of-show/mix-of-show";
+ * import { parametersText } from "@mix-of-show/mix-of-show/formats";
+ *
+ * const layout = { prompt: "a red fox", seed: 3 };
+ * console.log(parametersText({
+ *   ...{ layout, settings: parseLayout(layout), number: 0, model: "micro" },
+ *   size: { width: 64, height: 64 },
+ * }));
+ * ```
  */
-function parametersText(
+export function parametersText(
   { settings, number, size, model }: PictureSettings,
 ): string {
   const { prompt, negative, steps, sampler, guidance, clipSkip } = settings;
@@ -71,10 +79,21 @@ function parametersText(
 }
 
 /**
- * Puts the settings into a PNG.
+ * Puts the settings into a PNG: as `parameters` for people and other programs,
+ * and as a layout for {@linkcode layoutIn}.
  *
  * @param png The file.
  * @param settings What is said.
+ * @returns A file with the same pixels.
+ * @throws If the file is no PNG.
+ *
+ * @example
+ * ```ts ignore
+ * const file = withSettings(encodePng(picture), {
+ *   ...{ layout, settings: parseLayout(layout), number: 0, model: "micro" },
+ *   size: picture,
+ * });
+ * ```
  */
 export function withSettings(
   png: Uint8Array,
@@ -89,13 +108,20 @@ export function withSettings(
 /**
  * Reads the layout that a picture was drawn from.
  *
- * @param path The picture.
+ * @param from The picture: path, URL, `Blob` or bytes.
  * @returns The layout as JSON.
  * @throws If it is no PNG with a layout in it.
+ *
+ * @example
+ * ```ts ignore
+ * const layout = parseLayout(await layoutIn("out/sample/0.png"));
+ * ```
  */
-export async function layoutIn(path: string): Promise<Record<string, unknown>> {
-  const what = `read the settings of ${path}`;
-  const texts = textsOf(await readBytes(path));
+export async function layoutIn(
+  from: FileSource,
+): Promise<Record<string, unknown>> {
+  const what = `read the settings of ${sourceName(from, "a picture")}`;
+  const texts = textsOf(await readSource(from));
   const text = texts.get(OURS);
   if (text === undefined) {
     throw cannot(
