@@ -18,6 +18,7 @@ import { downsampleFactor } from "../models/autoencoder.ts";
 import { parseUNetConfig } from "../models/config.ts";
 import { disposeModel, loadModel } from "../models/model.ts";
 import { unetSpec } from "../models/unet.ts";
+import type { Report } from "../report/document.ts";
 import { plot } from "../report/figure.ts";
 import { decimal } from "../report/format.ts";
 import { type Table, tableOf } from "../report/table.ts";
@@ -199,7 +200,12 @@ export function bytesTable(rows: readonly FeatureBytes[]): Table {
   ]);
 }
 
-function costReport(data: CostNumbers) {
+/**
+ * The whole report.
+ *
+ * @param data The numbers.
+ */
+export function costReport(data: CostNumbers): Report {
   const { bytes, client, centre } = data;
   const solvers = [...new Set(centre.map(({ solver }) => solver))];
   const time = (seconds: number) => `${decimal(seconds, 1)} s`;
@@ -248,7 +254,7 @@ function costReport(data: CostNumbers) {
         }),
       },
     ],
-  } as const;
+  };
 }
 
 /** What fusion costs. */

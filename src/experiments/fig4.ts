@@ -169,7 +169,12 @@ export function fig4Table({ rows, layers }: Fig4Numbers): Table {
   ]);
 }
 
-function fig4Report(data: Fig4Numbers): Report {
+/**
+ * The whole report.
+ *
+ * @param data The numbers.
+ */
+export function fig4Report(data: Fig4Numbers): Report {
   const { rows } = data;
   const of = (solver: Fig4Row["solver"]) =>
     rows.filter((row) => row.solver === solver);

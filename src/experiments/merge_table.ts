@@ -84,12 +84,13 @@ export function mergeTable(rows: readonly MergeRow[]): Table {
  *
  * @param rows A row per way.
  * @param n Number of concepts that were combined.
- * @param sheet Pictures of the same noise, a way per column.
+ * @param sheet Pictures of the same noise, a way per column; none of stored
+ * numbers.
  */
 export function mergeReport(
   rows: readonly MergeRow[],
   n: number,
-  sheet: ReportPart,
+  sheet?: ReportPart,
 ): Report {
   return {
     name: "merge",
@@ -118,7 +119,7 @@ export function mergeReport(
           }],
         }),
       },
-      sheet,
+      ...(sheet ? [sheet] : []),
     ],
   };
 }

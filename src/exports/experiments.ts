@@ -27,6 +27,54 @@ export type {
   ValueOf,
   Values,
 } from "../core/options.ts";
+export {
+  bytesTable,
+  cost,
+  type CostNumbers,
+  costReport,
+  type FeatureBytes,
+  featureBytes,
+  type FusionTime,
+} from "../experiments/cost.ts";
+export {
+  federated,
+  type FederatedArm,
+  type FederatedNumbers,
+  federatedReport,
+  type FederatedRow,
+  federatedTable,
+} from "../experiments/federated.ts";
+export {
+  fig4,
+  type Fig4Numbers,
+  fig4Report,
+  type Fig4Row,
+  fig4Table,
+  type Stage as FusionStage,
+} from "../experiments/fig4.ts";
+export { mergeLoras, type MergeNumbers } from "../experiments/merge.ts";
+export {
+  mergeReport,
+  type MergeRow,
+  mergeTable,
+  type Needs,
+} from "../experiments/merge_table.ts";
+export {
+  fingerprint,
+  resultOf,
+  type ResultOptions,
+  type StoredResult,
+} from "../experiments/stored.ts";
+export { table1 } from "../experiments/table1.ts";
+export {
+  conceptTable,
+  methodTable,
+  PAPER_TABLE_1,
+  type Table1Arm,
+  type Table1Numbers,
+  table1Report,
+  type Table1Row,
+} from "../experiments/table1_table.ts";
 export { EXPERIMENTS } from "../experiments/registry.ts";
 export {
   ablationReport,
