@@ -52,6 +52,9 @@ function sharesOf(
   { shares = concepts.map(() => 1) }: CompositionOptions,
 ): number[] {
   const sum = shares.reduce((a, b) => a + b, 0);
+  if (concepts.length === 0) {
+    throw cannot("compose adapters", "at least one concept", 0);
+  }
   if (
     shares.length !== concepts.length || !(sum > 0 && Number.isFinite(sum)) ||
     shares.some((share) => share < 0)
@@ -159,21 +162,24 @@ export async function promptShares(
       influence.push(0);
       continue;
     }
-    const read = async (prompt: string) => {
-      const { all: [own], dispose } = solos(base, [concept], {
-        ...options,
-        prompt: concepts.filter((one) => one !== concept && one.phrase !== "")
-          .reduce(
-            (text, one) => text.replaceAll(one.phrase, one.classWord),
-            prompt,
-          ),
-      });
-      const states = await own.rows.of("conditional", 1).data();
-      dispose();
-      return states;
-    };
-    const [whole, rest] = [await read(options.prompt), await read(without)];
-    influence.push(Math.max(0, 1 - cosine(whole, rest)));
+    // Others are their class here, as this concept's text encoder has no more.
+    const others = (text: string) =>
+      concepts.filter((one) => one !== concept && one.phrase !== "").reduce(
+        (sofar, one) => sofar.replaceAll(one.phrase, one.classWord),
+        text,
+      );
+    // Read together, both are layer-wise or both are plain.
+    const { all: [{ rows }], dispose } = solos(base, [concept], {
+      ...options,
+      prompt: others(options.prompt),
+      negative: others(without),
+    });
+    const states = await rows.of("both", 1).data();
+    dispose();
+    const half = states.length / 2;
+    influence.push(
+      Math.max(0, 1 - cosine(states.subarray(half), states.subarray(0, half))),
+    );
   }
   const sum = influence.reduce((a, b) => a + b, 0);
   return influence.map((one) => sum > 0 ? one / sum : 1 / concepts.length);

@@ -115,6 +115,7 @@ export {
   type DomainRow,
   domainTable,
   type EmbeddingShare,
+  fig3,
   shareTable,
 } from "../experiments/fig3.ts";
 export {

@@ -4,8 +4,9 @@ import { bytesTable, cost, featureBytes } from "../../src/experiments/cost.ts";
 import { planOf } from "../../src/experiments/experiment.ts";
 import { federated } from "../../src/experiments/federated.ts";
 import { fig4, fig4Table } from "../../src/experiments/fig4.ts";
-import { MERGE_WAYS, mergeLoras } from "../../src/experiments/merge.ts";
+import { mergeLoras } from "../../src/experiments/merge.ts";
 import { mergeTable } from "../../src/experiments/merge_table.ts";
+import { MERGE_WAYS } from "../../src/experiments/merge_ways.ts";
 import { noiseOffset } from "../../src/experiments/noise_offset.ts";
 import { PRESETS } from "../../src/experiments/presets.ts";
 import { DEVELOPMENT_CONCEPTS } from "../../src/experiments/subjects.ts";
@@ -34,6 +35,12 @@ const settings = {
 };
 const concepts = DEVELOPMENT_CONCEPTS.slice(0, 2);
 
+/** Ways that combine while sampling. */
+const COMPOSED = [
+  ...["switch", "composite", "w-switch", "w-composite"],
+  ...["regional", "free-fuse"],
+];
+
 Deno.test("new experiments on a tiny world", async (t) => {
   const folder = await Deno.makeTempDir();
   try {
@@ -52,8 +59,7 @@ Deno.test("new experiments on a tiny world", async (t) => {
             "iteris",
             "orthogonal",
             "joint",
-            "switch",
-            "composite",
+            ...COMPOSED,
           ],
         });
         const { data: { rows }, report } = await mergeLoras.run(lab, plan);
@@ -65,13 +71,26 @@ Deno.test("new experiments on a tiny world", async (t) => {
         assertEquals(rows.map(({ needs }) => needs), [
           ...["", "", "nothing", "nothing", "nothing"],
           ...["statistics", "statistics", "runs", "training", "pictures"],
-          ...["nothing", "nothing"],
+          ...COMPOSED.map(() => "nothing"),
         ]);
         // No two ways give one model.
         const errors = rows.map(({ heldout }) => heldout.mean);
-        assertEquals(new Set(errors.slice(0, -2)).size, rows.length - 2);
+        const models = rows.length - COMPOSED.length;
+        assertEquals(new Set(errors.slice(0, models)).size, models);
         // What is combined while sampling has pictures, but no model.
-        assertEquals(errors.slice(-2), [null, null]);
+        assertEquals(errors.slice(models), COMPOSED.map(() => null));
+        const shown = Object.fromEntries(
+          rows.map(({ way, image, text, masked }) =>
+            [way, [image, text, masked].join()] as const
+          ),
+        );
+        // A prompt that names one concept gives it every turn and all weight.
+        assertEquals(shown["w-switch"], shown["w-composite"]);
+        const others = COMPOSED.filter((way) => way !== "w-switch");
+        assertEquals(
+          new Set(others.map((way) => shown[way])).size,
+          others.length,
+        );
         assert(rows.every(({ image }) => image > 0));
         // A client that sends statistics sends more; joint training sends none.
         const bytes = Object.fromEntries(
