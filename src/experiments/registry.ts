@@ -10,6 +10,7 @@ import { federated } from "./federated.ts";
 import { fig3 } from "./fig3.ts";
 import { fig4 } from "./fig4.ts";
 import { fig5 } from "./fig5/run.ts";
+import { fig7 } from "./fig7.ts";
 import { mergeLoras } from "./merge.ts";
 import { noiseOffset } from "./noise_offset.ts";
 import { overfit } from "./overfit.ts";
@@ -27,6 +28,7 @@ export const EXPERIMENTS: readonly Experiment[] = [
   fig3,
   fig4,
   fig5,
+  fig7,
   mergeLoras,
   federated,
   cost,

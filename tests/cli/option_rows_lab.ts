@@ -18,6 +18,7 @@ import { federated } from "../../src/experiments/federated.ts";
 import { fig3 } from "../../src/experiments/fig3.ts";
 import { fig4 } from "../../src/experiments/fig4.ts";
 import { fig5 } from "../../src/experiments/fig5/run.ts";
+import { fig7 } from "../../src/experiments/fig7.ts";
 import { mergeLoras } from "../../src/experiments/merge.ts";
 import { noiseOffset } from "../../src/experiments/noise_offset.ts";
 import { overfit } from "../../src/experiments/overfit.ts";
@@ -467,6 +468,13 @@ export function comparisonRows(world: OptionWorld): OptionRows[] {
           add: { "--rounds": 2 },
         },
       },
+    ),
+    of(
+      fig7,
+      { ...two, "--n": 1 },
+      { concepts: others },
+      "prompts",
+      "seeds",
     ),
     of(
       table1,

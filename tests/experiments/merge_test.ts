@@ -4,6 +4,7 @@ import { bytesTable, cost, featureBytes } from "../../src/experiments/cost.ts";
 import { planOf } from "../../src/experiments/experiment.ts";
 import { federated } from "../../src/experiments/federated.ts";
 import { fig4, fig4Table } from "../../src/experiments/fig4.ts";
+import { fig7 } from "../../src/experiments/fig7.ts";
 import { mergeLoras } from "../../src/experiments/merge.ts";
 import { mergeTable } from "../../src/experiments/merge_table.ts";
 import { MERGE_WAYS } from "../../src/experiments/merge_ways.ts";
@@ -175,6 +176,30 @@ Deno.test("new experiments on a tiny world", async (t) => {
           assert(closed.left[stage] < one.left[stage], stage);
         }
         assertEquals(fig4Table(data).rows.length, 4);
+      });
+      await t.step("fig7: an arm per embedding and fusion, pairs", async () => {
+        const plan = planOf(fig7, { settings, concepts, prompts: 1 });
+        const { data, report } = await fig7.run(lab, plan);
+        assertEquals(
+          data.rows.map(({ embedding, fusion }) => `${embedding}.${fusion}`),
+          ["lora", "edlora"].flatMap((embedding) =>
+            ["none", "weight", "gradient"].map((one) => `${embedding}.${one}`)
+          ),
+        );
+        const errors = data.rows.map(({ heldout }) => heldout.mean);
+        assertEquals(new Set(errors).size, errors.length);
+        const [pair] = data.pairs;
+        assertEquals(pair.concepts, [concepts[0], concepts[1]]);
+        // Regions draw other pictures than one prompt, of the same noise.
+        assert(pair.own.regions !== pair.own.prompt);
+        assert(pair.own.regions !== pair.other.regions);
+        assertEquals(data.comparisons.length, 2);
+        assertEquals(report.parts.length, 5);
+        await assertRejects(
+          () => fig7.run(lab, { ...plan, concepts: [concepts[0]] }),
+          Error,
+          "at least two",
+        );
       });
       await t.step("cost: bytes and seconds", async () => {
         const plan = planOf(cost, { settings, concepts, counts: [1, 2] });
