@@ -7,11 +7,11 @@
  */
 import { cannot } from "../core/errors.ts";
 import { fold, key } from "../core/random.ts";
-import { imageAlignment } from "../evaluation/clip_score.ts";
 import { compare, type Comparison } from "../evaluation/compare.ts";
 import type { Lab } from "../lab/lab.ts";
 import type { ModelRef } from "../lab/specs.ts";
 import type { ReportPart } from "../report/document.ts";
+import { boxAlignment, HALVES } from "./boxes.ts";
 import { experiment, type Outcome, type Plan } from "./experiment.ts";
 import {
   type Fig7Arm,
@@ -52,12 +52,6 @@ const OPTIONS = {
 
 type Fig7Plan = Plan<typeof OPTIONS>;
 
-/** Boxes of the left and of the right concept. */
-const HALVES = [
-  { top: 0.1, left: 0.03, bottom: 0.95, right: 0.47 },
-  { top: 0.1, left: 0.53, bottom: 0.95, right: 0.97 },
-] as const;
-
 /** Pictures of a pair in each way. */
 const PICTURES = 4;
 
@@ -97,28 +91,10 @@ async function drawPair(
 async function scorePair(
   lab: Lab,
   images: readonly string[],
-  pair: readonly [Subject, Subject],
+  pair: readonly Subject[],
 ): Promise<{ own: number; other: number }> {
-  const references = await lab.references(pair.map((one) => one.references));
-  const boxes = HALVES.map(({ top, left, bottom, right }) => (
-    { x: left, y: top, width: right - left, height: bottom - top }
-  ));
-  const [embedded] = await lab.embed([
-    { images, regions: images.map(() => boxes) },
-  ]);
-  const of = (shift: number) => {
-    const values = embedded.flatMap(({ regions }) =>
-      regions.map((views, i) =>
-        Math.max(
-          ...views.map((view) =>
-            imageAlignment(view, references[(i + shift) % 2].masked)
-          ),
-        )
-      )
-    );
-    return values.reduce((a, b) => a + b, 0) / values.length;
-  };
-  return { own: of(0), other: of(1) };
+  const [[a, b], [c, d]] = await boxAlignment(lab, images, HALVES, pair);
+  return { own: (a + d) / 2, other: (b + c) / 2 };
 }
 
 /** What the grids of the paper show. */

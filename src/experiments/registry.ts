@@ -7,6 +7,7 @@
 import { cost } from "./cost.ts";
 import type { Experiment } from "./experiment.ts";
 import { federated } from "./federated.ts";
+import { fig10 } from "./fig10.ts";
 import { fig3 } from "./fig3.ts";
 import { fig4 } from "./fig4.ts";
 import { fig5 } from "./fig5/run.ts";
@@ -29,6 +30,7 @@ export const EXPERIMENTS: readonly Experiment[] = [
   fig4,
   fig5,
   fig7,
+  fig10,
   mergeLoras,
   federated,
   cost,

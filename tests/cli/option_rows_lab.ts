@@ -15,6 +15,7 @@ import { pretrainCommand } from "../../src/cli/pretrain.ts";
 import { workerCommand } from "../../src/cli/worker.ts";
 import { cost } from "../../src/experiments/cost.ts";
 import { federated } from "../../src/experiments/federated.ts";
+import { fig10 } from "../../src/experiments/fig10.ts";
 import { fig3 } from "../../src/experiments/fig3.ts";
 import { fig4 } from "../../src/experiments/fig4.ts";
 import { fig5 } from "../../src/experiments/fig5/run.ts";
@@ -475,6 +476,16 @@ export function comparisonRows(world: OptionWorld): OptionRows[] {
       { concepts: others },
       "prompts",
       "seeds",
+    ),
+    of(
+      fig10,
+      { ...two, "--sides": 0.5, "--sizes": 64, "--pictures": 1 },
+      {
+        concepts: others,
+        sides: { add: { "--sides": 0.9 } },
+        sizes: { add: { "--sizes": "64,96" } },
+        pictures: { add: { "--pictures": 2 } },
+      },
     ),
     of(
       table1,

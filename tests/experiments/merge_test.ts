@@ -85,9 +85,12 @@ Deno.test("new experiments on a tiny world", async (t) => {
             [way, [image, text, masked].join()] as const
           ),
         );
-        // A prompt that names one concept gives it every turn and all weight.
+        // A prompt that names one concept gives it every turn and all weight: it
+        // is drawn alone, as in a region that is everywhere.
         assertEquals(shown["w-switch"], shown["w-composite"]);
-        const others = COMPOSED.filter((way) => way !== "w-switch");
+        assertEquals(shown["w-switch"], shown.single);
+        assertEquals(shown.regional, shown.single);
+        const others = ["switch", "composite", "w-switch", "average"];
         assertEquals(
           new Set(others.map((way) => shown[way])).size,
           others.length,
@@ -107,6 +110,30 @@ Deno.test("new experiments on a tiny world", async (t) => {
         assertEquals(report.parts.length, 3);
         await assertRejects(
           () => mergeLoras.run(lab, { ...plan, concepts: [concepts[0]] }),
+          Error,
+          "at least two",
+        );
+      });
+      await t.step("fig7: an arm per embedding and fusion, pairs", async () => {
+        const plan = planOf(fig7, { settings, concepts, prompts: 1 });
+        const { data, report } = await fig7.run(lab, plan);
+        assertEquals(
+          data.rows.map(({ embedding, fusion }) => `${embedding}.${fusion}`),
+          ["lora", "edlora"].flatMap((embedding) =>
+            ["none", "weight", "gradient"].map((one) => `${embedding}.${one}`)
+          ),
+        );
+        const errors = data.rows.map(({ heldout }) => heldout.mean);
+        assertEquals(new Set(errors).size, errors.length);
+        const [pair] = data.pairs;
+        assertEquals(pair.concepts, [concepts[0], concepts[1]]);
+        // Regions draw other pictures than one prompt, of the same noise.
+        assert(pair.own.regions !== pair.own.prompt);
+        assert(pair.own.regions !== pair.other.regions);
+        assertEquals(data.comparisons.length, 2);
+        assertEquals(report.parts.length, 5);
+        await assertRejects(
+          () => fig7.run(lab, { ...plan, concepts: [concepts[0]] }),
           Error,
           "at least two",
         );
@@ -176,30 +203,6 @@ Deno.test("new experiments on a tiny world", async (t) => {
           assert(closed.left[stage] < one.left[stage], stage);
         }
         assertEquals(fig4Table(data).rows.length, 4);
-      });
-      await t.step("fig7: an arm per embedding and fusion, pairs", async () => {
-        const plan = planOf(fig7, { settings, concepts, prompts: 1 });
-        const { data, report } = await fig7.run(lab, plan);
-        assertEquals(
-          data.rows.map(({ embedding, fusion }) => `${embedding}.${fusion}`),
-          ["lora", "edlora"].flatMap((embedding) =>
-            ["none", "weight", "gradient"].map((one) => `${embedding}.${one}`)
-          ),
-        );
-        const errors = data.rows.map(({ heldout }) => heldout.mean);
-        assertEquals(new Set(errors).size, errors.length);
-        const [pair] = data.pairs;
-        assertEquals(pair.concepts, [concepts[0], concepts[1]]);
-        // Regions draw other pictures than one prompt, of the same noise.
-        assert(pair.own.regions !== pair.own.prompt);
-        assert(pair.own.regions !== pair.other.regions);
-        assertEquals(data.comparisons.length, 2);
-        assertEquals(report.parts.length, 5);
-        await assertRejects(
-          () => fig7.run(lab, { ...plan, concepts: [concepts[0]] }),
-          Error,
-          "at least two",
-        );
       });
       await t.step("cost: bytes and seconds", async () => {
         const plan = planOf(cost, { settings, concepts, counts: [1, 2] });
