@@ -101,6 +101,9 @@ export function mergeReport(
       "Needs: nothing beside the adapters; statistics of layers' inputs that " +
       "clients measured; runs of the clients' models at the centre; training " +
       "of the clients for it; the pictures themselves.",
+      "A prompt names one concept. What reads the prompt (W-Switch, W-Composite, " +
+      "regional adapters, FreeFuse) uses that one's adapter alone; regions of " +
+      "several concepts are compared by the regions experiment.",
     ],
     parts: [
       { type: "table", table: mergeTable(rows), brief: true },

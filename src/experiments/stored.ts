@@ -10,8 +10,16 @@ import { sha256 } from "../core/hash.ts";
 import { exists, joinPath, readBytes, readJson } from "../io/files.ts";
 import { MODEL_PARTS, withLab } from "../lab/lab.ts";
 import { folderHash } from "../lab/store.ts";
-import type { OptionTable } from "../core/options.ts";
-import { type Experiment, planOf } from "./experiment.ts";
+import type { CostNumbers } from "./cost.ts";
+import { planOf } from "./experiment.ts";
+import type { FederatedNumbers } from "./federated.ts";
+import type { DomainReport } from "./fig3.ts";
+import type { Fig4Numbers } from "./fig4.ts";
+import type { Fig7Numbers } from "./fig7_table.ts";
+import type { Fig10Numbers } from "./fig10.ts";
+import type { MergeNumbers } from "./merge.ts";
+import { EXPERIMENTS } from "./registry.ts";
+import type { Table1Numbers } from "./table1_table.ts";
 
 /** Characters of a fingerprint. */
 const DIGITS = 12;
@@ -35,6 +43,26 @@ export async function fingerprint(path: string): Promise<string> {
     ? await folderHash(path, MODEL_PARTS)
     : await sha256(await readBytes(path));
   return `${path.replace(/^(\.\.?\/)+/, "")} ${hash.slice(0, DIGITS)}`;
+}
+
+/** The numbers of experiments, by name. */
+export interface ResultNumbers {
+  /** Every way to combine LoRAs. */
+  readonly merge: MergeNumbers;
+  /** The pipeline with its losses. */
+  readonly fig4: Fig4Numbers;
+  /** The ablation as grids. */
+  readonly fig7: Fig7Numbers;
+  /** The limits of regional sampling. */
+  readonly fig10: Fig10Numbers;
+  /** In-domain against out-domain concepts, Fig 3. */
+  readonly domain: DomainReport;
+  /** Fusion from what clients publish. */
+  readonly federated: FederatedNumbers;
+  /** Time and bytes. */
+  readonly cost: CostNumbers;
+  /** Methods, alone and fused. */
+  readonly table1: Table1Numbers;
 }
 
 /** Settings of {@linkcode resultOf}. */
@@ -70,31 +98,34 @@ export interface StoredResult<D> {
 /**
  * The numbers of an experiment: those that are stored, or of a new quick run.
  *
- * @param experiment The experiment.
+ * @param name Name of the experiment.
  * @param options Where the numbers are, or whether they are made anew.
  * @throws If nothing is stored.
  *
  * @example
  * ```ts ignore
- * const { data, source } = await resultOf(fig4, { recompute: false });
+ * const { data, source } = await resultOf("fig4", { recompute: false });
  * ```
  */
-export async function resultOf<T extends OptionTable, D extends object>(
-  experiment: Experiment<T, D>,
+export async function resultOf<N extends keyof ResultNumbers>(
+  name: N,
   options: ResultOptions = {},
-): Promise<StoredResult<D>> {
+): Promise<StoredResult<ResultNumbers[N]>> {
   const { folder = "../results/quick", recompute = false } = options;
   const { backend = "auto", model = "../models/micro" } = options;
   const { cache = "../out/notebooks/cache" } = options;
-  const { name } = experiment;
   if (recompute) {
     const chosen = await selectBackend(backend);
-    const plan = planOf(experiment, { scale: "quick" } as never);
+    const experiment = EXPERIMENTS.find((one) => one.name === name)!;
+    const plan = planOf(experiment, { scale: "quick" });
     const { data } = await withLab({
       ...{ model, clip: joinPath(model, "clip_b"), store: cache },
       ...{ backend: chosen.name, workers: 0 },
     }, (lab) => experiment.run(lab, plan));
-    return { data, source: `${name}: a new quick run` };
+    return {
+      data: data as ResultNumbers[N],
+      source: `${name}: a new quick run`,
+    };
   }
   const path = joinPath(folder, `${name}.json`);
   if (!await exists(path)) {
@@ -105,7 +136,7 @@ export async function resultOf<T extends OptionTable, D extends object>(
     );
   }
   return {
-    data: await readJson(path) as D,
+    data: await readJson(path) as ResultNumbers[N],
     source: await fingerprint(path),
   };
 }

@@ -29,7 +29,6 @@ export type {
 } from "../core/options.ts";
 export {
   bytesTable,
-  cost,
   type CostNumbers,
   costReport,
   type FeatureBytes,
@@ -37,7 +36,6 @@ export {
   type FusionTime,
 } from "../experiments/cost.ts";
 export {
-  federated,
   type FederatedArm,
   type FederatedNumbers,
   federatedReport,
@@ -45,7 +43,6 @@ export {
   federatedTable,
 } from "../experiments/federated.ts";
 export {
-  fig4,
   type Fig4Numbers,
   fig4Report,
   type Fig4Row,
@@ -61,11 +58,11 @@ export {
 } from "../experiments/merge_table.ts";
 export {
   fingerprint,
+  type ResultNumbers,
   resultOf,
   type ResultOptions,
   type StoredResult,
 } from "../experiments/stored.ts";
-export { table1 } from "../experiments/table1.ts";
 export {
   conceptTable,
   methodTable,
@@ -115,7 +112,6 @@ export {
   type DomainRow,
   domainTable,
   type EmbeddingShare,
-  fig3,
   shareTable,
 } from "../experiments/fig3.ts";
 export {

@@ -59,9 +59,9 @@ Deno.test("fig10: leakage, sides and pixels on a tiny world", async () => {
       assertEquals(row, same);
       assertEquals(row.length, 2);
       await assertRejects(
-        () => fig10.run(lab, { ...plan, sides: [] }),
+        () => fig10.run(lab, { ...plan, concepts: [concepts[0]] }),
         Error,
-        "sides and sizes",
+        "at least two",
       );
     });
   } finally {
