@@ -23,7 +23,11 @@ import {
 } from "../micro/prompts.ts";
 import { TRAIN_IMAGES } from "../micro/concepts.ts";
 import { experiment, type Outcome, type Plan } from "./experiment.ts";
-import { mergeReport, type MergeRow } from "./merge_table.ts";
+import {
+  type MergeNumbers,
+  mergeReport,
+  type MergeRow,
+} from "./merge_table.ts";
 import { MERGE_WAYS, type MergeWay, type WayContext } from "./merge_ways.ts";
 import { conceptPictures } from "./pictures.ts";
 import { type EmbeddingName, RUN_OPTIONS, TEST_CONCEPTS } from "./presets.ts";
@@ -82,12 +86,6 @@ const OPTIONS = {
 export type MergePlan = Plan<typeof OPTIONS> & {
   readonly embedding: EmbeddingName;
 };
-
-/** The numbers of the comparison. */
-export interface MergeNumbers {
-  /** A row per way, and the two ends. */
-  readonly rows: readonly MergeRow[];
-}
 
 /**
  * Ordinary captions for Custom Diffusion's merge: prompts of the development

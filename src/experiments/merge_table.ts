@@ -37,6 +37,12 @@ export interface MergeRow extends Readonly<Record<ScoreName, number>> {
   readonly bytes: number | null;
 }
 
+/** The numbers of the comparison. */
+export interface MergeNumbers {
+  /** A row per way, and the two ends. */
+  readonly rows: readonly MergeRow[];
+}
+
 /** Kilobytes with one decimal, or a dash. */
 function kilobytes(bytes: number | null): string {
   return bytes === null ? "–" : `${decimal(bytes / 1000, 1)} kB`;

@@ -17,7 +17,7 @@ import type { DomainReport } from "./fig3.ts";
 import type { Fig4Numbers } from "./fig4.ts";
 import type { Fig7Numbers } from "./fig7_table.ts";
 import type { Fig10Numbers } from "./fig10.ts";
-import type { MergeNumbers } from "./merge.ts";
+import type { MergeNumbers } from "./merge_table.ts";
 import { EXPERIMENTS } from "./registry.ts";
 import type { Table1Numbers } from "./table1_table.ts";
 

@@ -47,10 +47,10 @@ export {
   fig4Report,
   type Fig4Row,
   fig4Table,
-  type Stage as FusionStage,
+  type FusionStage,
 } from "../experiments/fig4.ts";
-export { mergeLoras, type MergeNumbers } from "../experiments/merge.ts";
 export {
+  type MergeNumbers,
   mergeReport,
   type MergeRow,
   mergeTable,
