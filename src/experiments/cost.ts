@@ -26,7 +26,15 @@ import { experiment, type Outcome, type Plan } from "./experiment.ts";
 import { TEST_CONCEPTS } from "./presets.ts";
 import { CONCEPTS, subjects, training } from "./subjects.ts";
 
-const SOLVERS = ["average", "gradient", "published", "lbfgs"] as const;
+/** How concepts are fused. */
+export type CostSolver = "average" | "gradient" | "published" | "lbfgs";
+
+const SOLVERS: readonly CostSolver[] = [
+  "average",
+  "gradient",
+  "published",
+  "lbfgs",
+];
 
 const OPTIONS = {
   concepts: {
@@ -63,7 +71,7 @@ export interface FeatureBytes {
 /** Time of one fusion. */
 export interface FusionTime {
   /** How it is done. */
-  readonly solver: typeof SOLVERS[number];
+  readonly solver: CostSolver;
   /** Number of concepts. */
   readonly n: number;
   /** Seconds at the centre. */
@@ -135,7 +143,7 @@ async function measureCost(
     ...{ concept: model.id, pictures: 1, seed: 0 },
     settings: { templates, steps, images, layers },
   })));
-  const hows: Record<typeof SOLVERS[number], (n: number) => FuseSpec["how"]> = {
+  const hows: Record<CostSolver, (n: number) => FuseSpec["how"]> = {
     average: (n) => ({ type: "weight", lambda: 1 / n }),
     gradient: () => ({ type: "gradient", settings: gradient }),
     published: () => ({ type: "gradient", settings: gradient }),

@@ -38,11 +38,11 @@ const OPTIONS = {
 
 type Fig4Plan = Plan<typeof OPTIONS>;
 
-/** Stages in the order of the pipeline. */
-const STAGES = ["textEncoder", "kv", "spatial"] as const;
-
 /** A stage of the pipeline: text encoder, keys and values, or spatial layers. */
-export type FusionStage = typeof STAGES[number];
+export type FusionStage = "textEncoder" | "kv" | "spatial";
+
+/** Stages in the order of the pipeline. */
+const STAGES: readonly FusionStage[] = ["textEncoder", "kv", "spatial"];
 
 /** One way to fuse, and the loss that is left. */
 export interface Fig4Row {

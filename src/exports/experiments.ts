@@ -31,6 +31,7 @@ export {
   bytesTable,
   type CostNumbers,
   costReport,
+  type CostSolver,
   type FeatureBytes,
   featureBytes,
   type FusionTime,
@@ -49,6 +50,22 @@ export {
   fig4Table,
   type FusionStage,
 } from "../experiments/fig4.ts";
+export {
+  type Fig7Arm,
+  fig7Label,
+  type Fig7Numbers,
+  type Fig7Pair,
+  fig7Report,
+  type Fig7Row,
+  fig7Table,
+  pairTable,
+} from "../experiments/fig7_table.ts";
+export {
+  type Fig10Numbers,
+  fig10Report,
+  type Fig10Row,
+  fig10Table,
+} from "../experiments/fig10.ts";
 export {
   type MergeNumbers,
   mergeReport,
