@@ -166,7 +166,7 @@ function armLabel(arm: FederatedArm): string {
  *
  * @param rows A row per arm.
  */
-function federatedTable(rows: readonly FederatedRow[]): Table {
+export function federatedTable(rows: readonly FederatedRow[]): Table {
   return tableOf(rows, [
     ["the centre", ({ arm }) => armLabel(arm)],
     ["held-out error", ({ heldout }) => interval(heldout)],

@@ -44,7 +44,7 @@ export function armLabel({ method, fused }: Table1Arm): string {
 }
 
 /** Text and image alignment, single and fused, as the paper's Table 1 has them. */
-const PAPER_TABLE_1: Readonly<
+export const PAPER_TABLE_1: Readonly<
   Partial<
     Record<
       MethodName | "base",

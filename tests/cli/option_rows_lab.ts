@@ -473,9 +473,7 @@ export function comparisonRows(world: OptionWorld): OptionRows[] {
     of(
       fig7,
       { ...two, "--n": 1 },
-      { concepts: others },
-      "prompts",
-      "seeds",
+      { concepts: others, ...RUN_PAIRS },
     ),
     of(
       fig10,
