@@ -139,11 +139,13 @@ export {
   type StartConceptOptions,
 } from "./src/customize/methods.ts";
 export {
-  type AdapterRegion,
-  type AdapterSampling,
   type CompositionOptions,
   loraComposite,
   loraSwitch,
+} from "./src/customize/composition.ts";
+export {
+  type AdapterRegion,
+  type AdapterSampling,
   type RegionAdapterOptions,
   regionAdapters,
 } from "./src/customize/region_adapters.ts";

@@ -13,10 +13,9 @@ import {
   disposeConcept,
   releaseTokens,
 } from "../customize/concept.ts";
+import { loraComposite, loraSwitch } from "../customize/composition.ts";
 import {
   type AdapterSampling,
-  loraComposite,
-  loraSwitch,
   regionAdapters,
 } from "../customize/region_adapters.ts";
 import { loadConditionNetworks } from "../diffusion/conditions.ts";

@@ -1,9 +1,5 @@
 /**
- * Several adapters in one picture without fusing them: each inside its own
- * region, one after another (LoRA Switch) or side by side (LoRA Composite).
- *
- * Switch and Composite: Zhong et al. 2024, "Multi-LoRA Composition for Image
- * Generation".
+ * Several adapters in one picture without fusing them, each inside its own region.
  *
  * @module
  */
@@ -11,13 +7,10 @@ import * as tf from "@tensorflow/tfjs";
 import { cannot } from "../core/errors.ts";
 import type { LowRank } from "../nn/linear.ts";
 import type { Model } from "../models/model.ts";
-import type { PromptSyntax } from "../models/prompts.ts";
-import { levelSizes, unet, type UNetOptions } from "../models/unet.ts";
+import { levelSizes, type UNetOptions } from "../models/unet.ts";
 import type { PipelineOptions, UNetCall } from "../diffusion/pipeline.ts";
 import {
   isWithin,
-  type PromptRows,
-  promptRows,
   type RegionalOptions,
   regionalSampling,
   type RegionPrompt,
@@ -140,8 +133,15 @@ export function regionAdapters(
   }
 }
 
-/** The base with the adapters of concepts, those that have layers. */
-function withAdapters(
+/**
+ * The base with the adapters of concepts, those that have layers.
+ *
+ * @param base The model; not changed.
+ * @param concepts The concepts.
+ * @param options α and weights.
+ * @throws If one is fine-tuned.
+ */
+export function withAdapters(
   base: Model,
   concepts: readonly Concept[],
   options: AttachOptions,
@@ -159,8 +159,13 @@ function withAdapters(
   );
 }
 
-/** Weights by name, of these concepts only: attach refuses others. */
-function onlyOf(
+/**
+ * Weights by name, of these concepts only: attach refuses others.
+ *
+ * @param concepts The concepts.
+ * @param options Weights of these and others.
+ */
+export function onlyOf(
   concepts: readonly Concept[],
   options: AttachOptions,
 ): AttachOptions {
@@ -259,151 +264,5 @@ function regionGate(
     dispose() {
       tf.dispose([...masks.values()]);
     },
-  };
-}
-
-/** Settings of {@linkcode loraSwitch} and {@linkcode loraComposite}. */
-export interface CompositionOptions extends AttachOptions {
-  /** The prompt, with the tokens of all concepts; every picture's. */
-  readonly prompt: string;
-  /**
-   * What the picture stays away from.
-   *
-   * @default ""
-   */
-  readonly negative?: string;
-  /** Skips the last n layers of the text encoder. */
-  readonly skipLast?: number;
-  /** Whether prompts have A1111's weights, breaks and chunks. */
-  readonly syntax?: PromptSyntax;
-}
-
-/** One adapted model a concept, with the tokens of all. */
-interface Solo {
-  readonly model: Model;
-  readonly rows: PromptRows;
-}
-
-function solos(
-  base: Model,
-  concepts: readonly Concept[],
-  options: CompositionOptions,
-): { named: Model; all: Solo[]; dispose(): void } {
-  if (concepts.length === 0) {
-    throw cannot("compose adapters", "at least one concept", 0);
-  }
-  const { prompt, negative = "", skipLast, syntax, alpha, weights } = options;
-  const named = addTokens(base, concepts);
-  const all: Solo[] = [];
-  const dispose = () => {
-    for (const { rows } of all) rows.dispose();
-    releaseTokens(named, base);
-  };
-  try {
-    for (const concept of concepts) {
-      const { textEncoder, unet } = withAdapters(
-        base,
-        [concept],
-        onlyOf([concept], {
-          ...(alpha === undefined ? {} : { alpha }),
-          ...(weights === undefined ? {} : { weights }),
-        }),
-      );
-      const model = { ...named, textEncoder, unet };
-      const rows = promptRows(
-        model,
-        prompt,
-        negative,
-        { skipLast, syntax },
-      );
-      all.push({ model, rows });
-    }
-  } catch (error) {
-    dispose();
-    throw error;
-  }
-  return { named, all, dispose };
-}
-
-/** One UNet run of one concept's model, with its own reading of the prompt. */
-function runSolo({ model, rows }: Solo, call: UNetCall): tf.Tensor4D {
-  return unet(
-    model.unet.params,
-    model.unet.config,
-    call.sample,
-    [call.timestep],
-    rows.of(call.branch, call.count),
-  );
-}
-
-/**
- * LoRA Switch: one adapter at a time, the next one every few steps.
- *
- * @param base The model without the concepts; not changed.
- * @param concepts In the order of their turns.
- * @param options The prompt; `every`: model calls a turn, which are steps but
- * for samplers of several calls a step (default 1, so that all have equal
- * shares of a short run; the paper has 5 of 100).
- * @returns A model and pipeline options; dispose them afterwards.
- * @throws If there is no concept or one does not fit.
- *
- * @example
- * ```ts
- * const prompt = "<fox1> <fox2> and <owl1> <owl2>";
- * const sampling = loraSwitch(model, [fox, owl], { prompt });
- * const [picture] = await generate(sampling.model, {
- *   prompts: [prompt],
- *   ...sampling.pipeline,
- * });
- * sampling.dispose();
- * ```
- */
-export function loraSwitch(
-  base: Model,
-  concepts: readonly Concept[],
-  options: CompositionOptions & { readonly every?: number },
-): AdapterSampling {
-  const { every = 1 } = options;
-  if (!Number.isInteger(every) || every < 1) {
-    throw cannot("switch adapters", "a turn of at least 1 step", every);
-  }
-  const { named, all, dispose } = solos(base, concepts, options);
-  return {
-    model: named,
-    pipeline: {
-      denoise: (_, call) =>
-        runSolo(all[Math.floor(call.index / every) % all.length], call),
-    },
-    dispose,
-  };
-}
-
-/**
- * LoRA Composite: every step runs each adapter alone and takes the mean of
- * their guidance. (Guidance is linear, so the mean of the outputs of both
- * branches is the same.)
- *
- * @param base The model without the concepts; not changed.
- * @param concepts The concepts.
- * @param options The prompt.
- * @returns A model and pipeline options; dispose them afterwards.
- * @throws If there is no concept or one does not fit.
- */
-export function loraComposite(
-  base: Model,
-  concepts: readonly Concept[],
-  options: CompositionOptions,
-): AdapterSampling {
-  const { named, all, dispose } = solos(base, concepts, options);
-  return {
-    model: named,
-    pipeline: {
-      denoise: (_, call) => {
-        const sum = all.map((solo) => runSolo(solo, call))
-          .reduce((a, b) => a.add(b));
-        return all.length === 1 ? sum : sum.div(all.length);
-      },
-    },
-    dispose,
   };
 }

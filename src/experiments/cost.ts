@@ -18,6 +18,7 @@ import { downsampleFactor } from "../models/autoencoder.ts";
 import { parseUNetConfig } from "../models/config.ts";
 import { disposeModel, loadModel } from "../models/model.ts";
 import { unetSpec } from "../models/unet.ts";
+import type { Report } from "../report/document.ts";
 import { plot } from "../report/figure.ts";
 import { decimal } from "../report/format.ts";
 import { type Table, tableOf } from "../report/table.ts";
@@ -25,7 +26,15 @@ import { experiment, type Outcome, type Plan } from "./experiment.ts";
 import { TEST_CONCEPTS } from "./presets.ts";
 import { CONCEPTS, subjects, training } from "./subjects.ts";
 
-const SOLVERS = ["average", "gradient", "published", "lbfgs"] as const;
+/** How concepts are fused. */
+export type CostSolver = "average" | "gradient" | "published" | "lbfgs";
+
+const SOLVERS: readonly CostSolver[] = [
+  "average",
+  "gradient",
+  "published",
+  "lbfgs",
+];
 
 const OPTIONS = {
   concepts: {
@@ -62,7 +71,7 @@ export interface FeatureBytes {
 /** Time of one fusion. */
 export interface FusionTime {
   /** How it is done. */
-  readonly solver: typeof SOLVERS[number];
+  readonly solver: CostSolver;
   /** Number of concepts. */
   readonly n: number;
   /** Seconds at the centre. */
@@ -134,7 +143,7 @@ async function measureCost(
     ...{ concept: model.id, pictures: 1, seed: 0 },
     settings: { templates, steps, images, layers },
   })));
-  const hows: Record<typeof SOLVERS[number], (n: number) => FuseSpec["how"]> = {
+  const hows: Record<CostSolver, (n: number) => FuseSpec["how"]> = {
     average: (n) => ({ type: "weight", lambda: 1 / n }),
     gradient: () => ({ type: "gradient", settings: gradient }),
     published: () => ({ type: "gradient", settings: gradient }),
@@ -199,7 +208,12 @@ export function bytesTable(rows: readonly FeatureBytes[]): Table {
   ]);
 }
 
-function costReport(data: CostNumbers) {
+/**
+ * The whole report.
+ *
+ * @param data The numbers.
+ */
+export function costReport(data: CostNumbers): Report {
   const { bytes, client, centre } = data;
   const solvers = [...new Set(centre.map(({ solver }) => solver))];
   const time = (seconds: number) => `${decimal(seconds, 1)} s`;
@@ -248,7 +262,7 @@ function costReport(data: CostNumbers) {
         }),
       },
     ],
-  } as const;
+  };
 }
 
 /** What fusion costs. */

@@ -166,7 +166,7 @@ function armLabel(arm: FederatedArm): string {
  *
  * @param rows A row per arm.
  */
-function federatedTable(rows: readonly FederatedRow[]): Table {
+export function federatedTable(rows: readonly FederatedRow[]): Table {
   return tableOf(rows, [
     ["the centre", ({ arm }) => armLabel(arm)],
     ["held-out error", ({ heldout }) => interval(heldout)],
@@ -179,9 +179,16 @@ function federatedTable(rows: readonly FederatedRow[]): Table {
   ]);
 }
 
-function federatedReport(
+/**
+ * The whole report.
+ *
+ * @param rows A row per arm.
+ * @param sheet Pictures of the same noise, an arm per column; none of stored
+ * numbers.
+ */
+export function federatedReport(
   rows: readonly FederatedRow[],
-  sheet: ReportPart,
+  sheet?: ReportPart,
 ): Report {
   const noisy = rows.filter(({ arm }) => typeof arm === "number");
   return {
@@ -213,7 +220,7 @@ function federatedReport(
           }],
         }),
       },
-      sheet,
+      ...(sheet ? [sheet] : []),
     ],
   };
 }

@@ -38,11 +38,11 @@ const OPTIONS = {
 
 type Fig4Plan = Plan<typeof OPTIONS>;
 
-/** Stages in the order of the pipeline. */
-const STAGES = ["textEncoder", "kv", "spatial"] as const;
-
 /** A stage of the pipeline: text encoder, keys and values, or spatial layers. */
-export type Stage = typeof STAGES[number];
+export type FusionStage = "textEncoder" | "kv" | "spatial";
+
+/** Stages in the order of the pipeline. */
+const STAGES: readonly FusionStage[] = ["textEncoder", "kv", "spatial"];
 
 /** One way to fuse, and the loss that is left. */
 export interface Fig4Row {
@@ -51,7 +51,7 @@ export interface Fig4Row {
   /** Iterations of L-BFGS, or the ridge of the closed form. */
   readonly value: number | null;
   /** Mean over layers of the squared feature error, as a share of W₀'s. */
-  readonly left: Readonly<Record<Stage, number>>;
+  readonly left: Readonly<Record<FusionStage, number>>;
   /** Seconds, of all layers. */
   readonly seconds: number | null;
 }
@@ -61,14 +61,14 @@ export interface Fig4Numbers {
   /** Weight fusion, L-BFGS by iterations, the closed form by ridge. */
   readonly rows: readonly Fig4Row[];
   /** Layers of each stage. */
-  readonly layers: Readonly<Record<Stage, number>>;
+  readonly layers: Readonly<Record<FusionStage, number>>;
 }
 
 /** The share of W₀'s loss that is left in each stage. */
 function leftOf(
   layers: readonly FusedLayer[],
   loss: (layer: FusedLayer) => number,
-): Record<Stage, number> {
+): Record<FusionStage, number> {
   return Object.fromEntries(
     STAGES.map((stage) => [
       stage,
@@ -77,7 +77,7 @@ function leftOf(
           .map((one) => loss(one) / one.before),
       ),
     ]),
-  ) as Record<Stage, number>;
+  ) as Record<FusionStage, number>;
 }
 
 async function fuseInEveryWay(
@@ -128,7 +128,7 @@ async function fuseInEveryWay(
         stage,
         layers.filter((one) => one.stage === stage).length,
       ]),
-    ) as Record<Stage, number>,
+    ) as Record<FusionStage, number>,
   };
   return { data, report: fig4Report(data) };
 }
@@ -145,7 +145,7 @@ function labelOf({ solver, value }: Fig4Row): string {
   }
 }
 
-const TITLES: Readonly<Record<Stage, string>> = {
+const TITLES: Readonly<Record<FusionStage, string>> = {
   textEncoder: "text encoder",
   kv: "keys and values",
   spatial: "spatial layers",
@@ -169,13 +169,19 @@ export function fig4Table({ rows, layers }: Fig4Numbers): Table {
   ]);
 }
 
-function fig4Report(data: Fig4Numbers): Report {
+/**
+ * The whole report.
+ *
+ * @param data The numbers.
+ */
+export function fig4Report(data: Fig4Numbers): Report {
   const { rows } = data;
   const of = (solver: Fig4Row["solver"]) =>
     rows.filter((row) => row.solver === solver);
   const steps = of("lbfgs");
   const x = steps.map(({ value }) => value);
-  const flat = (row: Fig4Row, stage: Stage) => x.map(() => row.left[stage]);
+  const flat = (row: Fig4Row, stage: FusionStage) =>
+    x.map(() => row.left[stage]);
   return {
     name: "fig4",
     title: "the fusion pipeline, stage by stage",

@@ -11,9 +11,9 @@ import { listOf, oneOf, whole } from "../core/options.ts";
 import { fold, key } from "../core/random.ts";
 import { rounded } from "../evaluation/compare.ts";
 import { mean } from "../evaluation/statistics.ts";
-import { fedAvgWeights } from "../fusion/mergers.ts";
 import type { Lab } from "../lab/lab.ts";
-import type { FuseSpec, ModelRef } from "../lab/specs.ts";
+import type { LayoutInput } from "../diffusion/layout.ts";
+import type { ModelRef } from "../lab/specs.ts";
 import { pathOf } from "../lab/store.ts";
 import { promptsOf } from "../micro/in_domain.ts";
 import {
@@ -23,13 +23,19 @@ import {
 } from "../micro/prompts.ts";
 import { TRAIN_IMAGES } from "../micro/concepts.ts";
 import { experiment, type Outcome, type Plan } from "./experiment.ts";
-import { mergeReport, type MergeRow, type Needs } from "./merge_table.ts";
+import {
+  type MergeNumbers,
+  mergeReport,
+  type MergeRow,
+} from "./merge_table.ts";
+import { MERGE_WAYS, type MergeWay, type WayContext } from "./merge_ways.ts";
 import { conceptPictures } from "./pictures.ts";
 import { type EmbeddingName, RUN_OPTIONS, TEST_CONCEPTS } from "./presets.ts";
 import {
   type Cell,
   type Drawn,
   estimate,
+  promptRegion,
   scoreCells,
   type ScoreName,
 } from "./scores.ts";
@@ -43,189 +49,6 @@ import {
   subjects,
   training,
 } from "./subjects.ts";
-
-/** A way to combine concepts in one model. */
-export interface MergeWay {
-  /** Short name, an option's value. */
-  readonly id: string;
-  /** Name in tables. */
-  readonly label: string;
-  /** Where its formula is from. */
-  readonly source: string;
-  /**
-   * `statistics` of inputs that clients measured, `runs` of the clients' models
-   * at the centre, clients' `training` for it, all `pictures`.
-   */
-  readonly needs: Needs;
-  /** Which concepts it combines. @default those of the plan's embedding */
-  readonly method?: "orthogonal-adaptation";
-  /** How the lab fuses them. */
-  readonly how?: (of: WayContext) => FuseSpec["how"];
-  /** How they are combined while sampling; without both: joint training. */
-  readonly sampling?: "switch" | "composite";
-}
-
-/** What a way may depend on. */
-interface WayContext {
-  readonly n: number;
-  readonly plan: MergePlan;
-  /** Pictures of each concept. */
-  readonly counts: readonly number[];
-  /** Ordinary captions. */
-  readonly captions: readonly string[];
-}
-
-type Merger = Extract<FuseSpec["how"], { type: "merge" }>["settings"];
-
-const merger = (settings: Merger) => (): FuseSpec["how"] => (
-  { type: "merge", settings }
-);
-const sum = (lambda: number) => (): FuseSpec["how"] => (
-  { type: "weight", lambda }
-);
-const PEFT = "PEFT's add_weighted_adapter on dense changes";
-
-/** Every way, in the order of the table. */
-export const MERGE_WAYS: readonly MergeWay[] = [
-  {
-    ...{ id: "average", label: "average, 1/n", needs: "nothing" },
-    source: "Mix-of-Show, §3.3 (weight fusion)",
-    how: ({ n }) => ({ type: "weight", lambda: 1 / n }),
-  },
-  {
-    ...{ id: "sum", label: "sum, λ = 0.6", needs: "nothing" },
-    source: "the baseline of Orthogonal Adaptation (Po et al. 2024)",
-    how: sum(0.6),
-  },
-  {
-    ...{ id: "tuned-sum", label: "sum, λ tuned", needs: "nothing" },
-    source: "λ of the preset, chosen on development concepts",
-    how: ({ plan: { settings, embedding } }) => ({
-      type: "weight",
-      lambda: settings.bestLambda[embedding],
-    }),
-  },
-  {
-    ...{ id: "fedavg", label: "FedAvg", needs: "nothing" },
-    source: "McMahan et al. 2017, weights by pictures",
-    how: ({ counts }) => ({
-      type: "merge",
-      settings: { method: "task_arithmetic", weights: fedAvgWeights(counts) },
-    }),
-  },
-  {
-    ...{ id: "svd", label: "sum by SVD, rank r", needs: "nothing" },
-    source: PEFT,
-    how: ({ plan: { settings: { rank } } }) => ({
-      type: "merge",
-      settings: { method: "svd", rank },
-    }),
-  },
-  {
-    ...{ id: "prune", label: "magnitude pruning", needs: "nothing" },
-    source: PEFT,
-    how: merger({ method: "magnitude_prune", density: 0.5 }),
-  },
-  {
-    ...{ id: "ties", label: "TIES", needs: "nothing" },
-    source: "Yadav et al. 2023",
-    how: merger({ method: "ties", density: 0.5 }),
-  },
-  {
-    ...{ id: "dare", label: "DARE", needs: "nothing" },
-    source: "Yu et al. 2023",
-    how: merger({ method: "dare_linear", density: 0.5 }),
-  },
-  {
-    ...{ id: "dare-ties", label: "DARE + TIES", needs: "nothing" },
-    source: "Yu et al. 2023",
-    how: merger({ method: "dare_ties", density: 0.5 }),
-  },
-  {
-    ...{ id: "knots", label: "KnOTS + TIES", needs: "nothing" },
-    source: "Stoica et al. 2024",
-    how: merger({ method: "knots_ties", density: 0.5 }),
-  },
-  {
-    ...{ id: "regmean", label: "RegMean", needs: "statistics" },
-    source: "Jin et al. 2022, off-diagonal entries times 0.9",
-    how: merger({ method: "regmean", a: 0.9 }),
-  },
-  {
-    ...{ id: "ssr", label: "SSR", needs: "statistics" },
-    source: "SSR-Merge 2026",
-    how: merger({ method: "ssr" }),
-  },
-  {
-    ...{ id: "custom-diffusion", label: "constrained, K/V" },
-    source: "Custom Diffusion, eqs. 4 and 5; other layers averaged",
-    needs: "statistics",
-    how: ({ captions }) => ({
-      type: "merge",
-      settings: { method: "custom_diffusion", captions },
-    }),
-  },
-  {
-    ...{ id: "published", label: "gradient fusion, published files" },
-    source: "Mix-of-Show, eq. 4, inputs of the clients' own models",
-    needs: "statistics",
-    how: ({ plan: { settings: { gradient } } }) => ({
-      type: "gradient",
-      settings: { ...gradient, method: "closed" },
-    }),
-  },
-  {
-    ...{ id: "iteris", label: "IterIS", needs: "runs" },
-    source: "Chen et al. 2025",
-    how: ({ plan: { rounds, settings: { gradient } } }) => ({
-      type: "iteris",
-      settings: {
-        rounds,
-        templates: gradient.templates,
-        steps: gradient.steps,
-        layers: gradient.layers,
-      },
-    }),
-  },
-  {
-    ...{ id: "lbfgs", label: "gradient fusion, L-BFGS", needs: "runs" },
-    source: "Mix-of-Show, eq. 4, the official code's solver",
-    how: ({ plan: { settings: { gradient } } }) => ({
-      type: "gradient",
-      settings: { ...gradient, method: "lbfgs" },
-    }),
-  },
-  {
-    ...{ id: "gradient", label: "gradient fusion, closed form" },
-    source: "Mix-of-Show, eq. 4",
-    needs: "runs",
-    how: ({ plan: { settings: { gradient } } }) => ({
-      type: "gradient",
-      settings: { ...gradient, method: "closed" },
-    }),
-  },
-  {
-    ...{ id: "orthogonal", label: "Orthogonal Adaptation, λ = 0.6" },
-    source: "Po et al. 2024",
-    needs: "training",
-    method: "orthogonal-adaptation",
-    how: sum(0.6),
-  },
-  {
-    ...{ id: "switch", label: "LoRA Switch", needs: "nothing" },
-    source: "Zhong et al. 2024: while sampling, one adapter per step",
-    sampling: "switch",
-  },
-  {
-    ...{ id: "composite", label: "LoRA Composite", needs: "nothing" },
-    source: "Zhong et al. 2024: while sampling, mean of guidance",
-    sampling: "composite",
-  },
-  {
-    ...{ id: "joint", label: "joint training", needs: "pictures" },
-    source: "the bound: one run on all pictures",
-  },
-];
 
 const WAY_NAMES = MERGE_WAYS.map(({ id }) => id);
 
@@ -263,12 +86,6 @@ const OPTIONS = {
 export type MergePlan = Plan<typeof OPTIONS> & {
   readonly embedding: EmbeddingName;
 };
-
-/** The numbers of the comparison. */
-export interface MergeNumbers {
-  /** A row per way, and the two ends. */
-  readonly rows: readonly MergeRow[];
-}
 
 /**
  * Ordinary captions for Custom Diffusion's merge: prompts of the development
@@ -446,25 +263,28 @@ async function compareWays(
   return { data: { rows }, report: mergeReport(rows, all.length, sheet) };
 }
 
-/** Draws concepts' prompts with all adapters combined while sampling. */
+/** Draws concepts' prompts with adapters that are combined while sampling. */
 async function drawComposed(
   lab: Lab,
   { settings: { sampling } }: MergePlan,
   all: readonly Subject[],
   way: MergeWay,
   seed: number,
-  concepts: readonly string[],
+  adapters: readonly string[],
   own: (subject: Subject) => string,
 ): Promise<Drawn<string>[]> {
   const { sampler, steps, guidance, negative } = sampling;
-  return await Promise.all(all.map(async (subject) => {
+  return await Promise.all(all.map(async (subject, k) => {
     const words = own(subject);
     const images = await lab.compose(
-      promptSamples(subject, seed, words).map(({ text, noise }) => ({
+      promptSamples(subject, seed, words).map(({ text, noise }, i) => ({
         model: { type: "base" as const },
         how: way.sampling!,
-        concepts,
-        layout: { prompt: text, negative, sampler, steps, guidance },
+        concepts: way.named ? [adapters[k]] : adapters,
+        layout: {
+          ...{ prompt: text, negative, sampler, steps, guidance },
+          ...(way.sampling === "region-adapters" && inPlace(subject, i, text)),
+        },
         noise: [noise],
       })),
     );
@@ -473,6 +293,23 @@ async function drawComposed(
       model: { type: "base" },
     };
   }));
+}
+
+/** The concept in the region that its prompt says; around it, its class. */
+function inPlace(
+  { name, class: word, prompts }: Subject,
+  i: number,
+  text: string,
+): Pick<LayoutInput, "prompt" | "regions"> {
+  const { x, y, width, height } = promptRegion(prompts[i]);
+  return {
+    prompt: promptText(prompts[i], word),
+    regions: [{
+      box: { top: y, left: x, bottom: y + height, right: x + width },
+      prompt: text,
+      concepts: [name],
+    }],
+  };
 }
 
 const END_LABELS = {

@@ -37,6 +37,12 @@ export interface MergeRow extends Readonly<Record<ScoreName, number>> {
   readonly bytes: number | null;
 }
 
+/** The numbers of the comparison. */
+export interface MergeNumbers {
+  /** A row per way, and the two ends. */
+  readonly rows: readonly MergeRow[];
+}
+
 /** Kilobytes with one decimal, or a dash. */
 function kilobytes(bytes: number | null): string {
   return bytes === null ? "–" : `${decimal(bytes / 1000, 1)} kB`;
@@ -84,12 +90,13 @@ export function mergeTable(rows: readonly MergeRow[]): Table {
  *
  * @param rows A row per way.
  * @param n Number of concepts that were combined.
- * @param sheet Pictures of the same noise, a way per column.
+ * @param sheet Pictures of the same noise, a way per column; none of stored
+ * numbers.
  */
 export function mergeReport(
   rows: readonly MergeRow[],
   n: number,
-  sheet: ReportPart,
+  sheet?: ReportPart,
 ): Report {
   return {
     name: "merge",
@@ -100,6 +107,9 @@ export function mergeReport(
       "Needs: nothing beside the adapters; statistics of layers' inputs that " +
       "clients measured; runs of the clients' models at the centre; training " +
       "of the clients for it; the pictures themselves.",
+      "A prompt names one concept. What reads the prompt (W-Switch, W-Composite, " +
+      "regional adapters, FreeFuse) uses that one's adapter alone; regions of " +
+      "several concepts are compared by the regions experiment.",
     ],
     parts: [
       { type: "table", table: mergeTable(rows), brief: true },
@@ -118,7 +128,7 @@ export function mergeReport(
           }],
         }),
       },
-      sheet,
+      ...(sheet ? [sheet] : []),
     ],
   };
 }

@@ -7,9 +7,11 @@
 import { cost } from "./cost.ts";
 import type { Experiment } from "./experiment.ts";
 import { federated } from "./federated.ts";
+import { fig10 } from "./fig10.ts";
 import { fig3 } from "./fig3.ts";
 import { fig4 } from "./fig4.ts";
 import { fig5 } from "./fig5/run.ts";
+import { fig7 } from "./fig7.ts";
 import { mergeLoras } from "./merge.ts";
 import { noiseOffset } from "./noise_offset.ts";
 import { overfit } from "./overfit.ts";
@@ -27,6 +29,8 @@ export const EXPERIMENTS: readonly Experiment[] = [
   fig3,
   fig4,
   fig5,
+  fig7,
+  fig10,
   mergeLoras,
   federated,
   cost,

@@ -160,8 +160,11 @@ function gallerySets(
 /**
  * The part of the picture in which a prompt wants its concept: a little more
  * than half where there is a partner, else everything.
+ *
+ * @param prompt The prompt.
+ * @returns Shares of the picture.
  */
-function promptRegion({ facts: { side } }: Prompt): PixelBox {
+export function promptRegion({ facts: { side } }: Prompt): PixelBox {
   if (side === undefined) return { x: 0, y: 0, width: 1, height: 1 };
   return { x: side === "left" ? 0 : 0.4, y: 0, width: 0.6, height: 1 };
 }

@@ -44,7 +44,7 @@ export function armLabel({ method, fused }: Table1Arm): string {
 }
 
 /** Text and image alignment, single and fused, as the paper's Table 1 has them. */
-const PAPER_TABLE_1: Readonly<
+export const PAPER_TABLE_1: Readonly<
   Partial<
     Record<
       MethodName | "base",
@@ -105,11 +105,12 @@ export function conceptTable({ rows }: Pick<Table1Numbers, "rows">): Table {
  * The whole report.
  *
  * @param numbers The numbers.
- * @param sheet Pictures of the same noise, a method per column.
+ * @param sheet Pictures of the same noise, a method per column; none of stored
+ * numbers.
  */
 export function table1Report(
   numbers: Table1Numbers,
-  sheet: ReportPart,
+  sheet?: ReportPart,
 ): Report {
   const { rows } = numbers;
   const x = rows.map(armLabel);
@@ -151,7 +152,7 @@ export function table1Report(
           }],
         }),
       },
-      sheet,
+      ...(sheet ? [sheet] : []),
     ],
   };
 }

@@ -27,6 +27,68 @@ export type {
   ValueOf,
   Values,
 } from "../core/options.ts";
+export {
+  bytesTable,
+  type CostNumbers,
+  costReport,
+  type CostSolver,
+  type FeatureBytes,
+  featureBytes,
+  type FusionTime,
+} from "../experiments/cost.ts";
+export {
+  type FederatedArm,
+  type FederatedNumbers,
+  federatedReport,
+  type FederatedRow,
+  federatedTable,
+} from "../experiments/federated.ts";
+export {
+  type Fig4Numbers,
+  fig4Report,
+  type Fig4Row,
+  fig4Table,
+  type FusionStage,
+} from "../experiments/fig4.ts";
+export {
+  type Fig7Arm,
+  fig7Label,
+  type Fig7Numbers,
+  type Fig7Pair,
+  fig7Report,
+  type Fig7Row,
+  fig7Table,
+  pairTable,
+} from "../experiments/fig7_table.ts";
+export {
+  type Fig10Numbers,
+  fig10Report,
+  type Fig10Row,
+  fig10Table,
+} from "../experiments/fig10.ts";
+export {
+  type MergeNumbers,
+  mergeReport,
+  type MergeRow,
+  mergeTable,
+  type Needs,
+} from "../experiments/merge_table.ts";
+export {
+  fingerprint,
+  type ResultNumbers,
+  resultOf,
+  type ResultOptions,
+  type StoredResult,
+} from "../experiments/stored.ts";
+export {
+  conceptTable,
+  methodTable,
+  PAPER_TABLE_1,
+  type Table1Arm,
+  type Table1Numbers,
+  table1Report,
+  type Table1Row,
+} from "../experiments/table1_table.ts";
 export { EXPERIMENTS } from "../experiments/registry.ts";
 export {
   ablationReport,

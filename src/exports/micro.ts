@@ -54,6 +54,7 @@ export {
   type ScenePlace,
   trainScene,
 } from "../micro/scenes.ts";
+export { teach, type TeachOptions } from "../micro/teach.ts";
 export { sketchImage, type SketchObject } from "../micro/sketch.ts";
 export {
   type Background,

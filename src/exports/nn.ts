@@ -296,4 +296,5 @@ export {
   trainingLoss,
   type Weighting,
 } from "../customize/train.ts";
+export { promptShares } from "../customize/composition.ts";
 export { scaled } from "../customize/scale.ts";

@@ -13,6 +13,7 @@
 
 export { renderFigure, type RenderOptions } from "../report/chart.ts";
 export {
+  figureOf,
   type Report,
   reportHtml,
   reportMarkdown,

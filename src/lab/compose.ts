@@ -8,9 +8,12 @@ import { disposeTree } from "../core/tree.ts";
 import { freeFuse } from "../customize/attention_fusion.ts";
 import { type Concept, disposeConcept } from "../customize/concept.ts";
 import {
-  type AdapterSampling,
   loraComposite,
   loraSwitch,
+  promptShares,
+} from "../customize/composition.ts";
+import {
+  type AdapterSampling,
   regionAdapters,
 } from "../customize/region_adapters.ts";
 import { greyPixels } from "../diffusion/condition_images.ts";
@@ -65,7 +68,7 @@ export async function compose(
     for (const id of spec.concepts) {
       concepts.push(await loadConcept(pathOf.concept(from.store, id), model));
     }
-    sampling = samplingOf(model, resolved, concepts, spec.how);
+    sampling = await samplingOf(model, resolved, concepts, spec.how);
     const { model: own = model, pipeline = {} } = sampling ?? {};
     const { unet, denoise } = pipeline;
     const prepared = prepareLayout(own, resolved, {
@@ -92,12 +95,12 @@ export async function compose(
   }
 }
 
-function samplingOf(
+async function samplingOf(
   model: Model,
   { layout, regions }: ResolvedLayout,
   concepts: readonly Concept[],
   how: ComposeHow,
-): AdapterSampling | undefined {
+): Promise<AdapterSampling | undefined> {
   const { prompt, negative, regional } = layout;
   switch (how) {
     case "model":
@@ -106,6 +109,13 @@ function samplingOf(
       return loraSwitch(model, concepts, { prompt, negative });
     case "composite":
       return loraComposite(model, concepts, { prompt, negative });
+    case "w-switch":
+    case "w-composite": {
+      const own = { prompt, negative };
+      const shares = await promptShares(model, concepts, own);
+      const compose = how === "w-switch" ? loraSwitch : loraComposite;
+      return compose(model, concepts, { ...own, shares });
+    }
     case "free-fuse":
       return freeFuse(model, concepts, { prompt });
     case "region-adapters":

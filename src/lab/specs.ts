@@ -272,6 +272,9 @@ export type ComposeHow =
   | "region-adapters"
   | "switch"
   | "composite"
+  /** The same with shares by the concepts' words in the prompt. */
+  | "w-switch"
+  | "w-composite"
   /** Adapters inside masks that attention finds; the prompt names all concepts. */
   | "free-fuse";
 

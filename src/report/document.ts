@@ -5,6 +5,7 @@
  *
  * @module
  */
+import { cannot } from "../core/errors.ts";
 import { joinPath, writeAtomic, writeJson } from "../io/files.ts";
 import { encodePng } from "../io/png.ts";
 import type { Figure } from "./figure.ts";
@@ -66,6 +67,26 @@ export interface Report {
   readonly lead: readonly string[];
   /** The rest, in order. */
   readonly parts: readonly ReportPart[];
+}
+
+/**
+ * A figure of a report.
+ *
+ * @param report The report.
+ * @param id Which figure.
+ * @throws If there is no such figure.
+ *
+ * @example
+ * ```ts ignore
+ * showFigure(figureOf(fig4Report(data), "kv"));
+ * ```
+ */
+export function figureOf({ name, parts }: Report, id: string): Figure {
+  const figures = parts.filter((part) => part.type === "figure");
+  const found = figures.find((part) => part.id === id);
+  if (found) return found.figure;
+  const ids = figures.map((part) => part.id).join(", ");
+  throw cannot(`show a figure of ${name}`, ids, id);
 }
 
 /**

@@ -15,9 +15,11 @@ import { pretrainCommand } from "../../src/cli/pretrain.ts";
 import { workerCommand } from "../../src/cli/worker.ts";
 import { cost } from "../../src/experiments/cost.ts";
 import { federated } from "../../src/experiments/federated.ts";
+import { fig10 } from "../../src/experiments/fig10.ts";
 import { fig3 } from "../../src/experiments/fig3.ts";
 import { fig4 } from "../../src/experiments/fig4.ts";
 import { fig5 } from "../../src/experiments/fig5/run.ts";
+import { fig7 } from "../../src/experiments/fig7.ts";
 import { mergeLoras } from "../../src/experiments/merge.ts";
 import { noiseOffset } from "../../src/experiments/noise_offset.ts";
 import { overfit } from "../../src/experiments/overfit.ts";
@@ -466,6 +468,21 @@ export function comparisonRows(world: OptionWorld): OptionRows[] {
           both: { "--ways": "iteris", "--rounds": 1 },
           add: { "--rounds": 2 },
         },
+      },
+    ),
+    of(
+      fig7,
+      { ...two, "--n": 1 },
+      { concepts: others, ...RUN_PAIRS },
+    ),
+    of(
+      fig10,
+      { ...two, "--sides": 0.5, "--sizes": 64, "--pictures": 1 },
+      {
+        concepts: others,
+        sides: { add: { "--sides": 0.9 } },
+        sizes: { add: { "--sizes": "64,96" } },
+        pictures: { add: { "--pictures": 2 } },
       },
     ),
     of(

@@ -4,6 +4,11 @@ import { key, normal } from "../../src/core/random.ts";
 import { at } from "../../src/core/tree.ts";
 import { generate, type UNetCall } from "../../src/diffusion/pipeline.ts";
 import {
+  loraComposite,
+  loraSwitch,
+  promptShares,
+} from "../../src/customize/composition.ts";
+import {
   attachConcept,
   type Concept,
   disposeConcept,
@@ -12,12 +17,14 @@ import {
 import { sites } from "../../src/customize/lora.ts";
 import {
   type AdapterSampling,
-  loraComposite,
-  loraSwitch,
   type RegionAdapterOptions,
   regionAdapters,
 } from "../../src/customize/region_adapters.ts";
-import { disposeModel, type Model } from "../../src/models/model.ts";
+import {
+  disposeModel,
+  type Model,
+  promptStates,
+} from "../../src/models/model.ts";
 import type { LowRank } from "../../src/nn/linear.ts";
 import { close, forEachBackend, noLeak } from "../helpers.ts";
 import { changedConcept as concept, DRAWN, tinySd } from "./tiny_sd.ts";
@@ -304,7 +311,74 @@ forEachBackend("Switch takes turns, Composite is the mean", async () => {
     // Both branches are averaged, and guidance is linear in them.
     const [mean] = await outputs(loraComposite(base, [fox, owl], options), 1);
     close(mean, a.map((v, i) => (v + b[i]) / 2), 1e-6);
+    // Shares weight the mean, and are turns of a switch.
+    const [weighted] = await outputs(
+      loraComposite(base, [fox, owl], { ...options, shares: [3, 1] }),
+      1,
+    );
+    close(weighted, a.map((v, i) => (3 * v + b[i]) / 4), 1e-6);
+    assertEquals(
+      await outputs(
+        loraSwitch(base, [fox, owl], { ...options, shares: [2, 1] }),
+        6,
+      ),
+      [a, b, a, a, b, a],
+    );
     tf.dispose([sample, states]);
+    [fox, owl].forEach(disposeConcept);
+    disposeModel(base);
+  });
+}, ["wasm"]);
+
+forEachBackend("shares are the influence of a concept's words", async () => {
+  await noLeak(async () => {
+    const base = await tinySd();
+    const [fox, owl] = [await concept(base, "fox"), await concept(base, "owl")];
+    // By definition: 1 - cos of the text states with and without the words.
+    const influence = async (one: Concept, text: string, rest: string) => {
+      const model = attachConcept(base, [one]);
+      const [a, b] = tf.tidy(() => {
+        const [whole, less] = [text, rest].map((prompt) =>
+          tf.concat(
+            tf.unstack(promptStates(model, [prompt, text])).slice(0, 1),
+          ).flatten()
+        );
+        return [whole, less];
+      });
+      const [x, y] = [await a.data(), await b.data()];
+      tf.dispose([a, b]);
+      releaseTokens(model, base);
+      const dot = (p: ArrayLike<number>, q: ArrayLike<number>) =>
+        Array.from(p).reduce((sum, v, i) => sum + v * q[i], 0);
+      return 1 - dot(x, y) / Math.sqrt(dot(x, x) * dot(y, y));
+    };
+    const prompt = `a ${fox.phrase} and a ${owl.phrase} at night`;
+    const own = [
+      await influence(
+        fox,
+        `a ${fox.phrase} and a ${owl.classWord} at night`,
+        `a and a ${owl.classWord} at night`,
+      ),
+      await influence(
+        owl,
+        `a ${fox.classWord} and a ${owl.phrase} at night`,
+        `a ${fox.classWord} and a at night`,
+      ),
+    ];
+    const shares = await promptShares(base, [fox, owl], { prompt });
+    close(shares, own.map((one) => one / (own[0] + own[1])), 1e-4);
+    assert(Math.abs(shares[0] - shares[1]) > 1e-6);
+    const only = { prompt: `a ${fox.phrase}` };
+    assertEquals(await promptShares(base, [fox, owl], only), [1, 0]);
+    const none = { prompt: "a house" };
+    assertEquals(await promptShares(base, [fox, owl], none), [0.5, 0.5]);
+    for (const shares of [[1], [0, 0], [1, -1]]) {
+      assertThrows(
+        () => loraComposite(base, [fox, owl], { prompt, shares }),
+        Error,
+        "2 shares",
+      );
+    }
     [fox, owl].forEach(disposeConcept);
     disposeModel(base);
   });

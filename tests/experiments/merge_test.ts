@@ -4,8 +4,10 @@ import { bytesTable, cost, featureBytes } from "../../src/experiments/cost.ts";
 import { planOf } from "../../src/experiments/experiment.ts";
 import { federated } from "../../src/experiments/federated.ts";
 import { fig4, fig4Table } from "../../src/experiments/fig4.ts";
-import { MERGE_WAYS, mergeLoras } from "../../src/experiments/merge.ts";
+import { fig7 } from "../../src/experiments/fig7.ts";
+import { mergeLoras } from "../../src/experiments/merge.ts";
 import { mergeTable } from "../../src/experiments/merge_table.ts";
+import { MERGE_WAYS } from "../../src/experiments/merge_ways.ts";
 import { noiseOffset } from "../../src/experiments/noise_offset.ts";
 import { PRESETS } from "../../src/experiments/presets.ts";
 import { DEVELOPMENT_CONCEPTS } from "../../src/experiments/subjects.ts";
@@ -34,6 +36,12 @@ const settings = {
 };
 const concepts = DEVELOPMENT_CONCEPTS.slice(0, 2);
 
+/** Ways that combine while sampling. */
+const COMPOSED = [
+  ...["switch", "composite", "w-switch", "w-composite"],
+  ...["regional", "free-fuse"],
+];
+
 Deno.test("new experiments on a tiny world", async (t) => {
   const folder = await Deno.makeTempDir();
   try {
@@ -52,8 +60,7 @@ Deno.test("new experiments on a tiny world", async (t) => {
             "iteris",
             "orthogonal",
             "joint",
-            "switch",
-            "composite",
+            ...COMPOSED,
           ],
         });
         const { data: { rows }, report } = await mergeLoras.run(lab, plan);
@@ -65,13 +72,29 @@ Deno.test("new experiments on a tiny world", async (t) => {
         assertEquals(rows.map(({ needs }) => needs), [
           ...["", "", "nothing", "nothing", "nothing"],
           ...["statistics", "statistics", "runs", "training", "pictures"],
-          ...["nothing", "nothing"],
+          ...COMPOSED.map(() => "nothing"),
         ]);
         // No two ways give one model.
         const errors = rows.map(({ heldout }) => heldout.mean);
-        assertEquals(new Set(errors.slice(0, -2)).size, rows.length - 2);
+        const models = rows.length - COMPOSED.length;
+        assertEquals(new Set(errors.slice(0, models)).size, models);
         // What is combined while sampling has pictures, but no model.
-        assertEquals(errors.slice(-2), [null, null]);
+        assertEquals(errors.slice(models), COMPOSED.map(() => null));
+        const shown = Object.fromEntries(
+          rows.map(({ way, image, text, masked }) =>
+            [way, [image, text, masked].join()] as const
+          ),
+        );
+        // A prompt that names one concept gives it every turn and all weight: it
+        // is drawn alone, as in a region that is everywhere.
+        assertEquals(shown["w-switch"], shown["w-composite"]);
+        assertEquals(shown["w-switch"], shown.single);
+        assertEquals(shown.regional, shown.single);
+        const others = ["switch", "composite", "w-switch", "average"];
+        assertEquals(
+          new Set(others.map((way) => shown[way])).size,
+          others.length,
+        );
         assert(rows.every(({ image }) => image > 0));
         // A client that sends statistics sends more; joint training sends none.
         const bytes = Object.fromEntries(
@@ -87,6 +110,30 @@ Deno.test("new experiments on a tiny world", async (t) => {
         assertEquals(report.parts.length, 3);
         await assertRejects(
           () => mergeLoras.run(lab, { ...plan, concepts: [concepts[0]] }),
+          Error,
+          "at least two",
+        );
+      });
+      await t.step("fig7: an arm per embedding and fusion, pairs", async () => {
+        const plan = planOf(fig7, { settings, concepts, prompts: 1 });
+        const { data, report } = await fig7.run(lab, plan);
+        assertEquals(
+          data.rows.map(({ embedding, fusion }) => `${embedding}.${fusion}`),
+          ["lora", "edlora"].flatMap((embedding) =>
+            ["none", "weight", "gradient"].map((one) => `${embedding}.${one}`)
+          ),
+        );
+        const errors = data.rows.map(({ heldout }) => heldout.mean);
+        assertEquals(new Set(errors).size, errors.length);
+        const [pair] = data.pairs;
+        assertEquals(pair.concepts, [concepts[0], concepts[1]]);
+        // Regions draw other pictures than one prompt, of the same noise.
+        assert(pair.own.regions !== pair.own.prompt);
+        assert(pair.own.regions !== pair.other.regions);
+        assertEquals(data.comparisons.length, 2);
+        assertEquals(report.parts.length, 5);
+        await assertRejects(
+          () => fig7.run(lab, { ...plan, concepts: [concepts[0]] }),
           Error,
           "at least two",
         );

@@ -1,0 +1,262 @@
+/**
+ * The paper's Fig 10, the limits of regional sampling: attributes that leak into
+ * the neighbour's region, with negative prompts as the remedy; and small regions,
+ * with more pixels as the remedy.
+ *
+ * @module
+ */
+import { cannot } from "../core/errors.ts";
+import { listOf, number, whole } from "../core/options.ts";
+import type { Box } from "../diffusion/regions.ts";
+import { mean } from "../evaluation/statistics.ts";
+import type { Lab } from "../lab/lab.ts";
+import type { ModelRef } from "../lab/specs.ts";
+import type { LayoutInput } from "../diffusion/layout.ts";
+import { plot } from "../report/figure.ts";
+import type { Report, ReportPart } from "../report/document.ts";
+import { decimal } from "../report/format.ts";
+import { type Table, tableOf } from "../report/table.ts";
+import { boxAlignment, HALVES } from "./boxes.ts";
+import { experiment, type Outcome, type Plan } from "./experiment.ts";
+import { TEST_CONCEPTS } from "./presets.ts";
+import {
+  CONCEPTS,
+  oneDomain,
+  phraseOf,
+  type Subject,
+  subjects,
+  training,
+} from "./subjects.ts";
+
+const OPTIONS = {
+  concepts: {
+    type: CONCEPTS,
+    default: TEST_CONCEPTS.slice(0, 4),
+    help: "concepts that are fused, and drawn in pairs of neighbours",
+  },
+  sides: {
+    type: listOf(number({ least: 0.1, most: 1 })),
+    default: [0.35, 0.5, 0.7, 0.9],
+    help: "sides of a region, as shares of the picture's",
+  },
+  sizes: {
+    type: listOf(whole({ least: 64, most: 256 })),
+    default: [64, 96, 128],
+    help: "sides of pictures in pixels, with the smallest region",
+  },
+  pictures: {
+    type: whole({ least: 1, most: 40 }),
+    default: 8,
+    help: "pictures of each layout",
+  },
+} as const;
+
+type Fig10Plan = Plan<typeof OPTIONS>;
+
+/** A layout and what its regions show; means over concepts and pictures. */
+export interface Fig10Row {
+  /** Which limit: of neighbours, of the region, of the picture's pixels. */
+  readonly limit: "leakage" | "side" | "pixels";
+  /** What is varied: `plain` or `negative`, the side, the pixels. */
+  readonly value: string | number;
+  /** Masked image alignment of a region with its own concept. */
+  readonly own: number;
+  /** The same with its neighbour's; null where there is none. */
+  readonly other: number | null;
+}
+
+/** The numbers of the figure. */
+export interface Fig10Numbers {
+  /** A row per layout. */
+  readonly rows: readonly Fig10Row[];
+}
+
+/** A region in the middle of the lower edge, where things stand. */
+function standing(side: number): Box {
+  const left = (1 - side) / 2;
+  const bottom = Math.min(1, 0.95 + side / 20);
+  return { top: bottom - side, left, bottom, right: left + side };
+}
+
+/** Trains, fuses, draws and scores. */
+async function limits(
+  lab: Lab,
+  plan: Fig10Plan,
+): Promise<Outcome<Fig10Numbers>> {
+  const { settings, sides, sizes, pictures } = plan;
+  const { sampling, gradient } = settings;
+  const all = await subjects(lab, plan.concepts, 1, sampling);
+  const trained = await lab.train(
+    all.map((one) => training(settings, one, "edlora", 0)),
+  );
+  const [{ model }] = await lab.fuse([{
+    concepts: trained.map(({ model }) => model.id),
+    how: { type: "gradient", settings: gradient },
+    seed: 0,
+  }]);
+  const draw = drawer(lab, plan, model, pictures);
+  const words = (one: Subject) => `a ${phraseOf(settings, "edlora", one)}`;
+  const rows: Fig10Row[] = [];
+  const shown: { label: string; images: string[] }[] = [];
+  const pairs = all.slice(1).map((right, i) => [all[i], right] as const);
+  for (const value of ["plain", "negative"] as const) {
+    const found: number[][] = [];
+    for (const pair of pairs) {
+      const images = await draw(pair, {
+        size: { width: 96, height: 64 },
+        regions: pair.map((one, i) => ({
+          box: HALVES[i],
+          prompt: `${words(one)} on grass`,
+          ...(value === "negative" && { negative: words(pair[1 - i]) }),
+        })),
+      });
+      const [[a, b], [c, d]] = await boxAlignment(lab, images, HALVES, pair);
+      found.push([(a + d) / 2, (b + c) / 2]);
+      shown.push({
+        label: `${value}: ${pair.map(({ name }) => name).join(" + ")}`,
+        images,
+      });
+    }
+    const [own, other] = [0, 1].map((k) => mean(found.map((one) => one[k])));
+    rows.push({ limit: "leakage", value, own, other });
+  }
+  const alone = async (side: number, pixels: number): Promise<number> => {
+    const values: number[] = [];
+    for (const one of all) {
+      const box = standing(side);
+      const images = await draw([one], {
+        size: { width: pixels, height: pixels },
+        regions: [{ box, prompt: `${words(one)} on grass` }],
+      });
+      const [[own]] = await boxAlignment(lab, images, [box], [one]);
+      values.push(own);
+      if (one !== all[0]) continue;
+      shown.push({ label: `side ${side}, ${pixels} pixels`, images });
+    }
+    return mean(values);
+  };
+  const none = { other: null };
+  for (const value of sides) {
+    const own = await alone(value, Math.min(...sizes));
+    rows.push({ limit: "side", value, own, ...none });
+  }
+  for (const value of sizes) {
+    const own = await alone(Math.min(...sides), value);
+    rows.push({ limit: "pixels", value, own, ...none });
+  }
+  const sheet: ReportPart = {
+    ...{ type: "pictures", name: "fig10", title: "The first pictures" },
+    sheet: {
+      columns: [1, 2, 3, 4].slice(0, pictures).map(String),
+      rows: await Promise.all(shown.map(async ({ label, images }) => ({
+        label,
+        cells: await Promise.all(
+          images.slice(0, 4).map((id) => lab.picture(id)),
+        ),
+      }))),
+    },
+  };
+  return { data: { rows }, report: fig10Report({ rows }, sheet) };
+}
+
+/** Draws a layout with noise that depends on who is in it only. */
+function drawer(
+  lab: Lab,
+  { settings: { sampling } }: Fig10Plan,
+  model: ModelRef,
+  count: number,
+) {
+  const { sampler, steps, guidance, negative } = sampling;
+  return async (
+    who: readonly Subject[],
+    layout: Pick<LayoutInput, "size" | "regions">,
+  ): Promise<string[]> => {
+    const names = who.map(({ name }) => name);
+    const [images] = await lab.compose([{
+      ...{ model, how: "model", concepts: [] },
+      layout: {
+        ...{ prompt: "grass", negative, sampler, steps, guidance },
+        ...layout,
+      },
+      noise: Array.from({ length: count }, (_, i) => [0, "fig10", ...names, i]),
+    }]);
+    return images;
+  };
+}
+
+/**
+ * Every layout, as a table.
+ *
+ * @param numbers The numbers.
+ */
+export function fig10Table({ rows }: Fig10Numbers): Table {
+  return tableOf(rows, [
+    ["limit", ({ limit }) => limit],
+    ["", ({ value }) => String(value)],
+    ["own concept", ({ own }) => decimal(own)],
+    ["the neighbour's", ({ other }) => decimal(other)],
+  ]);
+}
+
+/**
+ * The whole report.
+ *
+ * @param numbers The numbers.
+ * @param sheet Pictures; none of stored numbers.
+ */
+export function fig10Report(
+  numbers: Fig10Numbers,
+  sheet?: ReportPart,
+): Report {
+  const of = (limit: Fig10Row["limit"]) =>
+    numbers.rows.filter((row) => row.limit === limit);
+  const line = (limit: "side" | "pixels", xTitle: string): ReportPart => ({
+    ...{ type: "figure", id: limit },
+    figure: plot({
+      title: `A region's own concept against ${xTitle}`,
+      ...{ xTitle, yTitle: "masked image alignment", legend: false },
+      series: [{
+        ...{ name: "own concept", as: "lines+markers" },
+        x: of(limit).map(({ value }) => value),
+        y: of(limit).map(({ own }) => own),
+      }],
+    }),
+  });
+  return {
+    name: "fig10",
+    title: "limits: leakage, small regions, pixels",
+    lead: ["Masked image alignment of a region; all concepts in one model."],
+    parts: [
+      { type: "table", table: fig10Table(numbers), brief: true },
+      line("side", "the region's side"),
+      line("pixels", "the picture's side in pixels"),
+      ...(sheet ? [sheet] : []),
+    ],
+  };
+}
+
+/** The limits of regional sampling. */
+export const fig10 = experiment({
+  name: "fig10",
+  summary: "The paper's Fig 10: attribute leakage, small regions, resolution",
+  about:
+    `Trains concepts as ED-LoRA, fuses them by gradient, and draws pairs by regions
+without and with the neighbour's words as negative prompt, one concept in regions of
+several sides, and the smallest of them in larger pictures.`,
+  options: OPTIONS,
+  scales: {
+    quick: {
+      help: "2 concepts, 2 pictures: mechanics only, no conclusion",
+      plan: {
+        concepts: TEST_CONCEPTS.slice(0, 2),
+        ...{ sides: [0.35, 0.9], sizes: [64, 96], pictures: 2 },
+      },
+    },
+  },
+  check({ concepts }) {
+    oneDomain(concepts);
+    if (concepts.length > 1) return;
+    throw cannot("draw pairs", "at least two concepts", concepts.join(", "));
+  },
+  run: limits,
+});

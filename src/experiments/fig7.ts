@@ -1,0 +1,256 @@
+/**
+ * The paper's Fig 7, the ablation as grids: the embedding (LoRA against ED-LoRA),
+ * the fusion (weight against gradient) and the regions (one prompt against a
+ * region per concept), each with the same noise in every column.
+ *
+ * @module
+ */
+import { cannot } from "../core/errors.ts";
+import { fold, key } from "../core/random.ts";
+import { compare, type Comparison } from "../evaluation/compare.ts";
+import type { Lab } from "../lab/lab.ts";
+import type { ModelRef } from "../lab/specs.ts";
+import type { ReportPart } from "../report/document.ts";
+import { boxAlignment, HALVES } from "./boxes.ts";
+import { experiment, type Outcome, type Plan } from "./experiment.ts";
+import {
+  type Fig7Arm,
+  fig7Label,
+  type Fig7Numbers,
+  type Fig7Pair,
+  fig7Report,
+  type Fig7Row,
+} from "./fig7_table.ts";
+import { conceptPictures, referencePictures } from "./pictures.ts";
+import { EMBEDDINGS, RUN_OPTIONS, TEST_CONCEPTS } from "./presets.ts";
+import {
+  type ArmScores,
+  type Cell,
+  estimate,
+  nested,
+  scoreCells,
+  type ScoreName,
+} from "./scores.ts";
+import {
+  CONCEPTS,
+  oneDomain,
+  phraseOf,
+  type Subject,
+  subjects,
+  training,
+} from "./subjects.ts";
+
+const OPTIONS = {
+  concepts: {
+    type: CONCEPTS,
+    default: TEST_CONCEPTS.slice(0, 5),
+    help: "concepts that are trained, fused and drawn in pairs",
+  },
+  prompts: RUN_OPTIONS.prompts,
+  seeds: RUN_OPTIONS.seeds,
+} as const;
+
+type Fig7Plan = Plan<typeof OPTIONS>;
+
+/** Pictures of a pair in each way. */
+const PICTURES = 4;
+
+/** Draws a pair by one prompt and by regions, from the same noise. */
+async function drawPair(
+  lab: Lab,
+  { settings: { sampling } }: Fig7Plan,
+  model: ModelRef,
+  phrases: readonly [string, string],
+  names: readonly [string, string],
+): Promise<Record<"prompt" | "regions", string[]>> {
+  const { sampler, steps, guidance, negative } = sampling;
+  const common = {
+    ...{ negative, sampler, steps, guidance },
+    size: { width: 96, height: 64 },
+  };
+  const [left, right] = phrases;
+  const [prompt, regions] = await lab.compose([
+    { prompt: `a ${left} on the left and a ${right} on the right on grass` },
+    {
+      prompt: "grass",
+      regions: phrases.map((phrase, i) => ({
+        box: HALVES[i],
+        prompt: `a ${phrase} on grass`,
+        negative: `a ${phrases[1 - i]}`,
+      })),
+    },
+  ].map((own) => ({
+    ...{ model, how: "model" as const, concepts: [] },
+    layout: { ...common, ...own },
+    noise: Array.from({ length: PICTURES }, (_, i) => [0, "fig7", ...names, i]),
+  })));
+  return { prompt, regions };
+}
+
+/** How much each half shows its own concept, and the other one. */
+async function scorePair(
+  lab: Lab,
+  images: readonly string[],
+  pair: readonly Subject[],
+): Promise<{ own: number; other: number }> {
+  const [[a, b], [c, d]] = await boxAlignment(lab, images, HALVES, pair);
+  return { own: (a + d) / 2, other: (b + c) / 2 };
+}
+
+/** What the grids of the paper show. */
+const CLAIMS: readonly {
+  readonly claim: string;
+  readonly more: Fig7Arm;
+  readonly less: Fig7Arm;
+}[] = [
+  {
+    claim: "ED-LoRA is fused with more identity than LoRA",
+    more: { embedding: "edlora", fusion: "gradient" },
+    less: { embedding: "lora", fusion: "gradient" },
+  },
+  {
+    claim: "gradient fusion keeps more identity than weight fusion",
+    more: { embedding: "edlora", fusion: "gradient" },
+    less: { embedding: "edlora", fusion: "weight" },
+  },
+];
+
+function claimsOf(
+  arms: readonly ArmScores<Fig7Arm>[],
+  names: readonly string[],
+  conclusive: boolean,
+): Comparison[] {
+  const rowsOf = (arm: Fig7Arm) =>
+    arms.find((one) => fig7Label(one.arm) === fig7Label(arm))!.rows;
+  return CLAIMS.map(({ claim, more, less }) => {
+    const id = `${fig7Label(more)} > ${fig7Label(less)}`;
+    return compare(
+      { ...{ id, claim, paper: true, score: "image" }, less: false },
+      nested(rowsOf(more), names, "image"),
+      nested(rowsOf(less), names, "image"),
+      { key: fold(key(0), "fig7", id), conclusive },
+    );
+  });
+}
+
+/** Trains, fuses, draws and scores. */
+async function grids(
+  lab: Lab,
+  plan: Fig7Plan,
+): Promise<Outcome<Fig7Numbers>> {
+  const { settings, seeds } = plan;
+  const { sampling, gradient } = settings;
+  const all = await subjects(lab, plan.concepts, plan.prompts, sampling);
+  const cells: Cell<Fig7Arm>[] = [];
+  let regional: ModelRef | undefined;
+  for (const seed of seeds) {
+    for (const embedding of EMBEDDINGS) {
+      const trained = await lab.train(
+        all.map((one) => training(settings, one, embedding, seed)),
+      );
+      const concepts = trained.map(({ model }) => model.id);
+      const [weight, fused] = await lab.fuse([
+        { concepts, how: { type: "weight", lambda: 1 / all.length }, seed },
+        { concepts, how: { type: "gradient", settings: gradient }, seed },
+      ]);
+      const add = (
+        fusion: Fig7Arm["fusion"],
+        model: (i: number) => ModelRef,
+      ) =>
+        cells.push(...all.map((subject, i): Cell<Fig7Arm> => ({
+          ...{ arm: { embedding, fusion }, seed, subject, model: model(i) },
+          words: trained[i].phrase,
+        })));
+      add("none", (i) => trained[i].model);
+      add("weight", () => weight.model);
+      add("gradient", () => fused.model);
+      if (embedding === "edlora") regional ??= fused.model;
+    }
+  }
+  const { arms, drawn } = await scoreCells(lab, settings, all, cells);
+  const names = all.map(({ name }) => name);
+  const rows = arms.map(({ arm, rows }): Fig7Row => {
+    const of = (score: ScoreName | "heldout") =>
+      estimate(rows, names, score, fold(key(0), "fig7", fig7Label(arm), score));
+    return {
+      ...arm,
+      ...{ text: of("text"), image: of("image"), heldout: of("heldout") },
+    };
+  });
+  const grid = await conceptPictures(lab, "fig7", drawn, fig7Label, 1);
+  const { pairs, part } = await pairsOf(lab, plan, all, regional!);
+  const data: Fig7Numbers = {
+    ...{ rows, pairs },
+    comparisons: claimsOf(arms, names, plan.scale !== "quick"),
+  };
+  return { data, report: fig7Report(data, [grid, part]) };
+}
+
+/** Neighbours in the list, two in a picture. */
+async function pairsOf(
+  lab: Lab,
+  plan: Fig7Plan,
+  all: readonly Subject[],
+  model: ModelRef,
+): Promise<{ pairs: Fig7Pair[]; part: ReportPart }> {
+  const found: Fig7Pair[] = [];
+  const rows = [];
+  for (let i = 0; i + 1 < all.length; i += 2) {
+    const pair = [all[i], all[i + 1]] as const;
+    const concepts = [pair[0].name, pair[1].name] as const;
+    const phrases = [
+      phraseOf(plan.settings, "edlora", pair[0]),
+      phraseOf(plan.settings, "edlora", pair[1]),
+    ] as const;
+    const images = await drawPair(lab, plan, model, phrases, concepts);
+    const [prompt, regions] = [
+      await scorePair(lab, images.prompt, pair),
+      await scorePair(lab, images.regions, pair),
+    ];
+    found.push({
+      concepts,
+      own: { prompt: prompt.own, regions: regions.own },
+      other: { prompt: prompt.other, regions: regions.other },
+    });
+    rows.push({
+      label: concepts.join(" + "),
+      cells: [
+        ...(await Promise.all(
+          pair.map((one) => referencePictures(lab, one, 1)),
+        )).flat(),
+        await lab.picture(images.prompt[0]),
+        await lab.picture(images.regions[0]),
+      ],
+    });
+  }
+  const columns = ["left", "right", "one prompt", "regions"];
+  const sheet = { columns, rows };
+  const title = "Two concepts: one prompt, and a region each";
+  return {
+    pairs: found,
+    part: { type: "pictures", name: "fig7-regions", title, sheet },
+  };
+}
+
+/** The ablation as grids. */
+export const fig7 = experiment({
+  name: "fig7",
+  summary: "The paper's Fig 7: embedding, fusion and regions as grids",
+  about:
+    `Trains concepts as LoRA and as ED-LoRA, fuses each by weight and by gradient,
+draws the same pictures with each, and draws pairs of concepts by one prompt and by
+a region each.`,
+  options: OPTIONS,
+  scales: {
+    quick: {
+      help: "2 concepts, 2 prompts: mechanics only, no conclusion",
+      plan: { concepts: TEST_CONCEPTS.slice(0, 2), prompts: 2 },
+    },
+  },
+  check({ concepts }) {
+    oneDomain(concepts);
+    if (concepts.length > 1) return;
+    throw cannot("draw pairs", "at least two concepts", concepts.join(", "));
+  },
+  run: grids,
+});

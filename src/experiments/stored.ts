@@ -1,0 +1,142 @@
+/**
+ * Stored numbers of experiments, for who shows them: read from a folder, or made
+ * anew, with a fingerprint of what was read.
+ *
+ * @module
+ */
+import { type BackendChoice, selectBackend } from "../core/backend.ts";
+import { cannot } from "../core/errors.ts";
+import { sha256 } from "../core/hash.ts";
+import { exists, joinPath, readBytes, readJson } from "../io/files.ts";
+import { MODEL_PARTS, withLab } from "../lab/lab.ts";
+import { folderHash } from "../lab/store.ts";
+import type { CostNumbers } from "./cost.ts";
+import { planOf } from "./experiment.ts";
+import type { FederatedNumbers } from "./federated.ts";
+import type { DomainReport } from "./fig3.ts";
+import type { Fig4Numbers } from "./fig4.ts";
+import type { Fig7Numbers } from "./fig7_table.ts";
+import type { Fig10Numbers } from "./fig10.ts";
+import type { MergeNumbers } from "./merge_table.ts";
+import { EXPERIMENTS } from "./registry.ts";
+import type { Table1Numbers } from "./table1_table.ts";
+
+/** Characters of a fingerprint. */
+const DIGITS = 12;
+
+/**
+ * A line that changes with what is in a file or in a model's folder: its path
+ * without leading `../`, and the start of its SHA-256. Outputs that have the line
+ * tell whether they are older than what they show.
+ *
+ * @param path A file, or the folder of a model.
+ * @throws If there is nothing.
+ *
+ * @example
+ * ```ts ignore
+ * console.log(await fingerprint("../results/quick/merge.json"));
+ * ```
+ */
+export async function fingerprint(path: string): Promise<string> {
+  const isModel = await exists(joinPath(path, "unet"));
+  const hash = isModel
+    ? await folderHash(path, MODEL_PARTS)
+    : await sha256(await readBytes(path));
+  return `${path.replace(/^(\.\.?\/)+/, "")} ${hash.slice(0, DIGITS)}`;
+}
+
+/** The numbers of experiments, by name. */
+export interface ResultNumbers {
+  /** Every way to combine LoRAs. */
+  readonly merge: MergeNumbers;
+  /** The pipeline with its losses. */
+  readonly fig4: Fig4Numbers;
+  /** The ablation as grids. */
+  readonly fig7: Fig7Numbers;
+  /** The limits of regional sampling. */
+  readonly fig10: Fig10Numbers;
+  /** In-domain against out-domain concepts, Fig 3. */
+  readonly domain: DomainReport;
+  /** Fusion from what clients publish. */
+  readonly federated: FederatedNumbers;
+  /** Time and bytes. */
+  readonly cost: CostNumbers;
+  /** Methods, alone and fused. */
+  readonly table1: Table1Numbers;
+}
+
+/** Settings of {@linkcode resultOf}. */
+export interface ResultOptions {
+  /**
+   * Folder with a `NAME.json` per experiment.
+   *
+   * @default "../results/quick"
+   */
+  readonly folder?: string;
+  /**
+   * Whether the experiment's quick plan is run instead, which takes minutes.
+   *
+   * @default false
+   */
+  readonly recompute?: boolean;
+  /** Where a new run computes. @default "auto" */
+  readonly backend?: BackendChoice;
+  /** The base model of a new run. @default "../models/micro" */
+  readonly model?: string;
+  /** Folder of finished work of new runs. @default "../out/notebooks/cache" */
+  readonly cache?: string;
+}
+
+/** Numbers of an experiment, and where they are from. */
+export interface StoredResult<D> {
+  /** The numbers. */
+  readonly data: D;
+  /** The fingerprint of the stored file, or that the run is new. */
+  readonly source: string;
+}
+
+/**
+ * The numbers of an experiment: those that are stored, or of a new quick run.
+ *
+ * @param name Name of the experiment.
+ * @param options Where the numbers are, or whether they are made anew.
+ * @throws If nothing is stored.
+ *
+ * @example
+ * ```ts ignore
+ * const { data, source } = await resultOf("fig4", { recompute: false });
+ * ```
+ */
+export async function resultOf<N extends keyof ResultNumbers>(
+  name: N,
+  options: ResultOptions = {},
+): Promise<StoredResult<ResultNumbers[N]>> {
+  const { folder = "../results/quick", recompute = false } = options;
+  const { backend = "auto", model = "../models/micro" } = options;
+  const { cache = "../out/notebooks/cache" } = options;
+  if (recompute) {
+    const chosen = await selectBackend(backend);
+    const experiment = EXPERIMENTS.find((one) => one.name === name)!;
+    const plan = planOf(experiment, { scale: "quick" });
+    const { data } = await withLab({
+      ...{ model, clip: joinPath(model, "clip_b"), store: cache },
+      ...{ backend: chosen.name, workers: 0 },
+    }, (lab) => experiment.run(lab, plan));
+    return {
+      data: data as ResultNumbers[N],
+      source: `${name}: a new quick run`,
+    };
+  }
+  const path = joinPath(folder, `${name}.json`);
+  if (!await exists(path)) {
+    throw cannot(
+      `show ${name}`,
+      `${path}, which deno task paper writes`,
+      "no such file",
+    );
+  }
+  return {
+    data: await readJson(path) as ResultNumbers[N],
+    source: await fingerprint(path),
+  };
+}
