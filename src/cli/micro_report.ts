@@ -96,7 +96,7 @@ function sheetOf(
     rows: starts.map((from) => {
       const row = list.slice(from, from + COLUMNS);
       return {
-        label: `${from + 1}–${from + row.length}`,
+        label: `${from + 1} - ${from + row.length}`,
         cells: row.map(({ image }) => image),
         captions: row.map(({ text = "" }) => text),
       };

@@ -172,17 +172,16 @@ export type {
 } from "../experiments/scores.ts";
 export { type Subject, subjects } from "../experiments/subjects.ts";
 export {
-  bestLambdas,
   sweep,
   type SweepArm,
   type SweepPlan,
   type SweepRow,
-  sweepTable,
-} from "../experiments/sweeps.ts";
+} from "../experiments/sweep.ts";
+export { bestLambdas, sweepTable } from "../experiments/sweep_table.ts";
 export {
   type OverfitArm,
   overfitLabel,
   overfitReport,
   type OverfitRow,
   overfitTable,
-} from "../experiments/overfit.ts";
+} from "../experiments/overfit_table.ts";

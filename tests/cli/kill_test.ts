@@ -52,12 +52,13 @@ Deno.test("kill -9 in training and in drawing: the rerun ends in the same number
     const { model, clip } = await writeTinyWorld(folder);
     const args = (out: string) => [
       "--quick",
+      "--n=1",
       "--method=edlora",
       "--fusion=weight",
       "--backend=wasm",
       "--workers=0",
       "--train-steps=60",
-      "--steps=4",
+      "--steps=2",
       `--model=${model}`,
       `--clip=${clip}`,
       `--out=${folder}/${out}`,

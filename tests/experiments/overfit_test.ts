@@ -5,11 +5,11 @@ import {
   assertRejects,
 } from "@std/assert";
 import { selectBackend } from "../../src/core/backend.ts";
+import { overfit } from "../../src/experiments/overfit.ts";
 import {
-  overfit,
   overfitLabel,
   overfitTable,
-} from "../../src/experiments/overfit.ts";
+} from "../../src/experiments/overfit_table.ts";
 import { planOf } from "../../src/experiments/experiment.ts";
 import { PRESETS } from "../../src/experiments/presets.ts";
 import { DEVELOPMENT_CONCEPTS } from "../../src/experiments/subjects.ts";

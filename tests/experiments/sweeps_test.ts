@@ -7,11 +7,11 @@ import {
 import { selectBackend } from "../../src/core/backend.ts";
 import { PRESETS } from "../../src/experiments/presets.ts";
 import {
-  bestLambdas,
   sweep,
   type SweepPlan,
   type SweepRow,
-} from "../../src/experiments/sweeps.ts";
+} from "../../src/experiments/sweep.ts";
+import { bestLambdas } from "../../src/experiments/sweep_table.ts";
 import { withLab } from "../../src/lab/lab.ts";
 import { writeTinyWorld } from "./tiny_world.ts";
 
