@@ -176,8 +176,9 @@ export function requestOf(state: State): DrawRequest {
     layout: {
       ...state.rest,
       ...{ prompt, negative, size, seed, steps, guidance },
-      regions: state.boxes.map(({ place, prompt, rest }) => ({
-        ...{ ...rest, box: place, prompt },
+      // Later boxes are in front, as on any drawing table.
+      regions: state.boxes.map(({ place, prompt, rest }, i) => ({
+        ...{ priority: i, ...rest, box: place, prompt },
       })),
       conditions: steered
         ? [{
