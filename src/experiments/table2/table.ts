@@ -419,7 +419,9 @@ export function ablationReport(
       "image: how alike it finds picture and references; masked image: the " +
       "same of the subject alone; retrieval: how often the concept is the " +
       "nearest of all; image kept: the share of a single concept's gain over " +
-      "the class word that is left after fusion.",
+      "the class word that is left after fusion; held-out error: how wrong " +
+      "the model is about the noise of unseen pictures of the subject, lower " +
+      "is better; held-out kept: the share of its fall that is left.",
     ],
     parts: [
       { type: "table", table: ablationTable(report), brief: true },
