@@ -79,9 +79,6 @@ function solos(
   concepts: readonly Concept[],
   options: CompositionOptions,
 ): { named: Model; all: Solo[]; dispose(): void } {
-  if (concepts.length === 0) {
-    throw cannot("compose adapters", "at least one concept", 0);
-  }
   const { prompt, negative = "", skipLast, syntax, alpha, weights } = options;
   const named = addTokens(base, concepts);
   const all: Solo[] = [];
@@ -278,13 +275,13 @@ export function loraComposite(
   options: CompositionOptions,
 ): AdapterSampling {
   const shares = sharesOf(concepts, options);
+  // Equal shares are divided at the end, which rounds once.
+  const equal = shares.every((share) => share === shares[0]);
   const { named, all, dispose } = solos(base, concepts, options);
   return {
     model: named,
     pipeline: {
       denoise: (_, call) => {
-        // Equal shares are divided at the end, which rounds once.
-        const equal = shares.every((share) => share === shares[0]);
         const outputs = all.flatMap((solo, i) =>
           shares[i] === 0
             ? []

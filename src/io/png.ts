@@ -5,7 +5,7 @@
  */
 import { decode, encode } from "fast-png";
 import { unzlibSync, zlibSync } from "fflate";
-import { cannot } from "../core/errors.ts";
+import { cannot, reasonOf } from "../core/errors.ts";
 import { pngChunks } from "./chunks.ts";
 
 /** An 8-bit image: rows from the top, channels last. */
@@ -109,8 +109,7 @@ export function decodePng(bytes: Uint8Array): Pixels {
   try {
     return toBytes(parts, samplesOf(parts));
   } catch (cause) {
-    const reason = cause instanceof Error ? cause.message : String(cause);
-    throw cannot("decode PNG", "a whole PNG file", reason);
+    throw cannot("decode PNG", "a whole PNG file", reasonOf(cause));
   }
 }
 

@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { reasonOf } from "../../src/core/errors.ts";
 import { type Check, Context, type Line } from "./check.ts";
 import { MERGE_CHECKS } from "./merge.ts";
 import { MODEL_CHECKS } from "./models.ts";
@@ -105,7 +106,7 @@ export async function* verify(
         yield {
           name: check.id,
           status: "FAIL",
-          reason: error instanceof Error ? error.message : String(error),
+          reason: reasonOf(error),
         };
       }
     }

@@ -63,27 +63,20 @@ export function withPackedFilter(
         s,
       ));
   const all = keptBy(backend);
-  const side = backward ? 1 : 0;
   const own = all.get(filter.dataId) ?? [undefined, undefined];
   all.set(filter.dataId, own);
-  if (own[side] === undefined) {
-    // Once may be all: a filter that is trained is another one every step.
-    own[side] = 0;
-    return withScratch(backend, floats, (at) => {
-      pack(at);
-      f(at);
-    });
+  const side = backward ? 1 : 0;
+  // Once may be all: a filter that is trained is another one every step.
+  if (own[side] === undefined) own[side] = 0;
+  else if (own[side] === 0) {
+    // Address 0: there is no memory to keep it in.
+    own[side] = backend.wasm._malloc(4 * floats) >>> 0;
+    if (own[side] !== 0) pack(own[side]);
   }
-  if (own[side] === 0) {
-    const at = backend.wasm._malloc(4 * floats) >>> 0;
-    if (at === 0) {
-      return withScratch(backend, floats, (at) => {
-        pack(at);
-        f(at);
-      });
-    }
+  const at = own[side];
+  if (at) return f(at);
+  withScratch(backend, floats, (at) => {
     pack(at);
-    own[side] = at;
-  }
-  f(own[side]);
+    f(at);
+  });
 }
