@@ -166,7 +166,7 @@ export interface RenderOptions {
   /**
    * Width in pixels.
    *
-   * @default 960
+   * @default 960, or what names below the axis need
    */
   readonly width?: number;
   /**
@@ -372,10 +372,10 @@ export function renderFigure(
   figure: Figure,
   options: RenderOptions = {},
 ): Pixels {
-  const { width = 960, height = 540 } = options;
   const traces = figure.data.map(readTrace);
   const layout = loose(figure.layout);
   const axes = axesOf(traces, layout);
+  const { width = widthFor(axes.names), height = 540 } = options;
   const canvas = new Canvas(width, height);
   const keys = layout.showlegend === false
     ? []
@@ -392,6 +392,14 @@ export function renderFigure(
   canvas.line([left, bottom], [right, bottom], INK, 2);
   drawLegend(canvas, left, keys, rows);
   return { width, height, channels: 3, data: canvas.data };
+}
+
+/** Pixels a figure needs so that no two names below it overlap. */
+function widthFor(names: readonly string[]): number {
+  const words = names.flatMap((name) => name.split(" "));
+  const widest = Math.max(0, ...words.map((word) => textWidth(word, SCALE)));
+  // What stands beside the columns, the labels of ticks included.
+  return Math.max(960, 140 + names.length * (widest + 8));
 }
 
 /** Lines of words no wider than so many pixels, where that is possible. */
