@@ -87,6 +87,22 @@ export interface FlatAdamWOptions {
 }
 
 /**
+ * Norm of a gradient.
+ *
+ * @param grads The gradient.
+ * @throws If it is not finite.
+ */
+export function gradientNorm(grads: Float32Array): number {
+  let squares = 0;
+  for (let i = 0; i < grads.length; i++) squares += grads[i] * grads[i];
+  const norm = Math.sqrt(squares);
+  if (!Number.isFinite(norm)) {
+    throw cannot("take an optimizer step", "finite gradients", `norm ${norm}`);
+  }
+  return norm;
+}
+
+/**
  * One AdamW step on the host, in place, with the moving average in the same
  * pass.
  *
@@ -105,12 +121,7 @@ export function flatAdamW(
 ): number {
   const { lr, eps = 1e-8, weightDecay = 0.01, maxNorm } = options;
   const [beta1, beta2] = options.betas ?? [0.9, 0.999];
-  let squares = 0;
-  for (let i = 0; i < grads.length; i++) squares += grads[i] * grads[i];
-  const norm = Math.sqrt(squares);
-  if (!Number.isFinite(norm)) {
-    throw cannot("take an AdamW step", "finite gradients", `norm ${norm}`);
-  }
+  const norm = gradientNorm(grads);
   const clip = maxNorm !== undefined && norm > maxNorm ? maxNorm / norm : 1;
   const step = state.step + 1;
   const rate = lr / (1 - beta1 ** step);

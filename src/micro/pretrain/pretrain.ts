@@ -19,6 +19,7 @@ import {
   flatState,
   warmupLinear,
 } from "../../optim/flat.ts";
+import { flatMuon } from "../../optim/muon.ts";
 import {
   LATENT_SCENES,
   type NetworkName,
@@ -164,6 +165,22 @@ export async function* pretrain(
     { name, params: shared, ...options.materials },
     workers,
   );
+  const grads = new Float32Array(layout.size);
+  const ofShard = Array.from(
+    { length: recipe.shards },
+    () => sharedFloats(layout.size),
+  );
+  const updates = sharedFloats(layout.size);
+  const orthogonalise = async () => {
+    const parts = Math.max(1, workers);
+    const t0 = performance.now();
+    await runner.map(Array.from({ length: parts }, (_, part) => ({
+      kind: "orthogonalise" as const,
+      part,
+      parts,
+      updates,
+    })));
+  };
   let lastSave = performance.now();
   try {
     while (state.step < recipe.steps) {
@@ -175,7 +192,7 @@ export async function* pretrain(
         batch: recipe.batch,
         seed: recipe.seed,
       }));
-      const grads = new Float32Array(layout.size);
+      grads.fill(0);
       let losses: Record<string, number> = {};
       if (name === "clip_a" || name === "clip_b") {
         const embedded = await runner.map(
@@ -183,27 +200,41 @@ export async function* pretrain(
         ) as EmbeddedShard[];
         const at = layout.entries.find((e) => e.path === "logit_scale")!.offset;
         const { by, byScale, ...parts } = clipLoss(embedded, shared[at]);
-        const results = await runner.map(shards.map((shard, i) => ({
+        await runner.map(shards.map((shard, i) => ({
           kind: "backward",
           shard,
           by: by[i],
-        }))) as ShardResult[];
-        for (const r of results) add(grads, r.grads, 1);
+          into: ofShard[i],
+        })));
+        for (const part of ofShard) add(grads, part, 1);
         grads[at] += byScale;
         losses = parts.losses;
       } else {
         const results = await runner.map(
-          shards.map((shard) => ({ kind: "gradient", shard })),
+          shards.map((shard, i) => ({
+            kind: "gradient",
+            shard,
+            into: ofShard[i],
+          })),
         ) as ShardResult[];
+        for (const part of ofShard) add(grads, part, 1 / shards.length);
         for (const r of results) {
-          add(grads, r.grads, 1 / shards.length);
           for (const [part, value] of Object.entries(r.losses)) {
             losses[part] = (losses[part] ?? 0) + value / shards.length;
           }
         }
       }
       const lr = warmupLinear(state.step, recipe);
-      const norm = flatAdamW(layout, state, grads, { ...recipe, lr });
+      const norm = recipe.optimizer === "muon"
+        ? await flatMuon(
+          layout,
+          state,
+          grads,
+          { ...recipe, lr },
+          updates,
+          orthogonalise,
+        )
+        : flatAdamW(layout, state, grads, { ...recipe, lr });
       yield {
         network: name,
         step: state.step,

@@ -30,6 +30,8 @@ export interface NetworkRecipe {
   readonly ema: number;
   /** Root seed of initialisation and data. */
   readonly seed: number;
+  /** How matrices and kernels move. @default "adamw" */
+  readonly optimizer?: "adamw" | "muon";
   /** Share of the steps, the last ones, in which the rate decays. @default 1 */
   readonly decay?: number;
 }
@@ -201,6 +203,7 @@ export const RECIPE: Readonly<Record<NetworkName, NetworkRecipe>> = {
     maxNorm: 0.5,
     ema: 0.9995,
     seed: 13,
+    optimizer: "muon",
     decay: 0.3,
   },
   clip_b: {

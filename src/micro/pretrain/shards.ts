@@ -6,6 +6,7 @@ import type { T2IAdapter } from "../../models/t2i_adapter.ts";
 import { type UNet, unetSpec } from "../../models/unet.ts";
 import { autoencoderSpec, encode } from "../../models/autoencoder.ts";
 import { disposeTree } from "../../core/tree.ts";
+import { matrixParts, orthogonaliseInPlace } from "../../optim/muon.ts";
 import { loadArt } from "../art.ts";
 import { loadConceptArt } from "../concepts.ts";
 import { classTexts, loadPrompts } from "../prompts.ts";
@@ -48,12 +49,19 @@ export interface ServerInit {
 
 /** One piece of work. */
 export type ShardRequest =
-  | { readonly kind: "gradient"; readonly shard: Shard }
+  | {
+    readonly kind: "gradient";
+    readonly shard: Shard;
+    /** Where the gradient of the shard's mean loss is written; shared. */
+    readonly into: Float32Array;
+  }
   | { readonly kind: "embed"; readonly shard: Shard }
   | {
     readonly kind: "backward";
     readonly shard: Shard;
     readonly by: Embeddings;
+    /** Where the gradient is written; shared. */
+    readonly into: Float32Array;
   }
   | {
     readonly kind: "encode";
@@ -62,6 +70,14 @@ export type ShardRequest =
     readonly to: number;
     /** Where they are written; shared. */
     readonly latents: Float32Array;
+  }
+  | {
+    readonly kind: "orthogonalise";
+    /** Which part of the matrices, of how many. */
+    readonly part: number;
+    readonly parts: number;
+    /** Updates, laid out as the parameters; shared, changed in place. */
+    readonly updates: Float32Array;
   };
 
 /** What a request gives. */
@@ -114,19 +130,22 @@ export function createShardServer(init: ServerInit): ShardServer {
     ready,
     async run(request) {
       await ready;
+      if (request.kind === "orthogonalise") {
+        const { part, parts, updates } = request;
+        await orthogonaliseInPlace(updates, matrixParts(layout, parts)[part]);
+        return null;
+      }
       const params = unflatten(spec, layout, init.params);
       try {
         switch (request.kind) {
           case "gradient":
-            return init.name === "vae"
-              ? await vaeShard(params as Autoencoder, request.shard, materials)
-              : init.name === "adapter"
-              ? await adapterShard(
-                params as T2IAdapter,
-                request.shard,
-                materials,
-              )
-              : await unetShard(params as UNet, request.shard, materials);
+            return await gradient(
+              init.name,
+              params,
+              request.shard,
+              materials,
+              request.into,
+            );
           case "embed":
             return await clipEmbed(
               init.name,
@@ -141,6 +160,7 @@ export function createShardServer(init: ServerInit): ShardServer {
               request.shard,
               materials,
               request.by,
+              request.into,
             );
           case "encode":
             await encodeScenes(params as Autoencoder, request, materials);
@@ -151,6 +171,22 @@ export function createShardServer(init: ServerInit): ShardServer {
       }
     },
   };
+}
+
+/** The gradient of one shard of any network but the CLIPs. */
+function gradient(
+  name: NetworkName,
+  params: unknown,
+  ...rest: [Shard, Materials, into: Float32Array]
+): Promise<ShardResult> {
+  switch (name) {
+    case "vae":
+      return vaeShard(params as Autoencoder, ...rest);
+    case "adapter":
+      return adapterShard(params as T2IAdapter, ...rest);
+    default:
+      return unetShard(params as UNet, ...rest);
+  }
 }
 
 /** Encodes training scenes to the means of their latents, 32 at a time. */

@@ -1,5 +1,6 @@
 import * as tf from "@tensorflow/tfjs";
 import { fold, type Key, key, normal, stream } from "../../core/random.ts";
+import { readInto } from "../../core/read_into.ts";
 import { leaves, valueAndGrads } from "../../core/tree.ts";
 import { type Schedule, schedule } from "../../diffusion/schedule.ts";
 import {
@@ -110,11 +111,9 @@ export interface Shard {
   readonly seed: number;
 }
 
-/** The gradient of a shard's mean loss. */
+/** What a shard gives beside its gradient, which is written where it is told. */
 export interface ShardResult {
   readonly losses: Readonly<Record<string, number>>;
-  /** Laid out as the network's {@linkcode FlatLayout}. */
-  readonly grads: Float32Array;
 }
 
 /** Embeddings of a shard, and later the gradient with respect to them. */
@@ -210,19 +209,18 @@ export function unflatten<T>(
   const entries = new Map(layout.entries.map((e) => [e.path, e]));
   return buildTree<T>(spec, (param, path) => {
     const { offset, size } = entries.get(path)!;
-    return tf.tensor(values.slice(offset, offset + size), param.shape);
+    return tf.tensor(values.subarray(offset, offset + size), param.shape);
   });
 }
 
 async function flattenGrads(
   layout: FlatLayout,
   grads: Map<string, tf.Tensor>,
-): Promise<Float32Array> {
-  const flat = new Float32Array(layout.size);
-  for (const { path, offset } of layout.entries) {
-    flat.set(await grads.get(path)!.data() as Float32Array, offset);
+  into: Float32Array,
+): Promise<void> {
+  for (const { path, offset, size } of layout.entries) {
+    await readInto(grads.get(path)!, into.subarray(offset, offset + size));
   }
-  return flat;
 }
 
 /** Pixels of images as [b, 64, 64, 3] in [−1, 1]. */
@@ -264,6 +262,7 @@ export async function vaeShard(
   params: Autoencoder,
   shard: Shard,
   materials: Materials,
+  into: Float32Array,
 ): Promise<ShardResult> {
   const spec = networkLayout("vae");
   const batch = members(shard);
@@ -307,9 +306,9 @@ export async function vaeShard(
     mse: (await parts[0].data())[0],
     kl: (await parts[1].data())[0],
   };
-  const flat = await flattenGrads(spec, grads);
+  await flattenGrads(spec, grads, into);
   tf.dispose([value, ...parts, ...grads.values(), images, noise]);
-  return { losses, grads: flat };
+  return { losses };
 }
 
 /**
@@ -497,6 +496,7 @@ export async function clipBackward(
   shard: Shard,
   materials: Materials,
   by: Embeddings,
+  into: Float32Array,
 ): Promise<ShardResult> {
   const layout = networkLayout(name);
   const kept = materials.waiting.get(shardKey(shard));
@@ -510,9 +510,9 @@ export async function clipBackward(
       tf.sum(b.mul(tf.tensor2d(by.texts, b.shape))),
     ) as tf.Scalar;
   }, params);
-  const flat = await flattenGrads(layout, grads);
+  await flattenGrads(layout, grads, into);
   tf.dispose([value, ...grads.values(), images]);
-  return { losses: {}, grads: flat };
+  return { losses: {} };
 }
 
 /**
@@ -781,6 +781,7 @@ export async function unetShard(
   params: UNet,
   shard: Shard,
   materials: Materials,
+  into: Float32Array,
 ): Promise<ShardResult> {
   const layout = networkLayout("unet");
   const { timesteps, inputs } = denoisingBatch(shard, materials);
@@ -789,9 +790,9 @@ export async function unetShard(
     return tf.mean(out.sub(inputs.v).square().mul(inputs.weight)) as tf.Scalar;
   }, params);
   const losses = { loss: (await value.data())[0] };
-  const flat = await flattenGrads(layout, grads);
+  await flattenGrads(layout, grads, into);
   tf.dispose([value, ...grads.values(), ...Object.values(inputs)]);
-  return { losses, grads: flat };
+  return { losses };
 }
 
 /**
@@ -803,6 +804,7 @@ export async function adapterShard(
   params: T2IAdapter,
   shard: Shard,
   materials: Materials,
+  into: Float32Array,
 ): Promise<ShardResult> {
   const layout = networkLayout("adapter");
   const { scenes, timesteps, inputs } = denoisingBatch(
@@ -831,9 +833,9 @@ export async function adapterShard(
     return tf.mean(out.sub(inputs.v).square()) as tf.Scalar;
   }, params);
   const losses = { loss: (await value.data())[0] };
-  const flat = await flattenGrads(layout, grads);
+  await flattenGrads(layout, grads, into);
   tf.dispose([value, ...grads.values(), ...Object.values(inputs), condition]);
-  return { losses, grads: flat };
+  return { losses };
 }
 
 /** Spec of the frozen text tower. */
