@@ -148,6 +148,14 @@ export async function orthogonaliseInPlace(
 /** Momentum of matrices. */
 const MOMENTUM = 0.95;
 
+/** Where matrices' updates are orthogonalised: in workers, or in place. */
+export interface Orthogonaliser {
+  /** Room for the updates, laid out as the parameters. */
+  readonly updates: Float32Array;
+  /** Orthogonalises all matrices of `updates` in place. */
+  run(): Promise<void>;
+}
+
 /**
  * One Muon step in place: matrices and kernels move along their orthogonalised
  * Nesterov momentum, everything else by AdamW. A matrix's update has AdamW's
@@ -157,10 +165,9 @@ const MOMENTUM = 0.95;
  * @param layout Where the parameters lie.
  * @param state Changed in place; `step` grows by one. A matrix's momentum is in
  * `m`, its `v` stays as it is.
- * @param grads Gradients, laid out alike; changed.
- * @param options Rates.
- * @param updates Room for the matrices' updates, laid out alike.
- * @param orthogonalise Orthogonalises all matrices of `updates` in place.
+ * @param grads Gradients, laid out alike.
+ * @param options Rates; `betas` and `eps` are those of AdamW.
+ * @param orthogonaliser Orthogonalises the matrices' updates.
  * @returns The gradient's global norm before clipping.
  * @throws If the gradient is not finite; the state is then unchanged.
  */
@@ -169,8 +176,7 @@ export async function flatMuon(
   state: FlatState,
   grads: Float32Array,
   options: FlatAdamWOptions,
-  updates: Float32Array,
-  orthogonalise: () => Promise<void>,
+  { updates, run }: Orthogonaliser,
 ): Promise<number> {
   const { lr, weightDecay = 0.01, maxNorm } = options;
   const norm = gradientNorm(grads);
@@ -184,7 +190,7 @@ export async function flatMuon(
       updates[i] = MOMENTUM * m[i] + (1 - MOMENTUM) * g;
     }
   }
-  await orthogonalise();
+  await run();
   const vectors = layout.entries.filter(({ decay }) => !decay);
   flatAdamW({ entries: vectors, size: layout.size }, state, grads, options);
   const step = state.step;

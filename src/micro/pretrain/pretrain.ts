@@ -19,7 +19,7 @@ import {
   flatState,
   warmupLinear,
 } from "../../optim/flat.ts";
-import { flatMuon } from "../../optim/muon.ts";
+import { flatMuon, type Orthogonaliser } from "../../optim/muon.ts";
 import {
   LATENT_SCENES,
   type NetworkName,
@@ -170,17 +170,7 @@ export async function* pretrain(
     { length: recipe.shards },
     () => sharedFloats(layout.size),
   );
-  const updates = sharedFloats(layout.size);
-  const orthogonalise = async () => {
-    const parts = Math.max(1, workers);
-    const t0 = performance.now();
-    await runner.map(Array.from({ length: parts }, (_, part) => ({
-      kind: "orthogonalise" as const,
-      part,
-      parts,
-      updates,
-    })));
-  };
+  const orthogonaliser = muonIn(runner, layout.size, Math.max(1, workers));
   let lastSave = performance.now();
   try {
     while (state.step < recipe.steps) {
@@ -231,8 +221,7 @@ export async function* pretrain(
           state,
           grads,
           { ...recipe, lr },
-          updates,
-          orthogonalise,
+          orthogonaliser,
         )
         : flatAdamW(layout, state, grads, { ...recipe, lr });
       yield {
@@ -254,6 +243,26 @@ export async function* pretrain(
   } finally {
     runner.close();
   }
+}
+
+/** Lets the servers of a runner orthogonalise updates, each a part of them. */
+function muonIn(
+  runner: ShardRunner,
+  size: number,
+  parts: number,
+): Orthogonaliser {
+  const updates = sharedFloats(size);
+  return {
+    updates,
+    async run() {
+      await runner.map(Array.from({ length: parts }, (_, part) => ({
+        kind: "orthogonalise",
+        part,
+        parts,
+        updates,
+      })));
+    },
+  };
 }
 
 function add(to: Float32Array, from: Float32Array, factor: number): void {

@@ -203,6 +203,8 @@ export const RECIPE: Readonly<Record<NetworkName, NetworkRecipe>> = {
     maxNorm: 0.5,
     ema: 0.9995,
     seed: 13,
+    // From step 8,108 on: the loss of the same batches fell by .0055 in the next
+    // 170 steps, which took AdamW 900.
     optimizer: "muon",
     decay: 0.3,
   },
