@@ -152,8 +152,18 @@ export function freeFuse(
   }
 }
 
-/** Positions of a concept's learned tokens in the prompt. */
-function wordsIn(model: Model, { tokens }: Concept, prompt: string): number[] {
+/**
+ * Positions of a concept's learned tokens in a prompt.
+ *
+ * @param model A model that has them.
+ * @param concept The concept.
+ * @param prompt The prompt.
+ */
+export function wordsIn(
+  model: Model,
+  { tokens }: Pick<Concept, "tokens">,
+  prompt: string,
+): number[] {
   const first = model.tokenizer.vocabSize - model.added!.names.length;
   const own = new Set(
     tokens.flatMap(({ token }) => model.added!.sites[token])

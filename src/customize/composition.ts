@@ -14,7 +14,7 @@ import type { UNetCall } from "../diffusion/pipeline.ts";
 import { type PromptRows, promptRows } from "../diffusion/regions.ts";
 import type { Model } from "../models/model.ts";
 import type { PromptSyntax } from "../models/prompts.ts";
-import { unet } from "../models/unet.ts";
+import { unet, type UNetOptions } from "../models/unet.ts";
 import { addTokens, type Concept, releaseTokens } from "./concept.ts";
 import type { AttachOptions } from "./lora.ts";
 import {
@@ -68,18 +68,47 @@ function sharesOf(
   return shares.map((share) => share / sum);
 }
 
-/** One adapted model a concept, with the tokens of all. */
-interface Solo {
+/** A model and how it reads a prompt. */
+export interface Solo {
+  /** The model, with the tokens of all concepts. */
   readonly model: Model;
+  /** The prompt's text states. */
   readonly rows: PromptRows;
 }
 
-function solos(
+/**
+ * A prompt in which concepts are called by their class.
+ *
+ * @param prompt The prompt.
+ * @param concepts Which.
+ */
+export function withClassWords(
+  prompt: string,
+  concepts: readonly Concept[],
+): string {
+  return concepts.filter(({ phrase }) => phrase !== "").reduce(
+    (text, { phrase, classWord }) => text.replaceAll(phrase, classWord),
+    prompt,
+  );
+}
+
+/**
+ * One adapted model per concept, with the tokens of all.
+ *
+ * @param base The model without the concepts; not changed.
+ * @param concepts The concepts.
+ * @param options The prompt.
+ * @param promptOf What each reads. @default the prompt
+ * @returns The model with all tokens and no adapter, and those with one; dispose
+ * them afterwards.
+ */
+export function solos(
   base: Model,
   concepts: readonly Concept[],
-  options: CompositionOptions,
+  options: Omit<CompositionOptions, "shares">,
+  promptOf: (concept: Concept) => string = () => options.prompt,
 ): { named: Model; all: Solo[]; dispose(): void } {
-  const { prompt, negative = "", skipLast, syntax, alpha, weights } = options;
+  const { negative = "", skipLast, syntax, alpha, weights } = options;
   const named = addTokens(base, concepts);
   const all: Solo[] = [];
   const dispose = () => {
@@ -99,7 +128,7 @@ function solos(
       const model = { ...named, textEncoder, unet };
       const rows = promptRows(
         model,
-        prompt,
+        promptOf(concept),
         negative,
         { skipLast, syntax },
       );
@@ -112,14 +141,25 @@ function solos(
   return { named, all, dispose };
 }
 
-/** One UNet run of one concept's model, with its own reading of the prompt. */
-function runSolo({ model, rows }: Solo, call: UNetCall): tf.Tensor4D {
+/**
+ * One UNet run of one concept's model, with its own reading of the prompt.
+ *
+ * @param solo The model and its reading.
+ * @param call Which call.
+ * @param options What is observed.
+ */
+export function runSolo(
+  { model, rows }: Solo,
+  call: Pick<UNetCall, "sample" | "timestep" | "branch" | "count">,
+  options?: UNetOptions,
+): tf.Tensor4D {
   return unet(
     model.unet.params,
     model.unet.config,
     call.sample,
     [call.timestep],
     rows.of(call.branch, call.count),
+    options,
   );
 }
 
@@ -160,16 +200,12 @@ export async function promptShares(
       continue;
     }
     // Others are their class here, as this concept's text encoder has no more.
-    const others = (text: string) =>
-      concepts.filter((one) => one !== concept && one.phrase !== "").reduce(
-        (sofar, one) => sofar.replaceAll(one.phrase, one.classWord),
-        text,
-      );
+    const rest = concepts.filter((one) => one !== concept);
     // Read together, both are layer-wise or both are plain.
     const { all: [{ rows }], dispose } = solos(base, [concept], {
       ...options,
-      prompt: others(options.prompt),
-      negative: others(without),
+      prompt: withClassWords(options.prompt, rest),
+      negative: withClassWords(without, rest),
     });
     const states = await rows.of("both", 1).data();
     dispose();

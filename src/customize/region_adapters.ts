@@ -41,6 +41,7 @@ export interface AdapterSampling {
   readonly pipeline: {
     readonly unet?: (call: UNetCall) => UNetOptions;
     readonly denoise?: NonNullable<PipelineOptions["denoise"]>;
+    readonly adjust?: NonNullable<PipelineOptions["adjust"]>;
   };
   /** Disposes what was made; the concepts stay the caller's. */
   dispose(): void;

@@ -160,6 +160,17 @@ export interface PipelineOptions extends PlanOptions {
     call: UNetCall,
   ) => tf.Tensor4D;
   /**
+   * Changes the latents before a call, such as by the gradient of a loss; runs
+   * inside `tf.tidy`.
+   *
+   * @param latent [count, h, w, c].
+   * @param call Which call.
+   */
+  readonly adjust?: (
+    latent: tf.Tensor4D,
+    call: Pick<UNetCall, "index" | "total" | "timestep" | "first" | "count">,
+  ) => tf.Tensor4D;
+  /**
    * Leave latents undecoded: no `images` record.
    *
    * @default {true}
@@ -523,6 +534,14 @@ async function* drawBatch(
       ...(init && options.strength !== 1 ? { init } : {}),
       ...(init && mask ? { keep: { latent: init, mask } } : {}),
       noise: (index: number) => noiseOf(keys, job.shape, "step", index),
+      ...(options.adjust && {
+        adjust: (latent: tf.Tensor4D, { timestep }, index: number) =>
+          tf.tidy(() =>
+            options.adjust!(latent, {
+              ...{ index, total: course.calls, timestep, first, count },
+            })
+          ),
+      }),
     });
     for await (const step of steps) {
       const now = performance.now();

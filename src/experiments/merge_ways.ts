@@ -220,6 +220,11 @@ export const MERGE_WAYS: readonly MergeWay[] = [
     ...{ sampling: "free-fuse", named: true },
   },
   {
+    ...{ id: "clora", label: "CLoRA", needs: "nothing" },
+    source: "Meral et al. 2024: attention kept apart, outputs by masks",
+    ...{ sampling: "clora", named: true },
+  },
+  {
     ...{ id: "joint", label: "joint training", needs: "pictures" },
     source: "the bound: one run on all pictures",
   },

@@ -12,6 +12,7 @@ import {
   loraSwitch,
   promptShares,
 } from "../customize/composition.ts";
+import { clora } from "../customize/contrastive.ts";
 import {
   type AdapterSampling,
   regionAdapters,
@@ -70,7 +71,7 @@ export async function compose(
     }
     sampling = await samplingOf(model, resolved, concepts, spec.how);
     const { model: own = model, pipeline = {} } = sampling ?? {};
-    const { unet, denoise } = pipeline;
+    const { unet, ...hooks } = pipeline;
     const prepared = prepareLayout(own, resolved, {
       networks,
       concepts: concepts.map(({ name }) => name),
@@ -80,7 +81,7 @@ export async function compose(
       const count = spec.noise.length;
       return await generate(own, {
         ...prepared.options,
-        ...(denoise ? { denoise } : {}),
+        ...hooks,
         prompts: new Array<string>(count).fill(layout.prompt),
         key: spec.noise.map(noiseKey),
         batch: count,
@@ -116,6 +117,8 @@ async function samplingOf(
       const compose = how === "w-switch" ? loraSwitch : loraComposite;
       return compose(model, concepts, { ...own, shares });
     }
+    case "clora":
+      return clora(model, concepts, { prompt, negative });
     case "free-fuse":
       return freeFuse(model, concepts, { prompt });
     case "region-adapters":

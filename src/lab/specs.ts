@@ -276,7 +276,9 @@ export type ComposeHow =
   | "w-switch"
   | "w-composite"
   /** Adapters inside masks that attention finds; the prompt names all concepts. */
-  | "free-fuse";
+  | "free-fuse"
+  /** Attention kept apart by a contrastive loss, outputs blended by masks. */
+  | "clora";
 
 /** Draws one layout with several noises. */
 export interface ComposeSpec {

@@ -39,7 +39,7 @@ const concepts = DEVELOPMENT_CONCEPTS.slice(0, 2);
 /** Ways that combine while sampling. */
 const COMPOSED = [
   ...["switch", "composite", "w-switch", "w-composite"],
-  ...["regional", "free-fuse"],
+  ...["regional", "free-fuse", "clora"],
 ];
 
 Deno.test("new experiments on a tiny world", async (t) => {

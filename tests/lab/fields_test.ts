@@ -256,6 +256,7 @@ async function drawing(lab: Lab, concepts: readonly string[]): Promise<void> {
       switch: { how: "switch" as never, layout: named(layout) },
       composite: { how: "composite" as never, layout: named(layout) },
       "free-fuse": { how: "free-fuse" as never, layout: named(layout) },
+      clora: { how: "clora" as never, layout: named(layout) },
       regions: {
         layout: { ...layout, regions: [half("kuro", 0.5), half("momo", 0)] },
       },

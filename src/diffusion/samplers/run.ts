@@ -71,6 +71,15 @@ export interface SampleOptions {
   readonly init?: tf.Tensor4D;
   /** Inpainting: what stays as it is. */
   readonly keep?: KeptLatent;
+  /**
+   * Changes the latent before the model is called: guidance by a loss. The result
+   * becomes the sampler's.
+   */
+  readonly adjust?: (
+    latent: tf.Tensor4D,
+    call: SamplerCall,
+    index: number,
+  ) => tf.Tensor4D;
   /** Goes on from a state of the same plan; its tensors stay the caller's. */
   readonly resume?: SamplerState;
 }
@@ -106,6 +115,7 @@ export async function* sampleSteps(
   try {
     for (let index = state.index; index < plan.calls; index++) {
       const call = plan.table[index];
+      if (options.adjust) state = adjusted(options.adjust, call, state);
       const after = await callModel(plan, call, state, denoise, options);
       disposeState(state);
       state = options.keep
@@ -160,6 +170,17 @@ export async function sample(
     "a state to resume before the last call",
     `one at call ${options.resume?.index}`,
   );
+}
+
+/** Has the latent changed before a call; takes the state over. */
+function adjusted(
+  adjust: NonNullable<SampleOptions["adjust"]>,
+  call: SamplerCall,
+  { latent, ...state }: SamplerState,
+): SamplerState {
+  const changed = adjust(latent, call, state.index);
+  if (changed !== latent) latent.dispose();
+  return { ...state, latent: changed };
 }
 
 /** Puts what stays back into a latent; takes the state over. */
