@@ -70,7 +70,7 @@ async function start(command: string): Promise<Omit<StartRow, "command">> {
     for await (const bytes of child.stdout) {
       text += decoder.decode(bytes, { stream: true });
       const said = text.split(/[\r\n]/).findLast((line) =>
-        /\x1b\[2K.*\d+\/\d+ /.test(line)
+        /[·█].*\d+\/\d+/.test(line)
       );
       const at = performance.now() - began;
       if (said === undefined || said === bar?.said) continue;
