@@ -7,6 +7,7 @@ import { finish } from "../core/finish.ts";
 import { sha256 } from "../core/hash.ts";
 import { selectBackend } from "../core/backend.ts";
 import { cannot } from "../core/errors.ts";
+import { hardwareWorkers } from "../core/pool.ts";
 import { disposeTree } from "../core/tree.ts";
 import { assertWritable, exists, joinPath, pathOf } from "../io/files.ts";
 import {
@@ -71,6 +72,8 @@ const QUICK = { steps: 50, scenes: 512 };
 interface Settings {
   readonly only: readonly NetworkName[];
   readonly workers: number;
+  /** Those that encode latents. */
+  readonly encoders: number;
   readonly cache: string;
   readonly out: string;
   /** Where networks that come before are read; by default `out`. */
@@ -223,6 +226,8 @@ async function runPretrain(request: PretrainRequest): Promise<void> {
     base: request.base,
     cache,
     workers,
+    // Drawing the scenes takes longer than any graphics card.
+    encoders: backend.name === "webgpu" ? hardwareWorkers() : workers,
     resume: request.resume,
     fromWeights: request.fromWeights,
     quick,
@@ -237,7 +242,7 @@ async function runPretrain(request: PretrainRequest): Promise<void> {
   for (const name of only) {
     if (request.export) {
       await exportWeights(name, settings, request.withState);
-    } else await trainNetwork(name, settings);
+    } else if (!await trainNetwork(name, settings)) break;
   }
 }
 
@@ -248,8 +253,8 @@ export const pretrainCommand: Command<PretrainRequest> = command({
   usage: "deno task pretrain [options]",
   about:
     `Trains the embedded model: clip_a, vae, unet, clip_b, adapter (sketches), in
-this order. A run that was stopped goes on with --resume and ends in the same
-weights.`,
+this order. A run that was stopped (Ctrl-C ends it after its step) goes on with --resume
+and ends in the same weights.`,
   options: OPTIONS,
   examples: [
     "deno task pretrain --quick",
@@ -293,10 +298,29 @@ function shortState(out: string, name: NetworkName): string {
   return joinPath(out, name, "checkpoint.safetensors");
 }
 
+/** Says whether the user wants to stop, until it is released. */
+function stopAsked(): { readonly now: () => boolean; release: () => void } {
+  let asked = false;
+  const ask = () => {
+    asked = true;
+  };
+  const signals: Deno.Signal[] = Deno.build.os === "windows"
+    ? ["SIGINT"]
+    : ["SIGINT", "SIGTERM"];
+  for (const signal of signals) Deno.addSignalListener(signal, ask);
+  return {
+    now: () => asked,
+    release: () => {
+      for (const signal of signals) Deno.removeSignalListener(signal, ask);
+    },
+  };
+}
+
+/** Trains a network; whether to its end. */
 async function trainNetwork(
   name: NetworkName,
   settings: Settings,
-): Promise<void> {
+): Promise<boolean> {
   const { cache, out, workers } = settings;
   const recipe = settings.recipe(name);
   const checkpoint = joinPath(cache, `${name}.safetensors`);
@@ -325,6 +349,7 @@ async function trainNetwork(
   const rows: Record<string, number>[] = [];
   let first: Record<string, number> | undefined;
   let last: Record<string, number> = {};
+  const stop = stopAsked();
   while (true) {
     const next = await run.next();
     if (next.done) {
@@ -334,6 +359,13 @@ async function trainNetwork(
     }
     const { step, steps, losses, lr, norm, seconds } = next.value;
     progress.update(name, step, steps, "step");
+    if (stop.now()) {
+      await run.return(undefined as never);
+      progress.finish();
+      console.log(`${name}: stopped at step ${step}; --resume goes on`);
+      stop.release();
+      return false;
+    }
     rows.push({ ...losses, norm, seconds });
     if (step % ROW !== 0 && step !== steps) continue;
     last = averages(rows.splice(0));
@@ -345,13 +377,16 @@ async function trainNetwork(
           .join("  "),
     );
   }
+  stop.release();
   progress.finish();
-  if (!first) return console.log(`${name}: nothing left to train`);
   console.log(
-    `${name}: loss ${first.loss.toFixed(4)} → ${last.loss?.toFixed(4)} in ${
-      duration((performance.now() - began) / 1000)
-    }`,
+    first
+      ? `${name}: loss ${first.loss.toFixed(4)} → ${last.loss?.toFixed(4)} in ${
+        duration((performance.now() - began) / 1000)
+      }`
+      : `${name}: nothing left to train`,
   );
+  return true;
 }
 
 function averages(
@@ -417,7 +452,7 @@ async function gather(
 /** Latents, from the cache where the autoencoder is the same. */
 async function latentsOf(
   autoencoder: Float32Array,
-  { cache, workers, quick }: Settings,
+  { cache, encoders, quick }: Settings,
   onProgress: (done: number, total: number) => void,
 ): Promise<Float32Array> {
   const scenes = quick ? QUICK.scenes : LATENT_SCENES;
@@ -438,7 +473,7 @@ async function latentsOf(
     }
   }
   const latents = await finish(
-    encodeLatents(autoencoder, workers, scenes),
+    encodeLatents(autoencoder, encoders, scenes),
     ({ done, total }) => onProgress(done, total),
   );
   const tensor: RawTensor = {

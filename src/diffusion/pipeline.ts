@@ -623,6 +623,7 @@ export async function toPixels(images: tf.Tensor4D): Promise<Pixels[]> {
  *
  * @param model Any model.
  * @param options As for {@linkcode pipeline}.
+ * @param onStep Called after each step.
  * @returns RGB pictures in the order of the prompts.
  *
  * @example
@@ -634,10 +635,14 @@ export async function toPixels(images: tf.Tensor4D): Promise<Pixels[]> {
 export async function generate(
   model: Model,
   options: PipelineOptions,
+  onStep?: (step: StepRecord) => void,
 ): Promise<Pixels[]> {
   const pictures: Pixels[] = [];
   for await (const record of pipeline(model, options)) {
-    if (record.type !== "images") continue;
+    if (record.type === "step") {
+      onStep?.(record);
+      continue;
+    }
     pictures.push(...await toPixels(record.images));
     record.images.dispose();
   }

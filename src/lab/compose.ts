@@ -40,6 +40,7 @@ import { pathOf } from "./store.ts";
  * @param model The model that the spec refers to.
  * @param spec The spec.
  * @param from Folder of the store, folders of condition networks, art.
+ * @param tell Called after each step.
  */
 export async function compose(
   model: Model,
@@ -49,6 +50,7 @@ export async function compose(
     readonly networks: Readonly<Record<string, string>>;
     readonly art: Art;
   },
+  tell?: (done: number, total: number) => void,
 ): Promise<Pixels[]> {
   const layout = parseLayout(spec.layout);
   const sketch = (): Pixels => {
@@ -85,7 +87,7 @@ export async function compose(
         prompts: new Array<string>(count).fill(layout.prompt),
         key: spec.noise.map(noiseKey),
         batch: count,
-      });
+      }, ({ index, total }) => tell?.(index + 1, total));
     } finally {
       prepared.dispose();
     }

@@ -293,13 +293,22 @@ export async function openLab(options: LabOptions): Promise<Lab> {
   const { model, clip, store, networks, backend, workers, runner: given } =
     options;
   const folders: Folders = { model, clip, store, networks };
-  const art = await loadConceptArt();
-  const hashes = await labHashes(folders, art);
+  // Workers load while files are hashed here.
+  const pool = given || workers === 0
+    ? undefined
+    : localPool(folders, backend, workers);
+  pool?.catch(() => {});
+  let art: Art, hashes: LabHashes;
+  try {
+    art = await loadConceptArt();
+    hashes = await labHashes(folders, art);
+  } catch (error) {
+    pool?.then((runner) => runner[Symbol.dispose](), () => {});
+    throw error;
+  }
   const runner = typeof given === "function"
     ? await given(hashes)
-    : given ?? (workers === 0
-      ? await inPlace(folders, art)
-      : await localPool(folders, backend, workers));
+    : given ?? await (pool ?? inPlace(folders, art));
   const memo = new Memo(store, runner, options.onRecord);
   return {
     ...{ folders, hashes, art, seconds: memo.seconds },

@@ -195,7 +195,7 @@ async function work(open: Open, spec: LabSpec, tell: Tell): Promise<void> {
             prompts: samples.map(({ text }) => text),
             key: samples.map(({ noise }) => noiseKey(noise)),
             batch: samples.length,
-          }),
+          }, ({ index, total }) => tell(index + 1, total)),
       );
       return await saveImages(open.store, await imageIds(spec), images);
     }
@@ -206,7 +206,12 @@ async function work(open: Open, spec: LabSpec, tell: Tell): Promise<void> {
         store,
         spec.model,
         async (m) =>
-          await compose(m, spec, { store, networks, art: await open.art() }),
+          await compose(
+            m,
+            spec,
+            { store, networks, art: await open.art() },
+            tell,
+          ),
       );
       return await saveImages(store, await imageIds(spec), images);
     }

@@ -1,4 +1,5 @@
 import * as tf from "@tensorflow/tfjs";
+import { lowRankProduct } from "../core/kernels/ops.ts";
 import { type Key, uniform } from "../core/random.ts";
 import { type Dora, renormalisedChange } from "./dora.ts";
 import { ParamSpec, type Spec } from "./spec.ts";
@@ -191,8 +192,19 @@ export function convSpec(
   } as Spec<Conv>;
 }
 
+/** Whether an adapter only adds (x · down) · up. */
+function isPlain(
+  { scale, spectrum, magnitude, dropout }: LowRank,
+): boolean {
+  return scale === 1 && !spectrum && !magnitude && !dropout;
+}
+
 /** x [rows, in] · weight, plus every adapter, without bias. */
 function project(p: Linear, x: tf.Tensor2D, context?: Context): tf.Tensor2D {
+  if (p.low?.length === 1 && isPlain(p.low[0]) && !context?.gate) {
+    const [{ down, up }] = p.low;
+    return lowRankProduct(x, p.weight, down as tf.Tensor2D, up as tf.Tensor2D);
+  }
   let y: tf.Tensor2D = tf.matMul(x, p.weight);
   for (const low of p.low ?? []) {
     let added: tf.Tensor;

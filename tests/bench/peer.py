@@ -4,6 +4,8 @@ Reads a folder that peer.ts wrote: peer.json, and tensors.safetensors with
 inputs and what peer.ts made of them. Then one command a line:
   check            -> {"work": largest relative difference, ...}
   run WORK THREADS -> milliseconds of one run
+It computes on an NVIDIA card, in 32 bits, where peer.json asks for "cuda" and there
+is one.
 """
 import json
 import struct
@@ -12,6 +14,13 @@ import time
 
 import torch
 import torch.nn.functional as F
+
+folder = sys.argv[1]
+with open(folder + "/peer.json") as file:
+    plan = json.load(file)
+CARD = plan["device"] == "cuda" and torch.cuda.is_available()
+DEVICE = torch.device("cuda" if CARD else "cpu")
+torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
 
 TYPES = {"F32": torch.float32, "F16": torch.float16, "F64": torch.float64,
          "I32": torch.int32}
@@ -31,7 +40,7 @@ def read(path):
         flat = torch.frombuffer(
             body, dtype=dtype, offset=begin,
             count=(end - begin) // torch.empty(0, dtype=dtype).element_size())
-        tensors[name] = flat.reshape(entry["shape"]).clone()
+        tensors[name] = flat.reshape(entry["shape"]).clone().to(DEVICE)
     return tensors
 
 
@@ -86,7 +95,7 @@ def text_states(net, config, ids, added=None):
     x = table[ids] + net.w[
         prefix + "embeddings.position_embedding.weight"][:ids.shape[1]]
     tokens = ids.shape[1]
-    mask = torch.full((tokens, tokens), float("-inf")).triu(1)
+    mask = torch.full((tokens, tokens), float("-inf"), device=DEVICE).triu(1)
     eps = config["layer_norm_eps"]
     for i in range(config["num_hidden_layers"]):
         at = f"{prefix}encoder.layers.{i}."
@@ -107,7 +116,7 @@ def unet(net, config, x, timesteps, states):
     channels = config["block_out_channels"]
     half = channels[0] // 2
     angles = timesteps.float()[:, None] * torch.exp(
-        -torch.log(torch.tensor(10000.0)) * torch.arange(half) / half)
+        -torch.log(torch.tensor(10000.0)) * torch.arange(half) / half).to(DEVICE)
     temb = torch.cat([angles.cos(), angles.sin()], 1)
     temb = net.linear("time_embedding.linear_2", F.silu(
         net.linear("time_embedding.linear_1", temb)))
@@ -210,9 +219,6 @@ def decode(net, config, z):
     return (h / 2 + 0.5).clamp(0, 1)
 
 
-folder = sys.argv[1]
-with open(folder + "/peer.json") as file:
-    plan = json.load(file)
 T = read(folder + "/tensors.safetensors")
 
 
@@ -243,7 +249,7 @@ def pictures():
         count = len(x)
         states = torch.cat([states[:1].expand(count, -1, -1), states[1:]])
         for step in plan["course"]:
-            times = torch.full((2 * count,), step["timestep"])
+            times = torch.full((2 * count,), step["timestep"], device=DEVICE)
             plain, text = unet(net, UC, torch.cat([x, x]), times, states).chunk(2)
             y = plain + plan["guidance"] * (text - plain)
             alpha, sigma = step["alpha"], step["sigma"]
@@ -253,15 +259,22 @@ def pictures():
         return decode(Network(VAE), VC, x)
 
 
-def full_step():
+def rows(name, batch):
+    """As many rows as asked for, again from the first after the last."""
+    x = T[name]
+    return x[torch.arange(batch, device=DEVICE) % len(x)]
+
+
+def full_step(batch):
     params = {name: x.detach().requires_grad_() for name, x in UNET.items()}
-    y = unet(Network(params), UC, nchw(T["sample"]), T["timesteps"], T["states"])
-    loss = (y - nchw(T["target"])).square().mean()
+    y = unet(Network(params), UC, nchw(rows("sample", batch)),
+             rows("timesteps", batch), rows("states", batch))
+    loss = (y - nchw(rows("target", batch))).square().mean()
     grads = torch.autograd.grad(loss, list(params.values()))
     return dict(zip(params, grads))
 
 
-def concept_step(kind):
+def concept_step(kind, batch):
     """Gradients of a concept's tensors, by peer.ts's names."""
     params = {name[len(kind) + 7:]: x.detach().requires_grad_()
               for name, x in T.items() if name.startswith(kind + ".param.")}
@@ -274,11 +287,10 @@ def concept_step(kind):
     ids = T[kind + ".ids"].long()
     states = text_states(Network(TEXT, low["textEncoder"]), TC, ids,
                          torch.cat(added) if added else None)
-    order = T[kind + ".order"].long()
-    states = states[order]
-    noisy, times = nchw(T["step.noisy"]), T["step.timesteps"]
+    states = states[rows(kind + ".order", batch).long()]
+    noisy, times = nchw(rows("step.noisy", batch)), rows("step.timesteps", batch)
     y = unet(Network(UNET, low["unet"]), UC, noisy, times, states)
-    loss = (y - nchw(T["step.target"])).square().mean()
+    loss = (y - nchw(rows("step.target", batch))).square().mean()
     grads = torch.autograd.grad(loss, list(params.values()), allow_unused=True)
     return {name: torch.zeros_like(params[name]) if g is None else g
             for name, g in zip(params, grads)}
@@ -295,7 +307,7 @@ def closed(name):
         total = gram if total is None else total + gram
         right = gram @ delta if right is None else right + gram @ delta
     n = total.shape[0]
-    total = total + plan["ridge"] * total.diagonal().mean() * torch.eye(n).double()
+    total = total + plan["ridge"] * total.diagonal().mean() * torch.eye(n).to(total)
     return torch.cholesky_solve(right, torch.linalg.cholesky(total))
 
 
@@ -304,11 +316,13 @@ WORKS = {
     "UNet forward, batch 8": lambda: forward(8),
     "UNet forward, batch 32": lambda: forward(32),
     "8 pictures, 20 steps, guidance": pictures,
-    "LoRA step, batch 4": lambda: concept_step("lora"),
-    "ED-LoRA step, batch 4": lambda: concept_step("edlora"),
-    "full UNet step, batch 32": full_step,
     "closed form 320": lambda: closed("closed form 320"),
     "closed form 1280": lambda: closed("closed form 1280"),
+    **{f"{name} step, batch {n}": lambda kind=kind, n=n: concept_step(kind, n)
+       for name, kind in (("LoRA", "lora"), ("ED-LoRA", "edlora"))
+       for n in plan["batches"]["concept"]},
+    **{f"full UNet step, batch {n}": lambda n=n: full_step(n)
+       for n in plan["batches"]["full"]},
 }
 
 
@@ -335,16 +349,15 @@ def check():
     result[work] = difference(pictures(), nchw(T[f"expect.{work}"]))
     for kind, work in (("lora", "LoRA step, batch 4"),
                        ("edlora", "ED-LoRA step, batch 4")):
-        result[work] = worst(concept_step(kind), work)
+        result[work] = worst(concept_step(kind, 4), work)
     work = "full UNet step, batch 32"
-    result[work] = worst(full_step(), work)
+    result[work] = worst(full_step(32), work)
     for name in ("closed form 320", "closed form 1280"):
         result[name] = difference(closed(name), T[f"expect.{name}"])
     return result
 
 
-print(json.dumps({"torch": torch.__version__, "threads": torch.get_num_threads()}),
-      flush=True)
+print(json.dumps({"torch": torch.__version__, "card": CARD}), flush=True)
 for line in sys.stdin:
     command, *rest = line.rstrip("\n").split("\t")
     if command == "check":
@@ -353,4 +366,6 @@ for line in sys.stdin:
         torch.set_num_threads(int(rest[1]))
         begin = time.perf_counter()
         WORKS[rest[0]]()
+        if CARD:
+            torch.cuda.synchronize()
         print(json.dumps(1000 * (time.perf_counter() - begin)), flush=True)

@@ -1,6 +1,6 @@
 /**
- * `deno task bench:peer [--runs N] [--json]`: the same works here and in PyTorch,
- * on the weights of the embedded model.
+ * `deno task bench:peer [--runs N] [--backend webgpu] [--json]`: the same works here
+ * and in PyTorch, on the weights of the embedded model.
  *
  * First both results are compared: a difference ends the comparison. Then runs
  * alternate; medians count. PyTorch runs on one thread and on as many as there
@@ -8,6 +8,9 @@
  * many threads as there are processors. Without Debian's `python3-torch` nothing is compared,
  * and that is said. A machine that does other work beside it makes all numbers
  * larger, and those of many threads most.
+ *
+ * On webgpu PyTorch computes on the same card if it can, steps are done at several
+ * batches, and where there is no PyTorch times here are printed alone.
  *
  * @module
  */
@@ -56,9 +59,11 @@ const HELP = `deno task bench:peer [options]
 Compares this library with PyTorch (Debian's python3-torch, if it is there): the
 same works on the embedded model's weights, equal results first, then times.
 
-  --runs N   runs of each work; medians count (default 5)
-  --json     prints JSON only
-  --help     this text`;
+  --runs N         runs of each work; medians count (default 5)
+  --backend NAME   wasm (the default) or webgpu: steps at several batches, in
+                   PyTorch on the same card if it can, alone if there is none
+  --json           prints JSON only
+  --help           this text`;
 
 /** One line of the comparison. */
 export interface PeerRow {
@@ -67,10 +72,22 @@ export interface PeerRow {
   /** Median here, milliseconds. */
   readonly ours_ms: number;
   /** Median there on the better number of threads, milliseconds. */
-  readonly torch_ms: number;
+  readonly torch_ms?: number;
   /** `ours_ms / torch_ms`. */
-  readonly ratio: number;
+  readonly ratio?: number;
 }
+
+/** Sizes of steps: those of the weights of one concept, and of the whole UNet. */
+interface Batches {
+  readonly concept: readonly number[];
+  readonly full: readonly number[];
+}
+
+/** The first of each is compared, too. */
+const BATCHES: Record<"wasm" | "webgpu", Batches> = {
+  wasm: { concept: [4], full: [32] },
+  webgpu: { concept: [4, 16, 64], full: [32, 128, 512] },
+};
 
 interface Work {
   readonly name: string;
@@ -127,6 +144,7 @@ function random<T extends tf.Tensor>(shape: number[], name: string): T {
 async function prepare(
   folder: string,
   out: Tensors,
+  batches: Batches,
 ): Promise<{ works: Work[]; peer: Record<string, unknown> }> {
   const model = await loadModel(folder);
   const { params, config } = model.unet;
@@ -170,9 +188,10 @@ async function prepare(
 
   await drawing(model, s, out, works);
 
+  const [few] = batches.concept;
   const batch: TrainBatch = {
-    latents: random([4, side, side, channels], "latents"),
-    noise: random([4, side, side, channels], "noise"),
+    latents: random([few, side, side, channels], "latents"),
+    noise: random([few, side, side, channels], "noise"),
     timesteps: [20, 300, 610, 950],
     prompts: [],
   };
@@ -182,7 +201,8 @@ async function prepare(
   await out.add("step.target", wanted);
   out.raw("step.timesteps", "I32", [4], Int32Array.from(batch.timesteps));
   for (const kind of ["lora", "edlora"] as const) {
-    const name = `${kind === "lora" ? "LoRA" : "ED-LoRA"} step, batch 4`;
+    const step = `${kind === "lora" ? "LoRA" : "ED-LoRA"} step, batch`;
+    const name = `${step} ${few}`;
     const fresh = await initConcept(model, {
       name: "peer",
       classWord: "fox",
@@ -233,31 +253,51 @@ async function prepare(
     const { grads } = await conceptGradients(model, concept, own, LOSS);
     for (const [path, x] of grads) await out.add(`expect.${name}.${path}`, x);
     tf.dispose([...grads.values()]);
+    for (const size of batches.concept) {
+      const larger: TrainBatch = {
+        latents: rowsOf(own.latents, size),
+        noise: rowsOf(own.noise, size),
+        timesteps: cycled(own.timesteps, size),
+        prompts: cycled(own.prompts, size),
+      };
+      works.push({
+        name: `${step} ${size}`,
+        async run() {
+          const { grads } = await conceptGradients(
+            model,
+            concept,
+            larger,
+            LOSS,
+          );
+          await finished(grads);
+        },
+      });
+    }
+  }
+
+  const step = (size: number) => {
+    const [x, y, text] = [sample, target, states].map((t) => rowsOf(t, size));
+    const times = cycled(timesteps, size);
+    const made = valueAndGrads(
+      (p: UNet) =>
+        unet(p, config, x as tf.Tensor4D, times, text as tf.Tensor3D)
+          .sub(y).square().mean() as tf.Scalar,
+      params,
+    );
+    tf.dispose([x, y, text]);
+    return made;
+  };
+  for (const size of batches.full) {
     works.push({
-      name,
+      name: `full UNet step, batch ${size}`,
       async run() {
-        const { grads } = await conceptGradients(model, concept, own, LOSS);
-        tf.dispose([...grads.values()]);
+        const { value, grads } = step(size);
+        await finished(grads);
+        value.dispose();
       },
     });
   }
-
-  const step = () =>
-    valueAndGrads(
-      (p: UNet) =>
-        unet(p, config, sample, timesteps, states).sub(target).square()
-          .mean() as tf.Scalar,
-      params,
-    );
-  works.push({
-    name: "full UNet step, batch 32",
-    async run() {
-      const { value, grads } = step();
-      await value.data();
-      tf.dispose([value, ...grads.values()]);
-    },
-  });
-  const { value, grads } = step();
+  const { value, grads } = step(32);
   const paths = leaves(params).map(([path]) => path);
   const tree = updateAt(params, paths, (_, path) => grads.get(path)) as UNet;
   for (const [path, raw] of await toRaw(unetSpec(config), tree)) {
@@ -310,6 +350,7 @@ async function prepare(
   return {
     works,
     peer: {
+      batches,
       unet: `${folder}/unet/diffusion_pytorch_model.safetensors`,
       text: `${folder}/text_encoder/model.safetensors`,
       unetConfig: {
@@ -332,6 +373,26 @@ async function prepare(
       closed: Object.fromEntries(FORMS.map((f) => [f.name, f.steps])),
     },
   };
+}
+
+/** As many values as asked for, again from the first after the last. */
+function cycled<T>(values: readonly T[], count: number): T[] {
+  return Array.from({ length: count }, (_, i) => values[i % values.length]);
+}
+
+/** As many rows as asked for, a multiple of those there are. */
+function rowsOf<T extends tf.Tensor>(x: T, count: number): T {
+  const times = x.shape.map((rows, axis) => axis === 0 ? count / rows : 1);
+  return tf.tile(x, times) as T;
+}
+
+/** Waits until all gradients are there, the last one being last, and frees them. */
+async function finished(
+  grads: ReadonlyMap<string, tf.Tensor>,
+): Promise<void> {
+  const all = [...grads.values()];
+  await all.at(-1)!.data();
+  tf.dispose(all);
 }
 
 /** How far DDIM lets a clean latent go. */
@@ -464,38 +525,73 @@ function median(values: readonly number[]): number {
     2;
 }
 
+/** Times works here alone. */
+async function timeAlone(
+  works: readonly Work[],
+  runs: number,
+  say: (line: string) => void,
+): Promise<PeerRow[]> {
+  const rows: PeerRow[] = [];
+  for (const { name, run } of works) {
+    const ours: number[] = [];
+    for (let i = 0; i <= runs; i++) {
+      const before = performance.now();
+      await run();
+      if (i > 0) ours.push(performance.now() - before);
+    }
+    rows.push({ work: name, ours_ms: median(ours) });
+    say(`${name}: ${median(ours).toFixed(1)} ms`);
+  }
+  return rows;
+}
+
 /**
  * Compares.
  *
  * @param runs Runs of each work.
  * @param say Called with lines for people.
- * @returns A row per work; none without PyTorch.
+ * @param backend Where works run here.
+ * @returns A row per work; none without PyTorch, on webgpu only times here.
  * @throws If results differ by more than rounding.
  */
 export async function comparePeer(
   runs: number,
   say: (line: string) => void,
+  backend: "wasm" | "webgpu" = "wasm",
 ): Promise<PeerRow[]> {
   const python = await pythonWithTorch();
   if (python === undefined) {
     say("No PyTorch here (Debian: python3-torch): nothing is compared.");
-    return [];
+    if (backend === "wasm") return [];
   }
-  const { describe } = await selectBackend("wasm");
+  const { describe } = await selectBackend(backend);
   const folder = await Deno.makeTempDir();
   try {
     const tensors = new Tensors();
     const { works, peer: given } = await prepare(
       pathOf(new URL("../../models/micro", import.meta.url)),
       tensors,
+      BATCHES[backend],
     );
+    if (python === undefined) {
+      say(describe);
+      return await timeAlone(works, runs, say);
+    }
     await writeSafetensors(`${folder}/tensors.safetensors`, tensors.list);
-    await writeJson(`${folder}/peer.json`, given);
+    const device = backend === "webgpu" ? "cuda" : "cpu";
+    await writeJson(`${folder}/peer.json`, { ...given, device });
     const peer = new Peer(python, folder);
     try {
-      const { torch } = await peer.read<{ torch: string }>();
+      const { torch, card } = await peer.read<{
+        torch: string;
+        card: boolean;
+      }>();
       const threads = [...new Set([1, navigator.hardwareConcurrency])];
-      say(`${describe}; PyTorch ${torch}, ${threads} threads`);
+      say(
+        `${describe}; PyTorch ${torch}, ${
+          card ? "on the card" : `${threads} threads`
+        }`,
+      );
       const found = await peer.ask<Record<string, number>>("check");
       for (const [work, difference] of Object.entries(found)) {
         say(`${work}: differs by ${difference.toExponential(1)}`);
@@ -536,7 +632,7 @@ export async function comparePeer(
           `${name}: ${row.ours_ms.toFixed(1)} ms, PyTorch ${
             best.toFixed(1)
           } ms on ${threads[medians.indexOf(best)]}, ratio ${
-            row.ratio.toFixed(2)
+            (row.ours_ms / best).toFixed(2)
           }`,
         );
       }
@@ -550,13 +646,13 @@ export async function comparePeer(
 }
 
 if (import.meta.main) {
-  const { help, json, runs } = parseArgs(Deno.args, {
+  const { help, json, runs, backend } = parseArgs(Deno.args, {
     boolean: ["help", "json"],
-    string: ["runs"],
+    string: ["runs", "backend"],
     alias: { h: "help" },
-    default: { runs: "5" },
+    default: { runs: "5", backend: "wasm" },
     unknown: (name) => {
-      throw cannot("compare", "--runs N or --json", name);
+      throw cannot("compare", "--runs N, --backend NAME or --json", name);
     },
   });
   if (help) console.log(HELP);
@@ -565,7 +661,14 @@ if (import.meta.main) {
     if (!Number.isInteger(count) || count < 1) {
       throw cannot("compare", "--runs of at least 1", runs);
     }
-    const rows = await comparePeer(count, (line) => console.error(line));
+    if (backend !== "wasm" && backend !== "webgpu") {
+      throw cannot("compare", "--backend wasm or webgpu", backend);
+    }
+    const rows = await comparePeer(
+      count,
+      (line) => console.error(line),
+      backend,
+    );
     if (json) console.log(JSON.stringify(rows, null, 2));
   }
 }

@@ -10,6 +10,7 @@ import {
   groupNorm,
   layerNorm,
   linear,
+  lowRankProduct,
   quickGelu,
   silu,
   upsampleNearest2x,
@@ -21,6 +22,7 @@ import {
 } from "../../src/core/kernels/register.ts";
 import { F64_WASM } from "../../src/core/kernels/f64_wasm.ts";
 import { SIMD_WASM } from "../../src/core/kernels/simd_wasm.ts";
+import { gradientsOf } from "../../src/core/tape.ts";
 import { forEachBackend, tolerance } from "../helpers.ts";
 import { root } from "../tools/repository.ts";
 
@@ -670,6 +672,63 @@ Deno.test("linear equals the cpu backend, with gradients", async () => {
       TOLERANCE,
       `linear [${lead}]`,
     );
+  }
+});
+
+Deno.test("a low-rank product has the bits of its parts, with gradients", async () => {
+  await selectBackend("wasm");
+  const parts = (
+    x: tf.Tensor2D,
+    w: tf.Tensor2D,
+    down: tf.Tensor2D,
+    up: tf.Tensor2D,
+  ) => tf.add(tf.matMul(x, w), tf.matMul(tf.matMul(x, down), up));
+  const sizes = [[1, 7, 5, 1], [5, 33, 19, 3], [64, 80, 640, 4], [
+    1024,
+    64,
+    64,
+    8,
+  ]];
+  for (const [m, k, n, r] of sizes) {
+    for (
+      const wanted of [["x", "down", "up"], ["down", "up"], ["x", "w"], ["x"]]
+    ) {
+      const own = {
+        x: tensor([m, k], 1) as tf.Tensor2D,
+        w: tensor([k, n], 2) as tf.Tensor2D,
+        down: tensor([k, r], 3) as tf.Tensor2D,
+        up: tensor([r, n], 4) as tf.Tensor2D,
+      };
+      const by = tensor([m, n], 5);
+      const before = tf.memory().numTensors;
+      const xs = wanted.map((name) => own[name as keyof typeof own]);
+      const results = [lowRankProduct, parts].map((f) =>
+        gradientsOf(() => f(own.x, own.w, own.down, own.up), xs, by)
+      );
+      const [got, expected] = results.map(({ value, grads }) =>
+        [value, ...grads].map((t) => t!.dataSync())
+      );
+      assertEquals(got, expected, `${[m, k, n, r]} by ${wanted}`);
+      tf.dispose(
+        results.map(({ value, grads }) => [value, ...grads as tf.Tensor[]]),
+      );
+      assertEquals(tf.memory().numTensors, before);
+      // Without a tape, and on one of tfjs's own.
+      const plain = tf.tidy(() =>
+        lowRankProduct(own.x, own.w, own.down, own.up)
+      );
+      assertEquals(plain.dataSync(), expected[0]);
+      const dw = tf.tidy(() =>
+        tf.grad((w) =>
+          lowRankProduct(own.x, w as tf.Tensor2D, own.down, own.up)
+        )(own.w, by)
+      );
+      const exact = tf.tidy(() => tf.matMul(own.x, by as tf.Tensor2D, true));
+      assertEquals(dw.dataSync(), exact.dataSync());
+      tf.dispose([plain, dw, exact]);
+      assertEquals(tf.memory().numTensors, before);
+      tf.dispose([own, by]);
+    }
   }
 });
 

@@ -20,10 +20,16 @@ Deno.test("pretraining that was stopped ends in the same weights", async () => {
       saveEvery,
     });
     const whole = await finish(pretrain("clip_a", options("whole", 1000)));
-    const stopped = options("stopped", 0);
+    const stopped = options("stopped", 1000);
     for await (const { step } of pretrain("clip_a", stopped)) {
       if (step === 2) break;
     }
+    const { step } = await loadState(
+      stopped.checkpoint,
+      whole.params.length,
+      stopped.recipe,
+    );
+    assertEquals(step, 2);
     const again = await finish(pretrain("clip_a", stopped));
     assertEquals(again.step, 3);
     for (const part of ["params", "m", "v", "ema"] as const) {

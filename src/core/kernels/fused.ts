@@ -20,6 +20,9 @@ const ACTIVATIONS: Record<Activation, number> = {
   quickGelu: 2,
 };
 
+/** gemm's flag: the product is added to what is there. */
+const ADD = 1;
+
 /** What a kernel body gets: addresses, allocation, the SIMD module. */
 export interface Frame {
   simd: SimdExports;
@@ -192,6 +195,52 @@ export const FUSED: Readonly<Record<string, Body>> = {
       ));
     return [dq.info, dk.info, dv.info];
   },
+  // x·w + (x·down)·up, and the inner product, which the gradient needs.
+  LowRank({ simd, inputs: [x, w, down], at, make, scratch }) {
+    const [m, k] = x.shape;
+    const [n, r] = [last(w), last(down)];
+    const [y, inner] = [make([m, n]), make([m, r])];
+    const [ax, aw, adown, aup] = at;
+    const floats = Math.max(
+      simd.gemmScratch(m, n, k),
+      simd.gemmScratch(m, r, k),
+      simd.gemmScratch(m, n, r),
+    );
+    // deno-fmt-ignore
+    scratch(floats, (s) => {
+      simd.gemm(ax, k, 1, aw, n, 1, y.at, n, m, n, k, 0, 0, s);
+      simd.gemm(ax, k, 1, adown, r, 1, inner.at, r, m, r, k, 0, 0, s);
+      simd.gemm(inner.at, r, 1, aup, n, 1, y.at, n, m, n, r, ADD, 0, s);
+    });
+    return [y.info, inner.info];
+  },
+  // Gradients by x (unless attrs.frozen), down and up.
+  LowRankGrad(
+    { simd, inputs: [x, w, down], at, attrs, make, scratch },
+  ) {
+    const [m, k] = x.shape;
+    const [n, r] = [last(w), last(down)];
+    const [ddown, dup] = [make([k, r]), make([r, n])];
+    const dx = attrs.frozen ? undefined : make([m, k]);
+    const [ax, aw, adown, aup, ainner, ady] = at;
+    const floats = Math.max(
+      simd.gemmScratch(m, r, n),
+      simd.gemmScratch(r, n, m),
+      simd.gemmScratch(k, r, m),
+      simd.gemmScratch(m, k, n),
+      simd.gemmScratch(m, k, r),
+    );
+    // deno-fmt-ignore
+    scratch(m * r, (t) => scratch(floats, (s) => {
+      simd.gemm(ady, n, 1, aup, 1, n, t, r, m, r, n, 0, 0, s);
+      simd.gemm(ainner, 1, r, ady, n, 1, dup.at, n, r, n, m, 0, 0, s);
+      simd.gemm(ax, 1, k, t, r, 1, ddown.at, r, k, r, m, 0, 0, s);
+      if (!dx) return;
+      simd.gemm(ady, n, 1, aw, 1, n, dx.at, k, m, k, n, 0, 0, s);
+      simd.gemm(t, r, 1, adown, 1, r, dx.at, k, m, k, r, ADD, 0, s);
+    }));
+    return [...(dx ? [dx.info] : []), ddown.info, dup.info];
+  },
   Upsample({ simd, inputs: [x], at, make }) {
     const [b, h, w, c] = x.shape;
     const y = make([b, 2 * h, 2 * w, c]);
@@ -346,6 +395,36 @@ export function wasmAttention(
         call("AttentionGrad", [q, k, v, dy, ...rest], attrs),
     };
   }) as tf.Tensor3D;
+}
+
+/**
+ * x·w + (x·down)·up; `w` is a constant.
+ *
+ * @param frozen Whether no gradient by `x` is asked for either.
+ */
+export function wasmLowRank(
+  x: tf.Tensor2D,
+  w: tf.Tensor2D,
+  down: tf.Tensor2D,
+  up: tf.Tensor2D,
+  frozen: boolean,
+): tf.Tensor2D {
+  const attrs = { frozen: frozen ? 1 : 0 };
+  const f = (
+    [x, down, up]: tf.Tensor[],
+    save: (tensors: tf.Tensor[]) => void,
+  ) => {
+    const [y, inner] = call("LowRank", [x, w, down, up], {});
+    save([x, down, up, inner]);
+    return {
+      value: y,
+      gradFunc: (dy: tf.Tensor, [x, down, up, inner]: tf.Tensor[]) =>
+        call("LowRankGrad", [x, w, down, up, inner, dy], attrs),
+    };
+  };
+  return (frozen
+    ? differentiable([down, up], (rest, save) => f([x, ...rest], save))
+    : differentiable([x, down, up], f)) as tf.Tensor2D;
 }
 
 /** Every pixel twice in both directions. */

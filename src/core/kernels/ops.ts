@@ -30,9 +30,11 @@ import {
   wasmGeglu,
   wasmGroupNorm,
   wasmLayerNorm,
+  wasmLowRank,
   wasmUpsample,
 } from "./fused.ts";
 import { kernelsRegistered } from "./register.ts";
+import { currentRecording } from "../tape.ts";
 
 /** Options of {@linkcode groupNorm}. */
 export interface GroupNormOptions {
@@ -219,6 +221,42 @@ export function linear(
     throw cannot("apply linear", `bias [${w.shape[1]}]`, bias.shape);
   }
   return genericLinear(x, w, bias);
+}
+
+/**
+ * A projection with a low-rank addition, `x·w + (x·down)·up`.
+ *
+ * Value and gradients have the bits of the parts; on wasm they are one kernel
+ * each, where `w` is a constant.
+ *
+ * @param x `[rows, in]`.
+ * @param w `[in, out]`.
+ * @param down `[in, r]`.
+ * @param up `[r, out]`.
+ * @returns `[rows, out]`.
+ */
+export function lowRankProduct(
+  x: tf.Tensor2D,
+  w: tf.Tensor2D,
+  down: tf.Tensor2D,
+  up: tf.Tensor2D,
+): tf.Tensor2D {
+  const recording = currentRecording();
+  // What may be trained, or be gone on the way back, is no constant.
+  const constant = recording
+    ? !recording.reached.has(w.id) && w.id < recording.first
+    : taping() === 0;
+  if (constant && x.size > 0 && fast(x, w, down, up)) {
+    const frozen = recording !== undefined && !recording.reached.has(x.id);
+    return wasmLowRank(x, w, down, up, frozen);
+  }
+  return tf.add(tf.matMul(x, w), tf.matMul(tf.matMul(x, down), up));
+}
+
+/** How many tapes tfjs is recording. */
+function taping(): number {
+  return (tf.engine() as unknown as { state: { gradientDepth: number } })
+    .state.gradientDepth;
 }
 
 /**

@@ -136,8 +136,9 @@ export interface PretrainOptions {
 /**
  * Trains one network of the embedded model, data-parallel over shards.
  *
- * The state (parameters, moments, average, step) is saved as it goes; a run
- * killed at any moment resumes from the last save and ends in the same weights.
+ * The state (parameters, moments, average, step) is saved as it goes, and when the
+ * caller asks for no more records; a run killed at any moment resumes from the last
+ * save and ends in the same weights.
  *
  * @param name The network.
  * @param options Recipe, workers, files.
@@ -172,6 +173,7 @@ export async function* pretrain(
   );
   const orthogonaliser = muonIn(runner, layout.size, Math.max(1, workers));
   let lastSave = performance.now();
+  let between = false;
   try {
     while (state.step < recipe.steps) {
       const began = performance.now();
@@ -224,6 +226,7 @@ export async function* pretrain(
           orthogonaliser,
         )
         : flatAdamW(layout, state, grads, { ...recipe, lr });
+      between = true;
       yield {
         network: name,
         step: state.step,
@@ -233,6 +236,7 @@ export async function* pretrain(
         norm,
         seconds: (performance.now() - began) / 1000,
       };
+      between = false;
       if (performance.now() - lastSave > saveEvery * 1000) {
         await saveState(checkpoint, state, recipe);
         lastSave = performance.now();
@@ -242,6 +246,7 @@ export async function* pretrain(
     return state;
   } finally {
     runner.close();
+    if (between) await saveState(checkpoint, state, recipe);
   }
 }
 
