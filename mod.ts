@@ -40,10 +40,10 @@ export {
   saveSingleFile,
   type SaveSingleFileOptions,
 } from "./src/formats/ldm.ts";
+export { loadModel } from "./src/formats/load_model.ts";
 export { embeddedModel } from "./src/models/embedded.ts";
 export {
   disposeModel,
-  loadModel,
   type Model,
   type ModelParts,
   type Network,

@@ -4,6 +4,7 @@
  * @module
  */
 import * as tf from "@tensorflow/tfjs";
+import { isModelFolder } from "../formats/load_model.ts";
 import { cannot } from "../core/errors.ts";
 import { disposeTree } from "../core/tree.ts";
 import { convertLora } from "../formats/convert.ts";
@@ -141,7 +142,7 @@ function isModelTarget(to: string): to is typeof MODEL_TARGETS[number] {
 
 /** Whether a path is a model, whole or not, and no LoRA. */
 async function isModel(path: string): Promise<boolean> {
-  if ((await Deno.stat(path)).isDirectory) {
+  if (await isModelFolder(path)) {
     for (const part of ["unet", "vae", "text_encoder"]) {
       const config = joinPath(path, part, "adapter_config.json");
       if (await exists(joinPath(path, part)) && !await exists(config)) {
@@ -242,7 +243,7 @@ async function convertModel(request: ConvertRequest): Promise<void> {
       request.vae,
     );
   }
-  const single = !(await Deno.stat(from)).isDirectory;
+  const single = !await isModelFolder(from);
   const any = { anyPurpose: true };
   const source = { ...request, model: from };
   if (to !== "folder" && single) {
@@ -313,7 +314,7 @@ async function openBase(request: ConvertRequest): Promise<ModelParts> {
     unet: undefined,
     textEncoder: undefined,
   };
-  return (await Deno.stat(path)).isDirectory
+  return await isModelFolder(path)
     ? await openModel(base, { anyPurpose: true })
     : await openNetworks(base, { anyPurpose: true });
 }

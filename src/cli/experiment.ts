@@ -50,6 +50,7 @@ import {
   labRequest,
   type Machine,
 } from "./lab_options.ts";
+import { listable } from "./models.ts";
 import {
   flag,
   folder,
@@ -61,6 +62,7 @@ import {
   readTable,
   type Values,
 } from "./options.ts";
+import { VERSION } from "./version.ts";
 
 /** What an experiment's command line asks for. */
 export interface ExperimentRequest {
@@ -181,13 +183,6 @@ export function experimentCommand(
   };
 }
 
-/** The version in deno.json; unknown where the package is not on a disk. */
-async function libraryVersion(): Promise<string> {
-  const file = new URL("../../deno.json", import.meta.url);
-  if (file.protocol !== "file:") return "unknown";
-  return (await readJson<{ version: string }>(file)).version;
-}
-
 /** A run as `runs.json` and `--dry-run` tell of it. */
 async function runRecord(
   name: string,
@@ -201,7 +196,7 @@ async function runRecord(
     promptsSha256: PROMPTS_SHA256,
     hashes: { ...lab.hashes, settings: await sha256(canonicalJson(settings)) },
     settings,
-    library: await libraryVersion(),
+    library: VERSION,
   };
 }
 
@@ -215,9 +210,14 @@ async function noteRun(out: string, record: unknown): Promise<void> {
 /** Runs an experiment; gives its numbers, if it is no dry run. */
 async function run(
   experiment: Experiment,
-  { lab: request, plan, fresh, dryRun }: ExperimentRequest,
+  { lab: asked, plan, fresh, dryRun }: ExperimentRequest,
 ): Promise<object | undefined> {
   const { name } = experiment;
+  const [model, clip] = [
+    await listable(asked.model),
+    await listable(asked.clip),
+  ];
+  const request = { ...asked, model, clip };
   const what = `run the ${name} experiment`;
   const networks = await experiment.networks?.(plan, request.model);
   await experiment.check?.(plan);
@@ -284,7 +284,7 @@ async function publish(
       ...{ backend: backend.name, workers },
       processors: navigator.hardwareConcurrency,
       deno: Deno.version.deno,
-      library: await libraryVersion(),
+      library: VERSION,
       tfjs: "4.22.0",
     },
     timings: lab.seconds,

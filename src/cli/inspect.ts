@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { isModelFolder } from "../formats/load_model.ts";
 import { cannot, listed } from "../core/errors.ts";
 import { inspectLora, type LoraSummary } from "../formats/convert.ts";
 import { detectDialect, loraFiles } from "../formats/lora.ts";
@@ -467,7 +468,7 @@ async function inspectFolder(
 export async function inspect(request: InspectRequest): Promise<Inspection> {
   const path = await localModel(request.path);
   const local = { ...request, path };
-  if ((await Deno.stat(path)).isDirectory) {
+  if (await isModelFolder(path)) {
     const found = await inspectFolder(local);
     checkModel(request, found);
     return {

@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { isModelFolder } from "../formats/load_model.ts";
 import {
   type LoraBase,
   loraBase,
@@ -32,7 +33,7 @@ export const KNOWN_BASES: Readonly<Record<LoraBaseName, string>> = {
 export async function configsOf(spec: string): Promise<LoraBase> {
   if (Object.hasOwn(KNOWN_BASES, spec)) return loraBase(spec as LoraBaseName);
   const path = await localModel(spec);
-  if ((await Deno.stat(path)).isDirectory) {
+  if (await isModelFolder(path)) {
     const config = (part: string) =>
       readJson(joinPath(path, part, "config.json"));
     return {

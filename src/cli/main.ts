@@ -10,9 +10,7 @@
  */
 import { cannot } from "../core/errors.ts";
 import { type Command, EXIT_CODES, runCommand } from "./command.ts";
-
-/** Of the package; a test compares it with deno.json. */
-const VERSION = "0.1.0";
+import { VERSION } from "./version.ts";
 
 /** A command that is loaded when it is asked for. */
 interface Entry {

@@ -25,12 +25,8 @@ import { unetSpec, widestFeatures } from "../models/unet.ts";
 import { specLeaves, type SpecLike } from "../nn/spec.ts";
 import { KNOWN_BASES } from "./loras.ts";
 import { loraBase, type LoraBaseName } from "../formats/dialects/base.ts";
-import {
-  EMBEDDED,
-  isModelFolder,
-  localModel,
-  type ModelRequest,
-} from "./models.ts";
+import { isModelFolder } from "../formats/load_model.ts";
+import { EMBEDDED, localModel, type ModelRequest } from "./models.ts";
 import { flag, number, oneOf, optionTable, type Values } from "./options.ts";
 
 /** What `--memory` may be. */

@@ -11,7 +11,14 @@ import {
 } from "../core/backend.ts";
 import { cannot, listed } from "../core/errors.ts";
 import { disposeTree } from "../core/tree.ts";
-import { exists, isFolder, isRemote, joinPath, pathOf } from "../io/files.ts";
+import {
+  exists,
+  isRemote,
+  joinPath,
+  pathOf,
+  readBytes,
+  writeAtomic,
+} from "../io/files.ts";
 import { CLIP_REPOSITORY, parseHubSpec, resolveModel } from "../io/hub.ts";
 import {
   loadNetworks,
@@ -21,10 +28,11 @@ import {
   type Networks,
 } from "../formats/ldm.ts";
 import { foreignKind } from "../formats/kinds.ts";
+import { isModelFolder } from "../formats/load_model.ts";
 import { partsIn } from "../formats/ldm_config.ts";
 import type { LdmComponent } from "../formats/ldm_names.ts";
 import { openSafetensors } from "../io/safetensors.ts";
-import { embeddedModel } from "../models/embedded.ts";
+import { embeddedFiles, embeddedModel } from "../models/embedded.ts";
 import { loadModel, type Model, type ModelParts } from "../models/model.ts";
 import { assertTextToImage } from "../models/purpose.ts";
 import {
@@ -36,12 +44,30 @@ import {
   type Values,
 } from "./options.ts";
 import { createProgress, type Progress } from "./progress.ts";
+import { VERSION } from "./version.ts";
 
 /**
  * The embedded model's folder; its address where this package is not on a disk,
  * so that only those who ask for it are told that it is not there.
  */
 export const EMBEDDED: string = pathOf(embeddedModel).replace(/\/$/, "");
+
+/**
+ * The path of a folder whose files are to be listed, which no server does: the
+ * embedded model is copied beside the results where this package is on one.
+ *
+ * @param path A path, or an address of the embedded model.
+ */
+export async function listable(path: string): Promise<string> {
+  if (!isRemote(path) || !path.startsWith(EMBEDDED)) return path;
+  const copy = joinPath("out", `model-${VERSION}`);
+  for (const file of embeddedFiles) {
+    const to = joinPath(copy, file);
+    if (await exists(to)) continue;
+    await writeAtomic(to, await readBytes(joinPath(EMBEDDED, file)));
+  }
+  return copy + path.slice(EMBEDDED.length);
+}
 
 /** Options that say which model, and what its file does not tell. */
 export const MODEL_OPTIONS = optionTable({
@@ -285,11 +311,6 @@ async function partsOf(
     disposeTree(Object.values(parts).map(({ params }) => params));
     throw error;
   }
-}
-
-/** Whether a model's path is a folder's; a server is not asked. */
-export async function isModelFolder(path: string): Promise<boolean> {
-  return isRemote(path) ? !path.endsWith(".safetensors") : await isFolder(path);
 }
 
 /**

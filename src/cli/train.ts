@@ -22,10 +22,11 @@ import {
 } from "../customize/concept.ts";
 import { loadConcept, saveConcept } from "../formats/concept_file.ts";
 import {
-  encodeData,
+  encodeBuckets,
   type Example,
   folderClass,
   readExamples,
+  type Size,
 } from "../customize/dataset.ts";
 import {
   type Method,
@@ -43,18 +44,22 @@ import {
   assertDistinct,
   assertWritableFile,
   besidePath,
+  exists,
   joinPath,
   writeJson,
 } from "../io/files.ts";
+import { openSafetensors } from "../io/safetensors.ts";
 import { withLab } from "../lab/lab.ts";
 import { openQueue, type QueueRequest } from "../lab/open_queue.ts";
 import { isBucket } from "../lab/shared_store.ts";
 import type { Ask, OwnPicture, TrainSpec } from "../lab/specs.ts";
 import { pathOf, putImage } from "../lab/store.ts";
+import { downsampleFactor } from "../models/autoencoder.ts";
 import { disposeModel, type Model } from "../models/model.ts";
 import { type Command, command } from "./command.ts";
 import {
   EMBEDDED,
+  listable,
   localModel,
   MODEL_OPTIONS,
   mustExist,
@@ -159,6 +164,12 @@ const OPTIONS = optionTable({
   },
   ...BACKGROUND_OPTION,
   flips: { type: flag, help: "also every picture mirrored" },
+  buckets: {
+    type: flag,
+    help:
+      "pictures keep about their shape, and as many pixels as --size says " +
+      "(kohya's --enable_bucket); without it they are cropped to a square",
+  },
   ...MODEL_OPTIONS,
   method: {
     type: oneOf(METHODS),
@@ -321,9 +332,10 @@ function checked(request: TrainRequest): TrainRequest {
   const { variant, tokenizer, prediction, vae, unet, textEncoder } = request;
   const elsewhere = { variant, tokenizer, prediction, vae, unet, textEncoder };
   const { alpha, targets, log } = request;
+  const buckets = request.buckets || undefined;
   const rslora = request.rslora || undefined, dora = request.dora || undefined;
   const validationPrompt = prompts.length > 0 ? prompts : undefined;
-  const here = { alpha, rslora, dora, targets, log, validationPrompt };
+  const here = { alpha, rslora, dora, targets, log, validationPrompt, buckets };
   for (const [field, value] of Object.entries(here)) {
     if (value === undefined) continue;
     throw cannot("train", `no ${optionName(field)} with --queue`, "both");
@@ -358,23 +370,49 @@ async function classOf(
   throw cannot("train", "--class WORD", "none");
 }
 
-/** Class pictures; their captions say the class where they say the concept. */
+/**
+ * Class pictures, in each size that the pictures have; their captions say the
+ * class where they say the concept.
+ */
 async function classExamples(
   { prior, trigger, background }: TrainRequest,
   classWord: string,
-  size: number,
+  sizes: readonly Size[],
   say: (line: string) => void,
 ): Promise<Example[]> {
   if (prior === undefined) return [];
   const captions = ["photo of a {}"];
-  const examples = await readExamples(prior, {
-    ...{ size, captions, trigger, background },
-    onUnread: (names) => say(unreadFiles(prior, names)),
-  });
+  const examples: Example[] = [];
+  for (const [i, size] of sizes.entries()) {
+    examples.push(
+      ...await readExamples(prior, {
+        ...{ size, captions, trigger, background },
+        onUnread: (names) => i === 0 && say(unreadFiles(prior, names)),
+      }),
+    );
+  }
   return examples.map((example) => ({
     ...example,
     captions: example.captions.map((c) => fillCaption(c, classWord)),
   }));
+}
+
+/** What both sides of a picture must be multiples of: 64 for Stable Diffusion. */
+function stepOf({ autoencoder, unet }: Model): number {
+  const halvings = unet.config.block_out_channels.length - 1;
+  return downsampleFactor(autoencoder.config) * 2 ** halvings;
+}
+
+/** The sizes of pictures, each once. */
+function sizesOf(examples: readonly Example[]): Size[] {
+  const sizes = examples.map(({ pixels: { width, height } }) => ({
+    width,
+    height,
+  }));
+  return [
+    ...new Map(sizes.map((size) => [`${size.width}×${size.height}`, size]))
+      .values(),
+  ];
 }
 
 /** Refuses rates of parts that the concept does not have. */
@@ -547,9 +585,10 @@ async function runTrain(request: TrainRequest): Promise<void> {
   try {
     const size = request.size ?? modelSize(model).width;
     const { caption, masks, trigger, flips } = request;
+    const buckets = request.buckets ? stepOf(model) : undefined;
     const unread: string[] = [];
     const examples = await readExamples(request.images, {
-      size,
+      ...{ size, buckets },
       captions: caption.length > 0 ? caption : undefined,
       masks,
       trigger,
@@ -563,7 +602,7 @@ async function runTrain(request: TrainRequest): Promise<void> {
     const classes = await classExamples(
       request,
       classWord,
-      size,
+      sizesOf(examples),
       (line) => unread.push(line),
     );
     checkBackground(request.background, [...examples, ...classes]);
@@ -713,6 +752,14 @@ interface Outcome {
 /** Steps between two states that a stopped run continues from. */
 const SAVED_EVERY = 50;
 
+/** The step that a file has the state of; nothing if there is no file. */
+async function keptStep(state: string): Promise<string | undefined> {
+  if (!await exists(state)) return undefined;
+  const file = await openSafetensors(state);
+  file.close();
+  return file.metadata.step;
+}
+
 /** Trains on this machine. */
 async function trainHere(
   model: Model,
@@ -728,16 +775,16 @@ async function trainHere(
 ): Promise<Outcome> {
   const { log, validation } = shown;
   const batch = memory === "low" ? 1 : undefined;
-  const data = await encodeData(model, examples, { flips, batch });
+  const data = await encodeBuckets(model, examples, { flips, batch });
   const prior = classes.length > 0
-    ? await encodeData(model, classes, { batch })
+    ? await encodeBuckets(model, classes, { batch })
     : undefined;
   const progress = createProgress();
   const table = log === undefined ? undefined : trainLog(log);
   const pictures = validation && runPictures(model, start, validation);
   let smooth: number | undefined;
-  let kept: number | undefined;
-  const stop = () => {
+  const stop = async () => {
+    const kept = await keptStep(state);
     console.error(
       kept === undefined
         ? `stopped before step ${SAVED_EVERY}: nothing is kept`
@@ -751,7 +798,6 @@ async function trainHere(
     prior,
     memory,
     onResume(step) {
-      kept = step;
       console.error(`continuing at step ${step} of ${state}`);
     },
     async onStart(step) {
@@ -761,13 +807,13 @@ async function trainHere(
       const { step, total, loss } = record;
       smooth = smooth === undefined ? loss : 0.95 * smooth + 0.05 * loss;
       progress.update("training", step + 1, total);
-      if ((step + 1) % SAVED_EVERY === 0) kept = step + 1;
       await table?.add(record);
       await pictures?.add(record);
     },
     every: SAVED_EVERY,
-  }).catch((error) => {
+  }).catch(async (error) => {
     if (!(error instanceof Error)) throw error;
+    const kept = await keptStep(state);
     throw new Error(
       `${error.message} (${
         kept === undefined
@@ -788,7 +834,7 @@ async function trainElsewhere(
   model: Model,
   { start, chosen, examples, classes, words }: Training,
 ): Promise<Outcome> {
-  const folder = await localModel(request.model ?? EMBEDDED);
+  const folder = await localModel(await listable(request.model ?? EMBEDDED));
   if (!(await Deno.stat(folder)).isDirectory) {
     throw cannot("train", "a model folder with --queue", folder);
   }

@@ -11,7 +11,7 @@ import { openSharedStore } from "../lab/open_store.ts";
 import { isBucket } from "../lab/shared_store.ts";
 import { type Command, command, runCommand } from "./command.ts";
 import { LAB_OPTIONS } from "./lab_options.ts";
-import { EMBEDDED, mustExist } from "./models.ts";
+import { EMBEDDED, listable, mustExist } from "./models.ts";
 import { queueRequest } from "./queue_options.ts";
 import { folder, number, optionTable, type Values, whole } from "./options.ts";
 import { workersFor } from "./workers.ts";
@@ -87,7 +87,8 @@ function untilSignal(): AbortSignal {
 
 /** Works until it is told to end. */
 async function run(request: WorkerRequest): Promise<void> {
-  const { queue, model = EMBEDDED, lease, idle } = request;
+  const { queue, lease, idle } = request;
+  const model = await listable(request.model ?? EMBEDDED);
   const own = joinPath(model, "clip_b");
   const clip = request.clip ?? (await exists(own) ? own : undefined);
   const adapter = joinPath(model, "adapter");
@@ -103,9 +104,9 @@ async function run(request: WorkerRequest): Promise<void> {
   // A graphics card is one: a second thread would only take turns on it.
   const threads = workersFor(request.workers, backend.name) || 1;
   console.error(`${backend.describe}, ${threads} at a time`);
-  // By address: help and completion do not load BullMQ.
+  // A template stays out of the module graph: help does not load BullMQ.
   const { serveQueue }: typeof import("../lab/queue_worker.ts") = await import(
-    new URL("../lab/queue_worker.ts", import.meta.url).href
+    `../lab/queue_worker.ts${""}`
   );
   const count = await serveQueue({
     url: queue.url,

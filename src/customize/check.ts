@@ -117,7 +117,11 @@ export function trainingSummary(
   },
 ): TrainingSummary {
   const { examples, classes, captions, flips } = data;
-  const [{ pixels: { width, height } }] = examples;
+  const sizes = new Map<string, number>();
+  for (const { pixels: { width, height } } of examples) {
+    const size = `${width}×${height}`;
+    sizes.set(size, (sizes.get(size) ?? 0) + 1);
+  }
   const masks = examples.filter(({ mask }) => mask).length;
   const used = config.masked
     ? "the masked loss is on"
@@ -136,7 +140,12 @@ export function trainingSummary(
     ? `; ${100 * config.captionDropout} % of the prompts are empty`
     : "";
   return {
-    pictures: `${examples.length} pictures of ${width}×${height}` +
+    pictures: `${examples.length} pictures of ` +
+      listed(
+        [...sizes].map(([size, n]) =>
+          sizes.size === 1 ? size : `${size} (${n})`
+        ),
+      ) +
       (flips ? ", also mirrored" : ""),
     captions: `${captions.naming} of ${captions.total} name the concept, ` +
       `${captions.files} pictures have a caption file${empty}`,

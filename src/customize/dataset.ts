@@ -17,6 +17,7 @@ import type { Pixels } from "../io/png.ts";
 import {
   BACKGROUND,
   type Colour,
+  cover,
   flatten,
   isTransparent,
   square,
@@ -95,6 +96,12 @@ export interface EncodeOptions {
    * @default {false}
    */
   readonly flips?: boolean;
+  /**
+   * What a picture's `repeats` are divided by.
+   *
+   * @default their greatest common divisor
+   */
+  readonly common?: number;
 }
 
 /**
@@ -191,15 +198,46 @@ export async function encodeData(
       mask,
     },
     views.map(({ repeats = 1 }) => repeats),
+    options.common,
   );
+}
+
+/**
+ * Encodes pictures of several sizes.
+ *
+ * @param model The model.
+ * @param examples Pictures, from {@linkcode readExamples} with `buckets`.
+ * @param options Batch size, mirrored copies.
+ * @returns Plain data a size, in the order in which sizes come.
+ * @throws As {@linkcode encodeData}.
+ */
+export async function encodeBuckets(
+  model: Pick<Model, "autoencoder">,
+  examples: readonly Example[],
+  options: EncodeOptions = {},
+): Promise<TrainData[]> {
+  const sizes = Map.groupBy(
+    examples,
+    ({ pixels: { width, height } }) => `${width}×${height}`,
+  );
+  // Repeats count across sizes.
+  const common = examples.map(({ repeats = 1 }) => repeats).reduce(divisor, 0);
+  const encoded: TrainData[] = [];
+  for (const bucket of sizes.values()) {
+    encoded.push(await encodeData(model, bucket, { ...options, common }));
+  }
+  return encoded;
 }
 
 const divisor = (a: number, b: number): number =>
   b === 0 ? a : divisor(b, a % b);
 
 /** Pictures that count more often, as often as that in the data. */
-function repeated(data: TrainData, repeats: readonly number[]): TrainData {
-  const common = repeats.reduce(divisor);
+function repeated(
+  data: TrainData,
+  repeats: readonly number[],
+  common: number = repeats.reduce(divisor),
+): TrainData {
   if (repeats.every((times) => times === common)) return data;
   const order = repeats.flatMap((times, i) =>
     new Array<number>(times / common).fill(i)
@@ -285,10 +323,64 @@ function mirrored(example: Example): Example {
   };
 }
 
+/** Width and height in pixels. */
+export interface Size {
+  /** Width. */
+  readonly width: number;
+  /** Height. */
+  readonly height: number;
+}
+
+/**
+ * Sizes of about the same area and different shapes, from half to twice a square's
+ * side: aspect buckets, as kohya's scripts make them.
+ *
+ * @param side The square's side in pixels.
+ * @param step What sides are multiples of.
+ *
+ * @example
+ * ```ts
+ * bucketSizes(512, 64).length; // 17, from 256×1024 over 512×512 to 1024×256
+ * ```
+ */
+export function bucketSizes(side: number, step: number): Size[] {
+  const sizes = new Map<string, Size>();
+  const least = Math.max(step, Math.ceil(side / 2 / step) * step);
+  for (let width = least; width <= 2 * side; width += step) {
+    const height = Math.min(
+      Math.floor(side * side / width / step) * step,
+      2 * side,
+    );
+    if (height < least) continue;
+    sizes.set(`${width}×${height}`, { width, height });
+    sizes.set(`${height}×${width}`, { width: height, height: width });
+  }
+  return [...sizes.values()]
+    .sort((a, b) => a.width - b.width || a.height - b.height);
+}
+
+/** The size that is nearest to a picture's shape. */
+function bucketOf({ width, height }: Size, sizes: readonly Size[]): Size {
+  const off = (size: Size) =>
+    Math.abs(Math.log(size.width / size.height * height / width));
+  return sizes.reduce((best, size) => off(size) < off(best) ? size : best);
+}
+
 /** Settings of {@linkcode readExamples}. */
 export interface ReadExamplesOptions {
-  /** Side in pixels: pictures are cropped to a centred square and resized. */
-  readonly size: number;
+  /**
+   * Width and height in pixels, or the side of a square: pictures are cropped in
+   * the middle and resized.
+   */
+  readonly size: number | Size;
+  /**
+   * Pictures keep about their shape: each has the size of the bucket that is
+   * nearest to it, with sides of a multiple of this and no more pixels than
+   * `size` has (kohya's `--enable_bucket`; 64 for Stable Diffusion).
+   *
+   * @default all have one size
+   */
+  readonly buckets?: number;
   /**
    * Captions of a picture that has no text file.
    *
@@ -364,9 +456,13 @@ export async function readExamples(
   options: ReadExamplesOptions,
 ): Promise<Example[]> {
   const what = `read training pictures from ${pathOf(folder)}`;
-  const { size, captions = ["photo of a {}", "{}"] } = options;
-  if (!Number.isInteger(size) || size < 1) {
+  const { size, buckets, captions = ["photo of a {}", "{}"] } = options;
+  const sides = typeof size === "number" ? [size] : [size.width, size.height];
+  if (!sides.every((side) => Number.isInteger(side) && side >= 1)) {
     throw cannot(what, "a size in pixels", size);
+  }
+  if (buckets !== undefined && typeof size !== "number") {
+    throw cannot(what, "the side of a square with buckets", size);
   }
   if (options.masks !== undefined && !await exists(options.masks)) {
     throw cannot(what, "a folder of masks", `none: ${options.masks}`);
@@ -405,7 +501,15 @@ async function examplesIn(
   { folder, pictures }: PictureFolder,
   options: ReadExamplesOptions & { readonly captions: readonly string[] },
 ): Promise<Example[]> {
-  const { size, captions, decode, background = BACKGROUND } = options;
+  const { size, buckets, captions, decode, background = BACKGROUND } = options;
+  const sizes = typeof size !== "number"
+    ? [size]
+    : buckets === undefined
+    ? [{ width: size, height: size }]
+    : bucketSizes(size, buckets);
+  if (sizes.length === 0) {
+    throw cannot("make buckets", `a size of at least ${buckets}`, size);
+  }
   const picture = async (path: string): Promise<Pixels> =>
     decode && !/\.(png|jpe?g|webp|avif)$/i.test(path)
       ? decode(await readBytes(path), path)
@@ -415,9 +519,12 @@ async function examplesIn(
   const examples: Example[] = [];
   for (const { name, captions: beside, mask: maskPath } of pictures) {
     const whole = await picture(joinPath(folder, name));
-    const pixels = square(flatten(whole, background), size);
+    const size = bucketOf(whole, sizes);
+    const cut = (image: Pixels) =>
+      cover(image, size.width, size.height, "bilinear");
+    const pixels = cut(flatten(whole, background));
     const drawn = maskPath === undefined ? undefined : await picture(maskPath);
-    const mask = drawn && insideOf(maskOf(drawn), whole, size, maskPath!);
+    const mask = drawn && insideOf(maskOf(drawn), whole, cut, maskPath!);
     const written = beside?.lines ?? captions;
     const filled = trigger
       ? written.map((caption) => triggered(caption, trigger))
@@ -441,15 +548,15 @@ async function examplesIn(
 function insideOf(
   mask: Pixels,
   picture: Pixels,
-  size: number,
+  cut: (image: Pixels) => Pixels,
   path: string,
 ): NonNullable<Example["mask"]> {
-  const { width, height, data } = square(fitMask(mask, picture, path), size);
+  const { width, height, data } = cut(fitMask(mask, picture, path));
   const values = Array.from(data, (value) => value >= 128 ? 1 : 0);
   if (!values.includes(1)) {
     throw cannot(
       `use mask ${path}`,
-      "something white in the picture's centred square",
+      "something white in the part of the picture that is trained on",
       "nothing",
     );
   }

@@ -99,12 +99,22 @@ export interface TrainRecord {
   readonly state: TrainState;
 }
 
+/** Encoded pictures, or those of several sizes (`encodeBuckets`). */
+type Data = TrainData | readonly TrainData[];
+
+const isOne = (data: Data): data is TrainData => "count" in data;
+const bucketsOf = (data: Data): readonly TrainData[] =>
+  isOne(data) ? [data] : data;
+
 /** What a run may be given beside its configuration. */
 export interface TrainOptions {
   /** Goes on from here; its tensors stay the caller's. */
   readonly resume?: TrainState;
-  /** Class pictures for prior preservation, with their own captions. */
-  readonly prior?: TrainData;
+  /**
+   * Class pictures for prior preservation, with their own captions: of each size
+   * that the pictures have.
+   */
+  readonly prior?: TrainData | readonly TrainData[];
   /**
    * What gradients keep: `low` needs a fraction of the memory and a fifth more
    * operations. The result is the same but for rounding.
@@ -116,8 +126,8 @@ export interface TrainOptions {
 
 function checkConfig(
   config: TrainConfig,
-  data: TrainData,
-  options: TrainOptions,
+  data: readonly TrainData[],
+  priors: readonly TrainData[] | undefined,
 ): void {
   const what = "train";
   const whole = (name: string, value: number, least: number) => {
@@ -149,18 +159,25 @@ function checkConfig(
   if (!(left >= 0 && left < 1)) {
     throw cannot(what, "a dropout from 0 to below 1", left);
   }
-  if (data.count < 1) throw cannot(what, "at least one picture", data.count);
-  const { prior } = options;
-  if (
-    prior && (prior.height !== data.height || prior.width !== data.width ||
-      prior.channels !== data.channels)
-  ) {
-    throw cannot(
-      what,
-      `class pictures of ${data.height}×${data.width}`,
-      `${prior.height}×${prior.width}`,
-    );
+  if (data.length === 0 || data.some(({ count }) => count < 1)) {
+    throw cannot(what, "at least one picture", "none");
   }
+  if (priors && priors.length !== data.length) {
+    throw cannot(what, `class pictures of ${data.length} sizes`, priors.length);
+  }
+  data.forEach(({ height, width, channels }, i) => {
+    const prior = priors?.[i];
+    if (
+      prior && (prior.height !== height || prior.width !== width ||
+        prior.channels !== channels)
+    ) {
+      throw cannot(
+        what,
+        `class pictures of ${height}×${width}`,
+        `${prior.height}×${prior.width}`,
+      );
+    }
+  });
 }
 
 /** The first step in which adapters learn; 0 without pivotal tuning. */
@@ -272,7 +289,8 @@ async function normLimit(model: Model, config: TrainConfig): Promise<number> {
  *
  * @param model The base model, without the concept.
  * @param concept Where to start (`initConcept`); its tensors are not changed.
- * @param data Encoded pictures.
+ * @param data Encoded pictures; of several sizes (`encodeBuckets`), each step's
+ * are of one.
  * @param config Configuration (`method` in methods.ts makes it).
  * @param options A state to resume, class pictures.
  * @returns One record a step; the last one's state is the result.
@@ -293,11 +311,13 @@ async function normLimit(model: Model, config: TrainConfig): Promise<number> {
 export async function* train(
   model: Model,
   concept: Concept,
-  data: TrainData,
+  data: TrainData | readonly TrainData[],
   config: TrainConfig,
   options: TrainOptions = {},
 ): AsyncGenerator<TrainRecord, void, void> {
-  checkConfig(config, data, options);
+  const buckets = bucketsOf(data);
+  const priors = options.prior && bucketsOf(options.prior);
+  checkConfig(config, buckets, priors);
   const s = schedule(parseSchedulerConfig(model.scheduler));
   const own = conceptTensors(concept);
   const names = namesToTrain(concept, config);
@@ -305,7 +325,7 @@ export async function* train(
   const pivot = pivotOf(config);
   // Fails here, before work, if the concept does not fit the model.
   tf.tidy(() => void attachConcept(model, concept));
-  const id = await fingerprint(concept, data, config, options.prior);
+  const id = await fingerprint(concept, buckets, config, priors);
   const root = rootKey(config.seed);
   const limit = await normLimit(model, config);
   let state = startState(names, own, id, config, options.resume);
@@ -333,8 +353,8 @@ export async function* train(
             drawBatch(
               s,
               concept.phrase,
-              data,
-              options.prior,
+              buckets,
+              priors,
               config,
               root,
               step * accumulate + part,
@@ -597,7 +617,7 @@ export interface CustomizeOptions extends Omit<TrainOptions, "resume"> {
 export async function customize(
   model: Model,
   concept: Concept,
-  data: TrainData,
+  data: TrainData | readonly TrainData[],
   config: TrainConfig,
   options: CustomizeOptions = {},
 ): Promise<Concept> {

@@ -17,8 +17,8 @@ import type { TrainBatch } from "./train_loss.ts";
  *
  * @param s The schedule, for its timesteps.
  * @param phrase What stands for the concept in captions.
- * @param data Its pictures.
- * @param prior Class pictures, with their own captions.
+ * @param buckets Its pictures, by size; a step's are of one size.
+ * @param priors Class pictures of the same sizes, with their own captions.
  * @param config Batch size, noise offset, captions.
  * @param root Key of the run.
  * @param step The step.
@@ -27,21 +27,23 @@ import type { TrainBatch } from "./train_loss.ts";
 export function drawBatch(
   s: Schedule,
   phrase: string,
-  data: TrainData,
-  prior: TrainData | undefined,
+  buckets: readonly TrainData[],
+  priors: readonly TrainData[] | undefined,
   config: TrainConfig,
   root: Key,
   step: number,
 ): TrainBatch {
   const here = fold(root, "step", step);
-  const own = pick(data, config, fold(root, "order"), here, step, phrase);
+  const { bucket, before } = bucketAt(buckets, root, step);
+  const [data, prior] = [buckets[bucket], priors?.[bucket]];
+  const own = pick(data, config, fold(root, "order"), here, before, phrase);
   const other = prior &&
     pick(
       prior,
       config,
       fold(root, "prior"),
       fold(here, "prior"),
-      step,
+      before,
       phrase,
     );
   const rows = own.rows + (other?.rows ?? 0);
@@ -88,6 +90,27 @@ export function drawBatch(
     ]),
     prior: other?.rows ?? 0,
   };
+}
+
+/**
+ * Whose turn it is, and how many steps before had the same bucket: in as many
+ * steps as there are pictures, each bucket has as many as it has pictures.
+ */
+function bucketAt(
+  buckets: readonly TrainData[],
+  root: Key,
+  step: number,
+): { bucket: number; before: number } {
+  if (buckets.length === 1) return { bucket: 0, before: step };
+  const of = buckets.flatMap(({ count }, i) =>
+    new Array<number>(count).fill(i)
+  );
+  const round = Math.floor(step / of.length);
+  const turns = permutation(fold(root, "buckets", round), of.length)
+    .slice(0, step % of.length + 1).map((picture) => of[picture]);
+  const bucket = turns.at(-1)!;
+  const before = turns.filter((turn) => turn === bucket).length - 1;
+  return { bucket, before: round * buckets[bucket].count + before };
 }
 
 /** Pictures of a step: epochs of permutations, one after the other. */

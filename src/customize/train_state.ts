@@ -45,18 +45,18 @@ export interface TrainState {
  * A short text that two runs share if and only if they are the same run.
  *
  * @param concept What is trained.
- * @param data Pictures.
+ * @param data Pictures, by size.
  * @param config Configuration.
- * @param prior Class pictures.
+ * @param prior Class pictures, by size.
  */
 export async function fingerprint(
   concept: Concept,
-  data: TrainData,
+  data: readonly TrainData[],
   config: TrainConfig,
-  prior?: TrainData,
+  prior: readonly TrainData[] = [],
 ): Promise<string> {
   const parts: BlobPart[] = [];
-  for (const d of prior ? [data, prior] : [data]) {
+  for (const d of [...data, ...prior]) {
     parts.push(JSON.stringify([d.count, d.height, d.width, d.captions]));
     parts.push(d.mean.slice(), d.std.slice(), d.mask.slice());
   }

@@ -27,7 +27,8 @@ export {
   type PictureSettings,
   withSettings,
 } from "../diffusion/picture_settings.ts";
-export type { ComponentOptions } from "../io/folder.ts";
+export type { ComponentOptions, FolderSource } from "../io/folder.ts";
+export type { LoadModelOptions } from "../formats/load_model.ts";
 export { type HubSpec, parseHubSpec } from "../io/hub.ts";
 export { decodeJpeg } from "../io/jpeg.ts";
 export { fitMask, maskOf } from "../io/mask.ts";

@@ -23,6 +23,7 @@ import {
   isThere,
   openSource,
   readSource,
+  sourceName,
 } from "./source.ts";
 
 export {
@@ -335,9 +336,9 @@ async function syncFolder(folder: string): Promise<void> {
  *
  * @throws If it is in another encoding, or larger than 256 MiB.
  */
-export async function readText(path: string | URL): Promise<string> {
-  const shown = pathOf(path);
-  const source = await openSource(shown);
+export async function readText(from: FileSource): Promise<string> {
+  const shown = sourceName(from, "text");
+  const source = await openSource(from);
   let bytes: Uint8Array;
   try {
     const { size } = source;
@@ -493,11 +494,12 @@ export function pythonJson(value: unknown, indent = 0): string {
  * ```
  */
 export async function readJson<T = unknown>(
-  path: string | URL,
+  from: FileSource,
   schema?: Schema<T>,
 ): Promise<T> {
-  const value = parseJson(await readText(path), pathOf(path));
-  return schema ? checkJson(value, schema, pathOf(path)) : value as T;
+  const shown = sourceName(from, "JSON");
+  const value = parseJson(await readText(from), shown);
+  return schema ? checkJson(value, schema, shown) : value as T;
 }
 
 /** Checks a parsed document against a zod schema and returns it typed. */

@@ -7,12 +7,77 @@
 import * as z from "zod";
 import { cannot, reasonOf } from "../core/errors.ts";
 import { machine } from "../core/platform/machine.ts";
-import { exists, isRemote, joinPath, readJson } from "./files.ts";
+import { exists, isRemote, joinPath, pathOf, readJson } from "./files.ts";
 import {
   openSafetensors,
   type SafetensorsFile,
   type TensorEntry,
 } from "./safetensors.ts";
+
+/**
+ * A folder: its path, a `file:` or `http(s):` URL, or its files as someone picked
+ * them in a page (`<input type="file" webkitdirectory>`).
+ */
+export type FolderSource = string | URL | readonly File[];
+
+/** Paths of picked files, without the folder that was picked. */
+const paths = ({ webkitRelativePath: path, name }: File): string =>
+  path ? path.slice(path.indexOf("/") + 1) : name;
+
+const picked = (folder: readonly File[], path: string): File | undefined =>
+  folder.find((file) => paths(file) === path);
+
+const isPath = (folder: FolderSource): folder is string | URL =>
+  typeof folder === "string" || folder instanceof URL;
+
+const joined = (names: readonly string[]): string =>
+  names.filter((name) => name !== "").join("/");
+
+/**
+ * What to call a folder, or what is below it, in messages.
+ *
+ * @param folder The folder.
+ * @param names Names below it.
+ */
+export function placeName(folder: FolderSource, ...names: string[]): string {
+  if (isPath(folder)) return joinPath(pathOf(folder), ...names);
+  const [first] = folder;
+  const root = first?.webkitRelativePath?.split("/")[0] || "the picked files";
+  return joinPath(root, ...names);
+}
+
+/**
+ * Whether a folder has a file.
+ *
+ * @param folder The folder.
+ * @param names The file's path below it.
+ */
+export async function hasFile(
+  folder: FolderSource,
+  ...names: string[]
+): Promise<boolean> {
+  return isPath(folder)
+    ? await exists(joinPath(folder, ...names))
+    : picked(folder, joined(names)) !== undefined;
+}
+
+/**
+ * A file of a folder.
+ *
+ * @param folder The folder.
+ * @param names The file's path below it.
+ * @throws If it is not among picked files; a path is not looked at.
+ */
+export function fileOf(
+  folder: FolderSource,
+  ...names: string[]
+): string | File {
+  if (isPath(folder)) return joinPath(folder, ...names);
+  const path = joined(names);
+  const found = picked(folder, path);
+  if (found) return found;
+  throw cannot(`read ${placeName(folder, path)}`, "it among them", "none");
+}
 
 /** How to look for a component's weights. */
 export interface ComponentOptions {
@@ -85,25 +150,35 @@ export function chooseWeights(
 }
 
 /**
- * Where the weights of a component lie: the path of one `.safetensors` file or
- * of the index of its shards.
+ * The name of a component's weights: one `.safetensors` file or the index of its
+ * shards.
  *
  * @param folder The model folder.
  * @param component The subfolder (`"unet"`), or `""` for the folder itself.
+ * @param options The variant to prefer.
  * @throws If there are none; the error says what was looked for, and refuses
  * pickle files (`.bin`, `.ckpt`), which can run code when they are loaded.
  */
-export async function componentPath(
-  folder: string | URL,
+export async function weightsName(
+  folder: FolderSource,
   component: string,
-  options: ComponentOptions = {},
+  { variant }: ComponentOptions,
 ): Promise<string> {
-  const path = joinPath(folder, component);
-  const what = `load ${component || "weights"} from ${path}`;
-  const present = isRemote(path)
-    ? await namesAt(path, options.variant)
-    : await namesIn(path, what);
-  return joinPath(path, chooseWeights(present, options.variant, what));
+  const place = placeName(folder, component);
+  const what = `load ${component || "weights"} from ${place}`;
+  const present = !isPath(folder)
+    ? folder.map(paths).flatMap((path) => below(component, path))
+    : isRemote(folder)
+    ? await namesAt(place, variant)
+    : await namesIn(place, what);
+  return chooseWeights(present, variant, what);
+}
+
+/** The name of a file that lies right in a folder. */
+function below(folder: string, path: string): string[] {
+  const start = folder && `${folder}/`;
+  const name = path.slice(start.length);
+  return path.startsWith(start) && !name.includes("/") ? [name] : [];
 }
 
 /** The first name looked for that a server has: it lists no folders. */
@@ -130,17 +205,20 @@ async function namesIn(path: string, what: string): Promise<string[]> {
 /**
  * Opens the weights of a component; shards appear as one file.
  *
- * @throws As {@link componentPath}; or if the index and its shards disagree.
+ * @param folder The model folder.
+ * @param component The subfolder (`"unet"`), or `""` for the folder itself.
+ * @throws If there are none, or pickle files only, which can run code when they
+ * are loaded; or if an index and its shards disagree.
  */
 export async function componentFile(
-  folder: string | URL,
+  folder: FolderSource,
   component: string,
   options: ComponentOptions = {},
 ): Promise<SafetensorsFile> {
-  const path = await componentPath(folder, component, options);
-  return path.endsWith(".json")
-    ? await openShards(path)
-    : await openSafetensors(path);
+  const name = await weightsName(folder, component, options);
+  return name.endsWith(".json")
+    ? await openShards(folder, component, name)
+    : await openSafetensors(fileOf(folder, component, name));
 }
 
 /**
@@ -150,10 +228,16 @@ export async function componentFile(
  * @throws If a shard is missing, or a tensor is not where the index says, or a
  * shard holds one that the index does not name.
  */
-async function openShards(index: string): Promise<SafetensorsFile> {
-  const what = `read ${index}`;
-  const { weight_map: map } = await readJson(index, shardIndex);
-  const folder = index.slice(0, Math.max(index.lastIndexOf("/"), 0)) || ".";
+async function openShards(
+  folder: FolderSource,
+  component: string,
+  index: string,
+): Promise<SafetensorsFile> {
+  const what = `read ${placeName(folder, component, index)}`;
+  const { weight_map: map } = await readJson(
+    fileOf(folder, component, index),
+    shardIndex,
+  );
   const shards = new Map<string, SafetensorsFile>();
   const closeAll = () => shards.forEach((shard) => shard.close());
   const entries = new Map<string, TensorEntry>();
@@ -165,9 +249,10 @@ async function openShards(index: string): Promise<SafetensorsFile> {
       if (!/^[^/\\]+\.safetensors$/.test(name)) {
         throw cannot(what, "shards beside the index", JSON.stringify(name));
       }
-      const path = joinPath(folder, name);
-      if (!await exists(path)) throw cannot(what, `the shard ${name}`, "none");
-      shards.set(name, await openSafetensors(path));
+      if (!await hasFile(folder, component, name)) {
+        throw cannot(what, `the shard ${name}`, "none");
+      }
+      shards.set(name, await openSafetensors(fileOf(folder, component, name)));
     }
     for (const [name, shard] of shards) {
       Object.assign(metadata, shard.metadata);
@@ -218,12 +303,12 @@ async function openShards(index: string): Promise<SafetensorsFile> {
  * ```
  */
 export async function openComponent(
-  folder: string | URL,
+  folder: FolderSource,
   component: string,
   options: ComponentOptions = {},
 ): Promise<Component> {
   const config = await readJson(
-    joinPath(folder, component, "config.json"),
+    fileOf(folder, component, "config.json"),
     z.record(z.string(), z.unknown()),
   );
   return { config, file: await componentFile(folder, component, options) };

@@ -50,9 +50,7 @@ export async function openQueue(
   onNote?: (line: string) => void,
 ): Promise<Runner> {
   const shared = await openSharedStore(store, copy);
-  // By address: who asks for no queue does not load BullMQ.
-  const { queueRunner }: QueueModule = await import(
-    new URL("./queue.ts", import.meta.url).href
-  );
+  // A template stays out of the module graph: without a queue, no BullMQ.
+  const { queueRunner }: QueueModule = await import(`./queue.ts${""}`);
   return await queueRunner({ url, patience, identity, store: shared, onNote });
 }

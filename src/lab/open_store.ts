@@ -33,9 +33,7 @@ export async function openSharedStore(
   settings?: S3Settings,
 ): Promise<SharedStore> {
   if (!isBucket(where)) return await folderStore(where);
-  // By address: who has no bucket does not load the client.
-  const { bucketStore }: BucketModule = await import(
-    new URL("./s3.ts", import.meta.url).href
-  );
+  // A template stays out of the module graph: without a bucket, no client.
+  const { bucketStore }: BucketModule = await import(`./s3.ts${""}`);
   return await bucketStore(where, copy, settings);
 }

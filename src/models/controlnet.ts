@@ -7,7 +7,7 @@
 import * as tf from "@tensorflow/tfjs";
 import * as z from "zod";
 import { cannot } from "../core/errors.ts";
-import { openComponent } from "../io/folder.ts";
+import { type FolderSource, openComponent } from "../io/folder.ts";
 import { activate } from "../nn/activation.ts";
 import { type Conv, conv2d, convSpec } from "../nn/linear.ts";
 import type { Spec } from "../nn/spec.ts";
@@ -317,7 +317,7 @@ export function combineControlNets(
  * ```
  */
 export async function loadControlNet(
-  folder: string | URL,
+  folder: FolderSource,
 ): Promise<Network<ControlNetConfig, ControlNet>> {
   const { config: json, file } = await openComponent(folder, "");
   try {

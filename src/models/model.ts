@@ -8,15 +8,15 @@ import * as tf from "@tensorflow/tfjs";
 import * as z from "zod";
 import { cannot } from "../core/errors.ts";
 import { disposeTree, leaves } from "../core/tree.ts";
+import { joinPath, readJson, writeJson, writePythonJson } from "../io/files.ts";
 import {
-  exists,
-  joinPath,
-  pathOf,
-  readJson,
-  writeJson,
-  writePythonJson,
-} from "../io/files.ts";
-import { type ComponentOptions, openComponent } from "../io/folder.ts";
+  type ComponentOptions,
+  fileOf,
+  type FolderSource,
+  hasFile,
+  openComponent,
+  placeName,
+} from "../io/folder.ts";
 import { lookup, stackTables, tableRows } from "../nn/embedding.ts";
 import type { Context } from "../nn/linear.ts";
 import { type Autoencoder, autoencoderSpec } from "./autoencoder.ts";
@@ -106,13 +106,14 @@ interface SavedTokens {
 
 /** Reads and checks `new_concept_cfg.json`, if there is one. */
 async function savedTokens(
-  folder: string | URL,
+  folder: FolderSource,
   tokenizer: Tokenizer,
 ): Promise<SavedTokens | undefined> {
-  const path = joinPath(folder, CONCEPTS);
-  if (!await exists(path)) return undefined;
-  const concepts = Object.entries(await readJson(path, conceptsSchema));
-  const what = `read ${path}`;
+  if (!await hasFile(folder, CONCEPTS)) return undefined;
+  const concepts = Object.entries(
+    await readJson(fileOf(folder, CONCEPTS), conceptsSchema),
+  );
+  const what = `read ${placeName(folder, CONCEPTS)}`;
   const byId = new Map<number, string>();
   for (const [token, entry] of concepts) {
     const { concept_token_ids: ids, concept_token_names: names } = entry;
@@ -188,7 +189,9 @@ function splitTokens(
  * learned tokens as {@linkcode AddedTokens}.
  *
  * @param folder Folder with tokenizer, text_encoder, unet, vae, scheduler: its
- * path, or a `file:` or `http(s):` URL; by default the embedded model's.
+ * path, a `file:` or `http(s):` URL, or its files as someone picked them in a
+ * page; by default the embedded model's. (`formats/load_model.ts` takes single
+ * files, too.)
  * @param options `variant`: which weights to prefer where there are several
  * (`"fp16"`); `parts`: networks in place of the folder's, which are not read;
  * `half`: weights of layers are kept as half floats (webgpu).
@@ -200,16 +203,16 @@ function splitTokens(
  * ```
  */
 export async function loadModel(
-  folder: string | URL = embeddedModel,
+  folder: FolderSource = embeddedModel,
   options: ComponentOptions & {
     parts?: Partial<ModelParts>;
     half?: boolean;
   } = {},
 ): Promise<Model> {
   const { parts = {}, half } = options;
-  const tokenizer = await loadTokenizer(joinPath(folder, "tokenizer"));
+  const tokenizer = await loadTokenizer(folder, { inside: "tokenizer" });
   const scheduler = await readJson<Record<string, unknown>>(
-    joinPath(folder, "scheduler", "scheduler_config.json"),
+    fileOf(folder, "scheduler", "scheduler_config.json"),
   );
   const saved = await savedTokens(folder, tokenizer);
   const made: unknown[] = [];
@@ -218,9 +221,9 @@ export async function loadModel(
     parse: (json: unknown) => C,
     read: (config: C, file: Parameters<typeof load>[1]) => Promise<P>,
   ): Promise<Network<C, P>> => {
-    if (!await exists(joinPath(folder, name, "config.json"))) {
+    if (!await hasFile(folder, name, "config.json")) {
       throw cannot(
-        `load ${pathOf(folder)}`,
+        `load ${placeName(folder)}`,
         `${name}/config.json in it, or another file's (--${
           name.replace("_", "-")
         })`,
@@ -251,7 +254,7 @@ export async function loadModel(
     const rows = whole.config.vocab_size;
     if (saved && rows !== saved.first + saved.names.length) {
       throw cannot(
-        `load ${joinPath(folder, "text_encoder")}`,
+        `load ${placeName(folder, "text_encoder")}`,
         `a token table of ${saved.first + saved.names.length} rows, learned ` +
           `tokens of ${CONCEPTS} included`,
         rows,
@@ -259,7 +262,7 @@ export async function loadModel(
     }
     if (saved && parts.textEncoder) {
       throw cannot(
-        `load ${joinPath(folder, "text_encoder")}`,
+        `load ${placeName(folder, "text_encoder")}`,
         "the model's own text encoder, which has its learned tokens",
         "another",
       );

@@ -7,7 +7,7 @@
 import * as tf from "@tensorflow/tfjs";
 import * as z from "zod";
 import { cannot } from "../core/errors.ts";
-import { openComponent } from "../io/folder.ts";
+import { type FolderSource, openComponent } from "../io/folder.ts";
 import { type Context, type Conv, conv2d, convSpec } from "../nn/linear.ts";
 import type { Spec } from "../nn/spec.ts";
 import { load } from "./checkpoint.ts";
@@ -286,7 +286,7 @@ export function combineAdapters(
  * ```
  */
 export async function loadT2IAdapter(
-  folder: string | URL,
+  folder: FolderSource,
 ): Promise<Network<T2IAdapterConfig, T2IAdapter>> {
   const { config: json, file } = await openComponent(folder, "");
   try {

@@ -21,6 +21,7 @@ import {
   writeAtomic,
   writeJson,
 } from "../io/files.ts";
+import { fileOf, type FolderSource, hasFile, placeName } from "../io/folder.ts";
 
 /**
  * How text is cleaned before BPE.
@@ -522,11 +523,13 @@ const tokenizerJson = z.object({
 
 /** A document of the folder, or the fallback where there is no such file. */
 async function readOptional<T>(
-  path: string,
+  [folder, ...names]: readonly [FolderSource, ...string[]],
   schema: Schema<T>,
   fallback: T,
 ): Promise<T> {
-  return await exists(path) ? await readJson(path, schema) : fallback;
+  return await hasFile(folder, ...names)
+    ? await readJson(fileOf(folder, ...names), schema)
+    : fallback;
 }
 
 /**
@@ -534,17 +537,20 @@ async function readOptional<T>(
  * else `tokenizer.json`; with `tokenizer_config.json`,
  * `special_tokens_map.json` and `added_tokens.json` where they exist.
  *
+ * @param folder The folder.
  * @param options.cleaning Overrides the text cleaning; by default `"fast"` for
  * a folder that has only `tokenizer.json` or says `CLIPTokenizerFast`, else
  * `"basic"`, which is what pipelines of diffusers run.
+ * @param options.inside A subfolder that it lies in.
  * @throws If a file is missing or broken, or the parts do not fit together.
  */
 export async function loadTokenizer(
-  folder: string | URL,
-  options: { cleaning?: Cleaning } = {},
+  folder: FolderSource,
+  options: { cleaning?: Cleaning; inside?: string } = {},
 ): Promise<Tokenizer> {
-  const at = (name: string) => joinPath(folder, name);
-  const what = `load the tokenizer in ${at("")}`;
+  const { inside = "" } = options;
+  const at = (name: string) => [folder, inside, name] as const;
+  const what = `load the tokenizer in ${placeName(folder, inside)}`;
   const config = await readOptional(
     at("tokenizer_config.json"),
     tokenizerConfig,
@@ -552,17 +558,20 @@ export async function loadTokenizer(
   );
   const map = await readOptional(at("special_tokens_map.json"), specials, {});
   const extra = await readOptional(at("added_tokens.json"), ids, {});
-  const slow = await exists(at("vocab.json"));
-  if (!slow && !await exists(at("tokenizer.json"))) {
+  const slow = await hasFile(...at("vocab.json"));
+  if (!slow && !await hasFile(...at("tokenizer.json"))) {
     throw cannot(what, "vocab.json and merges.txt, or tokenizer.json", "none");
   }
   const { vocab, merges, added_tokens } = slow
     ? {
-      vocab: await readJson(at("vocab.json"), ids),
-      merges: parseMerges(await readText(at("merges.txt")), at("merges.txt")),
+      vocab: await readJson(fileOf(...at("vocab.json")), ids),
+      merges: parseMerges(
+        await readText(fileOf(...at("merges.txt"))),
+        placeName(...at("merges.txt")),
+      ),
       added_tokens: [],
     }
-    : await readJson(at("tokenizer.json"), tokenizerJson).then((
+    : await readJson(fileOf(...at("tokenizer.json")), tokenizerJson).then((
       { model, added_tokens },
     ) => ({ ...model, added_tokens }));
 

@@ -184,6 +184,10 @@ export function trainRows({ at, out }: OptionWorld): OptionRows {
         { add: { "--background": "black" }, says: /a transparent picture/ },
       ],
       flips: { add: { "--flips": true } },
+      buckets: {
+        both: { "--images": `${at}/wide` },
+        add: { "--buckets": true },
+      },
       method: { add: { "--method": "lora" } },
       preset: { add: { "--preset": "official" } },
       steps: { add: { "--steps": 2 } },

@@ -11,7 +11,7 @@ import { trainCommand } from "../../src/cli/train.ts";
 import { selectBackend } from "../../src/core/backend.ts";
 import { key } from "../../src/core/random.ts";
 import { disposeTree } from "../../src/core/tree.ts";
-import { encodePng } from "../../src/io/png.ts";
+import { decodePng, encodePng } from "../../src/io/png.ts";
 import { writeJson } from "../../src/io/files.ts";
 import { method } from "../../src/customize/methods.ts";
 import { withLab } from "../../src/lab/lab.ts";
@@ -59,6 +59,19 @@ function picture(shade: number, mask = false): Uint8Array {
     );
   }
   return encodePng({ width: SIDE, height: SIDE, channels: 3, data });
+}
+
+/** Two of them side by side. */
+function wide(shade: number): Uint8Array {
+  const { data, channels } = decodePng(picture(shade));
+  const row = SIDE * channels;
+  const twice = new Uint8Array(2 * data.length);
+  for (let y = 0; y < SIDE; y++) {
+    const pixels = data.subarray(y * row, (y + 1) * row);
+    twice.set(pixels, 2 * y * row);
+    twice.set(pixels, (2 * y + 1) * row);
+  }
+  return encodePng({ width: 2 * SIDE, height: SIDE, channels, data: twice });
 }
 
 /** The same with a transparent half. */
@@ -214,6 +227,7 @@ export async function writeOptionWorld(folder: string): Promise<OptionWorld> {
   for (
     const name of [
       ...["pictures", "named", "masks", "class", "clear", "bare", "more"],
+      "wide",
       ...["loras", "drawn", "mine", "subjects", "subjects/masks", "sketch"],
       ...["masked", "masked/masks"],
     ]
@@ -230,6 +244,7 @@ export async function writeOptionWorld(folder: string): Promise<OptionWorld> {
     await put(`named/${i}.txt`, i ? "a fox on grass\n" : "{} in snow\n");
     await put(`bare/${i}.png`, bytes);
     await put(`class/${i}.png`, picture(40 + i));
+    await put(`wide/${i}.png`, wide(80 + 90 * i));
     await put(`masks/${i}_mask.png`, mask);
     await put(`clear/${i}.png`, cutOut(150 + 30 * i));
     await put(`more/${i}.png`, cutOut(90 + 70 * i));

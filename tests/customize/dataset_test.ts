@@ -1,6 +1,8 @@
 import * as tf from "@tensorflow/tfjs";
-import { assertEquals, assertRejects } from "@std/assert";
+import { assert, assertEquals, assertRejects } from "@std/assert";
 import {
+  bucketSizes,
+  encodeBuckets,
   encodeData,
   type Example,
   readExamples,
@@ -311,3 +313,94 @@ Deno.test("transparent training pictures show the background asked for", async (
     assertEquals(await row([1, 2, 3]), [1, 2, 3, 1, 2, 3, ...right]);
   });
 });
+
+Deno.test("buckets have a square's area at most, and kohya's sizes", () => {
+  // kohya's make_bucket_resolutions((512, 512), 256, 1024, 64).
+  const sizes = bucketSizes(512, 64);
+  assertEquals(sizes.map(({ width, height }) => [width, height]), [
+    ...[[256, 832], [256, 896], [256, 960], [256, 1024], [320, 704]],
+    ...[[320, 768], [384, 640], [448, 576], [512, 512]],
+    ...[[576, 448], [640, 384], [704, 320], [768, 320], [832, 256]],
+    ...[[896, 256], [960, 256], [1024, 256]],
+  ]);
+  for (const side of [64, 96, 512, 640]) {
+    for (const { width, height } of bucketSizes(side, 32)) {
+      assertEquals([width % 32, height % 32], [0, 0]);
+      assert(width * height <= side * side && height >= side / 2);
+    }
+  }
+});
+
+Deno.test("pictures keep their shape in buckets, masks and class pictures too", async () => {
+  const folder = await Deno.makeTempDir();
+  try {
+    await Deno.mkdir(`${folder}/masks`);
+    const put = (name: string, w: number, h: number, value = 90) =>
+      Deno.writeFile(
+        `${folder}/${name}.png`,
+        encodePng({
+          ...{ width: w, height: h, channels: 1 },
+          // Bright at both ends, which a centred square leaves out.
+          data: Uint8Array.from(
+            { length: w * h },
+            (_, i) => i % w < w / 8 || i % w >= w * 7 / 8 ? 255 : value,
+          ),
+        }),
+      );
+    await put("a", 128, 64);
+    await put("b", 60, 120);
+    await put("c", 70, 64);
+    await put("masks/a", 128, 64, 0);
+    const read = await readExamples(folder, { size: 64, buckets: 16 });
+    assertEquals(read.map(({ pixels: { width, height } }) => [width, height]), [
+      [80, 48],
+      [48, 80],
+      [64, 64],
+    ]);
+    const [{ pixels, mask }] = read;
+    assertEquals([mask!.width, mask!.height], [80, 48]);
+    // 80×48 is not quite 2:1: a little of each end is cut off.
+    const bright = Array.from(
+      { length: 80 * 48 },
+      (_, i) => pixels.data[3 * i] > 200 ? 1 : 0,
+    );
+    assert(bright.includes(1));
+    const square = await readExamples(folder, {
+      size: { width: 80, height: 48 },
+    });
+    assertEquals(square[0].pixels.data, pixels.data);
+    assertEquals(square[2].pixels.width, 80);
+    await assertRejects(
+      () => readExamples(folder, { size: 8, buckets: 16 }),
+      Error,
+      "Cannot make buckets: expected a size of at least 16, got 8",
+    );
+  } finally {
+    await Deno.remove(folder, { recursive: true });
+  }
+});
+
+forEachBackend(
+  "pictures of several sizes are encoded apart, repeats together",
+  async () => {
+    await noLeak(async () => {
+      const model = await tinySd();
+      const sized = (side: number, repeats: number) => ({
+        ...picture(9, side),
+        mask: undefined,
+        repeats,
+      });
+      const [small, large] = await encodeBuckets(model, [
+        sized(16, 20),
+        sized(32, 10),
+        sized(16, 10),
+      ]);
+      // 20 : 10 and 10, though all of the larger ones have the same.
+      assertEquals([small.count, large.count], [3, 1]);
+      const alone = await encodeData(model, [sized(32, 1)]);
+      assertEquals(large.mean, alone.mean);
+      disposeModel(model);
+    });
+  },
+  ["wasm"],
+);

@@ -79,7 +79,7 @@ async function plainDreamBooth(
   for (let step = 0; step < config.steps; step++) {
     const { phrase } = concept;
     const root = key(config.seed);
-    const batch = drawBatch(s, phrase, data, prior, config, root, step);
+    const batch = drawBatch(s, phrase, [data], [prior], config, root, step);
     const inputs = named.map(([path, t]) =>
       tf.tensor(Float32Array.from(values.get(path)!), t.shape)
     );
@@ -270,7 +270,7 @@ forEachBackend("SVDiff: only singular values change", async () => {
   const batch = drawBatch(
     s,
     "cat",
-    someData(model, 1),
+    [someData(model, 1)],
     undefined,
     how.train,
     key(0),

@@ -1,5 +1,6 @@
 import * as tf from "@tensorflow/tfjs";
 import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
+import { selectBackend } from "../../src/core/backend.ts";
 import { key } from "../../src/core/random.ts";
 import {
   type Concept,
@@ -23,7 +24,13 @@ import {
   type TrainBatch,
   type TrainConfig,
   type TrainRecord,
+  type TrainState,
 } from "../../src/customize/train.ts";
+import { drawBatch } from "../../src/customize/train_batch.ts";
+import {
+  parseSchedulerConfig,
+  schedule,
+} from "../../src/diffusion/schedule.ts";
 import { disposeModel, type Model } from "../../src/models/model.ts";
 import {
   adamwInit,
@@ -680,4 +687,86 @@ forEachBackend("a bad run is an error before work starts", async () => {
   }
   disposeConcept(concept);
   disposeModel(model);
+}, ["wasm"]);
+
+/** Latents of a size, with captions that tell the pictures apart. */
+function latents(height: number, width: number, count: number): TrainData {
+  const values = (size: number) =>
+    Float32Array.from({ length: size }, (_, i) => Math.sin(i * height));
+  const size = count * height * width * 4;
+  return {
+    ...{ count, height, width, channels: 4 },
+    ...{ mean: values(size), std: new Float32Array(size) },
+    captions: Array.from({ length: count }, (_, i) => [`${height} ${i}`]),
+    mask: new Uint8Array(count * height * width).fill(1),
+  };
+}
+
+Deno.test("buckets take turns in proportion; each goes through its pictures", async () => {
+  await selectBackend("wasm");
+  const data = [latents(4, 8, 4), latents(8, 4, 1), latents(6, 6, 7)];
+  const s = schedule(parseSchedulerConfig({}));
+  const config = { ...SHORT, batch: 2, shuffleCaptions: false as const };
+  const seen = new Map<string, number>();
+  const turns = [0, 0, 0];
+  // Two rounds of twelve steps.
+  for (let step = 0; step < 24; step++) {
+    const batch = drawBatch(s, "x", data, data, config, key(5), step);
+    const [rows, height, width] = batch.latents.shape;
+    assertEquals([rows, batch.prior], [4, 2]);
+    const bucket = data.findIndex((d) => d.height === height);
+    assertEquals(width, data[bucket].width);
+    turns[bucket]++;
+    for (const prompt of batch.prompts.slice(0, 2)) {
+      assert(prompt.startsWith(`${height} `));
+      seen.set(prompt, (seen.get(prompt) ?? 0) + 1);
+    }
+    tf.dispose([batch.latents, batch.noise, batch.mask]);
+  }
+  assertEquals(turns, [8, 2, 14]);
+  // Every picture is drawn as often as every other.
+  assertEquals(seen.size, 12);
+  assertEquals(new Set(seen.values()), new Set([4]));
+});
+
+forEachBackend("a run over several sizes is stopped and goes on", async () => {
+  await noLeak(async () => {
+    const model = await tinySd();
+    const data = [latents(8, 16, 2), latents(16, 8, 1)];
+    const concept = await begin(model);
+    const folder = await Deno.makeTempDir();
+    const run = async (steps: number, checkpoint?: string) => {
+      const losses: number[] = [];
+      let state: TrainState | undefined;
+      if (checkpoint) state = await loadTrainState(checkpoint);
+      const resume = state && { resume: state };
+      for await (const record of train(model, concept, data, SHORT, resume)) {
+        losses.push(record.loss);
+        if (record.step + 1 === steps) {
+          await saveTrainState(`${folder}/state`, record.state);
+          break;
+        }
+      }
+      if (state) disposeTensors(state.params, state.adam.m, state.adam.v);
+      return losses;
+    };
+    try {
+      const whole = await run(4);
+      const first = await run(2);
+      const rest = await run(4, `${folder}/state`);
+      assertEquals([...first, ...rest], whole);
+      await assertRejects(
+        async () => {
+          const one = train(model, concept, data, SHORT, { prior: data[0] });
+          await one.next();
+        },
+        Error,
+        "Cannot train: expected class pictures of 2 sizes, got 1",
+      );
+    } finally {
+      await Deno.remove(folder, { recursive: true });
+    }
+    disposeConcept(concept);
+    disposeModel(model);
+  });
 }, ["wasm"]);

@@ -3,8 +3,8 @@ import { fold, key, stream } from "../../src/core/random.ts";
 import { joinPath, writeAtomic, writeJson } from "../../src/io/files.ts";
 import {
   componentFile,
-  componentPath,
   openComponent,
+  weightsName,
 } from "../../src/io/folder.ts";
 import {
   type RawTensor,
@@ -24,8 +24,7 @@ function one(value: number): RawTensor {
 Deno.test("weights are found by name, the asked variant first", () =>
   inFolder(async (root) => {
     const unet = (name: string) => joinPath(root, "unet", name);
-    const find = async (variant?: string) =>
-      (await componentPath(root, "unet", { variant })).split("/").at(-1);
+    const find = (variant?: string) => weightsName(root, "unet", { variant });
     await writeAtomic(unet("diffusion_pytorch_model.bin"), "");
     await writeAtomic(unet("model.fp16.safetensors"), "");
     assertEquals(await find(), "model.fp16.safetensors");

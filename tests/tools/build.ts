@@ -116,7 +116,7 @@ export default await readFile(new URL(import.meta.resolve(${
       contents: (await Deno.readTextFile(path)).replace(
         /("\.{1,2}\/[^"]+)\.ts"(,\s*import\.meta\.url)/g,
         '$1.js"$2',
-      ),
+      ).replace(/(\bimport\(\s*)`(\.[^`$]+)\.ts\$\{""\}`/g, '$1"$2.js"'),
       loader: "ts" as const,
     }));
   },

@@ -155,14 +155,19 @@ async function moduleImports(files: string[]): Promise<Import[]> {
   }
 }
 
-/** Workers are started by URL, which the module graph does not follow. */
+/**
+ * Workers are started by URL, and what is seldom needed is imported by a
+ * template: the module graph follows neither.
+ */
 async function workerImports(files: string[]): Promise<Import[]> {
   const found = await Promise.all(files.map(async (from) => {
     const text = await Deno.readTextFile(`${root}/${from}`);
     const urls = text.matchAll(
       /new URL\(\s*"(\.[^"]+\.ts)",\s*import\.meta\.url,?\s*\)/g,
     );
-    return [...urls].flatMap(([, path]) => resolve(from, path) ?? []);
+    const templates = text.matchAll(/\bimport\(\s*`(\.[^`$]+\.ts)\$\{""\}`/g);
+    return [...urls, ...templates]
+      .flatMap(([, path]) => resolve(from, path) ?? []);
   }));
   return found.flat();
 }

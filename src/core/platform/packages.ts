@@ -17,9 +17,12 @@ export function packageFile(path: string, version: string): URL | undefined {
   return resolved(path) ?? resolved(`npm:${name}@${version}${rest}`);
 }
 
+/** The runtime's resolver; a variable, as `deno publish` asks for literals. */
+const { resolve } = import.meta;
+
 function resolved(specifier: string): URL | undefined {
   try {
-    const url = new URL(import.meta.resolve(specifier));
+    const url = new URL(resolve(specifier));
     return ["file:", "http:", "https:"].includes(url.protocol)
       ? url
       : undefined;
