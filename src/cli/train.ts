@@ -26,7 +26,6 @@ import {
   type Example,
   folderClass,
   readExamples,
-  type Size,
 } from "../customize/dataset.ts";
 import {
   type Method,
@@ -39,7 +38,7 @@ import { trainingMemory } from "../customize/memory.ts";
 import { scaled } from "../customize/scale.ts";
 import { TARGET_NAMES } from "../customize/sites.ts";
 import { customize, RATE_SCHEDULES } from "../customize/train.ts";
-import { modelSize } from "../diffusion/layout.ts";
+import { modelSize, type Size } from "../diffusion/layout.ts";
 import {
   assertDistinct,
   assertWritableFile,
@@ -275,8 +274,8 @@ const OPTIONS = optionTable({
   dtype: { ...DTYPE_OPTION.dtype, otherwise: "F32" },
   log: {
     type: file,
-    help: "a CSV file with loss and rates of each step (TensorBoard's own " +
-      "format has no writer in JavaScript)",
+    help: "a CSV file with loss and rates of each step (the one kept writer " +
+      "of TensorBoard's files in npm needs native TensorFlow)",
   },
   validationPrompt: {
     type: text,

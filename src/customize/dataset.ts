@@ -22,6 +22,7 @@ import {
   isTransparent,
   square,
 } from "../io/resize.ts";
+import type { Size } from "../diffusion/layout.ts";
 import { downsampleFactor, encode } from "../models/autoencoder.ts";
 import type { Model } from "../models/model.ts";
 import { kohyaFolder, triggered } from "./captions.ts";
@@ -321,14 +322,6 @@ function mirrored(example: Example): Example {
       ? { mask: { ...mask, data: flip(mask.data, [] as number[], 1) } }
       : {}),
   };
-}
-
-/** Width and height in pixels. */
-export interface Size {
-  /** Width. */
-  readonly width: number;
-  /** Height. */
-  readonly height: number;
 }
 
 /**

@@ -260,6 +260,7 @@ export {
   type SamplingPlan,
 } from "../diffusion/sampling_memory.ts";
 export { conceptTensors, type Weights } from "../customize/concept.ts";
+export { bucketSizes, encodeBuckets } from "../customize/dataset.ts";
 export {
   joinData,
   type JointName,
