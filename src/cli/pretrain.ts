@@ -54,6 +54,7 @@ import {
 } from "./options.ts";
 import { duration } from "../report/format.ts";
 import { createProgress } from "./progress.ts";
+import { onInterrupt } from "./signals.ts";
 
 const NAMES: readonly NetworkName[] = [
   "clip_a",
@@ -298,24 +299,6 @@ function shortState(out: string, name: NetworkName): string {
   return joinPath(out, name, "checkpoint.safetensors");
 }
 
-/** Says whether the user wants to stop, until it is released. */
-function stopAsked(): { readonly now: () => boolean; release: () => void } {
-  let asked = false;
-  const ask = () => {
-    asked = true;
-  };
-  const signals: Deno.Signal[] = Deno.build.os === "windows"
-    ? ["SIGINT"]
-    : ["SIGINT", "SIGTERM"];
-  for (const signal of signals) Deno.addSignalListener(signal, ask);
-  return {
-    now: () => asked,
-    release: () => {
-      for (const signal of signals) Deno.removeSignalListener(signal, ask);
-    },
-  };
-}
-
 /** Trains a network; whether to its end. */
 async function trainNetwork(
   name: NetworkName,
@@ -349,35 +332,38 @@ async function trainNetwork(
   const rows: Record<string, number>[] = [];
   let first: Record<string, number> | undefined;
   let last: Record<string, number> = {};
-  const stop = stopAsked();
-  while (true) {
-    const next = await run.next();
-    if (next.done) {
-      const { ema, step } = next.value;
-      await writeNetwork(out, name, await finished(name, ema, workers), step);
-      break;
+  let asked = false;
+  const release = onInterrupt(() => asked = true);
+  try {
+    while (true) {
+      const next = await run.next();
+      if (next.done) {
+        const { ema, step } = next.value;
+        await writeNetwork(out, name, await finished(name, ema, workers), step);
+        break;
+      }
+      const { step, steps, losses, lr, norm, seconds } = next.value;
+      progress.update(name, step, steps, "step");
+      if (asked) {
+        await run.return(undefined as never);
+        progress.finish();
+        console.log(`${name}: stopped at step ${step}; --resume goes on`);
+        return false;
+      }
+      rows.push({ ...losses, norm, seconds });
+      if (step % ROW !== 0 && step !== steps) continue;
+      last = averages(rows.splice(0));
+      first ??= last;
+      await appendRow(metrics, { step, lr, ...last });
+      progress.line(
+        `${name} ${step}/${steps}  ` +
+          Object.entries(last).map(([k, v]) => `${k} ${v.toFixed(4)}`)
+            .join("  "),
+      );
     }
-    const { step, steps, losses, lr, norm, seconds } = next.value;
-    progress.update(name, step, steps, "step");
-    if (stop.now()) {
-      await run.return(undefined as never);
-      progress.finish();
-      console.log(`${name}: stopped at step ${step}; --resume goes on`);
-      stop.release();
-      return false;
-    }
-    rows.push({ ...losses, norm, seconds });
-    if (step % ROW !== 0 && step !== steps) continue;
-    last = averages(rows.splice(0));
-    first ??= last;
-    await appendRow(metrics, { step, lr, ...last });
-    progress.line(
-      `${name} ${step}/${steps}  ` +
-        Object.entries(last).map(([k, v]) => `${k} ${v.toFixed(4)}`)
-          .join("  "),
-    );
+  } finally {
+    release();
   }
-  stop.release();
   progress.finish();
   console.log(
     first

@@ -14,6 +14,7 @@ import { LAB_OPTIONS } from "./lab_options.ts";
 import { EMBEDDED, listable, mustExist } from "./models.ts";
 import { queueRequest } from "./queue_options.ts";
 import { folder, number, optionTable, type Values, whole } from "./options.ts";
+import { onInterrupt } from "./signals.ts";
 import { workersFor } from "./workers.ts";
 
 const OPTIONS = optionTable({
@@ -80,8 +81,7 @@ function untilSignal(): AbortSignal {
     console.error("ending: jobs that are not done go back to the queue");
     controller.abort();
   };
-  Deno.addSignalListener("SIGINT", stop);
-  if (Deno.build.os !== "windows") Deno.addSignalListener("SIGTERM", stop);
+  onInterrupt(stop);
   return controller.signal;
 }
 

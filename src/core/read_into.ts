@@ -3,7 +3,7 @@ import { address, type WasmBackend } from "./kernels/simd.ts";
 
 /**
  * Copies a tensor's numbers into memory that is already there. On wasm nothing
- * is allocated: fresh megabytes cost more than the copy, a page fault each 4 kB.
+ * is allocated: fresh megabytes cost more than the copy, a page fault per 4 kB.
  *
  * @param tensor Float32, of any shape.
  * @param into Room for as many numbers.

@@ -204,22 +204,35 @@ function textMask(
   return tf.keep(tf.tensor2d(values, [n, tokens]));
 }
 
+/**
+ * Attention of the rows that have the prompt: of both branches, the second half.
+ *
+ * @param probabilities [rows, heads, places, tokens].
+ * @param count Pictures.
+ * @returns [count, heads, places, tokens].
+ */
+export function ofPrompt(
+  probabilities: tf.Tensor4D,
+  count: number,
+): tf.Tensor4D {
+  const from = probabilities.shape[0] - count;
+  return tf.slice(probabilities, [from, 0, 0, 0], [count, -1, -1, -1]);
+}
+
 /** Adds up the attention on each concept's words, at the size of the latents. */
 function watch(
-  { first, count, branch, sample }: UNetCall,
+  { first, count, sample }: UNetCall,
   places: readonly (readonly number[])[],
   watched: Map<number, Watched>,
 ): NonNullable<UNetOptions["crossAttend"]> {
-  const [rows, height, width] = sample.shape;
+  const [, height, width] = sample.shape;
   return (layer) => ({
     probabilities(p) {
       const sum = tf.tidy(() => {
-        // The second half of the rows has the prompt.
-        const from = branch === "both" ? rows - count : 0;
-        const own = tf.slice(p, [from, 0, 0, 0], [count, -1, -1, -1]);
+        const own = ofPrompt(p, count);
         const maps = places.map((positions) => {
           const map = tokenMap(
-            own as tf.Tensor4D,
+            own,
             Array.from({ length: count }, () => positions),
           );
           return tf.mean(map, 2, true)

@@ -6,11 +6,12 @@
  */
 import * as tf from "@tensorflow/tfjs";
 import { cannot } from "../core/errors.ts";
+import { valueAndGrads } from "../core/tree.ts";
 import type { UNetCall } from "../diffusion/pipeline.ts";
-import { promptRows } from "../diffusion/regions.ts";
+import { type PromptRows, promptRows } from "../diffusion/regions.ts";
 import { bindPrompt, type Model } from "../models/model.ts";
 import { attentionGrids, type UNetOptions } from "../models/unet.ts";
-import { wordsIn } from "./attention_fusion.ts";
+import { ofPrompt, wordsIn } from "./attention_fusion.ts";
 import {
   type CompositionOptions,
   runSolo,
@@ -155,12 +156,20 @@ export function clora(
   if (missing) throw cannot(what, `${missing.phrase} in the prompt`, prompt);
   const promptOf = (concept?: Concept) =>
     withClassWords(prompt, concepts.filter((one) => one !== concept));
-  const { named, all, dispose } = solos(base, concepts, options, promptOf);
+  const { named, all, dispose: disposeSolos } = solos(
+    base,
+    concepts,
+    options,
+    promptOf,
+  );
+  let classes: PromptRows | undefined;
+  const dispose = () => {
+    classes?.dispose();
+    disposeSolos();
+  };
   try {
     const { negative = "", skipLast, syntax } = options;
-    const classes = promptRows(named, promptOf(), negative, {
-      ...{ skipLast, syntax },
-    });
+    classes = promptRows(named, promptOf(), negative, { skipLast, syntax });
     const wordsOf = (model: Model, own?: Concept) =>
       concepts.map((one) =>
         one === own ? wordsIn(model, one, promptOf(own)) : classWordsIn(
@@ -187,10 +196,7 @@ export function clora(
         },
         denoise: (_, call) => blended(readings, call, threshold),
       },
-      dispose() {
-        classes.dispose();
-        dispose();
-      },
+      dispose,
     };
   } catch (error) {
     dispose();
@@ -240,10 +246,7 @@ function watch(
   let sum: tf.Tensor3D | undefined;
   const at = Array.from({ length: count }, () => positions);
   const probabilities = (p: tf.Tensor4D) => {
-    // Of both branches, the second half of the rows has the prompt.
-    const from = p.shape[0] - count;
-    const own = tf.slice(p, [from, 0, 0, 0], [count, -1, -1, -1]);
-    const map = tokenMap(own, at);
+    const map = tokenMap(ofPrompt(p, count), at);
     sum = sum ? sum.add(map) : map;
   };
   return {
@@ -286,20 +289,30 @@ function towardsContrast(
     return tf.transpose(watched.sum(), [0, 2, 1]) as tf.Tensor3D;
   };
   const maps = readings.map((_, i) => tf.tidy(() => mapsOf(i, latent)));
+  /** Slope of a loss by the leaves of a tree; the caller's. */
+  const slopes = <T>(loss: (tree: T) => tf.Scalar, tree: T) => {
+    const { value, grads } = valueAndGrads(loss, tree);
+    value.dispose();
+    return [...grads.values()];
+  };
+  const byMap = slopes(
+    (all: readonly tf.Tensor3D[]) =>
+      contrastiveLoss(
+        tf.concat([...all], 1),
+        lists.flatMap(({ of }) => of),
+        temperature,
+      ),
+    maps,
+  );
   // By the chain rule one UNet after another, so that one tape is kept at a time.
-  const slopes = tf.grads((...all: tf.Tensor[]) =>
-    contrastiveLoss(
-      tf.concat(all as tf.Tensor3D[], 1),
-      lists.flatMap(({ of }) => of),
-      temperature,
+  const byLatent = readings.flatMap((_, i) =>
+    slopes(
+      ({ sample }) => tf.sum(mapsOf(i, sample).mul(byMap[i])) as tf.Scalar,
+      { sample: latent },
     )
-  )(maps);
-  const gradient = readings.reduce<tf.Tensor>((sum, _, i) => {
-    const own = tf.grad((sample: tf.Tensor) =>
-      tf.sum(mapsOf(i, sample as tf.Tensor4D).mul(slopes[i]))
-    )(latent);
-    return sum.add(own);
-  }, tf.zerosLike(latent));
+  );
+  const gradient = tf.addN(byLatent);
+  tf.dispose([...byMap, ...byLatent]);
   return latent.sub(gradient.mul(stepSize));
 }
 

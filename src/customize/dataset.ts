@@ -209,7 +209,7 @@ export async function encodeData(
  * @param model The model.
  * @param examples Pictures, from {@linkcode readExamples} with `buckets`.
  * @param options Batch size, mirrored copies.
- * @returns Plain data a size, in the order in which sizes come.
+ * @returns Data per size, in the order in which sizes come.
  * @throws As {@linkcode encodeData}.
  */
 export async function encodeBuckets(

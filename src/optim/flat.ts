@@ -87,19 +87,38 @@ export interface FlatAdamWOptions {
 }
 
 /**
- * Norm of a gradient.
+ * Norm of a gradient, and what it is multiplied by so that it is not larger than
+ * it may be.
  *
  * @param grads The gradient.
+ * @param maxNorm Largest norm. @default any
  * @throws If it is not finite.
  */
-export function gradientNorm(grads: Float32Array): number {
+export function clipping(
+  grads: Float32Array,
+  maxNorm?: number,
+): { norm: number; clip: number } {
   let squares = 0;
   for (let i = 0; i < grads.length; i++) squares += grads[i] * grads[i];
   const norm = Math.sqrt(squares);
   if (!Number.isFinite(norm)) {
     throw cannot("take an optimizer step", "finite gradients", `norm ${norm}`);
   }
-  return norm;
+  const clip = maxNorm !== undefined && norm > maxNorm ? maxNorm / norm : 1;
+  return { norm, clip };
+}
+
+/**
+ * Share of the averaged weights that stays in a step.
+ *
+ * @param step Steps done, this one included.
+ * @param options `ema`: what it grows to.
+ */
+export function averageKept(
+  step: number,
+  { ema = 0.999 }: FlatAdamWOptions,
+): number {
+  return Math.min(ema, (1 + step) / (10 + step));
 }
 
 /**
@@ -119,16 +138,35 @@ export function flatAdamW(
   grads: Float32Array,
   options: FlatAdamWOptions,
 ): number {
-  const { lr, eps = 1e-8, weightDecay = 0.01, maxNorm } = options;
+  const { norm, clip } = clipping(grads, options.maxNorm);
+  adamwEntries(layout.entries, state, grads, clip, options);
+  return norm;
+}
+
+/**
+ * {@linkcode flatAdamW} of some entries, by a gradient that has been looked at.
+ *
+ * @param entries Which.
+ * @param state Changed in place; `step` grows by one.
+ * @param grads Gradients, laid out as the parameters; finite.
+ * @param clip What they are multiplied by, from {@linkcode clipping}.
+ * @param options Rates.
+ */
+export function adamwEntries(
+  entries: FlatLayout["entries"],
+  state: FlatState,
+  grads: Float32Array,
+  clip: number,
+  options: FlatAdamWOptions,
+): void {
+  const { lr, eps = 1e-8, weightDecay = 0.01 } = options;
   const [beta1, beta2] = options.betas ?? [0.9, 0.999];
-  const norm = gradientNorm(grads);
-  const clip = maxNorm !== undefined && norm > maxNorm ? maxNorm / norm : 1;
   const step = state.step + 1;
   const rate = lr / (1 - beta1 ** step);
   const correct2 = 1 / Math.sqrt(1 - beta2 ** step);
-  const keep = Math.min(options.ema ?? 0.999, (1 + step) / (10 + step));
+  const keep = averageKept(step, options);
   const { params, m, v, ema } = state;
-  for (const { offset, size, decay } of layout.entries) {
+  for (const { offset, size, decay } of entries) {
     const shrink = decay ? 1 - lr * weightDecay : 1;
     for (let i = offset; i < offset + size; i++) {
       const g = grads[i] * clip;
@@ -141,7 +179,6 @@ export function flatAdamW(
     }
   }
   state.step = step;
-  return norm;
 }
 
 /**

@@ -7,11 +7,12 @@
 import * as tf from "@tensorflow/tfjs";
 import { readInto } from "../core/read_into.ts";
 import {
-  flatAdamW,
+  adamwEntries,
+  averageKept,
+  clipping,
   type FlatAdamWOptions,
   type FlatLayout,
   type FlatState,
-  gradientNorm,
 } from "./flat.ts";
 
 /** Coefficients of the quintic Newton–Schulz iteration (Jordan et al. 2024). */
@@ -178,9 +179,8 @@ export async function flatMuon(
   options: FlatAdamWOptions,
   { updates, run }: Orthogonaliser,
 ): Promise<number> {
-  const { lr, weightDecay = 0.01, maxNorm } = options;
-  const norm = gradientNorm(grads);
-  const clip = maxNorm !== undefined && norm > maxNorm ? maxNorm / norm : 1;
+  const { lr, weightDecay = 0.01 } = options;
+  const { norm, clip } = clipping(grads, options.maxNorm);
   const matrices = layout.entries.filter(({ decay }) => decay);
   const { params, m, ema } = state;
   for (const { offset, size } of matrices) {
@@ -192,9 +192,8 @@ export async function flatMuon(
   }
   await run();
   const vectors = layout.entries.filter(({ decay }) => !decay);
-  flatAdamW({ entries: vectors, size: layout.size }, state, grads, options);
-  const step = state.step;
-  const keep = Math.min(options.ema ?? 0.999, (1 + step) / (10 + step));
+  adamwEntries(vectors, state, grads, clip, options);
+  const keep = averageKept(state.step, options);
   for (const { shape, offset, size } of matrices) {
     const rate = lr * 0.2 * Math.sqrt(Math.max(...sides(shape)));
     const shrink = 1 - lr * weightDecay;

@@ -4,16 +4,15 @@ import {
   attentionMasks,
   freeFuse,
 } from "../../src/customize/attention_fusion.ts";
-import {
-  attachConcept,
-  type Concept,
-  disposeConcept,
-  releaseTokens,
-} from "../../src/customize/concept.ts";
-import { generate } from "../../src/diffusion/pipeline.ts";
+import { type Concept, disposeConcept } from "../../src/customize/concept.ts";
 import { disposeModel } from "../../src/models/model.ts";
 import { forEachBackend, noLeak } from "../helpers.ts";
-import { changedConcept as concept, DRAWN, tinySd } from "./tiny_sd.ts";
+import {
+  changedConcept as concept,
+  drawnAttached,
+  drawnWith,
+  tinySd,
+} from "./tiny_sd.ts";
 
 Deno.test("a pixel is the concept's that attends most, relative to itself", async () => {
   // One row of four pixels; the second concept is faint but relative counts.
@@ -32,26 +31,14 @@ forEachBackend("FreeFuse finds masks and keeps adapters inside", async () => {
     const base = await tinySd();
     const [fox, owl] = [await concept(base, "fox"), await concept(base, "owl")];
     const prompt = `${fox.phrase} and ${owl.phrase}`;
-    const draw = async (
+    const draw = (
       concepts: readonly Concept[],
       options: Partial<Parameters<typeof freeFuse>[2]>,
       text = prompt,
-    ) => {
-      const sampling = freeFuse(base, concepts, { prompt: text, ...options });
-      const [picture] = await generate(sampling.model, {
-        ...DRAWN,
-        prompts: [text],
-        ...sampling.pipeline,
-      });
-      sampling.dispose();
-      return picture.data;
-    };
-    const plain = async (concepts: readonly Concept[], text: string) => {
-      const model = attachConcept(base, concepts);
-      const [picture] = await generate(model, { ...DRAWN, prompts: [text] });
-      releaseTokens(model, base);
-      return picture.data;
-    };
+    ) =>
+      drawnWith(freeFuse(base, concepts, { prompt: text, ...options }), text);
+    const plain = (concepts: readonly Concept[], text: string) =>
+      drawnAttached(base, concepts, text);
     // One concept that has every pixel is that concept, attached.
     const alone = `a ${fox.phrase}`;
     const [masked1, attached] = [

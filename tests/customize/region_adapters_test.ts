@@ -2,7 +2,7 @@ import * as tf from "@tensorflow/tfjs";
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { key, normal } from "../../src/core/random.ts";
 import { at } from "../../src/core/tree.ts";
-import { generate, type UNetCall } from "../../src/diffusion/pipeline.ts";
+import type { UNetCall } from "../../src/diffusion/pipeline.ts";
 import {
   loraComposite,
   loraSwitch,
@@ -27,44 +27,31 @@ import {
 } from "../../src/models/model.ts";
 import type { LowRank } from "../../src/nn/linear.ts";
 import { close, forEachBackend, noLeak } from "../helpers.ts";
-import { changedConcept as concept, DRAWN, tinySd } from "./tiny_sd.ts";
+import {
+  changedConcept as concept,
+  DRAWN,
+  drawnAttached,
+  drawnWith,
+  tinySd,
+} from "./tiny_sd.ts";
 
 const left = { box: { top: 0, left: 0, bottom: 1, right: 0.5 } };
 const right = { box: { top: 0, left: 0.5, bottom: 1, right: 1 } };
 const everything = { box: { top: 0, left: 0, bottom: 1, right: 1 } };
-async function draw(
+const draw = (
   sampling: AdapterSampling,
   prompt: string,
   negative = "",
   steps = DRAWN.steps,
-): Promise<Uint8Array> {
-  const [picture] = await generate(sampling.model, {
-    ...DRAWN,
-    steps,
-    prompts: [prompt],
-    negative,
-    ...sampling.pipeline,
-  });
-  sampling.dispose();
-  return picture.data;
-}
+) => drawnWith(sampling, prompt, { negative, steps });
 
-async function drawPlain(
+const drawPlain = (
   base: Model,
-  concepts: Concept[],
+  concepts: readonly Concept[],
   prompt: string,
   negative = "",
   alpha = 1,
-): Promise<Uint8Array> {
-  const model = attachConcept(base, concepts, { alpha });
-  const [picture] = await generate(model, {
-    ...DRAWN,
-    prompts: [prompt],
-    negative,
-  });
-  releaseTokens(model, base);
-  return picture.data;
-}
+) => drawnAttached(base, concepts, prompt, { negative }, alpha);
 
 function differ(a: Uint8Array, b: Uint8Array): boolean {
   return a.some((v, i) => v !== b[i]);

@@ -5,8 +5,18 @@
  */
 import * as tf from "@tensorflow/tfjs";
 import { fold, key, normal } from "../../src/core/random.ts";
-import { type Concept, initConcept } from "../../src/customize/concept.ts";
+import {
+  attachConcept,
+  type Concept,
+  initConcept,
+  releaseTokens,
+} from "../../src/customize/concept.ts";
 import { adapterTensors, withTensors } from "../../src/customize/lora.ts";
+import type { AdapterSampling } from "../../src/customize/region_adapters.ts";
+import {
+  generate,
+  type PipelineOptions,
+} from "../../src/diffusion/pipeline.ts";
 import { openSafetensors, toFloat32 } from "../../src/io/safetensors.ts";
 import { loadModel, type Model } from "../../src/models/model.ts";
 import { fixturePath } from "../helpers.ts";
@@ -121,4 +131,39 @@ export async function changedConcept(
   const adapter = withTensors(fresh.adapter, new Map(changed));
   tf.dispose(tensors.map(([, tensor]) => tensor));
   return { ...fresh, adapter };
+}
+
+/**
+ * One picture as {@linkcode DRAWN}, with adapters that act while sampling.
+ *
+ * @param sampling The adapters; disposed.
+ * @param prompt The prompt.
+ * @param how What differs from {@linkcode DRAWN}.
+ */
+export async function drawnWith(
+  sampling: AdapterSampling,
+  prompt: string,
+  how: Partial<PipelineOptions> = {},
+): Promise<Uint8Array> {
+  const [picture] = await generate(sampling.model, {
+    ...DRAWN,
+    ...how,
+    prompts: [prompt],
+    ...sampling.pipeline,
+  });
+  sampling.dispose();
+  return picture.data;
+}
+
+/** The same with concepts attached to their base everywhere. */
+export async function drawnAttached(
+  base: Model,
+  concepts: readonly Concept[],
+  prompt: string,
+  how: Partial<PipelineOptions> = {},
+  alpha = 1,
+): Promise<Uint8Array> {
+  const model = attachConcept(base, concepts, { alpha });
+  const dispose = () => releaseTokens(model, base);
+  return await drawnWith({ model, pipeline: {}, dispose }, prompt, how);
 }

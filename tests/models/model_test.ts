@@ -9,6 +9,7 @@ import {
 } from "../../src/customize/concept.ts";
 import { joinPath, readJson, writeJson } from "../../src/io/files.ts";
 import { openComponent } from "../../src/io/folder.ts";
+import { embeddedFiles, embeddedModel } from "../../src/models/embedded.ts";
 import {
   bindPrompt,
   disposeModel,
@@ -185,3 +186,22 @@ forEachBackend("a token with too few vectors cannot be bound", async () => {
   releaseTokens(model, base);
   disposeModel(base);
 }, ["wasm"]);
+
+Deno.test("the embedded model's files are listed whole, for servers", async () => {
+  const found: string[] = [];
+  for await (const { name, isFile } of Deno.readDir(embeddedModel)) {
+    if (isFile) found.push(name);
+    // Pictures of the world are read by name.
+    else if (name !== "art") {
+      const folder = new URL(`${name}/`, embeddedModel);
+      for await (const file of Deno.readDir(folder)) {
+        found.push(`${name}/${file.name}`);
+      }
+    }
+  }
+  const notOfTheModel = ["README.md", "prompts.json"];
+  assertEquals(
+    [...embeddedFiles].sort(),
+    found.filter((name) => !notOfTheModel.includes(name)).sort(),
+  );
+});

@@ -171,7 +171,9 @@ export async function* pretrain(
     { length: recipe.shards },
     () => sharedFloats(layout.size),
   );
-  const orthogonaliser = muonIn(runner, layout.size, Math.max(1, workers));
+  const orthogonaliser = recipe.optimizer === "muon"
+    ? muonIn(runner, layout.size, Math.max(1, workers))
+    : undefined;
   let lastSave = performance.now();
   let between = false;
   try {
@@ -217,7 +219,7 @@ export async function* pretrain(
         }
       }
       const lr = warmupLinear(state.step, recipe);
-      const norm = recipe.optimizer === "muon"
+      const norm = orthogonaliser
         ? await flatMuon(
           layout,
           state,
