@@ -1,0 +1,269 @@
+/**
+ * `deno task bench:scale [--runs N] [--out FOLDER] [--json]`: how time and memory
+ * grow with concepts that are fused, with regions of a picture, with workers.
+ *
+ * Each run has a process of its own, as wasm memory never shrinks. Concepts have
+ * random weights: what they know changes neither time nor memory.
+ *
+ * @module
+ */
+import * as tf from "@tensorflow/tfjs";
+import { parseArgs } from "@std/cli";
+import {
+  type Concept,
+  encodePng,
+  fold,
+  fuse,
+  generate,
+  initConcept,
+  key,
+  loadModel,
+  type Model,
+  regionalSampling,
+  selectBackend,
+} from "../../mod.ts";
+import { cannot } from "../../src/core/errors.ts";
+import type { WasmBackend } from "../../src/core/kernels/simd.ts";
+import { normal } from "../../src/core/random.ts";
+import { adapterTensors, withTensors } from "../../src/customize/lora.ts";
+import { pathOf, writeAtomic } from "../../src/io/files.ts";
+import { withLab } from "../../src/lab/lab.ts";
+import { renderFigure } from "../../src/report/chart.ts";
+import { plot } from "../../src/report/figure.ts";
+import { root, runDeno } from "../tools/repository.ts";
+
+const HELP = `deno task bench:scale [options]
+
+Fuses 2, 5, 10 and 20 concepts, draws pictures with 1 to 8 regions, draws 16
+pictures with 1 and 2 workers, and says time and memory of each.
+
+  --runs N      runs of each; medians count (default 3)
+  --out FOLDER  writes a chart of each there
+  --json        prints JSON only
+  --help        this text`;
+
+const MODEL = pathOf(new URL("../../models/micro", import.meta.url));
+
+/** What is counted: concepts, regions or workers. */
+export type Scaled = "concepts" | "regions" | "workers";
+
+/** Sizes of each. */
+export const SIZES: Readonly<Record<Scaled, readonly number[]>> = {
+  concepts: [2, 5, 10, 20],
+  regions: [1, 2, 4, 8],
+  workers: [1, 2],
+};
+
+/** What one size took. */
+export interface ScaleRow {
+  /** What is counted. */
+  readonly what: Scaled;
+  /** How many. */
+  readonly n: number;
+  /** Time of the work, models loaded and kernels compiled. */
+  readonly seconds: number;
+  /** Bytes of the wasm backend's memory; of the main thread alone. */
+  readonly heap: number;
+  /** Most bytes that the process had in the machine's memory. */
+  readonly peak: number;
+}
+
+/** A rank-4 ED-LoRA whose `up` is random, as if trained. */
+async function randomConcept(model: Model, i: number): Promise<Concept> {
+  const root = fold(key(7), i);
+  const fresh = await initConcept(model, {
+    ...{ name: `c${i}`, classWord: "animal", key: root },
+    lora: { rank: 4, targets: "attention" },
+  });
+  const tensors = adapterTensors(fresh.adapter);
+  const trained = tensors.map(([path, tensor]): [string, tf.Tensor] => [
+    path,
+    path.endsWith(".up")
+      ? tf.tensor(normal(fold(root, path), tensor.size, 0.05), tensor.shape)
+      : tensor.clone(),
+  ]);
+  const adapter = withTensors(fresh.adapter, new Map(trained));
+  tf.dispose(tensors.map(([, tensor]) => tensor));
+  return { ...fresh, adapter };
+}
+
+async function fuseMany(model: Model, n: number): Promise<number> {
+  const concepts: Concept[] = [];
+  for (let i = 0; i < n; i++) concepts.push(await randomConcept(model, i));
+  // A small fusion first, so that every kernel is compiled.
+  for await (const _ of fuse(model, concepts.slice(0, 1), { steps: 2 }));
+  const before = performance.now();
+  for await (const _ of fuse(model, concepts));
+  return performance.now() - before;
+}
+
+async function drawRegions(model: Model, n: number): Promise<number> {
+  const regions = Array.from({ length: n }, (_, i) => ({
+    shape: { box: { top: 0, bottom: 1, left: i / n, right: (i + 1) / n } },
+    prompt: "a fox",
+  }));
+  const regional = regionalSampling(model, regions);
+  const draw = (steps: number) =>
+    generate(model, {
+      prompts: ["animals on grass"],
+      ...{ steps, guidance: 5, key: key(0) },
+      unet: (call) => regional.unet(call),
+    });
+  await draw(2);
+  const before = performance.now();
+  await draw(20);
+  const took = performance.now() - before;
+  regional.dispose();
+  return took;
+}
+
+async function drawByWorkers(n: number): Promise<number> {
+  const store = await Deno.makeTempDir();
+  try {
+    return await withLab(
+      { model: MODEL, store, backend: "wasm", workers: n },
+      async (lab) => {
+        const draw = (name: string, count: number) =>
+          lab.draw(Array.from({ length: count }, (_, i) => ({
+            model: { type: "base" } as const,
+            samples: [{ text: "a fox on grass", noise: [i, name] }],
+            sampling: {
+              sampler: "ddim" as const,
+              ...{ steps: 20, guidance: 5, negative: "" },
+            },
+          })));
+        await draw("warm", 4);
+        const before = performance.now();
+        await draw("timed", 16);
+        return performance.now() - before;
+      },
+    );
+  } finally {
+    await Deno.remove(store, { recursive: true });
+  }
+}
+
+/**
+ * Measures one size in this process.
+ *
+ * @param what What is counted.
+ * @param n How many.
+ */
+export async function measureSize(what: Scaled, n: number): Promise<ScaleRow> {
+  await selectBackend("wasm");
+  const model = await loadModel(MODEL);
+  const ms = await {
+    concepts: () => fuseMany(model, n),
+    regions: () => drawRegions(model, n),
+    workers: () => drawByWorkers(n),
+  }[what]();
+  const { wasm } = tf.backend() as unknown as WasmBackend;
+  const status = await Deno.readTextFile("/proc/self/status");
+  return {
+    what,
+    n,
+    seconds: ms / 1000,
+    heap: wasm.asm.memory.buffer.byteLength,
+    peak: 1024 * Number(/VmHWM:\s+(\d+)/.exec(status)?.[1]),
+  };
+}
+
+const middle = (values: readonly number[]): number =>
+  values.toSorted((a, b) => a - b)[Math.floor(values.length / 2)];
+
+/**
+ * Measures all sizes, each run in a process of its own.
+ *
+ * @param runs Runs of each size; medians count.
+ * @param say Called with lines for people.
+ */
+export async function measureScale(
+  runs: number,
+  say: (line: string) => void,
+): Promise<ScaleRow[]> {
+  const rows: ScaleRow[] = [];
+  for (const [what, sizes] of Object.entries(SIZES) as [Scaled, number[]][]) {
+    for (const n of sizes) {
+      const found: ScaleRow[] = [];
+      for (let i = 0; i < runs; i++) {
+        const one = ["--one", `${what}:${n}`];
+        const ended = await runDeno([
+          ...["run", "-q", "-P=develop", "tests/bench/scale.ts"],
+          ...one,
+        ]);
+        if (ended.code !== 0) {
+          throw cannot(`measure ${n} ${what}`, "a result", ended.stderr);
+        }
+        found.push(JSON.parse(ended.stdout));
+      }
+      const of = (part: "seconds" | "heap" | "peak") =>
+        middle(found.map((row) => row[part]));
+      const row = {
+        ...{ what, n },
+        ...{ seconds: of("seconds"), heap: of("heap"), peak: of("peak") },
+      };
+      rows.push(row);
+      const [heap, peak] = [row.heap, row.peak].map((bytes) =>
+        Math.round(bytes / 1e6)
+      );
+      say(
+        `${n} ${what}: ${
+          row.seconds.toFixed(2)
+        } s, ${heap} MB in wasm, ${peak} MB at most`,
+      );
+    }
+  }
+  return rows;
+}
+
+const TITLES: Readonly<Record<Scaled, string>> = {
+  concepts: "Seconds to fuse n concepts by gradient",
+  regions: "Seconds to draw a picture with n regions",
+  workers: "Seconds to draw 16 pictures with n workers",
+};
+
+/** Draws a chart of each work as PNG. */
+export async function writeCharts(
+  rows: readonly ScaleRow[],
+  folder: string,
+): Promise<void> {
+  for (const what of Object.keys(SIZES) as Scaled[]) {
+    const own = rows.filter((row) => row.what === what);
+    const figure = plot({
+      title: TITLES[what],
+      ...{ xTitle: what, yTitle: "seconds", legend: false },
+      range: [0, 1.1 * Math.max(...own.map((row) => row.seconds))],
+      series: [{
+        ...{ name: "seconds", as: "lines+markers", size: 8 },
+        x: own.map((row) => row.n),
+        y: own.map((row) => row.seconds),
+      }],
+    });
+    await writeAtomic(`${folder}/${what}.png`, encodePng(renderFigure(figure)));
+  }
+}
+
+if (import.meta.main) {
+  const { help, json, runs, out, one } = parseArgs(Deno.args, {
+    boolean: ["help", "json"],
+    string: ["runs", "out", "one"],
+    alias: { h: "help" },
+    default: { runs: "3" },
+    unknown: (name) => {
+      throw cannot("measure", "--runs N, --out FOLDER or --json", name);
+    },
+  });
+  const count = Number(runs);
+  if (help) console.log(HELP);
+  else if (one) {
+    const [what, n] = one.split(":");
+    console.log(JSON.stringify(await measureSize(what as Scaled, Number(n))));
+    Deno.exit(0);
+  } else if (!Number.isInteger(count) || count < 1) {
+    throw cannot("measure", "--runs of at least 1", runs);
+  } else {
+    const rows = await measureScale(count, (line) => console.error(line));
+    if (json) console.log(JSON.stringify(rows, null, 2));
+    if (out) await writeCharts(rows, pathOf(out));
+  }
+}
