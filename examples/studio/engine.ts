@@ -6,6 +6,7 @@
  */
 import {
   type AdapterSampling,
+  type BackendChoice,
   type Concept,
   disposeConcept,
   disposeModel,
@@ -256,9 +257,11 @@ export function createEngine(): Engine {
   }
 
   return {
-    async model({ file, tokenizer }, watch): Promise<ModelInfo> {
+    async model({ file, tokenizer, backend: choice = "auto" }, watch) {
       watch.progress({ what: "loading the model", done: 0, total: 0 });
-      ({ describe: backend } = await selectBackend("auto"));
+      // What is no backend is refused there, in words.
+      const chosen = await selectBackend(choice as BackendChoice);
+      backend = chosen.describe;
       // Two models at once may be more than the card holds.
       clear();
       if (file) {

@@ -303,7 +303,12 @@ async function openModel(file?: Blob): Promise<void> {
   concepts = [];
   const tokenizer = input("tokenizer").value;
   model = undefined;
-  model = await client.ask("model", file ? { file, tokenizer } : {});
+  // `?backend=wasm` or `webgpu`; the latter takes a software adapter, too.
+  const backend = new URLSearchParams(location.search).get("backend") ?? "auto";
+  model = await client.ask("model", {
+    backend,
+    ...(file ? { file, tokenizer } : {}),
+  });
   text("model-line").textContent = `Model: ${model.name}, ${model.backend}`;
   if (file) {
     // The concepts were another model's: their ordinary words stay.
@@ -311,7 +316,7 @@ async function openModel(file?: Blob): Promise<void> {
       old.reduce(
         (words, { phrase, classWord }) => words.replaceAll(phrase, classWord),
         text,
-      );
+      ).replace(/\ba (?=[aeiou])/g, "an ");
     change({
       prompt: plain(state.prompt),
       boxes: state.boxes.map((box) => ({ ...box, prompt: plain(box.prompt) })),

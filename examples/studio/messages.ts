@@ -77,7 +77,12 @@ export interface Progress {
 /** What the worker does, by name. */
 export interface Jobs {
   /** Loads the embedded model, or a file with a tokenizer from an address. */
-  model(job: { readonly file?: Blob; readonly tokenizer?: string }): ModelInfo;
+  model(job: {
+    readonly file?: Blob;
+    readonly tokenizer?: string;
+    /** What computes, as the page's address asks for it. @default "auto" */
+    readonly backend?: string;
+  }): ModelInfo;
   /** Loads a concept or LoRA for the model. */
   concept(job: { readonly file: Blob | string }): ConceptInfo;
   /** Changes how a LoRA without tokens is called. */

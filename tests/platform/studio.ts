@@ -24,7 +24,8 @@ deno task test:studio [--no-build]
 
 Builds dist/ and walks through its studio in Chromium (CHROMIUM names another
 than /usr/bin/chromium): types, draws boxes and lines, draws pictures, stops,
-fuses, saves, reloads. Screenshots go to out/studio.
+fuses, saves, reloads; then draws with a picked checkpoint on WebGPU (the
+software adapter). Screenshots go to out/studio.
 
   --no-build   dist/ is there
   --help       this text
@@ -164,21 +165,30 @@ async function audit(page: Page): Promise<void> {
   equal(faults, [], "faults");
 }
 
-/** Draws the saved picture once more with the command, bit for bit. */
-async function sampled(file: string): Promise<void> {
-  const concepts = `${root}/examples/studio/concepts`;
+/** The saved picture, and the same drawn by the command on wasm, as PNG. */
+async function sampledAgain(
+  file: string,
+  ...options: string[]
+): Promise<[Uint8Array, Uint8Array]> {
   const out = `${shots}/sampled`;
+  await Deno.remove(out, { recursive: true }).catch(() => {});
   const { code, stderr } = await runDeno([
     ...["run", "-q", "-P=online", "src/cli/main.ts", "sample"],
-    ...["--from", file, "--adapters", "region", "--backend", "wasm"],
-    ...["--concept", `${concepts}/raja.safetensors`],
-    ...["--concept", `${concepts}/momo.safetensors`, "--out", out],
+    ...["--from", file, "--backend", "wasm", "--out", out, ...options],
   ]);
   holds(code === 0, `sample draws it: ${stderr}`);
   const names = [...Deno.readDirSync(out)].map(({ name }) => name);
   const name = names.find((name) => name.endsWith(".png"));
-  const [own, other] = await Promise.all(
-    [file, `${out}/${name}`].map((path) => Deno.readFile(path)),
+  return [await Deno.readFile(file), await Deno.readFile(`${out}/${name}`)];
+}
+
+/** Draws the saved picture once more with the command, bit for bit. */
+async function sampled(file: string): Promise<void> {
+  const concepts = `${root}/examples/studio/concepts`;
+  const [own, other] = await sampledAgain(
+    ...[file, "--adapters", "region"] as const,
+    ...["--concept", `${concepts}/raja.safetensors`],
+    ...["--concept", `${concepts}/momo.safetensors`],
   );
   const [a, b] = [decodePng(own), decodePng(other)];
   holds(a.data.every((v, i) => v === b.data[i]), "the pictures are the same");
@@ -392,51 +402,110 @@ function walk(
   };
 }
 
+/** The walk with a model of one's own on WebGPU. */
+function walkOnWebgpu(
+  page: Page,
+  person: Hands,
+  url: string,
+): Record<string, () => Promise<string | void>> {
+  const { text, until, rest, type, saved, choose } = person;
+  return {
+    "WebGPU is used where the address asks for it": async () => {
+      await until(
+        `/Ready/.test(document.querySelector("#status").textContent)`,
+      );
+      const line = await text("#model-line");
+      holds(/webgpu/.test(line), line);
+      return line;
+    },
+    "a picked single file draws on WebGPU what sample does": async () => {
+      await mos.selectBackend("wasm");
+      const path = `${shots}/checkpoint.safetensors`;
+      await mos.saveSingleFile(path, await mos.loadModel());
+      await page.$eval("#tokenizer", (element, address) => {
+        (element as HTMLInputElement).value = String(address);
+      }, `${url}/models/micro/tokenizer`);
+      await choose("#model-file", path);
+      await until(
+        `/The model is ready|^$/.test(document.querySelector("#status")` +
+          `.textContent) && document.querySelector("#stop").hidden`,
+      );
+      await rest();
+      const line = await text("#model-line");
+      holds(/checkpoint, .*webgpu/.test(line), line);
+      await type("#prompt", "two animals on snow");
+      await type("#steps", "3");
+      await person.draw();
+      await page.screenshot({ path: `${shots}/checkpoint.png` });
+      const [a, b] = (await sampledAgain(await saved("#save-picture")))
+        .map((png) => decodePng(png).data);
+      const most = a.reduce((m, v, i) => Math.max(m, Math.abs(v - b[i])), 0);
+      holds(most <= 3, `a difference of ${most} is at most 3 of 255`);
+      return `${line}; to within ${most} of 255`;
+    },
+  };
+}
+
 if (import.meta.main && !helped(HELP)) {
   onlyKnown("test the studio", "--no-build");
   if (!Deno.args.includes("--no-build")) await build();
   await Deno.mkdir(shots, { recursive: true });
-  await Deno.remove(`${shots}/sampled`, { recursive: true }).catch(() => {});
   const downloads = await Deno.makeTempDir();
   await using server = served(`${root}/dist`);
-  const browser = await puppeteer.launch({
-    executablePath: Deno.env.get("CHROMIUM") ?? "/usr/bin/chromium",
-    args: ["--no-sandbox", "--disable-dev-shm-usage"],
-    protocolTimeout: 2 * PATIENCE,
-  });
   let [passed, failed] = [0, 0];
+  /** Does in a browser of its own what a walk says. */
+  const inBrowser = async (
+    args: readonly string[],
+    address: string,
+    stepsOf: (page: Page, person: Hands) => ReturnType<typeof walk>,
+  ): Promise<void> => {
+    const browser = await puppeteer.launch({
+      executablePath: Deno.env.get("CHROMIUM") ?? "/usr/bin/chromium",
+      args: ["--no-sandbox", "--disable-dev-shm-usage", ...args],
+      protocolTimeout: 2 * PATIENCE,
+    });
+    try {
+      const page = await browser.newPage();
+      page.setDefaultTimeout(PATIENCE);
+      await page.setViewport({ width: 1280, height: 960 });
+      page.on("pageerror", (error) => {
+        failed++;
+        console.log(`FAILED studio: the page threw ${error}`);
+      });
+      const session = await page.createCDPSession();
+      await session.send("Browser.setDownloadBehavior", {
+        behavior: "allow",
+        downloadPath: downloads,
+      });
+      await page.goto(address);
+      const steps = stepsOf(page, hands(page, downloads));
+      for (const [name, step] of Object.entries(steps)) {
+        const begun = performance.now();
+        try {
+          const said = await step();
+          passed++;
+          const seconds = ((performance.now() - begun) / 1000).toFixed(1);
+          console.log(`ok     studio: ${name} (${seconds} s)`);
+          if (said) console.log(`         ${said}`);
+        } catch (error) {
+          failed++;
+          console.log(`FAILED studio: ${name}: ${error}`);
+          await page.screenshot({ path: `${shots}/failed-${failed}.png` });
+        }
+      }
+    } finally {
+      await browser.close();
+    }
+  };
   const start = performance.now();
   try {
-    const page = await browser.newPage();
-    page.setDefaultTimeout(PATIENCE);
-    await page.setViewport({ width: 1280, height: 960 });
-    page.on("pageerror", (error) => {
-      failed++;
-      console.log(`FAILED studio: the page threw ${error}`);
-    });
-    const session = await page.createCDPSession();
-    await session.send("Browser.setDownloadBehavior", {
-      behavior: "allow",
-      downloadPath: downloads,
-    });
-    await page.goto(`${server.url}/studio/`);
-    const steps = walk(page, hands(page, downloads));
-    for (const [name, step] of Object.entries(steps)) {
-      const begun = performance.now();
-      try {
-        const said = await step();
-        passed++;
-        const seconds = ((performance.now() - begun) / 1000).toFixed(1);
-        console.log(`ok     studio: ${name} (${seconds} s)`);
-        if (said) console.log(`         ${said}`);
-      } catch (error) {
-        failed++;
-        console.log(`FAILED studio: ${name}: ${error}`);
-        await page.screenshot({ path: `${shots}/failed-${failed}.png` });
-      }
-    }
+    await inBrowser([], `${server.url}/studio/`, walk);
+    await inBrowser(
+      ["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"],
+      `${server.url}/studio/?backend=webgpu`,
+      (page, person) => walkOnWebgpu(page, person, server.url),
+    );
   } finally {
-    await browser.close();
     await Deno.remove(downloads, { recursive: true });
   }
   console.log(`${((performance.now() - start) / 1000).toFixed(0)} s`);

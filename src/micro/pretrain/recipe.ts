@@ -193,7 +193,7 @@ export const RECIPE: Readonly<Record<NetworkName, NetworkRecipe>> = {
     seed: 12,
   },
   unet: {
-    steps: 24000,
+    steps: 20000,
     batch: 32,
     shards: 2,
     // 1.2e-3 went well for 2,600 steps; then the gradient's norm rose fourfold.
