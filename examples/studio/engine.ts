@@ -257,7 +257,10 @@ export function createEngine(): Engine {
   }
 
   return {
-    async model({ file, tokenizer, backend: choice = "auto" }, watch) {
+    async model(
+      { file, tokenizer, backend: choice = "auto" },
+      watch,
+    ): Promise<ModelInfo> {
       watch.progress({ what: "loading the model", done: 0, total: 0 });
       // What is no backend is refused there, in words.
       const chosen = await selectBackend(choice as BackendChoice);

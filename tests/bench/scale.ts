@@ -30,7 +30,7 @@ import { pathOf, writeAtomic } from "../../src/io/files.ts";
 import { withLab } from "../../src/lab/lab.ts";
 import { renderFigure } from "../../src/report/chart.ts";
 import { plot } from "../../src/report/figure.ts";
-import { root, runDeno } from "../tools/repository.ts";
+import { runDeno } from "../tools/repository.ts";
 
 const HELP = `deno task bench:scale [options]
 
