@@ -263,8 +263,7 @@ export function createEngine(): Engine {
     ): Promise<ModelInfo> {
       watch.progress({ what: "loading the model", done: 0, total: 0 });
       // What is no backend is refused there, in words.
-      const chosen = await selectBackend(choice as BackendChoice);
-      backend = chosen.describe;
+      ({ describe: backend } = await selectBackend(choice as BackendChoice));
       // Two models at once may be more than the card holds.
       clear();
       if (file) {

@@ -314,9 +314,13 @@ async function openModel(file?: Blob): Promise<void> {
     // The concepts were another model's: their ordinary words stay.
     const plain = (text: string) =>
       old.reduce(
-        (words, { phrase, classWord }) => words.replaceAll(phrase, classWord),
+        (words, { phrase, classWord }) => {
+          const article = /^[aeiou]/.test(classWord) ? "an" : "a";
+          return words.replaceAll(`a ${phrase}`, `${article} ${classWord}`)
+            .replaceAll(phrase, classWord);
+        },
         text,
-      ).replace(/\ba (?=[aeiou])/g, "an ");
+      );
     change({
       prompt: plain(state.prompt),
       boxes: state.boxes.map((box) => ({ ...box, prompt: plain(box.prompt) })),

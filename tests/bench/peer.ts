@@ -38,6 +38,7 @@ import {
 } from "../../src/diffusion/schedule.ts";
 import { pipeline } from "../../src/diffusion/pipeline.ts";
 import { plan } from "../../src/diffusion/samplers/plan.ts";
+import { median } from "../../src/evaluation/statistics.ts";
 import { denseDelta, fuseLayer } from "../../src/fusion/layer.ts";
 import { GramAccumulator } from "../../src/fusion/statistics.ts";
 import { pathOf, writeJson } from "../../src/io/files.ts";
@@ -516,13 +517,6 @@ async function pythonWithTorch(): Promise<string | undefined> {
 /** Both sides' threads look for more work for a while before they sleep. */
 function pause(): Promise<void> {
   return new Promise((resolve) => setTimeout(resolve, 150));
-}
-
-function median(values: readonly number[]): number {
-  const sorted = [...values].sort((a, b) => a - b);
-  const half = sorted.length >> 1;
-  return sorted.length % 2 ? sorted[half] : (sorted[half - 1] + sorted[half]) /
-    2;
 }
 
 /** Times works here alone. */

@@ -24,13 +24,13 @@ import {
 } from "../../mod.ts";
 import { cannot } from "../../src/core/errors.ts";
 import type { WasmBackend } from "../../src/core/kernels/simd.ts";
-import { normal } from "../../src/core/random.ts";
-import { adapterTensors, withTensors } from "../../src/customize/lora.ts";
+import { median } from "../../src/evaluation/statistics.ts";
 import { pathOf, writeAtomic } from "../../src/io/files.ts";
 import { withLab } from "../../src/lab/lab.ts";
 import { renderFigure } from "../../src/report/chart.ts";
 import { plot } from "../../src/report/figure.ts";
-import { runDeno } from "../tools/repository.ts";
+import { withRandomUp } from "../customize/random_up.ts";
+import { peakMemory, runDeno } from "../tools/repository.ts";
 
 const HELP = `deno task bench:scale [options]
 
@@ -68,26 +68,18 @@ export interface ScaleRow {
   readonly peak: number;
 }
 
-/** A rank-4 ED-LoRA whose `up` is random, as if trained. */
+/** A rank-4 ED-LoRA, as if trained. */
 async function randomConcept(model: Model, i: number): Promise<Concept> {
-  const root = fold(key(7), i);
+  const own = fold(key(7), i);
   const fresh = await initConcept(model, {
-    ...{ name: `c${i}`, classWord: "animal", key: root },
+    ...{ name: `c${i}`, classWord: "animal", key: own },
     lora: { rank: 4, targets: "attention" },
   });
-  const tensors = adapterTensors(fresh.adapter);
-  const trained = tensors.map(([path, tensor]): [string, tf.Tensor] => [
-    path,
-    path.endsWith(".up")
-      ? tf.tensor(normal(fold(root, path), tensor.size, 0.05), tensor.shape)
-      : tensor.clone(),
-  ]);
-  const adapter = withTensors(fresh.adapter, new Map(trained));
-  tf.dispose(tensors.map(([, tensor]) => tensor));
-  return { ...fresh, adapter };
+  return { ...fresh, adapter: withRandomUp(fresh.adapter, own, 0.05) };
 }
 
-async function fuseMany(model: Model, n: number): Promise<number> {
+async function fuseMany(n: number): Promise<number> {
+  const model = await loadModel(MODEL);
   const concepts: Concept[] = [];
   for (let i = 0; i < n; i++) concepts.push(await randomConcept(model, i));
   // A small fusion first, so that every kernel is compiled.
@@ -97,7 +89,8 @@ async function fuseMany(model: Model, n: number): Promise<number> {
   return performance.now() - before;
 }
 
-async function drawRegions(model: Model, n: number): Promise<number> {
+async function drawRegions(n: number): Promise<number> {
+  const model = await loadModel(MODEL);
   const regions = Array.from({ length: n }, (_, i) => ({
     shape: { box: { top: 0, bottom: 1, left: i / n, right: (i + 1) / n } },
     prompt: "a fox",
@@ -151,25 +144,21 @@ async function drawByWorkers(n: number): Promise<number> {
  */
 export async function measureSize(what: Scaled, n: number): Promise<ScaleRow> {
   await selectBackend("wasm");
-  const model = await loadModel(MODEL);
-  const ms = await {
-    concepts: () => fuseMany(model, n),
-    regions: () => drawRegions(model, n),
-    workers: () => drawByWorkers(n),
-  }[what]();
+  const work = {
+    concepts: fuseMany,
+    regions: drawRegions,
+    workers: drawByWorkers,
+  }[what];
+  const ms = await work(n);
   const { wasm } = tf.backend() as unknown as WasmBackend;
-  const status = await Deno.readTextFile("/proc/self/status");
   return {
     what,
     n,
     seconds: ms / 1000,
     heap: wasm.asm.memory.buffer.byteLength,
-    peak: 1024 * Number(/VmHWM:\s+(\d+)/.exec(status)?.[1]),
+    peak: await peakMemory(),
   };
 }
-
-const middle = (values: readonly number[]): number =>
-  values.toSorted((a, b) => a - b)[Math.floor(values.length / 2)];
 
 /**
  * Measures all sizes, each run in a process of its own.
@@ -186,10 +175,9 @@ export async function measureScale(
     for (const n of sizes) {
       const found: ScaleRow[] = [];
       for (let i = 0; i < runs; i++) {
-        const one = ["--one", `${what}:${n}`];
         const ended = await runDeno([
           ...["run", "-q", "-P=develop", "tests/bench/scale.ts"],
-          ...one,
+          ...["--one", `${what}:${n}`],
         ]);
         if (ended.code !== 0) {
           throw cannot(`measure ${n} ${what}`, "a result", ended.stderr);
@@ -197,7 +185,7 @@ export async function measureScale(
         found.push(JSON.parse(ended.stdout));
       }
       const of = (part: "seconds" | "heap" | "peak") =>
-        middle(found.map((row) => row[part]));
+        median(found.map((row) => row[part]));
       const row = {
         ...{ what, n },
         ...{ seconds: of("seconds"), heap: of("heap"), peak: of("peak") },
@@ -258,7 +246,6 @@ if (import.meta.main) {
   else if (one) {
     const [what, n] = one.split(":");
     console.log(JSON.stringify(await measureSize(what as Scaled, Number(n))));
-    Deno.exit(0);
   } else if (!Number.isInteger(count) || count < 1) {
     throw cannot("measure", "--runs of at least 1", runs);
   } else {

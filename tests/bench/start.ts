@@ -11,6 +11,7 @@ import { parseArgs } from "@std/cli";
 import { conceptPictures } from "../../examples/concept_pictures.ts";
 import { encodePng } from "../../mod.ts";
 import { cannot } from "../../src/core/errors.ts";
+import { median } from "../../src/evaluation/statistics.ts";
 import { root } from "../tools/repository.ts";
 
 const HELP = `deno task bench:start [options]
@@ -92,10 +93,6 @@ async function writePictures(folder: string): Promise<void> {
   for (const [i, { pixels }] of (await conceptPictures("bobo")).entries()) {
     await Deno.writeFile(`${folder}/${i}.png`, encodePng(pixels));
   }
-}
-
-function median(values: readonly number[]): number {
-  return values.toSorted((a, b) => a - b)[values.length >> 1];
 }
 
 /**

@@ -4,14 +4,13 @@
  * @module
  */
 import * as tf from "@tensorflow/tfjs";
-import { fold, key, normal } from "../../src/core/random.ts";
+import { fold, key } from "../../src/core/random.ts";
 import {
   attachConcept,
   type Concept,
   initConcept,
   releaseTokens,
 } from "../../src/customize/concept.ts";
-import { adapterTensors, withTensors } from "../../src/customize/lora.ts";
 import type { AdapterSampling } from "../../src/customize/region_adapters.ts";
 import {
   generate,
@@ -20,6 +19,7 @@ import {
 import { openSafetensors, toFloat32 } from "../../src/io/safetensors.ts";
 import { loadModel, type Model } from "../../src/models/model.ts";
 import { fixturePath } from "../helpers.ts";
+import { withRandomUp } from "./random_up.ts";
 
 /** Loads the tiny model; the caller disposes it. */
 export function tinySd(): Promise<Model> {
@@ -106,7 +106,7 @@ export const DRAWN = {
   width: 64,
 };
 
-/** A concept whose LoRA does something: `up` is random, not zero. */
+/** A concept whose LoRA does something. */
 export async function changedConcept(
   model: Model,
   name: string,
@@ -118,19 +118,10 @@ export async function changedConcept(
     severalTokens: "mean",
     lora: { rank: 2, targets: "attention" },
   });
-  const tensors = adapterTensors(fresh.adapter);
-  const changed = tensors.map(([path, tensor]): [string, tf.Tensor] => [
-    path,
-    path.endsWith(".up")
-      ? tf.tensor(
-        normal(fold(key(2), name, path), tensor.size, 0.2),
-        tensor.shape,
-      )
-      : tensor.clone(),
-  ]);
-  const adapter = withTensors(fresh.adapter, new Map(changed));
-  tf.dispose(tensors.map(([, tensor]) => tensor));
-  return { ...fresh, adapter };
+  return {
+    ...fresh,
+    adapter: withRandomUp(fresh.adapter, fold(key(2), name), 0.2),
+  };
 }
 
 /**

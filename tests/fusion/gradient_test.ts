@@ -1,7 +1,7 @@
 import * as tf from "@tensorflow/tfjs";
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { selectBackend } from "../../src/core/backend.ts";
-import { fold, key, normal } from "../../src/core/random.ts";
+import { key } from "../../src/core/random.ts";
 import {
   addTokens,
   attachConcept,
@@ -9,13 +9,7 @@ import {
   disposeConcept,
   releaseTokens,
 } from "../../src/customize/concept.ts";
-import {
-  adapterTensors,
-  attach,
-  initLora,
-  type TargetName,
-  withTensors,
-} from "../../src/customize/lora.ts";
+import { attach, initLora, type TargetName } from "../../src/customize/lora.ts";
 import {
   conceptStatistics,
   keyValueStatistics,
@@ -44,6 +38,7 @@ import { pipeline } from "../../src/diffusion/pipeline.ts";
 import { disposeModel, type Model } from "../../src/models/model.ts";
 import { textEncoder } from "../../src/models/text_encoder.ts";
 import { matrix } from "../../src/optim/least_squares.ts";
+import { withRandomUp } from "../customize/random_up.ts";
 import { golden } from "../customize/tiny_sd.ts";
 import { close, forEachBackend, tolerance } from "../helpers.ts";
 import {
@@ -535,21 +530,12 @@ function plainLora(base: Model, chosen: TargetName): Concept {
     targets: chosen,
     name: "kohya",
   });
-  const ups = new Map(
-    adapterTensors(fresh).filter(([name]) => name.endsWith(".up")).map((
-      [name, up],
-    ) => {
-      up.dispose();
-      const values = normal(fold(key(6), name), up.size, 0.1);
-      return [name, tf.tensor(values, up.shape)];
-    }),
-  );
   return {
     name: "kohya",
     tokens: [],
     classWord: "cat",
     phrase: "",
-    adapter: withTensors(fresh, ups),
+    adapter: withRandomUp(fresh, key(6), 0.1),
     meta: {},
   };
 }

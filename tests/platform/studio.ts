@@ -186,7 +186,8 @@ async function sampledAgain(
 async function sampled(file: string): Promise<void> {
   const concepts = `${root}/examples/studio/concepts`;
   const [own, other] = await sampledAgain(
-    ...[file, "--adapters", "region"] as const,
+    file,
+    ...["--adapters", "region"],
     ...["--concept", `${concepts}/raja.safetensors`],
     ...["--concept", `${concepts}/momo.safetensors`],
   );
@@ -427,10 +428,10 @@ function walkOnWebgpu(
       }, `${url}/models/micro/tokenizer`);
       await choose("#model-file", path);
       await until(
-        `/The model is ready|^$/.test(document.querySelector("#status")` +
-          `.textContent) && document.querySelector("#stop").hidden`,
+        `/The model is ready/.test(document.querySelector("#status")` +
+          `.textContent) || !document.querySelector("#error").hidden`,
       );
-      await rest();
+      equal(await rest(), "The model is ready.", "what is said");
       const line = await text("#model-line");
       holds(/checkpoint, .*webgpu/.test(line), line);
       await type("#prompt", "two animals on snow");

@@ -61,6 +61,7 @@ import {
 } from "../../src/models/text_encoder.ts";
 import { byteAlphabet, createTokenizer } from "../../src/models/tokenizer.ts";
 import { helped } from "./help.ts";
+import { peakMemory } from "./repository.ts";
 import { type UNet, unet, unetSpec } from "../../src/models/unet.ts";
 import {
   buildTree,
@@ -253,9 +254,9 @@ async function computed(): Promise<number> {
 /** Most memory of this process since the last call, in bytes; Linux only. */
 async function peak(): Promise<number> {
   try {
-    const text = await Deno.readTextFile("/proc/self/status");
+    const bytes = await peakMemory();
     await Deno.writeTextFile("/proc/self/clear_refs", "5");
-    return 1024 * Number(text.match(/VmHWM:\s+(\d+)/)![1]);
+    return bytes;
   } catch {
     return NaN;
   }

@@ -11,7 +11,7 @@ import { openQueue } from "../../src/lab/open_queue.ts";
 import { writeTinyWorld } from "../experiments/tiny_world.ts";
 import { startRedis } from "../lab/redis_server.ts";
 import { helped } from "./help.ts";
-import { root } from "./repository.ts";
+import { peakMemory, root } from "./repository.ts";
 
 const HELP = `
 deno run -P=develop tests/tools/queue_bench.ts [SPECS] [MODEL]
@@ -34,8 +34,7 @@ const redis = await startRedis();
 
 /** Peak of a process's memory, MiB. */
 async function peak(pid: number): Promise<number> {
-  const status = await Deno.readTextFile(`/proc/${pid}/status`);
-  return Math.round(Number(/VmHWM:\s+(\d+)/.exec(status)?.[1]) / 1024);
+  return Math.round(await peakMemory(pid) / 2 ** 20);
 }
 
 /** Processor seconds of processes, their threads included. */

@@ -9,6 +9,18 @@
 export const root: string = new URL("../..", import.meta.url).pathname
   .replace(/\/$/, "");
 
+/**
+ * Most memory that a process has had, in bytes; Linux only.
+ *
+ * @param process Its number.
+ */
+export async function peakMemory(
+  process: number | "self" = "self",
+): Promise<number> {
+  const status = await Deno.readTextFile(`/proc/${process}/status`);
+  return 1024 * Number(/VmHWM:\s+(\d+)/.exec(status)?.[1]);
+}
+
 /** How a command ended. */
 export interface Ended {
   /** Its exit code. */
