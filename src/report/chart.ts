@@ -230,6 +230,9 @@ function axesOf(traces: readonly Trace[], layout: Loose): Axes {
   if (ys.length === 0) throw cannot("draw a figure", "finite values", "none");
   const low = Math.min(...ys), high = Math.max(...ys);
   const room = (high - low || Math.abs(high) || 1) * 0.08;
+  // As plotly has it, exponents where the axis is logarithmic. What lies beyond
+  // is drawn all the same: nothing is clipped here.
+  const range = yaxis.range as readonly [number, number] | undefined;
   // Bars stand on zero: cut off, their lengths would lie.
   const bars = traces.some((trace) => trace.bars) && !log;
   const words = traces.some(({ x }) => x.some((v) => typeof v === "string"));
@@ -246,8 +249,8 @@ function axesOf(traces: readonly Trace[], layout: Loose): Axes {
     xTitle: titleOf(xaxis.title),
     yTitle: titleOf(yaxis.title),
     ...{ log, names },
-    low: bars ? Math.min(0, low) : low - room,
-    high: high + room,
+    low: Math.min(low, range?.[0] ?? (bars ? 0 : low - room)),
+    high: Math.max(high, range?.[1] ?? high + room),
     xLow: first - margin,
     xHigh: last + margin,
   };

@@ -222,8 +222,13 @@ export async function writeCharts(
       ...{ xTitle: what, yTitle: "seconds", legend: false },
       range: [0, 1.1 * Math.max(...own.map((row) => row.seconds))],
       series: [{
-        ...{ name: "seconds", as: "lines+markers", size: 8 },
-        x: own.map((row) => row.n),
+        ...{
+          name: "seconds",
+          as: what === "workers" ? "bars" : "lines+markers",
+          size: 8,
+        },
+        // Workers come in whole numbers.
+        x: own.map(({ n }) => what === "workers" ? String(n) : n),
         y: own.map((row) => row.seconds),
       }],
     });

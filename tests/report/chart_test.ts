@@ -39,3 +39,24 @@ Deno.test("names below bars never overlap: a figure is as wide as they need", ()
   assert(groups(narrow, 6) < names.length);
   assertEquals(renderFigure(bars(["a", "b", "c"])).width, 960);
 });
+
+Deno.test("a range that is asked for is the axis's, wider where values are", () => {
+  /** Middle row of a red point at y. */
+  const rowOf = (y: number, range?: readonly [number, number]) => {
+    const { width, height, data } = renderFigure(plot({
+      ...{ title: "range", legend: false, range },
+      series: [{ name: "a", x: [1], y: [y], color: "#ff0000", size: 9 }],
+    }));
+    const rows = Array.from({ length: height }, (_, row) => row).filter((row) =>
+      Array.from({ length: width }, (_, x) => 3 * (row * width + x))
+        .some((at) => data[at] > 200 && data[at + 1] < 60)
+    );
+    return (rows[0] + rows.at(-1)!) / 2;
+  };
+  const [bottom, middle, top] = [0, 5, 10].map((y) => rowOf(y, [0, 10]));
+  assert(bottom - top > 200);
+  assert(Math.abs(middle - (bottom + top) / 2) <= 2);
+  // Beyond the range the axis goes as far as the value.
+  assert(Math.abs(rowOf(20, [0, 10]) - top) <= 2);
+  assertEquals(rowOf(0), rowOf(10));
+});
