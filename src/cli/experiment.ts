@@ -7,6 +7,7 @@
  */
 import { cannot } from "../core/errors.ts";
 import { sha256 } from "../core/hash.ts";
+import { type Comparison, comparisonTable } from "../evaluation/compare.ts";
 import { testEvaluator } from "../experiments/evaluator.ts";
 import {
   type Experiment,
@@ -321,6 +322,24 @@ const ALL_OPTIONS = optionTable({
   },
 });
 
+/**
+ * One value of a setting, for an experiment that has a list of them.
+ *
+ * @param experiment The experiment.
+ * @param values What `all` was given.
+ */
+export function listed(
+  { options, without = [] }: Experiment,
+  values: Readonly<Record<string, unknown>>,
+): Record<string, unknown> {
+  return Object.fromEntries(
+    Object.entries(values).map(([field, value]) => {
+      const isList = without.some((one) => one === field) && field in options;
+      return [field, isList && value !== undefined ? [value] : value];
+    }),
+  );
+}
+
 /** `deno task experiment all`. */
 const all = command({
   name: "all",
@@ -342,9 +361,26 @@ async function runAll(
   const cache = values.queue ? values.cache : values.cache ??
     joinPath(out, "cache");
   const list = UNAIDED.filter(({ name }) => !only || only.includes(name));
-  const entries = list.map(({ name, summary }): ReportEntry => (
-    { name, summary, verdict: "", time: "not yet" }
-  ));
+  const requestFor = (one: Experiment) =>
+    requestOf(
+      one,
+      listed(one, {
+        ...values,
+        cache,
+        out: joinPath(out, one.name),
+      }) as Given,
+    );
+  const entries = list.map((one): ReportEntry => {
+    const { name, summary } = one;
+    const { seeds = [0] } = requestFor(one).plan as {
+      readonly seeds?: readonly number[];
+    };
+    return {
+      ...{ name, summary, seeds: seeds.join(", ") },
+      ...{ verdict: "", time: "not yet" },
+    };
+  });
+  const claims: (Comparison & { readonly report: string })[] = [];
   const begun = performance.now();
   const failed: string[] = [];
   for (const [i, one] of list.entries()) {
@@ -353,14 +389,12 @@ async function runAll(
     const before = performance.now();
     let verdict: string;
     try {
-      const data = await run(
-        one,
-        requestOf(one, { ...values, cache, out: joinPath(out, name) }),
-      );
+      const data = await run(one, requestFor(one));
       const { comparisons = [] } = data as {
-        comparisons?: readonly { readonly verdict: string }[];
+        comparisons?: readonly Comparison[];
       };
       verdict = verdictCounts(comparisons);
+      claims.push(...comparisons.map((one) => ({ ...one, report: name })));
     } catch (error) {
       failed.push(name);
       verdict = `failed: ${(error as Error).message}`;
@@ -380,11 +414,24 @@ async function runAll(
       i + 1 < list.length
         ? `${i + 1} of ${list.length} done, about ${left} left.`
         : `Done in ${duration(spent)}.`,
+      `Mix-of-Show ${VERSION}, Deno ${Deno.version.deno}; model, settings and ` +
+      "versions stand at the end of each report, the paper's numbers in its " +
+      "tables.",
     ];
     const index = joinPath(out, "index.html");
     await writeAtomic(
       index,
-      await contentsHtml("Mix-of-Show: every experiment", lead, entries),
+      await contentsHtml(
+        "Mix-of-Show: every experiment",
+        lead,
+        entries,
+        claims.length === 0
+          ? undefined
+          : comparisonTable({ comparisons: claims }, undefined, [
+            ["report", ({ report }) => report],
+            ["whose", ({ paper }) => paper ? "the paper's" : "ours"],
+          ]),
+      ),
     );
     console.log(`${lead[1]} ${index}`);
   }
@@ -400,14 +447,27 @@ export const EXPERIMENT_COMMANDS: readonly Command<unknown>[] = [
   evaluators,
 ];
 
+/** Names of experiments by other names: the paper's tables and figures. */
+const ALSO: ReadonlyMap<string, string> = new Map(
+  EXPERIMENTS.flatMap(({ name, also = [] }) =>
+    also.map((other) => [other, name] as const)
+  ),
+);
+
+const NAME_WIDTH = 2 +
+  Math.max(...EXPERIMENT_COMMANDS.map(({ name }) => name.length));
+
 const HELP = `deno task experiment NAME [options]
 
 ${
   EXPERIMENT_COMMANDS.map(({ name, summary }) =>
-    `  ${name.padEnd(12)}${summary}`
+    `  ${name.padEnd(NAME_WIDTH)}${summary}`
   ).join("\n")
 }
 
+By their names in the paper, too: ${
+  [...ALSO].map(([other, name]) => `${other} (${name})`).join(", ")
+}.
 NAME --help lists the options of an experiment.
 
 ${EXIT_CODES}
@@ -425,7 +485,8 @@ export async function main(args: readonly string[]): Promise<number> {
     console.log(HELP);
     return name === undefined ? 2 : 0;
   }
-  const found = EXPERIMENT_COMMANDS.find((one) => one.name === name);
+  const own = ALSO.get(name) ?? name;
+  const found = EXPERIMENT_COMMANDS.find((one) => one.name === own);
   if (!found) {
     const names = EXPERIMENT_COMMANDS.map((one) => one.name).join(", ");
     console.error(

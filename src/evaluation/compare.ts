@@ -5,7 +5,7 @@
  */
 import type { Key } from "../core/random.ts";
 import { type Interval, type Maybe, range, signed } from "../report/format.ts";
-import { type Table, tableOf } from "../report/table.ts";
+import { type Column, type Table, tableOf } from "../report/table.ts";
 import {
   hierarchicalBootstrap,
   type Nested,
@@ -158,15 +158,18 @@ export function compare(
  *
  * @param report Where the comparisons are.
  * @param paper The paper's claims only, or only the others. @default all
+ * @param first Columns before the others.
  */
-export function comparisonTable(
-  { comparisons }: { readonly comparisons: readonly Comparison[] },
+export function comparisonTable<T extends Comparison>(
+  { comparisons }: { readonly comparisons: readonly T[] },
   paper?: boolean,
+  first: readonly Column<T>[] = [],
 ): Table {
   const chosen = comparisons.filter((one) =>
     paper === undefined || one.paper === paper
   );
   return tableOf(chosen, [
+    ...first,
     ["claim", ({ claim }) => claim],
     ["score", ({ score }) => score],
     ["difference", ({ mean }) => signed(mean)],

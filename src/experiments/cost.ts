@@ -56,7 +56,7 @@ const OPTIONS = {
 
 type CostPlan = Plan<typeof OPTIONS>;
 
-/** Bytes that one concept's spatial layers need. */
+/** Bytes that one concept's spatial layers, those of attention, need. */
 export interface FeatureBytes {
   /** Which model. */
   readonly model: string;

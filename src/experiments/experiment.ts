@@ -57,6 +57,8 @@ export interface Experiment<
 > {
   /** Its name; the files of its report have it, too. */
   readonly name: string;
+  /** Tables and figures of the paper that it makes: other names of its command. */
+  readonly also?: readonly string[];
   /** What it shows, in a line. */
   readonly summary: string;
   /** What it does, in a paragraph. */

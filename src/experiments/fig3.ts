@@ -157,6 +157,7 @@ export interface DomainReport {
 /** In-domain against out-domain concepts. */
 export const fig3 = experiment({
   name: "domain",
+  also: ["fig3"],
   summary: "Concepts that the base model can draw, and ones that it cannot",
   about: `Figure 3 of the paper: concepts that the base model can draw itself
 (in-domain; it draws their pictures first) and identities, which it cannot. What

@@ -106,7 +106,7 @@ export const overfit = experiment({
 combination of layers, learning rates, steps and numbers of pictures is trained;
 the masked denoising error is measured on training pictures and on held-out ones.`,
   options: OPTIONS,
-  without: ["trainSteps"],
+  without: ["trainSteps", "layers"],
   scales: {
     quick: {
       help: "1 concept, 20 training steps: mechanics only",

@@ -14,6 +14,7 @@ import {
   type Values,
   whole,
 } from "../core/options.ts";
+import { TARGET_NAMES, type TargetName } from "../customize/lora.ts";
 import type { MethodName, Preset } from "../customize/methods.ts";
 import type { TrainConfig } from "../customize/train.ts";
 import type { GradientSettings, SamplingSettings } from "../lab/specs.ts";
@@ -55,6 +56,11 @@ export interface ExperimentPreset {
   readonly preset: Preset;
   /** Rank of the adapters. */
   readonly rank: number;
+  /**
+   * Layers with an adapter, of methods that have the paper's layers (attention);
+   * `gradient.layers` are those that are fused by gradient.
+   */
+  readonly layers: TargetName;
   /** What is changed in the method's own training configuration. */
   readonly train: Partial<TrainConfig>;
   /** How pictures are drawn. */
@@ -88,6 +94,7 @@ const TRAIN: Partial<TrainConfig> = {
 /** What both presets have in common. */
 const COMMON = {
   rank: 4,
+  layers: "attention",
   train: TRAIN,
   sampling: SAMPLING,
   // 0.5 was best of eight concepts: a sum that is four adapters strong, as 0.35
@@ -102,7 +109,7 @@ const COMMON = {
 const FEATURES = {
   templates: ["photo of a {}", "{}"],
   steps: 20,
-  layers: "attention",
+  layers: COMMON.layers,
 } as const;
 
 /** The presets by name. */
@@ -132,6 +139,7 @@ export const PRESETS: Readonly<
 export type SettingName =
   | "preset"
   | "rank"
+  | "layers"
   | "trainSteps"
   | "steps"
   | "guidance";
@@ -144,6 +152,11 @@ export const SETTING_OPTIONS = optionTable({
     help: "preset that the other settings change: ablation or official",
   },
   rank: { type: whole({ least: 1 }), help: "rank of the adapters" },
+  layers: {
+    type: oneOf(TARGET_NAMES),
+    help: "layers that have an adapter and are fused by gradient: " +
+      TARGET_NAMES.join(", "),
+  },
   trainSteps: {
     type: whole({ least: 1 }),
     help: "training steps of a concept",
@@ -162,10 +175,13 @@ export type SettingValues = Partial<Values<typeof SETTING_OPTIONS>>;
  */
 export function settingsOf(values: SettingValues): ExperimentPreset {
   const preset = PRESETS[values.preset ?? "ablation"];
-  const { train, sampling } = preset;
+  const { train, sampling, gradient } = preset;
+  const layers = values.layers ?? preset.layers;
   return {
     ...preset,
     rank: values.rank ?? preset.rank,
+    layers,
+    gradient: { ...gradient, layers: values.layers ?? gradient.layers },
     train: { ...train, steps: values.trainSteps ?? train.steps },
     sampling: {
       ...sampling,
@@ -181,9 +197,9 @@ export function settingsOf(values: SettingValues): ExperimentPreset {
  * @param settings The settings.
  */
 export function settingValues(
-  { rank, train, sampling: { steps, guidance } }: ExperimentPreset,
+  { rank, layers, train, sampling: { steps, guidance } }: ExperimentPreset,
 ): SettingValues {
-  return { rank, trainSteps: train.steps, steps, guidance };
+  return { rank, layers, trainSteps: train.steps, steps, guidance };
 }
 
 /** Options of most experiments: prompts, training seeds, embeddings. */

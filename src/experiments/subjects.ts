@@ -201,6 +201,8 @@ export function training(
   change: Partial<TrainConfig> = {},
 ): Ask<TrainSpec> {
   const name = methodOf(embedding);
+  const how = method(name, settings.preset);
+  const { lora } = how.concept;
   return {
     concept: subject.name,
     classWord: subject.class,
@@ -208,8 +210,9 @@ export function training(
     method: name,
     preset: settings.preset,
     rank: settings.rank,
+    ...(lora && lora.targets === "attention" && { layers: settings.layers }),
     config: {
-      ...method(name, settings.preset).train,
+      ...how.train,
       ...settings.train,
       ...change,
       seed: trainSeed(seed, subject.name),

@@ -5,7 +5,10 @@
  * @module
  */
 import { cannot } from "../core/errors.ts";
+import { machine } from "../core/platform/machine.ts";
 import { fold, key } from "../core/random.ts";
+import { conceptTensors, disposeConcept } from "../customize/concept.ts";
+import type { TargetName } from "../customize/lora.ts";
 import type { TrainConfig } from "../customize/train.ts";
 import { finite, rounded } from "../evaluation/compare.ts";
 import {
@@ -13,10 +16,12 @@ import {
   pairedDifference,
   retainedShare,
 } from "../evaluation/statistics.ts";
+import { loadConcept } from "../formats/concept_file.ts";
 import { capacityOf } from "../fusion/capacity.ts";
 import type { Lab } from "../lab/lab.ts";
-import type { FuseSpec } from "../lab/specs.ts";
-import { disposeModel, loadModel } from "../models/model.ts";
+import type { FuseSpec, GradientSettings, ModelRef } from "../lab/specs.ts";
+import { pathOf } from "../lab/store.ts";
+import { disposeModel, loadModel, type Model } from "../models/model.ts";
 import type { Interval } from "../report/format.ts";
 import type { EmbeddingName, ExperimentPreset } from "./presets.ts";
 import {
@@ -56,9 +61,11 @@ export interface SweepPlan {
    */
   readonly lambdas?: readonly number[];
   /** Ridges of gradient fusion. */
-  readonly ridges?: readonly number[];
+  readonly ridges?: readonly GradientSettings["ridge"][];
   /** Ranks of adapters. @default the preset's */
   readonly ranks?: readonly number[];
+  /** Layers with an adapter, fused by gradient, too. @default the preset's */
+  readonly layers?: readonly TargetName[];
   /** Training configurations by name. @default the preset's */
   readonly variants?: Readonly<Record<string, Partial<TrainConfig>>>;
 }
@@ -71,12 +78,24 @@ export interface SweepArm {
   readonly variant: string;
   /** Rank of the adapters; absent for the base. */
   readonly rank?: number;
+  /** Layers with an adapter; absent for the base. */
+  readonly layers?: TargetName;
   /** How concepts were put together. */
   readonly fusion: "none" | "sum" | "gradient";
   /** Fused concepts, distractors among them; 1 where nothing is fused. */
   readonly n: number;
   /** λ or ridge. */
-  readonly value: number | null;
+  readonly value: GradientSettings["ridge"] | null;
+}
+
+/** How much a trained concept is. */
+export interface ConceptSize {
+  /** Numbers that were learned, of the tokens, too. */
+  readonly parameters: number;
+  /** Layers with an adapter. */
+  readonly adapted: number;
+  /** Bytes of its file. */
+  readonly bytes: number;
 }
 
 /** Means over concepts, seeds and prompts of one arm. */
@@ -84,6 +103,8 @@ export interface SweepRow
   extends SweepArm, Readonly<Record<ScoreName, number>> {
   /** Largest n·r/d of an adapted layer; 0 for the base. */
   readonly capacity: number;
+  /** How much each concept is; of single concepts. */
+  readonly size?: ConceptSize;
   /** Image alignment of each concept. */
   readonly concepts: Readonly<Record<string, number>>;
   /** Masked denoising error on held-out references; lower is better. */
@@ -120,8 +141,9 @@ export function checkSweep(
 /** The fusions of n concepts that a plan has. */
 function fusionsOf(
   { lambdas = [], ridges = [], settings }: SweepPlan,
+  layers: TargetName,
   n: number,
-): { fusion: "sum" | "gradient"; value: number; how: FuseSpec["how"] }[] {
+): (Pick<SweepArm, "fusion" | "value"> & { how: FuseSpec["how"] })[] {
   if (lambdas.length === 0 && ridges.length === 0) return [];
   return [
     ...[...new Set([1 / n, ...lambdas])].map((lambda) => ({
@@ -134,7 +156,7 @@ function fusionsOf(
       value: ridge,
       how: {
         type: "gradient" as const,
-        settings: { ...settings.gradient, ridge },
+        settings: { ...settings.gradient, layers, ridge },
       },
     })),
   ];
@@ -150,9 +172,8 @@ function fusionsOf(
  */
 export async function sweep(lab: Lab, plan: SweepPlan): Promise<SweepRow[]> {
   checkSweep(plan);
-  const { settings, concepts, distractors = [], seeds, embeddings } = plan;
-  const { counts = [concepts.length], ranks = [settings.rank] } = plan;
-  const variants = Object.entries(plan.variants ?? { "": {} });
+  const { settings, concepts, distractors = [], seeds } = plan;
+  const { counts = [concepts.length] } = plan;
   const all = await subjects(
     lab,
     [...concepts, ...distractors],
@@ -168,55 +189,92 @@ export async function sweep(lab: Lab, plan: SweepPlan): Promise<SweepRow[]> {
       ...{ arm: lower, seed, subject, words: subject.class },
       model: { type: "base" },
     })));
-    for (const embedding of embeddings) {
-      for (const rank of ranks) {
-        for (const [variant, change] of variants) {
-          const own = { embedding, variant, rank };
-          const singles = await lab.train(all.map((subject) => ({
-            ...training(settings, subject, embedding, seed, change),
-            rank,
-          })));
-          cells.push(...scored.map((subject, i): Cell<SweepArm> => ({
-            ...{ arm: { ...own, ...none }, seed, subject },
-            model: singles[i].model,
-            words: singles[i].phrase,
-          })));
-          for (const count of counts) {
-            const n = count + distractors.length;
-            const fusions = fusionsOf(plan, n);
-            const chosen = singles.filter((_, i) =>
-              i < count || i >= scored.length
-            ).map(({ model }) => model.id);
-            const fused = await lab.fuse(
-              fusions.map(({ how }) => ({ concepts: chosen, how, seed })),
-            );
-            for (const [k, { fusion, value }] of fusions.entries()) {
-              const arm: SweepArm = { ...own, fusion, n, value };
-              cells.push(
-                ...scored.slice(0, count).map((subject, i) => ({
-                  ...{ arm, seed, subject },
-                  model: fused[k].model,
-                  words: singles[i].phrase,
-                })),
-              );
-            }
-          }
+    for (const own of trainedArms(plan)) {
+      const { embedding, rank, layers, change, ...names } = own;
+      const trained = { embedding, rank, layers, ...names };
+      const singles = await lab.train(all.map((subject) => {
+        const changed = { ...settings, rank, layers };
+        return training(changed, subject, embedding, seed, change);
+      }));
+      cells.push(...scored.map((subject, i): Cell<SweepArm> => ({
+        ...{ arm: { ...trained, ...none }, seed, subject },
+        model: singles[i].model,
+        words: singles[i].phrase,
+      })));
+      for (const count of counts) {
+        const n = count + distractors.length;
+        const fusions = fusionsOf(plan, layers, n);
+        const chosen = singles.filter((_, i) => i < count || i >= scored.length)
+          .map(({ model }) => model.id);
+        const fused = await lab.fuse(
+          fusions.map(({ how }) => ({ concepts: chosen, how, seed })),
+        );
+        for (const [k, { fusion, value }] of fusions.entries()) {
+          const arm: SweepArm = { ...trained, fusion, n, value };
+          cells.push(
+            ...scored.slice(0, count).map((subject, i) => ({
+              ...{ arm, seed, subject },
+              model: fused[k].model,
+              words: singles[i].phrase,
+            })),
+          );
         }
       }
     }
   }
   const { arms } = await scoreCells(lab, settings, scored, cells);
   const model = await loadModel(lab.folders.model);
-  const rows = arms.map((own): SweepRow => {
-    const { unet, textEncoder } = capacityOf(
-      model,
-      own.arm.n,
-      own.arm.rank ?? 0,
-    );
-    return rowOf(own, Math.max(unet[1], textEncoder[1]));
-  });
-  disposeModel(model);
-  return rows.map((row) => ({ ...row, ...compared(row, rows) }));
+  try {
+    const rows: SweepRow[] = [];
+    for (const own of arms) {
+      const { n, rank = 0, layers } = own.arm;
+      const { unet, textEncoder } = capacityOf(model, n, rank, layers);
+      const row = rowOf(own, Math.max(unet[1], textEncoder[1]));
+      const cell = cells.find(({ arm }) => arm === own.arm);
+      rows.push({ ...row, size: await sizeOf(lab, model, cell!.model) });
+    }
+    return rows.map((row) => ({ ...row, ...compared(row, rows) }));
+  } finally {
+    disposeModel(model);
+  }
+}
+
+/** Every way that a plan trains concepts in. */
+function trainedArms(plan: SweepPlan) {
+  const { settings, embeddings } = plan;
+  const { ranks = [settings.rank], layers = [settings.layers] } = plan;
+  const variants = Object.entries(plan.variants ?? { "": {} });
+  return embeddings.flatMap((embedding) =>
+    ranks.flatMap((rank) =>
+      layers.flatMap((layers) =>
+        variants.map(([variant, change]) => (
+          { embedding, rank, layers, variant, change }
+        ))
+      )
+    )
+  );
+}
+
+/** How much a trained concept is; nothing of the base and of fused models. */
+async function sizeOf(
+  lab: Lab,
+  base: Model,
+  model: ModelRef,
+): Promise<ConceptSize | undefined> {
+  if (model.type !== "concept") return undefined;
+  const path = pathOf.concept(lab.folders.store, model.id);
+  const concept = await loadConcept(path, base);
+  try {
+    const { textEncoder, unet } = concept.adapter;
+    const sizes = [...conceptTensors(concept).values()].map(({ size }) => size);
+    return {
+      parameters: sizes.reduce((sum, size) => sum + size, 0),
+      adapted: textEncoder.size + unet.size,
+      bytes: (await machine.files.stat(path))!.size,
+    };
+  } finally {
+    disposeConcept(concept);
+  }
 }
 
 /** Means of an arm. */
@@ -244,11 +302,12 @@ function compared(
   rows: readonly SweepRow[],
 ): Pick<SweepRow, "loss" | "kept" | "heldoutKept" | "overWeight"> {
   if (row.fusion === "none") return {};
-  const { embedding, variant, rank, fusion, n, value } = row;
+  const { embedding, variant, rank, layers, fusion, n, value } = row;
   const other = (fusion: SweepRow["fusion"], n: number) =>
     rows.find((one) =>
       one.fusion === fusion && one.embedding === embedding &&
-      one.variant === variant && one.rank === rank && one.n === n &&
+      one.variant === variant && one.rank === rank &&
+      one.layers === layers && one.n === n &&
       (fusion === "none" || one.value === 1 / n)
     )!;
   const values = ({ concepts }: SweepRow) =>
@@ -259,7 +318,8 @@ function compared(
     Object.keys(row.errors).map((name) => -errors[name]);
   const random = fold(
     key(0),
-    ...["sweep", embedding, variant, rank ?? 0, fusion, n, String(value)],
+    ...["sweep", embedding, variant, rank ?? 0, layers ?? "", fusion, n],
+    String(value),
   );
   return {
     loss: finite(pairedDifference(single, own)),

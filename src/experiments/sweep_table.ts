@@ -1,10 +1,12 @@
 /**
- * What a sweep found: a row per arm, and the best λ.
+ * What a sweep found: a row per arm, figures, and the best λ.
  *
  * @module
  */
 import { verdictOf } from "../evaluation/compare.ts";
 import { SD_CAPACITY } from "../fusion/capacity.ts";
+import type { ReportPart } from "../report/document.ts";
+import { plot, type Series } from "../report/figure.ts";
 import { decimal, interval } from "../report/format.ts";
 import { type Column, type Table, tableOf } from "../report/table.ts";
 import type { EmbeddingName } from "./presets.ts";
@@ -29,12 +31,13 @@ export function sweepTable(
     ["embedding", ({ embedding }) => embedding],
     ["training", ({ variant }) => variant],
     ["rank", ({ rank }) => String(rank ?? "")],
+    ["layers", ({ layers }) => layers ?? ""],
+    ["adapted", ({ size }) => String(size?.adapted ?? "")],
+    ["parameters", ({ size }) => String(size?.parameters ?? "")],
+    ["file, KB", ({ size }) => size ? decimal(size.bytes / 1000, 0) : ""],
     ["fusion", ({ fusion }) => fusion],
     ["n", ({ n }) => String(n)],
-    [
-      "λ or ridge",
-      ({ value }) => value === null ? "" : String(Number(value.toPrecision(3))),
-    ],
+    ["λ or ridge", ({ value }) => value === null ? "" : shortNumber(value)],
     [
       `n·r/d (SD: ≤ ${SD_CAPACITY})`,
       ({ capacity }) => decimal(capacity, 2),
@@ -66,6 +69,123 @@ export function sweepTable(
   ]);
 }
 
+/** Three digits, or what is no number. */
+function shortNumber(value: number | string): string {
+  return typeof value === "string" ? value : String(+value.toPrecision(3));
+}
+
+/** What the horizontal axis of a sweep's figures is. */
+export interface SweepAxis {
+  /** Its title. */
+  readonly title: string;
+  /** Where an arm stands on it; nothing of an arm that is the same everywhere. */
+  readonly at: (row: SweepRow) => number | string | null | undefined;
+}
+
+const EMBEDDING_LABELS: Readonly<Record<string, string>> = {
+  lora: "LoRA",
+  edlora: "ED-LoRA",
+};
+
+const FUSION_LABELS: Readonly<Record<SweepRow["fusion"], string>> = {
+  none: "single",
+  sum: "sum",
+  gradient: "gradient fusion",
+};
+
+/** Arms of one embedding and one fusion as a line; what stands nowhere, across. */
+function seriesOf(
+  rows: readonly SweepRow[],
+  { at }: SweepAxis,
+  y: (row: SweepRow) => Series["y"][number],
+): Series[] {
+  const places = [
+    ...new Set(rows.flatMap((row) => {
+      const place = at(row);
+      return place === null || place === undefined ? [] : [shortNumber(place)];
+    })),
+  ];
+  const severalLayers = new Set(rows.map(({ layers }) => layers)).size > 1;
+  const lines = Map.groupBy(rows, (row) => {
+    const { embedding, fusion, variant, layers, value, n } = row;
+    const lambda = fusion !== "sum" || at(row) === value
+      ? ""
+      : value === 1 / n
+      ? "1/n"
+      : `λ ${shortNumber(value!)}`;
+    const apart = at(row) === variant ? "" : variant;
+    const parts = [EMBEDDING_LABELS[embedding], FUSION_LABELS[fusion], lambda];
+    return [...parts, apart, severalLayers ? layers : ""]
+      .filter((part) => part).join(", ");
+  });
+  return [...lines].map(([name, own]): Series => {
+    const [first] = own;
+    return at(first) === null
+      ? {
+        ...{ name, as: "lines", dotted: true },
+        ...{ x: places, y: places.map(() => y(first)) },
+      }
+      : {
+        ...{ name, as: "lines+markers" },
+        ...{ x: own.map((row) => shortNumber(at(row)!)), y: own.map(y) },
+      };
+  });
+}
+
+/**
+ * Figures of a sweep: what is kept of the gain in held-out error, or that error
+ * where nothing is fused, and text alignment, against what was swept.
+ *
+ * @param rows From {@linkcode sweep}.
+ * @param axis What was swept.
+ */
+export function sweepFigures(
+  rows: readonly SweepRow[],
+  axis: SweepAxis,
+): ReportPart[] {
+  const shown = rows.filter((row) =>
+    row.embedding !== "base" && axis.at(row) !== undefined
+  );
+  const fused = shown.filter(({ fusion }) => fusion !== "none");
+  const figure = (
+    id: string,
+    title: string,
+    yTitle: string,
+    own: readonly SweepRow[],
+    y: (row: SweepRow) => Series["y"][number],
+  ): ReportPart[] =>
+    own.length === 0 ? [] : [{
+      ...{ type: "figure", id },
+      figure: plot({
+        ...{ title, xTitle: axis.title, yTitle },
+        series: seriesOf(own, axis, y),
+      }),
+    }];
+  return [
+    ...figure(
+      "kept",
+      "Identity kept in fusion",
+      "held-out gain kept",
+      fused,
+      ({ heldoutKept }) => heldoutKept,
+    ),
+    ...figure(
+      "single",
+      "Single concepts",
+      "held-out error",
+      shown.filter(({ fusion }) => fusion === "none"),
+      ({ heldout }) => heldout,
+    ),
+    ...figure(
+      "text",
+      "Prompts followed",
+      "text alignment",
+      fused,
+      ({ text }) => text,
+    ),
+  ];
+}
+
 /** Share of text alignment whose loss means that prompts are not followed. */
 const TEXT_LOSS = 0.1;
 
@@ -92,6 +212,8 @@ export function bestLambdas(
     if (!known || row.heldout < known.heldout) best[embedding] = row;
   }
   return Object.fromEntries(
-    Object.entries(best).map(([embedding, row]) => [embedding, row.value!]),
+    Object.entries(best).map((
+      [embedding, { value }],
+    ) => [embedding, value as number]),
   );
 }

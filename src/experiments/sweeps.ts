@@ -10,9 +10,11 @@ import {
   file,
   listOf,
   number,
+  oneOf,
   type OptionTable,
   optionTable,
 } from "../core/options.ts";
+import { TARGET_NAMES } from "../customize/lora.ts";
 import type { TrainConfig } from "../customize/train.ts";
 import { readJson } from "../io/files.ts";
 import { type Experiment, experiment, type Plan } from "./experiment.ts";
@@ -23,7 +25,12 @@ import {
 } from "./presets.ts";
 import { CONCEPT, CONCEPTS, DEVELOPMENT_CONCEPTS } from "./subjects.ts";
 import { checkSweep, sweep, type SweepPlan, type SweepRow } from "./sweep.ts";
-import { bestLambdas, sweepTable } from "./sweep_table.ts";
+import {
+  bestLambdas,
+  type SweepAxis,
+  sweepFigures,
+  sweepTable,
+} from "./sweep_table.ts";
 
 const rate = z.number().nonnegative();
 
@@ -62,6 +69,12 @@ const OPTIONS = optionTable({
     default: [] as readonly number[],
     help: "what is swept",
   },
+  layers: {
+    type: listOf(oneOf(TARGET_NAMES)),
+    otherwise: "the preset's",
+    help: "layers that have an adapter and are fused by gradient, each in " +
+      `turn: ${TARGET_NAMES.join(", ")}`,
+  },
   variants: {
     type: file,
     help: 'training configurations, each in turn: {"name": {"steps": 200}}',
@@ -76,6 +89,7 @@ const OPTIONS = optionTable({
 /** What one sweep varies. */
 interface Sweep {
   readonly name: string;
+  readonly also?: readonly string[];
   readonly summary: string;
   /** Concepts by default: of one split, so that none is tuned and reported. */
   readonly split: "test" | "development";
@@ -89,6 +103,8 @@ interface Sweep {
     values: readonly number[],
     settings: ExperimentPreset,
   ) => Partial<SweepPlan>;
+  /** The horizontal axis of its figures. */
+  readonly axis: SweepAxis;
   /** A line below the table. */
   readonly note?: (rows: readonly SweepRow[]) => string;
 }
@@ -127,7 +143,7 @@ async function sweepPlan(
 }
 
 function sweepExperiment(what: Sweep): Experiment<typeof OPTIONS> {
-  const { name, summary, split, values, note } = what;
+  const { name, also, summary, split, values, axis, note } = what;
   const { values: list, ...others } = {
     ...OPTIONS,
     concepts: {
@@ -144,7 +160,7 @@ function sweepExperiment(what: Sweep): Experiment<typeof OPTIONS> {
     }
     : others;
   return experiment({
-    ...{ name, summary, about: `${summary}.` },
+    ...{ name, also, summary, about: `${summary}.` },
     options: options as typeof OPTIONS,
     scales: {
       quick: {
@@ -159,8 +175,8 @@ function sweepExperiment(what: Sweep): Experiment<typeof OPTIONS> {
         },
       },
     },
-    // Those of the rank sweep are its values.
-    without: name === "rank" ? ["rank"] : [],
+    // Those of the rank sweep are its values; layers are a list here.
+    without: name === "rank" ? ["rank", "layers"] : ["layers"],
     check: async (plan) => checkSweep(await sweepPlan(what, plan)),
     async run(lab, plan) {
       const rows = await sweep(lab, await sweepPlan(what, plan));
@@ -169,7 +185,10 @@ function sweepExperiment(what: Sweep): Experiment<typeof OPTIONS> {
         data: { rows },
         report: {
           ...{ name, title: summary, lead: [] },
-          parts: [{ type: "table", table, brief: true }],
+          parts: [
+            { type: "table", table, brief: true },
+            ...sweepFigures(rows, axis),
+          ],
         },
         note: note?.(rows),
       };
@@ -185,6 +204,10 @@ export const SWEEPS: readonly Experiment<typeof OPTIONS>[] = [
     split: "development",
     values: { what: "factors", default: [0.15, 0.35, 0.5, 0.6, 0.7, 0.85, 1] },
     vary: (lambdas) => ({ lambdas }),
+    axis: {
+      title: "factor λ",
+      at: ({ fusion, value }) => fusion === "sum" ? value : undefined,
+    },
     note: (rows) =>
       `best λ: ${
         Object.entries(bestLambdas(rows))
@@ -195,11 +218,21 @@ export const SWEEPS: readonly Experiment<typeof OPTIONS>[] = [
     name: "ridge",
     summary: "Gradient fusion against its ridge (development concepts)",
     split: "development",
-    values: { what: "ridges", default: [1e-6, 1e-3, 0.1, 0.3, 1, 3] },
-    vary: (ridges) => ({ ridges }),
+    values: {
+      what: "ridges; cross-validation (auto) stands beside them",
+      default: [1e-6, 1e-3, 0.01, 0.1, 1, 10],
+    },
+    vary: (ridges) => ({ ridges: [...ridges, "auto"] }),
+    axis: {
+      title: "ridge, relative to the mean diagonal",
+      // The sum has no ridge.
+      at: ({ fusion, value }) =>
+        fusion === "none" ? undefined : fusion === "sum" ? null : value,
+    },
   }),
   sweepExperiment({
     name: "count",
+    also: ["scaling"],
     summary: "Scores against the number of fused concepts (test concepts)",
     split: "test",
     values: { what: "numbers of concepts", default: [2, 4, 6, 9, 12] },
@@ -208,6 +241,10 @@ export const SWEEPS: readonly Experiment<typeof OPTIONS>[] = [
       lambdas: Object.values(bestLambda),
       ridges: [gradient.ridge],
     }),
+    axis: {
+      title: "fused concepts",
+      at: ({ fusion, n }) => fusion === "none" ? undefined : n,
+    },
   }),
   sweepExperiment({
     name: "tune",
@@ -215,13 +252,15 @@ export const SWEEPS: readonly Experiment<typeof OPTIONS>[] = [
       "(development concepts)",
     split: "development",
     vary: () => ({}),
+    axis: { title: "training", at: ({ variant }) => variant },
   }),
   sweepExperiment({
     name: "rank",
     summary: "Single, weight- and gradient-fused concepts at several ranks, " +
       "beside n·r/d (test concepts)",
     split: "test",
-    values: { what: "ranks", default: [1, 2, 4] },
+    values: { what: "ranks", default: [1, 2, 4, 8] },
     vary: (ranks, { gradient }) => ({ ranks, ridges: [gradient.ridge] }),
+    axis: { title: "rank", at: ({ rank }) => rank },
   }),
 ];

@@ -346,6 +346,7 @@ function claimsOf(
 /** Table 1, Table 3 and Fig 6. */
 export const table1 = experiment({
   name: "table1",
+  also: ["table3", "fig6"],
   summary: "The paper's Table 1 and 3, Fig 6: methods alone and fused",
   about:
     `Trains concepts with every method, fuses each method's concepts in its own

@@ -106,6 +106,7 @@ export {
   type AblationNumbers,
   type AblationReport,
   type Arm,
+  type Headroom,
   type LayerFit,
   readAblation,
   type ScoreRow,
@@ -172,12 +173,18 @@ export type {
 } from "../experiments/scores.ts";
 export { type Subject, subjects } from "../experiments/subjects.ts";
 export {
+  type ConceptSize,
   sweep,
   type SweepArm,
   type SweepPlan,
   type SweepRow,
 } from "../experiments/sweep.ts";
-export { bestLambdas, sweepTable } from "../experiments/sweep_table.ts";
+export {
+  bestLambdas,
+  type SweepAxis,
+  sweepFigures,
+  sweepTable,
+} from "../experiments/sweep_table.ts";
 export {
   type OverfitArm,
   overfitLabel,

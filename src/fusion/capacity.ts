@@ -4,7 +4,7 @@
  * @module
  */
 import type { TreeLike } from "../core/tree.ts";
-import { attentionSites } from "../customize/lora.ts";
+import { sites, type TargetName, targets } from "../customize/lora.ts";
 import type { Model } from "../models/model.ts";
 
 /** n·r/d of all adapted layers: the smallest and the largest. */
@@ -28,17 +28,27 @@ export const SD_CAPACITY = 0.175;
  * @param model The model.
  * @param n Number of fused concepts.
  * @param rank Rank of their adapters.
+ * @param layers Layers with an adapter.
  * @returns Rounded to five decimals.
  */
 export function capacityOf(
   model: Pick<Model, "unet" | "textEncoder">,
   n: number,
   rank: number,
+  layers: TargetName = "attention",
 ): Capacity {
-  const of = (network: Model["unet"] | Model["textEncoder"]) => {
-    const all = attentionSites(network.params as TreeLike)
-      .map(({ inputs }) => Math.round(1e5 * n * rank / inputs) / 1e5);
-    return [Math.min(...all), Math.max(...all)] as [number, number];
+  const isAdapted = targets(layers);
+  const of = (component: "unet" | "textEncoder"): [number, number] => {
+    const adapted = sites(
+      model[component].params as TreeLike,
+      (site) => isAdapted(component, site),
+    );
+    // Layers of the other network only.
+    if (adapted.length === 0) return [0, 0];
+    const all = adapted.map(({ inputs, kernel: [height, width] }) =>
+      Math.round(1e5 * n * rank / (inputs * height * width)) / 1e5
+    );
+    return [Math.min(...all), Math.max(...all)];
   };
-  return { unet: of(model.unet), textEncoder: of(model.textEncoder) };
+  return { unet: of("unet"), textEncoder: of("textEncoder") };
 }

@@ -30,6 +30,7 @@ import {
   loadClip,
 } from "../evaluation/clip.ts";
 import { squareAround, windows } from "../evaluation/crops.ts";
+import { orNull } from "../evaluation/compare.ts";
 import { checkEvaluator } from "../evaluation/evaluator_check.ts";
 import { heldOutError } from "../evaluation/heldout.ts";
 import { crop, type PixelBox, resize } from "../evaluation/preprocess.ts";
@@ -455,6 +456,7 @@ async function fuseConcepts(
             before: record.lossBefore,
             after: record.lossAfter,
             average: record.lossWeightFusion,
+            ridge: orNull(record.ridge),
           });
         });
       }

@@ -31,8 +31,11 @@ export interface SamplingSettings {
 export interface GradientSettings {
   /** How least squares are solved. */
   readonly method: "closed" | "lbfgs";
-  /** Relative to the mean of the Gram matrix's diagonal. */
-  readonly ridge: number;
+  /**
+   * Relative to the mean of the Gram matrix's diagonal; `auto` is chosen in each
+   * layer by cross-validation between halves of its features.
+   */
+  readonly ridge: number | "auto";
   /** Prompts that features come from. */
   readonly templates: readonly string[];
   /** Sampling steps of the run in which spatial layers are observed. */
@@ -448,6 +451,8 @@ export interface FusedLayer {
   readonly after: number;
   /** The same of the averaged weight. */
   readonly average: number;
+  /** The ridge of the closed form; null of L-BFGS. */
+  readonly ridge: number | null;
 }
 
 /** The key of a training run's first parameters; concepts draw independently. */

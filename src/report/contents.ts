@@ -3,7 +3,8 @@
  *
  * @module
  */
-import { escapeHtml, page, paragraph } from "./html.ts";
+import { escapeHtml, heading, page, paragraph, table } from "./html.ts";
+import type { Table } from "./table.ts";
 
 /** A report in the list. */
 export interface ReportEntry {
@@ -13,6 +14,8 @@ export interface ReportEntry {
   readonly summary: string;
   /** Its page, relative to the list; nothing while there is none. */
   readonly href?: string;
+  /** Training seeds. */
+  readonly seeds: string;
   /** What became of its claims. */
   readonly verdict: string;
   /** How long it took, or where it is. */
@@ -25,22 +28,24 @@ export interface ReportEntry {
  * @param title What stands above it.
  * @param lead Lines under the title.
  * @param entries The reports.
+ * @param claims Every claim of theirs.
  */
 export async function contentsHtml(
   title: string,
   lead: readonly string[],
   entries: readonly ReportEntry[],
+  claims?: Table,
 ): Promise<string> {
   const cell = (html: string) => `<td>${html}</td>`;
-  const rows = entries.map(({ name, summary, href, verdict, time }) => {
+  const rows = entries.map(({ name, summary, href, seeds, verdict, time }) => {
     const label = escapeHtml(name);
     const linked = href === undefined
       ? label
       : `<a href="${escapeHtml(href)}">${label}</a>`;
-    const texts = [summary, verdict, time].map(escapeHtml);
+    const texts = [summary, seeds, verdict, time].map(escapeHtml);
     return `<tr>${[linked, ...texts].map(cell).join("")}</tr>`;
   });
-  const head = ["report", "shows", "claims", "time"]
+  const head = ["report", "shows", "seeds", "claims", "time"]
     .map((text) => `<th>${text}</th>`).join("");
   return await page(title, [
     ...lead.map(paragraph),
@@ -49,6 +54,7 @@ export async function contentsHtml(
         rows.join("")
       }</tbody></table></div>`,
     },
+    ...(claims ? [heading("Every claim"), table(claims)] : []),
   ]);
 }
 

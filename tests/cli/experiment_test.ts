@@ -1,9 +1,11 @@
 import { assertEquals, assertRejects, assertThrows } from "@std/assert";
 import { evaluators } from "../../src/cli/evaluators.ts";
-import { experimentCommand, main } from "../../src/cli/experiment.ts";
+import { experimentCommand, listed, main } from "../../src/cli/experiment.ts";
 import { frames } from "../../src/cli/frames.ts";
 import type { Plan } from "../../src/experiments/experiment.ts";
+import { overfit } from "../../src/experiments/overfit.ts";
 import { SWEEPS } from "../../src/experiments/sweeps.ts";
+import { table1 } from "../../src/experiments/table1.ts";
 
 const sweeps = SWEEPS.map((one) => experimentCommand(one));
 const sweep = (name: string) => sweeps.find((one) => one.name === name)!;
@@ -102,4 +104,18 @@ Deno.test("frames and evaluators read their options", () => {
 Deno.test("an experiment that does not exist is bad usage", async () => {
   assertEquals(await main(["nothing"]), 2);
   assertEquals(await main(["ridge", "--rank=0"]), 2);
+});
+
+Deno.test("an experiment has the names of the paper's tables and figures, too", async () => {
+  for (const name of ["table2", "table3", "fig3", "fig5", "fig6", "scaling"]) {
+    assertEquals(await main([name, "--help"]), 0);
+  }
+});
+
+Deno.test("a setting of all experiments is a list of one where they have a list", () => {
+  const given = { layers: "linear", trainSteps: 3 } as const;
+  assertEquals(listed(table1, given), given);
+  const many = listed(overfit, given);
+  assertEquals(many, { layers: ["linear"], trainSteps: 3 });
+  assertEquals(listed(overfit, {}), {});
 });

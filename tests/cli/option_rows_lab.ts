@@ -117,6 +117,7 @@ function settingPairs(): Record<string, Pair> {
   return {
     preset: { add: { "--preset": "official" } },
     rank: { add: { "--rank": 2 } },
+    layers: { add: { "--layers": "linear" } },
     trainSteps: { add: { "--train-steps": 2 } },
     steps: { add: { "--steps": 2 } },
     guidance: { add: { "--guidance": 2 } },
@@ -381,6 +382,7 @@ export function sweepRows(world: OptionWorld): OptionRows[] {
     const { rank, ...every } = everyPair(world);
     const shared = {
       ...every,
+      layers: { add: { "--layers": "attention,linear" } },
       // The one experiment whose command runs with each place of work.
       ...(name === "lambda" ? labPairs(world) : {}),
       concepts: { add: { "--concepts": "jin,dash" } },

@@ -134,6 +134,7 @@ export type RegionPlan = Plan<typeof OPTIONS>;
 /** Several concepts in one picture, measured. */
 export const fig5 = experiment({
   name: "regions",
+  also: ["fig5"],
   summary: "Several concepts in one picture: identity per region, leakage",
   about: `Several concepts in one picture: is each in its place, and only there?
 Trains and fuses concepts, draws them with a plain prompt, with regions, and with

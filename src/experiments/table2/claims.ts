@@ -22,13 +22,16 @@ export interface CompareOptions {
   readonly embeddings: readonly EmbeddingName[];
   /** Which fusions there are. */
   readonly fusions: readonly FusionName[];
-  /** Whether a verdict may be given. */
-  readonly conclusive: boolean;
-  /** By which scores. @default image, masked and retrieval */
-  readonly scores?: readonly ScoreName[];
+  /** Whether a verdict may be given by a score. */
+  readonly conclusive: (score: ScoreName | "heldout") => boolean;
+  /** By which scores. @default held-out error, image, masked and retrieval */
+  readonly scores?: readonly (ScoreName | "heldout")[];
 }
 
-/** Of two arms, or of two differences of arms, the first has more. */
+/**
+ * Of two arms, or of two differences of arms, the first has more: of an error,
+ * less.
+ */
 interface ArmClaim extends Omit<Claim, "score" | "less"> {
   readonly more: readonly [string, string?];
   readonly less: readonly [string, string?];
@@ -122,21 +125,26 @@ function claimsOf({ embeddings, fusions }: CompareOptions): ArmClaim[] {
  * @param options Which arms there are, by which scores.
  */
 export function compareArms(
-  values: (arm: string, score: ScoreName) => readonly Nested[],
+  values: (arm: string, score: ScoreName | "heldout") => readonly Nested[],
   options: CompareOptions,
 ): Comparison[] {
-  const { conclusive, scores = ["image", "masked", "retrieval"] } = options;
-  const side = ([arm, other]: ArmClaim["more"], score: ScoreName) =>
+  const { conclusive, scores = ["heldout", "image", "masked", "retrieval"] } =
+    options;
+  type Score = (typeof scores)[number];
+  const side = ([arm, other]: ArmClaim["more"], score: Score) =>
     other === undefined
       ? values(arm, score)
       : minus(values(arm, score), values(other, score)) as readonly Nested[];
   return claimsOf(options).flatMap(({ id, claim, paper, more, less }) =>
     scores.map((score) =>
       compare(
-        { id, claim, paper, score },
+        { ...{ id, claim, paper, score }, less: score === "heldout" },
         side(more, score),
         side(less, score),
-        { key: fold(key(0), "comparison", id, score), conclusive },
+        {
+          key: fold(key(0), "comparison", id, score),
+          conclusive: conclusive(score),
+        },
       )
     )
   );

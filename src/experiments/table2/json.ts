@@ -32,6 +32,18 @@ export interface LayerFit {
   after: Maybe;
   /** Of weight fusion. */
   average: Maybe;
+  /** The ridge of the closed form; null of L-BFGS. */
+  ridge?: Maybe;
+}
+
+/** Whether single concepts gain enough for fusion to have something to lose. */
+export interface Headroom {
+  /** Of the concepts. */
+  median: Maybe;
+  /** What it has to be at least. */
+  required: number;
+  /** Whether it is. */
+  enough: boolean;
 }
 
 /** A fused arm. */
@@ -107,8 +119,11 @@ export interface AblationReport {
   arms: Record<string, Arm>;
   /** The paper's claims, and what goes beyond them. */
   comparisons: Comparison[];
-  /** Median over concepts of single − lower image alignment. */
-  headroom: { median: Maybe; required: number; enough: boolean };
+  /**
+   * Median over concepts of single − lower image alignment, and of the share of
+   * the class word's held-out error that a single concept takes away.
+   */
+  headroom: Headroom & { heldout?: Headroom };
   /** The gallery of retrieval. */
   retrieval: { chance: number; gallery: string[] };
   /** n·r/d, smallest and largest over adapted layers. */

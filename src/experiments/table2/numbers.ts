@@ -54,7 +54,10 @@ import type {
   Scores,
 } from "./json.ts";
 
-/** Least median gain over the lower bound for the result to mean anything. */
+/**
+ * Least median gain over the lower bound for the result to mean anything: in
+ * image alignment, and as a share of the class word's held-out error.
+ */
 const REQUIRED_HEADROOM = 0.1;
 
 const NONE: Interval = { mean: null, low: null, high: null };
@@ -131,8 +134,10 @@ export async function numbersOf(
       (arm, score) => nested(rowsOf(arm), concepts, score),
       {
         ...{ embeddings, fusions },
-        conclusive: scale !== "quick" && concepts.length > 1 &&
-          headroom.enough && plan.planned === undefined,
+        conclusive: (score) =>
+          scale !== "quick" && concepts.length > 1 &&
+          (score === "heldout" ? headroom.heldout! : headroom).enough &&
+          plan.planned === undefined,
       },
     ),
     headroom,
@@ -286,21 +291,32 @@ async function drifts(
   );
 }
 
-/** ED-LoRA's gain over the class word, or LoRA's where only that was run. */
+/**
+ * ED-LoRA's gain over the class word, or LoRA's where only that was run: of
+ * image alignment, and of held-out error as a share of the class word's.
+ */
 function headroomOf(
   { embeddings }: AblationPlan,
   { names, rowsOf }: Table,
 ): AblationReport["headroom"] {
   const own = embeddings.includes("edlora") ? "edlora" : embeddings[0];
-  const lower = conceptMeans(rowsOf("base"), names, "image");
-  const gain = median(
-    conceptMeans(rowsOf(`${own}.single`), names, "image")
-      .map((value, i) => value - lower[i]),
-  );
+  const means = (arm: string, score: "image" | "heldout") =>
+    conceptMeans(rowsOf(arm), names, score);
+  const [lower, single] = ["base", `${own}.single`]
+    .map((arm) => means(arm, "image"));
+  const [error, left] = ["base", `${own}.single`]
+    .map((arm) => means(arm, "heldout"));
+  const room = (gains: readonly number[]) => {
+    const gain = median(gains);
+    return {
+      median: orNull(gain),
+      required: REQUIRED_HEADROOM,
+      enough: gain >= REQUIRED_HEADROOM,
+    };
+  };
   return {
-    median: orNull(gain),
-    required: REQUIRED_HEADROOM,
-    enough: gain >= REQUIRED_HEADROOM,
+    ...room(single.map((value, i) => value - lower[i])),
+    heldout: room(left.map((value, i) => 1 - value / error[i])),
   };
 }
 
@@ -327,7 +343,7 @@ async function inspect(
   all: readonly Subject[],
   trained: AblationWork["trained"],
 ): Promise<Pick<AblationReport, "capacity" | "distinguishability">> {
-  const { rank } = settings;
+  const { rank, layers } = settings;
   const base = await loadModel(lab.folders.model);
   try {
     const distinguishability: AblationReport["distinguishability"] = {};
@@ -355,7 +371,7 @@ async function inspect(
       };
     }
     const n = all.length;
-    const capacity = { rank, n, ...capacityOf(base, n, rank) };
+    const capacity = { rank, n, ...capacityOf(base, n, rank, layers) };
     return { capacity, distinguishability };
   } finally {
     disposeModel(base);

@@ -23,6 +23,7 @@ import { ablationReport, armLabel } from "./table.ts";
 /** Weight against gradient fusion, LoRA against ED-LoRA. */
 export const table2 = experiment({
   name: "ablation",
+  also: ["table2"],
   summary: "The paper's Table 2: LoRA and ED-LoRA, weight and gradient fusion",
   about: `Trains concepts as LoRA and as ED-LoRA, fuses them by weight and by
 gradient, draws pictures before and after, scores them, and writes a report. The

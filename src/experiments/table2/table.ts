@@ -134,7 +134,8 @@ const COLORS: Readonly<Record<string, string>> = {
 };
 
 /** What a score is called. */
-const SCORE_LABEL: Readonly<Record<ScoreName, string>> = {
+const SCORE_LABEL: Readonly<Record<ScoreName | "heldout", string>> = {
+  heldout: "held-out error (lower is better)",
   text: "text alignment",
   image: "image alignment",
   masked: "masked image alignment",
@@ -149,8 +150,9 @@ const SCORE_LABEL: Readonly<Record<ScoreName, string>> = {
  */
 export function scoreFigure(
   report: AblationNumbers,
-  score: ScoreName,
+  score: ScoreName | "heldout",
 ): Figure {
+  const { base } = report;
   const arms = armsOf(report);
   const x = arms.map(armLabel);
   const bars = (name: "single" | "fused", color: Series["color"]): Series => ({
@@ -159,11 +161,19 @@ export function scoreFigure(
       : "fused (LoRA red, ED-LoRA blue)",
     as: "bars",
     x,
-    y: arms.map((arm) => report.arms[arm][name][score]),
+    y: arms.map((arm) =>
+      score === "heldout"
+        ? report.arms[arm].heldout?.[name]
+        : report.arms[arm][name][score]
+    ),
     color,
   });
-  const line = (y: Maybe, name: string, color: string): Series[] =>
-    y === null ? [] : [{
+  const line = (
+    y: Maybe | undefined,
+    name: string,
+    color: string,
+  ): Series[] =>
+    typeof y !== "number" ? [] : [{
       name,
       color,
       as: "lines",
@@ -171,16 +181,21 @@ export function scoreFigure(
       y: [y, y],
       dotted: true,
     }];
-  const { lower, ceiling } = report.base;
-  const bound = score === "text" ? "upper bound" : "lower bound";
+  const bounds = score === "heldout"
+    ? [base.heldout]
+    : [base.lower[score], base.ceiling[score]];
+  // Errors fall, and text alignment is lost where a concept is learned.
+  const bound = score === "text" || score === "heldout"
+    ? "upper bound"
+    : "lower bound";
   return plot({
     title: SCORE_LABEL[score],
     yTitle: SCORE_LABEL[score],
     series: [
       bars("single", COLORS.single),
       bars("fused", arms.map((arm) => COLORS[report.arms[arm].embedding])),
-      ...line(lower[score].mean, `class word (${bound})`, COLORS.lower),
-      ...line(ceiling[score].mean, "references", COLORS.ceiling),
+      ...line(bounds[0]?.mean, `class word (${bound})`, COLORS.lower),
+      ...line(bounds[1]?.mean, "references", COLORS.ceiling),
       ...(score === "retrieval"
         ? line(report.retrieval.chance, "chance", COLORS.chance)
         : []),
@@ -387,6 +402,10 @@ function reservations(
     `the median concept gains ${
       decimal(headroom.median)
     } image alignment over the class word, less than ${headroom.required}`,
+    headroom.heldout && !headroom.heldout.enough &&
+    `the median concept takes ${
+      decimal(headroom.heldout.median)
+    } of the class word's held-out error away, less than ${headroom.heldout.required}`,
     planned &&
     `seeds ${seeds.join(", ")} of the planned ${planned.join(", ")} are there`,
   ];
@@ -426,6 +445,9 @@ export function ablationReport(
     parts: [
       { type: "table", table: ablationTable(report), brief: true },
       pictures,
+      ...report.base.heldout
+        ? [figure("heldout", scoreFigure(report, "heldout"))]
+        : [],
       figure("image", scoreFigure(report, "image")),
       figure("trade", tradeFigure(report)),
       figure("masked", scoreFigure(report, "masked")),
