@@ -505,7 +505,7 @@ async function draw(
   );
   // Inside the folder it would be one of the pictures to whoever reads it.
   const grid = besidePath(out.replace(/[\\/]+$/, ""), ".grid.png");
-  await writeAtomic(grid, encodePng(contactSheet(rows)));
+  await writeAtomic(grid, encodePng(await contactSheet(rows)));
   return [...files, grid];
 }
 

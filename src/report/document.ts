@@ -170,7 +170,7 @@ export async function writeReport(
   await writeAtomic(at(`${report.name}.html`), await reportHtml(report));
   for (const part of report.parts) {
     if (part.type !== "pictures") continue;
-    const bytes = encodePng(sheetPixels(part.sheet));
+    const bytes = encodePng(await sheetPixels(part.sheet));
     await writeAtomic(at(`${part.name}.png`), bytes);
   }
 }

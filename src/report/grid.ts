@@ -5,7 +5,9 @@
  */
 import { cannot } from "../core/errors.ts";
 import type { Pixels } from "../io/png.ts";
-import { drawText, GLYPH_HEIGHT, textWidth } from "./font.ts";
+import { escapeHtml } from "./html.ts";
+import { svgPixels } from "./svg.ts";
+import { ASCENT, FONT, textWidth, wrapText } from "./text.ts";
 
 /** Settings of {@linkcode contactSheet}. */
 export interface ContactSheetOptions {
@@ -31,24 +33,35 @@ export interface ContactSheetOptions {
   readonly gap?: number;
 }
 
-/**
- * Breaks a text into lines no wider than so many pixels, at spaces where that
- * is possible.
- */
-function wrap(text: string, width: number): string[] {
-  const lines: string[] = [];
-  let line = "";
-  for (const word of text.split(" ")) {
-    const longer = line === "" ? word : `${line} ${word}`;
-    if (line !== "" && textWidth(longer) > width) {
-      lines.push(line);
-      line = word;
-    } else line = longer;
-  }
-  return [...lines, line];
+/** Size of labels, and from one line to the next, in pixels. */
+const SIZE = 11;
+const LINE = 14;
+
+/** A line of text, and where its box begins. */
+interface Label {
+  readonly text: string;
+  readonly left: number;
+  readonly top: number;
 }
 
-const LINE = GLYPH_HEIGHT + 2;
+/** A white sheet with labels; without any, nothing but white. */
+async function labelled(
+  width: number,
+  height: number,
+  labels: readonly Label[],
+): Promise<Uint8Array> {
+  if (labels.length === 0) return new Uint8Array(3 * width * height).fill(255);
+  const lines = labels.map(({ text, left, top }) =>
+    `<text x="${left}" y="${top + ASCENT * SIZE}">${escapeHtml(text)}</text>`
+  );
+  const { data } = await svgPixels(
+    `<svg xmlns="http://www.w3.org/2000/svg" width="${width}" height="${height}" ` +
+      `font-family="${FONT}" font-size="${SIZE}" fill="#282828">${
+        lines.join("")
+      }</svg>`,
+  );
+  return data as Uint8Array;
+}
 
 /** Pictures in rows and columns, for a page and for a picture file. */
 export interface Sheet {
@@ -76,12 +89,14 @@ export interface Sheet {
  * their places.
  * @throws If there is no picture.
  */
-export function sheetPixels({ columns, rows, scale }: Sheet): Pixels {
+export async function sheetPixels(
+  { columns, rows, scale }: Sheet,
+): Promise<Pixels> {
   const all = rows.flatMap(({ cells }) => cells.flatMap((cell) => cell ?? []));
   const width = Math.max(...all.map((cell) => cell.width));
   const height = Math.max(...all.map((cell) => cell.height));
   const captions = rows.some((row) => row.captions);
-  return contactSheet(
+  return await contactSheet(
     rows.map(({ cells }) =>
       cells.map((cell) => cell && onCanvas(cell, width, height))
     ),
@@ -110,20 +125,21 @@ function onCanvas(image: Pixels, width: number, height: number): Pixels {
  * @param cells Rows of pictures of one size; `undefined` leaves a place empty.
  * @param options Labels, scale.
  * @returns An RGB picture.
- * @throws If there is no picture, sizes differ or labels do not match.
+ * @throws If there is no picture, sizes differ or labels do not match; in a page,
+ * if there are labels.
  *
  * @example
  * ```ts ignore
- * const sheet = contactSheet([[base, single, fused]], {
+ * const sheet = await contactSheet([[base, single, fused]], {
  *   columnLabels: ["base", "single", "fused"],
  * });
  * await writeAtomic("sheet.png", encodePng(sheet));
  * ```
  */
-export function contactSheet(
+export async function contactSheet(
   cells: readonly (readonly (Pixels | undefined)[])[],
   options: ContactSheetOptions = {},
-): Pixels {
+): Promise<Pixels> {
   const what = "make a contact sheet";
   const { rowLabels, columnLabels, title, captions, scale = 1, gap = 2 } =
     options;
@@ -144,58 +160,51 @@ export function contactSheet(
   if (!Number.isInteger(scale) || scale < 1) {
     throw cannot(what, "a whole scale ≥ 1", scale);
   }
+  for (const cell of cells.flat()) {
+    if (!cell) continue;
+    if (cell.width === first.width && cell.height === first.height) continue;
+    throw cannot(
+      what,
+      `pictures of ${first.width}×${first.height}`,
+      `${cell.width}×${cell.height}`,
+    );
+  }
   const wide = first.width * scale, high = first.height * scale;
-  const left = rowLabels
-    ? Math.max(...rowLabels.map((label) => textWidth(label))) + 4
-    : 0;
-  const heads = columnLabels?.map((label) => wrap(label, wide)) ?? [];
-  const notes = captions?.map((row) => row.map((text) => wrap(text, wide)));
-  const noteLines = Math.max(
-    0,
-    ...(notes ?? []).flat().map((lines) => lines.length),
-  );
+  const widthOf = (text: string) => Math.ceil(textWidth(text, SIZE));
+  const left = rowLabels ? Math.max(...rowLabels.map(widthOf)) + 4 : 0;
+  const wrapped = (text: string) => wrapText(text, wide, SIZE);
+  const heads = columnLabels?.map(wrapped) ?? [];
+  const notes = captions?.map((row) => row.map(wrapped)) ?? [];
+  const most = (texts: readonly (readonly string[])[]) =>
+    Math.max(0, ...texts.map((lines) => lines.length));
   const titleHeight = title ? LINE + 2 : 0;
-  const headHeight = heads.length === 0
-    ? 0
-    : Math.max(...heads.map((lines) => lines.length)) * LINE + 2;
-  const pitch = high + gap + noteLines * LINE;
+  const headHeight = heads.length === 0 ? 0 : most(heads) * LINE + 2;
+  const pitch = high + gap + most(notes.flat()) * LINE;
   const top = gap + titleHeight + headHeight;
   const width = Math.max(
     gap + left + columns * (wide + gap),
-    title ? textWidth(title) + 2 * gap : 0,
+    title ? widthOf(title) + 2 * gap : 0,
   );
   const height = top + cells.length * pitch;
-  const data = new Uint8Array(width * height * 3).fill(255);
   const xOf = (j: number) => gap + left + j * (wide + gap);
-  if (title) drawText(data, width, title, [gap, gap]);
-  heads.forEach((lines, j) =>
-    lines.forEach((line, k) =>
-      drawText(data, width, line, [xOf(j), gap + titleHeight + k * LINE])
-    )
-  );
-  cells.forEach((row, i) => {
-    const y = top + i * pitch;
-    if (rowLabels) {
-      drawText(data, width, rowLabels[i], [
-        gap,
-        y + Math.floor((high - GLYPH_HEIGHT) / 2),
-      ]);
-    }
+  const yOf = (i: number) => top + i * pitch;
+  const lines = (texts: readonly string[], x: number, y: number) =>
+    texts.map((text, k): Label => ({ text, left: x, top: y + k * LINE }));
+  const data = await labelled(width, height, [
+    ...lines(title ? [title] : [], gap, gap),
+    ...heads.flatMap((texts, j) => lines(texts, xOf(j), gap + titleHeight)),
+    ...(rowLabels ?? []).map((text, i): Label => (
+      { text, left: gap, top: yOf(i) + (high - LINE) / 2 }
+    )),
+    ...notes.flatMap((row, i) =>
+      row.flatMap((texts, j) => lines(texts, xOf(j), yOf(i) + high + 1))
+    ),
+  ]);
+  cells.forEach((row, i) =>
     row.forEach((cell, j) => {
-      notes?.[i]?.[j]?.forEach((line, k) =>
-        drawText(data, width, line, [xOf(j), y + high + 1 + k * LINE])
-      );
-      if (!cell) return;
-      if (cell.width !== first.width || cell.height !== first.height) {
-        throw cannot(
-          what,
-          `pictures of ${first.width}×${first.height}`,
-          `${cell.width}×${cell.height}`,
-        );
-      }
-      paste(data, width, cell, xOf(j), y, scale);
-    });
-  });
+      if (cell) paste(data, width, cell, xOf(j), yOf(i), scale);
+    })
+  );
   return { width, height, channels: 3, data };
 }
 

@@ -166,7 +166,7 @@ pre { overflow-x: auto; font-size: .8rem; }
 `;
 
 /** The minified plotly of the pinned npm package. */
-async function plotlySource(): Promise<string> {
+export async function plotlySource(): Promise<string> {
   const { default: source } = await import(
     "plotly.js-dist-min/plotly.min.js",
     { with: { type: "text" } }

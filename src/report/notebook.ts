@@ -20,11 +20,13 @@ export type MimeBundle = Record<string, unknown>;
  */
 export interface Displayable {
   /** Gives the bundle. */
-  readonly [key: symbol]: () => MimeBundle;
+  readonly [key: symbol]: () => MimeBundle | Promise<MimeBundle>;
 }
 
-function displayable(bundle: MimeBundle): Displayable {
-  return { [Symbol.for("Jupyter.display")]: () => bundle };
+function displayable(
+  bundle: () => MimeBundle | Promise<MimeBundle>,
+): Displayable {
+  return { [Symbol.for("Jupyter.display")]: bundle };
 }
 
 /**
@@ -42,14 +44,16 @@ export function showFigure(
   figure: Figure,
   options: RenderOptions = {},
 ): Displayable {
-  const image = renderFigure(figure, options);
-  return displayable({
-    "application/vnd.plotly.v1+json": {
-      data: figure.data,
-      layout: figure.layout ?? {},
-    },
-    "text/html": `<img width="${image.width / 1.5}" src="${dataUri(image)}">`,
-    "image/png": encodeBase64(encodePng(image)),
+  return displayable(async () => {
+    const image = await renderFigure(figure, options);
+    return {
+      "application/vnd.plotly.v1+json": {
+        data: figure.data,
+        layout: figure.layout ?? {},
+      },
+      "text/html": `<img style="max-width:100%" src="${dataUri(image)}">`,
+      "image/png": encodeBase64(encodePng(image)),
+    };
   });
 }
 
@@ -59,10 +63,10 @@ export function showFigure(
  * @param table The table.
  */
 export function showTable(table: Table): Displayable {
-  return displayable({
+  return displayable(() => ({
     "text/html": htmlTable(table).html,
     "text/markdown": markdownTable(table),
-  });
+  }));
 }
 
 /**
@@ -74,10 +78,10 @@ export function showTable(table: Table): Displayable {
  */
 export function showPicture(image: Pixels, scale = 1): Displayable {
   const uri = dataUri(image);
-  return displayable({
+  return displayable(() => ({
     "text/html":
       `<img width="${image.width * scale}" style="image-rendering:pixelated" ` +
       `src="${uri}">`,
     "image/png": encodeBase64(encodePng(image)),
-  });
+  }));
 }

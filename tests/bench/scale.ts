@@ -232,7 +232,10 @@ export async function writeCharts(
         y: own.map((row) => row.seconds),
       }],
     });
-    await writeAtomic(`${folder}/${what}.png`, encodePng(renderFigure(figure)));
+    await writeAtomic(
+      `${folder}/${what}.png`,
+      encodePng(await renderFigure(figure)),
+    );
   }
 }
 

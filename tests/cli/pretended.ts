@@ -39,8 +39,11 @@ export function pretending(at: string, files: Pretended): Pretend {
     });
     labs.set(name, lab);
     const { data, report } = await experiment.run(await lab, plan);
-    const pictures = report.parts.flatMap((part) =>
-      part.type === "pictures" ? [checksum(sheetPixels(part.sheet).data)] : []
+    const sheets = report.parts.flatMap((part) =>
+      part.type === "pictures" ? [sheetPixels(part.sheet)] : []
+    );
+    const pictures = (await Promise.all(sheets)).map(({ data }) =>
+      checksum(data)
     );
     return { data, pictures };
   };

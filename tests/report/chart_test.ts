@@ -1,62 +1,134 @@
-/** The chart rasteriser: what no other test sees. */
-import { assert, assertEquals } from "@std/assert";
-import { renderFigure } from "../../src/report/chart.ts";
-import { plot } from "../../src/report/figure.ts";
+/** Charts without a browser: plotly's boxes, and what stands where. */
+import { assert, assertAlmostEquals, assertEquals } from "@std/assert";
 import type { Pixels } from "../../src/io/png.ts";
+import { boxInPage, boxOf, type SvgElement } from "../../src/report/boxes.ts";
+import { renderFigure } from "../../src/report/chart.ts";
+import { plot, type PlotOptions } from "../../src/report/figure.ts";
+import { textWidth } from "../../src/report/text.ts";
 
-const bars = (names: readonly string[]) =>
-  plot({
-    title: "bars",
-    ...{ yTitle: "", legend: false },
-    series: [{ name: "a", as: "bars", x: [...names], y: names.map(() => 1) }],
-  });
-
-/** Groups of ink in the lowest 28 rows, at least so many columns apart. */
-function groups({ width, height, data }: Pixels, apart: number): number {
-  let found = 0, blank = apart;
-  for (let x = 0; x < width; x++) {
-    const ink = Array.from(
-      { length: 28 },
-      (_, y) => data[((height - 28 + y) * width + x) * 3],
-    ).some((value) => value < 255);
-    if (ink && blank >= apart) found++;
-    blank = ink ? 0 : blank + 1;
+/** An element of a picture that is not drawn. */
+function element(
+  tagName: string,
+  attributes: Record<string, string | number>,
+  inside: string | SvgElement[],
+): SvgElement {
+  const children: SvgElement[] = typeof inside === "string" ? [] : inside;
+  const self = {
+    ...{ tagName, children, parentElement: null as SvgElement | null },
+    textContent: typeof inside === "string" ? inside : null,
+    getAttribute: (name: string) =>
+      attributes[name] === undefined ? null : String(attributes[name]),
+  };
+  for (const child of children) {
+    (child as { parentElement: SvgElement | null }).parentElement = self;
   }
-  return found;
+  return self;
 }
 
-Deno.test("names below bars never overlap: a figure is as wide as they need", () => {
-  // Of wide letters only, so that no gap is inside a name.
-  const names = Array.from(
-    { length: 20 },
-    (_, i) =>
-      [...i.toString(2).padStart(12, "0")].map((c) => "wm"[+c]).join(""),
-  );
-  assertEquals(groups(renderFigure(bars(names)), 6), names.length);
-  // A width that is asked for is kept, and they run into each other.
-  const narrow = renderFigure(bars(names), { width: 960 });
-  assertEquals(narrow.width, 960);
-  assert(groups(narrow, 6) < names.length);
-  assertEquals(renderFigure(bars(["a", "b", "c"])).width, 960);
+Deno.test("boxes: text by its anchor, turned, moved, and in a group", () => {
+  const width = textWidth("single", 10);
+  const text = (attributes: Record<string, string | number>) =>
+    element(
+      "text",
+      { x: 100, y: 50, "font-size": 10, ...attributes },
+      "single",
+    );
+  const { left, right, top, bottom } = boxOf(text({}));
+  assertEquals([left, right], [100, 100 + width]);
+  assert(top < 50 && top > 40 && bottom > 50 && bottom < 53);
+  const middle = boxOf(text({ "text-anchor": "middle" }));
+  assertAlmostEquals(middle.left + middle.right, 200);
+  assertEquals(boxOf(text({ "text-anchor": "end" })).right, 100);
+  // A quarter turn about its own place: it goes down, not to the right.
+  const turned = boxInPage(text({ transform: "rotate(90,100,50)" }));
+  assertAlmostEquals(turned.top, 50);
+  assertAlmostEquals(turned.height, width);
+  assertAlmostEquals(turned.width, bottom - top);
+  const group = element("g", { transform: "translate(5,-5) scale(2)" }, [
+    text({}),
+    element("rect", { x: 0, y: 40, width: 10, height: 30 }, []),
+    element("path", { d: "M0,0V900" }, []),
+  ]);
+  assertEquals([boxOf(group).left, boxOf(group).bottom], [0, 70]);
+  const page = boxInPage(group);
+  assertEquals([page.left, page.bottom, page.y], [5, 135, page.top]);
+  assertAlmostEquals(page.right, 5 + 2 * (100 + width));
+  assertEquals(boxOf(element("path", {}, [])).width, 0);
 });
 
-Deno.test("a range that is asked for is the axis's, wider where values are", () => {
+Deno.test("lines of a text stand below each other", () => {
+  const line = (dy: number) =>
+    element("tspan", { class: "line", dy: `${dy}em` }, "a");
+  const { top, bottom } = boxOf(
+    element("text", { "font-size": 10 }, [line(0), line(1.3)]),
+  );
+  assertAlmostEquals(bottom - top, 13 + 0.93 * 10 + 0.24 * 10);
+});
+
+/** Rows in which some pixel between two columns is no background. */
+function inkedRows(
+  { width, height, data }: Pixels,
+  from: number,
+  to: number,
+): boolean[] {
+  return Array.from(
+    { length: height },
+    (_, y) =>
+      Array.from(
+        { length: to - from },
+        (_, x) => data[3 * (y * width + from + x)],
+      )
+        .some((value) => value < 160),
+  );
+}
+
+Deno.test("title, legend and names below the bars do not overlap", async () => {
+  const names = Array.from(
+    { length: 20 },
+    (_, i) => `a way with a long name ${i}`,
+  );
+  const options: PlotOptions = {
+    title: "A title that is long enough to need two lines of the chart. " +
+      "It is followed by a legend of several rows, which begins below it",
+    yTitle: "error",
+    series: names.slice(0, 9).map((name) => ({
+      ...{ name: `${name}, and more`, as: "markers" },
+      ...{ x: names, y: names.map((_, i) => i) },
+    })),
+  };
+  const image = await renderFigure(plot(options));
+  assertEquals([image.width, image.height], [960, 540]);
+  // Right of the axis's own numbers; letters are rows of ink.
+  const inked = inkedRows(image, 70, 900).slice(0, 200);
+  const lines: number[] = [];
+  inked.forEach((is, y) => is && !inked[y - 1] && lines.push(y));
+  // Two lines of the title and three rows of the legend, apart.
+  assert(lines.length >= 5, lines.join());
+  // Names are turned: a column of the lowest rows has ink all the way down.
+  const below = inkedRows(image, 0, 960).slice(380).filter((is) => is).length;
+  assert(below > 60, `${below} rows`);
+});
+
+Deno.test("a range that is asked for is the axis's", async () => {
   /** Middle row of a red point at y. */
-  const rowOf = (y: number, range?: readonly [number, number]) => {
-    const { width, height, data } = renderFigure(plot({
-      ...{ title: "range", legend: false, range },
-      series: [{ name: "a", x: [1], y: [y], color: "#ff0000", size: 9 }],
-    }));
+  const rowOf = async (y: number, range?: readonly [number, number]) => {
+    const { width, height, data } = await renderFigure(
+      plot({
+        ...{ title: "range", legend: false, range },
+        series: [{ name: "a", x: [1], y: [y], color: "#ff0000", size: 9 }],
+      }),
+      { width: 480, height: 300 },
+    );
+    assertEquals([width, height], [480, 300]);
     const rows = Array.from({ length: height }, (_, row) => row).filter((row) =>
       Array.from({ length: width }, (_, x) => 3 * (row * width + x))
-        .some((at) => data[at] > 200 && data[at + 1] < 60)
+        .some((at) => data[at] > 200 && data[at + 1] < 100)
     );
     return (rows[0] + rows.at(-1)!) / 2;
   };
-  const [bottom, middle, top] = [0, 5, 10].map((y) => rowOf(y, [0, 10]));
-  assert(bottom - top > 200);
+  const bottom = await rowOf(0, [0, 10]), middle = await rowOf(5, [0, 10]);
+  const top = await rowOf(10, [0, 10]);
+  assert(bottom - top > 150);
   assert(Math.abs(middle - (bottom + top) / 2) <= 2);
-  // Beyond the range the axis goes as far as the value.
-  assert(Math.abs(rowOf(20, [0, 10]) - top) <= 2);
-  assertEquals(rowOf(0), rowOf(10));
+  assertEquals(await rowOf(0), await rowOf(10));
 });

@@ -1,5 +1,10 @@
-import { assert, assertEquals, assertThrows } from "@std/assert";
-import { drawText, GLYPH_HEIGHT, textWidth } from "../../src/report/font.ts";
+import {
+  assert,
+  assertAlmostEquals,
+  assertEquals,
+  assertRejects,
+  assertThrows,
+} from "@std/assert";
 import { contactSheet } from "../../src/report/grid.ts";
 import {
   escapeHtml,
@@ -15,7 +20,9 @@ import {
   percent,
   signed,
 } from "../../src/report/format.ts";
+import { svgPixels } from "../../src/report/svg.ts";
 import { markdownTable, textTable } from "../../src/report/table.ts";
+import { FONT, textWidth, wrapText } from "../../src/report/text.ts";
 import type { Pixels } from "../../src/io/png.ts";
 
 const solid = (color: number[], side = 4): Pixels => ({
@@ -25,22 +32,33 @@ const solid = (color: number[], side = 4): Pixels => ({
   data: Uint8Array.from({ length: side * side * 3 }, (_, i) => color[i % 3]),
 });
 
-Deno.test("a text is drawn dot by dot and cut off at the edges", () => {
-  const data = new Uint8Array(12 * 9 * 3).fill(255);
-  drawText(data, 12, "I", [1, 1]);
-  // The stem of "I" is the third of five columns.
-  for (let y = 1; y < 1 + GLYPH_HEIGHT; y++) {
-    assertEquals(data[(y * 12 + 3) * 3], 0);
+Deno.test("text is as wide as its font draws it", async () => {
+  for (const text of ["Held-out error", "gradient fusion, 1/n", "WWW iii @"]) {
+    const { width, height, data } = await svgPixels(
+      `<svg xmlns="http://www.w3.org/2000/svg" width="400" height="40">
+<text x="10" y="30" font-size="20" font-family="${FONT}">${text}</text></svg>`,
+    );
+    assertEquals([width, height], [400, 40]);
+    const inked = Array.from({ length: width }, (_, x) => x).filter((x) =>
+      Array.from({ length: height }, (_, y) => data[3 * (y * width + x)])
+        .some((value) => value < 128)
+    );
+    // Letters stand in their advance, a pixel or two from either end.
+    assertAlmostEquals(inked.at(-1)! - inked[0], textWidth(text, 20), 5);
   }
-  assertEquals(data[(4 * 12 + 1) * 3], 255);
-  drawText(data, 12, "WWW", [8, 5]);
-  assertEquals(textWidth("ab"), 11);
-  assertEquals(textWidth(""), 0);
 });
 
-Deno.test("a contact sheet has every picture where it belongs", () => {
+Deno.test("text is broken at spaces, and a long word stays whole", () => {
+  const width = textWidth("two words", 12);
+  assertEquals(wrapText("two words more", width, 12), ["two words", "more"]);
+  assertEquals(wrapText("immeasurable a", 20, 12), ["immeasurable", "a"]);
+  assertEquals(wrapText("", 20, 12), [""]);
+});
+
+Deno.test("a contact sheet has every picture where it belongs", async () => {
   const red = solid([255, 0, 0]), blue = solid([0, 0, 255]);
-  const sheet = contactSheet([[red, undefined], [undefined, blue]], { gap: 1 });
+  const cells = [[red, undefined], [undefined, blue]];
+  const sheet = await contactSheet(cells, { gap: 1 });
   assertEquals([sheet.width, sheet.height], [11, 11]);
   const at = (x: number, y: number) => [
     ...sheet.data.slice(
@@ -55,31 +73,47 @@ Deno.test("a contact sheet has every picture where it belongs", () => {
   assertEquals(at(6, 1), [255, 255, 255]);
 });
 
-Deno.test("labels make a sheet larger; scale enlarges pictures", () => {
-  const plain = contactSheet([[solid([0, 0, 0])]]);
-  const labelled = contactSheet([[solid([0, 0, 0])]], {
+Deno.test("labels stand beside their pictures; scale enlarges pictures", async () => {
+  const black = solid([0, 0, 0]);
+  const plain = await contactSheet([[black]], { scale: 3 });
+  const { width, height, data } = await contactSheet([[black]], {
     rowLabels: ["row"],
     columnLabels: ["column"],
     title: "title",
     captions: [["two words"]],
     scale: 3,
   });
-  assert(labelled.width > plain.width + 8);
-  assert(labelled.height > plain.height + 8);
+  assert(width > plain.width + 8);
+  assert(height > plain.height + 8);
+  const isInked = (left: number, top: number, right: number, bottom: number) =>
+    Array.from(
+      { length: (right - left) * (bottom - top) },
+      (_, i) =>
+        data[
+          3 * ((top + Math.floor(i / (right - left))) * width + left +
+            i % (right - left))
+        ],
+    ).some((value) => value < 128);
+  assert(isInked(0, 0, width, 14), "the title");
+  assert(isInked(0, height - 28, width, height - 14), "a caption's first line");
+  assert(isInked(0, height - 14, width, height), "its second");
 });
 
-Deno.test("a contact sheet refuses what does not fit", () => {
-  assertThrows(() => contactSheet([[undefined]]), Error, "at least one");
-  assertThrows(
-    () => contactSheet([[solid([0, 0, 0]), solid([0, 0, 0], 5)]]),
-    Error,
-    "4×4",
-  );
-  assertThrows(
-    () => contactSheet([[solid([0, 0, 0])]], { rowLabels: [] }),
-    Error,
-    "1 row labels",
-  );
+Deno.test("a contact sheet refuses what does not fit", async () => {
+  const refused = async (
+    cells: Parameters<typeof contactSheet>[0],
+    message: string,
+    options: Parameters<typeof contactSheet>[1] = {},
+  ) =>
+    void await assertRejects(
+      () => contactSheet(cells, options),
+      Error,
+      message,
+    );
+  const black = solid([0, 0, 0]);
+  await refused([[undefined]], "at least one");
+  await refused([[black, solid([0, 0, 0], 5)]], "4×4");
+  await refused([[black]], "1 row labels", { rowLabels: [] });
 });
 
 Deno.test("tables: numbers to the right, pipes escaped, same width", () => {

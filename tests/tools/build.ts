@@ -35,8 +35,11 @@ interface Config {
 
 const dist = `${root}/dist`;
 
-/** Packages that only a queue, a bucket or a page with figures asks for. */
-const OPTIONAL = ["bullmq", "ioredis", "aws4fetch", "plotly.js-dist-min"];
+/** Packages that only a queue, a bucket, a page with figures or a chart asks for. */
+const OPTIONAL = [
+  ...["bullmq", "ioredis", "aws4fetch", "plotly.js-dist-min"],
+  ...["@fontsource/dejavu-sans", "@resvg/resvg-wasm", "jsdom"],
+];
 
 /**
  * What no page needs, a quarter of a megabyte: the hub's client, as browsers have
