@@ -120,6 +120,7 @@ export function plot(options: PlotOptions): Figure {
       x.flatMap((v) => typeof v === "number" ? [v] : [])
     )
     : [];
+  const named = series.some(({ x }) => x.some((v) => typeof v === "string"));
   const ends = [Math.min(...places), Math.max(...places)];
   // Names stand above their points, half of them to each side.
   const room = 0.3 * (ends[1] - ends[0]);
@@ -131,6 +132,8 @@ export function plot(options: PlotOptions): Figure {
       barmode: words ? "group" : undefined,
       xaxis: {
         title: xTitle && { text: xTitle },
+        // Else plotly takes names that look like numbers for numbers.
+        type: named ? "category" : undefined,
         range: room > 0 ? [ends[0] - room, ends[1] + room] : undefined,
         automargin: true,
       },

@@ -132,3 +132,28 @@ Deno.test("a range that is asked for is the axis's", async () => {
   assert(Math.abs(middle - (bottom + top) / 2) <= 2);
   assertEquals(await rowOf(0), await rowOf(10));
 });
+
+Deno.test("names that look like numbers are names: places are evenly apart", async () => {
+  const { layout } = plot({
+    title: "ridges",
+    series: [{ name: "a", x: ["1e-6", "1", "auto"], y: [1, 2, 3] }],
+  });
+  assertEquals((layout!.xaxis as { type?: string }).type, "category");
+  /** Middle columns of the markers. */
+  const places = async (x: (string | number)[]) => {
+    const { width, height, data } = await renderFigure(plot({
+      ...{ title: "", legend: false },
+      series: [{ name: "a", x, y: [1, 1, 1], color: "#ff0000", size: 9 }],
+    }));
+    const red = Array.from({ length: width }, (_, x) => x).filter((x) =>
+      Array.from({ length: height }, (_, y) => 3 * (y * width + x))
+        .some((at) => data[at] > 200 && data[at + 1] < 100)
+    );
+    const starts = red.filter((x) => !red.includes(x - 1));
+    return [starts[1] - starts[0], starts[2] - starts[1]];
+  };
+  const [first, second] = await places(["1", "2", "20"]);
+  assertAlmostEquals(first, second, 2);
+  const [near, far] = await places([1, 2, 20]);
+  assert(far > 10 * near);
+});
