@@ -20,7 +20,7 @@ import { loadConcept } from "../formats/concept_file.ts";
 import { capacityOf } from "../fusion/capacity.ts";
 import type { Lab } from "../lab/lab.ts";
 import type { FuseSpec, GradientSettings, ModelRef } from "../lab/specs.ts";
-import { pathOf } from "../lab/store.ts";
+import { canonicalJson, pathOf } from "../lab/store.ts";
 import { disposeModel, loadModel, type Model } from "../models/model.ts";
 import type { Interval } from "../report/format.ts";
 import type { EmbeddingName, ExperimentPreset } from "./presets.ts";
@@ -105,6 +105,10 @@ export interface SweepRow
   readonly capacity: number;
   /** How much each concept is; of single concepts. */
   readonly size?: ConceptSize;
+  /** Seconds of the fusion; of fused arms. */
+  readonly seconds?: number;
+  /** Bytes of the fused concepts' files; of fused arms. */
+  readonly bytes?: number;
   /** Image alignment of each concept. */
   readonly concepts: Readonly<Record<string, number>>;
   /** Masked denoising error on held-out references; lower is better. */
@@ -183,6 +187,7 @@ export async function sweep(lab: Lab, plan: SweepPlan): Promise<SweepRow[]> {
   const scored = all.slice(0, concepts.length);
   const none = { fusion: "none", n: 1, value: null } as const;
   const cells: Cell<SweepArm>[] = [];
+  const fusions: Fusion[] = [];
   for (const seed of seeds) {
     const lower: SweepArm = { embedding: "base", variant: "", ...none };
     cells.push(...scored.map((subject): Cell<SweepArm> => ({
@@ -203,14 +208,16 @@ export async function sweep(lab: Lab, plan: SweepPlan): Promise<SweepRow[]> {
       })));
       for (const count of counts) {
         const n = count + distractors.length;
-        const fusions = fusionsOf(plan, layers, n);
+        const ways = fusionsOf(plan, layers, n);
         const chosen = singles.filter((_, i) => i < count || i >= scored.length)
           .map(({ model }) => model.id);
         const fused = await lab.fuse(
-          fusions.map(({ how }) => ({ concepts: chosen, how, seed })),
+          ways.map(({ how }) => ({ concepts: chosen, how, seed })),
         );
-        for (const [k, { fusion, value }] of fusions.entries()) {
+        for (const [k, { fusion, value }] of ways.entries()) {
           const arm: SweepArm = { ...trained, fusion, n, value };
+          const { seconds } = fused[k];
+          fusions.push({ arm, seconds, concepts: chosen });
           cells.push(
             ...scored.slice(0, count).map((subject, i) => ({
               ...{ arm, seed, subject },
@@ -229,9 +236,12 @@ export async function sweep(lab: Lab, plan: SweepPlan): Promise<SweepRow[]> {
     for (const own of arms) {
       const { n, rank = 0, layers } = own.arm;
       const { unet, textEncoder } = capacityOf(model, n, rank, layers);
-      const row = rowOf(own, Math.max(unet[1], textEncoder[1]));
       const cell = cells.find(({ arm }) => arm === own.arm);
-      rows.push({ ...row, size: await sizeOf(lab, model, cell!.model) });
+      rows.push({
+        ...rowOf(own, Math.max(unet[1], textEncoder[1])),
+        size: await sizeOf(lab, model, cell!.model),
+        ...await costOf(lab, own.arm, fusions),
+      });
     }
     return rows.map((row) => ({ ...row, ...compared(row, rows) }));
   } finally {
@@ -270,11 +280,41 @@ async function sizeOf(
     return {
       parameters: sizes.reduce((sum, size) => sum + size, 0),
       adapted: textEncoder.size + unet.size,
-      bytes: (await machine.files.stat(path))!.size,
+      bytes: await fileBytes(path),
     };
   } finally {
     disposeConcept(concept);
   }
+}
+
+/** A fusion that was run. */
+interface Fusion {
+  readonly arm: SweepArm;
+  readonly seconds: number;
+  /** Names of the concepts in the store. */
+  readonly concepts: readonly string[];
+}
+
+/** What the fusions of an arm took, on average over seeds. */
+async function costOf(
+  lab: Lab,
+  arm: SweepArm,
+  fusions: readonly Fusion[],
+): Promise<Pick<SweepRow, "seconds" | "bytes">> {
+  const name = canonicalJson(arm);
+  const own = fusions.filter((one) => canonicalJson(one.arm) === name);
+  if (own.length === 0) return {};
+  const files = own[0].concepts.map((id) =>
+    fileBytes(pathOf.concept(lab.folders.store, id))
+  );
+  return {
+    seconds: rounded(mean(own.map(({ seconds }) => seconds))),
+    bytes: (await Promise.all(files)).reduce((sum, bytes) => sum + bytes, 0),
+  };
+}
+
+async function fileBytes(path: string): Promise<number> {
+  return (await machine.files.stat(path))!.size;
 }
 
 /** Means of an arm. */

@@ -34,7 +34,11 @@ export function sweepTable(
     ["layers", ({ layers }) => layers ?? ""],
     ["adapted", ({ size }) => String(size?.adapted ?? "")],
     ["parameters", ({ size }) => String(size?.parameters ?? "")],
-    ["file, KB", ({ size }) => size ? decimal(size.bytes / 1000, 0) : ""],
+    [
+      "files, KB",
+      ({ size, bytes }) =>
+        size || bytes ? decimal((size?.bytes ?? bytes!) / 1000, 0) : "",
+    ],
     ["fusion", ({ fusion }) => fusion],
     ["n", ({ n }) => String(n)],
     ["λ or ridge", ({ value }) => value === null ? "" : shortNumber(value)],
@@ -42,6 +46,7 @@ export function sweepTable(
       `n·r/d (SD: ≤ ${SD_CAPACITY})`,
       ({ capacity }) => decimal(capacity, 2),
     ],
+    ["fusion, s", ({ seconds }) => seconds ? decimal(seconds, 1) : ""],
     ["held-out", ({ heldout }) => decimal(heldout)],
     [
       "held-out kept",

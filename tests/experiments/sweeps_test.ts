@@ -139,6 +139,12 @@ Deno.test("a sweep has a row for the base, singles, factors and ridges", async (
     assertEquals(two!.parameters - one!.parameters, perRank);
     assert(two!.bytes > one!.bytes && one!.bytes > 4 * one!.parameters);
     assertEquals(byRank[1].size, undefined);
+    // Two concepts are fused; what is not fused took no time.
+    assertEquals(byRank[0].seconds, undefined);
+    for (const { seconds, bytes } of byRank.slice(1, 3)) {
+      assert(seconds! > 0);
+      assert(Math.abs(bytes! - 2 * one!.bytes) < 64);
+    }
     for (const { heldoutKept, heldout, fusion, rank } of byRank) {
       const [single] = byRank.filter((row) => row.rank === rank);
       if (fusion === "none") assertEquals(heldoutKept, undefined);
