@@ -24,6 +24,7 @@ import { parseArgs } from "@std/cli";
 import { type BackendChoice, selectBackend } from "../../src/core/backend.ts";
 import { bindingLimit } from "../../src/core/device.ts";
 import { cannot } from "../../src/core/errors.ts";
+import { halfTensor } from "../../src/core/kernels/half.ts";
 import { disposeConcept } from "../../src/customize/concept.ts";
 import { method, startConcept } from "../../src/customize/methods.ts";
 import { train } from "../../src/customize/train.ts";
@@ -181,13 +182,14 @@ async function writeModel(
 }
 
 /** The same model without numbers, its tensors where loading puts them. */
-function emptyModel(): Model {
+function emptyModel(half: boolean): Model {
   const { configs, specs } = described();
   const empty = <T>(spec: Spec<T>): T =>
     buildTree<T>(spec, ({ shape, kind }) => {
-      const size = shape.reduce((a, b) => a * b, 1);
+      const values = () => new Float32Array(shape.reduce((a, b) => a * b, 1));
+      if (kind !== "plain" && half) return halfTensor(values(), [...shape]);
       return kind === "plain" && shape.length === 2
-        ? tf.tensor(new Float32Array(size), shape)
+        ? tf.tensor(values(), shape)
         : tf.zeros(shape);
     });
   return {
@@ -456,7 +458,7 @@ if (import.meta.main && !helped(HELP)) {
   const watch = new Watch();
   if (args.dry) watch.holdBack();
   const model = args.dry
-    ? await stage("make room", () => Promise.resolve(emptyModel()))
+    ? await stage("make room", () => Promise.resolve(emptyModel(args.half)))
     : await stage("load", () => loadModel(folder, { half: args.half }));
   const counts = [model.textEncoder, model.unet, model.autoencoder].map((n) =>
     parameterCount(n.params)
