@@ -40,7 +40,7 @@ import { reportText, writeReport } from "../report/document.ts";
 import { terminalColumns } from "./progress.ts";
 import { duration } from "../report/format.ts";
 import { type Table, tableOf } from "../report/table.ts";
-import { type Command, command, EXIT_CODES, runCommand } from "./command.ts";
+import { type Command, command, runCommand, runProgram } from "./command.ts";
 import { evaluators } from "./evaluators.ts";
 import { frames } from "./frames.ts";
 import {
@@ -400,40 +400,20 @@ export const EXPERIMENT_COMMANDS: readonly Command<unknown>[] = [
   evaluators,
 ];
 
-const HELP = `deno task experiment NAME [options]
-
-${
-  EXPERIMENT_COMMANDS.map(({ name, summary }) =>
-    `  ${name.padEnd(12)}${summary}`
-  ).join("\n")
-}
-
-NAME --help lists the options of an experiment.
-
-${EXIT_CODES}
-`;
-
 /**
  * Runs an experiment.
  *
  * @param args Arguments: its name, then its options.
  * @returns The exit code: 0, 1 if it failed, 2 for bad arguments.
  */
-export async function main(args: readonly string[]): Promise<number> {
-  const [name, ...rest] = args;
-  if (name === undefined || name === "--help" || name === "help") {
-    console.log(HELP);
-    return name === undefined ? 2 : 0;
-  }
-  const found = EXPERIMENT_COMMANDS.find((one) => one.name === name);
-  if (!found) {
-    const names = EXPERIMENT_COMMANDS.map((one) => one.name).join(", ");
-    console.error(
-      cannot("run an experiment", `${names} or --help`, name).message,
-    );
-    return 2;
-  }
-  return await runCommand(found, rest);
+export function main(args: readonly string[]): Promise<number> {
+  return runProgram({
+    title: "deno task experiment NAME [options]",
+    notes: "NAME --help lists the options of an experiment.",
+    task: "run an experiment",
+    commands: EXPERIMENT_COMMANDS,
+    run: runCommand,
+  }, args);
 }
 
 if (import.meta.main) Deno.exit(await main(Deno.args));
