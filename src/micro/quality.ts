@@ -376,6 +376,40 @@ function samplesOf(
   ];
 }
 
+/** Shares of pictures that are named rightly. */
+interface Judged {
+  readonly noun: number;
+  readonly background: number;
+  readonly both: number;
+}
+
+function judgedNumbers(generated: Judged, real: Judged) {
+  return {
+    noun_generated: generated.noun,
+    noun_real: real.noun,
+    background_generated: generated.background,
+    background_real: real.background,
+    two_nouns_generated: generated.both,
+    two_nouns_real: real.both,
+  };
+}
+
+function evaluatorNumbers(check: EvaluatorCheck) {
+  return {
+    eye_same: check.same,
+    eye_shuffled8: check.spoilt.shuffled8,
+    eye_pixelated8: check.spoilt.pixelated8,
+    eye_class_word: check.classWord,
+    eye_1nn: check.nearestNeighbour,
+  };
+}
+
+function rendered(scene: Scene, art: Art): Pixels {
+  const { side } = scene;
+  const data = renderScene(scene, art);
+  return { width: side, height: side, channels: 3, data };
+}
+
 /** Shares of pictures of the scenes that a CLIP names rightly. */
 async function judgeOf(
   clip: ClipModel,
@@ -391,7 +425,10 @@ async function judgeOf(
     nouns,
     (ground, noun) => singlePrompt(noun, ground),
   );
-  return async (one: readonly Pixels[], pair: readonly Pixels[]) => {
+  return async (
+    one: readonly Pixels[],
+    pair: readonly Pixels[],
+  ): Promise<Judged> => {
     const rows = await embedImages(clip, one);
     const halves = await Promise.all(
       (["left", "right"] as const).map(async (side, k) =>
@@ -441,12 +478,7 @@ export async function* microReport(
   const { model: folder } = options;
   const samples = samplesOf(alone, two, words, named);
   const drawn = await options.draw(samples);
-  const render = (scene: Scene): Pixels => ({
-    width: scene.side,
-    height: scene.side,
-    channels: 3,
-    data: renderScene(scene, art),
-  });
+  const render = (scene: Scene) => rendered(scene, art);
   const steps = 5;
   const at = (done: number): MeasureRecord => ({ done, total: steps });
   yield at(0);
@@ -496,20 +528,9 @@ export async function* microReport(
     return {
       evaluator: check,
       numbers: {
-        vae_psnr: psnr,
-        clip_a_top1: topA,
-        clip_b_top1: topB,
-        noun_generated: generated.noun,
-        noun_real: real.noun,
-        background_generated: generated.background,
-        background_real: real.background,
-        two_nouns_generated: generated.both,
-        two_nouns_real: real.both,
-        eye_same: check.same,
-        eye_shuffled8: check.spoilt.shuffled8,
-        eye_pixelated8: check.spoilt.pixelated8,
-        eye_class_word: check.classWord,
-        eye_1nn: check.nearestNeighbour,
+        ...{ vae_psnr: psnr, clip_a_top1: topA, clip_b_top1: topB },
+        ...judgedNumbers(generated, real),
+        ...evaluatorNumbers(check),
       },
       pictures: {
         single: shown(0, alone),
