@@ -159,21 +159,16 @@ async function compareWays(
         seed,
       })))
       : [];
+    const end = (arm: string, model: (one: Trained) => ModelRef) =>
+      all.map((subject, i): Cell<string> => ({
+        ...{ arm, seed, subject, model: model(trained[i]) },
+        words: arm === "base"
+          ? subject.class
+          : phraseOf(settings, embedding, subject),
+      }));
     results.push(
-      {
-        arm: "base",
-        cells: all.map((subject) => ({
-          ...{ arm: "base", seed, subject, words: subject.class },
-          model: { type: "base" },
-        })),
-      },
-      {
-        arm: "single",
-        cells: all.map((subject, i) => ({
-          ...{ arm: "single", seed, subject, model: trained[i].model },
-          words: phraseOf(settings, embedding, subject),
-        })),
-      },
+      { arm: "base", cells: end("base", () => ({ type: "base" })) },
+      { arm: "single", cells: end("single", ({ model }) => model) },
     );
     const clients = { all, context, seed, trained, published };
     for (const way of ways) {

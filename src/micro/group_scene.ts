@@ -11,7 +11,7 @@ import type { Pixels } from "../io/png.ts";
 import type { Art } from "./art.ts";
 import { withArticle } from "./captions.ts";
 import { conceptImage, TRAIN_IMAGES } from "./concepts.ts";
-import { renderScene } from "./scenes.ts";
+import { renderScene, squarePixels } from "./scenes.ts";
 import type { SketchObject } from "./sketch.ts";
 import { type Background, BACKGROUNDS, type Identity } from "./world.ts";
 
@@ -252,7 +252,7 @@ export function emptyBackground(word: string, i: number, art: Art): Pixels {
     texture: fold(key(i), "empty", word)[0] >>> 1,
     objects: [],
   }, art);
-  return crop({ width: HEIGHT, height: HEIGHT, channels: 3, data }, {
+  return crop(squarePixels(HEIGHT, data), {
     x: i % 2 * BACKGROUND_SIDE,
     y: Math.floor(i / 2) % 3 * BACKGROUND_SIDE / 2,
     width: BACKGROUND_SIDE,

@@ -31,7 +31,13 @@ import type { Art } from "./art.ts";
 import { loadConceptArt } from "./concepts.ts";
 import { classWordPrompts, evaluatorSet } from "./evaluator_set.ts";
 import { captionOf, withArticle } from "./captions.ts";
-import { heldOutScene, isHeldOut, renderScene, type Scene } from "./scenes.ts";
+import {
+  heldOutScene,
+  isHeldOut,
+  renderScene,
+  type Scene,
+  squarePixels,
+} from "./scenes.ts";
 import { BACKGROUNDS, NOUNS } from "./world.ts";
 import { decode, encode } from "../models/autoencoder.ts";
 import { disposeModel, loadModel, type Model } from "../models/model.ts";
@@ -376,40 +382,6 @@ function samplesOf(
   ];
 }
 
-/** Shares of pictures that are named rightly. */
-interface Judged {
-  readonly noun: number;
-  readonly background: number;
-  readonly both: number;
-}
-
-function judgedNumbers(generated: Judged, real: Judged) {
-  return {
-    noun_generated: generated.noun,
-    noun_real: real.noun,
-    background_generated: generated.background,
-    background_real: real.background,
-    two_nouns_generated: generated.both,
-    two_nouns_real: real.both,
-  };
-}
-
-function evaluatorNumbers(check: EvaluatorCheck) {
-  return {
-    eye_same: check.same,
-    eye_shuffled8: check.spoilt.shuffled8,
-    eye_pixelated8: check.spoilt.pixelated8,
-    eye_class_word: check.classWord,
-    eye_1nn: check.nearestNeighbour,
-  };
-}
-
-function rendered(scene: Scene, art: Art): Pixels {
-  const { side } = scene;
-  const data = renderScene(scene, art);
-  return { width: side, height: side, channels: 3, data };
-}
-
 /** Shares of pictures of the scenes that a CLIP names rightly. */
 async function judgeOf(
   clip: ClipModel,
@@ -425,10 +397,7 @@ async function judgeOf(
     nouns,
     (ground, noun) => singlePrompt(noun, ground),
   );
-  return async (
-    one: readonly Pixels[],
-    pair: readonly Pixels[],
-  ): Promise<Judged> => {
+  return async (one: readonly Pixels[], pair: readonly Pixels[]) => {
     const rows = await embedImages(clip, one);
     const halves = await Promise.all(
       (["left", "right"] as const).map(async (side, k) =>
@@ -478,7 +447,8 @@ export async function* microReport(
   const { model: folder } = options;
   const samples = samplesOf(alone, two, words, named);
   const drawn = await options.draw(samples);
-  const render = (scene: Scene) => rendered(scene, art);
+  const render = (scene: Scene) =>
+    squarePixels(scene.side, renderScene(scene, art));
   const steps = 5;
   const at = (done: number): MeasureRecord => ({ done, total: steps });
   yield at(0);
@@ -528,9 +498,20 @@ export async function* microReport(
     return {
       evaluator: check,
       numbers: {
-        ...{ vae_psnr: psnr, clip_a_top1: topA, clip_b_top1: topB },
-        ...judgedNumbers(generated, real),
-        ...evaluatorNumbers(check),
+        vae_psnr: psnr,
+        clip_a_top1: topA,
+        clip_b_top1: topB,
+        noun_generated: generated.noun,
+        noun_real: real.noun,
+        background_generated: generated.background,
+        background_real: real.background,
+        two_nouns_generated: generated.both,
+        two_nouns_real: real.both,
+        eye_same: check.same,
+        eye_shuffled8: check.spoilt.shuffled8,
+        eye_pixelated8: check.spoilt.pixelated8,
+        eye_class_word: check.classWord,
+        eye_1nn: check.nearestNeighbour,
       },
       pictures: {
         single: shown(0, alone),
