@@ -135,9 +135,10 @@ interface Pending {
  * @throws If Redis does not answer or refuses.
  */
 export async function queueRunner(options: QueueOptions): Promise<Runner> {
+  const { identity, store, onNote = () => {} } = options;
   const link = await openLink(options);
-  const name = queueName(options.identity);
-  const runner = new QueueRunner(link, name, options);
+  const name = queueName(identity);
+  const runner = new QueueRunner(link, name, store, onNote);
   await link.wait(link.redis.sadd(QUEUES, name));
   await link.wait(runner.events.waitUntilReady());
   runner.workers = await countWorkers(link, name);
@@ -151,8 +152,6 @@ class QueueRunner implements Runner {
   readonly #pending = new Map<string, Pending>();
   readonly #refusals = new Set<string>();
   readonly #clock: ReturnType<typeof setInterval>;
-  readonly #store: QueueOptions["store"];
-  readonly #onNote: (line: string) => void;
   /** When something was last heard of a job. */
   #active = performance.now();
   /** Whether it was said that there is no worker. */
@@ -161,16 +160,12 @@ class QueueRunner implements Runner {
   constructor(
     readonly link: Link,
     readonly name: string,
-    { store, onNote = () => {} }: QueueOptions,
+    readonly store: QueueOptions["store"],
+    readonly onNote: (line: string) => void,
   ) {
-    this.#store = store;
-    this.#onNote = onNote;
     // Redis's version and memory policy were looked at already.
-    const settings = {
-      connection: link.redis,
-      prefix: PREFIX,
-      skipVersionCheck: true,
-    };
+    const quiet = { skipVersionCheck: true };
+    const settings = { connection: link.redis, prefix: PREFIX, ...quiet };
     this.#queue = new Queue<SpecJob>(name, settings);
     this.events = new QueueEvents(name, settings);
     this.#queue.on("error", (error) => complain(link, error, onNote));
@@ -189,8 +184,8 @@ class QueueRunner implements Runner {
   async run(spec: LabSpec, tell: Tell): Promise<void> {
     const id = await specId(spec);
     const { link } = this;
-    if (await this.#store.pull(await resultPaths(spec))) return;
-    await this.#store.push(inputPaths(spec));
+    if (await this.store.pull(await resultPaths(spec))) return;
+    await this.store.push(inputPaths(spec));
     await forget(link, await link.wait(this.#queue.getJob(id)));
     const done = new Promise<void>((resolve, reject) => {
       this.#active = performance.now();
@@ -213,7 +208,7 @@ class QueueRunner implements Runner {
   #listen(): void {
     this.events.on(
       "error",
-      (error) => complain(this.link, error, this.#onNote),
+      (error) => complain(this.link, error, this.onNote),
     );
     this.events.on("completed", ({ jobId }) => void this.#look(jobId));
     this.events.on("failed", ({ jobId }) => void this.#look(jobId));
@@ -225,13 +220,13 @@ class QueueRunner implements Runner {
       const news = data as JobNews;
       if ("done" in news) return one.tell(news.done, news.total);
       const line = `worker ${news.worker} refuses work: ${news.refused}`;
-      if (!this.#refusals.has(line)) this.#onNote(line);
+      if (!this.#refusals.has(line)) this.onNote(line);
       this.#refusals.add(line);
     });
     this.events.on("stalled", ({ jobId }) => {
       const one = this.#pending.get(jobId);
       if (!one) return;
-      this.#onNote(
+      this.onNote(
         `${describeSpec(one.spec, jobId)}: its worker is silent; the next ` +
           "free one takes it",
       );
@@ -240,7 +235,7 @@ class QueueRunner implements Runner {
 
   async #add(id: string, spec: LabSpec): Promise<void> {
     await this.link.wait(
-      this.#queue.add(spec.kind, { spec, store: this.#store.id }, {
+      this.#queue.add(spec.kind, { spec, store: this.store.id }, {
         jobId: id,
         attempts: ATTEMPTS,
         backoff: { type: "fixed", delay: 1000 },
@@ -281,7 +276,7 @@ class QueueRunner implements Runner {
       throw new Error(`${describeSpec(spec, id)}: ${why}`);
     }
     if (state !== "completed" && state !== "unknown") return false;
-    if (await this.#store.pull(await resultPaths(spec))) return true;
+    if (await this.store.pull(await resultPaths(spec))) return true;
     if (state === "unknown") {
       await this.#add(id, spec);
       return false;
@@ -290,7 +285,7 @@ class QueueRunner implements Runner {
     if (performance.now() - one.late < LATE) return false;
     throw cannot(
       `read the result of ${describeSpec(spec, id)}`,
-      `it in ${this.#store.name}, where a worker says that it is`,
+      `it in ${this.store.name}, where a worker says that it is`,
       "nothing",
     );
   }
@@ -311,7 +306,7 @@ class QueueRunner implements Runner {
     if (await countWorkers(link, name) > 0) return;
     this.#lonely = true;
     const others = await otherQueues(link, name);
-    this.#onNote(
+    this.onNote(
       `${this.#pending.size} jobs wait for a worker of ` +
         `${describeQueue(name)}; ` +
         (others.length > 0
