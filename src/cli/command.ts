@@ -4,7 +4,7 @@
  * @module
  */
 import * as z from "zod";
-import { KEYS_VARIABLE, KeysError } from "../core/errors.ts";
+import { cannot, KEYS_VARIABLE, KeysError } from "../core/errors.ts";
 import { readJson } from "../io/files.ts";
 import {
   type OptionTable,
@@ -173,4 +173,46 @@ export async function runCommand<T>(
     complain(error);
     return 1;
   }
+}
+
+/** A program with several commands. */
+export interface Program<C> {
+  /** The first line of help. */
+  readonly title: string;
+  /** What help says below the commands. */
+  readonly notes: string;
+  /** What it cannot do with an unknown command. */
+  readonly task: string;
+  /** The commands. */
+  readonly commands: readonly C[];
+  /** Runs a command; gives the exit code. */
+  readonly run: (command: C, args: readonly string[]) => Promise<number>;
+}
+
+/**
+ * Runs the command that the first argument names, or prints help.
+ *
+ * @param program The program.
+ * @param args Arguments: the command's name, then its options.
+ * @returns The exit code: 0, 1 if it failed, 2 for bad arguments.
+ */
+export async function runProgram<
+  C extends Pick<Command<unknown>, "name" | "summary">,
+>(
+  { title, notes, task, commands, run }: Program<C>,
+  [name, ...rest]: readonly string[],
+): Promise<number> {
+  const names = commands.map((one) => one.name);
+  if (name === undefined || name === "--help" || name === "help") {
+    const width = Math.max(...names.map(({ length }) => length)) + 2;
+    const list = commands.map((one) =>
+      `  ${one.name.padEnd(width)}${one.summary}`
+    ).join("\n");
+    console.log([title, list, notes, EXIT_CODES].join("\n\n") + "\n");
+    return name === undefined ? 2 : 0;
+  }
+  const found = commands.find((one) => one.name === name);
+  if (found) return await run(found, rest);
+  console.error(cannot(task, `${names.join(", ")} or --help`, name).message);
+  return 2;
 }

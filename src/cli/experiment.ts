@@ -41,7 +41,7 @@ import { reportText, writeReport } from "../report/document.ts";
 import { terminalColumns } from "./progress.ts";
 import { duration } from "../report/format.ts";
 import { type Table, tableOf } from "../report/table.ts";
-import { type Command, command, EXIT_CODES, runCommand } from "./command.ts";
+import { type Command, command, runCommand, runProgram } from "./command.ts";
 import { evaluators } from "./evaluators.ts";
 import { frames } from "./frames.ts";
 import {
@@ -454,47 +454,24 @@ const ALSO: ReadonlyMap<string, string> = new Map(
   ),
 );
 
-const NAME_WIDTH = 2 +
-  Math.max(...EXPERIMENT_COMMANDS.map(({ name }) => name.length));
-
-const HELP = `deno task experiment NAME [options]
-
-${
-  EXPERIMENT_COMMANDS.map(({ name, summary }) =>
-    `  ${name.padEnd(NAME_WIDTH)}${summary}`
-  ).join("\n")
-}
-
-By their names in the paper, too: ${
-  [...ALSO].map(([other, name]) => `${other} (${name})`).join(", ")
-}.
-NAME --help lists the options of an experiment.
-
-${EXIT_CODES}
-`;
-
 /**
  * Runs an experiment.
  *
  * @param args Arguments: its name, then its options.
  * @returns The exit code: 0, 1 if it failed, 2 for bad arguments.
  */
-export async function main(args: readonly string[]): Promise<number> {
-  const [name, ...rest] = args;
-  if (name === undefined || name === "--help" || name === "help") {
-    console.log(HELP);
-    return name === undefined ? 2 : 0;
-  }
-  const own = ALSO.get(name) ?? name;
-  const found = EXPERIMENT_COMMANDS.find((one) => one.name === own);
-  if (!found) {
-    const names = EXPERIMENT_COMMANDS.map((one) => one.name).join(", ");
-    console.error(
-      cannot("run an experiment", `${names} or --help`, name).message,
-    );
-    return 2;
-  }
-  return await runCommand(found, rest);
+export function main(
+  [name, ...rest]: readonly string[],
+): Promise<number> {
+  const others = [...ALSO].map(([other, own]) => `${other} (${own})`);
+  return runProgram({
+    title: "deno task experiment NAME [options]",
+    notes: `By their names in the paper, too: ${others.join(", ")}.
+NAME --help lists the options of an experiment.`,
+    task: "run an experiment",
+    commands: EXPERIMENT_COMMANDS,
+    run: runCommand,
+  }, name === undefined ? [] : [ALSO.get(name) ?? name, ...rest]);
 }
 
 if (import.meta.main) Deno.exit(await main(Deno.args));

@@ -8,8 +8,7 @@
  *
  * @module
  */
-import { cannot } from "../core/errors.ts";
-import { type Command, EXIT_CODES, runCommand } from "./command.ts";
+import { type Command, runCommand, runProgram } from "./command.ts";
 import { VERSION } from "./version.ts";
 
 /** A command that is loaded when it is asked for. */
@@ -71,19 +70,6 @@ const COMMANDS: Readonly<Record<string, Entry>> = {
   },
 };
 
-const HELP = `Mix-of-Show: train concepts, fuse them, draw with them.
-
-${
-  Object.entries(COMMANDS).map(([name, { summary }]) =>
-    `  ${name.padEnd(12)}${summary}`
-  ).join("\n")
-}
-
-COMMAND --help lists the options of a command, --version says which this is.
-
-${EXIT_CODES}
-`;
-
 /**
  * Runs a command.
  *
@@ -91,27 +77,18 @@ ${EXIT_CODES}
  * @returns The exit code: 0, 1 if something failed, 2 for bad arguments.
  */
 export async function main(args: readonly string[]): Promise<number> {
-  const [name, ...rest] = args;
-  if (name === undefined || name === "--help" || name === "help") {
-    console.log(HELP);
-    return name === undefined ? 2 : 0;
-  }
-  if (name === "--version") {
+  if (args[0] === "--version") {
     console.log(`Mix-of-Show ${VERSION}`);
     return 0;
   }
-  if (!Object.hasOwn(COMMANDS, name)) {
-    console.error(
-      cannot(
-        "start",
-        `${Object.keys(COMMANDS).join(", ")} or --help`,
-        name,
-      ).message,
-    );
-    return 2;
-  }
-  const run = await COMMANDS[name].load();
-  return await run(rest);
+  return await runProgram({
+    title: "Mix-of-Show: train concepts, fuse them, draw with them.",
+    notes:
+      "COMMAND --help lists the options of a command, --version says which this is.",
+    task: "start",
+    commands: Object.entries(COMMANDS).map(([name, one]) => ({ name, ...one })),
+    run: async ({ load }, rest) => await (await load())(rest),
+  }, args);
 }
 
 if (import.meta.main) Deno.exit(await main(Deno.args));

@@ -583,99 +583,20 @@ async function runTrain(request: TrainRequest): Promise<void> {
   const release = applyMemory(use, request);
   try {
     const size = request.size ?? modelSize(model).width;
-    const { caption, masks, trigger, flips } = request;
-    const buckets = request.buckets ? stepOf(model) : undefined;
-    const unread: string[] = [];
-    const examples = await readExamples(request.images, {
-      ...{ size, buckets },
-      captions: caption.length > 0 ? caption : undefined,
-      masks,
-      trigger,
-      background: request.background,
-      onUnread: (names) => unread.push(unreadFiles(request.images, names)),
-    });
-    const own = examples.filter(({ captionFile }) => captionFile).length;
-    if (caption.length > 0 && own === examples.length) {
-      throw cannot("train", "a picture without captions for --caption", "none");
-    }
-    const classes = await classExamples(
-      request,
-      classWord,
-      sizesOf(examples),
-      (line) => unread.push(line),
-    );
-    checkBackground(request.background, [...examples, ...classes]);
+    const pictures = await readPictures(request, model, classWord, size);
     const chosen = methodOf(request);
     const words = averaged(request, classWord, model);
-    const begun = await startConcept(model, chosen, {
-      name,
-      classWord,
-      key: key(chosen.train.seed),
-      rank: request.rank,
-      overrides: words.length > 0 ? { severalTokens: "mean" } : undefined,
-    });
-    const { alpha, rslora } = request;
-    const fresh: Concept = alpha === undefined && !rslora ? begun : {
-      ...begun,
-      adapter: scaled(begun.adapter, alpha ?? request.rank ?? 4, rslora),
-    };
+    const fresh = await freshConcept(request, model, chosen, classWord, words);
     try {
-      checkRates(request, fresh);
-      const withTokens = addTokens(model, [fresh]);
-      const check = checkCaptions(withTokens, fresh, examples);
-      releaseTokens(withTokens, model);
-      requireNamed(check);
-      const summary = trainingSummary(fresh, chosen.train, {
-        examples,
-        classes,
-        captions: check,
-        flips,
-      });
-      const start: Concept = {
-        ...fresh,
-        meta: { ...fresh.meta, data: JSON.stringify(summary) },
-      };
-      const { train } = chosen;
-      console.log(
-        `${request.method}, preset ${request.preset}, ${train.steps} steps of ` +
-          `${train.batch}, as ${start.phrase}`,
-      );
-      for (const [field, value] of Object.entries(summary)) {
-        const label = field.replace(/[A-Z]/g, (c) => ` ${c.toLowerCase()}`);
-        console.log(`  ${label.padEnd(15)}${value}`);
-      }
-      const notes = [
-        ...words.length > 0
-          ? [
-            `the class "${classWord}" is ${words.length} tokens (${
-              words.join(", ")
-            }): the learned token starts at their mean`,
-          ]
-          : [],
-        ...idle(request, [...examples, ...classes]),
-        ...firstFrames([...examples, ...classes]),
-        ...unread,
-        ...warnings(examples, check),
-      ];
-      for (const line of notes) console.error(line);
+      const training: Training = { ...pictures, start: fresh, chosen, words };
+      const start = announced(request, model, training, pictures.unread);
       const queue = queueRequest("train", request);
-      const { concept, loss: smooth } = queue
-        ? await trainElsewhere(queue, request, model, {
-          ...{ start, chosen, examples, classes, words },
-        })
+      const { concept, loss } = queue
+        ? await trainElsewhere(queue, request, model, { ...training, start })
         : await trainHere(model, {
-          ...{
-            start,
-            chosen,
-            examples,
-            classes,
-            flips,
-            state,
-            memory: use.memory,
-            words,
-            log: request.log,
-            validation: validationOf(request, chosen, { out, size, use }),
-          },
+          ...{ ...training, start, state },
+          ...{ flips: request.flips, memory: use.memory, log: request.log },
+          validation: validationOf(request, chosen, { out, size, use }),
         });
       try {
         await saveConcept(out, concept, model, { dtype: request.dtype });
@@ -687,7 +608,7 @@ async function runTrain(request: TrainRequest): Promise<void> {
         besidePath(out.replace(/\.safetensors$/, ""), ".config.json"),
         asked(request),
       );
-      if (smooth !== undefined) console.log(`loss ${smooth.toFixed(4)}`);
+      if (loss !== undefined) console.log(`loss ${loss.toFixed(4)}`);
       console.log(out);
       console.log(
         `deno task sample --concept ${out} --prompt "photo of a ${start.phrase}"`,
@@ -699,6 +620,97 @@ async function runTrain(request: TrainRequest): Promise<void> {
     release();
     disposeModel(model);
   }
+}
+
+/** Reads the concept's pictures and those of its class. */
+async function readPictures(
+  request: TrainRequest,
+  model: Model,
+  classWord: string,
+  size: number,
+): Promise<Pick<Training, "examples" | "classes"> & { unread: string[] }> {
+  const { images, caption, masks, trigger, background } = request;
+  const unread: string[] = [];
+  const examples = await readExamples(images, {
+    ...{ size, masks, trigger, background },
+    buckets: request.buckets ? stepOf(model) : undefined,
+    captions: caption.length > 0 ? caption : undefined,
+    onUnread: (names) => unread.push(unreadFiles(images, names)),
+  });
+  const own = examples.filter(({ captionFile }) => captionFile).length;
+  if (caption.length > 0 && own === examples.length) {
+    throw cannot("train", "a picture without captions for --caption", "none");
+  }
+  const classes = await classExamples(
+    request,
+    classWord,
+    sizesOf(examples),
+    (line) => unread.push(line),
+  );
+  checkBackground(background, [...examples, ...classes]);
+  return { examples, classes, unread };
+}
+
+/** The concept before its first step. */
+async function freshConcept(
+  { name, rank, alpha, rslora }: TrainRequest,
+  model: Model,
+  chosen: Method,
+  classWord: string,
+  words: readonly string[],
+): Promise<Concept> {
+  const begun = await startConcept(model, chosen, {
+    ...{ name, classWord, rank },
+    key: key(chosen.train.seed),
+    overrides: words.length > 0 ? { severalTokens: "mean" } : undefined,
+  });
+  if (alpha === undefined && !rslora) return begun;
+  const adapter = scaled(begun.adapter, alpha ?? rank ?? 4, rslora);
+  return { ...begun, adapter };
+}
+
+/**
+ * Checks rates and captions, and says what is trained on what.
+ *
+ * @returns The concept, with that in its metadata.
+ */
+function announced(
+  request: TrainRequest,
+  model: Model,
+  { start: fresh, chosen: { train }, examples, classes, words }: Training,
+  unread: readonly string[],
+): Concept {
+  checkRates(request, fresh);
+  const withTokens = addTokens(model, [fresh]);
+  const captions = checkCaptions(withTokens, fresh, examples);
+  releaseTokens(withTokens, model);
+  requireNamed(captions);
+  const { method, preset, flips } = request;
+  const data = { examples, classes, captions, flips };
+  const summary = trainingSummary(fresh, train, data);
+  console.log(
+    `${method}, preset ${preset}, ${train.steps} steps of ${train.batch}, ` +
+      `as ${fresh.phrase}`,
+  );
+  for (const [field, value] of Object.entries(summary)) {
+    const label = field.replace(/[A-Z]/g, (c) => ` ${c.toLowerCase()}`);
+    console.log(`  ${label.padEnd(15)}${value}`);
+  }
+  const notes = [
+    ...words.length > 0
+      ? [
+        `the class "${fresh.classWord}" is ${words.length} tokens (${
+          words.join(", ")
+        }): the learned token starts at their mean`,
+      ]
+      : [],
+    ...idle(request, [...examples, ...classes]),
+    ...firstFrames([...examples, ...classes]),
+    ...unread,
+    ...warnings(examples, captions),
+  ];
+  for (const line of notes) console.error(line);
+  return { ...fresh, meta: { ...fresh.meta, data: JSON.stringify(summary) } };
 }
 
 /** What is drawn while a concept is trained, if anything. */

@@ -137,50 +137,57 @@ function noDevice(binding: number): GPUDevice {
 const bytesOf = (shape: readonly number[]) =>
   4 * shape.reduce((a, b) => a * b, 1);
 
-/** tfjs's WebGPU backend with counters in place of a card. */
-async function makeBackend(
-  kernels: CountedBackend,
-  binding: number,
-): Promise<{ backend: Replaced; meter: Meter }> {
-  const { WebGPUBackend } = await import("@tensorflow/tfjs-backend-webgpu");
-  const info = { vendor: "", architecture: "" } as unknown as GPUAdapterInfo;
-  const backend = new WebGPUBackend(
-    noDevice(kernels === "webgpu" ? binding : Infinity),
-    info,
-  ) as unknown as Replaced;
-  const pooled = kernels === "webgpu";
-  // Small convolutions write their patches out on a card, never on wasm.
-  if (!pooled) backend.thresholdToIncreaseWorkgroups = 0;
+/** A backend, and what is counted on it. */
+interface Counter {
+  readonly backend: Replaced;
+  /** Whether freed buffers wait for the next tensor of their size. */
+  readonly pooled: boolean;
+  readonly counts: { -readonly [Name in keyof MemoryCount]: number };
+}
+
+function updatePeaks({ backend, pooled, counts }: Counter): void {
+  const { live } = counts;
+  counts.peak = Math.max(counts.peak, live);
+  counts.held = Math.max(
+    counts.held,
+    pooled ? backend.bufferManager.numBytesAllocated : live,
+  );
+}
+
+function allocate(
+  counter: Counter,
+  entry: Entry,
+  size = bytesOf(entry.shape),
+): void {
+  const { backend, pooled, counts } = counter;
   const usage = GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC |
     GPUBufferUsage.COPY_DST;
-  let [live, peak, held, largest, operations] = [0, 0, 0, 0, 0];
-  const seen = () => {
-    peak = Math.max(peak, live);
-    held = Math.max(
-      held,
-      pooled ? backend.bufferManager.numBytesAllocated : live,
-    );
-  };
-  const allocate = (entry: Entry, size = bytesOf(entry.shape)) => {
-    entry.resource = pooled
-      ? backend.bufferManager.acquireBuffer(size, usage)
-      : { size };
-    live += size;
-    largest = Math.max(largest, size);
-    seen();
-  };
-  const { disposeData, write } = backend;
-  const zeros = ({ values, dtype, shape }: Entry) =>
-    values ?? tf.util.getTypedArrayFromDType(
+  entry.resource = pooled
+    ? backend.bufferManager.acquireBuffer(size, usage)
+    : { size };
+  counts.live += size;
+  counts.largest = Math.max(counts.largest, size);
+  updatePeaks(counter);
+}
+
+/** Methods of tfjs's WebGPU backend that count instead of computing. */
+function countedMethods(counter: Counter): Partial<Replaced> {
+  const { backend, pooled, counts } = counter;
+  const { disposeData, write, submitQueue } = backend;
+  const batch = tf.env().getNumber("WEBGPU_DEFERRED_SUBMIT_BATCH_SIZE");
+  const readSync = (id: object): tf.BackendValues => {
+    if (pooled) backend.submitQueue();
+    const { values, dtype, shape } = backend.tensorMap.get(id);
+    return (values ?? tf.util.getTypedArrayFromDType(
       dtype as "float32",
       tf.util.sizeFromShape(shape),
-    );
-  const batch = tf.env().getNumber("WEBGPU_DEFERRED_SUBMIT_BATCH_SIZE");
-  const replaced: Partial<Replaced> = {
+    )) as tf.BackendValues;
+  };
+  return {
     uploadToGPU(id) {
       const entry = backend.tensorMap.get(id);
       if (entry.resource) return;
-      allocate(entry);
+      allocate(counter, entry);
       if (pooled) entry.values = null;
     },
     // Wasm has one memory; a card gets what an operation needs.
@@ -202,11 +209,11 @@ async function makeBackend(
         : undefined;
       const size = entry && entry.refCount > 0 ? entry.resource?.size ?? 0 : 0;
       const done = disposeData.call(backend, id, force);
-      if (entry && entry.refCount <= 0) live -= size;
+      if (entry && entry.refCount <= 0) counts.live -= size;
       return done;
     },
     runWebGPUProgram(program, inputs, dtype, _uniforms, output) {
-      operations++;
+      counts.operations++;
       const out = output ?? backend.makeTensorInfo(program.outputShape, dtype);
       const entry = backend.tensorMap.get(out.dataId);
       if (tf.util.sizeFromShape(out.shape) === 0) {
@@ -222,24 +229,38 @@ async function makeBackend(
       }
       return out;
     },
-    readSync: (id) => {
-      if (pooled) backend.submitQueue();
-      return zeros(backend.tensorMap.get(id)) as tf.BackendValues;
-    },
-    read: (id) => Promise.resolve(replaced.readSync!(id)),
+    readSync,
+    read: (id) => Promise.resolve(readSync(id)),
     endComputePassEncoder: () => {},
     submitQueue() {
       backend.commandEncoder = { finish: () => ({}) };
       submitQueue.call(backend);
     },
   };
-  const { submitQueue } = backend;
-  Object.assign(backend, replaced);
+}
+
+/** tfjs's WebGPU backend with counters in place of a card. */
+async function makeBackend(
+  kernels: CountedBackend,
+  binding: number,
+): Promise<{ backend: Replaced; meter: Meter }> {
+  const { WebGPUBackend } = await import("@tensorflow/tfjs-backend-webgpu");
+  const info = { vendor: "", architecture: "" } as unknown as GPUAdapterInfo;
+  const pooled = kernels === "webgpu";
+  const backend = new WebGPUBackend(
+    noDevice(pooled ? binding : Infinity),
+    info,
+  ) as unknown as Replaced;
+  // Small convolutions write their patches out on a card, never on wasm.
+  if (!pooled) backend.thresholdToIncreaseWorkgroups = 0;
+  const counts = { live: 0, peak: 0, held: 0, largest: 0, operations: 0 };
+  const counter = { backend, pooled, counts };
+  Object.assign(backend, countedMethods(counter));
   const meter: Meter = {
-    count: () => ({ live, peak, held, largest, operations }),
+    count: () => ({ ...counts }),
     restart: () => {
-      [peak, held, operations] = [0, 0, 0];
-      seen();
+      Object.assign(counts, { peak: 0, held: 0, operations: 0 });
+      updatePeaks(counter);
     },
     empty: (shape, kept) => {
       if (kept === "host") {
@@ -247,6 +268,7 @@ async function makeBackend(
       }
       const info = backend.makeTensorInfo(shape, "float32");
       allocate(
+        counter,
         backend.tensorMap.get(info.dataId),
         kept === "half" ? halfBytes(tf.util.sizeFromShape(shape)) : undefined,
       );

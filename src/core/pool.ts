@@ -10,6 +10,7 @@
  */
 import { cannot } from "./errors.ts";
 import { machine } from "./platform/machine.ts";
+import type { Thread } from "./platform/machine_type.ts";
 
 /** What a worker's functions get besides the job. */
 export interface JobContext<Event = unknown> {
@@ -150,7 +151,7 @@ interface Task {
   transfer: Transferable[];
   /** Only this worker may take it. */
   only?: number;
-  resolve(result: unknown): void;
+  resolve(result: never): void;
   reject(error: Error): void;
 }
 
@@ -176,116 +177,133 @@ interface Task {
 export async function createPool<H extends Handlers, Event = unknown>(
   options: PoolOptions<H, Event>,
 ): Promise<Pool<H>> {
-  const { workers: count, module, init, onEvent } = options;
+  const { workers: count, init } = options;
   if (!Number.isInteger(count) || count < 1) {
     throw cannot("create a worker pool", "a positive number of workers", count);
   }
-  const queue: Task[] = [];
-  const running: (Task | undefined)[] = new Array(count).fill(undefined);
-  let failed: Error | undefined;
-  let ids = 0;
+  const pool = new WorkerPool<H, Event>(options);
+  try {
+    await pool.each("init", init as never);
+  } catch (error) {
+    pool.close();
+    throw error;
+  }
+  return pool;
+}
 
-  const fail = (error: Error) => {
-    failed ??= error;
-    for (const worker of workers) worker.terminate();
-    for (const task of [...running, ...queue.splice(0)]) task?.reject(failed);
-    running.fill(undefined);
-  };
+class WorkerPool<H extends Handlers, Event> implements Pool<H> {
+  readonly workers: number;
+  readonly #threads: readonly Thread[];
+  readonly #queue: Task[] = [];
+  /** What each thread works on. */
+  readonly #running: (Task | undefined)[];
+  #failed: Error | undefined;
+  #ids = 0;
 
-  const feed = () => {
-    for (let i = 0; i < count && queue.length > 0; i++) {
-      if (running[i]) continue;
-      const at = queue.findIndex((task) =>
-        task.only === undefined || task.only === i
-      );
+  constructor({ workers, module, onEvent }: PoolOptions<H, Event>) {
+    this.workers = workers;
+    this.#running = new Array(workers).fill(undefined);
+    this.#threads = Array.from(
+      { length: workers },
+      (_, i) =>
+        machine.startThread(module, `worker ${i}`, {
+          message: (message) => {
+            const data = message as Reply;
+            if ("event" in data) return onEvent?.(data.event as Event, i);
+            const task = this.#running[i];
+            this.#running[i] = undefined;
+            if ("error" in data) task?.reject(revive(data.error, i));
+            else task?.resolve(data.result as never);
+            this.#feed();
+          },
+          error: (message) =>
+            this.#fail(new Error(`Worker ${i} (${module}) ${message}`)),
+        }),
+    );
+  }
+
+  #fail(error: Error): void {
+    this.#failed ??= error;
+    for (const thread of this.#threads) thread.terminate();
+    for (const task of [...this.#running, ...this.#queue.splice(0)]) {
+      task?.reject(this.#failed);
+    }
+    this.#running.fill(undefined);
+  }
+
+  /** Gives waiting tasks to free threads. */
+  #feed(): void {
+    for (let i = 0; i < this.workers && this.#queue.length > 0; i++) {
+      if (this.#running[i]) continue;
+      const at = this.#queue.findIndex(({ only = i }) => only === i);
       if (at < 0) continue;
-      const [task] = queue.splice(at, 1);
+      const [task] = this.#queue.splice(at, 1);
       const { name, job, transfer } = task;
       try {
-        workers[i].post(
-          { id: ids++, name, job, worker: i } satisfies Request,
+        this.#threads[i].post(
+          { id: this.#ids++, name, job, worker: i } satisfies Request,
           transfer,
         );
-        running[i] = task;
+        this.#running[i] = task;
       } catch (error) {
         // Not clonable: the job's fault, not the worker's.
         task.reject(error as Error);
         i--;
       }
     }
-  };
+  }
 
-  const workers = Array.from(
-    { length: count },
-    (_, i) =>
-      machine.startThread(module, `worker ${i}`, {
-        message(message) {
-          const data = message as Reply;
-          if ("event" in data) return onEvent?.(data.event as Event, i);
-          const task = running[i];
-          running[i] = undefined;
-          if ("error" in data) task?.reject(revive(data.error, i));
-          else task?.resolve(data.result);
-          feed();
-        },
-        error: (message) =>
-          fail(new Error(`Worker ${i} (${module}) ${message}`)),
-      }),
-  );
-
-  const submit = (
+  #submit(
     name: string,
     job: unknown,
-    transfer: Transferable[] = [],
-    only?: number,
+    { transfer = [], worker: only }: JobOptions = {},
     mine?: Set<Task>,
-  ): Promise<unknown> =>
-    new Promise((resolve, reject) => {
-      if (failed) return reject(failed);
-      const task = { name, job, transfer, only, resolve, reject };
+  ): Promise<never> {
+    return new Promise((resolve, reject) => {
+      if (this.#failed) return reject(this.#failed);
+      const task: Task = { name, job, transfer, only, resolve, reject };
       mine?.add(task);
-      queue.push(task);
-      feed();
+      this.#queue.push(task);
+      this.#feed();
     });
-
-  const pool: Pool<H> = {
-    workers: count,
-    async run(name, job, { transfer, worker } = {}) {
-      if (worker !== undefined && !workers[worker]) {
-        throw cannot("run a job", `a worker from 0 to ${count - 1}`, worker);
-      }
-      return await submit(name, job, transfer, worker) as never;
-    },
-    async map(name, jobs) {
-      const mine = new Set<Task>();
-      const results = jobs.map((job) => submit(name, job, [], undefined, mine));
-      try {
-        return await Promise.all(results) as never;
-      } catch (error) {
-        for (let i = queue.length - 1; i >= 0; i--) {
-          if (mine.has(queue[i])) queue.splice(i, 1);
-        }
-        throw error;
-      }
-    },
-    each: (name, job) =>
-      Promise.all(
-        workers.map((_, i) => submit(name, job, [], i)),
-      ) as Promise<never>,
-    close() {
-      fail(new Error("The worker pool was closed before the job was done"));
-    },
-    [Symbol.dispose]() {
-      this.close();
-    },
-  };
-  try {
-    await Promise.all(workers.map((_, i) => submit("init", init, [], i)));
-  } catch (error) {
-    pool.close();
-    throw error;
   }
-  return pool;
+
+  async run(name: string, job: unknown, options: JobOptions = {}) {
+    const { worker = 0 } = options;
+    if (!this.#threads[worker]) {
+      const last = this.workers - 1;
+      throw cannot("run a job", `a worker from 0 to ${last}`, worker);
+    }
+    return await this.#submit(name, job, options);
+  }
+
+  async map(name: string, jobs: readonly unknown[]) {
+    const mine = new Set<Task>();
+    const results = jobs.map((job) => this.#submit(name, job, {}, mine));
+    try {
+      return await Promise.all(results);
+    } catch (error) {
+      const others = this.#queue.filter((task) => !mine.has(task));
+      this.#queue.splice(0, Infinity, ...others);
+      throw error;
+    }
+  }
+
+  each(name: string, job: unknown) {
+    return Promise.all(
+      this.#threads.map((_, worker) => this.#submit(name, job, { worker })),
+    );
+  }
+
+  close(): void {
+    this.#fail(
+      new Error("The worker pool was closed before the job was done"),
+    );
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
 }
 
 function revive(

@@ -200,44 +200,8 @@ export function conditionedSampling(
   conditions: readonly Condition[],
   options: CombineOptions = {},
 ): ConditionedSampling {
-  const what = "sample with conditions";
-  conditions.forEach((condition, i) => {
-    const { scale = 1, start = 0, end = 1, guess, network, places } = condition;
-    if (!Number.isFinite(scale)) {
-      throw cannot(what, `a finite scale of condition ${i}`, scale);
-    }
-    if (!(start >= 0 && start <= end && end <= 1)) {
-      throw cannot(
-        what,
-        `0 ≤ start ≤ end ≤ 1 of condition ${i}`,
-        `start ${start}, end ${end}`,
-      );
-    }
-    if (guess && network.type !== "controlnet") {
-      throw cannot(what, `a ControlNet for guess mode`, network.type);
-    }
-    if (places && isPooled(network)) {
-      throw cannot(
-        what,
-        `no places of condition ${i}, whose ControlNet averages over the ` +
-          "picture (global_pool_conditions)",
-        places.length,
-      );
-    }
-  });
-  const features: (readonly tf.Tensor4D[])[] = [];
-  try {
-    for (const { network, image } of conditions) {
-      features.push(
-        network.type === "t2i_adapter"
-          ? tf.tidy(() => t2iAdapter(network.params, network.config, image))
-          : [],
-      );
-    }
-  } catch (error) {
-    tf.dispose(features as tf.Tensor4D[][]);
-    throw error;
-  }
+  conditions.forEach(checkCondition);
+  const features = adapterFeatures(conditions);
   const maps = new Map<string, tf.Tensor4D>();
   const placeMap = (i: number, height: number, width: number) => {
     const name = `${i} ${height}x${width}`;
@@ -284,8 +248,7 @@ export function conditionedSampling(
       };
     },
     dispose() {
-      tf.dispose(features as tf.Tensor4D[][]);
-      tf.dispose([...maps.values()]);
+      tf.dispose([...features, ...maps.values()]);
     },
   };
 
@@ -298,6 +261,53 @@ export function conditionedSampling(
       ? own.map((f) => placeMap(i, f.shape[1], f.shape[2]).mul(scale))
       : scale;
   }
+}
+
+/** Refuses settings of a condition that are out of range or do not fit. */
+function checkCondition(condition: Condition, i: number): void {
+  const what = "sample with conditions";
+  const { scale = 1, start = 0, end = 1, guess, network, places } = condition;
+  if (!Number.isFinite(scale)) {
+    throw cannot(what, `a finite scale of condition ${i}`, scale);
+  }
+  if (!(start >= 0 && start <= end && end <= 1)) {
+    throw cannot(
+      what,
+      `0 ≤ start ≤ end ≤ 1 of condition ${i}`,
+      `start ${start}, end ${end}`,
+    );
+  }
+  if (guess && network.type !== "controlnet") {
+    throw cannot(what, `a ControlNet for guess mode`, network.type);
+  }
+  if (places && isPooled(network)) {
+    throw cannot(
+      what,
+      `no places of condition ${i}, whose ControlNet averages over the ` +
+        "picture (global_pool_conditions)",
+      places.length,
+    );
+  }
+}
+
+/** What the T2I-Adapters make of their images; nothing for ControlNets. */
+function adapterFeatures(conditions: readonly Condition[]): tf.Tensor4D[][] {
+  const features: tf.Tensor4D[][] = [];
+  try {
+    for (const { network, image } of conditions) {
+      features.push(
+        network.type === "t2i_adapter"
+          ? tf.tidy(() => [
+            ...t2iAdapter(network.params, network.config, image),
+          ])
+          : [],
+      );
+    }
+  } catch (error) {
+    tf.dispose(features);
+    throw error;
+  }
+  return features;
 }
 
 /** 1 outside of all places, their own factors inside [1, h, w, 1]. */

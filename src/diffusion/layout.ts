@@ -608,43 +608,17 @@ export async function resolveLayout(
   const { name = "the layout", read = readPicture } = options;
   const size = layout.size ?? options.size;
   const problems: Problem[] = [];
-  const picture = async (path: string, file: string) => {
+  const picture: PictureReader = async (path, file) => {
     try {
       return await read(file);
     } catch (error) {
-      problems.push({
-        path,
-        message: reasonOf(error),
-      });
+      problems.push({ path, message: reasonOf(error) });
     }
   };
   const shapes: (Shape | undefined)[] = [];
-  for (const [i, { box, mask }] of layout.regions.entries()) {
+  for (const [i, region] of layout.regions.entries()) {
     const path = `regions.${i}`;
-    if (box) {
-      // parseLayout has seen to it that pixels come with a size.
-      const by = box.unit === "pixel" ? layout.size! : { width: 1, height: 1 };
-      shapes.push({
-        box: {
-          top: box.top / by.height,
-          left: box.left / by.width,
-          bottom: box.bottom / by.height,
-          right: box.right / by.width,
-        },
-      });
-      continue;
-    }
-    const grey = "file" in mask!
-      ? await picture(`${path}.mask.file`, mask.file).then((p) =>
-        p && greyOf(maskOf(p))
-      )
-      : rowsMask(mask!.rows);
-    if (grey && !grey.values.some((v) => v >= 0.5)) {
-      problems.push({ path: `${path}.mask`, message: "is empty" });
-      shapes.push(undefined);
-    } else {
-      shapes.push(grey && { mask: grey });
-    }
+    shapes.push(await shapeOf(region, layout.size, path, picture, problems));
   }
   refuse(problems, name);
   const placed = shapes as Shape[];
@@ -653,42 +627,16 @@ export async function resolveLayout(
   const start = await startPictures(layout, picture, problems);
   const conditions: ResolvedCondition[] = [];
   for (const [i, spec] of layout.conditions.entries()) {
-    const { image } = spec;
     const path = `conditions.${i}.image`;
-    if ("file" in image) {
-      const found = await picture(`${path}.file`, image.file);
-      if (found) conditions.push({ spec, image: found });
-    } else if ("edges" in image) {
-      const { file, ...settings } = image.edges;
-      const found = await picture(`${path}.edges.file`, file);
-      if (found) {
-        conditions.push({
-          spec,
-          image: canny(greyOf(flatten(found)), settings),
-        });
-      }
-    } else if (!size) {
-      problems.push({ path: "size", message: `is needed to draw ${path}` });
-    } else if ("regions" in image) {
-      const filled = maskImage(placed, size.height, size.width);
-      conditions.push({
-        spec,
-        image: image.regions === "fill"
-          ? filled
-          : outlines(placed, size.height, size.width),
-      });
-    } else {
-      const { points, links, radius } = image;
-      conditions.push({
-        spec,
-        image: keyPointImage(
-          points.map(({ color, ...at }) => color ? { ...at, color } : at),
-          size.height,
-          size.width,
-          { links, radius },
-        ),
-      });
-    }
+    const image = await conditionImage(
+      spec.image,
+      path,
+      placed,
+      size,
+      picture,
+      problems,
+    );
+    if (image) conditions.push({ spec, image });
   }
   refuse(problems, name);
   return {
@@ -705,10 +653,78 @@ export async function resolveLayout(
   };
 }
 
+/** Reads a picture for a field of the layout; notes it where that fails. */
+type PictureReader = (
+  path: string,
+  file: string,
+) => Promise<Pixels | undefined>;
+
+/** A region's box as shares of the picture, or its mask. */
+async function shapeOf(
+  { box, mask }: Layout["regions"][number],
+  size: Size | undefined,
+  path: string,
+  read: PictureReader,
+  problems: Problem[],
+): Promise<Shape | undefined> {
+  if (box) {
+    // parseLayout has seen to it that pixels come with a size.
+    const by = box.unit === "pixel" ? size! : { width: 1, height: 1 };
+    return {
+      box: {
+        top: box.top / by.height,
+        left: box.left / by.width,
+        bottom: box.bottom / by.height,
+        right: box.right / by.width,
+      },
+    };
+  }
+  const grey = "file" in mask!
+    ? await read(`${path}.mask.file`, mask.file).then((p) =>
+      p && greyOf(maskOf(p))
+    )
+    : rowsMask(mask!.rows);
+  if (!grey || grey.values.some((v) => v >= 0.5)) return grey && { mask: grey };
+  problems.push({ path: `${path}.mask`, message: "is empty" });
+}
+
+/** Reads a condition's picture, finds its edges, or draws it. */
+async function conditionImage(
+  image: Layout["conditions"][number]["image"],
+  path: string,
+  shapes: readonly Shape[],
+  size: Size | undefined,
+  read: PictureReader,
+  problems: Problem[],
+): Promise<ResolvedCondition["image"] | undefined> {
+  if ("file" in image) return await read(`${path}.file`, image.file);
+  if ("edges" in image) {
+    const { file, ...settings } = image.edges;
+    const found = await read(`${path}.edges.file`, file);
+    return found && canny(greyOf(flatten(found)), settings);
+  }
+  if (!size) {
+    problems.push({ path: "size", message: `is needed to draw ${path}` });
+    return;
+  }
+  const { height, width } = size;
+  if ("regions" in image) {
+    const draw = image.regions === "fill" ? maskImage : outlines;
+    return draw(shapes, height, width);
+  }
+  const { points, links, radius } = image;
+  return keyPointImage(
+    points.map(({ color, ...at }) => color ? { ...at, color } : at),
+    height,
+    width,
+    { links, radius },
+  );
+}
+
 /** Reads the picture to start from and its mask, made to lie over it. */
 async function startPictures(
   { init, mask }: Layout,
-  read: (path: string, file: string) => Promise<Pixels | undefined>,
+  read: PictureReader,
   problems: Problem[],
 ): Promise<ResolvedLayout["start"]> {
   if (!init) return undefined;

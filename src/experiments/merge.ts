@@ -11,7 +11,7 @@ import { listOf, oneOf, whole } from "../core/options.ts";
 import { fold, key } from "../core/random.ts";
 import { rounded } from "../evaluation/compare.ts";
 import { mean } from "../evaluation/statistics.ts";
-import type { Lab } from "../lab/lab.ts";
+import type { Lab, PublishedFile, Trained } from "../lab/lab.ts";
 import type { LayoutInput } from "../diffusion/layout.ts";
 import type { ModelRef } from "../lab/specs.ts";
 import { pathOf } from "../lab/store.ts";
@@ -33,6 +33,7 @@ import { conceptPictures } from "./pictures.ts";
 import { type EmbeddingName, RUN_OPTIONS, TEST_CONCEPTS } from "./presets.ts";
 import {
   type Cell,
+  type ConceptScores,
   type Drawn,
   estimate,
   promptRegion,
@@ -101,9 +102,28 @@ export function ordinaryCaptions(prompts: readonly ConceptPrompts[]): string[] {
 }
 
 interface WayCost {
-  readonly seconds: number | null;
-  readonly clientSeconds: number | null;
-  readonly bytes: number | null;
+  readonly seconds: number;
+  readonly clientSeconds: number;
+  readonly bytes: number;
+}
+
+/** What a way gave on one seed. */
+interface WayResult {
+  readonly arm: string;
+  readonly cells?: readonly Cell<string>[];
+  /** Pictures of adapters that are combined while sampling. */
+  readonly composed?: readonly Drawn<string>[];
+  readonly cost?: Partial<WayCost>;
+}
+
+/** Concepts that are trained once on a seed, for all ways. */
+interface Clients {
+  readonly all: readonly Subject[];
+  readonly context: WayContext;
+  readonly seed: number;
+  readonly trained: readonly Trained[];
+  /** What they send where only statistics leave them. */
+  readonly published: readonly PublishedFile[];
 }
 
 /** Trains, combines, draws and scores. */
@@ -126,37 +146,11 @@ async function compareWays(
     ),
     captions: ordinaryCaptions(await loadPrompts()),
   };
-  const cells: Cell<string>[] = [];
-  const composed: Drawn<string>[] = [];
-  const costs = new Map<string, WayCost[]>();
-  const add = (
-    arm: string,
-    seed: number,
-    model: (i: number) => ModelRef,
-    words: (subject: Subject) => string,
-  ) => {
-    for (const [i, subject] of all.entries()) {
-      cells.push({
-        ...{ arm, seed, subject },
-        model: model(i),
-        words: words(subject),
-      });
-    }
-  };
+  const results: WayResult[] = [];
   for (const seed of seeds) {
     const trained = await lab.train(
       all.map((subject) => training(settings, subject, embedding, seed)),
     );
-    const own = (subject: Subject) => phraseOf(settings, embedding, subject);
-    add("base", seed, () => ({ type: "base" }), (subject) => subject.class);
-    add("single", seed, (i) => trained[i].model, own);
-    const bytes = async (models: readonly { readonly id: string }[]) =>
-      mean(
-        await Promise.all(models.map(async ({ id }) =>
-          (await machine.files.stat(pathOf.concept(lab.folders.store, id)))!
-            .size
-        )),
-      );
     const published = ways.some(({ needs }) => needs === "statistics")
       ? await lab.publish(trained.map(({ model }, i) => ({
         concept: model.id,
@@ -165,59 +159,28 @@ async function compareWays(
         seed,
       })))
       : [];
+    const end = (arm: string, model: (one: Trained) => ModelRef) =>
+      all.map((subject, i): Cell<string> => ({
+        ...{ arm, seed, subject, model: model(trained[i]) },
+        words: arm === "base"
+          ? subject.class
+          : phraseOf(settings, embedding, subject),
+      }));
+    results.push(
+      { arm: "base", cells: end("base", () => ({ type: "base" })) },
+      { arm: "single", cells: end("single", ({ model }) => model) },
+    );
+    const clients = { all, context, seed, trained, published };
     for (const way of ways) {
-      const { id, how, needs } = way;
-      if (way.sampling) {
-        const adapters = trained.map(({ model }) => model.id);
-        composed.push(
-          ...await drawComposed(lab, plan, all, way, seed, adapters, own),
-        );
-        note(costs, id, {
-          bytes: await bytes(trained.map(({ model }) => model)),
-        });
-        continue;
-      }
-      if (!how) {
-        const [joint] = await lab.train([jointly(plan, all, seed)]);
-        add(id, seed, () => joint.model, own);
-        note(costs, id, { seconds: joint.seconds });
-        continue;
-      }
-      const clients = way.method
-        ? await lab.train(
-          all.map((one) => training(settings, one, way.method!, seed)),
-        )
-        : trained;
-      const [fused] = await lab.fuse([{
-        concepts: clients.map(({ model }) => model.id),
-        how: how(context),
-        ...(needs === "statistics" && {
-          published: published.map((file) => file.id),
-        }),
-        seed,
-      }]);
-      add(
-        id,
-        seed,
-        () => fused.model,
-        (subject) => phraseOf(settings, way.method ?? embedding, subject),
-      );
-      note(costs, id, {
-        seconds: fused.seconds,
-        ...(needs === "statistics"
-          ? {
-            clientSeconds: mean(published.map((file) => file.seconds)),
-            bytes: mean(published.map((file) => file.bytes)),
-          }
-          : { bytes: await bytes(clients.map(({ model }) => model)) }),
-      });
+      results.push(await combine(lab, plan, clients, way));
     }
   }
+  const composed = results.flatMap((one) => one.composed ?? []);
   const { arms: fused, drawn, scorer } = await scoreCells(
     lab,
     settings,
     all,
-    cells,
+    results.flatMap(({ cells = [] }) => cells),
   );
   // What is combined while sampling is no model to measure an error with.
   const scored = await scorer.score(composed);
@@ -228,31 +191,14 @@ async function compareWays(
     ) => ({ arm, rows: own.map((i) => scored[i]) })),
   ];
   const names = all.map(({ name }) => name);
-  const rows = arms.map(({ arm, rows }): MergeRow => {
-    const way = MERGE_WAYS.find(({ id }) => id === arm);
-    const random = (score: string) => fold(key(0), "merge", arm, score);
-    const of = (score: ScoreName) =>
-      rounded(estimate(rows, names, score, random(score)).mean!);
-    const spent = costs.get(arm) ?? [];
-    const total = (name: keyof WayCost) =>
-      spent.length === 0 || spent.some((one) => one[name] === null)
-        ? null
-        : mean(spent.map((one) => one[name]!));
-    return {
-      way: arm,
-      label: way?.label ?? END_LABELS[arm as keyof typeof END_LABELS],
-      needs: way?.needs ?? "",
-      source: way?.source ?? "",
-      heldout: rows.every((row) => row.heldout !== undefined)
-        ? estimate(rows, names, "heldout", random("heldout"))
-        : { mean: null, low: null, high: null },
-      ...{ text: of("text"), image: of("image") },
-      ...{ masked: of("masked"), retrieval: of("retrieval") },
-      seconds: total("seconds"),
-      clientSeconds: total("clientSeconds"),
-      bytes: total("bytes"),
-    };
-  });
+  const rows = arms.map(({ arm, rows }) =>
+    rowOf(
+      arm,
+      rows,
+      names,
+      results.flatMap((one) => one.arm === arm ? one.cost ?? [] : []),
+    )
+  );
   const sheet = await conceptPictures(
     lab,
     "merge",
@@ -261,6 +207,99 @@ async function compareWays(
     1,
   );
   return { data: { rows }, report: mergeReport(rows, all.length, sheet) };
+}
+
+/** Combines a seed's concepts in one way. */
+async function combine(
+  lab: Lab,
+  plan: MergePlan,
+  { all, context, seed, trained, published }: Clients,
+  way: MergeWay,
+): Promise<WayResult> {
+  const { settings, embedding } = plan;
+  const { id: arm, how, needs, method = embedding } = way;
+  const phrase = (subject: Subject) => phraseOf(settings, method, subject);
+  const cells = (model: ModelRef): Cell<string>[] =>
+    all.map((subject) => (
+      { arm, seed, subject, model, words: phrase(subject) }
+    ));
+  if (way.sampling) {
+    const adapters = trained.map(({ model }) => model.id);
+    return {
+      arm,
+      composed: await drawComposed(lab, plan, all, way, seed, adapters, phrase),
+      cost: { bytes: await meanBytes(lab, trained) },
+    };
+  }
+  if (!how) {
+    const [{ model, seconds }] = await lab.train([jointly(plan, all, seed)]);
+    return { arm, cells: cells(model), cost: { seconds } };
+  }
+  const clients = way.method
+    ? await lab.train(all.map((one) => training(settings, one, method, seed)))
+    : trained;
+  const sent = needs === "statistics" && {
+    published: published.map((file) => file.id),
+  };
+  const [{ model, seconds }] = await lab.fuse([{
+    concepts: clients.map(({ model }) => model.id),
+    how: how(context),
+    ...sent,
+    seed,
+  }]);
+  const cost = sent
+    ? {
+      clientSeconds: mean(published.map((file) => file.seconds)),
+      bytes: mean(published.map((file) => file.bytes)),
+    }
+    : { bytes: await meanBytes(lab, clients) };
+  return { arm, cells: cells(model), cost: { seconds, ...cost } };
+}
+
+/** Bytes of a concept's file, on average. */
+async function meanBytes(
+  { folders: { store } }: Lab,
+  concepts: readonly Trained[],
+): Promise<number> {
+  const files = concepts.map(({ model }) => pathOf.concept(store, model.id));
+  return mean(
+    await Promise.all(
+      files.map(async (file) => (await machine.files.stat(file))!.size),
+    ),
+  );
+}
+
+/** A line of the table. */
+function rowOf(
+  arm: string,
+  rows: readonly ConceptScores[],
+  names: readonly string[],
+  costs: readonly Partial<WayCost>[],
+): MergeRow {
+  const way = MERGE_WAYS.find(({ id }) => id === arm);
+  const random = (score: string) => fold(key(0), "merge", arm, score);
+  const of = (score: ScoreName) =>
+    rounded(estimate(rows, names, score, random(score)).mean!);
+  const total = (name: keyof WayCost) => {
+    const known = costs.flatMap((one) => one[name] ?? []);
+    return known.length > 0 && known.length === costs.length
+      ? mean(known)
+      : null;
+  };
+  return {
+    way: arm,
+    label: way?.label ?? END_LABELS[arm as keyof typeof END_LABELS],
+    needs: way?.needs ?? "",
+    source: way?.source ?? "",
+    heldout: rows.every((row) => row.heldout !== undefined)
+      ? estimate(rows, names, "heldout", random("heldout"))
+      : { mean: null, low: null, high: null },
+    ...{ text: of("text"), image: of("image") },
+    ...{ masked: of("masked"), retrieval: of("retrieval") },
+    seconds: total("seconds"),
+    clientSeconds: total("clientSeconds"),
+    bytes: total("bytes"),
+  };
 }
 
 /** Draws concepts' prompts with adapters that are combined while sampling. */
@@ -316,15 +355,6 @@ const END_LABELS = {
   base: "class word, base model",
   single: "each concept alone",
 } as const;
-
-function note(
-  costs: Map<string, WayCost[]>,
-  way: string,
-  cost: Partial<WayCost>,
-): void {
-  const whole = { seconds: null, clientSeconds: null, bytes: null, ...cost };
-  costs.set(way, [...costs.get(way) ?? [], whole]);
-}
 
 /** How clients measure: as gradient fusion of this plan does. */
 function measured({ settings: { gradient } }: MergePlan) {

@@ -8,6 +8,7 @@ import type { Pixels } from "../io/png.ts";
 import type { Lab } from "../lab/lab.ts";
 import { conceptImage, REFERENCE_IMAGES } from "../micro/concepts.ts";
 import { promptText } from "../micro/prompts.ts";
+import { squarePixels } from "../micro/scenes.ts";
 import type { ReportPart } from "../report/document.ts";
 import type { Sheet } from "../report/grid.ts";
 import type { Drawn } from "./scores.ts";
@@ -76,7 +77,6 @@ export async function referencePictures(
   }
   return Array.from({ length: Math.min(count, REFERENCE_IMAGES) }, (_, i) => {
     const { image, scene } = conceptImage(name, "reference", i, lab.art);
-    const { side } = scene;
-    return { width: side, height: side, channels: 3, data: image };
+    return squarePixels(scene.side, image);
   });
 }

@@ -138,26 +138,104 @@ export async function queueRunner(options: QueueOptions): Promise<Runner> {
   const { identity, store, onNote = () => {} } = options;
   const link = await openLink(options);
   const name = queueName(identity);
-  const settings = { connection: link.redis, prefix: PREFIX } as const;
-  // Its version and memory policy were looked at already.
-  const quiet = { ...settings, skipVersionCheck: true };
-  const queue = new Queue<SpecJob>(name, quiet);
-  const events = new QueueEvents(name, quiet);
-  const complain = (error: Error) => {
-    if (link.up() && !/closed|ECONN/i.test(error.message)) {
-      onNote(`${link.shown}: ${error.message}`);
-    }
-  };
-  queue.on("error", complain);
-  events.on("error", complain);
-  const pending = new Map<string, Pending>();
-  const refusals = new Set<string>();
-  let active = performance.now();
-  let lonely = false;
+  const runner = new QueueRunner(link, name, store, onNote);
+  await link.wait(link.redis.sadd(QUEUES, name));
+  await link.wait(runner.events.waitUntilReady());
+  runner.workers = await countWorkers(link, name);
+  return runner;
+}
 
-  const add = async (id: string, spec: LabSpec): Promise<void> => {
-    await link.wait(
-      queue.add(spec.kind, { spec, store: store.id }, {
+class QueueRunner implements Runner {
+  workers = 0;
+  readonly events: QueueEvents;
+  readonly #queue: Queue<SpecJob>;
+  readonly #pending = new Map<string, Pending>();
+  readonly #refusals = new Set<string>();
+  readonly #clock: ReturnType<typeof setInterval>;
+  /** When something was last heard of a job. */
+  #active = performance.now();
+  /** Whether it was said that there is no worker. */
+  #lonely = false;
+
+  constructor(
+    readonly link: Link,
+    readonly name: string,
+    readonly store: QueueOptions["store"],
+    readonly onNote: (line: string) => void,
+  ) {
+    // Redis's version and memory policy were looked at already.
+    const quiet = { skipVersionCheck: true };
+    const settings = { connection: link.redis, prefix: PREFIX, ...quiet };
+    this.#queue = new Queue<SpecJob>(name, settings);
+    this.events = new QueueEvents(name, settings);
+    this.#queue.on("error", (error) => complain(link, error, onNote));
+    this.#listen();
+    this.#clock = setInterval(() => {
+      if (!link.up()) return;
+      for (const id of this.#pending.keys()) void this.#look(id);
+      this.#sayIfAlone().catch(() => {});
+    }, LOOK);
+    link.lost.catch((error) => {
+      clearInterval(this.#clock);
+      for (const id of [...this.#pending.keys()]) this.#settle(id, error);
+    });
+  }
+
+  async run(spec: LabSpec, tell: Tell): Promise<void> {
+    const id = await specId(spec);
+    const { link } = this;
+    if (await this.store.pull(await resultPaths(spec))) return;
+    await this.store.push(inputPaths(spec));
+    await forget(link, await link.wait(this.#queue.getJob(id)));
+    const done = new Promise<void>((resolve, reject) => {
+      this.#active = performance.now();
+      this.#pending.set(id, { spec, tell, resolve, reject });
+    });
+    this.#add(id, spec).catch((error) => this.#settle(id, error));
+    await done;
+  }
+
+  [Symbol.dispose](): void {
+    clearInterval(this.#clock);
+    this.events.close().catch(() => {});
+    this.link.close();
+    for (const id of [...this.#pending.keys()]) {
+      const why = "The queue was closed before the work was done";
+      this.#settle(id, new Error(why));
+    }
+  }
+
+  #listen(): void {
+    this.events.on(
+      "error",
+      (error) => complain(this.link, error, this.onNote),
+    );
+    this.events.on("completed", ({ jobId }) => void this.#look(jobId));
+    this.events.on("failed", ({ jobId }) => void this.#look(jobId));
+    this.events.on("progress", ({ jobId, data }) => {
+      const one = this.#pending.get(jobId);
+      if (!one) return;
+      this.#active = performance.now();
+      this.#lonely = false;
+      const news = data as JobNews;
+      if ("done" in news) return one.tell(news.done, news.total);
+      const line = `worker ${news.worker} refuses work: ${news.refused}`;
+      if (!this.#refusals.has(line)) this.onNote(line);
+      this.#refusals.add(line);
+    });
+    this.events.on("stalled", ({ jobId }) => {
+      const one = this.#pending.get(jobId);
+      if (!one) return;
+      this.onNote(
+        `${describeSpec(one.spec, jobId)}: its worker is silent; the next ` +
+          "free one takes it",
+      );
+    });
+  }
+
+  async #add(id: string, spec: LabSpec): Promise<void> {
+    await this.link.wait(
+      this.#queue.add(spec.kind, { spec, store: this.store.id }, {
         jobId: id,
         attempts: ATTEMPTS,
         backoff: { type: "fixed", delay: 1000 },
@@ -166,123 +244,93 @@ export async function queueRunner(options: QueueOptions): Promise<Runner> {
         removeOnFail: { age: 24 * 3600 },
       }),
     );
-  };
+  }
 
-  /** Looks at one job: is its result there, has it failed, is it gone? */
-  const look = async (id: string): Promise<void> => {
-    const one = pending.get(id);
+  /** Looks at one job, unless a look at it is on its way. */
+  async #look(id: string): Promise<void> {
+    const one = this.#pending.get(id);
     if (!one || one.looking) return;
     one.looking = true;
     try {
-      const state = await link.wait(queue.getJobState(id));
-      if (state === "failed") {
-        const job = await link.wait(queue.getJob(id));
-        if (!job) return;
-        const why = job.failedReason || "it failed";
-        return settle(id, new Error(`${describeSpec(one.spec, id)}: ${why}`));
-      }
-      if (state !== "completed" && state !== "unknown") return;
-      if (await store.pull(await resultPaths(one.spec))) return settle(id);
-      if (state === "unknown") return await add(id, one.spec);
-      one.late ??= performance.now();
-      if (performance.now() - one.late < LATE) return;
-      settle(
-        id,
-        cannot(
-          `read the result of ${describeSpec(one.spec, id)}`,
-          `it in ${store.name}, where a worker says that it is`,
-          "nothing",
-        ),
-      );
+      if (await this.#isDone(id, one)) this.#settle(id);
     } catch (error) {
-      settle(id, error as Error);
+      this.#settle(id, error as Error);
     } finally {
       one.looking = false;
     }
-  };
-  const settle = (id: string, error?: Error) => {
-    const one = pending.get(id);
+  }
+
+  /**
+   * Whether a job's result is there; hands it over again if it is gone.
+   *
+   * @throws If it has failed, or its result does not come.
+   */
+  async #isDone(id: string, one: Pending): Promise<boolean> {
+    const { link } = this;
+    const { spec } = one;
+    const state = await link.wait(this.#queue.getJobState(id));
+    if (state === "failed") {
+      const job = await link.wait(this.#queue.getJob(id));
+      if (!job) return false;
+      const why = job.failedReason || "it failed";
+      throw new Error(`${describeSpec(spec, id)}: ${why}`);
+    }
+    if (state !== "completed" && state !== "unknown") return false;
+    if (await this.store.pull(await resultPaths(spec))) return true;
+    if (state === "unknown") {
+      await this.#add(id, spec);
+      return false;
+    }
+    one.late ??= performance.now();
+    if (performance.now() - one.late < LATE) return false;
+    throw cannot(
+      `read the result of ${describeSpec(spec, id)}`,
+      `it in ${this.store.name}, where a worker says that it is`,
+      "nothing",
+    );
+  }
+
+  #settle(id: string, error?: Error): void {
+    const one = this.#pending.get(id);
     if (!one) return;
-    pending.delete(id);
-    active = performance.now();
+    this.#pending.delete(id);
+    this.#active = performance.now();
     if (error) one.reject(error);
     else one.resolve();
-  };
+  }
 
-  events.on("completed", ({ jobId }) => void look(jobId));
-  events.on("failed", ({ jobId }) => void look(jobId));
-  events.on("progress", ({ jobId, data }) => {
-    const one = pending.get(jobId);
-    if (!one) return;
-    active = performance.now();
-    lonely = false;
-    const news = data as JobNews;
-    if ("refused" in news) {
-      const line = `worker ${news.worker} refuses work: ${news.refused}`;
-      if (!refusals.has(line)) onNote(line);
-      refusals.add(line);
-    } else one.tell(news.done, news.total);
-  });
-  events.on("stalled", ({ jobId }) => {
-    const one = pending.get(jobId);
-    if (one) {
-      onNote(
-        `${describeSpec(one.spec, jobId)}: its worker is silent; the next ` +
-          "free one takes it",
-      );
-    }
-  });
-
-  const alone = async (): Promise<void> => {
-    if (lonely || pending.size === 0) return;
-    if (performance.now() - active < LONELY) return;
+  async #sayIfAlone(): Promise<void> {
+    const { link, name } = this;
+    if (this.#lonely || this.#pending.size === 0) return;
+    if (performance.now() - this.#active < LONELY) return;
     if (await countWorkers(link, name) > 0) return;
-    lonely = true;
+    this.#lonely = true;
     const others = await otherQueues(link, name);
-    onNote(
-      `${pending.size} jobs wait for a worker of ${describeQueue(name)}; ` +
+    this.onNote(
+      `${this.#pending.size} jobs wait for a worker of ` +
+        `${describeQueue(name)}; ` +
         (others.length > 0
           ? `there are: ${others.join("; ")}`
           : "there is none"),
     );
-  };
-  const clock = setInterval(() => {
-    if (!link.up()) return;
-    for (const id of pending.keys()) void look(id);
-    alone().catch(() => {});
-  }, LOOK);
-  link.lost.catch((error) => {
-    clearInterval(clock);
-    for (const id of [...pending.keys()]) settle(id, error);
-  });
+  }
+}
 
-  await link.wait(link.redis.sadd(QUEUES, name));
-  await link.wait(events.waitUntilReady());
-  const workers = await countWorkers(link, name);
-  return {
-    workers,
-    async run(spec, tell) {
-      const id = await specId(spec);
-      const results = await resultPaths(spec);
-      if (await store.pull(results)) return;
-      await store.push(inputPaths(spec));
-      await forget(link, await link.wait(queue.getJob(id)));
-      const done = new Promise<void>((resolve, reject) => {
-        active = performance.now();
-        pending.set(id, { spec, tell, resolve, reject });
-      });
-      add(id, spec).catch((error) => settle(id, error));
-      await done;
-    },
-    [Symbol.dispose]() {
-      clearInterval(clock);
-      events.close().catch(() => {});
-      link.close();
-      for (const id of [...pending.keys()]) {
-        settle(id, new Error("The queue was closed before the work was done"));
-      }
-    },
-  };
+/**
+ * Says an error of BullMQ; those of a connection that is away are the link's.
+ *
+ * @param link The connection.
+ * @param error The error.
+ * @param onNote Says it.
+ */
+export function complain(
+  link: Link,
+  error: Error,
+  onNote: (line: string) => void,
+): void {
+  if (link.up() && !/closed|ECONN/i.test(error.message)) {
+    onNote(`${link.shown}: ${error.message}`);
+  }
 }
 
 /** Removes what an earlier run has left of a job: it would not be done again. */

@@ -13,8 +13,9 @@ import { cannot } from "../core/errors.ts";
 import { machine } from "../core/platform/machine.ts";
 import { loadConceptArt } from "../micro/concepts.ts";
 import { type LabHashes, labHashes } from "./lab.ts";
-import { openLink } from "./link.ts";
+import { type Link, openLink } from "./link.ts";
 import {
+  complain,
   countWorkers,
   describeQueue,
   describeSpec,
@@ -27,7 +28,7 @@ import {
   workersKey,
 } from "./queue.ts";
 import type { LinkOptions } from "./queue_options.ts";
-import type { Folders } from "./run.ts";
+import type { Folders, Tell } from "./run.ts";
 import { localPool, type Runner } from "./runner.ts";
 import type { SharedStore } from "./shared_store.ts";
 import type { LabSpec } from "./specs.ts";
@@ -75,6 +76,26 @@ interface Slot {
   busy: boolean;
 }
 
+/** A worker at work. */
+interface Serving {
+  /** Its own name. */
+  readonly me: string;
+  /** The queue's name. */
+  readonly name: string;
+  readonly hashes: LabHashes;
+  readonly store: SharedStore;
+  readonly slots: readonly Slot[];
+  /** Starts a thread. */
+  readonly open: () => Promise<Runner>;
+  readonly onNote: (line: string) => void;
+  /** Specs done, specs at work, and when one was last finished. */
+  count: number;
+  running: number;
+  active: number;
+  /** Whether jobs that fail go back. */
+  ending: boolean;
+}
+
 /**
  * Works on specs of a queue until it is told to end.
  *
@@ -90,171 +111,191 @@ export async function serveQueue(options: ServeOptions): Promise<number> {
   const hashes = await labHashes(folders, await loadConceptArt());
   const name = queueName({ model: hashes.model, backend, code });
   const link = await openLink(options);
-  const me = machine.processName();
-  const slots: Slot[] = Array.from({ length: threads }, () => ({
-    busy: false,
-  }));
-  const open = () => localPool(folders, backend, 1);
-  let count = 0, running = 0, ending = false;
-  let active = performance.now();
-
-  const work = async (
-    spec: LabSpec,
-    tell: (done: number, total: number) => void,
-  ): Promise<void> => {
-    // BullMQ hands out no more jobs than there are slots.
-    const slot = slots.find(({ busy }) => !busy)!;
-    slot.busy = true;
-    try {
-      slot.runner ??= await open();
-      await slot.runner.run(spec, tell);
-    } catch (error) {
-      // Bad input is the job's fault; anything else may have left the thread
-      // without memory or models.
-      if (!(error as Error).message.startsWith("Cannot ")) {
-        slot.runner?.[Symbol.dispose]();
-        slot.runner = undefined;
-      }
-      throw error;
-    } finally {
-      slot.busy = false;
-    }
+  const serving: Serving = {
+    ...{ name, hashes, store, onNote, me: machine.processName() },
+    slots: Array.from({ length: threads }, () => ({ busy: false })),
+    open: () => localPool(folders, backend, 1),
+    ...{ count: 0, running: 0, active: performance.now(), ending: false },
   };
-
-  const process = async (job: Job<SpecJob>, token?: string): Promise<void> => {
-    const { spec } = job.data;
-    const wrong = await refusal(job, hashes, store);
-    if (wrong !== undefined) {
-      onNote(`refused ${describeSpec(spec, job.id!)}: ${wrong}`);
-      await job.updateProgress(
-        { refused: wrong, worker: me } satisfies JobNews,
-      );
-      await job.moveToDelayed(Date.now() + REFUSED, token);
-      throw new DelayedError();
-    }
-    const what = describeSpec(spec, job.id!);
-    const before = performance.now();
-    onNote(`${what}: taken${job.stalledCounter > 0 ? " over" : ""}`);
-    running++;
-    let told = -Infinity;
-    try {
-      const inputs = inputPaths(spec);
-      if (!await store.pull(inputs)) {
-        throw cannot(
-          `work on ${what}`,
-          `its input in ${store.name}`,
-          "a store without it",
-        );
-      }
-      await work(spec, (done, total) => {
-        const now = performance.now();
-        if (now - told < NEWS && done < total) return;
-        told = now;
-        // Only news: a job whose lock is lost is another's.
-        job.updateProgress({ done, total } satisfies JobNews).catch(() => {});
-      });
-      await store.push(await resultPaths(spec));
-    } catch (error) {
-      if (!ending) {
-        onNote(`${what}: ${(error as Error).message}`);
-        throw error;
-      }
-      onNote(`${what}: given back`);
-      await job.moveToWait(token);
-      throw new WaitingError();
-    } finally {
-      running--;
-      active = performance.now();
-    }
-    count++;
-    const seconds = (performance.now() - before) / 1000;
-    onNote(`${what}: done in ${seconds.toFixed(1)} s`);
-  };
-
-  const beat = async () => {
-    const [seconds] = await link.wait(link.redis.time());
-    const until = Number(seconds) + lease;
-    await link.wait(
-      link.redis.multi()
-        .zadd(workersKey(name), until, me)
-        .zremrangebyscore(workersKey(name), "-inf", `(${seconds}`)
-        .exec(),
-    );
-  };
-
-  const seen = new Set<string>();
-  /** Says which jobs nobody works on, since they are not for this worker. */
-  const others = async () => {
-    for (const line of await otherQueues(link, name)) {
-      if (!line.endsWith(", 0 workers") || seen.has(line)) continue;
-      seen.add(line);
-      onNote(
-        `not taken: expected jobs of ${describeQueue(name)}, got ${line}`,
-      );
-    }
-  };
-
+  const told = new Set<string>();
+  const isIdle = () =>
+    idle !== undefined && serving.running === 0 && link.up() &&
+    performance.now() - serving.active > idle * 1000;
   let worker: Worker<SpecJob> | undefined;
   const clocks: ReturnType<typeof setInterval>[] = [];
+  const every = (ms: number, task: () => Promise<void>) =>
+    clocks.push(setInterval(() => {
+      if (link.up()) task().catch(() => {});
+    }, ms));
   try {
-    for (const slot of slots) slot.runner = await open();
+    for (const slot of serving.slots) slot.runner = await serving.open();
     await link.wait(link.redis.sadd(QUEUES, name));
-    await beat();
-    await others();
-    worker = new Worker<SpecJob>(name, process, {
+    await beat(link, serving, lease);
+    await sayUntaken(link, serving, told);
+    worker = startWorker(link, serving, lease);
+    const workers = await countWorkers(link, name);
+    onNote(
+      `${serving.me} works for ${link.shown}, ${describeQueue(name)}, store ` +
+        `${store.name}; ${workers} worker${workers === 1 ? "" : "s"}`,
+    );
+    every(lease * 1000 / 3, () => beat(link, serving, lease));
+    every(30_000, () => sayUntaken(link, serving, told));
+    serving.active = performance.now();
+    await link.wait(ended(signal, isIdle));
+    serving.ending = true;
+    // No new jobs; those at work fail with their threads and go back.
+    const closing = worker.close();
+    for (const { runner } of serving.slots) runner?.[Symbol.dispose]();
+    await link.wait(closing);
+    await link.wait(link.redis.zrem(workersKey(name), serving.me));
+    return serving.count;
+  } finally {
+    serving.ending = true;
+    for (const clock of clocks) clearInterval(clock);
+    for (const { runner } of serving.slots) runner?.[Symbol.dispose]();
+    worker?.close(true).catch(() => {});
+    link.close();
+  }
+}
+
+/** Takes jobs from now on. */
+function startWorker(
+  link: Link,
+  serving: Serving,
+  lease: number,
+): Worker<SpecJob> {
+  const { name, me, slots, onNote } = serving;
+  return new Worker<SpecJob>(
+    name,
+    (job, token) => processJob(serving, job, token),
+    {
       connection: link.redis,
       prefix: PREFIX,
       skipVersionCheck: true,
       name: me,
-      concurrency: threads,
+      concurrency: slots.length,
       lockDuration: lease * 1000,
       stalledInterval: lease * 1000,
       maxStalledCount: DEATHS,
       runRetryDelay: 1000,
-    });
-    worker.on("error", (error) => {
-      if (link.up() && !/closed|ECONN/i.test(error.message)) {
-        onNote(`${link.shown}: ${error.message}`);
-      }
-    });
-    worker.on(
-      "stalled",
-      (id) =>
-        onNote(
-          `${id.slice(0, 8)}: its worker was silent for ${lease} s; it is ` +
-            "given to the next one",
-        ),
-    );
-    const workers = await countWorkers(link, name);
-    onNote(
-      `${me} works for ${link.shown}, ${describeQueue(name)}, store ` +
-        `${store.name}; ${workers} worker${workers === 1 ? "" : "s"}`,
-    );
-    const quietly = (task: () => Promise<void>) => () => {
-      if (link.up()) task().catch(() => {});
-    };
-    clocks.push(
-      setInterval(quietly(beat), lease * 1000 / 3),
-      setInterval(quietly(others), 30_000),
-    );
-    active = performance.now();
-    await link.wait(ended(signal, () => {
-      return idle !== undefined && running === 0 && link.up() &&
-        performance.now() - active > idle * 1000;
-    }));
-    ending = true;
-    // No new jobs; those at work fail with their threads and go back.
-    const closing = worker.close();
-    for (const { runner } of slots) runner?.[Symbol.dispose]();
-    await link.wait(closing);
-    await link.wait(link.redis.zrem(workersKey(name), me));
-    return count;
+    },
+  ).on("error", (error) => complain(link, error, onNote))
+    .on("stalled", (id) =>
+      onNote(
+        `${id.slice(0, 8)}: its worker was silent for ${lease} s; it is ` +
+          "given to the next one",
+      ));
+}
+
+/** Does a job, or gives it back. */
+async function processJob(
+  serving: Serving,
+  job: Job<SpecJob>,
+  token?: string,
+): Promise<void> {
+  const { hashes, store, me, onNote } = serving;
+  const { spec } = job.data;
+  const what = describeSpec(spec, job.id!);
+  const wrong = await refusal(job, hashes, store);
+  if (wrong !== undefined) {
+    onNote(`refused ${what}: ${wrong}`);
+    await job.updateProgress({ refused: wrong, worker: me } satisfies JobNews);
+    await job.moveToDelayed(Date.now() + REFUSED, token);
+    throw new DelayedError();
+  }
+  const before = performance.now();
+  onNote(`${what}: taken${job.stalledCounter > 0 ? " over" : ""}`);
+  serving.running++;
+  try {
+    if (!await store.pull(inputPaths(spec))) {
+      throw cannot(
+        `work on ${what}`,
+        `its input in ${store.name}`,
+        "a store without it",
+      );
+    }
+    await work(serving, spec, newsOf(job));
+    await store.push(await resultPaths(spec));
+  } catch (error) {
+    if (!serving.ending) {
+      onNote(`${what}: ${(error as Error).message}`);
+      throw error;
+    }
+    onNote(`${what}: given back`);
+    await job.moveToWait(token);
+    throw new WaitingError();
   } finally {
-    ending = true;
-    for (const clock of clocks) clearInterval(clock);
-    for (const { runner } of slots) runner?.[Symbol.dispose]();
-    worker?.close(true).catch(() => {});
-    link.close();
+    serving.running--;
+    serving.active = performance.now();
+  }
+  serving.count++;
+  const seconds = (performance.now() - before) / 1000;
+  onNote(`${what}: done in ${seconds.toFixed(1)} s`);
+}
+
+/** Works on a spec in a free thread. */
+async function work(
+  { slots, open }: Serving,
+  spec: LabSpec,
+  tell: Tell,
+): Promise<void> {
+  // BullMQ hands out no more jobs than there are slots.
+  const slot = slots.find(({ busy }) => !busy)!;
+  slot.busy = true;
+  try {
+    slot.runner ??= await open();
+    await slot.runner.run(spec, tell);
+  } catch (error) {
+    // Bad input is the job's fault; anything else may have left the thread
+    // without memory or models.
+    if (!(error as Error).message.startsWith("Cannot ")) {
+      slot.runner?.[Symbol.dispose]();
+      slot.runner = undefined;
+    }
+    throw error;
+  } finally {
+    slot.busy = false;
+  }
+}
+
+/** Tells the queue how far a job is, now and then. */
+function newsOf(job: Job<SpecJob>): Tell {
+  let told = -Infinity;
+  return (done, total) => {
+    const now = performance.now();
+    if (now - told < NEWS && done < total) return;
+    told = now;
+    // Only news: a job whose lock is lost is another's.
+    job.updateProgress({ done, total } satisfies JobNews).catch(() => {});
+  };
+}
+
+/** Says that this worker is alive, and forgets those that are not. */
+async function beat(
+  link: Link,
+  { name, me }: Serving,
+  lease: number,
+): Promise<void> {
+  const [seconds] = await link.wait(link.redis.time());
+  const until = Number(seconds) + lease;
+  await link.wait(
+    link.redis.multi()
+      .zadd(workersKey(name), until, me)
+      .zremrangebyscore(workersKey(name), "-inf", `(${seconds}`)
+      .exec(),
+  );
+}
+
+/** Says, once each, which jobs nobody works on: they are not for this worker. */
+async function sayUntaken(
+  link: Link,
+  { name, onNote }: Serving,
+  told: Set<string>,
+): Promise<void> {
+  for (const line of await otherQueues(link, name)) {
+    if (!line.endsWith(", 0 workers") || told.has(line)) continue;
+    told.add(line);
+    onNote(`not taken: expected jobs of ${describeQueue(name)}, got ${line}`);
   }
 }
 

@@ -3,6 +3,7 @@ import type { Pixels } from "../io/png.ts";
 import type { Art } from "./art.ts";
 import { withArticle } from "./captions.ts";
 import { conceptImages, otherDesignImage, otherDesigns } from "./concepts.ts";
+import { squarePixels } from "./scenes.ts";
 import { BACKGROUNDS, IDENTITIES, WORLD } from "./world.ts";
 
 /** How large the set is. */
@@ -53,12 +54,7 @@ export function evaluatorSet(
   classPictures: (classWord: string) => readonly Pixels[],
   { references = Infinity, lookAlikes = 6 }: EvaluatorSetSize = {},
 ): EvaluatorSet {
-  const rgb = (data: Uint8Array): Pixels => ({
-    width: WORLD.side,
-    height: WORLD.side,
-    channels: 3,
-    data,
-  });
+  const rgb = (data: Uint8Array) => squarePixels(WORLD.side, data);
   return {
     identities: IDENTITIES.map(({ name, class: classWord }) => ({
       name,

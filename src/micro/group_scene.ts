@@ -6,11 +6,13 @@
  */
 import { cannot } from "../core/errors.ts";
 import { fold, key } from "../core/random.ts";
+import { crop, type PixelBox } from "../evaluation/preprocess.ts";
 import type { Pixels } from "../io/png.ts";
 import type { Art } from "./art.ts";
 import { withArticle } from "./captions.ts";
 import { conceptImage, TRAIN_IMAGES } from "./concepts.ts";
-import { renderScene } from "./scenes.ts";
+import { renderScene, squarePixels } from "./scenes.ts";
+import type { SketchObject } from "./sketch.ts";
 import { type Background, BACKGROUNDS, type Identity } from "./world.ts";
 
 /** Height of a picture in pixels, at scale 1. */
@@ -163,4 +165,97 @@ export function renderColumns(
     }
   });
   return { width, height, channels: 3, data };
+}
+
+/**
+ * Edges of a concept's region, shares of its column and of the picture's
+ * height. Around it and between regions the whole picture's prompt holds: on
+ * ordinary words, regions that fill the columns lose one of two things.
+ */
+export const REGION_EDGES = {
+  left: 0.15,
+  right: 0.85,
+  top: 0.2,
+  bottom: 0.8,
+} as const;
+
+/** Cells of a mask along a column's width and along the picture's height. */
+const MASK_CELLS = 20;
+
+/** Columns of a picture as shares of it. */
+export function columns(n: number): PixelBox[] {
+  return Array.from(
+    { length: n },
+    (_, i) => ({ x: i / n, y: 0, width: 1 / n, height: 1 }),
+  );
+}
+
+/**
+ * The mask of a concept's region: a mask's rule (at least half of a cell) has
+ * cells left on the UNet's coarsest grid, where that of boxes (all of a cell)
+ * has none.
+ *
+ * @param column The concept's column, from the left.
+ * @param n Number of columns.
+ * @returns {@linkcode MASK_CELLS} rows of a layout's mask over the picture.
+ */
+export function regionRows(column: number, n: number): [string, ...string[]] {
+  const inside = (at: number, from: number, to: number) =>
+    at >= Math.round(from * MASK_CELLS) && at < Math.round(to * MASK_CELLS);
+  const { left, right, top, bottom } = REGION_EDGES;
+  const row = (y: number) =>
+    Array.from(
+      { length: n * MASK_CELLS },
+      (_, x) =>
+        inside(y, top, bottom) && inside(x - column * MASK_CELLS, left, right)
+          ? "#"
+          : ".",
+    ).join("");
+  const rows = Array.from({ length: MASK_CELLS }, (_, y) => row(y));
+  return rows as [string, ...string[]];
+}
+
+/**
+ * Outlines of a scene's concepts, each as wide as its region, in its middle.
+ *
+ * @param scene Its concepts and its size.
+ */
+export function sketchOfScene(
+  scene: Pick<GroupScene, "concepts" | "scale" | "column">,
+): SketchObject[] {
+  const column = scene.column * scene.scale;
+  const side = Math.round(column * (REGION_EDGES.right - REGION_EDGES.left));
+  const { height } = sizeOf(scene);
+  return scene.concepts.map(({ name }, i) => ({
+    concept: name,
+    frame: 0,
+    x: Math.round((i + 0.5) * column - side / 2),
+    y: Math.round((height - side) / 2),
+    side,
+  }));
+}
+
+/** Side of a background's crop, pixels. */
+const BACKGROUND_SIDE = 32;
+
+/**
+ * A part of an empty background, as it looks between concepts.
+ *
+ * @param word Word of the background.
+ * @param i Which part.
+ * @param art Loaded art.
+ */
+export function emptyBackground(word: string, i: number, art: Art): Pixels {
+  const data = renderScene({
+    side: HEIGHT,
+    background: word,
+    texture: fold(key(i), "empty", word)[0] >>> 1,
+    objects: [],
+  }, art);
+  return crop(squarePixels(HEIGHT, data), {
+    x: i % 2 * BACKGROUND_SIDE,
+    y: Math.floor(i / 2) % 3 * BACKGROUND_SIDE / 2,
+    width: BACKGROUND_SIDE,
+    height: BACKGROUND_SIDE,
+  });
 }

@@ -31,7 +31,13 @@ import type { Art } from "./art.ts";
 import { loadConceptArt } from "./concepts.ts";
 import { classWordPrompts, evaluatorSet } from "./evaluator_set.ts";
 import { captionOf, withArticle } from "./captions.ts";
-import { heldOutScene, isHeldOut, renderScene, type Scene } from "./scenes.ts";
+import {
+  heldOutScene,
+  isHeldOut,
+  renderScene,
+  type Scene,
+  squarePixels,
+} from "./scenes.ts";
 import { BACKGROUNDS, NOUNS } from "./world.ts";
 import { decode, encode } from "../models/autoencoder.ts";
 import { disposeModel, loadModel, type Model } from "../models/model.ts";
@@ -441,12 +447,8 @@ export async function* microReport(
   const { model: folder } = options;
   const samples = samplesOf(alone, two, words, named);
   const drawn = await options.draw(samples);
-  const render = (scene: Scene): Pixels => ({
-    width: scene.side,
-    height: scene.side,
-    channels: 3,
-    data: renderScene(scene, art),
-  });
+  const render = (scene: Scene) =>
+    squarePixels(scene.side, renderScene(scene, art));
   const steps = 5;
   const at = (done: number): MeasureRecord => ({ done, total: steps });
   yield at(0);

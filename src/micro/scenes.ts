@@ -1,5 +1,6 @@
 import { cannot } from "../core/errors.ts";
 import { fold, key, type Stream, stream } from "../core/random.ts";
+import type { Pixels } from "../io/png.ts";
 import { type Art, scaledSprite, spriteKey } from "./art.ts";
 import { PAINTERS } from "./backgrounds.ts";
 import { type PLACES, WORLD, type World } from "./world.ts";
@@ -304,6 +305,11 @@ function paste(
       }
     }
   }
+}
+
+/** RGB bytes [side, side, 3] as a picture. */
+export function squarePixels(side: number, data: Uint8Array): Pixels {
+  return { width: side, height: side, channels: 3, data };
 }
 
 /**

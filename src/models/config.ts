@@ -313,12 +313,12 @@ export function parseWith<T>(
 const MOST_BLOCKS = 4096;
 
 /** Throws where settings of one level each are not as many as the levels. */
-function checkLevels(
-  what: string,
-  levels: number,
-  settings: Readonly<Record<string, unknown>>,
-): void {
-  for (const [name, value] of Object.entries(settings)) {
+function checkLevels<
+  T extends { readonly block_out_channels: readonly number[] },
+>(what: string, config: T, names: readonly (keyof T & string)[]): void {
+  const levels = config.block_out_channels.length;
+  for (const name of names) {
+    const value = config[name];
     if (Array.isArray(value) && value.length !== levels) {
       throw cannot(
         what,
@@ -362,27 +362,17 @@ function checkActivation(what: string, name: string, value: string): void {
 export function parseUNetConfig(json: unknown): UNetConfig {
   const what = "read a UNet config";
   const config = parseWith("a UNet config", unetSchema, json);
-  const levels = config.block_out_channels.length;
-  const {
-    down_block_types,
-    up_block_types,
-    layers_per_block,
-    attention_head_dim,
-    num_attention_heads,
-    cross_attention_dim,
-    transformer_layers_per_block,
-    only_cross_attention,
-  } = config;
-  checkLevels(what, levels, {
-    down_block_types,
-    up_block_types,
-    layers_per_block,
-    attention_head_dim,
-    num_attention_heads,
-    cross_attention_dim,
-    transformer_layers_per_block,
-    only_cross_attention,
-  });
+  const { layers_per_block, transformer_layers_per_block } = config;
+  checkLevels(what, config, [
+    "down_block_types",
+    "up_block_types",
+    "layers_per_block",
+    "attention_head_dim",
+    "num_attention_heads",
+    "cross_attention_dim",
+    "transformer_layers_per_block",
+    "only_cross_attention",
+  ]);
   checkBlocks(
     what,
     config.block_out_channels.reduce(
@@ -406,10 +396,12 @@ export function parseUNetConfig(json: unknown): UNetConfig {
 export function parseAutoencoderConfig(json: unknown): AutoencoderConfig {
   const what = "read an autoencoder config";
   const config = parseWith("an autoencoder config", autoencoderSchema, json);
-  const { block_out_channels, down_block_types, up_block_types } = config;
-  const levels = block_out_channels.length;
-  checkLevels(what, levels, { down_block_types, up_block_types });
-  checkBlocks(what, levels * (2 * config.layers_per_block + 1));
+  const { block_out_channels } = config;
+  checkLevels(what, config, ["down_block_types", "up_block_types"]);
+  checkBlocks(
+    what,
+    block_out_channels.length * (2 * config.layers_per_block + 1),
+  );
   checkGroups(what, block_out_channels, config.norm_num_groups);
   checkActivation(what, "an act_fn", config.act_fn);
   return config;

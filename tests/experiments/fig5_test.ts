@@ -17,11 +17,9 @@ import {
 } from "../../src/experiments/fig5/score.ts";
 import { fig5, type RegionPlan } from "../../src/experiments/fig5/run.ts";
 import {
-  columns,
   knowsPlaces,
   REGION_ARMS,
   sceneLayout,
-  sketchOfScene,
 } from "../../src/experiments/fig5/scenes.ts";
 import {
   readRegions,
@@ -39,8 +37,10 @@ import { decodePng } from "../../src/io/png.ts";
 import { identityOf, loadConceptArt } from "../../src/micro/concepts.ts";
 import {
   choices,
+  columns,
   groupPrompt,
   SCENE_BACKGROUNDS,
+  sketchOfScene,
 } from "../../src/micro/group_scene.ts";
 import { sketchImage } from "../../src/micro/sketch.ts";
 import { save } from "../../src/models/checkpoint.ts";

@@ -228,17 +228,17 @@ export function genericUpsample(x: tf.Tensor4D): tf.Tensor4D {
   return op(x) as tf.Tensor4D;
 }
 
-/** Settings of one AdamW step; see `AdamwOptions` in ops.ts. */
-export interface GenericAdamwOptions {
+/** Settings of one `adamwUpdate` in ops.ts. */
+export interface AdamwOptions {
   /** Learning rate. */
   lr: number;
-  /** Decay of the first moment. */
+  /** Decay of the first moment, PyTorch's 0.9. */
   beta1: number;
-  /** Decay of the second moment. */
+  /** Decay of the second moment, PyTorch's 0.999. */
   beta2: number;
-  /** Added to the root of the second moment. */
+  /** Added to the root of the second moment, PyTorch's 1e-8. */
   eps: number;
-  /** Decoupled weight decay. */
+  /** Decoupled weight decay: `param` first shrinks by `lr·weightDecay`. */
   weightDecay: number;
   /** Number of this step, from 1. */
   step: number;
@@ -250,7 +250,7 @@ export function genericAdamw<T extends tf.Tensor>(
   grad: T,
   m: T,
   v: T,
-  o: GenericAdamwOptions,
+  o: AdamwOptions,
 ): [T, T, T] {
   return tf.tidy(() => {
     const m2 = tf.add(tf.mul(m, o.beta1), tf.mul(grad, 1 - o.beta1));

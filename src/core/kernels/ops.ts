@@ -12,6 +12,7 @@ import * as tf from "@tensorflow/tfjs";
 import { COUNTING } from "../device.ts";
 import { cannot } from "../errors.ts";
 import {
+  type AdamwOptions,
   genericAdamw,
   genericAttention,
   genericGeglu,
@@ -69,22 +70,6 @@ export interface AttentionOptions {
    * @default as many as keep the scores within 64 MiB
    */
   chunk?: number;
-}
-
-/** Settings of one {@linkcode adamwUpdate}. */
-export interface AdamwOptions {
-  /** Learning rate. */
-  lr: number;
-  /** Decay of the first moment, PyTorch's 0.9. */
-  beta1: number;
-  /** Decay of the second moment, PyTorch's 0.999. */
-  beta2: number;
-  /** Added to the root of the second moment, PyTorch's 1e-8. */
-  eps: number;
-  /** Decoupled weight decay: `param` first shrinks by `lr·weightDecay`. */
-  weightDecay: number;
-  /** Number of this step, from 1. */
-  step: number;
 }
 
 /** A score that softmax turns into 0; finite, as GPUs may not honour -∞. */

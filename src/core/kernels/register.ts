@@ -200,96 +200,126 @@ function convolve(
   call: KernelCall,
   bias?: tf.TensorInfo,
 ): tf.TensorInfo | undefined {
-  const { inputs, backend } = call;
-  const { x, filter } = inputs;
-  const i = convInfo(call, x.shape, filter.shape);
-  if (!i) return undefined;
-  const simd = simdFor(backend);
-  const out = backend.makeOutput(i.outShape, "float32");
-  if (product(i.outShape) === 0) return out;
-  const at = {
-    x: address(backend, x),
-    f: address(backend, filter),
-    y: address(backend, out),
+  const { inputs: { x, filter }, backend } = call;
+  const info = convInfo(call, x.shape, filter.shape);
+  if (!info) return undefined;
+  const out = backend.makeOutput(info.outShape, "float32");
+  if (product(info.outShape) === 0) return out;
+  runConvolution({
+    ...{ backend, info, filter, turned: false },
+    from: pictures(backend, x),
+    to: pictures(backend, out),
     bias: bias ? address(backend, bias) : 0,
-  };
+  });
+  return out;
+}
+
+/** Pictures [batch, height, width, channels] in the backend's memory. */
+interface Pictures {
+  at: number;
+  height: number;
+  width: number;
+  channels: number;
+}
+
+function pictures(backend: WasmBackend, x: tf.TensorInfo): Pictures {
+  const [, height, width, channels] = x.shape;
+  return { at: address(backend, x), height, width, channels };
+}
+
+/** A convolution, or with a filter that is turned round: its gradient. */
+interface Convolution {
+  backend: WasmBackend;
+  /** Sizes; where the filter is turned, strides are 1. */
+  info: tf.backend_util.Conv2DInfo;
+  filter: tf.TensorInfo;
+  /** Whether input and output, and the filter's ends, change places. */
+  turned: boolean;
+  from: Pictures;
+  to: Pictures;
+  /** Its address, or 0. */
+  bias: number;
+}
+
+/** Convolves by the product, the transform or the loops that suit the sizes. */
+function runConvolution(
+  { backend, info: i, filter, turned, from, to, bias }: Convolution,
+): void {
+  const simd = simdFor(backend);
+  const f = address(backend, filter);
+  const [k, n] = [from.channels, to.channels];
+  // Steps along the filter's channels of `from` and of `to`.
+  const [fk, fn] = turned ? [1, k] : [n, 1];
+  const { top, left } = i.padInfo;
+  const [padTop, padLeft] = turned
+    ? [
+      (i.filterHeight - 1) * i.dilationHeight - top,
+      (i.filterWidth - 1) * i.dilationWidth - left,
+    ]
+    : [top, left];
   if (isPointwise(i)) {
     const m = i.batchSize * i.outHeight * i.outWidth;
-    const [k, n] = [i.inChannels, i.outChannels];
     withScratch(
       backend,
       simd.gemmScratch(m, n, k),
       // deno-fmt-ignore
-      (s) => simd.gemm(at.x, k, 1, at.f, n, 1, at.y, n, m, n, k, 0, at.bias, s),
+      (s) => simd.gemm(from.at, k, 1, f, fk, fn, to.at, n, m, n, k, 0, bias, s),
     );
-    return out;
-  }
-  if (isWinograd(i)) {
-    const [cin, cout] = [i.inChannels, i.outChannels];
+  } else if (isWinograd(i)) {
     withPackedFilter(
       backend,
       filter,
-      cin,
-      cout,
-      false,
+      k,
+      n,
+      turned,
       (packed) =>
-        withScratch(
-          backend,
-          simd.winogradScratch(cin, cout),
-          (s) =>
-            simd.winograd(
-              at.x,
-              i.batchSize,
-              i.inHeight,
-              i.inWidth,
-              cin,
-              packed,
-              i.padInfo.top,
-              i.padInfo.left,
-              i.outHeight,
-              i.outWidth,
-              cout,
-              at.y,
-              at.bias,
-              s,
-            ),
-        ),
+        withScratch(backend, simd.winogradScratch(k, n), (s) =>
+          simd.winograd(
+            from.at,
+            i.batchSize,
+            from.height,
+            from.width,
+            k,
+            packed,
+            padTop,
+            padLeft,
+            to.height,
+            to.width,
+            n,
+            to.at,
+            bias,
+            s,
+          )),
     );
-    return out;
+  } else {
+    const scratch = simd.convScratch(i.filterHeight, i.filterWidth, k, n);
+    withScratch(backend, scratch, (s) =>
+      simd.conv2d(
+        from.at,
+        i.batchSize,
+        from.height,
+        from.width,
+        k,
+        f,
+        i.filterHeight,
+        i.filterWidth,
+        fk,
+        fn,
+        turned ? 1 : 0,
+        i.strideHeight,
+        i.strideWidth,
+        i.dilationHeight,
+        i.dilationWidth,
+        padTop,
+        padLeft,
+        to.height,
+        to.width,
+        n,
+        to.at,
+        bias,
+        s,
+      ));
   }
-  const scratch = simd.convScratch(
-    i.filterHeight,
-    i.filterWidth,
-    i.inChannels,
-    i.outChannels,
-  );
-  withScratch(backend, scratch, (s) =>
-    simd.conv2d(
-      at.x,
-      i.batchSize,
-      i.inHeight,
-      i.inWidth,
-      i.inChannels,
-      at.f,
-      i.filterHeight,
-      i.filterWidth,
-      i.outChannels,
-      1,
-      0,
-      i.strideHeight,
-      i.strideWidth,
-      i.dilationHeight,
-      i.dilationWidth,
-      i.padInfo.top,
-      i.padInfo.left,
-      i.outHeight,
-      i.outWidth,
-      i.outChannels,
-      at.y,
-      at.bias,
-      s,
-    ));
-  return out;
 }
 
 function isPointwise(i: tf.backend_util.Conv2DInfo): boolean {
@@ -324,125 +354,56 @@ function fusedConv2D(call: KernelCall): tf.TensorInfo {
 }
 
 function conv2DBackpropInput(call: KernelCall): tf.TensorInfo {
-  const { inputs, backend, attrs } = call;
-  const { dy, filter } = inputs;
+  const { inputs: { dy, filter }, backend, attrs } = call;
   const shape = attrs.inputShape as number[];
   const i = convInfo(call, shape, filter.shape);
   if (!i) return callStock("Conv2DBackpropInput", call);
-  const simd = simdFor(backend);
   const out = backend.makeOutput(shape, "float32");
   if (product(shape) === 0) return out;
-  const at = {
-    dy: address(backend, dy),
-    f: address(backend, filter),
-    dx: address(backend, out),
-  };
-  const [cin, cout] = [i.inChannels, i.outChannels];
-  if (isPointwise(i)) {
-    const m = i.batchSize * i.outHeight * i.outWidth;
-    withScratch(
+  const [from, to] = [pictures(backend, dy), pictures(backend, out)];
+  const dense = i.strideHeight === 1 && i.strideWidth === 1 &&
+    product(dy.shape) > 0;
+  if (dense || isPointwise(i) || isWinograd(i)) {
+    runConvolution({
       backend,
-      simd.gemmScratch(m, cin, cout),
-      // deno-fmt-ignore
-      (s) => simd.gemm(at.dy, cout, 1, at.f, 1, cout, at.dx, cin, m, cin, cout, 0, 0, s),
-    );
-  } else if (isWinograd(i)) {
-    // Backwards, input and output change places.
-    withPackedFilter(
-      backend,
+      info: i,
       filter,
-      cout,
-      cin,
-      true,
-      (packed) =>
-        withScratch(
-          backend,
-          simd.winogradScratch(cout, cin),
-          (s) =>
-            simd.winograd(
-              at.dy,
-              i.batchSize,
-              i.outHeight,
-              i.outWidth,
-              cout,
-              packed,
-              2 - i.padInfo.top,
-              2 - i.padInfo.left,
-              i.inHeight,
-              i.inWidth,
-              cin,
-              at.dx,
-              0,
-              s,
-            ),
-        ),
-    );
-  } else if (
-    i.strideHeight === 1 && i.strideWidth === 1 && product(dy.shape) > 0
-  ) {
-    // Stride 1: a convolution of dy with the filter turned round.
-    const scratch = simd.convScratch(
-      i.filterHeight,
-      i.filterWidth,
-      cout,
-      cin,
-    );
-    withScratch(backend, scratch, (s) =>
-      simd.conv2d(
-        at.dy,
-        i.batchSize,
-        i.outHeight,
-        i.outWidth,
-        cout,
-        at.f,
-        i.filterHeight,
-        i.filterWidth,
-        1,
-        cout,
-        1,
-        1,
-        1,
-        i.dilationHeight,
-        i.dilationWidth,
-        (i.filterHeight - 1) * i.dilationHeight - i.padInfo.top,
-        (i.filterWidth - 1) * i.dilationWidth - i.padInfo.left,
-        i.inHeight,
-        i.inWidth,
-        cin,
-        at.dx,
-        0,
-        s,
-      ));
-  } else {
-    const scratch = simd.convInputStridedScratch(
-      i.filterHeight,
-      i.filterWidth,
-      cin,
-      cout,
-    );
-    withScratch(backend, scratch, (s) =>
-      simd.conv2dInputStrided(
-        at.dy,
-        i.batchSize,
-        i.outHeight,
-        i.outWidth,
-        cout,
-        at.f,
-        i.filterHeight,
-        i.filterWidth,
-        i.strideHeight,
-        i.strideWidth,
-        i.dilationHeight,
-        i.dilationWidth,
-        i.padInfo.top,
-        i.padInfo.left,
-        i.inHeight,
-        i.inWidth,
-        cin,
-        at.dx,
-        s,
-      ));
+      turned: true,
+      from,
+      to,
+      bias: 0,
+    });
+    return out;
   }
+  const simd = simdFor(backend);
+  const scratch = simd.convInputStridedScratch(
+    i.filterHeight,
+    i.filterWidth,
+    i.inChannels,
+    i.outChannels,
+  );
+  withScratch(backend, scratch, (s) =>
+    simd.conv2dInputStrided(
+      from.at,
+      i.batchSize,
+      from.height,
+      from.width,
+      from.channels,
+      address(backend, filter),
+      i.filterHeight,
+      i.filterWidth,
+      i.strideHeight,
+      i.strideWidth,
+      i.dilationHeight,
+      i.dilationWidth,
+      i.padInfo.top,
+      i.padInfo.left,
+      to.height,
+      to.width,
+      to.channels,
+      to.at,
+      s,
+    ));
   return out;
 }
 

@@ -27,9 +27,11 @@ import {
   captionOf,
   choices,
   type GroupScene,
+  REGION_EDGES,
   renderColumns,
   SCENE_BACKGROUNDS,
   sizeOf,
+  sketchOfScene,
 } from "../../micro/group_scene.ts";
 import { downsampleFactor } from "../../models/autoencoder.ts";
 import {
@@ -51,12 +53,10 @@ import {
   COLUMN_WIDTHS,
   type PhraseOf,
   REGION_ARMS,
-  REGION_EDGES,
   REGION_FUSIONS,
   RENDERED_ARMS,
   RESOLUTION_ARMS,
   sceneLayout,
-  sketchOfScene,
   type Way,
 } from "./scenes.ts";
 import { regionSheets } from "./sheets.ts";

@@ -4,14 +4,13 @@
  * @module
  */
 import type { LayoutInput } from "../../diffusion/layout.ts";
-import type { PixelBox } from "../../evaluation/preprocess.ts";
 import { withArticle } from "../../micro/captions.ts";
 import {
   groupPrompt,
   type GroupScene,
+  regionRows,
   sizeOf,
 } from "../../micro/group_scene.ts";
-import type { SketchObject } from "../../micro/sketch.ts";
 import type { Identity } from "../../micro/world.ts";
 import type { ExperimentPreset } from "../presets.ts";
 
@@ -52,21 +51,6 @@ export const RESOLUTION_ARMS: readonly string[] = [
 export const COLUMN_WIDTHS = [32, 48, 64] as const;
 
 /**
- * Edges of a concept's region, shares of its column and of the picture's
- * height. Around it and between regions the whole picture's prompt holds: on
- * ordinary words, regions that fill the columns lose one of two things.
- */
-export const REGION_EDGES = {
-  left: 0.15,
-  right: 0.85,
-  top: 0.2,
-  bottom: 0.8,
-} as const;
-
-/** Cells of a mask along a column's width and along the picture's height. */
-const MASK_CELLS = 20;
-
-/**
  * Whether an arm is told the places of concepts: regions tell, and the places in the
  * prompt for two and three concepts; for four there are no words.
  *
@@ -76,39 +60,6 @@ const MASK_CELLS = 20;
 export function knowsPlaces(arm: string, n: number): boolean {
   const [way] = arm.split(".");
   return !["plain", "switch", "composite"].includes(way) || n <= 3;
-}
-
-/** Columns of a picture as shares of it. */
-export function columns(n: number): PixelBox[] {
-  return Array.from(
-    { length: n },
-    (_, i) => ({ x: i / n, y: 0, width: 1 / n, height: 1 }),
-  );
-}
-
-/**
- * The mask of a concept's region: a mask's rule (at least half of a cell) has
- * cells left on the UNet's coarsest grid, where that of boxes (all of a cell)
- * has none.
- *
- * @param column The concept's column, from the left.
- * @param n Number of columns.
- * @returns {@linkcode MASK_CELLS} rows of a layout's mask over the picture.
- */
-function regionRows(column: number, n: number): [string, ...string[]] {
-  const inside = (at: number, from: number, to: number) =>
-    at >= Math.round(from * MASK_CELLS) && at < Math.round(to * MASK_CELLS);
-  const { left, right, top, bottom } = REGION_EDGES;
-  const row = (y: number) =>
-    Array.from(
-      { length: n * MASK_CELLS },
-      (_, x) =>
-        inside(y, top, bottom) && inside(x - column * MASK_CELLS, left, right)
-          ? "#"
-          : ".",
-    ).join("");
-  const rows = Array.from({ length: MASK_CELLS }, (_, y) => row(y));
-  return rows as [string, ...string[]];
 }
 
 /** How a concept stands in prompts. */
@@ -156,24 +107,4 @@ export function sceneLayout(
       }
       : {}),
   };
-}
-
-/**
- * Outlines of a scene's concepts, each as wide as its region, in its middle.
- *
- * @param scene Its concepts and its size.
- */
-export function sketchOfScene(
-  scene: Pick<GroupScene, "concepts" | "scale" | "column">,
-): SketchObject[] {
-  const column = scene.column * scene.scale;
-  const side = Math.round(column * (REGION_EDGES.right - REGION_EDGES.left));
-  const { height } = sizeOf(scene);
-  return scene.concepts.map(({ name }, i) => ({
-    concept: name,
-    frame: 0,
-    x: Math.round((i + 0.5) * column - side / 2),
-    y: Math.round((height - side) / 2),
-    side,
-  }));
 }

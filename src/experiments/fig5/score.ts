@@ -4,21 +4,24 @@
  *
  * @module
  */
-import { fold, key } from "../../core/random.ts";
 import { imageAlignment, textAlignment } from "../../evaluation/clip_score.ts";
 import { rounded } from "../../evaluation/compare.ts";
-import { crop } from "../../evaluation/preprocess.ts";
 import { bestOrder, type Found, identify } from "../../evaluation/regions.ts";
 import {
   centroid,
   gallery,
   type GalleryEntry,
 } from "../../evaluation/retrieval.ts";
+import { mean } from "../../evaluation/statistics.ts";
 import type { Lab } from "../../lab/lab.ts";
-import { captionOf, type GroupScene, HEIGHT } from "../../micro/group_scene.ts";
-import { renderScene } from "../../micro/scenes.ts";
+import {
+  captionOf,
+  columns,
+  emptyBackground,
+  type GroupScene,
+  HEIGHT,
+} from "../../micro/group_scene.ts";
 import { BACKGROUNDS, IDENTITIES } from "../../micro/world.ts";
-import { columns } from "./scenes.ts";
 
 /** Sides of the windows in which a concept is looked for. */
 const WINDOW_SIDES = [0.8, 1] as const;
@@ -99,79 +102,87 @@ export interface RegionScoreKind {
   readonly compared?: boolean;
 }
 
-const share = (
-  { regions }: RegionRow,
-  test: (finding: RegionFinding, at: number) => boolean,
-) => regions.filter(test).length / regions.length;
+/** What holds of a region, or not. */
+type RegionTest = (
+  finding: RegionFinding,
+  row: RegionRow,
+  at: number,
+) => boolean;
+
+/** A score that is a share of regions. */
+function shareOf(
+  title: string,
+  test: RegionTest,
+  use: Pick<RegionScoreKind, "byPlace" | "compared"> = {},
+): RegionScoreKind {
+  const of = (row: RegionRow) =>
+    row.regions.filter((found, at) => test(found, row, at)).length /
+    row.regions.length;
+  return { title, of, ...use };
+}
+
+const COMPARED = { compared: true };
+const PLACED = { byPlace: true, compared: true };
+const isRight = ({ concept, label }: RegionFinding) => label === concept;
+const isEmpty = ({ label }: RegionFinding) => label === "background";
 const among = (
   { concepts }: RegionRow,
   names: readonly string[],
   but: string,
 ) => names.some((name) => name !== but && concepts.includes(name));
-const EMPTY = "background";
 
 /** Scores of a picture, in the order of the table. */
 export const REGION_SCORES: Readonly<Record<RegionScore, RegionScoreKind>> = {
   /** Regions with the right concept, of all identities. */
-  identity: {
-    title: "identity per region ↑",
-    of: (row) => share(row, ({ concept, label }) => label === concept),
-    ...{ byPlace: true, compared: true },
-  },
+  identity: shareOf("identity per region ↑", isRight, PLACED),
   /** Regions nearer to their own concept than to the picture's others. */
-  nearest: {
-    title: "own nearest of the picture's ↑",
-    of: (row) => share(row, ({ own, other }) => own > other),
-    ...{ byPlace: true, compared: true },
-  },
+  nearest: shareOf(
+    "own nearest of the picture's ↑",
+    ({ own, other }) => own > other,
+    PLACED,
+  ),
   /** Regions in which another concept of the picture stands out most. */
-  replaced: {
-    title: "replaced by another ↓",
-    of: (row) =>
-      share(row, ({ concept, label }) => among(row, [label], concept)),
-    ...{ byPlace: true, compared: true },
-  },
+  replaced: shareOf(
+    "replaced by another ↓",
+    ({ concept, label }, row) => among(row, [label], concept),
+    PLACED,
+  ),
   /** Regions in which another concept of the picture is in some window. */
-  leakage: {
-    title: "another seen there ↓",
-    of: (row) => share(row, ({ concept, seen }) => among(row, seen, concept)),
-    ...{ byPlace: true, compared: true },
-  },
+  leakage: shareOf(
+    "another seen there ↓",
+    ({ concept, seen }, row) => among(row, seen, concept),
+    PLACED,
+  ),
   /** Regions without an identity. */
-  missing: {
-    title: "no identity there ↓",
-    of: (row) => share(row, ({ label }) => label === EMPTY),
-  },
+  missing: shareOf("no identity there ↓", isEmpty),
   /** Whether every region has an identity, whichever. */
   occupied: {
     title: "an identity in every region ↑",
-    of: (row) => row.regions.every(({ label }) => label !== EMPTY) ? 1 : 0,
+    of: ({ regions }) => regions.some(isEmpty) ? 0 : 1,
   },
   /** Whether every concept is in its place. */
   complete: {
     title: "all in place ↑",
-    of: (row) =>
-      row.regions.every(({ concept, label }) => label === concept) ? 1 : 0,
+    of: ({ regions }) => regions.every(isRight) ? 1 : 0,
     byPlace: true,
   },
   /** `identity` in the order that suits the picture best. */
-  anyOrder: {
-    title: "identity, any order ↑",
-    of: (row) => share(row, ({ label }, at) => label === row.order[at]),
-    compared: true,
-  },
+  anyOrder: shareOf(
+    "identity, any order ↑",
+    ({ label }, { order }, at) => label === order[at],
+    COMPARED,
+  ),
   /** `leakage` in that order. */
-  anyOrderLeakage: {
-    title: "another seen, any order ↓",
-    of: (row) => share(row, ({ seen }, at) => among(row, seen, row.order[at])),
-    compared: true,
-  },
+  anyOrderLeakage: shareOf(
+    "another seen, any order ↓",
+    ({ seen }, row, at) => among(row, seen, row.order[at]),
+    COMPARED,
+  ),
   /** Masked alignment with the right concept. */
   own: {
     title: "masked alignment ↑",
-    of: ({ regions }) =>
-      regions.reduce((sum, { own }) => sum + own, 0) / regions.length,
-    ...{ byPlace: true, compared: true },
+    of: ({ regions }) => mean(regions.map(({ own }) => own)),
+    ...PLACED,
   },
   /** Text alignment. */
   text: { title: "text ↑", of: ({ text }) => text },
@@ -255,33 +266,19 @@ export async function scoreScenes(
 /** Crops that stand for each background in the gallery. */
 const BACKGROUND_VIEWS = 12;
 
-/** Side of a background's crop, pixels. */
-const BACKGROUND_SIDE = 32;
-
 /** Embeddings of empty backgrounds, as they look between concepts. */
 async function backgroundEntries(lab: Lab): Promise<GalleryEntry[]> {
-  const view = (word: string, i: number) => {
-    const data = renderScene({
-      side: HEIGHT,
-      background: word,
-      texture: fold(key(i), "empty", word)[0] >>> 1,
-      objects: [],
-    }, lab.art);
-    return crop({ width: HEIGHT, height: HEIGHT, channels: 3, data }, {
-      x: i % 2 * BACKGROUND_SIDE,
-      y: Math.floor(i / 2) % 3 * BACKGROUND_SIDE / 2,
-      width: BACKGROUND_SIDE,
-      height: BACKGROUND_SIDE,
-    });
-  };
-  const crops = await Promise.all(BACKGROUNDS.map(({ word }) =>
-    Promise.all(
-      Array.from(
-        { length: BACKGROUND_VIEWS },
-        (_, i) => lab.put(["background", word, i], () => view(word, i)),
-      ),
-    )
-  ));
+  const views = [...new Array(BACKGROUND_VIEWS).keys()];
+  const crops = await Promise.all(
+    BACKGROUNDS.map(({ word }) =>
+      Promise.all(views.map((i) =>
+        lab.put(
+          ["background", word, i],
+          () => emptyBackground(word, i, lab.art),
+        )
+      ))
+    ),
+  );
   const embedded = await lab.embed(
     crops.map((images) => ({ images, regions: images.map(() => []) })),
   );

@@ -12,7 +12,13 @@ import {
   type MaskedPicture,
 } from "../../evaluation/corruptions.ts";
 import type { Art } from "../art.ts";
-import { placeObject, renderMask, renderScene, type Scene } from "../scenes.ts";
+import {
+  placeObject,
+  renderMask,
+  renderScene,
+  type Scene,
+  squarePixels,
+} from "../scenes.ts";
 import { IDENTITIES, WIDE_WORLD } from "../world.ts";
 
 /** Temperature of {@linkcode identityLoss}. */
@@ -84,12 +90,7 @@ function view(sprite: string, art: Art, draw: Stream): MaskedPicture {
     )],
   };
   return {
-    image: {
-      width: side,
-      height: side,
-      channels: 3,
-      data: renderScene(scene, art, WIDE_WORLD),
-    },
+    image: squarePixels(side, renderScene(scene, art, WIDE_WORLD)),
     mask: renderMask(scene, art),
   };
 }

@@ -15,6 +15,7 @@ import {
 import { initialise } from "../../nn/spec.ts";
 import {
   flatAdamW,
+  type FlatLayout,
   type FlatState,
   flatState,
   warmupLinear,
@@ -46,6 +47,7 @@ import {
   networkLayout,
   networkSpec,
   pixels,
+  type Shard,
   type ShardResult,
   unflatten,
 } from "./tasks.ts";
@@ -186,38 +188,9 @@ export async function* pretrain(
         batch: recipe.batch,
         seed: recipe.seed,
       }));
-      grads.fill(0);
-      let losses: Record<string, number> = {};
-      if (name === "clip_a" || name === "clip_b") {
-        const embedded = await runner.map(
-          shards.map((shard) => ({ kind: "embed", shard })),
-        ) as EmbeddedShard[];
-        const at = layout.entries.find((e) => e.path === "logit_scale")!.offset;
-        const { by, byScale, ...parts } = clipLoss(embedded, shared[at]);
-        await runner.map(shards.map((shard, i) => ({
-          kind: "backward",
-          shard,
-          by: by[i],
-          into: ofShard[i],
-        })));
-        for (const part of ofShard) add(grads, part, 1);
-        grads[at] += byScale;
-        losses = parts.losses;
-      } else {
-        const results = await runner.map(
-          shards.map((shard, i) => ({
-            kind: "gradient",
-            shard,
-            into: ofShard[i],
-          })),
-        ) as ShardResult[];
-        for (const part of ofShard) add(grads, part, 1 / shards.length);
-        for (const r of results) {
-          for (const [part, value] of Object.entries(r.losses)) {
-            losses[part] = (losses[part] ?? 0) + value / shards.length;
-          }
-        }
-      }
+      const losses = name === "clip_a" || name === "clip_b"
+        ? await clipGradient(runner, shards, ofShard, grads, layout, shared)
+        : await meanGradient(runner, shards, ofShard, grads);
       const lr = warmupLinear(state.step, recipe);
       const norm = orthogonaliser
         ? await flatMuon(
@@ -250,6 +223,55 @@ export async function* pretrain(
     runner.close();
     if (between) await saveState(checkpoint, state, recipe);
   }
+}
+
+type Losses = Readonly<Record<string, number>>;
+
+/** The gradient of a loss that is a mean over shards; gives its parts. */
+async function meanGradient(
+  runner: ShardRunner,
+  shards: readonly Shard[],
+  ofShard: readonly Float32Array[],
+  grads: Float32Array,
+): Promise<Losses> {
+  const results = await runner.map(
+    shards.map((shard, i) => ({ kind: "gradient", shard, into: ofShard[i] })),
+  ) as ShardResult[];
+  grads.fill(0);
+  for (const part of ofShard) add(grads, part, 1 / shards.length);
+  const losses: Record<string, number> = {};
+  for (const r of results) {
+    for (const [part, value] of Object.entries(r.losses)) {
+      losses[part] = (losses[part] ?? 0) + value / shards.length;
+    }
+  }
+  return losses;
+}
+
+/** The gradient of a CLIP's loss, which sees the embeddings of all shards. */
+async function clipGradient(
+  runner: ShardRunner,
+  shards: readonly Shard[],
+  ofShard: readonly Float32Array[],
+  grads: Float32Array,
+  layout: FlatLayout,
+  params: Float32Array,
+): Promise<Losses> {
+  const embedded = await runner.map(
+    shards.map((shard) => ({ kind: "embed", shard })),
+  ) as EmbeddedShard[];
+  const at = layout.entries.find((e) => e.path === "logit_scale")!.offset;
+  const { by, byScale, losses } = clipLoss(embedded, params[at]);
+  await runner.map(shards.map((shard, i) => ({
+    kind: "backward",
+    shard,
+    by: by[i],
+    into: ofShard[i],
+  })));
+  grads.fill(0);
+  for (const part of ofShard) add(grads, part, 1);
+  grads[at] += byScale;
+  return losses;
 }
 
 /** Lets the servers of a runner orthogonalise updates, each a part of them. */
