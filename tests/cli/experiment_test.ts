@@ -1,4 +1,9 @@
-import { assertEquals, assertRejects, assertThrows } from "@std/assert";
+import {
+  assertEquals,
+  assertRejects,
+  assertStringIncludes,
+  assertThrows,
+} from "@std/assert";
 import { evaluators } from "../../src/cli/evaluators.ts";
 import { experimentCommand, listed, main } from "../../src/cli/experiment.ts";
 import { frames } from "../../src/cli/frames.ts";
@@ -6,6 +11,9 @@ import type { Plan } from "../../src/experiments/experiment.ts";
 import { overfit } from "../../src/experiments/overfit.ts";
 import { SWEEPS } from "../../src/experiments/sweeps.ts";
 import { table1 } from "../../src/experiments/table1.ts";
+import { readJson } from "../../src/io/files.ts";
+import { escapeHtml } from "../../src/report/html.ts";
+import { writeTinyWorld } from "../experiments/tiny_world.ts";
 
 const sweeps = SWEEPS.map((one) => experimentCommand(one));
 const sweep = (name: string) => sweeps.find((one) => one.name === name)!;
@@ -118,4 +126,39 @@ Deno.test("a setting of all experiments is a list of one where they have a list"
   const many = listed(overfit, given);
   assertEquals(many, { layers: ["linear"], trainSteps: 3 });
   assertEquals(listed(overfit, {}), {});
+});
+
+Deno.test("all: reports, every claim and seeds in one page; settings reach lists", async () => {
+  const folder = await Deno.makeTempDir();
+  try {
+    const { model, clip } = await writeTinyWorld(folder);
+    const out = `${folder}/out`;
+    const code = await main([
+      ...["all", "--quick", "--only", "overfit,noise-offset"],
+      ...["--layers", "linear", "--rank", "1"],
+      ...["--train-steps", "1", "--steps", "1"],
+      ...["--model", model, "--clip", clip],
+      ...["--backend", "wasm", "--workers", "0", "--out", out],
+    ]);
+    assertEquals(code, 0);
+    const { rows } = await readJson<
+      { rows: { arm: { layers: string } | null }[] }
+    >(`${out}/overfit/overfit.json`);
+    assertEquals(rows.map(({ arm }) => arm?.layers), [undefined, "linear"]);
+    const { settings, comparisons } = await readJson<
+      { settings: { layers: string }; comparisons: { claim: string }[] }
+    >(`${out}/noise-offset/noise-offset.json`);
+    assertEquals(settings.layers, "linear");
+    const page = await Deno.readTextFile(`${out}/index.html`);
+    for (
+      const part of [
+        'href="overfit/overfit.html"',
+        'href="noise-offset/noise-offset.html"',
+        "Every claim",
+        ...comparisons.map(({ claim }) => escapeHtml(claim)),
+      ]
+    ) assertStringIncludes(page, part);
+  } finally {
+    await Deno.remove(folder, { recursive: true });
+  }
 });
