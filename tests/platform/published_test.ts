@@ -76,11 +76,17 @@ Deno.test("what is published runs by its address alone", async () => {
         },
       }),
     );
+    // A cache of its own: nothing of an earlier run is in it, and each module is
+    // fetched once. Packages of npm are where they are.
+    const { denoDir } = JSON.parse((await runDeno(["info", "--json"])).stdout);
+    const DENO_DIR = `${folder}/deno`;
+    await Deno.mkdir(DENO_DIR);
+    await Deno.symlink(`${denoDir}/npm`, `${DENO_DIR}/npm`);
     const run = async (...args: string[]) => {
       const { code, stdout, stderr } = await runDeno([
         ...["run", "-q", "-A", "--no-config", "--no-lock", "--no-check"],
-        ...[`--import-map=${map}`, `--reload=${server.url}`, ...args],
-      ], { cwd: folder });
+        ...[`--import-map=${map}`, ...args],
+      ], { cwd: folder, env: { DENO_DIR } });
       assertEquals(code, 0, stdout + stderr);
       return stdout;
     };
