@@ -55,13 +55,16 @@ export interface ServeOptions extends LinkOptions {
   readonly signal?: AbortSignal;
   /** Version of the code that makes numbers. @default this one's */
   readonly code?: number;
+  /**
+   * Seconds until a job that was refused is offered again.
+   *
+   * @default {5}
+   */
+  readonly refused?: number;
 }
 
 /** How often a job may lose its worker before it counts as the culprit. */
 const DEATHS = 5;
-
-/** Milliseconds until a job that was refused is offered again. */
-const REFUSED = 5000;
 
 /** Milliseconds between two reports of progress. */
 const NEWS = 1000;
@@ -85,7 +88,7 @@ interface Slot {
  */
 export async function serveQueue(options: ServeOptions): Promise<number> {
   const { store, backend, threads, lease = 30, idle, signal, code } = options;
-  const { onNote = () => {} } = options;
+  const { onNote = () => {}, refused = 5 } = options;
   const folders: Folders = { ...options.folders, store: store.folder };
   const hashes = await labHashes(folders, await loadConceptArt());
   const name = queueName({ model: hashes.model, backend, code });
@@ -129,7 +132,7 @@ export async function serveQueue(options: ServeOptions): Promise<number> {
       await job.updateProgress(
         { refused: wrong, worker: me } satisfies JobNews,
       );
-      await job.moveToDelayed(Date.now() + REFUSED, token);
+      await job.moveToDelayed(Date.now() + 1000 * refused, token);
       throw new DelayedError();
     }
     const what = describeSpec(spec, job.id!);

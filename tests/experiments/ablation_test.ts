@@ -166,9 +166,11 @@ Deno.test("an ablation of a tiny world: schema, resume, workers", async (t) => {
         assert(await exists(lost));
         await Deno.remove(lost);
         // Of measurements some are lost: each is found or made by itself.
-        for (const [kind, every] of [
-          ...[["fused", 1], ["embeddings", 4], ["heldout", 4]] as const,
-        ]) {
+        for (
+          const [kind, every] of [
+            ...[["fused", 1], ["embeddings", 4], ["heldout", 4]] as const,
+          ]
+        ) {
           const at = `${folder}/store/${kind}`;
           const files = await Array.fromAsync(Deno.readDir(at));
           const lost = files.map(({ name }) => name).sort()
