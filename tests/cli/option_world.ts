@@ -17,6 +17,12 @@ import { withLab } from "../../src/lab/lab.ts";
 import { pathOf } from "../../src/lab/store.ts";
 import { save } from "../../src/models/checkpoint.ts";
 import {
+  flattenTree,
+  networkLayout,
+  networkSpec,
+} from "../../src/micro/pretrain/tasks.ts";
+import { writeNetwork } from "../../src/micro/pretrain/weights.ts";
+import {
   parseT2IAdapterConfig,
   type T2IAdapter,
   t2iAdapterSpec,
@@ -159,10 +165,12 @@ export async function writeLabWorld(at: string): Promise<OptionWorld> {
   await writeTinyWorld(`${at}/other`, 10);
   await writeSketchNetworks(at);
   await writePlans(at);
-  // To train an autoencoder for a step takes five seconds.
-  const micro = new URL("../../models/micro", import.meta.url).pathname;
-  for (const name of ["clip_a", "vae"]) {
-    await copyFiles(`${micro}/${name}`, `${at}/base/1/${name}`);
+  // As they start: a step of the autoencoder would take five seconds.
+  for (const name of ["clip_a", "vae"] as const) {
+    const params = initialise(networkSpec(name), key(30));
+    const values = flattenTree(networkLayout(name), params);
+    await writeNetwork(`${at}/base/1`, name, values, 1);
+    disposeTree(params);
   }
   for (const  of of["", "other/"]) {
     for (const name of ["clip_a", "clip_b"]) {
