@@ -1,5 +1,7 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
+import { selectBackend } from "../../src/core/backend.ts";
 import { decodePng } from "../../src/io/png.ts";
+import { writeTinyWorld } from "../experiments/tiny_world.ts";
 import { root, runDeno } from "../tools/repository.ts";
 import { served } from "./served.ts";
 
@@ -12,7 +14,8 @@ const SHORT: Readonly<Record<string, readonly string[]>> = {
   convert: ["--to", "kohya", "--without-tokens"],
   ablation: [
     ...["--train-steps", "1", "--steps", "1", "--method", "edlora"],
-    ...["--fusion", "weight"],
+    // The commands before it use the published model and its CLIP.
+    ...["--fusion", "weight", "--model", "tiny/model", "--clip", "tiny/clip"],
   ],
 };
 
@@ -109,6 +112,8 @@ for (const name of ["train", "fuse", "sample", "evaluate", "convert", "inspect",
     await run(
       ...[`${server.url}/examples/concept_pictures.ts`, "bobo", "pictures"],
     );
+    await selectBackend("wasm");
+    await writeTinyWorld(`${folder}/tiny`);
     const did: Record<string, string> = {};
     for (
       const [name, ...args] of [
