@@ -56,13 +56,16 @@ export interface ServeOptions extends LinkOptions {
   readonly signal?: AbortSignal;
   /** Version of the code that makes numbers. @default this one's */
   readonly code?: number;
+  /**
+   * Seconds until a job that was refused is offered again.
+   *
+   * @default {5}
+   */
+  readonly refused?: number;
 }
 
 /** How often a job may lose its worker before it counts as the culprit. */
 const DEATHS = 5;
-
-/** Milliseconds until a job that was refused is offered again. */
-const REFUSED = 5000;
 
 /** Milliseconds between two reports of progress. */
 const NEWS = 1000;
@@ -84,6 +87,8 @@ interface Serving {
   readonly name: string;
   readonly hashes: LabHashes;
   readonly store: SharedStore;
+  /** Seconds until a job that was refused is offered again. */
+  readonly refused: number;
   readonly slots: readonly Slot[];
   /** Starts a thread. */
   readonly open: () => Promise<Runner>;
@@ -106,13 +111,13 @@ interface Serving {
  */
 export async function serveQueue(options: ServeOptions): Promise<number> {
   const { store, backend, threads, lease = 30, idle, signal, code } = options;
-  const { onNote = () => {} } = options;
+  const { onNote = () => {}, refused = 5 } = options;
   const folders: Folders = { ...options.folders, store: store.folder };
   const hashes = await labHashes(folders, await loadConceptArt());
   const name = queueName({ model: hashes.model, backend, code });
   const link = await openLink(options);
   const serving: Serving = {
-    ...{ name, hashes, store, onNote, me: machine.processName() },
+    ...{ name, hashes, store, refused, onNote, me: machine.processName() },
     slots: Array.from({ length: threads }, () => ({ busy: false })),
     open: () => localPool(folders, backend, 1),
     ...{ count: 0, running: 0, active: performance.now(), ending: false },
@@ -193,14 +198,14 @@ async function processJob(
   job: Job<SpecJob>,
   token?: string,
 ): Promise<void> {
-  const { hashes, store, me, onNote } = serving;
+  const { hashes, store, me, refused, onNote } = serving;
   const { spec } = job.data;
   const what = describeSpec(spec, job.id!);
   const wrong = await refusal(job, hashes, store);
   if (wrong !== undefined) {
     onNote(`refused ${what}: ${wrong}`);
     await job.updateProgress({ refused: wrong, worker: me } satisfies JobNews);
-    await job.moveToDelayed(Date.now() + REFUSED, token);
+    await job.moveToDelayed(Date.now() + 1000 * refused, token);
     throw new DelayedError();
   }
   const before = performance.now();

@@ -2,7 +2,13 @@ import type { EvaluatorSet } from "../evaluation/evaluator_check.ts";
 import type { Pixels } from "../io/png.ts";
 import type { Art } from "./art.ts";
 import { withArticle } from "./captions.ts";
-import { conceptImages, otherDesignImage, otherDesigns } from "./concepts.ts";
+import {
+  conceptImage,
+  conceptImages,
+  otherDesignImage,
+  otherDesigns,
+  REFERENCE_IMAGES,
+} from "./concepts.ts";
 import { squarePixels } from "./scenes.ts";
 import { BACKGROUNDS, IDENTITIES, WORLD } from "./world.ts";
 
@@ -58,8 +64,10 @@ export function evaluatorSet(
   return {
     identities: IDENTITIES.map(({ name, class: classWord }) => ({
       name,
-      references: conceptImages(name, "reference", art).slice(0, references)
-        .map(({ image, mask }) => ({ image: rgb(image), mask })),
+      references: Array.from(
+        { length: Math.min(references, REFERENCE_IMAGES) },
+        (_, i) => conceptImage(name, "reference", i, art),
+      ).map(({ image, mask }) => ({ image: rgb(image), mask })),
       gallery: conceptImages(name, "train", art).map(({ image }) => rgb(image)),
       classWord: classPictures(classWord),
     })),

@@ -914,7 +914,7 @@ export function memoryRows({ at, out }: OptionWorld): OptionRows {
       half: { add: { "--half": true } },
       card: { both: { ...train, "--size": "384" }, add: { "--card": 0.1 } },
       backend: { add: { "--backend": "wasm" } },
-      binding: { both: { "--size": "256" }, add: { "--binding": 1 } },
+      binding: { both: { "--size": "512" }, add: { "--binding": 1 } },
       json: { both: { "--json": null }, add: { "--json": true } },
     },
   };

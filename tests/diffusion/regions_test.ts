@@ -103,23 +103,31 @@ forEachBackend("a UNet with two regions matches Mix-of-Show", async (b) => {
     const g = await golden("regional/unet.safetensors");
     const model = await tinySd();
     const maps = regionMaps(shapes(facts.unet.boxes));
-    const states = [0, 1].map((i) =>
-      g.tensor(`region${i}.encoder_hidden_states`)
-    );
-    for (const regional of [false, true]) {
+    // Pictures of a batch do not meet. A software adapter takes eight seconds
+    // for each, so webgpu draws the last one, with the regions.
+    const first = b === "webgpu" ? 1 : 0;
+    const rows = (name: string) => g.tensor<tf.Tensor4D>(name).slice(first);
+    for (const regional of b === "webgpu" ? [true] : [false, true]) {
       const out = tf.tidy(() =>
         unet(
           model.unet.params,
           model.unet.config,
-          g.nhwc("sample"),
+          g.nhwc("sample").slice(first),
           g.rows("timestep")[0],
-          g.tensor<tf.Tensor4D>("encoder_hidden_states"),
-          regional ? { crossAttend: regionalAttention(maps, states) } : {},
+          rows("encoder_hidden_states"),
+          regional
+            ? {
+              crossAttend: regionalAttention(
+                maps,
+                [0, 1].map((i) => rows(`region${i}.encoder_hidden_states`)),
+              ),
+            }
+            : {},
         )
       );
       close(
         await nchw(out),
-        g.values(regional ? "out" : "out_no_region"),
+        g.values(regional ? "out" : "out_no_region").slice(-out.size),
         // Ten times float32 against float64 of the UNet; the regions change
         // the output by 0.2.
         tolerance(b, 1.1e-5),

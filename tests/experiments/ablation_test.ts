@@ -26,7 +26,7 @@ await selectBackend("wasm");
 const preset = PRESETS.ablation;
 const plan = planOf(table2, {
   concepts: ["kuro", "momo"],
-  prompts: 4,
+  prompts: 2,
   seeds: [0],
   settings: {
     ...preset,
@@ -98,8 +98,8 @@ Deno.test("an ablation of a tiny world: schema, resume, workers", async (t) => {
       const { sheet } = pictures;
       assertEquals(sheet.columns.length, 10);
       assertEquals(sheet.rows.map(({ label }) => label), [
-        ...new Array(4).fill("kuro"),
-        ...new Array(4).fill("momo"),
+        ...new Array(2).fill("kuro"),
+        ...new Array(2).fill("momo"),
       ]);
       assert(sheet.rows.every(({ cells }) => cells.every((cell) => cell)));
       const markdown = reportMarkdown(first.document);
@@ -115,7 +115,7 @@ Deno.test("an ablation of a tiny world: schema, resume, workers", async (t) => {
       }
       const html = await reportHtml(first.document);
       assertEquals(html.match(/class="figure"/g)?.length, 9);
-      assertEquals(html.match(/<img class="pixels"/g)?.length, 80);
+      assertEquals(html.match(/<img class="pixels"/g)?.length, 40);
     });
     await t.step("every call ends complete", () => {
       const last = new Map(
@@ -165,8 +165,20 @@ Deno.test("an ablation of a tiny world: schema, resume, workers", async (t) => {
         const lost = `${images[0]}/${name}`;
         assert(await exists(lost));
         await Deno.remove(lost);
-        for (const kind of ["embeddings", "fused", "heldout"]) {
-          await Deno.remove(`${folder}/store/${kind}`, { recursive: true });
+        // Of measurements some are lost: each is found or made by itself.
+        for (
+          const [kind, every] of [
+            ...[["fused", 1], ["embeddings", 4], ["heldout", 4]] as const,
+          ]
+        ) {
+          const at = `${folder}/store/${kind}`;
+          const files = await Array.fromAsync(Deno.readDir(at));
+          const lost = files.map(({ name }) => name).sort()
+            .filter((_, i) => i % every === 0);
+          assert(lost.length > 0, kind);
+          for (const name of lost) {
+            await Deno.remove(`${at}/${name}`, { recursive: true });
+          }
         }
         const again = await run(labOf(folder));
         assertEquals(again.text, first.text);

@@ -412,8 +412,8 @@ Deno.test("the regions experiment on a tiny world", async (t) => {
   try {
     const { model, clip } = await writeTinyWorld(folder);
     const config = parseT2IAdapterConfig({
-      channels: [8, 16],
-      downscale_factor: 4,
+      channels: [16],
+      downscale_factor: 8,
       in_channels: 1,
       num_res_blocks: 1,
     });

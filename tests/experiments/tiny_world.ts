@@ -86,21 +86,22 @@ async function makeTinyWorld(folder: string, seed: number): Promise<void> {
     max_position_embeddings: tokenizer.modelMaxLength,
   });
   const unet = parseUNetConfig({
-    sample_size: 16,
+    sample_size: 8,
     in_channels: 4,
     out_channels: 4,
-    block_out_channels: [8, 16],
-    down_block_types: ["DownBlock2D", "CrossAttnDownBlock2D"],
-    up_block_types: ["CrossAttnUpBlock2D", "UpBlock2D"],
+    // One level: most of an experiment is this network.
+    block_out_channels: [16],
+    down_block_types: ["CrossAttnDownBlock2D"],
+    up_block_types: ["CrossAttnUpBlock2D"],
     layers_per_block: 1,
     attention_head_dim: 2,
     cross_attention_dim: 16,
     norm_num_groups: 4,
   });
   const vae = parseAutoencoderConfig({
-    block_out_channels: [8, 8, 8],
-    down_block_types: new Array(3).fill("DownEncoderBlock2D"),
-    up_block_types: new Array(3).fill("UpDecoderBlock2D"),
+    block_out_channels: [4, 4, 8, 8],
+    down_block_types: new Array(4).fill("DownEncoderBlock2D"),
+    up_block_types: new Array(4).fill("UpDecoderBlock2D"),
     latent_channels: 4,
     layers_per_block: 1,
     norm_num_groups: 4,

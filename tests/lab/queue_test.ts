@@ -240,6 +240,7 @@ function serve(
     threads: 1,
     lease: 2,
     patience: 20,
+    refused: 0.5,
     signal: controller.signal,
     onNote: (line) => notes.push(line),
     ...more,

@@ -1,5 +1,7 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
+import { selectBackend } from "../../src/core/backend.ts";
 import { decodePng } from "../../src/io/png.ts";
+import { writeTinyWorld } from "../experiments/tiny_world.ts";
 import { root, runDeno } from "../tools/repository.ts";
 import { served } from "./served.ts";
 
@@ -12,7 +14,8 @@ const SHORT: Readonly<Record<string, readonly string[]>> = {
   convert: ["--to", "kohya", "--without-tokens"],
   ablation: [
     ...["--train-steps", "1", "--steps", "1", "--method", "edlora"],
-    ...["--fusion", "weight"],
+    // The commands before it use the published model and its CLIP.
+    ...["--fusion", "weight", "--model", "tiny/model", "--clip", "tiny/clip"],
   ],
 };
 
@@ -76,11 +79,17 @@ Deno.test("what is published runs by its address alone", async () => {
         },
       }),
     );
+    // A cache of its own: nothing of an earlier run is in it, and each module is
+    // fetched once. Packages of npm are where they are.
+    const { denoDir } = JSON.parse((await runDeno(["info", "--json"])).stdout);
+    const DENO_DIR = `${folder}/deno`;
+    await Deno.mkdir(DENO_DIR);
+    await Deno.symlink(`${denoDir}/npm`, `${DENO_DIR}/npm`);
     const run = async (...args: string[]) => {
       const { code, stdout, stderr } = await runDeno([
         ...["run", "-q", "-A", "--no-config", "--no-lock", "--no-check"],
-        ...[`--import-map=${map}`, `--reload=${server.url}`, ...args],
-      ], { cwd: folder });
+        ...[`--import-map=${map}`, ...args],
+      ], { cwd: folder, env: { DENO_DIR } });
       assertEquals(code, 0, stdout + stderr);
       return stdout;
     };
@@ -103,6 +112,8 @@ for (const name of ["train", "fuse", "sample", "evaluate", "convert", "inspect",
     await run(
       ...[`${server.url}/examples/concept_pictures.ts`, "bobo", "pictures"],
     );
+    await selectBackend("wasm");
+    await writeTinyWorld(`${folder}/tiny`);
     const did: Record<string, string> = {};
     for (
       const [name, ...args] of [

@@ -49,8 +49,9 @@ export function countLine({ passed, failed, skipped }: Counts): string {
 }
 
 /**
- * Files at once. Most of them keep one core busy, and each holds a model or
- * two: with two, a machine of two cores has neither core nor memory to spare.
+ * Files at once. Most of them keep one core busy, see one_processor.ts, and each
+ * holds a model or two: with two, a machine of two cores has neither core nor
+ * memory to spare.
  */
 const JOBS = "2";
 
@@ -75,6 +76,7 @@ if (import.meta.main && !helped(HELP)) {
       "-q",
       "-P",
       "--parallel",
+      "--preload=tests/tools/one_processor.ts",
       `--junit-path=${report}`,
       ...Deno.args,
     ], { DENO_JOBS: Deno.env.get("DENO_JOBS") ?? JOBS });
