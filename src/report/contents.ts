@@ -3,8 +3,9 @@
  *
  * @module
  */
-import { escapeHtml, heading, page, paragraph, table } from "./html.ts";
+import { heading, page, paragraph, table } from "./html.ts";
 import type { Table } from "./table.ts";
+import { escapeHtml } from "./text.ts";
 
 /** A report in the list. */
 export interface ReportEntry {

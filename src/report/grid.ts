@@ -5,9 +5,8 @@
  */
 import { cannot } from "../core/errors.ts";
 import type { Pixels } from "../io/png.ts";
-import { escapeHtml } from "./html.ts";
 import { svgPixels } from "./svg.ts";
-import { ASCENT, FONT, textWidth, wrapText } from "./text.ts";
+import { ASCENT, escapeHtml, FONT, textWidth, wrapText } from "./text.ts";
 
 /** Settings of {@linkcode contactSheet}. */
 export interface ContactSheetOptions {

@@ -9,6 +9,7 @@ import { encodePng, type Pixels } from "../io/png.ts";
 import type { Figure } from "./figure.ts";
 import type { Sheet } from "./grid.ts";
 import type { Table } from "./table.ts";
+import { escapeHtml } from "./text.ts";
 
 /** HTML that may be put into a page as it is. */
 export interface Html {
@@ -16,12 +17,6 @@ export interface Html {
   readonly html: string;
   /** Whether it needs plotly. */
   readonly plotly?: boolean;
-}
-
-/** Makes text safe inside elements and attributes. */
-export function escapeHtml(text: string): string {
-  return text.replaceAll("&", "&amp;").replaceAll("<", "&lt;")
-    .replaceAll(">", "&gt;").replaceAll('"', "&quot;");
 }
 
 /** A heading of the second level. */

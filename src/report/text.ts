@@ -1,6 +1,6 @@
 /**
- * How wide text is in DejaVu Sans, without a font engine: what is drawn as a
- * picture is laid out by it.
+ * Text in pages and pictures: what is escaped in HTML and SVG, and how wide it is
+ * in DejaVu Sans, without a font engine.
  *
  * @module
  */
@@ -61,4 +61,10 @@ export function wrapText(text: string, width: number, size: number): string[] {
     } else line = longer;
   }
   return [...lines, line];
+}
+
+/** Makes text safe inside elements and attributes. */
+export function escapeHtml(text: string): string {
+  return text.replaceAll("&", "&amp;").replaceAll("<", "&lt;")
+    .replaceAll(">", "&gt;").replaceAll('"', "&quot;");
 }

@@ -12,7 +12,7 @@ import { overfit } from "../../src/experiments/overfit.ts";
 import { SWEEPS } from "../../src/experiments/sweeps.ts";
 import { table1 } from "../../src/experiments/table1.ts";
 import { readJson } from "../../src/io/files.ts";
-import { escapeHtml } from "../../src/report/html.ts";
+import { escapeHtml } from "../../src/report/text.ts";
 import { writeTinyWorld } from "../experiments/tiny_world.ts";
 
 const sweeps = SWEEPS.map((one) => experimentCommand(one));
@@ -54,6 +54,10 @@ Deno.test("sweeps: defaults and options", () => {
     "v.json",
     "o/cache",
   ]);
+  // A list of layers is swept; the setting stays the preset's.
+  const { plan: layered } = parse("rank", ["--layers=attention,linear"]);
+  assertEquals(layered.layers, ["attention", "linear"]);
+  assertEquals(layered.settings.layers, "attention");
   for (const { parse, help, name } of sweeps) {
     assertEquals(parse(["--help"]), undefined);
     assertEquals(help.startsWith(`deno task experiment ${name} `), true);

@@ -114,7 +114,7 @@ Deno.test("an ablation of a tiny world: schema, resume, workers", async (t) => {
         assert(markdown.includes(text), text);
       }
       const html = await reportHtml(first.document);
-      assertEquals(html.match(/class="figure"/g)?.length, 9);
+      assertEquals(html.match(/class="figure"/g)?.length, 10);
       assertEquals(html.match(/<img class="pixels"/g)?.length, 40);
     });
     await t.step("every call ends complete", () => {

@@ -6,13 +6,7 @@ import {
   assertThrows,
 } from "@std/assert";
 import { contactSheet } from "../../src/report/grid.ts";
-import {
-  escapeHtml,
-  figure,
-  page,
-  pictureGrid,
-  table,
-} from "../../src/report/html.ts";
+import { figure, page, pictureGrid, table } from "../../src/report/html.ts";
 import {
   change,
   decimal,
@@ -22,7 +16,12 @@ import {
 } from "../../src/report/format.ts";
 import { svgPixels } from "../../src/report/svg.ts";
 import { markdownTable, textTable } from "../../src/report/table.ts";
-import { FONT, textWidth, wrapText } from "../../src/report/text.ts";
+import {
+  escapeHtml,
+  FONT,
+  textWidth,
+  wrapText,
+} from "../../src/report/text.ts";
 import type { Pixels } from "../../src/io/png.ts";
 
 const solid = (color: number[], side = 4): Pixels => ({
