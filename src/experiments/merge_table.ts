@@ -98,6 +98,8 @@ export function mergeReport(
   n: number,
   sheet?: ReportPart,
 ): Report {
+  // A mix of adapters at each step has no model of its own to measure.
+  const measured = rows.filter(({ heldout }) => heldout.mean !== null);
   return {
     name: "merge",
     title: `every way to combine ${n} LoRAs`,
@@ -123,8 +125,8 @@ export function mergeReport(
           series: [{
             name: "held-out error",
             as: "markers",
-            x: rows.map(({ label }) => label),
-            y: rows.map(({ heldout }) => heldout),
+            x: measured.map(({ label }) => label),
+            y: measured.map(({ heldout }) => heldout),
           }],
         }),
       },
