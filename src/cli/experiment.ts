@@ -330,12 +330,12 @@ const ALL_OPTIONS = optionTable({
  * @param values What `all` was given.
  */
 export function listed(
-  { options, without = [] }: Experiment,
+  { options }: Pick<Experiment, "options">,
   values: Readonly<Record<string, unknown>>,
 ): Record<string, unknown> {
   return Object.fromEntries(
     Object.entries(values).map(([field, value]) => {
-      const isList = without.some((one) => one === field) && field in options;
+      const isList = field in SETTING_OPTIONS && field in options;
       return [field, isList && value !== undefined ? [value] : value];
     }),
   );

@@ -12,6 +12,7 @@ import { type Column, type Table, tableOf } from "../report/table.ts";
 import type { EmbeddingName } from "./presets.ts";
 import type { ScoreName } from "./scores.ts";
 import type { SweepRow } from "./sweep.ts";
+import { armLabel } from "./table2/table.ts";
 
 /**
  * A sweep's rows as a table.
@@ -87,11 +88,6 @@ export interface SweepAxis {
   readonly at: (row: SweepRow) => number | string | null | undefined;
 }
 
-const EMBEDDING_LABELS: Readonly<Record<string, string>> = {
-  lora: "LoRA",
-  edlora: "ED-LoRA",
-};
-
 const FUSION_LABELS: Readonly<Record<SweepRow["fusion"], string>> = {
   none: "single",
   sum: "sum",
@@ -119,7 +115,7 @@ function seriesOf(
       ? "1/n"
       : `λ ${shortNumber(value!)}`;
     const apart = at(row) === variant ? "" : variant;
-    const parts = [EMBEDDING_LABELS[embedding], FUSION_LABELS[fusion], lambda];
+    const parts = [armLabel(embedding), FUSION_LABELS[fusion], lambda];
     return [...parts, apart, severalLayers ? layers : ""]
       .filter((part) => part).join(", ");
   });

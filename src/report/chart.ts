@@ -7,7 +7,7 @@
 import { cannot, reasonOf } from "../core/errors.ts";
 import type { Pixels } from "../io/png.ts";
 import { boxInPage, boxOf, type SvgElement } from "./boxes.ts";
-import type { Figure } from "./figure.ts";
+import { type Figure, titleOf } from "./figure.ts";
 import { plotlySource } from "./html.ts";
 import { svgPixels } from "./svg.ts";
 import { FONT, textWidth, wrapText } from "./text.ts";
@@ -109,15 +109,15 @@ export async function renderFigure(
  */
 function placed(
   data: Figure["data"],
-  { title, legend, ...rest }: NonNullable<Figure["layout"]>,
+  layout: NonNullable<Figure["layout"]>,
   width: number,
 ): NonNullable<Figure["layout"]> {
-  const heading = (title as { readonly text?: string } | undefined)?.text ??
-    title;
+  const { title: _, legend, ...rest } = layout;
+  const title = titleOf(layout);
   const [left, right] = [64, 20];
-  const lines = typeof heading === "string"
-    ? wrapText(heading, width - left - right, TITLE)
-    : [];
+  const lines = title === undefined
+    ? []
+    : wrapText(title, width - left - right, TITLE);
   const below = 10 + 1.3 * TITLE * lines.length;
   const names = rest.showlegend === false
     ? []

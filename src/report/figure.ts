@@ -13,6 +13,17 @@ export interface Figure {
   readonly layout?: Readonly<Record<string, unknown>>;
 }
 
+/**
+ * The title of a figure, as text or as plotly's `{ text }`.
+ *
+ * @param layout The figure's layout.
+ */
+export function titleOf(layout: Figure["layout"]): string | undefined {
+  const title = layout?.title as { readonly text?: unknown } | undefined;
+  const text = title?.text ?? title;
+  return typeof text === "string" ? text : undefined;
+}
+
 /** Values under one name in the legend. */
 export interface Series {
   /** Its name. */

@@ -6,7 +6,7 @@
  */
 import { encodeBase64 } from "../core/kernels/base64.ts";
 import { encodePng, type Pixels } from "../io/png.ts";
-import type { Figure } from "./figure.ts";
+import { type Figure, titleOf } from "./figure.ts";
 import type { Sheet } from "./grid.ts";
 import type { Table } from "./table.ts";
 import { escapeHtml } from "./text.ts";
@@ -111,8 +111,8 @@ export function figure(
   { data, layout = {} }: Figure,
   height = 420,
 ): Html {
-  const { title, legend, ...rest } = layout;
-  const text = (title as { readonly text?: string } | undefined)?.text ?? title;
+  const { title: _, legend, ...rest } = layout;
+  const title = titleOf(layout);
   const all = {
     margin: { t: 10, r: 10, l: 50 },
     ...(legend
@@ -120,7 +120,7 @@ export function figure(
       : {}),
     ...rest,
   };
-  const head = typeof text === "string" ? `<h3>${escapeHtml(text)}</h3>` : "";
+  const head = title === undefined ? "" : `<h3>${escapeHtml(title)}</h3>`;
   return {
     plotly: true,
     html: `${head}<div id="${
