@@ -13,8 +13,12 @@ import { fedAvgWeights } from "../fusion/mergers.ts";
 import type { Lab } from "../lab/lab.ts";
 import type { ModelRef } from "../lab/specs.ts";
 import { TRAIN_IMAGES } from "../micro/concepts.ts";
-import type { Report, ReportPart } from "../report/document.ts";
-import { plot } from "../report/figure.ts";
+import {
+  figurePart,
+  type Report,
+  type ReportPart,
+  tablePart,
+} from "../report/document.ts";
 import { decimal, type Interval, interval } from "../report/format.ts";
 import { type Table, tableOf } from "../report/table.ts";
 import { experiment, type Outcome, type Plan } from "./experiment.ts";
@@ -203,23 +207,19 @@ export function federatedReport(
       "what one typical row adds to its trace.",
     ],
     parts: [
-      { type: "table", table: federatedTable(rows), brief: true },
-      {
-        type: "figure",
-        id: "noise",
-        figure: plot({
-          title: "What noise on the statistics costs",
-          xTitle: "scale of the noise",
-          yTitle: "held-out error",
-          legend: false,
-          series: [{
-            name: "held-out error",
-            as: "lines+markers",
-            x: noisy.map(({ arm }) => String(arm)),
-            y: noisy.map(({ heldout }) => heldout),
-          }],
-        }),
-      },
+      tablePart(federatedTable(rows)),
+      figurePart("noise", {
+        title: "What noise on the statistics costs",
+        xTitle: "scale of the noise",
+        yTitle: "held-out error",
+        legend: false,
+        series: [{
+          name: "held-out error",
+          as: "lines+markers",
+          x: noisy.map(({ arm }) => String(arm)),
+          y: noisy.map(({ heldout }) => heldout),
+        }],
+      }),
       ...(sheet ? [sheet] : []),
     ],
   };

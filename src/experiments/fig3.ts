@@ -32,7 +32,7 @@ import {
 import type { Lab } from "../lab/lab.ts";
 import { IN_DOMAIN, inDomain } from "../micro/in_domain.ts";
 import { PROMPTS_SHA256 } from "../micro/prompts.ts";
-import type { Report, ReportPart } from "../report/document.ts";
+import { type Report, type ReportPart, tablePart } from "../report/document.ts";
 import { decimal, type Interval, interval } from "../report/format.ts";
 import { type Table, tableOf } from "../report/table.ts";
 import { experiment, type Outcome, type Plan } from "./experiment.ts";
@@ -430,13 +430,11 @@ export function domainReport(
     title: "in-domain and out-domain concepts",
     lead: report.conclusive ? [] : ["No conclusion: mechanics only."],
     parts: [
-      { type: "table", table: domainTable(report), brief: true },
-      {
-        type: "table",
-        title: "Share of a concept's gain that its embedding alone has",
-        table: shareTable(report),
-        brief: true,
-      },
+      tablePart(domainTable(report)),
+      tablePart(
+        shareTable(report),
+        "Share of a concept's gain that its embedding alone has",
+      ),
       pictures,
     ],
   };
