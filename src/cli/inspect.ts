@@ -296,41 +296,30 @@ function modelFacts(raw: SafetensorsFile, parts: PartsFound): Inspection {
         names: [...new Set(parts.values())].map((naming) => NAMINGS[naming]),
         use: "with --unet, --vae or --text-encoder",
       }),
-      ...(parts.has("textEncoder") || (parts.has("unet") && !named)
-        ? {
-          layout: layout === "sd1"
-            ? "Stable Diffusion 1.x"
-            : "Stable Diffusion 2.x",
-        }
-        : {}),
+      ...((parts.has("textEncoder") || (parts.has("unet") && !named)) && {
+        layout: layout === "sd1"
+          ? "Stable Diffusion 1.x"
+          : "Stable Diffusion 2.x",
+      }),
       ...(purpose === undefined ? {} : { purpose }),
-      ...(parts.has("unet")
-        ? {
-          prediction: predictionType ?? "not said",
-          ...(zeroTerminalSnr
-            ? { "zero terminal SNR": "yes (ztsnr), trailing timesteps" }
-            : {}),
-        }
-        : {}),
+      ...(parts.has("unet") && {
+        prediction: predictionType ?? "not said",
+        ...(zeroTerminalSnr &&
+          { "zero terminal SNR": "yes (ztsnr), trailing timesteps" }),
+      }),
       ...unet,
-      ...(parts.has("textEncoder")
-        ? {
-          "text encoder": {
-            layers: configs.textEncoder.num_hidden_layers,
-            width: configs.textEncoder.hidden_size,
-            vocabulary: configs.textEncoder.vocab_size,
-          },
-        }
-        : {}),
-      ...(parts.has("autoencoder") && !named
-        ? { "latent channels": configs.autoencoder.latent_channels }
-        : {}),
-      ...(extras.length > 0
-        ? { "beside it, not read": byBeginning(extras) }
-        : {}),
-      ...(scaled > 0
-        ? { "scaled weights": `${scaled}, read as weight · scale` }
-        : {}),
+      ...(parts.has("textEncoder") && {
+        "text encoder": {
+          layers: configs.textEncoder.num_hidden_layers,
+          width: configs.textEncoder.hidden_size,
+          vocabulary: configs.textEncoder.vocab_size,
+        },
+      }),
+      ...(parts.has("autoencoder") && !named &&
+        { "latent channels": configs.autoencoder.latent_channels }),
+      ...(extras.length > 0 && { "beside it, not read": byBeginning(extras) }),
+      ...(scaled > 0 &&
+        { "scaled weights": `${scaled}, read as weight · scale` }),
       ...totals(raw),
       ...metadataOf(file.metadata, /^mix_of_show\.configs$/),
     },

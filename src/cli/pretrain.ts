@@ -429,9 +429,8 @@ async function gather(
   return {
     text,
     latents: await latentsOf(autoencoder, settings, onLatents),
-    ...(name === "adapter"
-      ? { unet: await flatNetwork(await before("unet"), "unet") }
-      : {}),
+    ...(name === "adapter" &&
+      { unet: await flatNetwork(await before("unet"), "unet") }),
   };
 }
 

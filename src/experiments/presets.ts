@@ -6,7 +6,14 @@
  *
  * @module
  */
-import { listOf, number, oneOf, optionTable, whole } from "../core/options.ts";
+import {
+  listOf,
+  number,
+  oneOf,
+  optionTable,
+  type Values,
+  whole,
+} from "../core/options.ts";
 import { TARGET_NAMES, type TargetName } from "../customize/lora.ts";
 import type { MethodName, Preset } from "../customize/methods.ts";
 import type { TrainConfig } from "../customize/train.ts";

@@ -577,12 +577,10 @@ export async function loadNetworks(
         ...(scheduler ??
           schedulerConfig(predictionType!, described.zeroTerminalSnr)),
         ...(described.zeroTerminalSnr && !options.scheduler ? ZERO_SNR : {}),
-        ...(opened.entries.has(MARKERS.velocity) && !options.scheduler
-          ? { prediction_type: "v_prediction" }
-          : {}),
-        ...(options.predictionType
-          ? { prediction_type: options.predictionType }
-          : {}),
+        ...(opened.entries.has(MARKERS.velocity) && !options.scheduler &&
+          { prediction_type: "v_prediction" }),
+        ...(options.predictionType &&
+          { prediction_type: options.predictionType }),
       },
     };
   } catch (error) {

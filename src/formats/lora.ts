@@ -724,15 +724,13 @@ async function readLayer(
     scale: divisor === undefined
       ? 1
       : scales.of(divisor, site.path, alpha, config),
-    ...(keys.magnitude
-      ? {
-        magnitude: tensor<tf.Tensor1D>(
-          await values(keys.magnitude),
-          [magnitudeOf === "input" ? site.inputs : site.outputs],
-        ),
-        ...(magnitudeOf === "input" ? { dora: { of: magnitudeOf } } : {}),
-      }
-      : {}),
+    ...(keys.magnitude && {
+      magnitude: tensor<tf.Tensor1D>(
+        await values(keys.magnitude),
+        [magnitudeOf === "input" ? site.inputs : site.outputs],
+      ),
+      ...(magnitudeOf === "input" ? { dora: { of: magnitudeOf } } : {}),
+    }),
   };
   return { rank: fileRank ?? factors.rank, low };
 }
