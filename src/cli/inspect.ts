@@ -46,13 +46,13 @@ const OPTIONS = optionTable({
     hint: "MODEL",
     otherwise: "the one that fits",
     help:
-      "the model a LoRA is for: sd15, sd21, a folder, a file or a name on " +
+      "the model that a LoRA is for: sd15, sd21, a folder, a file or a name on " +
       "the hub",
   },
-  keys: { type: flag, help: "also every tensor" },
+  keys: { type: flag, help: "also list every tensor" },
   words: {
     type: flag,
-    help: "the words that the tokenizer of a model folder has whole",
+    help: "the words that are one token of a model folder's tokenizer",
   },
   json: { type: flag, help: "prints JSON" },
 });

@@ -38,7 +38,7 @@ export const MEMORY_OPTIONS = optionTable({
     type: oneOf(MEMORY_CHOICES),
     hint: "HOW",
     default: "auto",
-    help: "low takes a fraction of the memory and more time, with the same " +
+    help: "low needs a fraction of the memory and more time, with the same " +
       "result; high keeps what it can; auto is high where that fits, " +
       "else low, else low with --half",
   },
@@ -49,8 +49,8 @@ export const MEMORY_OPTIONS = optionTable({
   card: {
     type: number({ least: 0.1 }),
     hint: "GB",
-    otherwise: "8, and only a warning",
-    help: "memory of the graphics card, which WebGPU does not tell",
+    otherwise: "8, where more is only a warning",
+    help: "memory of the graphics card, which WebGPU does not report",
   },
 });
 
