@@ -332,7 +332,7 @@ export function fuseRows({ at, out }: OptionWorld): OptionRows {
       },
       lambda: [
         { both: weight, add: { "--lambda": 0.3 } },
-        { add: { "--lambda": 0.3 }, says: /--lambda: no layer/ },
+        { add: { "--lambda": 0.3 }, says: /--lambda changes only the comparison/ },
       ],
       solver: [
         { add: { "--solver": "lbfgs" } },
