@@ -234,7 +234,7 @@ async function run(
     }
     machine.progress.line(machine.describe);
     if (plan.scale === "quick") {
-      machine.progress.line("mechanics only, no conclusion");
+      machine.progress.line("smoke test, no conclusion");
     }
     if (!stored) await noteRun(request.out, record);
     return await publish(experiment, lab, request.out, plan, machine);
@@ -307,7 +307,7 @@ const UNAIDED = EXPERIMENTS.filter(({ options }) =>
 const ALL_OPTIONS = optionTable({
   quick: {
     type: flag,
-    help: "every experiment's quick plan: mechanics only, no conclusion",
+    help: "every experiment's quick plan: smoke test, no conclusion",
   },
   only: {
     type: listOf(oneOf(UNAIDED.map(({ name }) => name))),
@@ -411,7 +411,7 @@ async function runAll(
     const spent = (performance.now() - begun) / 1000;
     const left = duration(spent / (i + 1) * (list.length - i - 1));
     const lead = [
-      quick ? "Quick plans: mechanics only, no conclusion." : "Default plans.",
+      quick ? "Quick plans: smoke test, no conclusion." : "Default plans.",
       i + 1 < list.length
         ? `${i + 1} of ${list.length} done, about ${left} left.`
         : `Done in ${duration(spent)}.`,

@@ -77,7 +77,7 @@ const OPTIONS = optionTable({
   },
   outDomain: {
     type: listOf(IDENTITY),
-    otherwise: "the twins of those",
+    otherwise: "identities that correspond to them",
     help: "identities",
   },
   prompts: RUN_OPTIONS.prompts,
@@ -97,12 +97,12 @@ const OPTIONS = optionTable({
   lrEmbedding: {
     type: number({ least: 0 }),
     otherwise: "5e-3",
-    help: "rate of methods that have embeddings only",
+    help: "learning rate of methods that train embeddings only",
   },
   lrBeside: {
     type: number({ least: 0 }),
     otherwise: "the preset's",
-    help: "rate of the embedding beside an adapter",
+    help: "learning rate of the embedding with an adapter",
   },
   noFusion: { type: flag, help: "leave out the fused models" },
 });
@@ -160,12 +160,12 @@ export const fig3 = experiment({
   also: ["fig3"],
   summary: "Concepts that the base model can draw, and ones that it cannot",
   about: `Figure 3 of the paper: concepts that the base model can draw itself
-(in-domain; it draws their pictures first) and identities, which it cannot. What
-does the embedding alone hold, and what do the weights add?`,
+(in-domain; it draws their pictures first) and identities, which it cannot draw.
+Measures what the embedding alone holds, and what the weights add.`,
   options: OPTIONS,
   scales: {
     quick: {
-      help: "2 concepts of each domain, 4 prompts: mechanics only",
+      help: "2 concepts of each domain, 4 prompts: smoke test",
       plan: { inDomain: ["ulla", "finn"], prompts: 4 },
     },
   },
@@ -428,7 +428,7 @@ export function domainReport(
   return {
     name: "domain",
     title: "in-domain and out-domain concepts",
-    lead: report.conclusive ? [] : ["No conclusion: mechanics only."],
+    lead: report.conclusive ? [] : ["No conclusion: smoke test only."],
     parts: [
       { type: "table", table: domainTable(report), brief: true },
       {
