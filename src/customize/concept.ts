@@ -450,7 +450,7 @@ function withWeights(
 }
 
 /**
- * Disposes what {@linkcode attachConcept} made anew in a model.
+ * Disposes the tensors that {@linkcode attachConcept} added to a model.
  *
  * @param model The model with concepts.
  * @param base The model they were attached to.

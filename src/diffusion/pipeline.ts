@@ -421,7 +421,7 @@ class States {
 /**
  * Draws pictures, batch by batch, and yields every step.
  *
- * Layer-wise prompts (learned tokens) and plain ones may stand side by side.
+ * Layer-wise prompts (learned tokens) and plain ones may be mixed in a call.
  *
  * @param model Any model.
  * @param options Prompts, sampler, guidance, randomness, size.
@@ -619,7 +619,7 @@ export async function toPixels(images: tf.Tensor4D): Promise<Pixels[]> {
 }
 
 /**
- * Draws pictures to the end.
+ * Draws pictures and returns them when all are done.
  *
  * @param model Any model.
  * @param options As for {@linkcode pipeline}.

@@ -7,7 +7,7 @@
 import { cannot } from "../core/errors.ts";
 import { fold, type Key, stream } from "../core/random.ts";
 
-/** A mean and where it may lie. */
+/** A mean and its interval. */
 export interface Estimate {
   /** The mean. */
   readonly mean: number;
@@ -256,9 +256,9 @@ function bootstrap(
 }
 
 /**
- * How much of what customisation gained survives fusion: (fused − lower) /
- * (single − lower), of the means over concepts, with a bootstrap interval over
- * concepts. 1: nothing is lost; 0: as if never customised.
+ * The share of the gain of customisation that survives fusion: (fused − lower)
+ * / (single − lower), of the means over concepts, with a bootstrap interval
+ * over concepts. 1: nothing is lost; 0: as if never customised.
  *
  * @param fused One value a concept, from the fused model.
  * @param single The same from the single-concept models.

@@ -56,7 +56,7 @@ const OPTIONS = {
 
 type CostPlan = Plan<typeof OPTIONS>;
 
-/** Bytes that one concept's spatial layers, those of attention, need. */
+/** Bytes that the spatial attention layers of one concept need. */
 export interface FeatureBytes {
   /** Which model. */
   readonly model: string;
@@ -98,8 +98,9 @@ export interface CostNumbers {
 }
 
 /**
- * Bytes that the spatial layers' inputs take over one sampling run, as rows or as
- * Gram matrices. Queries, keys and values of a self-attention see the same.
+ * Bytes that the spatial layers' inputs take over one sampling run, as rows or
+ * as Gram matrices. Queries, keys and values of a self-attention have the same
+ * input.
  *
  * @param name What the model is called.
  * @param tree Parameters of the UNet, or its spec.

@@ -58,7 +58,7 @@ const OPTIONS = {
 
 type Fig10Plan = Plan<typeof OPTIONS>;
 
-/** A layout and what its regions show; means over concepts and pictures. */
+/** A layout and the scores of its regions; means over concepts and pictures. */
 export interface Fig10Row {
   /** Which limit: of neighbours, of the region, of the picture's pixels. */
   readonly limit: "leakage" | "side" | "pixels";

@@ -132,7 +132,7 @@ export interface DomainRow extends Readonly<Record<ScoreName, number | null>> {
   readonly concepts: Readonly<Record<string, number>>;
 }
 
-/** How much of a whole concept's gain its embedding alone has. */
+/** The share of a concept's gain that its embedding alone has. */
 export interface EmbeddingShare {
   /** Which of the two. */
   readonly domain: Domain;
@@ -142,7 +142,7 @@ export interface EmbeddingShare {
   readonly share: Interval;
 }
 
-/** What comes out. */
+/** The numbers of the figure. */
 export interface DomainReport {
   /** A row per arm and domain. */
   readonly rows: readonly DomainRow[];
@@ -364,7 +364,7 @@ const LABELS: Readonly<Record<DomainRow["method"], string>> = {
 };
 
 /**
- * What an arm is called.
+ * The name of an arm.
  *
  * @param arm Method, strength and fusion.
  */
@@ -403,7 +403,7 @@ export function domainTable(
 }
 
 /**
- * How much of a concept its embedding alone holds, as a table.
+ * The share of a concept's gain that its embedding alone has, as a table.
  *
  * @param report The report.
  */

@@ -43,7 +43,7 @@ export interface OverfitRow {
 }
 
 /**
- * What an arm is called.
+ * The name of an arm.
  *
  * @param arm How concepts were trained.
  */

@@ -198,7 +198,7 @@ export interface ConvertLoraOptions extends FindLoraOptions {
   readonly withoutTokens?: boolean;
 }
 
-/** What {@linkcode convertLora} did. */
+/** The result of {@linkcode convertLora}. */
 export interface ConvertedLora extends LoraSummary {
   /** The dialect that was written. */
   readonly to: DialectId;
@@ -365,7 +365,7 @@ function summary({ file, name }: Found): LoraSummary {
 }
 
 /**
- * Reads a LoRA and says what is in it.
+ * Reads a LoRA and describes its content.
  *
  * @param path A safetensors file, an official `.pth`, a folder of PEFT's.
  * @param options The model it is for, if it is not Stable Diffusion 1.x or 2.x.

@@ -154,7 +154,7 @@ export type ScaleSource =
   | "convention"
   | "mixed";
 
-/** How some layers of a file are made. */
+/** The algorithm and rank that some layers of a file have. */
 export interface LayerAlgorithm {
   /** LoRA, or one of LyCORIS's others. */
   readonly algorithm: Algorithm;

@@ -449,7 +449,7 @@ export function ssr(
   };
 }
 
-/** A change and the text features it must be right on. */
+/** A change of weight, and the text features for which it must hold. */
 export interface ConstraintTerm {
   /** The change. */
   readonly delta: Delta;
@@ -531,8 +531,8 @@ export async function captionGram(
 }
 
 /**
- * FedAvg's weights (McMahan et al. 2017): clients count by how many pictures
- * they have.
+ * FedAvg's weights (McMahan et al. 2017): a client's weight is its share of all
+ * pictures.
  *
  * @param counts Pictures of each client.
  * @returns wᵢ, adding up to 1.
@@ -692,8 +692,8 @@ function mergeLayer(
 
 /**
  * Merges whole concepts by any of {@linkcode MERGE_METHODS}, layer by layer:
- * text encoder and UNet, every layer their adapters have. A concept without a
- * layer another has contributes zeros there.
+ * text encoder and UNet, every layer their adapters have. Where a concept lacks
+ * a layer that another one has, it contributes zeros.
  *
  * @param base The model; not changed.
  * @param concepts The concepts; not changed.

@@ -85,7 +85,7 @@ const unetSchema = z.object({
   cross_attention_norm: z.null().optional(),
 });
 
-/** One value for all levels of a UNet, or one a level. */
+/** One value for all levels of a UNet, or one per level. */
 export type PerLevel<T> = T | readonly T[];
 
 /** A `UNet2DConditionModel` config.json, defaults filled in as by diffusers. */
@@ -478,8 +478,8 @@ export interface CrossAttentionSite {
 }
 
 /**
- * Lists the cross-attention modules in the order in which layer-wise states
- * are dealt out: down, mid, up. SD 1.x has 16.
+ * Lists the cross-attention modules in the order of layer-wise states: down,
+ * mid, up. SD 1.x has 16.
  *
  * @param config The UNet's config.
  */

@@ -41,7 +41,7 @@ const LABELS: Readonly<Record<string, string>> = {
 };
 
 /**
- * What an arm is called.
+ * The name of an arm.
  *
  * @param arm Such as `edlora.gradient`.
  */

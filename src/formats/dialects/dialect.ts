@@ -81,7 +81,10 @@ export type Present = Readonly<
   Record<Component, ReadonlyMap<string, LowRank>>
 >;
 
-/** What a dialect calls a layer: no name, or several of which it writes the first. */
+/**
+ * The names of a layer in a dialect: none, or several, of which it writes the
+ * first.
+ */
 export type LayerNames = (
   component: Component,
   path: string,
