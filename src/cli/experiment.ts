@@ -347,8 +347,8 @@ const all = command({
   summary: "Every experiment, and a page that lists them",
   usage: "deno task experiment all [options]",
   about: `Runs every experiment, one after the other, with one cache, and writes
-index.html, which lists their reports and the verdicts on their claims. A stopped
-run continues; an experiment that fails does not stop the others.`,
+index.html, which lists their reports and the verdicts on their claims. A
+stopped run continues; an experiment that fails does not stop the others.`,
   options: ALL_OPTIONS,
   request: (values) => values,
   run: runAll,

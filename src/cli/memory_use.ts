@@ -219,7 +219,7 @@ export async function chooseMemory(
     `largest tensor ${gigabytes(need!.largest)}`;
   if (known.bytes === Infinity && need!.largest <= bindingLimit()) {
     console.error(
-      `${what}: ${got}; ${gigabytes(limit.bytes)} are all ${limit.whose}`,
+      `${what}: ${got}; the memory ${limit.whose} is ${gigabytes(limit.bytes)}`,
     );
     return { ...ways.at(-1)!, need };
   }
@@ -246,7 +246,7 @@ export async function chooseMemory(
   throw cannot(
     `${what} ${run.width}×${run.height} pixels` +
       (counted.batched ? `, ${run.batch} at once` : ""),
-    `at most ${gigabytes(limit.bytes)}, all ${limit.whose}` +
+    `at most ${gigabytes(limit.bytes)}, the memory ${limit.whose}` +
       (bindingLimit() < Infinity
         ? `, and ${gigabytes(bindingLimit())} in a tensor`
         : ""),

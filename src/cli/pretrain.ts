@@ -107,12 +107,12 @@ const OPTIONS = optionTable({
   workers: {
     type: whole({ least: 0 }),
     otherwise: "2",
-    help: "Deno workers; 0: in place",
+    help: "Deno workers; 0: work in the main thread",
   },
   backend: {
     type: oneOf(["wasm", "webgpu", "cpu"]),
     default: "wasm",
-    help: "webgpu, wasm or cpu; webgpu and cpu run in place",
+    help: "webgpu, wasm or cpu; webgpu and cpu run in the main thread",
   },
   cache: {
     type: folder,
@@ -254,8 +254,8 @@ export const pretrainCommand: Command<PretrainRequest> = command({
   usage: "deno task pretrain [options]",
   about:
     `Trains the embedded model: clip_a, vae, unet, clip_b, adapter (sketches), in
-this order. Ctrl-C stops a run after its step; --resume continues the run, with the same
-weights in the end.`,
+this order. Ctrl-C stops a run after its step; --resume continues it, with the
+same weights in the end.`,
   options: OPTIONS,
   examples: [
     "deno task pretrain --quick",

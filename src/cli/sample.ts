@@ -373,7 +373,7 @@ export const sampleCommand: Command<SampleRequest> = command({
   usage:
     "deno task sample (--prompt TEXT | --layout FILE | --from PNG) [options]",
   about:
-    "Draws pictures and writes them as PNG. The layout.json beside them draws them again.",
+    "Draws pictures as PNG files. The layout.json beside them draws them again.",
   options: OPTIONS,
   examples: [
     'deno task sample --prompt "a red fox on grass" --count 4',

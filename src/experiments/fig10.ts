@@ -233,10 +233,10 @@ export function fig10Report(
 export const fig10 = experiment({
   name: "fig10",
   summary: "The paper's Fig 10: attribute leakage, small regions, resolution",
-  about:
-    `Trains concepts as ED-LoRA, fuses them by gradient, and draws three sets: pairs
-of concepts in regions, without and with the neighbour's words as negative prompt; one
-concept in regions of several sizes; the smallest of these regions in larger pictures.`,
+  about: `Trains concepts as ED-LoRA, fuses them by gradient, and draws three
+sets: pairs of concepts in regions, without and with the neighbour's words as
+negative prompt; one concept in regions of several sizes; the smallest of these
+regions in larger pictures.`,
   options: OPTIONS,
   scales: {
     quick: {

@@ -30,9 +30,9 @@ gradient, draws pictures before and after, scores them, and writes a report. The
 default is 5 concepts, 20 prompts each, one seed.`,
   notes:
     `A stopped run continues where it was. Every run is recorded in runs.json
-of its output folder before it starts. Concepts that the base model can draw itself
-(niko, finn, ulla, zara) must be named in --concepts and are never averaged with the
-others.`,
+of its output folder before it starts. Concepts that the base model can draw
+itself (niko, finn, ulla, zara) must be named in --concepts and are never averaged
+with the others.`,
   options: ABLATION_OPTIONS,
   scales: {
     quick: {
