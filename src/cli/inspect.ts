@@ -136,7 +136,7 @@ function loraFacts(lora: LoraSummary, fits: string): Record<string, unknown> {
       tokens: Object.fromEntries(
         lora.tokens.map(([token, n]) => [
           token,
-          n === 1 ? "1 vector" : `${n} vectors, one a cross-attention layer`,
+          n === 1 ? "1 vector" : `${n} vectors, one per cross-attention layer`,
         ]),
       ),
     }),

@@ -315,8 +315,8 @@ export interface AttachOptions {
    */
   readonly alpha?: number;
   /**
-   * Further factors: by adapter name, one number or one a part of the model, or
-   * a function of adapter, component and layer.
+   * Further factors: by adapter name, one number or one per part of the model,
+   * or a function of adapter, component and layer.
    */
   readonly weights?:
     | Readonly<Record<string, number | BlockWeights>>

@@ -60,7 +60,7 @@ export interface PipelineOptions extends PlanOptions {
   /** One a picture. */
   readonly prompts: readonly string[];
   /**
-   * What to stay away from: one for all, or one a picture.
+   * Negative prompts: one for all, or one per picture.
    *
    * @default ""
    */
@@ -275,7 +275,7 @@ function prepare(model: Model, options: PipelineOptions): Job {
   const count = prompts.length;
   const per = <T>(name: string, list: readonly T[]): readonly T[] => {
     if (list.length !== count) {
-      throw cannot(what, `${count} ${name}, one a prompt`, list.length);
+      throw cannot(what, `${count} ${name}, one per prompt`, list.length);
     }
     return list;
   };

@@ -148,7 +148,7 @@ export interface PairedDifference extends Estimate {
 /**
  * Mean of a − b with Student's t interval.
  *
- * @param a One value a concept.
+ * @param a One value per concept.
  * @param b The other arm, same concepts, same order.
  * @param level Coverage.
  * @default level 0.95
@@ -260,7 +260,7 @@ function bootstrap(
  * / (single − lower), of the means over concepts, with a bootstrap interval
  * over concepts. 1: nothing is lost; 0: as if never customised.
  *
- * @param fused One value a concept, from the fused model.
+ * @param fused One value per concept, from the fused model.
  * @param single The same from the single-concept models.
  * @param lower The same from the untouched base model.
  * @param key Random key.

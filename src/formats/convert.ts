@@ -185,7 +185,7 @@ export interface ConvertLoraOptions extends FindLoraOptions {
   readonly dtype?: WriteLoraOptions["dtype"];
   /**
    * A second file, which all learned tokens go into instead: `learned_embeds`,
-   * or `official` where they have a vector a layer.
+   * or `official` where they have a vector per layer.
    *
    * @default none: then a dialect that cannot hold them is an error
    */
@@ -246,7 +246,7 @@ export async function convertLora(
       ? new Map()
       : file.embeddings;
     if (d.tokens?.rows === "layers") {
-      // Readers of such files want a vector a layer.
+      // Readers of such files want a vector per layer.
       const rows = layersOf(base).crossAttentions;
       embeddings = new Map(
         [...embeddings].map(([token, vectors]) => {
@@ -265,7 +265,7 @@ export async function convertLora(
       );
     }
     const apart = options.tokens !== undefined;
-    // A vector a layer has a place in official files only.
+    // A vector per layer has a place in official files only.
     const tokenDialect = [...embeddings.values()].some((v) => v.shape[0] > 1)
       ? "official"
       : "learned_embeds";

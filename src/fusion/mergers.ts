@@ -593,12 +593,12 @@ export interface MergeOptions extends TiesOptions {
   /** How changes of weight are merged. */
   readonly method: MergeMethod;
   /**
-   * wᵢ, one a concept. TIES divides by how many agree, sums do not.
+   * wᵢ, one per concept. TIES divides by how many agree, sums do not.
    *
    * @default 1/n for sums, 1 for TIES
    */
   readonly weights?: readonly number[];
-  /** αᵢ, one a concept. */
+  /** αᵢ, one per concept. */
   readonly strengths?: readonly Strength[];
   /**
    * DARE: which entries are kept.
@@ -620,7 +620,7 @@ export interface MergeOptions extends TiesOptions {
    * @default 1e-5
    */
   readonly ridge?: number;
-  /** {@linkcode MEASURED} methods: what clients measured, one a concept. */
+  /** {@linkcode MEASURED} methods: what clients measured, one per concept. */
   readonly statistics?: readonly ConceptStatistics[];
   /**
    * Custom Diffusion: ordinary captions, whose text states are to change little.
@@ -631,7 +631,7 @@ export interface MergeOptions extends TiesOptions {
 
 /** What clients measured of one layer. */
 interface Measured {
-  /** XᵢᵀXᵢ / n, one a concept. */
+  /** XᵢᵀXᵢ / n, one per concept. */
   readonly grams: readonly Matrix[];
   /** Xᵢ, where the layer is a key or a value. */
   readonly rows?: readonly Matrix[];

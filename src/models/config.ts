@@ -322,7 +322,7 @@ function checkLevels<
     if (Array.isArray(value) && value.length !== levels) {
       throw cannot(
         what,
-        `${levels} entries in ${name}, one a level of block_out_channels`,
+        `${levels} entries in ${name}, one per level of block_out_channels`,
         value.length,
       );
     }

@@ -50,7 +50,7 @@ export type TokenRows = "layers" | "vectors";
 /** How a dialect keeps learned tokens. */
 export interface TokenNames {
   /**
-   * `layers`: one row a cross-attention layer, or one row for all of them.
+   * `layers`: one row per cross-attention layer, or one row for all of them.
    * `vectors`: a token of several vectors, one behind the other in the prompt.
    */
   readonly rows: TokenRows;
