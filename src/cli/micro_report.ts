@@ -125,7 +125,7 @@ function reportOf(
 ): Report {
   const sheets: readonly (readonly [string, string, Sheet])[] = [
     ["single", "Held-out prompts of one object", sheetOf(single)],
-    ["pairs", "Held-out prompts of two objects", sheetOf(pairs)],
+    ["pairs", "Held-out prompts of two objects", sheetOf(pairs, 2)],
     ["autoencoder", "Scenes through the autoencoder", sceneSheet(scenes)],
     [
       "naming",

@@ -31,7 +31,6 @@ const CLIP = [
 
 const folders: Readonly<Record<string, readonly string[]>> = {
   adapter: NETWORK,
-  clip_a: CLIP,
   clip_b: CLIP,
   scheduler: ["scheduler_config.json"],
   text_encoder: ["config.json", "model.safetensors"],
@@ -40,7 +39,10 @@ const folders: Readonly<Record<string, readonly string[]>> = {
   vae: NETWORK,
 };
 
-/** Files of the embedded model, for servers, which do not list them. */
+/**
+ * Files of the embedded model, for servers, which do not list them. CLIP A,
+ * which only pretraining needs, is not in the package.
+ */
 export const embeddedFiles: readonly string[] = [
   "model_index.json",
   ...Object.entries(folders).flatMap(([folder, names]) =>

@@ -19,6 +19,13 @@ const SHORT: Readonly<Record<string, readonly string[]>> = {
   ],
 };
 
+/**
+ * The largest package that JSR takes, in bytes before compression
+ * (`MAX_TOTAL_FILE_SIZE` in jsr-io/jsr, api/src/tarball.rs). `deno publish
+ * --dry-run` of Deno 2.9 does not check it.
+ */
+const LARGEST = 20 * 1024 ** 2;
+
 /** What `deno publish` would publish, and what it complains of. */
 async function published(): Promise<{ files: Set<string>; said: string }> {
   const { code, stdout, stderr } = await runDeno([
@@ -40,6 +47,15 @@ Deno.test("what is published is complete, and nothing is warned of", () => {
   assert(files.has("/models/micro/unet/diffusion_pytorch_model.safetensors"));
   assertEquals([...files].filter((name) => name.includes("/tests/")), []);
   assertEquals(said.match(/^.*warning\b.*$/gim), null);
+});
+
+Deno.test("what is published is not too large for JSR", async () => {
+  const sizes = await Promise.all(
+    [...files].map(async (path) => (await Deno.stat(root + path)).size),
+  );
+  const size = sizes.reduce((sum, one) => sum + one, 0);
+  console.log(`${files.size} files, ${size} bytes of ${LARGEST}`);
+  assert(size <= LARGEST, `${size} bytes, JSR takes ${LARGEST}`);
 });
 
 Deno.test("what is published runs by its address alone", async () => {

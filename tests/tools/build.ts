@@ -194,6 +194,8 @@ function packageJson(config: Config): Record<string, unknown> {
 /** Copies what is published of models, and the texts. */
 async function copyFiles(): Promise<void> {
   for (const file of await listFiles("models/micro", "")) {
+    // Only pretraining needs it; JSR's package leaves it out, too.
+    if (file.startsWith("models/micro/clip_a/")) continue;
     const to = `${dist}/${file}`;
     await Deno.mkdir(to.slice(0, to.lastIndexOf("/")), { recursive: true });
     await Deno.copyFile(`${root}/${file}`, to);
