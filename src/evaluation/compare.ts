@@ -21,7 +21,7 @@ export type Verdict =
   | "reversed"
   | "no conclusion";
 
-/** A claim to be tested: the first of two arms has the higher score. */
+/** A claim to be tested: the first of two arms is better. */
 export interface Claim {
   /** The arms. */
   readonly id: string;
