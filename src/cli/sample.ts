@@ -99,8 +99,7 @@ const OPTIONS = optionTable({
     hint: "HOW",
     help: `how several concepts act without fusing
   sum        all concepts everywhere
-  region     each concept in the regions that name it in "concepts", and
-             in their prompts
+  region     each concept in the regions that name it in "concepts", and in their prompts
   switch     one concept per step, in turn (LoRA Switch)
   composite  the mean over the concepts at each step (LoRA Composite)`,
     otherwise: "region if regions of the layout name concepts, else sum",
