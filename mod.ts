@@ -1,11 +1,11 @@
 /**
- * Mix-of-Show in TypeScript: teach a diffusion model several concepts, each
- * trained by someone else, and fuse them into one model that still knows every
- * one of them (Gu et al., NeurIPS 2023, https://arxiv.org/abs/2305.18292).
+ * Mix-of-Show in TypeScript: train several concepts of a diffusion model, each
+ * by itself, and fuse them into one model that knows all of them (Gu et al.,
+ * NeurIPS 2023, https://arxiv.org/abs/2305.18292).
  *
- * A network is a tree of tensors and a function; an adapter is more leaves in
- * that tree; a fused model has the type of the model it came from. Choose a
- * backend, load a {@linkcode Model}, and go on from there.
+ * A network is a tree of tensors and a function. An adapter adds leaves to that
+ * tree. A fused model has the type of its base model. Start with a backend
+ * ({@linkcode selectBackend}) and a {@linkcode Model}.
  *
  * @example
  * ```ts

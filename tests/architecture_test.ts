@@ -41,7 +41,7 @@ const cases: [from: string, to: string, reason: string | undefined][] = [
   ["src/lab/lab.ts", "src/exports/lab.ts", "exports is above lab"],
   ["examples/fuse.ts", "examples/shared.ts", undefined],
   ["src/core/tree.ts", "src/nn/linear.ts", "nn is above core"],
-  ["src/nn/linear.ts", "src/io/png.ts", "nn and io are on the same floor"],
+  ["src/nn/linear.ts", "src/io/png.ts", "nn and io are on the same level"],
   ["src/micro/art.ts", "src/evaluation/score.ts", undefined],
   [
     "src/evaluation/score.ts",
@@ -57,13 +57,21 @@ const cases: [from: string, to: string, reason: string | undefined][] = [
   [
     "src/formats/lora.ts",
     "src/fusion/layer.ts",
-    "formats and fusion are on the same floor",
+    "formats and fusion are on the same level",
   ],
   ["src/report/table.ts", "src/lab/store.ts", "lab is above report"],
   ["src/nn/linear.ts", "mod.ts", "src may import only src"],
   ["src/nn/linear.ts", "tests/helpers.ts", "src may import only src"],
-  ["src/util/x.ts", "src/core/tree.ts", "src/util is no room of the house"],
-  ["src/nn/x.ts", "src/util/x.ts", "src/util is no room of the house"],
+  [
+    "src/util/x.ts",
+    "src/core/tree.ts",
+    "src/util is not a folder of ARCHITECTURE.md",
+  ],
+  [
+    "src/nn/x.ts",
+    "src/util/x.ts",
+    "src/util is not a folder of ARCHITECTURE.md",
+  ],
   ["mod.ts", "tests/helpers.ts", "mod.ts may import only src"],
   [
     "notebooks/01.ipynb",

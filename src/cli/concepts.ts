@@ -55,7 +55,7 @@ export function parseConcept(what: string, text: string): ConceptRequest {
   }
   const field = /\.(?:safetensors|pth?|ckpt|bin),(\w+=.*)$/i.exec(path)?.[1];
   if (field !== undefined) {
-    throw cannot(what, `${FIELDS.join(", ")} behind --concept FILE`, field);
+    throw cannot(what, `${FIELDS.join(", ")} after --concept FILE`, field);
   }
   const { alpha, ...rest } = found;
   if (alpha === undefined) return { path, ...rest };
@@ -92,12 +92,12 @@ export const CONCEPT_OPTION = optionTable({
     ),
     many: true,
     help:
-      "a concept, or a LoRA of any dialect that convert knows; more about " +
-      `it behind commas
+      "a concept, or a LoRA of any dialect that convert knows; settings of " +
+      `it follow, with commas
   alpha=X       strength (1)
-  trigger=TEXT  words that call it, if it has no tokens
-  class=WORD    the ordinary word for it
-  name=NAME     what to call it (default: the file's)`,
+  trigger=TEXT  words that call the concept, if it has no tokens
+  class=WORD    the ordinary word for the concept
+  name=NAME     name of the concept (default: the file's)`,
   },
 });
 
@@ -173,7 +173,7 @@ export async function openConcepts(
     if (new Set(names).size !== names.length) {
       throw cannot(
         "load concepts",
-        "different names (behind the file: ,name=NAME)",
+        "different names (after the file: ,name=NAME)",
         names.join(", "),
       );
     }

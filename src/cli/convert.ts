@@ -72,8 +72,9 @@ const OPTIONS = optionTable({
     argument: true,
     needed: true,
     hint: "OUT",
-    help: "a .safetensors file; with folder a folder, with peft either (in a " +
-      "folder scales stay apart from the weights)",
+    help:
+      "a .safetensors file; with --to folder a folder; with --to peft either " +
+      "(in a folder the scales stay apart from the weights)",
   },
   to: {
     type: oneOf([...LORA_TARGETS, ...MODEL_TARGETS]),
@@ -87,21 +88,22 @@ const OPTIONS = optionTable({
     hint: "MODEL",
     otherwise: "the one that fits",
     help:
-      "the model a LoRA is for: sd15, sd21, a folder, a file or a name on " +
+      "the model that a LoRA is for: sd15, sd21, a folder, a file or a name on " +
       "the hub",
   },
-  dtype: { ...DTYPE_OPTION.dtype, otherwise: "of a LoRA its own, else F32" },
+  dtype: { ...DTYPE_OPTION.dtype, otherwise: "a LoRA's own, else F32" },
   withoutTokens: { type: flag, help: "leave learned tokens out" },
   tokens: {
     type: file,
     help:
-      "a LoRA's learned tokens go there (learned_embeds), where the format " +
+      "file for a LoRA's learned tokens (learned_embeds), where the format " +
       "has no place for them",
   },
   differenceTo: {
     type: file,
     hint: "BASE",
-    help: "IN and BASE are models: their difference as a LoRA, by singular " +
+    help:
+      "write the difference of two models, IN − BASE, as a LoRA, by singular " +
       "value decomposition",
   },
   rank: {
@@ -411,9 +413,8 @@ export const convertCommand: Command<ConvertRequest> = command({
   name: "convert",
   summary: "rewrite a LoRA or a model in another format",
   usage: "deno task convert IN OUT --to FORMAT [options]",
-  about:
-    `Rewrites a LoRA, or a whole model, in another format. Nothing is lost without a
-word: what a format cannot hold is an error.`,
+  about: `Rewrites a LoRA, or a whole model, in another format. Nothing is lost
+silently: what a format cannot hold is an error.`,
   options: OPTIONS,
   notes: `Formats of a LoRA:
 ${columns(DIALECTS.map((d) => [d.id, d.describe]), 17)}

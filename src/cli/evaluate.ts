@@ -80,15 +80,18 @@ const OPTIONS = optionTable({
     help:
       "PNG, JPEG, WebP or AVIF pictures; their prompts are in a.txt beside " +
       "a.png (the first line that is not blank), else " +
-      "in layout.json (written by sample); beside it, pictures 000.png … " +
-      "beyond its count are left out",
+      "in layout.json (written by sample); of the pictures 000.png … those " +
+      "beyond the layout's count are left out",
   },
-  prompt: { type: text, help: "prompt of pictures that have none there" },
+  prompt: {
+    type: text,
+    help: "prompt of pictures that have none of their own",
+  },
   references: {
     type: folder,
     help: "pictures of the concept, for image alignment; with " +
-      "--test-evaluator pictures and masks/NAME.png, or a folder of them for " +
-      "each of several concepts",
+      "--test-evaluator, pictures and masks/NAME.png, or one such folder per " +
+      "concept",
   },
   say: {
     type: parsed("OLD=NEW", (what, name, found) => {
@@ -97,18 +100,18 @@ const OPTIONS = optionTable({
       return [found.slice(0, at), found.slice(at + 1)] as const;
     }),
     many: true,
-    help: "what prompts say instead of learned tokens, such as " +
+    help: "replaces learned tokens in prompts by ordinary words, such as " +
       '"<rex1> <rex2>=dog"',
   },
   prefix: {
     type: anyText,
     otherwise: `"${CLIP_SCORE_PREFIX}"`,
-    help: "what stands before prompts",
+    help: "text before each prompt",
   },
-  noPrefix: { type: flag, help: "nothing stands before prompts" },
+  noPrefix: { type: flag, help: "no text before prompts" },
   regions: {
     type: flag,
-    help: "also each region of layout.json against its own prompt",
+    help: "also score each region of layout.json against its own prompt",
   },
   heldout: {
     type: folder,
@@ -116,13 +119,13 @@ const OPTIONS = optionTable({
     help: "photos that the concept was not trained on, with captions (a.txt, " +
       "{} for the concept) and masks/a.png, as train reads them",
   },
-  masks: { type: folder, help: "masks, where they are elsewhere" },
+  masks: { type: folder, help: "folder of the masks, if another" },
   ...CONCEPT_OPTION,
   ...MODEL_OPTIONS,
   fused: {
     type: file,
     hint: "MODEL",
-    help: "a fused model that knows the concept: which share it keeps",
+    help: "a fused model with the concept: which share of the gain it keeps",
   },
   phrase: {
     type: text,
@@ -133,23 +136,26 @@ const OPTIONS = optionTable({
     type: text,
     hint: "WORD",
     otherwise: "the concept's",
-    help: "ordinary word for it",
+    help: "ordinary word for the concept",
   },
-  seed: { type: whole({ least: 0 }), otherwise: "0", help: "of the noise" },
+  seed: {
+    type: whole({ least: 0 }),
+    otherwise: "0",
+    help: "seed of the noise",
+  },
   testEvaluator: {
     type: flag,
-    section: "A test of the evaluator, by itself:",
-    help:
-      "whether --clip sees shuffled tiles, pixelation and other subjects: " +
-      "on the embedded world, or on --references",
+    section: "Test of the evaluator itself:",
+    help: "test whether --clip notices shuffled tiles, pixelation and other " +
+      "subjects, on the embedded world or on --references",
   },
   classPictures: {
     type: folder,
-    help: "what the base model draws for the class word, to compare with",
+    help: "pictures that the base model draws for the class word",
   },
   mobileNet: {
     type: flag,
-    help: "also nsfwjs' MobileNetV2 (npm, 25 MB, downloaded once)",
+    help: "also test nsfwjs' MobileNetV2 (npm, 25 MB, downloaded once)",
   },
   clip: {
     type: folder,
@@ -435,7 +441,7 @@ function checkTokens(prompts: readonly (string | undefined)[]): void {
   if (!found) return;
   throw cannot(
     "score prompts",
-    'ordinary words for learned tokens, as --say "<a1> <a2>=dog" gives them',
+    'ordinary words for learned tokens (--say "<a1> <a2>=dog")',
     [...new Set(found)].join(" "),
   );
 }
@@ -641,7 +647,7 @@ deno task evaluate --test-evaluator [options]`,
     `Scores pictures with a CLIP: text alignment, 2.5·max(cos, 0) between picture and
 prompt, and image alignment, the mean of max(cos, 0) over reference pictures.
 Measures the masked denoising error of a concept on held-out photos.
-Tests the CLIP: does it see shape, and tell subjects apart?`,
+Tests whether the CLIP sees shape and tells subjects apart.`,
   options: OPTIONS,
   examples: [
     'deno task evaluate --images out/sample --no-prefix --say "<rex1> <rex2>=dog"',

@@ -44,7 +44,7 @@ const OPTIONS = optionTable({
   out: {
     type: folder,
     default: "out/ablation",
-    help: "the ablation's; evaluators.json goes there",
+    help: "folder of the ablation; evaluators.json is written there",
   },
 });
 
@@ -61,7 +61,7 @@ export const evaluators: Command<EvaluatorsRequest> = command({
   name: "evaluators",
   summary: "A finished ablation by MobileNetV2 and by other CLIPs",
   usage: "deno task experiment evaluators [options]",
-  about: `Image alignment of a finished ablation's pictures by nsfwjs'
+  about: `Scores a finished ablation's pictures for image alignment by nsfwjs'
 MobileNetV2 (npm, 25 MB, downloaded when this is run) and by other CLIPs.`,
   options: OPTIONS,
   request: ({ clips, out, ...values }): EvaluatorsRequest => ({

@@ -83,7 +83,7 @@ const COMMON = optionTable({
   fresh: { type: flag, help: "empty the cache first" },
   dryRun: {
     type: flag,
-    help: "run nothing: print hashes, prompts' hash and settings",
+    help: "run nothing; print hashes (also the prompts') and settings",
   },
 });
 
@@ -103,7 +103,7 @@ function optionsOf(
     out: {
       type: folder,
       otherwise: `out/${name}`,
-      help: `where ${name}.json, .md, .html and pictures go`,
+      help: `folder for ${name}.json, .md, .html and pictures`,
     },
   };
 }
@@ -238,7 +238,7 @@ async function run(
     }
     machine.progress.line(machine.describe);
     if (plan.scale === "quick") {
-      machine.progress.line("mechanics only, no conclusion");
+      machine.progress.line("smoke test, no conclusion");
     }
     if (!stored) await noteRun(request.out, record);
     return await publish(experiment, lab, request.out, plan, machine);
@@ -249,9 +249,9 @@ async function run(
 function machineTable(lab: Lab, { describe }: Machine): Table {
   const { model, clip } = lab.hashes;
   const time = Object.values(lab.seconds).reduce((sum, one) => sum + one, 0);
-  return factsOf("where it was run", [
+  return factsOf("machine and models", [
     ["machine", describe],
-    ["time of this run, without what the cache had", duration(time)],
+    ["time of this run, without cached work", duration(time)],
     ["base model, SHA-256", model],
     ["evaluation CLIP, SHA-256", clip],
   ]);
@@ -311,7 +311,7 @@ const UNAIDED = EXPERIMENTS.filter(({ options }) =>
 const ALL_OPTIONS = optionTable({
   quick: {
     type: flag,
-    help: "every experiment's quick plan: mechanics only, no conclusion",
+    help: "every experiment's quick plan: smoke test, no conclusion",
   },
   only: {
     type: listOf(oneOf(UNAIDED.map(({ name }) => name))),
@@ -323,7 +323,7 @@ const ALL_OPTIONS = optionTable({
   out: {
     type: folder,
     otherwise: "out/all, out/all-quick with --quick",
-    help: "where index.html and a folder per experiment go",
+    help: "folder for index.html and one folder per experiment",
   },
 });
 
@@ -351,8 +351,8 @@ const all = command({
   summary: "Every experiment, and a page that lists them",
   usage: "deno task experiment all [options]",
   about: `Runs every experiment, one after the other, with one cache, and writes
-index.html, which lists their reports and what became of their claims. A run that is
-stopped continues; an experiment that fails does not keep the others.`,
+index.html, which lists their reports and the verdicts on their claims. A
+stopped run continues; an experiment that fails does not stop the others.`,
   options: ALL_OPTIONS,
   request: (values) => values,
   run: runAll,
@@ -415,12 +415,12 @@ async function runAll(
     const spent = (performance.now() - begun) / 1000;
     const left = duration(spent / (i + 1) * (list.length - i - 1));
     const lead = [
-      quick ? "Quick plans: mechanics only, no conclusion." : "Default plans.",
+      quick ? "Quick plans: smoke test, no conclusion." : "Default plans.",
       i + 1 < list.length
         ? `${i + 1} of ${list.length} done, about ${left} left.`
         : `Done in ${duration(spent)}.`,
       `Mix-of-Show ${VERSION}, Deno ${Deno.version.deno}; model, settings and ` +
-      "versions stand at the end of each report, the paper's numbers in its " +
+      "versions are at the end of each report, the paper's numbers in its " +
       "tables.",
     ];
     const index = joinPath(out, "index.html");
@@ -471,7 +471,7 @@ export function main(
   const others = [...ALSO].map(([other, own]) => `${other} (${own})`);
   return runProgram({
     title: "deno task experiment NAME [options]",
-    notes: `By their names in the paper, too: ${others.join(", ")}.
+    notes: `Names in the paper work, too: ${others.join(", ")}.
 NAME --help lists the options of an experiment.`,
     task: "run an experiment",
     commands: EXPERIMENT_COMMANDS,

@@ -22,7 +22,7 @@ const OPTIONS = optionTable({
   out: {
     type: folder,
     default: joinPath("out", "frames"),
-    help: "where frames.json, .md and .html go",
+    help: "folder for frames.json, .md and .html",
   },
 });
 

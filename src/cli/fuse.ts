@@ -63,7 +63,7 @@ const OPTIONS = optionTable({
   solver: {
     type: oneOf(["closed", "lbfgs"]),
     otherwise: "closed",
-    help: "closed (least squares) or lbfgs, as the official code",
+    help: "closed (least squares), or lbfgs as in the official code",
   },
   ridge: {
     type: number({ least: 0 }),
@@ -74,20 +74,21 @@ const OPTIONS = optionTable({
     type: oneOf(["attention", "linear", "all"]),
     hint: "WHICH",
     otherwise: "attention",
-    help: "fused by gradient: attention, linear (with feed-forwards) or all " +
-      "(with convolutions); the others by weight",
+    help: "layers fused by gradient: attention, linear (with feed-forwards) " +
+      "or all (with convolutions); the others are fused by weight",
   },
   positions: {
     type: oneOf(["official", "full"]),
     hint: "WHICH",
     otherwise: "official",
-    help: "official, or full: all tokens the UNet attends to",
+    help: "token positions of keys and values: official (V and the end " +
+      "token), or full (all that the UNet attends to)",
   },
   template: {
     type: text,
     many: true,
     otherwise: '"photo of a {}" and "{}"',
-    help: "prompt that features come from, with {}",
+    help: "prompt that features come from; {} stands for the concept",
   },
   steps: {
     type: count,
@@ -96,23 +97,23 @@ const OPTIONS = optionTable({
   },
   pictures: {
     type: count,
-    otherwise: "2, with --ridge or lbfgs 1",
-    help: "pictures drawn for that, per concept",
+    otherwise: "2; 1 with --ridge or lbfgs",
+    help: "pictures per concept that features come from",
   },
   seed: {
     type: whole({ least: 0 }),
     otherwise: "0",
-    help: "of these pictures",
+    help: "seed of these pictures",
   },
   out: {
     type: folder,
     section: "",
     default: joinPath("out", "fused"),
-    help: "where the model goes",
+    help: "folder that the model is written to",
   },
   singleFile: {
     type: file,
-    help: "also one .safetensors for other tools, without tokens",
+    help: "also one .safetensors file for other tools, without learned tokens",
   },
   dtype: { ...DTYPE_OPTION.dtype, default: "F32" },
   ...BACKEND_OPTION,
@@ -218,7 +219,7 @@ async function fused(
   progress.finish();
   if (lambda !== undefined && byWeight === 0) {
     console.error(
-      "--lambda: no layer is fused by weight here, it changes the comparison only",
+      "--lambda changes only the comparison: no layer is fused by weight here",
     );
   }
   const { layers = "attention" } = request;
@@ -261,7 +262,7 @@ async function runFuse(request: FuseRequest): Promise<void> {
     for (const [i, { phrase }] of concepts.entries()) {
       const asked = request.concept[i];
       const fields = phrase === asked.class?.trim() ? [] : ["class"] as const;
-      const why = `"${phrase}" calls it`;
+      const why = `"${phrase}" calls the concept`;
       unusedFields(asked, fields, why).forEach((line) => console.error(line));
     }
     try {
@@ -316,8 +317,8 @@ export const fuseCommand: Command<FuseRequest> = command({
   summary: "fuse concepts into one model",
   usage: "deno task fuse --concept FILE --concept FILE … [options]",
   about:
-    `Fuses concepts into one model that knows them all, and writes it as a folder in
-diffusers layout.`,
+    `Fuses concepts into one model that knows them all, and writes the model as a
+folder in diffusers' layout.`,
   options: OPTIONS,
   examples: [
     "deno task fuse --concept out/rex.safetensors --concept out/tom.safetensors",

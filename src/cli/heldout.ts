@@ -230,7 +230,7 @@ export async function runHeldOut(request: HeldOutRequest): Promise<void> {
     ...request.phrase === undefined ? [] : ["trigger" as const],
     ...request.class === undefined ? [] : ["class" as const],
   ] as const;
-  const why = "--phrase and --class say what is measured";
+  const why = "--phrase and --class give the words that are measured";
   const idle = concept ? unusedFields(concept, said, why) : [];
   for (const line of idle) console.error(line);
   const report = await measureHeldOut(request);

@@ -46,13 +46,13 @@ const OPTIONS = optionTable({
     hint: "MODEL",
     otherwise: "the one that fits",
     help:
-      "the model a LoRA is for: sd15, sd21, a folder, a file or a name on " +
+      "the model that a LoRA is for: sd15, sd21, a folder, a file or a name on " +
       "the hub",
   },
-  keys: { type: flag, help: "also every tensor" },
+  keys: { type: flag, help: "also list every tensor" },
   words: {
     type: flag,
-    help: "the words that the tokenizer of a model folder has whole",
+    help: "the words that are one token of a model folder's tokenizer",
   },
   json: { type: flag, help: "prints JSON" },
 });
@@ -136,7 +136,7 @@ function loraFacts(lora: LoraSummary, fits: string): Record<string, unknown> {
       tokens: Object.fromEntries(
         lora.tokens.map(([token, n]) => [
           token,
-          n === 1 ? "1 vector" : `${n} vectors, one a cross-attention layer`,
+          n === 1 ? "1 vector" : `${n} vectors, one per cross-attention layer`,
         ]),
       ),
     }),

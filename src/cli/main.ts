@@ -61,7 +61,7 @@ const COMMANDS: Readonly<Record<string, Entry>> = {
     load: async () => (await import("./experiment.ts")).main,
   },
   worker: {
-    summary: "work on what a queue holds",
+    summary: "run jobs from a queue",
     load: async () => of((await import("./worker.ts")).workerCommand),
   },
   inspect: {

@@ -34,7 +34,7 @@ const OPTIONS = optionTable({
     otherwise: "the embedded model",
     help:
       "sd15, sd21, a diffusers folder, one .safetensors file or a name on " +
-      "the hub; of weights only the shapes are read",
+      "the hub; only the shapes of the weights are read",
   },
   train: {
     type: oneOf(METHODS),
@@ -46,7 +46,7 @@ const OPTIONS = optionTable({
   fuse: { type: count, hint: "N", help: "fuse N concepts by gradient" },
   table: {
     type: flag,
-    help: "all of it at 512, 640 and 768 pixels, as Markdown",
+    help: "drawing and training at 512, 640 and 768 pixels, as Markdown",
   },
   batch: {
     type: count,
@@ -76,13 +76,13 @@ const OPTIONS = optionTable({
     type: number({ least: 0.1 }),
     hint: "GB",
     default: 8,
-    help: "memory of the graphics card that auto goes by",
+    help: "memory of the graphics card, for --memory auto",
   },
   backend: {
     type: oneOf(["webgpu", "wasm"]),
     section: "",
     default: "webgpu",
-    help: "whose kernels: webgpu or wasm",
+    help: "backend whose kernels are counted: webgpu or wasm",
   },
   binding: {
     type: number({ least: 1 }),
@@ -277,7 +277,7 @@ export const memoryCommand: Command<MemoryCommandRequest> = command({
   summary: "count the memory that a run will need",
   usage: "deno task memory --model MODEL --train METHOD [options]",
   about:
-    `Counts the bytes that training, drawing or fusing will need: the program itself
+    `Counts the bytes that training, drawing or fusing will need. The program itself
 runs, on a backend that computes nothing.`,
   options: OPTIONS,
   examples: [

@@ -38,7 +38,7 @@ export const MEMORY_OPTIONS = optionTable({
     type: oneOf(MEMORY_CHOICES),
     hint: "HOW",
     default: "auto",
-    help: "low takes a fraction of the memory and more time, with the same " +
+    help: "low needs a fraction of the memory and more time, with the same " +
       "result; high keeps what it can; auto is high where that fits, " +
       "else low, else low with --half",
   },
@@ -49,8 +49,8 @@ export const MEMORY_OPTIONS = optionTable({
   card: {
     type: number({ least: 0.1 }),
     hint: "GB",
-    otherwise: "8, and only a warning",
-    help: "memory of the graphics card, which WebGPU does not tell",
+    otherwise: "8, where more is only a warning",
+    help: "memory of the graphics card, which WebGPU does not report",
   },
 });
 
@@ -219,7 +219,7 @@ export async function chooseMemory(
     `largest tensor ${gigabytes(need!.largest)}`;
   if (known.bytes === Infinity && need!.largest <= bindingLimit()) {
     console.error(
-      `${what}: ${got}; ${gigabytes(limit.bytes)} are all ${limit.whose}`,
+      `${what}: ${got}; the memory ${limit.whose} is ${gigabytes(limit.bytes)}`,
     );
     return { ...ways.at(-1)!, need };
   }
@@ -246,7 +246,7 @@ export async function chooseMemory(
   throw cannot(
     `${what} ${run.width}×${run.height} pixels` +
       (counted.batched ? `, ${run.batch} at once` : ""),
-    `at most ${gigabytes(limit.bytes)}, all ${limit.whose}` +
+    `at most ${gigabytes(limit.bytes)}, the memory ${limit.whose}` +
       (bindingLimit() < Infinity
         ? `, and ${gigabytes(bindingLimit())} in a tensor`
         : ""),

@@ -46,7 +46,7 @@ const count = whole({ least: 1 });
 
 const OPTIONS = optionTable({
   json: { type: flag, help: "print the numbers as JSON, nothing else" },
-  out: { type: folder, default: "out/micro", help: "where pictures go" },
+  out: { type: folder, default: "out/micro", help: "folder of the pictures" },
   single: { type: count, default: 96, help: "one-object prompts" },
   pairs: { type: count, default: 48, help: "two-object prompts" },
   scenes: {

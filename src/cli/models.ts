@@ -82,7 +82,7 @@ export const MODEL_OPTIONS = optionTable({
   variant: {
     type: text,
     hint: "NAME",
-    help: "weights to prefer where there are several, such as fp16",
+    help: "variant of the weights to prefer, such as fp16",
   },
   tokenizer: {
     type: folder,
@@ -96,18 +96,18 @@ export const MODEL_OPTIONS = optionTable({
   vae: {
     type: file,
     hint: "PATH",
-    help: "another file's or folder's VAE instead of the model's, as for " +
-      "checkpoints without one",
+    help: "VAE of another file or folder, such as for checkpoints without " +
+      "one",
   },
   unet: {
     type: file,
     hint: "PATH",
-    help: "another file's or folder's UNet instead of the model's",
+    help: "UNet of another file or folder",
   },
   textEncoder: {
     type: file,
     hint: "PATH",
-    help: "another file's or folder's text encoder instead of the model's",
+    help: "text encoder of another file or folder",
   },
 });
 

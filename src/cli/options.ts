@@ -350,14 +350,17 @@ const INDENT = 23;
 function wrapped(text: string, width: number): string[] {
   const lines: string[] = [];
   for (const paragraph of text.split("\n")) {
-    let line = "";
-    // Leading blanks of a paragraph stay: a list inside a help text.
-    const start = /^ */.exec(paragraph)![0];
-    for (const word of paragraph.trim().split(/ +/)) {
-      if (line !== "" && `${line} ${word}`.length > width) {
+    // In a list "  name   text", lines of the text begin below each other.
+    const [, start, text] = /^( *(?:\S+ {2,})?)(.*)$/.exec(paragraph)!;
+    let line = start, isEmpty = true;
+    for (const word of text.trim().split(/ +/)) {
+      if (!isEmpty && `${line} ${word}`.length > width) {
         lines.push(line);
-        line = start + word;
-      } else line = line === "" ? start + word : `${line} ${word}`;
+        line = " ".repeat(start.length);
+        isEmpty = true;
+      }
+      line += isEmpty ? word : ` ${word}`;
+      isEmpty = false;
     }
     lines.push(line);
   }

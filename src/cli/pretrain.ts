@@ -107,12 +107,12 @@ const OPTIONS = optionTable({
   workers: {
     type: whole({ least: 0 }),
     otherwise: "2",
-    help: "Deno workers; 0: in place",
+    help: "Deno workers; 0: work in the main thread",
   },
   backend: {
     type: oneOf(["wasm", "webgpu", "cpu"]),
     default: "wasm",
-    help: "webgpu, wasm or cpu; webgpu and cpu run in place",
+    help: "webgpu, wasm or cpu; webgpu and cpu run in the main thread",
   },
   cache: {
     type: folder,
@@ -122,12 +122,12 @@ const OPTIONS = optionTable({
   out: {
     type: folder,
     otherwise: "models/micro",
-    help: "where weights are written",
+    help: "folder that weights are written to",
   },
   base: {
     type: folder,
-    otherwise: "--out, and models/micro for those that --out lacks",
-    help: "where networks that come before are read",
+    otherwise: "--out, and models/micro for networks that --out lacks",
+    help: "folder of the networks that a trained one builds on",
   },
   seed: {
     type: whole({ least: 0 }),
@@ -141,7 +141,7 @@ const OPTIONS = optionTable({
   batch: {
     type: whole({ least: 1 }),
     otherwise: "the recipe's",
-    help: "samples in a step",
+    help: "samples per step",
   },
   lr: {
     type: number({ least: 0 }),
@@ -254,8 +254,8 @@ export const pretrainCommand: Command<PretrainRequest> = command({
   usage: "deno task pretrain [options]",
   about:
     `Trains the embedded model: clip_a, vae, unet, clip_b, adapter (sketches), in
-this order. A run that was stopped (Ctrl-C ends it after its step) goes on with --resume
-and ends in the same weights.`,
+this order. Ctrl-C stops a run after its step; --resume continues it, with the
+same weights in the end.`,
   options: OPTIONS,
   examples: [
     "deno task pretrain --quick",

@@ -177,8 +177,8 @@ export function spelledWords(
     2 * model.tokenizer.tokenize(word).length >= [...word].length
   );
   return spelled.length === 0 ? [] : [
-    `${listed(spelled)}: no word of this model, read in pieces ` +
-    "(deno task inspect MODEL --words lists those of a folder)",
+    `${listed(spelled)}: not a word of this model, split into tokens ` +
+    "(deno task inspect MODEL --words lists a folder's words)",
   ];
 }
 
@@ -209,7 +209,7 @@ export function foreignSyntax(
       .find((text) => text !== undefined);
     return found === undefined
       ? []
-      : [`"${shortened(found)}" is read as text: ${what} is not done here`];
+      : [`"${shortened(found)}" is read as text: ${what} is not supported`];
   });
 }
 

@@ -36,7 +36,7 @@ export const QUEUE_OPTIONS = optionTable({
   queue: {
     type: queueUrl,
     help: "run the work by `deno task worker` on other machines: redis:// " +
-      "or rediss:// (TLS), with user:password@ if need be",
+      "or rediss:// (TLS), with user:password@ if needed",
   },
   store: {
     type: sharedStore,

@@ -86,7 +86,7 @@ const OPTIONS = optionTable({
   },
   from: {
     type: file,
-    help: "a PNG that sample drew: its layout once more",
+    help: "a PNG that sample drew; its layout is drawn again",
   },
   schema: {
     type: flag,
@@ -98,17 +98,16 @@ const OPTIONS = optionTable({
     type: oneOf(COMPOSITIONS),
     hint: "HOW",
     help: `how several concepts act without fusing
-  sum        all everywhere
-  region     each inside the regions that name it in "concepts", and in
-             their prompts
-  switch     one at a time, step by step (LoRA Switch)
-  composite  side by side, mean (LoRA Composite)`,
+  sum        all concepts everywhere
+  region     each concept in the regions that name it in "concepts", and in their prompts
+  switch     one concept per step, in turn (LoRA Switch)
+  composite  the mean over the concepts at each step (LoRA Composite)`,
     otherwise: "region if regions of the layout name concepts, else sum",
   },
   loraFolder: {
     type: folder,
-    help: "where files that a prompt calls as <lora:NAME:X> are; those given " +
-      "as --concept are found without it",
+    help: "folder of the files that a prompt calls as <lora:NAME:X>; files " +
+      "given as --concept are found without it",
   },
   network: {
     type: parsed("NAME=DIR", (what, name, found) => {
@@ -121,8 +120,8 @@ const OPTIONS = optionTable({
   },
   negative: {
     type: anyText,
-    section: "These replace what the layout says, --prompt too:",
-    help: "what to stay away from",
+    section: "These options, and --prompt, replace what the layout says:",
+    help: "negative prompt",
   },
   seed: {
     type: parsed("N[,N…]", (what, name, found) => {
@@ -134,12 +133,12 @@ const OPTIONS = optionTable({
     otherwise: "0",
     help: "whole numbers; the same number draws the same pictures",
   },
-  count: { type: count, otherwise: "1", help: "pictures of each seed" },
+  count: { type: count, otherwise: "1", help: "pictures per seed" },
   steps: { type: count, otherwise: "20", help: "sampling steps" },
   guidance: {
     type: number(),
     otherwise: "7.5",
-    help: "classifier-free guidance; 1 is none",
+    help: "scale of classifier-free guidance; 1 turns it off",
   },
   clipSkip: {
     type: count,
@@ -180,17 +179,17 @@ const OPTIONS = optionTable({
   },
   mask: {
     type: file,
-    help: "white where --init is painted anew (inpainting); the rest stays",
+    help: "mask of inpainting: --init is repainted where the mask is white",
   },
   strength: {
     type: number({ least: 0, most: 1 }),
     otherwise: "0.8; 1 with a mask",
-    help: "how much of --init is made anew: the part of the steps taken",
+    help: "how much --init is changed: the share of the steps that are run",
   },
   grid: {
     type: flag,
     section: "",
-    help: "also one picture of all, OUT.grid.png beside the folder",
+    help: "also a grid of all pictures, OUT.grid.png beside the folder",
   },
   batch: {
     type: count,
@@ -200,14 +199,14 @@ const OPTIONS = optionTable({
   out: {
     type: folder,
     default: joinPath("out", "sample"),
-    help: "where pictures go; of pictures that an earlier sample drew there, " +
-      "none beyond --count stays",
+    help: "folder of the pictures; those beyond --count that an earlier " +
+      "sample drew there are removed",
   },
   ...BACKEND_OPTION,
   workers: {
     ...WORKERS_OPTION.workers,
-    help: "workers, each with a copy of the model; 0: in place. Pictures are " +
-      "the same",
+    help: "workers, each with a copy of the model; 0: none. Their number " +
+      "does not change the pictures",
   },
   ...MEMORY_OPTIONS,
 });
@@ -373,7 +372,7 @@ export const sampleCommand: Command<SampleRequest> = command({
   usage:
     "deno task sample (--prompt TEXT | --layout FILE | --from PNG) [options]",
   about:
-    "Draws pictures and writes them as PNG, with layout.json, which draws them again.",
+    "Draws pictures as PNG files. The layout.json beside them draws them again.",
   options: OPTIONS,
   examples: [
     'deno task sample --prompt "a red fox on grass" --count 4',
@@ -409,7 +408,7 @@ export const sampleCommand: Command<SampleRequest> = command({
       request.loraFolder,
     );
     await assertWritable(request.out);
-    const why = "a prompt calls it by writing its words";
+    const why = "prompts call a concept by its words";
     const idle = request.concept.flatMap((one) =>
       unusedFields(one, ["trigger", "class"], why)
     );

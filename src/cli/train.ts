@@ -105,20 +105,20 @@ const OPTIONS = optionTable({
       throw cannot(what, `a ${name} of letters, digits, - and _`, `"${found}"`);
     }),
     needed: true,
-    help: "what to call the concept: its tokens are <NAME1> <NAME2>",
+    help: "name of the concept; its tokens are <NAME1> <NAME2>",
   },
   class: {
     type: text,
     hint: "WORD",
-    otherwise: "that of a folder named 10_rex dog",
-    help: "the ordinary word for it, such as man, dog or chair",
+    otherwise: "dog of a folder named 10_rex dog",
+    help: "ordinary word for the concept, such as man, dog or chair",
   },
   images: {
     type: folder,
     needed: true,
     help: "PNG, JPEG, WebP or AVIF pictures, or kohya's folders such as " +
-      "10_rex dog; beside a.png there may be a.txt or a.caption, one caption " +
-      "per line, {} in it stands for the concept; or metadata.jsonl has them",
+      "10_rex dog; captions are in a.txt or a.caption beside a.png, one per " +
+      "line, or in metadata.jsonl; {} in a caption stands for the concept",
   },
   trigger: {
     type: text,
@@ -129,7 +129,7 @@ const OPTIONS = optionTable({
   masks: {
     type: folder,
     otherwise: "masks/ inside the folder, or a_mask.png beside a.png",
-    help: "where the subject is, white or a cut-out, named like the " +
+    help: "masks of the subject, white or cut-outs, named like the " +
       "pictures (a.png, a_mask.jpg); turns the masked loss on",
   },
   caption: {
@@ -140,12 +140,12 @@ const OPTIONS = optionTable({
   },
   shuffleCaptions: {
     type: flag,
-    help: "captions are lists between commas, in a new order each time",
+    help: "shuffle the comma-separated parts of a caption at each use",
   },
   keepTokens: {
     type: whole({ least: 0 }),
     otherwise: "0",
-    help: "parts that stay first with --shuffle-captions",
+    help: "number of parts that stay first with --shuffle-captions",
   },
   captionDropout: {
     type: number({ least: 0, most: 1 }),
@@ -159,15 +159,15 @@ const OPTIONS = optionTable({
   priorWeight: {
     type: number({ least: 0 }),
     otherwise: "1",
-    help: "weight of their loss",
+    help: "weight of the loss on --prior",
   },
   ...BACKGROUND_OPTION,
-  flips: { type: flag, help: "also every picture mirrored" },
+  flips: { type: flag, help: "train on mirrored pictures, too" },
   buckets: {
     type: flag,
     help:
       "pictures keep about their shape, and as many pixels as --size says " +
-      "(kohya's --enable_bucket); without it they are cropped to a square",
+      "(kohya's --enable_bucket); otherwise they are cropped to a square",
   },
   ...MODEL_OPTIONS,
   method: {
@@ -179,24 +179,24 @@ const OPTIONS = optionTable({
   preset: {
     type: oneOf(["paper", "official", "ablation"]),
     default: "paper",
-    help: "settings of paper, official or ablation",
+    help: "set of default settings: paper, official or ablation",
   },
   steps: { type: count, otherwise: "1000", help: "optimisation steps" },
-  batch: { type: count, otherwise: "4", help: "pictures in a step" },
+  batch: { type: count, otherwise: "4", help: "pictures per batch" },
   accumulate: {
     type: count,
     otherwise: "1",
-    help: "batches in a step, one after the other (gradient accumulation)",
+    help: "batches per step, one after the other (gradient accumulation)",
   },
   rank: { type: count, otherwise: "4", help: "rank of the adapter" },
   alpha: {
     type: number(),
     otherwise: "the rank",
-    help: "the adapter adds alpha/rank of ΔW",
+    help: "scale of the adapter, which adds alpha/rank · ΔW",
   },
   rslora: {
     type: flag,
-    help: "alpha/√rank instead (rank-stabilised LoRA)",
+    help: "scale by alpha/√rank instead (rank-stabilised LoRA)",
   },
   dora: {
     type: flag,
@@ -205,13 +205,12 @@ const OPTIONS = optionTable({
   dropout: {
     type: number({ least: 0, most: 0.99 }),
     otherwise: "0",
-    help: "share of each adapter's input that is left out in a step (PEFT's " +
-      "lora_dropout)",
+    help: "dropout of each adapter's input (PEFT's lora_dropout)",
   },
   targets: {
     type: oneOf(TARGET_NAMES),
     hint: "WHICH",
-    otherwise: "attention, of custom-diffusion cross-attention-kv",
+    otherwise: "attention; custom-diffusion: cross-attention-kv",
     help: `layers with an adapter: ${TARGET_NAMES.join(", ")}`,
   },
   lrEmbedding: {
@@ -232,16 +231,16 @@ const OPTIONS = optionTable({
   scheduler: {
     type: oneOf(RATE_SCHEDULES),
     otherwise: "linear",
-    help: `how the rates fall: ${RATE_SCHEDULES.join(", ")}`,
+    help: `schedule of the learning rates: ${RATE_SCHEDULES.join(", ")}`,
   },
   cycles: {
     type: whole({ least: 2 }),
-    help: "how often they fall with cosine-with-restarts",
+    help: "number of cycles with cosine-with-restarts",
   },
   warmup: {
     type: whole({ least: 0 }),
     otherwise: "0",
-    help: "steps in which the rates rise from 0",
+    help: "steps in which the learning rates rise from 0",
   },
   weightDecay: { type: rate, otherwise: "0.01", help: "AdamW's weight decay" },
   maxGradNorm: {
@@ -257,9 +256,13 @@ const OPTIONS = optionTable({
   snrGamma: {
     type: number({ least: 0 }),
     otherwise: "no weights",
-    help: "γ of Min-SNR: the loss counts min(SNR, γ)/SNR; often 5",
+    help: "γ of Min-SNR: the loss has the weight min(SNR, γ)/SNR; often 5",
   },
-  seed: { type: whole({ least: 0 }), default: 0, help: "of all randomness" },
+  seed: {
+    type: whole({ least: 0 }),
+    default: 0,
+    help: "seed of all randomness",
+  },
   size: {
     type: count,
     otherwise: "the model's",
@@ -269,29 +272,31 @@ const OPTIONS = optionTable({
     type: file,
     section: "",
     otherwise: "out/NAME.safetensors",
-    help: "where the concept goes",
+    help: "file that the concept is written to",
   },
   dtype: { ...DTYPE_OPTION.dtype, otherwise: "F32" },
   log: {
     type: file,
-    help: "a CSV file with loss and rates of each step (the one kept writer " +
-      "of TensorBoard's files in npm needs native TensorFlow)",
+    help:
+      "CSV file for the loss and rates of each step (npm's only maintained " +
+      "writer of TensorBoard's files needs native TensorFlow)",
   },
   validationPrompt: {
     type: text,
     many: true,
-    help: "drawn now and then into OUT.validation, with a report; {} stands " +
-      "for the concept",
+    help: "prompt that is drawn during training into OUT.validation, with a " +
+      "report; {} stands for the concept",
   },
   validationEvery: {
     type: count,
     otherwise: "a fifth of the steps",
-    help: "steps between two such drawings",
+    help: "steps between two validations",
   },
   config: {
     type: file,
-    help: "a JSON file of these options, such as the one that is written " +
-      "beside each concept; what the command line has counts more",
+    help:
+      "JSON file of these options, such as the one that is written beside " +
+      "each concept; the command line takes precedence",
   },
   fresh: { type: flag, help: "do not continue a run that was stopped" },
   ...BACKEND_OPTION,
@@ -352,7 +357,7 @@ function checked(request: TrainRequest): TrainRequest {
     // Workers know a model by the hash of its folder.
     throw cannot(
       "train",
-      "a model folder as it stands with --queue",
+      "an unchanged model folder with --queue",
       optionName(field),
     );
   }
@@ -498,7 +503,7 @@ function warnings(examples: readonly Example[], check: CaptionCheck): string[] {
   }
   if (bare.length > 0 && bare.length < examples.length) {
     lines.push(
-      `${bare.length} pictures have no mask, all of them counts: ${
+      `${bare.length} pictures have no mask, their loss counts every pixel: ${
         listed(bare)
       }`,
     );

@@ -140,8 +140,8 @@ async function report(
     name: "training",
     title: `training of ${name}`,
     lead: [
-      "Each row has the same noise. The loss of a step is " +
-      "of its own pictures and noise levels: only its trend says something.",
+      "Each row has the same noise. The loss of a step depends on " +
+      "its own pictures and noise levels: only the trend is meaningful.",
     ],
     parts: [
       { type: "pictures", name: "pictures", title: "Pictures", sheet },

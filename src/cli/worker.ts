@@ -22,7 +22,7 @@ const OPTIONS = optionTable({
     ...LAB_OPTIONS.queue,
     needed: true,
     help: "the queue: redis:// or rediss:// (TLS), with user:password@ if " +
-      "need be",
+      "needed",
   },
   store: {
     ...LAB_OPTIONS.store,
@@ -126,15 +126,16 @@ async function run(request: WorkerRequest): Promise<void> {
 /** Works on what a queue holds. */
 export const workerCommand: Command<WorkerRequest> = command({
   name: "worker",
-  summary: "take jobs from a queue, as one of many machines",
+  summary: "run jobs from a queue, as one of many machines",
   usage: "deno task worker --queue URL --store FOLDER|s3://… [options]",
   about:
     `Takes the work that \`ablation\`, \`experiment\` and \`train\` hand out
 with --queue, and puts results into the store. It takes only jobs of its own
 version, base model and backend. Ctrl-C returns unfinished jobs to the queue. When a
 worker dies, other workers take its jobs after --lease seconds.`,
-  notes: `A bucket is reached as AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY,
-AWS_SESSION_TOKEN, AWS_REGION and AWS_ENDPOINT_URL_S3 say.`,
+  notes:
+    `AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION and
+AWS_ENDPOINT_URL_S3 give the access to a bucket.`,
   options: OPTIONS,
   examples: [
     "deno task worker --queue redis://10.0.0.5:6379 --store /mnt/store",

@@ -12,7 +12,7 @@ export const WORKERS_OPTION = optionTable({
   workers: {
     type: whole({ least: 0 }),
     otherwise: "processors, on webgpu 0",
-    help: "workers; 0: in place",
+    help: "number of workers; 0: work in the main thread",
   },
 });
 

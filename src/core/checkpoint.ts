@@ -9,9 +9,9 @@ import { currentRecording, gradientsOf } from "./tape.ts";
 import { leaves, type TreeLike, updateAt } from "./tree.ts";
 
 /**
- * Runs a function; while gradients are recorded, nothing inside it is saved but
- * its inputs, and the way back runs it a second time. Values and gradients are
- * those of the plain call, to the bit where the backend repeats itself.
+ * Runs a function with gradient checkpointing: only its inputs are saved, and
+ * the backward pass runs it a second time. Values and gradients are those of
+ * the plain call, bit for bit where the backend is deterministic.
  *
  * @param f The function. It may not have effects, and what it computes with
  * must reach it through `inputs`, long-lived constants aside.

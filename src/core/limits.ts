@@ -10,7 +10,7 @@ import { machine } from "./platform/machine.ts";
 /** Bytes that WebAssembly can address: 2³². */
 const WASM_BYTES = 2 ** 32;
 
-/** Bytes that there are for tensors. */
+/** Bytes that are available for tensors. */
 export interface MemoryLimit {
   /** How many; infinite where nobody says. */
   readonly bytes: number;

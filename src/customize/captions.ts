@@ -73,7 +73,7 @@ export function triggered(caption: string, trigger: string): string {
 }
 
 /**
- * The captions in the file beside a picture, one a line; blank lines count
+ * The captions in the file beside a picture, one per line; blank lines count
  * nothing.
  *
  * @param folder The picture's folder.

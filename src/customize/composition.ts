@@ -164,11 +164,12 @@ export function runSolo(
 }
 
 /**
- * How much of a prompt is each concept's: the distance of the prompt's text states,
- * read with the concept's adapter, from those of the prompt without its words,
- * 1 − cos. The shares of W-Switch and W-Composite (Tsoumplekas et al. 2026, arXiv
- * 2606.03792), which weight each LoRA by the influence of its trigger words in the
- * prompt; the measure of influence is this library's.
+ * Computes the share of each concept in a prompt: the distance of the prompt's
+ * text states, read with the concept's adapter, from those of the prompt
+ * without its words, 1 − cos. The shares of W-Switch and W-Composite
+ * (Tsoumplekas et al. 2026, arXiv 2606.03792), which weight each LoRA by the
+ * influence of its trigger words in the prompt; the measure of influence is
+ * this library's.
  *
  * @param base The model without the concepts; not changed.
  * @param concepts The concepts.

@@ -1,6 +1,6 @@
 /**
- * A customised concept: learned tokens, one vector a cross-attention layer, and
- * the adapter that goes with them.
+ * A customised concept: learned tokens, one vector per cross-attention layer,
+ * and the adapter that goes with them.
  *
  * Mix-of-Show writes a concept as two tokens, V = V_rand V_class: an adjective
  * that starts as noise and a noun that starts as the class word (paper §3.2).
@@ -36,7 +36,7 @@ export interface ConceptToken {
   /** How it is written in prompts, such as `<potter1>`. */
   readonly token: string;
   /**
-   * [sites, width], one vector a cross-attention layer (P+, ED-LoRA), or
+   * [sites, width], one vector per cross-attention layer (P+, ED-LoRA), or
    * [1, width], one for all (textual inversion).
    */
   readonly vectors: tf.Tensor2D;
@@ -98,7 +98,7 @@ export interface InitConceptOptions {
    */
   readonly phrase?: string;
   /**
-   * One vector a cross-attention layer (P+, ED-LoRA) or one for all.
+   * One vector per cross-attention layer (P+, ED-LoRA) or one for all.
    *
    * @default {true}
    */
@@ -450,7 +450,7 @@ function withWeights(
 }
 
 /**
- * Disposes what {@linkcode attachConcept} made anew in a model.
+ * Disposes the tensors that {@linkcode attachConcept} added to a model.
  *
  * @param model The model with concepts.
  * @param base The model they were attached to.

@@ -431,7 +431,7 @@ export async function folderClass(
 
 /**
  * Reads training pictures from a folder: `name.png`, `.jpg`, `.webp` or `.avif`
- * with an optional `name.txt` or `name.caption` (one caption a line; or
+ * with an optional `name.txt` or `name.caption` (one caption per line; or
  * `metadata.jsonl` with all of them) and an optional mask of its name
  * (`masks/name.png`, `masks/name_mask.jpg`, `name-masklabel.png` beside it) in
  * the picture's shape. If kohya's folders `10_sks dog` lie in it instead of

@@ -8,7 +8,7 @@ import type { Dora } from "../nn/dora.ts";
 import type { LowRank } from "../nn/linear.ts";
 
 /**
- * What a weight w does to a DoRA, in which scale and magnitude are two things:
+ * How a weight w acts on a DoRA, which has both a scale and a magnitude:
  *
  * - `peft` multiplies the scale: m·(W₀ + w·s·BA)/‖W₀ + w·s·BA‖. At w = 0 the
  *   magnitudes stay.

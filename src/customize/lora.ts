@@ -79,7 +79,7 @@ export interface Adapter {
 export type LoraInit = "kaiming" | "normal" | "orthogonal" | "identity";
 
 /**
- * Gives `down` of a layer by hand, for example a basis shared by all clients.
+ * Gives the `down` matrix of a layer, such as a basis that all clients share.
  *
  * @returns Values of [in, rank], or [kh, kw, in, rank].
  */
@@ -314,8 +314,8 @@ export interface AttachOptions {
    */
   readonly alpha?: number;
   /**
-   * Further factors: by adapter name, one number or one a part of the model, or
-   * a function of adapter, component and layer.
+   * Further factors: by adapter name, one number or one per part of the model,
+   * or a function of adapter, component and layer.
    */
   readonly weights?:
     | Readonly<Record<string, number | BlockWeights>>
@@ -616,7 +616,7 @@ function replaceAdapted<M extends Adaptable>(
 }
 
 /**
- * Takes adapters off a model; the base tensors are the identical ones.
+ * Detaches adapters from a model; the base tensors are shared, not copied.
  *
  * @param model The model.
  * @param name Which adapter; all of them if it is left out.

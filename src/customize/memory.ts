@@ -24,7 +24,7 @@ import { encodeData, type TrainData } from "./dataset.ts";
 import { type Method, startConcept } from "./methods.ts";
 import { type Memory, train, trainedNames } from "./train.ts";
 
-/** What is trained how. */
+/** What is trained, and how. */
 export interface TrainingPlan {
   /** The method, with its configuration. */
   readonly method: Method;

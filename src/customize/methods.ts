@@ -46,9 +46,10 @@ export const METHODS: readonly MethodName[] = [
 ];
 
 /**
- * Where paper and code differ: `paper` as it is written there, `official` as
- * the main branch of the code does it (masked loss, attention regularisation,
- * one copied draw), `ablation` with arms that differ in the embedding only.
+ * A set of settings, since paper and code differ: `paper` follows the paper,
+ * `official` the main branch of the code (masked loss, attention
+ * regularisation, one copied draw), `ablation` with arms that differ in the
+ * embedding only.
  */
 export type Preset = "paper" | "official" | "ablation";
 
@@ -152,7 +153,7 @@ export function startsAtClass(name: MethodName): boolean {
 }
 
 /**
- * A method as configuration.
+ * Gives the configuration of a method.
  *
  * @param name The method.
  * @param preset Paper, official code, or ablation.

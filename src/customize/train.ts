@@ -106,7 +106,7 @@ const isOne = (data: Data): data is TrainData => "count" in data;
 const bucketsOf = (data: Data): readonly TrainData[] =>
   isOne(data) ? [data] : data;
 
-/** What a run may be given beside its configuration. */
+/** Options of a run beside its configuration. */
 export interface TrainOptions {
   /** Goes on from here; its tensors stay the caller's. */
   readonly resume?: TrainState;

@@ -25,7 +25,7 @@ import { COMPONENTS } from "./sites.ts";
 import type { TrainData } from "./dataset.ts";
 import type { TrainConfig } from "./train_config.ts";
 
-/** All a run needs to go on: parameters, moments, where it was. */
+/** The state that a run continues from: parameters, moments and position. */
 export interface TrainState {
   /** Steps done. */
   readonly step: number;
@@ -181,8 +181,8 @@ export function disposeState(state: TrainState): void {
 }
 
 /**
- * Writes a state as one safetensors file, atomically: whoever is killed while
- * writing leaves the state before.
+ * Writes a state as one safetensors file, atomically: a process that is killed
+ * while writing leaves the previous state.
  *
  * @param path The file.
  * @param state The state; its tensors stay as they are.

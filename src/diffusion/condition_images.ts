@@ -100,8 +100,8 @@ export interface CannyOptions {
 }
 
 /**
- * Edges of a picture, one pixel wide (Canny 1986): Gaussian, Sobel, suppression
- * of what is no maximum across the edge, hysteresis.
+ * Edges of a picture, one pixel wide (Canny 1986): Gaussian, Sobel, non-maximum
+ * suppression, hysteresis.
  *
  * @param image The picture; see {@linkcode greyOf}.
  * @param options Blur and thresholds.

@@ -327,7 +327,7 @@ export interface Layout {
   readonly limits: { readonly regions: number; readonly overlap: number };
 }
 
-/** A layout as it is written: what has a default may be left out. */
+/** A layout as it is written: fields with a default may be absent. */
 export interface LayoutInput
   extends
     Partial<Omit<Layout, "regions" | "regional" | "conditions" | "limits">> {
@@ -482,7 +482,10 @@ export function layoutPictures(
   return layoutSeeds(layout).length * layout.count;
 }
 
-/** How much of `init` is made anew: with a mask all that it shows. */
+/**
+ * The strength of image to image: the layout's, else 1 with a mask, 0.8
+ * without.
+ */
 export function layoutStrength(
   { strength, mask }: Pick<Layout, "strength" | "mask">,
 ): number {
@@ -561,7 +564,7 @@ export interface ResolvedCondition {
   readonly image: Grey | Pixels;
 }
 
-/** A layout with all it points to. */
+/** A layout with the files that it refers to. */
 export interface ResolvedLayout {
   /** The layout itself. */
   readonly layout: Layout;
@@ -833,7 +836,7 @@ export interface CheckOptions {
 }
 
 /**
- * Holds a layout against a model.
+ * Checks a layout against a model.
  *
  * @param resolved The layout.
  * @param model The model that would draw it.
@@ -987,7 +990,7 @@ export function modelSize(
   return { width: wide * factor, height: high * factor };
 }
 
-/** What regions do in a call; {@linkcode regionalSampling} makes one. */
+/** The effect of regions on a call; {@linkcode regionalSampling} makes one. */
 export interface RegionSampler {
   /** Options for one UNet call. */
   unet(call: UNetCall): UNetOptions;

@@ -21,7 +21,7 @@ const SAMPLER_NAMES: Readonly<Record<string, string>> = {
   ...{ heun_karras: "Heun Karras", lms_karras: "LMS Karras" },
 };
 
-/** What is said of a picture. */
+/** The settings of a picture. */
 export interface PictureSettings {
   /** The layout as it is written beside the pictures. */
   readonly layout: unknown;

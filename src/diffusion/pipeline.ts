@@ -60,7 +60,7 @@ export interface PipelineOptions extends PlanOptions {
   /** One a picture. */
   readonly prompts: readonly string[];
   /**
-   * What to stay away from: one for all, or one a picture.
+   * Negative prompts: one for all, or one per picture.
    *
    * @default ""
    */
@@ -275,7 +275,7 @@ function prepare(model: Model, options: PipelineOptions): Job {
   const count = prompts.length;
   const per = <T>(name: string, list: readonly T[]): readonly T[] => {
     if (list.length !== count) {
-      throw cannot(what, `${count} ${name}, one a prompt`, list.length);
+      throw cannot(what, `${count} ${name}, one per prompt`, list.length);
     }
     return list;
   };
@@ -421,7 +421,7 @@ class States {
 /**
  * Draws pictures, batch by batch, and yields every step.
  *
- * Layer-wise prompts (learned tokens) and plain ones may stand side by side.
+ * Layer-wise prompts (learned tokens) and plain ones may be mixed in a call.
  *
  * @param model Any model.
  * @param options Prompts, sampler, guidance, randomness, size.
@@ -619,7 +619,7 @@ export async function toPixels(images: tf.Tensor4D): Promise<Pixels[]> {
 }
 
 /**
- * Draws pictures to the end.
+ * Draws pictures and returns them when all are done.
  *
  * @param model Any model.
  * @param options As for {@linkcode pipeline}.

@@ -286,7 +286,7 @@ export interface RegionMaps {
   dispose(): void;
 }
 
-/** A place without a prompt. */
+/** A region without a prompt. */
 export interface Place {
   /** Where it is. */
   readonly shape: Shape;

@@ -12,7 +12,7 @@ import {
 import { disposeModel } from "../models/model.ts";
 import { pipeline } from "./pipeline.ts";
 
-/** What is drawn how. */
+/** What is drawn, and how. */
 export interface SamplingPlan {
   /** Height of the pictures in pixels. */
   readonly height: number;

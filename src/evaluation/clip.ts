@@ -119,7 +119,7 @@ async function inBatches<T>(
  *
  * @param clip The CLIP.
  * @param images Pictures of any size that its preprocessing accepts.
- * @returns One unit vector a picture.
+ * @returns One unit vector per picture.
  */
 export async function embedImages(
   clip: ClipModel,

@@ -9,8 +9,8 @@ import { cannot } from "../core/errors.ts";
 import type { ClipVector } from "./clip.ts";
 
 /**
- * What stands before a caption when its text alignment is measured. A CLIP
- * whose vocabulary lacks these words is given another prefix, or none.
+ * The text before a caption when its text alignment is measured. A CLIP whose
+ * vocabulary lacks these words is given another prefix, or none.
  */
 export const CLIP_SCORE_PREFIX = "A photo depicts ";
 

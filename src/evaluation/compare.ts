@@ -13,7 +13,7 @@ import {
   pairedDifference,
 } from "./statistics.ts";
 
-/** What became of a claim; what the paper does not claim is shown at best. */
+/** The verdict on a claim; one that is not the paper's is at best `shown`. */
 export type Verdict =
   | "reproduced"
   | "shown"
@@ -21,7 +21,7 @@ export type Verdict =
   | "reversed"
   | "no conclusion";
 
-/** A claim, before it is tested: of two arms the first has more. */
+/** A claim to be tested: the first of two arms is better. */
 export interface Claim {
   /** The arms. */
   readonly id: string;
@@ -83,8 +83,8 @@ export function finite(
 }
 
 /**
- * What a paired difference says of a claim: its whole interval on the claimed
- * side, on the other, or neither.
+ * The verdict of a paired difference: its whole interval is on the claimed
+ * side, on the other side, or neither.
  *
  * @param difference Ends of its interval.
  * @param claim Whose claim it is, and which side is claimed.

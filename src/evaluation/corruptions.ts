@@ -7,7 +7,7 @@ import { cannot } from "../core/errors.ts";
 import { fold, type Key, permutation } from "../core/random.ts";
 import type { Pixels } from "../io/png.ts";
 
-/** A way to spoil a picture's subject. */
+/** A way to corrupt the subject of a picture. */
 export type Corruption =
   | "shuffled8"
   | "shuffled4"
@@ -16,7 +16,7 @@ export type Corruption =
   | "blob"
   | "hue";
 
-/** All of them, in the order of tables. */
+/** All corruptions, in the order of tables. */
 export const CORRUPTIONS: readonly Corruption[] = [
   "shuffled8",
   "shuffled4",
@@ -40,8 +40,8 @@ function scaled(pixels: number, { width, height }: Pixels): number {
 }
 
 /**
- * Spoils the subject of a picture; the background stays, but for what tiles at
- * the subject's edge carry along.
+ * Corrupts the subject of a picture. The background stays, except where tiles
+ * at the subject's edge contain some of it.
  *
  * Tiles and blocks of 8 and 4 pixels are those of a 64-pixel picture and grow
  * with the picture.

@@ -38,7 +38,7 @@ export interface TestedIdentity {
   readonly classWord: readonly Pixels[];
 }
 
-/** What an evaluator is tested on. */
+/** The pictures that an evaluator is tested on. */
 export interface EvaluatorSet {
   /** At least one; one alone needs look-alikes and pictures of its class word. */
   readonly identities: readonly TestedIdentity[];
@@ -49,7 +49,7 @@ export interface EvaluatorSet {
   }[];
 }
 
-/** What came out of {@linkcode checkEvaluator}. */
+/** The result of {@linkcode checkEvaluator}. */
 export interface EvaluatorCheck {
   /** Image alignment of references with the others of their identity. */
   readonly same: number;
@@ -81,7 +81,7 @@ export interface EvaluatorCheck {
   readonly failures: readonly string[];
 }
 
-/** The least that an evaluator must do. */
+/** The floors that an evaluator must reach. */
 export const EVALUATOR_FLOORS = {
   /** Share that shuffled tiles and blocks of 8 pixels lose. */
   loses: 0.6,

@@ -13,7 +13,7 @@ import { crop, type Filter, flatten, resize } from "../io/resize.ts";
 
 export { crop, type PixelBox, resize } from "../io/resize.ts";
 
-/** What is done to a picture before it is embedded. */
+/** The preprocessing of a picture before it is embedded. */
 export interface Preprocess {
   /** Length in pixels that the shorter side is resized to; absent keeps it. */
   readonly shortest?: number;

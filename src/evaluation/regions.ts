@@ -8,7 +8,7 @@ import type { ClipVector } from "./clip.ts";
 import { cosine } from "./clip_score.ts";
 import type { GalleryEntry } from "./retrieval.ts";
 
-/** What was found in a region. */
+/** The identity that was found in a region. */
 export interface Found {
   /** The identity that stands out most, or `background`. */
   readonly label: string;
@@ -17,9 +17,9 @@ export interface Found {
 }
 
 /**
- * Names the identity in a region: in each window the nearest identity, if it is
- * nearer than every background; of all windows the one in which an identity
- * stands out most.
+ * Names the identity in a region. In each window it is the nearest identity, if
+ * that is nearer than every background; the window in which an identity stands
+ * out most decides.
  *
  * @param views Unit vectors of windows of the region.
  * @param identities Gallery of identities.
@@ -44,8 +44,8 @@ export function identify(
 }
 
 /**
- * The order of concepts that suits a picture best: the most right concepts, and
- * of such orders one with the least leakage.
+ * Finds the best order of concepts for a picture: the one with the most correct
+ * concepts and, among equals, the least leakage.
  *
  * @param concepts Concepts in any order, all different.
  * @param regions What is in each region, as many.

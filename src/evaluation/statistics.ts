@@ -7,7 +7,7 @@
 import { cannot } from "../core/errors.ts";
 import { fold, type Key, stream } from "../core/random.ts";
 
-/** A mean and where it may lie. */
+/** A mean and its interval. */
 export interface Estimate {
   /** The mean. */
   readonly mean: number;
@@ -148,7 +148,7 @@ export interface PairedDifference extends Estimate {
 /**
  * Mean of a − b with Student's t interval.
  *
- * @param a One value a concept.
+ * @param a One value per concept.
  * @param b The other arm, same concepts, same order.
  * @param level Coverage.
  * @default level 0.95
@@ -256,11 +256,11 @@ function bootstrap(
 }
 
 /**
- * How much of what customisation gained survives fusion: (fused − lower) /
- * (single − lower), of the means over concepts, with a bootstrap interval over
- * concepts. 1: nothing is lost; 0: as if never customised.
+ * The share of the gain of customisation that survives fusion: (fused − lower)
+ * / (single − lower), of the means over concepts, with a bootstrap interval
+ * over concepts. 1: nothing is lost; 0: as if never customised.
  *
- * @param fused One value a concept, from the fused model.
+ * @param fused One value per concept, from the fused model.
  * @param single The same from the single-concept models.
  * @param lower The same from the untouched base model.
  * @param key Random key.

@@ -55,7 +55,7 @@ const OPTIONS = {
 
 type CostPlan = Plan<typeof OPTIONS>;
 
-/** Bytes that one concept's spatial layers, those of attention, need. */
+/** Bytes that the spatial attention layers of one concept need. */
 export interface FeatureBytes {
   /** Which model. */
   readonly model: string;
@@ -97,8 +97,9 @@ export interface CostNumbers {
 }
 
 /**
- * Bytes that the spatial layers' inputs take over one sampling run, as rows or as
- * Gram matrices. Queries, keys and values of a self-attention see the same.
+ * Bytes that the spatial layers' inputs take over one sampling run, as rows or
+ * as Gram matrices. Queries, keys and values of a self-attention have the same
+ * input.
  *
  * @param name What the model is called.
  * @param tree Parameters of the UNet, or its spec.
@@ -223,7 +224,7 @@ export function costReport(data: CostNumbers): Report {
   ]);
   return {
     name: "cost",
-    title: "what client and centre spend",
+    title: "cost of client and centre",
     lead: [
       "The official code stores the inputs of every layer; their Gram " +
       "matrices give the same minimiser and do not grow with steps or pictures.",
@@ -259,13 +260,13 @@ export const cost = experiment({
   summary:
     "Time and bytes of client and centre; features against Gram matrices",
   about:
-    `Trains concepts as ED-LoRA, measures and fuses them, and says what it took:
+    `Trains concepts as ED-LoRA, measures and fuses them, and reports the cost:
 bytes of features and of Gram matrices, bytes that a client sends, seconds.`,
   options: OPTIONS,
   without: ["steps", "guidance"],
   scales: {
     quick: {
-      help: "2 concepts: mechanics only",
+      help: "2 concepts: smoke test",
       plan: { concepts: TEST_CONCEPTS.slice(0, 2), counts: [1, 2] },
     },
     full: {

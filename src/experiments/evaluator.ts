@@ -9,7 +9,7 @@ import { NotInStore } from "../lab/runner.ts";
 import type { SamplingSettings } from "../lab/specs.ts";
 import { classWordPrompts } from "../micro/evaluator_set.ts";
 
-/** What became of the test of the evaluation CLIP. */
+/** The outcome of the test of the evaluation CLIP. */
 export interface EvaluatorOutcome {
   /** The first line of a report. */
   line: string;

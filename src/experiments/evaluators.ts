@@ -29,7 +29,7 @@ import { compareArms } from "./table2/claims.ts";
 import { type AblationPlan, drawTable2 } from "./table2/draw.ts";
 import type { AblationReport } from "./table2/json.ts";
 
-/** What an evaluator finds. */
+/** The numbers of an ablation by one evaluator. */
 export interface Evaluation {
   /** Its name. */
   readonly evaluator: string;

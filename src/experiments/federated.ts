@@ -36,7 +36,7 @@ const OPTIONS = {
   noise: {
     type: listOf(number({ least: 0 })),
     default: [0, 0.1, 1, 10],
-    help: "scales of noise on the statistics, 0 among them",
+    help: "scales of noise on the statistics, with 0",
   },
   prompts: RUN_OPTIONS.prompts,
   seeds: RUN_OPTIONS.seeds,
@@ -200,9 +200,9 @@ export function federatedReport(
     title: "fusion from published files",
     lead: [
       "A client sends its adapter, its tokens and the Gram matrices of its " +
-      "layers' inputs; no picture leaves it. Pictures can still be drawn from " +
-      "what it sends, as is the purpose, and nothing protects against inversion " +
-      "of the matrices.",
+      "layers' inputs; no picture leaves the client. Others can still draw the " +
+      "concept from these files: that is their purpose. Nothing protects the " +
+      "matrices against inversion.",
       "At noise of scale 1 each entry of a Gram matrix has noise as large as " +
       "what one typical row adds to its trace.",
     ],
@@ -231,12 +231,12 @@ export const federated = experiment({
   summary: "Fusion from published files, FedAvg, and what noise costs",
   about:
     `Trains concepts as ED-LoRA, each on a client of its own, publishes adapter,
-tokens and statistics of each, and fuses the files alone: with FedAvg beside it, and
-with noise on the statistics.`,
+tokens and statistics of each, and fuses these files alone. Compares FedAvg, and
+noise on the statistics.`,
   options: OPTIONS,
   scales: {
     quick: {
-      help: "2 concepts, 2 prompts: mechanics only, no conclusion",
+      help: "2 concepts, 2 prompts: smoke test, no conclusion",
       plan: {
         concepts: TEST_CONCEPTS.slice(0, 2),
         prompts: 2,

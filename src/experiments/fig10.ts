@@ -56,13 +56,13 @@ const OPTIONS = {
   pictures: {
     type: whole({ least: 1, most: 40 }),
     default: 8,
-    help: "pictures of each layout",
+    help: "pictures per layout",
   },
 } as const;
 
 type Fig10Plan = Plan<typeof OPTIONS>;
 
-/** A layout and what its regions show; means over concepts and pictures. */
+/** A layout and the scores of its regions; means over concepts and pictures. */
 export interface Fig10Row {
   /** Which limit: of neighbours, of the region, of the picture's pixels. */
   readonly limit: "leakage" | "side" | "pixels";
@@ -235,14 +235,14 @@ export function fig10Report(
 export const fig10 = experiment({
   name: "fig10",
   summary: "The paper's Fig 10: attribute leakage, small regions, resolution",
-  about:
-    `Trains concepts as ED-LoRA, fuses them by gradient, and draws pairs by regions
-without and with the neighbour's words as negative prompt, one concept in regions of
-several sides, and the smallest of them in larger pictures.`,
+  about: `Trains concepts as ED-LoRA, fuses them by gradient, and draws three
+sets: pairs of concepts in regions, without and with the neighbour's words as
+negative prompt; one concept in regions of several sizes; the smallest of these
+regions in larger pictures.`,
   options: OPTIONS,
   scales: {
     quick: {
-      help: "2 concepts, 2 pictures: mechanics only, no conclusion",
+      help: "2 concepts, 2 pictures: smoke test, no conclusion",
       plan: {
         concepts: TEST_CONCEPTS.slice(0, 2),
         ...{ sides: [0.35, 0.9], sizes: [64, 96], pictures: 2 },

@@ -77,7 +77,7 @@ const OPTIONS = optionTable({
   },
   outDomain: {
     type: listOf(IDENTITY),
-    otherwise: "the twins of those",
+    otherwise: "identities that correspond to them",
     help: "identities",
   },
   prompts: RUN_OPTIONS.prompts,
@@ -97,12 +97,12 @@ const OPTIONS = optionTable({
   lrEmbedding: {
     type: number({ least: 0 }),
     otherwise: "5e-3",
-    help: "rate of methods that have embeddings only",
+    help: "learning rate of methods that train embeddings only",
   },
   lrBeside: {
     type: number({ least: 0 }),
     otherwise: "the preset's",
-    help: "rate of the embedding beside an adapter",
+    help: "learning rate of the embedding with an adapter",
   },
   noFusion: { type: flag, help: "leave out the fused models" },
 });
@@ -132,7 +132,7 @@ export interface DomainRow extends Readonly<Record<ScoreName, number | null>> {
   readonly concepts: Readonly<Record<string, number>>;
 }
 
-/** How much of a whole concept's gain its embedding alone has. */
+/** The share of a concept's gain that its embedding alone has. */
 export interface EmbeddingShare {
   /** Which of the two. */
   readonly domain: Domain;
@@ -142,7 +142,7 @@ export interface EmbeddingShare {
   readonly share: Interval;
 }
 
-/** What comes out. */
+/** The numbers of the figure. */
 export interface DomainReport {
   /** A row per arm and domain. */
   readonly rows: readonly DomainRow[];
@@ -160,12 +160,12 @@ export const fig3 = experiment({
   also: ["fig3"],
   summary: "Concepts that the base model can draw, and ones that it cannot",
   about: `Figure 3 of the paper: concepts that the base model can draw itself
-(in-domain; it draws their pictures first) and identities, which it cannot. What
-does the embedding alone hold, and what do the weights add?`,
+(in-domain; it draws their pictures first) and identities, which it cannot draw.
+Measures what the embedding alone holds, and what the weights add.`,
   options: OPTIONS,
   scales: {
     quick: {
-      help: "2 concepts of each domain, 4 prompts: mechanics only",
+      help: "2 concepts of each domain, 4 prompts: smoke test",
       plan: { inDomain: ["ulla", "finn"], prompts: 4 },
     },
   },
@@ -364,7 +364,7 @@ const LABELS: Readonly<Record<DomainRow["method"], string>> = {
 };
 
 /**
- * What an arm is called.
+ * The name of an arm.
  *
  * @param arm Method, strength and fusion.
  */
@@ -403,7 +403,7 @@ export function domainTable(
 }
 
 /**
- * How much of a concept its embedding alone holds, as a table.
+ * The share of a concept's gain that its embedding alone has, as a table.
  *
  * @param report The report.
  */
@@ -428,7 +428,7 @@ export function domainReport(
   return {
     name: "domain",
     title: "in-domain and out-domain concepts",
-    lead: report.conclusive ? [] : ["No conclusion: mechanics only."],
+    lead: report.conclusive ? [] : ["No conclusion: smoke test only."],
     parts: [
       tablePart(domainTable(report)),
       tablePart(

@@ -220,13 +220,13 @@ export const fig4 = experiment({
   summary: "The paper's Fig 4: the fusion pipeline, with each stage's loss",
   about:
     `Trains concepts as ED-LoRA, fuses them by weight, by L-BFGS with several
-numbers of iterations and in closed form with several ridges, and says what is left
-of the feature error in each stage of the pipeline.`,
+numbers of iterations and in closed form with several ridges, and reports what is
+left of the feature error in each stage of the pipeline.`,
   options: OPTIONS,
   without: ["steps", "guidance"],
   scales: {
     quick: {
-      help: "2 concepts, up to 5 iterations: mechanics only",
+      help: "2 concepts, up to 5 iterations: smoke test",
       plan: {
         concepts: TEST_CONCEPTS.slice(0, 2),
         iterations: [1, 5],

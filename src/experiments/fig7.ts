@@ -96,7 +96,7 @@ const CLAIMS: readonly {
   readonly less: Fig7Arm;
 }[] = [
   {
-    claim: "ED-LoRA is fused with more identity than LoRA",
+    claim: "ED-LoRA has more identity than LoRA after fusion",
     more: { embedding: "edlora", fusion: "gradient" },
     less: { embedding: "lora", fusion: "gradient" },
   },
@@ -226,12 +226,12 @@ export const fig7 = experiment({
   summary: "The paper's Fig 7: embedding, fusion and regions as grids",
   about:
     `Trains concepts as LoRA and as ED-LoRA, fuses each by weight and by gradient,
-draws the same pictures with each, and draws pairs of concepts by one prompt and by
-a region each.`,
+draws the same pictures with each, and draws pairs of concepts by one prompt and with
+one region per concept.`,
   options: OPTIONS,
   scales: {
     quick: {
-      help: "2 concepts, 2 prompts: mechanics only, no conclusion",
+      help: "2 concepts, 2 prompts: smoke test, no conclusion",
       plan: { concepts: TEST_CONCEPTS.slice(0, 2), prompts: 2 },
     },
   },

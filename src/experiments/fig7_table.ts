@@ -9,7 +9,7 @@ import { decimal, type Interval, interval } from "../report/format.ts";
 import { type Table, tableOf } from "../report/table.ts";
 import type { EmbeddingName } from "./presets.ts";
 
-/** How concepts come into a model. */
+/** An arm: an embedding and a fusion. */
 export interface Fig7Arm {
   /** The embedding. */
   readonly embedding: EmbeddingName;
@@ -44,7 +44,7 @@ export interface Fig7Numbers {
 const LABELS = { none: "alone", weight: "weight", gradient: "gradient" };
 
 /**
- * What an arm is called.
+ * The name of an arm.
  *
  * @param arm Embedding and fusion.
  */

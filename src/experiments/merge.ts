@@ -391,7 +391,7 @@ that a client sends, and what the centre needs.`,
   options: OPTIONS,
   scales: {
     quick: {
-      help: "2 concepts, 2 prompts, no further training: mechanics only",
+      help: "2 concepts, 2 prompts, no further training: smoke test",
       plan: {
         concepts: TEST_CONCEPTS.slice(0, 2),
         ways: UNTRAINED,

@@ -109,13 +109,13 @@ export function mergeReport(
     title: `every way to combine ${n} LoRAs`,
     lead: [
       "Held-out error is the masked denoising error on pictures that nothing " +
-      "was trained on: lower is better; * marks the lowest of what was combined.",
-      "Needs: nothing beside the adapters; statistics of layers' inputs that " +
-      "clients measured; runs of the clients' models at the centre; training " +
-      "of the clients for it; the pictures themselves.",
-      "A prompt names one concept. What reads the prompt (W-Switch, W-Composite, " +
-      "regional adapters, FreeFuse) uses that one's adapter alone; regions of " +
-      "several concepts are compared by the regions experiment.",
+      "was trained on: lower is better; * marks the lowest of the ways.",
+      "Needs are: nothing but the adapters; statistics of layers' inputs that " +
+      "clients measured; runs of the clients' models at the centre; special " +
+      "training by the clients; the pictures themselves.",
+      "Each prompt names one concept. Ways that read the prompt (W-Switch, " +
+      "W-Composite, regional adapters, FreeFuse) use the adapter of this concept " +
+      "alone. The regions experiment compares regions of several concepts.",
     ],
     parts: [
       tablePart(mergeTable(rows)),

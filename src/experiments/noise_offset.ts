@@ -40,7 +40,7 @@ const OPTIONS = {
   offsets: {
     type: listOf(number({ least: 0 })),
     default: [0, 0.01, 0.1],
-    help: "offsets of the noise, 0 among them",
+    help: "offsets of the noise, with 0",
   },
   prompts: RUN_OPTIONS.prompts,
   seeds: { ...RUN_OPTIONS.seeds, default: [0, 1] },
@@ -122,7 +122,7 @@ async function compareOffsets(
       title: "the offset of the training noise",
       lead: [
         "Spread is the standard deviation of masked image alignment over a " +
-        "concept's prompts: a stable identity has little.",
+        "concept's prompts: it is small for a stable identity.",
       ],
       parts: [
         tablePart(offsetTable(data.rows)),
@@ -217,7 +217,7 @@ same pictures with each, and compares held-out error, alignment and its spread.`
   options: OPTIONS,
   scales: {
     quick: {
-      help: "1 concept, 4 prompts, 1 seed: mechanics only, no conclusion",
+      help: "1 concept, 4 prompts, 1 seed: smoke test, no conclusion",
       plan: { concepts: TEST_CONCEPTS.slice(0, 1), prompts: 4, seeds: [0] },
     },
   },

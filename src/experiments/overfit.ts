@@ -53,12 +53,12 @@ const OPTIONS = optionTable({
     name: "train-steps",
     type: listOf(whole({ least: 1 })),
     otherwise: "the preset's",
-    help: "training steps of a concept",
+    help: "training steps per concept",
   },
   pictures: {
     type: listOf(whole({ least: 1, most: TRAIN_IMAGES })),
     otherwise: "all",
-    help: "pictures of a concept that are trained on, from the first",
+    help: "numbers of training pictures per concept, from the first on",
   },
   seeds: RUN_OPTIONS.seeds,
 });
@@ -109,7 +109,7 @@ the masked denoising error is measured on training pictures and on held-out ones
   without: ["trainSteps", "layers"],
   scales: {
     quick: {
-      help: "1 concept, 20 training steps: mechanics only",
+      help: "1 concept, 20 training steps: smoke test",
       plan: { concepts: DEVELOPMENT_CONCEPTS.slice(0, 1), lengths: [20] },
     },
   },

@@ -47,7 +47,7 @@ export interface OverfitRow {
 }
 
 /**
- * What an arm is called.
+ * The name of an arm.
  *
  * @param arm How concepts were trained.
  */
@@ -99,7 +99,7 @@ export function overfitReport(
     title: "training error and held-out error",
     lead: [
       "Gain is (class word − arm) / class word of the masked denoising error. " +
-      "A gain on training pictures alone is memory.",
+      "A gain on training pictures alone is memorisation.",
     ],
     parts: [
       tablePart(overfitTable(rows)),

@@ -159,7 +159,7 @@ export const SETTING_OPTIONS = optionTable({
   },
   trainSteps: {
     type: whole({ least: 1 }),
-    help: "training steps of a concept",
+    help: "training steps per concept",
   },
   steps: { type: whole({ least: 1, most: 1000 }), help: "sampling steps" },
   guidance: { type: number(), help: "guidance scale" },

@@ -25,9 +25,9 @@ import type { Table1Numbers } from "./table1_table.ts";
 const DIGITS = 12;
 
 /**
- * A line that changes with what is in a file or in a model's folder: its path
- * without leading `../`, and the start of its SHA-256. Outputs that have the line
- * tell whether they are older than what they show.
+ * A line that identifies the content of a file or of a model's folder: its path
+ * without leading `../`, and the start of its SHA-256. The line shows whether
+ * outputs that contain it are older than their source.
  *
  * @param path A file, or the folder of a model.
  * @throws If there is nothing.
@@ -96,7 +96,8 @@ export interface StoredResult<D> {
 }
 
 /**
- * The numbers of an experiment: those that are stored, or of a new quick run.
+ * Gives the numbers of an experiment: the stored ones, or those of a new quick
+ * run.
  *
  * @param name Name of the experiment.
  * @param options Where the numbers are, or whether they are made anew.

@@ -88,7 +88,7 @@ export interface SweepArm {
   readonly value: GradientSettings["ridge"] | null;
 }
 
-/** How much a trained concept is. */
+/** The size of a trained concept. */
 export interface ConceptSize {
   /** Numbers that were learned, of the tokens, too. */
   readonly parameters: number;

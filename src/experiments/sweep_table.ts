@@ -134,8 +134,8 @@ function seriesOf(
 }
 
 /**
- * Figures of a sweep: what is kept of the gain in held-out error, or that error
- * where nothing is fused, and text alignment, against what was swept.
+ * The figures of a sweep, against the swept value: the share of the gain in
+ * held-out error that is kept (without fusion, that error), and text alignment.
  *
  * @param rows From {@linkcode sweep}.
  * @param axis What was swept.

@@ -61,14 +61,15 @@ const OPTIONS = optionTable({
   distractors: {
     type: listOf(CONCEPT, true),
     default: [],
-    help: "concepts that are fused with them and not scored; in-domain ones " +
-      "(niko, finn, ulla, zara) may be among them",
+    help:
+      "further concepts that are fused and not scored; in-domain concepts " +
+      "(niko, finn, ulla, zara) are allowed",
   },
   ...RUN_OPTIONS,
   values: {
     type: listOf(number()),
     default: [] as readonly number[],
-    help: "what is swept",
+    help: "values of the sweep",
   },
   layers: {
     type: listOf(oneOf(TARGET_NAMES)),
@@ -165,7 +166,7 @@ function sweepExperiment(what: Sweep): Experiment<typeof OPTIONS> {
     options: options as typeof OPTIONS,
     scales: {
       quick: {
-        help: "2 concepts, 2 prompts, 2 values: mechanics only, no conclusion",
+        help: "2 concepts, 2 prompts, 2 values: smoke test, no conclusion",
         plan: {
           concepts: others.concepts.default.slice(0, 2),
           prompts: 2,
@@ -219,7 +220,7 @@ export const SWEEPS: readonly Experiment<typeof OPTIONS>[] = [
     summary: "Gradient fusion against its ridge (development concepts)",
     split: "development",
     values: {
-      what: "ridges; cross-validation (auto) stands beside them",
+      what: "ridges; cross-validation (auto) is compared with them",
       default: [1e-6, 1e-3, 0.01, 0.1, 1, 10],
     },
     vary: (ridges) => ({ ridges: [...ridges, "auto"] }),

@@ -352,11 +352,11 @@ export const table1 = experiment({
     `Trains concepts with every method, fuses each method's concepts in its own
 way (tokens side by side, Custom Diffusion's constrained merge, the average of
 LoRAs, gradient fusion), draws the same pictures with each, and scores them. Table
-3 is the same by concept, Fig 6 the sheet of pictures.`,
+3 has the same scores by concept, Fig 6 is the sheet of pictures.`,
   options: OPTIONS,
   scales: {
     quick: {
-      help: "2 concepts, 2 prompts: mechanics only, no conclusion",
+      help: "2 concepts, 2 prompts: smoke test, no conclusion",
       plan: { concepts: TEST_CONCEPTS.slice(0, 2), prompts: 2 },
     },
     full: {

@@ -185,7 +185,7 @@ export interface ConvertLoraOptions extends FindLoraOptions {
   readonly dtype?: WriteLoraOptions["dtype"];
   /**
    * A second file, which all learned tokens go into instead: `learned_embeds`,
-   * or `official` where they have a vector a layer.
+   * or `official` where they have a vector per layer.
    *
    * @default none: then a dialect that cannot hold them is an error
    */
@@ -198,7 +198,7 @@ export interface ConvertLoraOptions extends FindLoraOptions {
   readonly withoutTokens?: boolean;
 }
 
-/** What {@linkcode convertLora} did. */
+/** The result of {@linkcode convertLora}. */
 export interface ConvertedLora extends LoraSummary {
   /** The dialect that was written. */
   readonly to: DialectId;
@@ -246,7 +246,7 @@ export async function convertLora(
       ? new Map()
       : file.embeddings;
     if (d.tokens?.rows === "layers") {
-      // Readers of such files want a vector a layer.
+      // Readers of such files want a vector per layer.
       const rows = layersOf(base).crossAttentions;
       embeddings = new Map(
         [...embeddings].map(([token, vectors]) => {
@@ -265,7 +265,7 @@ export async function convertLora(
       );
     }
     const apart = options.tokens !== undefined;
-    // A vector a layer has a place in official files only.
+    // A vector per layer has a place in official files only.
     const tokenDialect = [...embeddings.values()].some((v) => v.shape[0] > 1)
       ? "official"
       : "learned_embeds";
@@ -365,7 +365,7 @@ function summary({ file, name }: Found): LoraSummary {
 }
 
 /**
- * Reads a LoRA and says what is in it.
+ * Reads a LoRA and describes its content.
  *
  * @param path A safetensors file, an official `.pth`, a folder of PEFT's.
  * @param options The model it is for, if it is not Stable Diffusion 1.x or 2.x.

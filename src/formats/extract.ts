@@ -71,7 +71,7 @@ export interface ExtractLoraOptions {
   readonly onLayer?: (layer: ExtractedLayer) => void;
 }
 
-/** How well one layer's change is held. */
+/** How well the LoRA holds the change of one layer. */
 export interface ExtractedLayer {
   /** The network it is in. */
   readonly component: Component;

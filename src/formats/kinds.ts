@@ -224,9 +224,9 @@ function saidModel(
 const OURS = "Stable Diffusion 1.x or 2.x";
 
 /**
- * What kind of file this is, if it is of a known one that cannot be used here:
- * an adapter or a checkpoint for another architecture, an adapter that has no
- * low-rank form, another network.
+ * Recognises a file of a known kind that cannot be used here: an adapter or a
+ * checkpoint for another architecture, an adapter that has no low-rank form,
+ * another network.
  *
  * @param header Names, shapes and metadata.
  * @returns The kind; nothing for what may be of use, and for what nobody knows.

@@ -167,7 +167,7 @@ export function withPrefixes<T extends LdmHeader>(file: T): T {
   };
 }
 
-/** What the names and shapes of a single file tell. */
+/** The layout and configs of a single file, from its names and shapes. */
 export interface LdmDescription {
   /** Which names it uses. */
   readonly layout: LdmLayout;

@@ -38,7 +38,7 @@ export interface LdmConfigs {
   readonly autoencoder: AutoencoderConfig;
 }
 
-/** What the noise prediction of a model is trained to be. */
+/** The quantity that a model is trained to predict. */
 export type LdmPrediction = "epsilon" | "v_prediction";
 
 /** One tensor of a single file and the parameters of ours that it holds. */

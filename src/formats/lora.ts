@@ -154,7 +154,7 @@ export type ScaleSource =
   | "convention"
   | "mixed";
 
-/** How some layers of a file are made. */
+/** The algorithm and rank that some layers of a file have. */
 export interface LayerAlgorithm {
   /** LoRA, or one of LyCORIS's others. */
   readonly algorithm: Algorithm;
@@ -179,8 +179,8 @@ export interface LoraFile {
    */
   readonly algorithms: readonly LayerAlgorithm[];
   /**
-   * Learned tokens and their vectors [n, width], one a cross-attention layer or
-   * one for all; the caller's. A token of several vectors is several tokens,
+   * Learned tokens and their vectors [n, width], one per cross-attention layer
+   * or one for all; the caller's. A token of several vectors is several tokens,
    * `<cat>`, `<cat>_1`, … in that order.
    */
   readonly embeddings: ReadonlyMap<string, tf.Tensor2D>;
@@ -828,7 +828,7 @@ async function firstOf(
   }
 }
 
-/** Folders of PEFT's: this one, or one a network below it. */
+/** Folders of PEFT's: this one, or one per network below it. */
 async function peftFolders(folder: string): Promise<string[]> {
   const found: string[] = [];
   for (const below of ["", ...Object.values(PREFIX)]) {

@@ -8,7 +8,7 @@ import { cannot } from "../core/errors.ts";
 import type { Concept } from "../customize/concept.ts";
 import type { LoraFile } from "./lora.ts";
 
-/** What a LoRA file does not say. */
+/** Facts that a LoRA file does not hold. */
 export interface LoraConceptOptions {
   /** Name of the concept and of its adapter. */
   readonly name: string;

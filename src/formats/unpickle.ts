@@ -36,7 +36,7 @@ export class PickleTensor {
    *
    * @param dtype Type of the elements.
    * @param shape Sizes of the dimensions.
-   * @param stride Steps in elements, one a dimension.
+   * @param stride Steps in elements, one per dimension.
    * @param offset First element in the storage.
    * @param storage Name of the storage in the archive (`"0"`).
    */

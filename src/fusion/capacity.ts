@@ -16,8 +16,8 @@ export interface Capacity {
 }
 
 /**
- * What n·r/d is in Stable Diffusion 1.5 with the paper's 14 concepts of rank 4,
- * at most: 14·4/320.
+ * The largest n·r/d in Stable Diffusion 1.5 with the paper's 14 concepts of
+ * rank 4: 14·4/320.
  */
 export const SD_CAPACITY = 0.175;
 

@@ -35,7 +35,7 @@ import {
 } from "./statistics.ts";
 import { changedPaths, checkFusion, type Strength } from "./weight.ts";
 
-/** What one concept's statistics are about: they replace its images. */
+/** The statistics of one concept; they replace its images. */
 export interface ConceptStatistics {
   /** By path in the text encoder. */
   readonly textEncoder: ReadonlyMap<string, Stats>;

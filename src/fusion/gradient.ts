@@ -57,7 +57,7 @@ export type FuseStage = "textEncoder" | "kv" | "spatial" | "weight";
 export interface FuseOptions
   extends Omit<FeatureOptions, "halves">, SolveOptions {
   /**
-   * αᵢ, one a concept.
+   * αᵢ, one per concept.
    *
    * @default 1
    */
@@ -91,7 +91,7 @@ export interface FuseOptions
     Readonly<Record<"textEncoder" | "kv" | "spatial", number>>
   >;
   /**
-   * Statistics that clients measured, one a concept (see
+   * Statistics that clients measured, one per concept (see
    * {@linkcode conceptStatistics}): nothing is run then. They come from each
    * client's own model instead of the partly fused one.
    */

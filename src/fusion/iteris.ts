@@ -36,7 +36,7 @@ import { KEY_OR_VALUE, phraseOf, split, TEMPLATES } from "./features.ts";
 import { replaceWeights } from "./replace.ts";
 import { averageWeights, checkFusion } from "./weight.ts";
 
-/** What one concept asks of a layer, and what the layer sees of it. */
+/** One concept's weight for a layer, and the layer's inputs for the concept. */
 export interface IterisTerm {
   /** Wᵢ = W₀ + ΔWᵢ [in, out]. */
   readonly weight: Matrix;

@@ -26,7 +26,7 @@ import { disposeModel } from "../models/model.ts";
 import { KEY_OR_VALUE, spatialStatistics, split } from "./features.ts";
 import type { Stats } from "./statistics.ts";
 
-/** What is fused how. */
+/** What is fused, and how. */
 export interface FusionPlan {
   /** How many concepts. */
   readonly concepts: number;

@@ -449,7 +449,7 @@ export function ssr(
   };
 }
 
-/** A change and the text features it must be right on. */
+/** A change of weight, and the text features for which it must hold. */
 export interface ConstraintTerm {
   /** The change. */
   readonly delta: Delta;
@@ -531,8 +531,8 @@ export async function captionGram(
 }
 
 /**
- * FedAvg's weights (McMahan et al. 2017): clients count by how many pictures
- * they have.
+ * FedAvg's weights (McMahan et al. 2017): a client's weight is its share of all
+ * pictures.
  *
  * @param counts Pictures of each client.
  * @returns wᵢ, adding up to 1.
@@ -593,12 +593,12 @@ export interface MergeOptions extends TiesOptions {
   /** How changes of weight are merged. */
   readonly method: MergeMethod;
   /**
-   * wᵢ, one a concept. TIES divides by how many agree, sums do not.
+   * wᵢ, one per concept. TIES divides by how many agree, sums do not.
    *
    * @default 1/n for sums, 1 for TIES
    */
   readonly weights?: readonly number[];
-  /** αᵢ, one a concept. */
+  /** αᵢ, one per concept. */
   readonly strengths?: readonly Strength[];
   /**
    * DARE: which entries are kept.
@@ -620,7 +620,7 @@ export interface MergeOptions extends TiesOptions {
    * @default 1e-5
    */
   readonly ridge?: number;
-  /** {@linkcode MEASURED} methods: what clients measured, one a concept. */
+  /** {@linkcode MEASURED} methods: what clients measured, one per concept. */
   readonly statistics?: readonly ConceptStatistics[];
   /**
    * Custom Diffusion: ordinary captions, whose text states are to change little.
@@ -631,7 +631,7 @@ export interface MergeOptions extends TiesOptions {
 
 /** What clients measured of one layer. */
 interface Measured {
-  /** XᵢᵀXᵢ / n, one a concept. */
+  /** XᵢᵀXᵢ / n, one per concept. */
   readonly grams: readonly Matrix[];
   /** Xᵢ, where the layer is a key or a value. */
   readonly rows?: readonly Matrix[];
@@ -692,8 +692,8 @@ function mergeLayer(
 
 /**
  * Merges whole concepts by any of {@linkcode MERGE_METHODS}, layer by layer:
- * text encoder and UNet, every layer their adapters have. A concept without a
- * layer another has contributes zeros there.
+ * text encoder and UNet, every layer their adapters have. Where a concept lacks
+ * a layer that another one has, it contributes zeros.
  *
  * @param base The model; not changed.
  * @param concepts The concepts; not changed.

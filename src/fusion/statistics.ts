@@ -28,9 +28,9 @@ import {
 } from "../optim/least_squares.ts";
 
 /**
- * Inputs of one layer, over everything it was shown: the rows themselves while
- * there are at most as many as features, their Gram matrix after that; or two
- * halves of them, each by itself, which cross-validation compares.
+ * Inputs of one layer over all calls: the rows themselves while there are at
+ * most as many as features, their Gram matrix after that; or two halves of the
+ * inputs, each by itself, which cross-validation compares.
  */
 export interface Stats {
   /** Input features d; kh·kw·in for a convolution. */
@@ -288,7 +288,7 @@ export class GramAccumulator {
   }
 }
 
-/** Sees the inputs of layers while a network runs. */
+/** Observes the inputs of layers while a network runs. */
 export interface Collector extends Context {
   /** Observes inputs of layers; goes into the forward pass. */
   readonly tap: NonNullable<Context["tap"]>;
@@ -481,7 +481,7 @@ export function collector(
 }
 
 /**
- * Runs something and gathers the inputs of chosen layers.
+ * Runs a function and gathers the inputs of chosen layers.
  *
  * @param tree Parameters of the network that runs.
  * @param paths Layers, linear or convolutions.
@@ -740,8 +740,9 @@ export interface NoiseOptions {
 }
 
 /**
- * What a client can do about what its statistics reveal: Gram matrices in place
- * of rows, with symmetric Gaussian noise (Dwork et al. 2014, "Analyze Gauss"), moved to the nearest positive semi-definite matrix.
+ * Adds noise to statistics, so that they reveal less of a client: Gram matrices
+ * replace rows, with symmetric Gaussian noise (Dwork et al. 2014, "Analyze
+ * Gauss"), moved to the nearest positive semi-definite matrix.
  *
  * At scale 1 the noise is as large as what one typical row adds. It is no
  * differential privacy: rows are not clipped, and the adapter and the tokens that

@@ -45,7 +45,7 @@ export interface WeightFusionOptions {
    */
   readonly lambda?: number;
   /**
-   * αᵢ, one a concept.
+   * αᵢ, one per concept.
    *
    * @default 1
    */

@@ -197,9 +197,9 @@ async function settingOf(options: HubOptions): Promise<Setting> {
 }
 
 /**
- * Finds a model: a local path as it is, or `org/name[@revision]` from the hub,
- * downloaded into the cache where it is not there yet. With `:file` behind it,
- * one file of the repository.
+ * Finds a model: a local path, or `org/name[@revision]` of the hub, which is
+ * downloaded into the cache unless it is there. `org/name:file` finds one file
+ * of the repository.
  *
  * Of a diffusers repository only the configs, the tokenizer and one set of
  * `.safetensors` weights of each network are downloaded.

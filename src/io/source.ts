@@ -15,8 +15,8 @@ import { isRemote, pathOf } from "./paths.ts";
 export type FileSource = string | URL | Blob | Uint8Array;
 
 /**
- * Where a file goes: a path, a `file:` URL, or a stream, such as that of a file
- * which someone picked in a page (`showSaveFilePicker`).
+ * A place to write a file: a path, a `file:` URL, or a stream, such as that of
+ * a file which someone picked in a page (`showSaveFilePicker`).
  */
 export type FileTarget = string | URL | WritableStream<Uint8Array>;
 

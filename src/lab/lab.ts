@@ -58,7 +58,7 @@ export const MODEL_PARTS: readonly string[] = [
 /** Pictures that are drawn at once. */
 const BATCH = 10;
 
-/** What a call works on. */
+/** The kind of work of a call. */
 export type Stage =
   | "train"
   | "fuse"
@@ -68,7 +68,7 @@ export type Stage =
   | "embed"
   | "heldout";
 
-/** What specs say of the things that they are worked on with. */
+/** Hashes of models and data, which specs contain. */
 export interface LabHashes {
   /** Of the base model. */
   readonly model: string;
@@ -80,7 +80,7 @@ export interface LabHashes {
   readonly networks: Readonly<Record<string, string>>;
 }
 
-/** How far a call is. */
+/** The progress of a call. */
 export interface LabRecord {
   /** The call. */
   readonly stage: Stage;
@@ -150,7 +150,7 @@ export interface References {
   readonly masked: readonly ClipVector[];
 }
 
-/** A lab; every call gives its results in the order of what was asked. */
+/** A lab; every call returns its results in the order of its specs. */
 export interface Lab extends Disposable {
   /** Folders of models and store. */
   readonly folders: Folders;

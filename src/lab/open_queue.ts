@@ -8,7 +8,7 @@ import { openSharedStore } from "./open_store.ts";
 import type { QueueIdentity, QueueOptions } from "./queue_options.ts";
 import type { Runner } from "./runner.ts";
 
-/** A queue that work is handed to, and how it is reached. */
+/** The address and store of a queue. */
 export interface QueueRequest {
   /** `redis://[user:password@]host[:port][/db]`, or `rediss://` with TLS. */
   readonly url: string;

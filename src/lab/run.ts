@@ -99,7 +99,7 @@ export interface Folders {
   readonly networks?: Readonly<Record<string, string>>;
 }
 
-/** Tells how far a spec is. */
+/** Reports the progress of a spec. */
 export type Tell = (done: number, total: number) => void;
 
 /** Opened models that specs are worked on with. */

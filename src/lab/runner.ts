@@ -79,7 +79,7 @@ export async function localPool(
   };
 }
 
-/** What {@linkcode nowhere} throws. */
+/** The error that {@linkcode nowhere} throws. */
 export class NotInStore extends Error {
   /** Says which kind of spec is not done. */
   constructor({ kind }: LabSpec) {
@@ -88,7 +88,7 @@ export class NotInStore extends Error {
   }
 }
 
-/** A runner that works on nothing: for reading what is in the store. */
+/** A runner that refuses all work: only results of the store are read. */
 export const nowhere: Runner = {
   workers: 0,
   run: (spec) => Promise.reject(new NotInStore(spec)),

@@ -38,7 +38,7 @@ const FUNCTION_WORDS = [
   "big",
 ];
 
-/** What a caption can be asked for. */
+/** Options of a caption. */
 export interface CaptionOptions {
   /**
    * What to call each object instead of its noun; undefined keeps the noun.

@@ -114,7 +114,7 @@ export function placeObject(
 }
 
 /**
- * Draws a scene's facts.
+ * Samples a random scene.
  *
  * @param draw Randomness.
  * @param world What there is.

@@ -233,7 +233,7 @@ export const WIDE_WORLD: World = {
   designs: DESIGNS,
 };
 
-/** Someone or something with a name of its own: what a concept is made from. */
+/** A named character or thing that a concept is trained on. */
 export interface Identity {
   /** Made-up proper name, known to the evaluation CLIP only. */
   readonly name: string;

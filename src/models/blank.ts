@@ -16,7 +16,7 @@ import { type TextEncoder, textEncoderSpec } from "./text_encoder.ts";
 import { byteAlphabet, createTokenizer, type Tokenizer } from "./tokenizer.ts";
 import { type UNet, unetSpec } from "./unet.ts";
 
-/** What a model is made of, without its numbers. */
+/** The configs of a model's networks, without weights. */
 export interface ModelConfigs {
   /** Config of the text encoder. */
   readonly textEncoder: TextEncoderConfig;

@@ -85,7 +85,7 @@ const unetSchema = z.object({
   cross_attention_norm: z.null().optional(),
 });
 
-/** One value for all levels of a UNet, or one a level. */
+/** One value for all levels of a UNet, or one per level. */
 export type PerLevel<T> = T | readonly T[];
 
 /** A `UNet2DConditionModel` config.json, defaults filled in as by diffusers. */
@@ -322,7 +322,7 @@ function checkLevels<
     if (Array.isArray(value) && value.length !== levels) {
       throw cannot(
         what,
-        `${levels} entries in ${name}, one a level of block_out_channels`,
+        `${levels} entries in ${name}, one per level of block_out_channels`,
         value.length,
       );
     }
@@ -478,8 +478,8 @@ export interface CrossAttentionSite {
 }
 
 /**
- * Lists the cross-attention modules in the order in which layer-wise states
- * are dealt out: down, mid, up. SD 1.x has 16.
+ * Lists the cross-attention modules in the order of layer-wise states: down,
+ * mid, up. SD 1.x has 16.
  *
  * @param config The UNet's config.
  */

@@ -79,7 +79,7 @@ export interface ControlNet
     Pick<UNet, "conv_in" | "time_embedding" | "down_blocks" | "mid_block"> {
   /** Brings the condition image to the latent's size. */
   readonly controlnet_cond_embedding: ConditionEmbedding;
-  /** Zero convolutions 1×1, one a skip. */
+  /** Zero convolutions 1×1, one per skip. */
   readonly controlnet_down_blocks: readonly Conv[];
   /** 1×1, on the middle's output; starts at zero. */
   readonly controlnet_mid_block: Conv;

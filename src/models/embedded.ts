@@ -5,8 +5,8 @@
  */
 
 /**
- * The folder of the embedded model, wherever this library lies: on a disk, on a
- * server, in an npm package.
+ * The folder of the embedded model, beside this library: on a disk, on a
+ * server, or in an npm package.
  */
 export const embeddedModel: URL = new URL(
   "../../models/micro/",

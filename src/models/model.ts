@@ -316,7 +316,7 @@ export function disposeModel(model: Model, ...except: Model[]): void {
   disposeTree(trees(model), ...except.map(trees));
 }
 
-/** A prompt turned into token ids, layer by layer where it needs to be. */
+/** A prompt as token ids: one row for all cross-attention sites, or several. */
 export interface BoundPrompt {
   /** Distinct rows of token ids. */
   readonly rows: readonly (readonly number[])[];

@@ -314,7 +314,7 @@ export function levelSizes(
 }
 
 /**
- * The grids on which a UNet attends to text, one a cross-attention site.
+ * The grids on which a UNet attends to text, one per cross-attention site.
  *
  * @param config The config.
  * @param size The latent's height and width.
@@ -415,7 +415,7 @@ export interface UNetOptions extends Context {
   readonly keyValues?: KeyValues;
   /** Sees named intermediate activations (NHWC), named as in the state dict. */
   readonly activation?: (path: string, value: tf.Tensor) => void;
-  /** T2I-Adapter features, one a down block [b, h, w, c]. */
+  /** T2I-Adapter features, one per down block [b, h, w, c]. */
   readonly adapterFeatures?: readonly tf.Tensor4D[];
   /** ControlNet residuals of the skips, conv_in's included. */
   readonly downResiduals?: readonly tf.Tensor4D[];
@@ -591,7 +591,7 @@ export interface UNetEncoding {
   ) => tf.Tensor4D;
 }
 
-/** Embeds timesteps, [b, time_embed_dim]; one for all or one a sample. */
+/** Embeds timesteps, [b, time_embed_dim]; one for all or one per sample. */
 function timeEmbedding(
   p: UNet["time_embedding"],
   config: UNetConfig,

@@ -43,8 +43,8 @@ export type Attend = (
 ) => tf.Tensor3D;
 
 /**
- * Keys and values of states that stay what they are over many calls, such as
- * those of a prompt over the steps of a sampler. A module's are projected in its
+ * Keys and values of states that do not change over many calls, such as those
+ * of a prompt over the steps of a sampler. A module's are projected in its
  * first call and kept until they are disposed.
  *
  * All calls with one of these have to have the same states for a module.

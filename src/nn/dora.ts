@@ -10,7 +10,7 @@ import * as tf from "@tensorflow/tfjs";
  * How a DoRA's magnitude acts: W' = W₀ + strength · ((W₀ + scale·down·up) ·
  * (1 + share·(m/‖·‖ − 1)) − W₀).
  *
- * Scaling a DoRA down means different things to different peers: PEFT lowers
+ * Scaling a DoRA down means different things in different tools: PEFT lowers
  * `scale`, LyCORIS `share`, ComfyUI `strength`.
  */
 export interface Dora {

@@ -18,9 +18,9 @@ export type Tensors = ReadonlyMap<string, tf.Tensor>;
 export interface AdamwState {
   /** Steps taken so far. */
   readonly step: number;
-  /** First moments, one a parameter. */
+  /** First moments, one per parameter. */
   readonly m: Tensors;
-  /** Second moments, one a parameter. */
+  /** Second moments, one per parameter. */
   readonly v: Tensors;
 }
 

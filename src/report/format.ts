@@ -23,7 +23,7 @@ function isThere(value: Maybe | undefined): value is number {
 }
 
 /**
- * A number with so many decimals and a true minus sign; `–` where there is none.
+ * A number with the given decimals and a true minus sign; `–` for no number.
  *
  * @param value The number.
  * @param digits Decimals.
@@ -50,7 +50,7 @@ export function signed(value: Maybe | undefined, digits = 3): string {
 }
 
 /**
- * Where a number may lie: `0.012 to 0.094`; `–` where an end is not known.
+ * An interval: `0.012 to 0.094`; `–` where an end is not known.
  *
  * @param interval Its ends.
  * @param digits Decimals.

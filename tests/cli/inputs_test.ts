@@ -412,7 +412,7 @@ Deno.test("options as other programs call them", () => {
   assertThrows(
     () => parseConcept("sample", "a.safetensors,weight=0.8"),
     Error,
-    "name, trigger, class, alpha behind --concept FILE, got weight=0.8",
+    "name, trigger, class, alpha after --concept FILE, got weight=0.8",
   );
 });
 

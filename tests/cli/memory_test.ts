@@ -119,7 +119,9 @@ forEachBackend("what does not fit is refused, with what would", async () => {
     "Cannot train 64×64 pixels, 4 at once: expected at most ",
   );
   assert(
-    refused.message.includes(", all of this test, got a run that needs "),
+    refused.message.includes(
+      ", the memory of this test, got a run that needs ",
+    ),
     refused.message,
   );
   assert(refused.message.includes("; these fit: --batch 2 ("), refused.message);

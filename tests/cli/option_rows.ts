@@ -332,7 +332,10 @@ export function fuseRows({ at, out }: OptionWorld): OptionRows {
       },
       lambda: [
         { both: weight, add: { "--lambda": 0.3 } },
-        { add: { "--lambda": 0.3 }, says: /--lambda: no layer/ },
+        {
+          add: { "--lambda": 0.3 },
+          says: /--lambda changes only the comparison/,
+        },
       ],
       solver: [
         { add: { "--solver": "lbfgs" } },
@@ -774,7 +777,7 @@ export function convertRows({ at, out }: OptionWorld): OptionRows {
         {
           both: { "--without-tokens": null },
           add: { "--tokens": `${out}/tokens.safetensors` },
-          needs: /one vector a token/,
+          needs: /one vector per token/,
         },
         {
           add: { "--tokens": `${out}/tokens.safetensors` },

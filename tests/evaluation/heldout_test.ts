@@ -118,7 +118,7 @@ forEachBackend(
   },
 );
 
-Deno.test("a held-out error needs a prompt a picture and timesteps in range", async () => {
+Deno.test("a held-out error needs a prompt per picture and timesteps in range", async () => {
   const model = await tinySd();
   const data = latents(model.unet.config.in_channels);
   await assertRejects(

@@ -788,13 +788,13 @@ forEachBackend("learned tokens of one or many vectors", async () => {
       tiny,
     );
     close(await values(again, "<cat>_1"), rows.slice(32, 64), 0);
-    // One vector a layer is another thing than several vectors.
+    // One vector per layer is another thing than several vectors.
     const layerwise = new Map([["<dog>", vector(1, 11)]]);
     await assertRejects(
       () =>
         encodeLora({ adapter: empty, embeddings: layerwise }, tiny, "kohya"),
       Error,
-      "expected one vector a token, got 11 different ones, one a layer, of <dog>",
+      "expected one vector per token, got 11 different ones, one per layer, of <dog>",
     );
     const one = vector(2);
     const equal = new Map([["<dog>", tf.tile(one, [11, 1]) as tf.Tensor2D]]);
@@ -812,7 +812,7 @@ forEachBackend("learned tokens of one or many vectors", async () => {
           "a1111",
         ),
       Error,
-      "expected one token a file, got <a>, <b>",
+      "expected one token per file, got <a>, <b>",
     );
     await assertRejects(
       () => encodeLora({ adapter: empty, embeddings: equal }, tiny, "peft"),
@@ -951,7 +951,7 @@ forEachBackend(
         assertEquals(summary.ranks, [[1, 192]]);
         assertEquals(summary.factors, [[1, 192]]);
         assertEquals(summary.tokens, [["<s1>", 1], ["<s2>", 1]]);
-        // Through the official dialect, which has a vector a layer, and back.
+        // Through the official dialect, which has a vector per layer, and back.
         const official = `${folder}/official.safetensors`;
         const back = `${folder}/back.safetensors`;
         const done = await convertLora(input, official, { to: "official" });
@@ -1008,13 +1008,13 @@ forEachBackend(
         assertEquals(await difference(part.adapter, same.adapter), 0);
         disposeLora(part);
         disposeLora(same);
-        // A vector a layer: kohya's files have no place for that.
+        // A vector per layer: kohya's files have no place for that.
         const whole = fixturePath("lora/edlora_official.safetensors");
         const out = `${folder}/whole.safetensors`;
         await assertRejects(
           () => convertLora(whole, out, { to: "kohya", base: tiny }),
           Error,
-          "one vector a token, got 16 different ones, one a layer, of <potter1>",
+          "one vector per token, got 16 different ones, one per layer, of <potter1>",
         );
         const split = await convertLora(whole, out, {
           to: "kohya",

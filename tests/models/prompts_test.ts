@@ -225,7 +225,7 @@ Deno.test("an embedding's name stands for all its vectors, in any case", async (
       assertEquals(ids("nasty_2"), [2]);
       // Not inside another word.
       assertEquals(ids("nastyness dynasty"), []);
-      // One vector a layer, two tokens.
+      // One vector per layer, two tokens.
       assertEquals(ids("<Deep>"), [3, 3 + sites]);
       assertEquals(ids("<Deep>", 1), [4, 4 + sites]);
       assertEquals(ids("<DEEP>"), [3 + 2 * sites]);

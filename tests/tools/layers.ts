@@ -1,5 +1,5 @@
 /**
- * The rule of the house, checked on what the modules really import:
+ * The import rule, checked on what the modules really import:
  * imports in src only go down, mod.ts and src/exports are for users, examples
  * and notebooks are users.
  *
@@ -8,7 +8,7 @@
 import { notebookCode } from "./notebook_check.ts";
 import { exists, listFiles, root, runDeno } from "./repository.ts";
 
-/** The rooms of src from the ground up; those on one floor are strangers. */
+/** The folders of src by level, lowest first; those on one level may not import each other. */
 export const floors: readonly (readonly string[])[] = [
   ["core"],
   ["io", "nn", "optim"],
@@ -53,13 +53,15 @@ function forbidden(from: string, to: string): string | undefined {
   if (top !== "src") return undefined;
   if (!to.startsWith("src/")) return "src may import only src";
   const floor = floorOf(room);
-  if (floor < 0) return `src/${room} is no room of the house`;
+  if (floor < 0) return `src/${room} is not a folder of ARCHITECTURE.md`;
   const target = to.split("/")[1];
   const targetFloor = floorOf(target);
-  if (targetFloor < 0) return `src/${target} is no room of the house`;
+  if (targetFloor < 0) {
+    return `src/${target} is not a folder of ARCHITECTURE.md`;
+  }
   if (target === room || targetFloor < floor) return undefined;
   return targetFloor === floor
-    ? `${room} and ${target} are on the same floor`
+    ? `${room} and ${target} are on the same level`
     : `${target} is above ${room}`;
 }
 

@@ -573,7 +573,7 @@ const cloneofsimo: Check = {
               })),
             }],
           );
-          // One vector a token: its ids do not depend on the layer.
+          // One vector per token: its ids do not depend on the layer.
           yield exact(
             `${id}/input_ids`,
             order.prompts.map((prompt) =>

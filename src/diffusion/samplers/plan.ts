@@ -85,7 +85,7 @@ export function samplerFromConfig(config: SchedulerConfig): SamplerName {
 }
 
 /**
- * Works out a sampler's whole course.
+ * Plans all steps of a sampler.
  *
  * @param name The sampler.
  * @param schedule The model's forward process and scheduler config.

@@ -47,7 +47,7 @@ export interface SampleStep {
 /**
  * Inpainting: a clean latent that stays where a mask is 0. After each call it
  * has the noise level that the call led to, with the first latent's noise, so
- * that what is painted anew meets it; after the last call it is clean.
+ * that the repainted part fits it; after the last call it is clean.
  */
 export interface KeptLatent {
   /** The clean latent, in the noise's shape; stays the caller's. */
@@ -140,7 +140,7 @@ export async function* sampleSteps(
 }
 
 /**
- * Samples to the end.
+ * Runs all sampling steps.
  *
  * @param plan From {@linkcode plan}.
  * @param denoise The model, from {@linkcode denoiser}.

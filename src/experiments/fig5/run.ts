@@ -84,7 +84,7 @@ const OPTIONS = optionTable({
   sets: {
     type: count,
     default: 5,
-    help: "choices of concepts per count, at most",
+    help: "choices of concepts per number, at most",
   },
   backgrounds: {
     type: whole({ least: 1, most: SCENE_BACKGROUNDS.length }),
@@ -136,19 +136,20 @@ export const fig5 = experiment({
   name: "regions",
   also: ["fig5"],
   summary: "Several concepts in one picture: identity per region, leakage",
-  about: `Several concepts in one picture: is each in its place, and only there?
+  about:
+    `Tests whether each of several concepts is in its region, and only there.
 Trains and fuses concepts, draws them with a plain prompt, with regions, and with
-adapters that are not fused, and scores every region by the evaluation CLIP.`,
+adapters that are not fused, and scores every region with the evaluation CLIP.`,
   notes: `Writes regions.json, .md, .html, regions-N.png (every arm, the first
 scenes of N concepts), fig5.png (rendered, plain prompt, regions),
 fig10-leakage.png (where the plain prompt mixes two or three concepts most, and
 negative prompts) and fig10-resolution.png. Below each picture is the identity
 that the evaluation CLIP finds in each column. On two cores the default takes
-about half an hour; a run that was stopped continues.`,
+about half an hour; a stopped run continues.`,
   options: OPTIONS,
   scales: {
     quick: {
-      help: "2 concepts, 1 picture: mechanics only",
+      help: "2 concepts, 1 picture: smoke test",
       plan: {
         ...{ concepts: ["kuro", "momo"], counts: [2], scales: [] },
         ...{ sets: 1, backgrounds: 1, pictures: 1 },

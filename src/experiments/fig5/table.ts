@@ -48,7 +48,7 @@ export interface RegionTiming {
   readonly picture: TimedPart;
 }
 
-/** At how many cross-attention sites of the UNet regions act. */
+/** The number of cross-attention sites of the UNet at which regions act. */
 export interface RegionSites {
   /** Number of concepts. */
   readonly n: number;
@@ -60,7 +60,7 @@ export interface RegionSites {
   readonly all: number;
 }
 
-/** What follows from the pictures' scores. */
+/** The results that follow from the scores of pictures. */
 export interface RegionSummary {
   /** Arms that were drawn, in the order of the table. */
   readonly arms: readonly string[];
@@ -72,7 +72,7 @@ export interface RegionSummary {
   readonly comparisons: readonly Comparison[];
 }
 
-/** What the experiment gives. */
+/** The numbers of the experiment. */
 export interface RegionNumbers extends RegionSummary {
   /** What this document is. */
   readonly format: "mix-of-show regions 5";
@@ -224,8 +224,8 @@ export function summarise(rows: readonly RegionRow[]): RegionSummary {
 }
 
 /**
- * A stored report, of this format or one before it: what follows from its
- * pictures is computed again.
+ * Reads a stored report, of this format or an earlier one; all that follows
+ * from the scores of its pictures is computed again.
  *
  * @param json What `regions.json` holds.
  */
@@ -257,7 +257,7 @@ const LABELS: Readonly<Record<string, string>> = {
 };
 
 /**
- * How an arm is called: `plain prompt, gradient fusion`.
+ * The name of an arm: `plain prompt, gradient fusion`.
  *
  * @param arm The arm.
  */

@@ -36,7 +36,7 @@ export interface LayerFit {
   ridge?: Maybe;
 }
 
-/** Whether single concepts gain enough for fusion to have something to lose. */
+/** Whether single concepts gain enough to measure what fusion loses. */
 export interface Headroom {
   /** Of the concepts. */
   median: Maybe;
@@ -167,14 +167,14 @@ export interface AblationReport {
   timings: Record<string, number>;
 }
 
-/** A report without what only the caller knows. */
+/** A report without the facts that only the caller knows. */
 export type AblationNumbers = Omit<
   AblationReport,
   "created" | "machine" | "timings" | "evaluator"
 >;
 
 /**
- * A stored report.
+ * Reads a stored report.
  *
  * @param json What `ablation.json` holds.
  * @throws If it is another document.

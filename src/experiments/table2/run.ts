@@ -28,14 +28,15 @@ export const table2 = experiment({
   about: `Trains concepts as LoRA and as ED-LoRA, fuses them by weight and by
 gradient, draws pictures before and after, scores them, and writes a report. The
 default is 5 concepts, 20 prompts each, one seed.`,
-  notes: `A run that is stopped continues where it was. Every run is noted in
-runs.json of its output folder before it starts. Concepts that the base model can
-draw itself (niko, finn, ulla, zara) are asked for by name and never averaged with
-the others.`,
+  notes:
+    `A stopped run continues where it was. Every run is recorded in runs.json
+of its output folder before it starts. Concepts that the base model can draw
+itself (niko, finn, ulla, zara) must be named in --concepts and are never averaged
+with the others.`,
   options: ABLATION_OPTIONS,
   scales: {
     quick: {
-      help: "2 concepts, 4 prompts: mechanics only, no conclusion",
+      help: "2 concepts, 4 prompts: smoke test, no conclusion",
       plan: { concepts: TEST_CONCEPTS.slice(0, 2), prompts: 4 },
     },
     full: {

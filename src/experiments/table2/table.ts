@@ -45,7 +45,7 @@ const LABELS: Readonly<Record<string, string>> = {
 };
 
 /**
- * What an arm is called.
+ * The name of an arm.
  *
  * @param arm Such as `edlora.gradient`.
  */
@@ -396,18 +396,21 @@ function reservations(
   { scale, concepts, seeds, planned, headroom }: AblationNumbers,
 ): string[] {
   const reasons = [
-    scale === "quick" && "a few concepts and prompts show only that all runs",
+    scale === "quick" &&
+    "a few concepts and prompts show only that everything runs",
     concepts.length < 2 && "with one concept there is nothing to fuse",
     !headroom.enough &&
     `the median concept gains ${
       decimal(headroom.median)
     } image alignment over the class word, less than ${headroom.required}`,
     headroom.heldout && !headroom.heldout.enough &&
-    `the median concept takes ${
+    `the median concept lowers the class word's held-out error by a share of ${
       decimal(headroom.heldout.median)
-    } of the class word's held-out error away, less than ${headroom.heldout.required}`,
+    }, less than ${headroom.heldout.required}`,
     planned &&
-    `seeds ${seeds.join(", ")} of the planned ${planned.join(", ")} are there`,
+    `only seeds ${seeds.join(", ")} of the planned ${
+      planned.join(", ")
+    } are done`,
   ];
   return reasons.flatMap((why) => why ? [`No conclusion: ${why}.`] : []);
 }
@@ -436,11 +439,11 @@ export function ablationReport(
       "Single concept → fused. Intervals and all numbers are in ablation.json.",
       "text: how well the evaluation CLIP finds the prompt in a picture; " +
       "image: how alike it finds picture and references; masked image: the " +
-      "same of the subject alone; retrieval: how often the concept is the " +
+      "same for the subject alone; retrieval: how often the concept is the " +
       "nearest of all; image kept: the share of a single concept's gain over " +
       "the class word that is left after fusion; held-out error: how wrong " +
       "the model is about the noise of unseen pictures of the subject, lower " +
-      "is better; held-out kept: the share of its fall that is left.",
+      "is better; held-out kept: the share of its decrease that is left.",
     ],
     parts: [
       tablePart(ablationTable(report)),

@@ -50,7 +50,7 @@ export type TokenRows = "layers" | "vectors";
 /** How a dialect keeps learned tokens. */
 export interface TokenNames {
   /**
-   * `layers`: one row a cross-attention layer, or one row for all of them.
+   * `layers`: one row per cross-attention layer, or one row for all of them.
    * `vectors`: a token of several vectors, one behind the other in the prompt.
    */
   readonly rows: TokenRows;
@@ -81,7 +81,10 @@ export type Present = Readonly<
   Record<Component, ReadonlyMap<string, LowRank>>
 >;
 
-/** What a dialect calls a layer: no name, or several of which it writes the first. */
+/**
+ * The names of a layer in a dialect: none, or several, of which it writes the
+ * first.
+ */
 export type LayerNames = (
   component: Component,
   path: string,

@@ -31,7 +31,7 @@ export interface PeftConfig {
   readonly alpha_pattern?: Readonly<Record<string, number>>;
 }
 
-/** One config for all components, or one a component. */
+/** One config for all components, or one per component. */
 export type PeftConfigs = Readonly<Partial<Record<Component, PeftConfig>>>;
 
 const pattern = z.record(z.string(), z.number()).nullish().transform((p) =>

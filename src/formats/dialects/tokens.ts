@@ -2,7 +2,7 @@
  * Learned tokens between files and concepts: which rows of a tensor are vectors
  * of one token and which are its layers.
  *
- * Here a token has one vector, or one a cross-attention layer. A token of
+ * Here a token has one vector, or one per cross-attention layer. A token of
  * several vectors, as textual inversion makes them, is several tokens: `<cat>`,
  * `<cat>_1`, `<cat>_2` (diffusers names them so, too), to be written one behind
  * the other.
@@ -49,7 +49,7 @@ export function tokenMisfit(
 export interface TokenKey {
   /** Name of the tensor. */
   readonly key: string;
-  /** Its tokens, one a vector, or the only one. */
+  /** Its tokens, one per vector, or the only one. */
   readonly tokens: readonly string[];
 }
 
@@ -89,7 +89,7 @@ export interface TokenTensor {
 /**
  * The tensors in which a dialect keeps tokens.
  *
- * @throws If it cannot hold them: none at all, a vector a layer, several.
+ * @throws If it cannot hold them: none at all, a vector per layer, several.
  */
 export async function encodeTokens(
   d: Dialect,
@@ -120,8 +120,8 @@ export async function encodeTokens(
         if (values[row * width + i] !== first[i]) {
           throw cannot(
             what,
-            "one vector a token",
-            `${rows} different ones, one a layer, of ${token}`,
+            "one vector per token",
+            `${rows} different ones, one per layer, of ${token}`,
           );
         }
       }
@@ -135,7 +135,7 @@ export async function encodeTokens(
   if (names.single && groups.length > 1) {
     throw cannot(
       what,
-      "one token a file",
+      "one token per file",
       groups.map(({ token }) => token).join(", "),
     );
   }
