@@ -39,6 +39,7 @@ import { experiment, type Outcome, type Plan } from "./experiment.ts";
 import { conceptPictures } from "./pictures.ts";
 import { RUN_OPTIONS } from "./presets.ts";
 import {
+  armCells,
   type ArmScores,
   type Cell,
   conceptMeans,
@@ -258,10 +259,8 @@ async function cellsOf(
           : { type: "gradient", settings: settings.gradient },
         seed,
       }]);
-      cells.push(...own.map((subject, i): Cell<Arm> => ({
-        arm: { domain, method, alpha: 1, fusion },
-        ...{ seed, subject, model, words: singles[i].phrase },
-      })));
+      const arm: Arm = { domain, method, alpha: 1, fusion };
+      cells.push(...armCells(arm, seed, own, singles, model));
     }
   }
   return cells;

@@ -22,6 +22,7 @@ import { experiment, type Outcome, type Plan } from "./experiment.ts";
 import { conceptPictures } from "./pictures.ts";
 import { RUN_OPTIONS, TEST_CONCEPTS } from "./presets.ts";
 import {
+  armCells,
   type ArmScores,
   type Cell,
   estimate,
@@ -95,11 +96,7 @@ async function compareOffsets(
           training(settings, one, "edlora", seed, { noiseOffset })
         ),
       );
-      cells.push(...all.map((subject, i): Cell<number> => ({
-        ...{ arm: noiseOffset, seed, subject },
-        model: trained[i].model,
-        words: trained[i].phrase,
-      })));
+      cells.push(...armCells(noiseOffset, seed, all, trained));
     }
   }
   const { arms, drawn } = await scoreCells(lab, settings, all, cells);
