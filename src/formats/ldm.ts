@@ -7,6 +7,7 @@
  */
 import type * as tf from "@tensorflow/tfjs";
 import { cannot, keyFaults, listed } from "../core/errors.ts";
+import { joined } from "../core/joined.ts";
 import { forgetHostCopy } from "../core/device.ts";
 import { disposeTree, leaves, type TreeLike } from "../core/tree.ts";
 import {
@@ -840,12 +841,5 @@ async function encodeEntry(
     forgetHostCopy(tensor);
     encoded.push(encodeFloat(toDisk(param.kind, param.shape, values), dtype));
   }
-  if (encoded.length === 1) return encoded[0];
-  const all = new Uint8Array(encoded.reduce((n, part) => n + part.length, 0));
-  let at = 0;
-  for (const part of encoded) {
-    all.set(part, at);
-    at += part.length;
-  }
-  return all;
+  return encoded.length === 1 ? encoded[0] : joined(Uint8Array, encoded);
 }

@@ -9,6 +9,7 @@
  * @module
  */
 import { cannot, reasonOf } from "../core/errors.ts";
+import { joined } from "../core/joined.ts";
 import { otherContent, writeAtomic } from "./files.ts";
 import {
   type ByteSource,
@@ -777,16 +778,8 @@ export function encodeSafetensors(
     metadata,
     "encode safetensors",
   );
-  const parts = [header, ...ordered.map(([, { data }]) => data)];
-  const result = new Uint8Array(
-    parts.reduce((size, part) => size + part.length, 0),
-  );
-  let at = 0;
-  for (const part of parts) {
-    result.set(part, at);
-    at += part.length;
-  }
-  return result;
+  const parts = ordered.map(([, { data }]) => data);
+  return joined(Uint8Array, [header, ...parts]);
 }
 
 /**
