@@ -143,14 +143,10 @@ export async function openConcept(
 /** Whether a file is a concept of ours, which says all about itself. */
 async function isConceptFile(path: string): Promise<boolean> {
   if ((await Deno.stat(path).catch(() => undefined))?.isDirectory) return false;
-  const file = await openTensors(path);
-  try {
-    // Converted files keep the metadata, but not the tokens it speaks of.
-    return file.metadata["mix_of_show.tokens"] !== undefined &&
-      detectDialect(file).id === "official";
-  } finally {
-    file.close();
-  }
+  using file = await openTensors(path);
+  // Converted files keep the metadata, but not the tokens it speaks of.
+  return file.metadata["mix_of_show.tokens"] !== undefined &&
+    detectDialect(file).id === "official";
 }
 
 /**

@@ -153,12 +153,8 @@ async function isModel(path: string): Promise<boolean> {
     }
     return false;
   }
-  const file = await openTensors(path);
-  try {
-    return partsIn(file.entries.keys()).size > 0;
-  } finally {
-    file.close();
-  }
+  using file = await openTensors(path);
+  return partsIn(file.entries.keys()).size > 0;
 }
 
 /** Learned tokens of a model, by how they are written. */

@@ -415,31 +415,23 @@ async function inspectFolder(
   }
   const weights = await loraFiles(path).catch(() => []);
   if (weights.length === 1) {
-    const file = await openTensors(weights[0]);
-    try {
-      return await loraAt(path, file, model);
-    } finally {
-      file.close();
-    }
+    using file = await openTensors(weights[0]);
+    return await loraAt(path, file, model);
   }
   if (weights.length > 1) return await loraAt(path, undefined, model);
   if (await exists(joinPath(path, "config.json"))) {
     const config = await readJson<Record<string, unknown>>(
       joinPath(path, "config.json"),
     );
-    const file = await componentFile(path, "");
-    try {
-      return {
-        kind: "network folder",
-        facts: {
-          class: classOf(config),
-          ...totals(file),
-          ...metadataOf(file.metadata),
-        },
-      };
-    } finally {
-      file.close();
-    }
+    using file = await componentFile(path, "");
+    return {
+      kind: "network folder",
+      facts: {
+        class: classOf(config),
+        ...totals(file),
+        ...metadataOf(file.metadata),
+      },
+    };
   }
   throw cannot(
     `inspect ${path}`,
@@ -469,14 +461,10 @@ export async function inspect(request: InspectRequest): Promise<Inspection> {
   if (request.words) {
     throw cannot(`inspect ${path}`, "a model folder with --words", "a file");
   }
-  const file = await openTensors(path);
-  try {
-    const found = await inspectFile(local, file);
-    checkModel(request, found);
-    return request.keys ? { ...found, keys: keysOf(file) } : found;
-  } finally {
-    file.close();
-  }
+  using file = await openTensors(path);
+  const found = await inspectFile(local, file);
+  checkModel(request, found);
+  return request.keys ? { ...found, keys: keysOf(file) } : found;
 }
 
 /** Refuses what only a LoRA has. */
@@ -514,12 +502,8 @@ function keysOf(
 async function folderKeys(path: string): Promise<Record<string, string>> {
   const keys: Record<string, string> = {};
   const add = async (opening: Promise<SafetensorsFile>, folder = "") => {
-    const file = await opening;
-    try {
-      Object.assign(keys, keysOf(file, folder));
-    } finally {
-      file.close();
-    }
+    using file = await opening;
+    Object.assign(keys, keysOf(file, folder));
   };
   if (await exists(joinPath(path, "model_index.json"))) {
     for (const part of ["text_encoder", "unet", "vae"]) {

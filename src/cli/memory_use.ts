@@ -352,19 +352,15 @@ export async function modelConfigs(
       scheduler: SCHEDULER,
     };
   }
-  const file = await openSafetensors(path);
-  try {
-    // A part alone says nothing of the others.
-    const parts = partsIn(file.entries.keys());
-    if (parts.size < 3 || [...parts.values()].includes("diffusers")) {
-      throw cannot(
-        `count the memory of ${path}`,
-        "a whole model",
-        `${parts.size} of its networks`,
-      );
-    }
-    return { ...describeLdm(file).configs, scheduler: SCHEDULER };
-  } finally {
-    file.close();
+  using file = await openSafetensors(path);
+  // A part alone says nothing of the others.
+  const parts = partsIn(file.entries.keys());
+  if (parts.size < 3 || [...parts.values()].includes("diffusers")) {
+    throw cannot(
+      `count the memory of ${path}`,
+      "a whole model",
+      `${parts.size} of its networks`,
+    );
   }
+  return { ...describeLdm(file).configs, scheduler: SCHEDULER };
 }

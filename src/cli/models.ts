@@ -260,18 +260,14 @@ async function checkFolder(path: string): Promise<void> {
 
 /** Refuses a file without a network before anything is fetched for it. */
 async function checkSingleFile(path: string): Promise<void> {
-  const file = await openSafetensors(path);
-  try {
-    if (partsIn(file.entries.keys()).size > 0) return;
-    throw cannot(
-      `load ${path}`,
-      "a model",
-      foreignKind(file)?.name ??
-        "a file without its networks (inspect says what is in it)",
-    );
-  } finally {
-    file.close();
-  }
+  using file = await openSafetensors(path);
+  if (partsIn(file.entries.keys()).size > 0) return;
+  throw cannot(
+    `load ${path}`,
+    "a model",
+    foreignKind(file)?.name ??
+      "a file without its networks (inspect says what is in it)",
+  );
 }
 
 /** How a model is opened. */

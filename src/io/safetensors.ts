@@ -127,7 +127,7 @@ export interface TensorEntry {
 }
 
 /** An open safetensors file; tensors are read one at a time, on demand. */
-export interface SafetensorsFile {
+export interface SafetensorsFile extends Disposable {
   /** The header's `__metadata__`, empty where the file has none. */
   readonly metadata: Record<string, string>;
   /** Every tensor, in the order of its data. */
@@ -221,6 +221,7 @@ async function readHeader(
       return { dtype, shape: [...shape], data };
     },
     close: source.close,
+    [Symbol.dispose]: source.close,
   };
 }
 
