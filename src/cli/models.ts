@@ -111,6 +111,12 @@ export const MODEL_OPTIONS = optionTable({
   },
 });
 
+/** Those of {@linkcode MODEL_OPTIONS} that say more than which model. */
+export const MODEL_DETAILS = [
+  ...["variant", "tokenizer", "prediction"] as const,
+  ...["vae", "unet", "textEncoder"] as const,
+] as const;
+
 /** Which model, and what its file does not tell. */
 export type ModelRequest = Partial<Values<typeof MODEL_OPTIONS>>;
 
