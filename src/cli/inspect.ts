@@ -278,14 +278,6 @@ function modelFacts(raw: SafetensorsFile, parts: PartsFound): Inspection {
     )
     : undefined;
   const extras = ldmExtras(file.entries.keys());
-  const unet = parts.has("unet") && !named
-    ? {
-      unet: {
-        channels: configs.unet.block_out_channels.join(", "),
-        "text width": configs.unet.cross_attention_dim,
-      },
-    }
-    : {};
   const names = [...parts.keys()].map((part) => PART_NAMES[part]).join(" and ");
   return {
     kind: `${whole ? "model in a single file" : `${names} alone`}${
@@ -307,7 +299,12 @@ function modelFacts(raw: SafetensorsFile, parts: PartsFound): Inspection {
         ...(zeroTerminalSnr &&
           { "zero terminal SNR": "yes (ztsnr), trailing timesteps" }),
       }),
-      ...unet,
+      ...(parts.has("unet") && !named && {
+        unet: {
+          channels: configs.unet.block_out_channels.join(", "),
+          "text width": configs.unet.cross_attention_dim,
+        },
+      }),
       ...(parts.has("textEncoder") && {
         "text encoder": {
           layers: configs.textEncoder.num_hidden_layers,

@@ -13,6 +13,7 @@ import {
   parseUNetConfig,
   parseWith,
 } from "../models/config.ts";
+import { SD_AUTOENCODER } from "./dialects/base.ts";
 import { foreignKind, refusal } from "./kinds.ts";
 import {
   LDM_PREFIX,
@@ -472,12 +473,7 @@ function inferAutoencoder(
         up_block_types: repeat("UpDecoderBlock2D"),
       }
       // Nothing to infer from: the check then names what Stable Diffusion has.
-      : {
-        block_out_channels: [128, 256, 512, 512],
-        layers_per_block: 2,
-        down_block_types: new Array(4).fill("DownEncoderBlock2D"),
-        up_block_types: new Array(4).fill("UpDecoderBlock2D"),
-      }),
+      : SD_AUTOENCODER),
     ...(stored ? {} : { sample_size: 512, scaling_factor: 0.18215 }),
   };
 }

@@ -17,6 +17,7 @@ import {
   parentOf,
   pathOf,
   readJson,
+  stemOf,
 } from "../io/files.ts";
 import { type FileSource, sourceName } from "../io/source.ts";
 import { openTensors } from "./pickle.ts";
@@ -864,11 +865,6 @@ export async function loraFiles(path: string): Promise<string[]> {
   );
 }
 
-/** The name of a file without folder and ending. */
-function baseName(path: string): string {
-  return path.replace(/^.*[\\/]/, "").replace(/\.[^.]*$/, "");
-}
-
 /**
  * Opens and reads a LoRA; see {@linkcode readLora}.
  *
@@ -902,7 +898,7 @@ export async function loadLora(
     const what = sourceName(from, "");
     const named = what === "" ? { what: "a LoRA" } : {
       what,
-      token: baseName(what),
+      token: stemOf(what),
     };
     return await readLora(file, base, { ...named, ...options });
   } finally {
