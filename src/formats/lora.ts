@@ -915,12 +915,8 @@ async function loadFolder(
   const files: LoraFile[] = [];
   try {
     for (const one of await loraFiles(folder)) {
-      files.push(
-        await loadLora(one, base, {
-          ...(peft ? { dialect: "peft" } : {}),
-          ...options,
-        }),
-      );
+      const own = options.dialect ?? (peft ? "peft" : undefined);
+      files.push(await loadLora(one, base, { ...options, dialect: own }));
     }
     return files.reduce((a, b) => merged(a, b, folder));
   } catch (error) {
