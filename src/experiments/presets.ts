@@ -165,7 +165,7 @@ export const SETTING_OPTIONS = optionTable({
 });
 
 /** Values of {@linkcode SETTING_OPTIONS}; what is absent is the preset's. */
-export interface SettingValues {
+export type SettingValues = {
   /** The preset that the others change. */
   readonly preset?: "ablation" | "official";
   /** Rank of the adapters. */
@@ -178,7 +178,7 @@ export interface SettingValues {
   readonly steps?: number;
   /** Guidance scale. */
   readonly guidance?: number;
-}
+};
 
 /**
  * A preset, changed by options.
