@@ -9,6 +9,7 @@ import { loadConcept } from "../formats/concept_file.ts";
 import { loraConcept } from "../formats/lora_concept.ts";
 import { detectDialect, disposeLora, loadLora } from "../formats/lora.ts";
 import { openTensors } from "../formats/pickle.ts";
+import { stemOf } from "../io/files.ts";
 import type { Model } from "../models/model.ts";
 import { optionTable, parsed } from "./options.ts";
 
@@ -114,8 +115,7 @@ export async function openConcept(
   model: Model,
 ): Promise<Concept> {
   const { path, trigger } = request;
-  const name = request.name ??
-    path.replace(/^.*[\\/]/, "").replace(/\.[^.]*$/, "");
+  const name = request.name ?? stemOf(path);
   if (await isConceptFile(path)) {
     const concept = await loadConcept(path, model, {
       name: request.name,
@@ -143,14 +143,10 @@ export async function openConcept(
 /** Whether a file is a concept of ours, which says all about itself. */
 async function isConceptFile(path: string): Promise<boolean> {
   if ((await Deno.stat(path).catch(() => undefined))?.isDirectory) return false;
-  const file = await openTensors(path);
-  try {
-    // Converted files keep the metadata, but not the tokens it speaks of.
-    return file.metadata["mix_of_show.tokens"] !== undefined &&
-      detectDialect(file).id === "official";
-  } finally {
-    file.close();
-  }
+  using file = await openTensors(path);
+  // Converted files keep the metadata, but not the tokens it speaks of.
+  return file.metadata["mix_of_show.tokens"] !== undefined &&
+    detectDialect(file).id === "official";
 }
 
 /**

@@ -35,6 +35,7 @@ import { baseFor } from "./loras.ts";
 import {
   hostBackend,
   localModel,
+  MODEL_DETAILS,
   MODEL_OPTIONS,
   mustExist,
   openModel,
@@ -45,6 +46,7 @@ import {
   DTYPE_OPTION,
   file,
   flag,
+  givenOptions,
   oneOf,
   optionTable,
   type Values,
@@ -153,12 +155,8 @@ async function isModel(path: string): Promise<boolean> {
     }
     return false;
   }
-  const file = await openTensors(path);
-  try {
-    return partsIn(file.entries.keys()).size > 0;
-  } finally {
-    file.close();
-  }
+  using file = await openTensors(path);
+  return partsIn(file.entries.keys()).size > 0;
 }
 
 /** Learned tokens of a model, by how they are written. */
@@ -187,15 +185,8 @@ async function toDialect(request: ConvertRequest): Promise<void> {
   if (isModelTarget(to)) {
     throw cannot(what, `--to ${LORA_TARGETS.join(", ")} for a LoRA`, to);
   }
-  const unused = Object.entries({
-    "--difference-to": request.differenceTo,
-    "--variant": request.variant,
-    "--tokenizer": request.tokenizer,
-    "--prediction": request.prediction,
-    "--vae": request.vae,
-    "--unet": request.unet,
-    "--text-encoder": request.textEncoder,
-  }).filter(([, value]) => value !== undefined).map(([option]) => option);
+  const ofModels = ["differenceTo", ...MODEL_DETAILS] as const;
+  const unused = givenOptions(OPTIONS, request, ofModels);
   if (unused.length > 0) {
     throw cannot(what, `a model with ${unused.join(", ")}`, "a LoRA");
   }
@@ -223,11 +214,10 @@ async function toDialect(request: ConvertRequest): Promise<void> {
 /** A model in another format, or as a LoRA of its difference to another. */
 async function convertModel(request: ConvertRequest): Promise<void> {
   const { to, out, dtype = "F32", differenceTo, withoutTokens } = request;
-  const { from, tokens, base: named } = request;
-  const unused = Object.entries({ "--tokens": tokens, "--model": named })
-    .filter(([, value]) => value !== undefined).map(([option]) => option);
-  if (unused.length > 0) {
-    throw cannot(`convert ${from}`, `a LoRA with ${unused[0]}`, "a model");
+  const { from } = request;
+  const [unused] = givenOptions(OPTIONS, request, ["tokens", "base"]);
+  if (unused) {
+    throw cannot(`convert ${from}`, `a LoRA with ${unused}`, "a model");
   }
   if (!isModelTarget(to) && differenceTo === undefined) {
     throw cannot(

@@ -45,6 +45,7 @@ import { loraTags, shortened } from "./prompts.ts";
 import {
   EMBEDDED,
   localModel,
+  MODEL_DETAILS,
   MODEL_OPTIONS,
   mustExist,
   startBackend,
@@ -57,6 +58,7 @@ import {
   firstFrames,
   flag,
   folder,
+  isGiven,
   optionName,
   optionTable,
   parsed,
@@ -201,12 +203,7 @@ const USES = {
     "masks",
     "concept",
     "model",
-    "variant",
-    "tokenizer",
-    "prediction",
-    "vae",
-    "unet",
-    "textEncoder",
+    ...MODEL_DETAILS,
     "fused",
     "phrase",
     "class",
@@ -241,9 +238,7 @@ function requestOf(values: Values<typeof OPTIONS>): EvaluateUse {
   const fields: readonly string[] = USES[chosen[0]];
   for (const [field, value] of Object.entries(values)) {
     if (SHARED.includes(field)) continue;
-    const absent = value === undefined || value === false ||
-      (Array.isArray(value) && value.length === 0);
-    if (absent || fields.includes(field)) continue;
+    if (!isGiven(value) || fields.includes(field)) continue;
     const use = Object.entries(USES).filter(([, own]) =>
       (own as readonly string[]).includes(field)
     ).map(([name]) => name);

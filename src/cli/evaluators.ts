@@ -17,11 +17,7 @@ import {
 } from "../experiments/evaluators.ts";
 import { joinPath, readJson } from "../io/files.ts";
 import { nowhere } from "../lab/runner.ts";
-import {
-  type ReportPart,
-  reportText,
-  writeReport,
-} from "../report/document.ts";
+import { reportText, tablePart, writeReport } from "../report/document.ts";
 import { terminalColumns } from "./progress.ts";
 import { type Command, command } from "./command.ts";
 import {
@@ -101,14 +97,9 @@ MobileNetV2 (npm, 25 MB, downloaded when this is run) and by other CLIPs.`,
         name: "evaluators",
         title: "an ablation's pictures by other evaluators",
         lead,
-        parts: found.flatMap((one): ReportPart[] => [
-          {
-            type: "table",
-            title: one.evaluator,
-            table: evaluationTable(one),
-            brief: true,
-          },
-          { type: "table", table: comparisonTable(one), brief: true },
+        parts: found.flatMap((one) => [
+          tablePart(evaluationTable(one), one.evaluator),
+          tablePart(comparisonTable(one)),
         ]),
       };
       await writeReport(out, whole, found);

@@ -40,7 +40,7 @@ import {
 import { reportText, writeReport } from "../report/document.ts";
 import { terminalColumns } from "./progress.ts";
 import { duration } from "../report/format.ts";
-import { type Table, tableOf } from "../report/table.ts";
+import { factsOf, type Table } from "../report/table.ts";
 import { type Command, command, runCommand, runProgram } from "./command.ts";
 import { evaluators } from "./evaluators.ts";
 import { frames } from "./frames.ts";
@@ -249,12 +249,12 @@ async function run(
 function machineTable(lab: Lab, { describe }: Machine): Table {
   const { model, clip } = lab.hashes;
   const time = Object.values(lab.seconds).reduce((sum, one) => sum + one, 0);
-  return tableOf([
+  return factsOf("machine and models", [
     ["machine", describe],
     ["time of this run, without cached work", duration(time)],
     ["base model, SHA-256", model],
     ["evaluation CLIP, SHA-256", clip],
-  ], [["machine and models", ([what]) => what], ["", ([, is]) => is]]);
+  ]);
 }
 
 /**

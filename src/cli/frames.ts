@@ -9,7 +9,12 @@ import { frameDistances, LEAST_FRAME_DISTANCE } from "../micro/frames.ts";
 import { type Command, command } from "./command.ts";
 import { folder, optionTable, type Values } from "./options.ts";
 import { decimal } from "../report/format.ts";
-import { type Report, reportText, writeReport } from "../report/document.ts";
+import {
+  type Report,
+  reportText,
+  tablePart,
+  writeReport,
+} from "../report/document.ts";
 import { terminalColumns } from "./progress.ts";
 import { tableOf } from "../report/table.ts";
 
@@ -50,10 +55,8 @@ is scored by, and the pictures that the evaluation CLIP knows it from.`,
           decimal(LEAST_FRAME_DISTANCE, 0)
         } is asked for; writing a frame to a file changes it by about 2).`,
       ],
-      parts: [{
-        type: "table",
-        brief: true,
-        table: tableOf(rows, [
+      parts: [tablePart(
+        tableOf(rows, [
           ["identity", ({ name }) => name],
           [
             "frames (training, reference, CLIP B)",
@@ -64,7 +67,7 @@ is scored by, and the pictures that the evaluation CLIP knows it from.`,
           ["training – CLIP B", (row) => decimal(row.trainClip, 1)],
           ["reference – CLIP B", (row) => decimal(row.referenceClip, 1)],
         ]),
-      }],
+      )],
     };
     await writeReport(out, report, rows);
     console.log(

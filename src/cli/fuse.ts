@@ -27,6 +27,7 @@ import {
   DTYPE_OPTION,
   file,
   folder,
+  givenOptions,
   number,
   oneOf,
   optionTable,
@@ -132,18 +133,16 @@ const GRADIENT_ONLY = [
   "steps",
   "pictures",
   "seed",
+  "template",
 ] as const;
 
 /** Refuses options that the method does not use. */
 function checked(request: FuseRequest): FuseRequest {
-  const unused = [
-    ...GRADIENT_ONLY.filter((field) => request[field] !== undefined),
-    ...request.template.length > 0 ? ["template"] : [],
-  ];
+  const unused = givenOptions(OPTIONS, request, GRADIENT_ONLY);
   if (request.method === "weight" && unused.length > 0) {
     throw cannot(
       "fuse",
-      `--method gradient with ${unused.map((u) => `--${u}`).join(", ")}`,
+      `--method gradient with ${unused.join(", ")}`,
       "weight",
     );
   }

@@ -278,14 +278,6 @@ function modelFacts(raw: SafetensorsFile, parts: PartsFound): Inspection {
     )
     : undefined;
   const extras = ldmExtras(file.entries.keys());
-  const unet = parts.has("unet") && !named
-    ? {
-      unet: {
-        channels: configs.unet.block_out_channels.join(", "),
-        "text width": configs.unet.cross_attention_dim,
-      },
-    }
-    : {};
   const names = [...parts.keys()].map((part) => PART_NAMES[part]).join(" and ");
   return {
     kind: `${whole ? "model in a single file" : `${names} alone`}${
@@ -296,41 +288,35 @@ function modelFacts(raw: SafetensorsFile, parts: PartsFound): Inspection {
         names: [...new Set(parts.values())].map((naming) => NAMINGS[naming]),
         use: "with --unet, --vae or --text-encoder",
       }),
-      ...(parts.has("textEncoder") || (parts.has("unet") && !named)
-        ? {
-          layout: layout === "sd1"
-            ? "Stable Diffusion 1.x"
-            : "Stable Diffusion 2.x",
-        }
-        : {}),
+      ...((parts.has("textEncoder") || (parts.has("unet") && !named)) && {
+        layout: layout === "sd1"
+          ? "Stable Diffusion 1.x"
+          : "Stable Diffusion 2.x",
+      }),
       ...(purpose === undefined ? {} : { purpose }),
-      ...(parts.has("unet")
-        ? {
-          prediction: predictionType ?? "not said",
-          ...(zeroTerminalSnr
-            ? { "zero terminal SNR": "yes (ztsnr), trailing timesteps" }
-            : {}),
-        }
-        : {}),
-      ...unet,
-      ...(parts.has("textEncoder")
-        ? {
-          "text encoder": {
-            layers: configs.textEncoder.num_hidden_layers,
-            width: configs.textEncoder.hidden_size,
-            vocabulary: configs.textEncoder.vocab_size,
-          },
-        }
-        : {}),
-      ...(parts.has("autoencoder") && !named
-        ? { "latent channels": configs.autoencoder.latent_channels }
-        : {}),
-      ...(extras.length > 0
-        ? { "beside it, not read": byBeginning(extras) }
-        : {}),
-      ...(scaled > 0
-        ? { "scaled weights": `${scaled}, read as weight · scale` }
-        : {}),
+      ...(parts.has("unet") && {
+        prediction: predictionType ?? "not said",
+        ...(zeroTerminalSnr &&
+          { "zero terminal SNR": "yes (ztsnr), trailing timesteps" }),
+      }),
+      ...(parts.has("unet") && !named && {
+        unet: {
+          channels: configs.unet.block_out_channels.join(", "),
+          "text width": configs.unet.cross_attention_dim,
+        },
+      }),
+      ...(parts.has("textEncoder") && {
+        "text encoder": {
+          layers: configs.textEncoder.num_hidden_layers,
+          width: configs.textEncoder.hidden_size,
+          vocabulary: configs.textEncoder.vocab_size,
+        },
+      }),
+      ...(parts.has("autoencoder") && !named &&
+        { "latent channels": configs.autoencoder.latent_channels }),
+      ...(extras.length > 0 && { "beside it, not read": byBeginning(extras) }),
+      ...(scaled > 0 &&
+        { "scaled weights": `${scaled}, read as weight · scale` }),
       ...totals(raw),
       ...metadataOf(file.metadata, /^mix_of_show\.configs$/),
     },
@@ -426,31 +412,23 @@ async function inspectFolder(
   }
   const weights = await loraFiles(path).catch(() => []);
   if (weights.length === 1) {
-    const file = await openTensors(weights[0]);
-    try {
-      return await loraAt(path, file, model);
-    } finally {
-      file.close();
-    }
+    using file = await openTensors(weights[0]);
+    return await loraAt(path, file, model);
   }
   if (weights.length > 1) return await loraAt(path, undefined, model);
   if (await exists(joinPath(path, "config.json"))) {
     const config = await readJson<Record<string, unknown>>(
       joinPath(path, "config.json"),
     );
-    const file = await componentFile(path, "");
-    try {
-      return {
-        kind: "network folder",
-        facts: {
-          class: classOf(config),
-          ...totals(file),
-          ...metadataOf(file.metadata),
-        },
-      };
-    } finally {
-      file.close();
-    }
+    using file = await componentFile(path, "");
+    return {
+      kind: "network folder",
+      facts: {
+        class: classOf(config),
+        ...totals(file),
+        ...metadataOf(file.metadata),
+      },
+    };
   }
   throw cannot(
     `inspect ${path}`,
@@ -480,14 +458,10 @@ export async function inspect(request: InspectRequest): Promise<Inspection> {
   if (request.words) {
     throw cannot(`inspect ${path}`, "a model folder with --words", "a file");
   }
-  const file = await openTensors(path);
-  try {
-    const found = await inspectFile(local, file);
-    checkModel(request, found);
-    return request.keys ? { ...found, keys: keysOf(file) } : found;
-  } finally {
-    file.close();
-  }
+  using file = await openTensors(path);
+  const found = await inspectFile(local, file);
+  checkModel(request, found);
+  return request.keys ? { ...found, keys: keysOf(file) } : found;
 }
 
 /** Refuses what only a LoRA has. */
@@ -525,12 +499,8 @@ function keysOf(
 async function folderKeys(path: string): Promise<Record<string, string>> {
   const keys: Record<string, string> = {};
   const add = async (opening: Promise<SafetensorsFile>, folder = "") => {
-    const file = await opening;
-    try {
-      Object.assign(keys, keysOf(file, folder));
-    } finally {
-      file.close();
-    }
+    using file = await opening;
+    Object.assign(keys, keysOf(file, folder));
   };
   if (await exists(joinPath(path, "model_index.json"))) {
     for (const part of ["text_encoder", "unet", "vae"]) {

@@ -43,13 +43,9 @@ export async function configsOf(spec: string): Promise<LoraBase> {
       unet: { config: parseUNetConfig(await config("unet")) },
     };
   }
-  const file = unscaled(await openSafetensors(path), path);
-  try {
-    const { textEncoder, unet } = describeLdm(file).configs;
-    return { textEncoder: { config: textEncoder }, unet: { config: unet } };
-  } finally {
-    file.close();
-  }
+  using file = unscaled(await openSafetensors(path), path);
+  const { textEncoder, unet } = describeLdm(file).configs;
+  return { textEncoder: { config: textEncoder }, unet: { config: unet } };
 }
 
 /**

@@ -24,7 +24,11 @@ import { textEncoderSpec } from "../models/text_encoder.ts";
 import { unetSpec, widestFeatures } from "../models/unet.ts";
 import { specLeaves, type SpecLike } from "../nn/spec.ts";
 import { KNOWN_BASES } from "./loras.ts";
-import { loraBase, type LoraBaseName } from "../formats/dialects/base.ts";
+import {
+  loraBase,
+  type LoraBaseName,
+  SD_AUTOENCODER,
+} from "../formats/dialects/base.ts";
 import { isModelFolder } from "../formats/load_model.ts";
 import { EMBEDDED, localModel, type ModelRequest } from "./models.ts";
 import { flag, number, oneOf, optionTable, type Values } from "./options.ts";
@@ -279,15 +283,6 @@ export function applyMemory(
   return memory === "low" ? boundCard() : () => {};
 }
 
-/** Stable Diffusion's autoencoder, where there is only its name. */
-export const SD_AUTOENCODER = {
-  block_out_channels: [128, 256, 512, 512],
-  down_block_types: new Array(4).fill("DownEncoderBlock2D"),
-  up_block_types: new Array(4).fill("UpDecoderBlock2D"),
-  layers_per_block: 2,
-  sample_size: 512,
-};
-
 /** A schedule; counting needs one, and it does not matter which. */
 const SCHEDULER = {
   _class_name: "DDIMScheduler",
@@ -337,7 +332,10 @@ export async function modelConfigs(
     return {
       textEncoder: textEncoder.config,
       unet: unet.config,
-      autoencoder: parseAutoencoderConfig(SD_AUTOENCODER),
+      autoencoder: parseAutoencoderConfig({
+        ...SD_AUTOENCODER,
+        sample_size: 512,
+      }),
       scheduler: SCHEDULER,
     };
   }
@@ -352,19 +350,15 @@ export async function modelConfigs(
       scheduler: SCHEDULER,
     };
   }
-  const file = await openSafetensors(path);
-  try {
-    // A part alone says nothing of the others.
-    const parts = partsIn(file.entries.keys());
-    if (parts.size < 3 || [...parts.values()].includes("diffusers")) {
-      throw cannot(
-        `count the memory of ${path}`,
-        "a whole model",
-        `${parts.size} of its networks`,
-      );
-    }
-    return { ...describeLdm(file).configs, scheduler: SCHEDULER };
-  } finally {
-    file.close();
+  using file = await openSafetensors(path);
+  // A part alone says nothing of the others.
+  const parts = partsIn(file.entries.keys());
+  if (parts.size < 3 || [...parts.values()].includes("diffusers")) {
+    throw cannot(
+      `count the memory of ${path}`,
+      "a whole model",
+      `${parts.size} of its networks`,
+    );
   }
+  return { ...describeLdm(file).configs, scheduler: SCHEDULER };
 }

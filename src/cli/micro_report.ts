@@ -24,6 +24,7 @@ import {
   type Report,
   type ReportPart,
   reportText,
+  tablePart,
   writeReport,
 } from "../report/document.ts";
 import type { Sheet } from "../report/grid.ts";
@@ -138,33 +139,21 @@ function reportOf(
     title: "the embedded model",
     lead: [evaluatorVerdict("clip_b", evaluator)],
     parts: [
-      {
-        type: "table",
-        brief: true,
-        table: evaluatorTable({ clip_b: evaluator }),
-      },
-      {
-        type: "table",
-        brief: true,
-        table: tableOf(Object.entries(numbers), [
-          ["number", ([name]) => name],
-          ["value", ([, value]) => decimal(value)],
-        ]),
-      },
-      {
-        type: "table",
-        brief: true,
-        table: tableOf(microTargets(numbers), [
-          ["measured", ({ name }) => name],
-          ["value", ({ value }) => decimal(value, 2)],
-          ["floor", ({ floor }) => decimal(floor, 2)],
-          [
-            "",
-            ({ value, floor }) =>
-              value >= floor ? "floor reached" : "BELOW THE FLOOR",
-          ],
-        ]),
-      },
+      tablePart(evaluatorTable({ clip_b: evaluator })),
+      tablePart(tableOf(Object.entries(numbers), [
+        ["number", ([name]) => name],
+        ["value", ([, value]) => decimal(value)],
+      ])),
+      tablePart(tableOf(microTargets(numbers), [
+        ["measured", ({ name }) => name],
+        ["value", ({ value }) => decimal(value, 2)],
+        ["floor", ({ floor }) => decimal(floor, 2)],
+        [
+          "",
+          ({ value, floor }) =>
+            value >= floor ? "floor reached" : "BELOW THE FLOOR",
+        ],
+      ])),
       ...sheets.filter(([, , sheet]) => sheet.rows.length > 0).map((
         [name, title, sheet],
       ): ReportPart => ({ type: "pictures", name, title, sheet })),

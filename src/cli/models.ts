@@ -111,6 +111,12 @@ export const MODEL_OPTIONS = optionTable({
   },
 });
 
+/** Those of {@linkcode MODEL_OPTIONS} that say more than which model. */
+export const MODEL_DETAILS = [
+  ...["variant", "tokenizer", "prediction"] as const,
+  ...["vae", "unet", "textEncoder"] as const,
+] as const;
+
 /** Which model, and what its file does not tell. */
 export type ModelRequest = Partial<Values<typeof MODEL_OPTIONS>>;
 
@@ -260,18 +266,14 @@ async function checkFolder(path: string): Promise<void> {
 
 /** Refuses a file without a network before anything is fetched for it. */
 async function checkSingleFile(path: string): Promise<void> {
-  const file = await openSafetensors(path);
-  try {
-    if (partsIn(file.entries.keys()).size > 0) return;
-    throw cannot(
-      `load ${path}`,
-      "a model",
-      foreignKind(file)?.name ??
-        "a file without its networks (inspect says what is in it)",
-    );
-  } finally {
-    file.close();
-  }
+  using file = await openSafetensors(path);
+  if (partsIn(file.entries.keys()).size > 0) return;
+  throw cannot(
+    `load ${path}`,
+    "a model",
+    foreignKind(file)?.name ??
+      "a file without its networks (inspect says what is in it)",
+  );
 }
 
 /** How a model is opened. */

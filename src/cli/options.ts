@@ -86,6 +86,28 @@ export function firstFrames(
     : [`of an animation only the first frame is used: ${listed(moving)}`];
 }
 
+/** Whether an option was given: a value, a flag, an entry of a list. */
+export function isGiven(value: unknown): boolean {
+  return value !== undefined && value !== false &&
+    !(Array.isArray(value) && value.length === 0);
+}
+
+/**
+ * Those of some options that were given, as they are written.
+ *
+ * @param table The options of a command.
+ * @param values What the command was given.
+ * @param fields Which options.
+ */
+export function givenOptions<T extends OptionTable>(
+  table: T,
+  values: Values<T>,
+  fields: readonly (keyof T & string)[],
+): string[] {
+  return fields.filter((field) => isGiven(values[field]))
+    .map((field) => optionName(field, table[field]));
+}
+
 const dtypes = oneOf(["F32", "F16", "BF16"]);
 
 /** What PyTorch and kohya call them. */

@@ -429,9 +429,8 @@ async function gather(
   return {
     text,
     latents: await latentsOf(autoencoder, settings, onLatents),
-    ...(name === "adapter"
-      ? { unet: await flatNetwork(await before("unet"), "unet") }
-      : {}),
+    ...(name === "adapter" &&
+      { unet: await flatNetwork(await before("unet"), "unet") }),
   };
 }
 
@@ -445,17 +444,13 @@ async function latentsOf(
   const path = joinPath(cache, "latents.safetensors");
   const hash = await sha256(autoencoder.slice().buffer);
   if (await exists(path)) {
-    const file = await openSafetensors(path);
-    try {
-      const { shape } = file.entries.get("latents") ?? { shape: [0] };
-      if (file.metadata.autoencoder === hash && shape[0] === scenes) {
-        const values = toFloat32(await file.read("latents"));
-        const shared = sharedFloats(values.length);
-        shared.set(values);
-        return shared;
-      }
-    } finally {
-      file.close();
+    using file = await openSafetensors(path);
+    const { shape } = file.entries.get("latents") ?? { shape: [0] };
+    if (file.metadata.autoencoder === hash && shape[0] === scenes) {
+      const values = toFloat32(await file.read("latents"));
+      const shared = sharedFloats(values.length);
+      shared.set(values);
+      return shared;
     }
   }
   const latents = await finish(

@@ -60,6 +60,7 @@ import {
   EMBEDDED,
   listable,
   localModel,
+  MODEL_DETAILS,
   MODEL_OPTIONS,
   mustExist,
   openModel,
@@ -74,6 +75,8 @@ import {
   firstFrames,
   flag,
   folder,
+  givenOptions,
+  isGiven,
   number,
   oneOf,
   optionName,
@@ -333,17 +336,11 @@ function checked(request: TrainRequest): TrainRequest {
     );
   }
   if (!queueRequest("train", request)) return request;
-  const { variant, tokenizer, prediction, vae, unet, textEncoder } = request;
-  const elsewhere = { variant, tokenizer, prediction, vae, unet, textEncoder };
-  const { alpha, targets, log } = request;
-  const buckets = request.buckets || undefined;
-  const rslora = request.rslora || undefined, dora = request.dora || undefined;
-  const validationPrompt = prompts.length > 0 ? prompts : undefined;
-  const here = { alpha, rslora, dora, targets, log, validationPrompt, buckets };
-  for (const [field, value] of Object.entries(here)) {
-    if (value === undefined) continue;
-    throw cannot("train", `no ${optionName(field)} with --queue`, "both");
-  }
+  const [here] = givenOptions(OPTIONS, request, [
+    ...["alpha", "rslora", "dora", "targets"] as const,
+    ...["log", "validationPrompt", "buckets"] as const,
+  ]);
+  if (here) throw cannot("train", `no ${here} with --queue`, "both");
   const { memory, half, card } = request;
   if (memory !== "auto" || half || card !== undefined) {
     throw cannot(
@@ -352,14 +349,10 @@ function checked(request: TrainRequest): TrainRequest {
       "one of them",
     );
   }
-  for (const [field, value] of Object.entries(elsewhere)) {
-    if (value === undefined) continue;
-    // Workers know a model by the hash of its folder.
-    throw cannot(
-      "train",
-      "an unchanged model folder with --queue",
-      optionName(field),
-    );
+  // Workers know a model by the hash of its folder.
+  const [detail] = givenOptions(OPTIONS, request, MODEL_DETAILS);
+  if (detail) {
+    throw cannot("train", "an unchanged model folder with --queue", detail);
   }
   if (request.fresh) throw cannot("train", "--fresh or --queue", "both");
   return request;
@@ -424,36 +417,22 @@ function checkRates(request: TrainRequest, concept: Concept): void {
   const text = changes(concept, "textEncoder");
   const unet = changes(concept, "unet");
   const { lora = {} } = methodOf(request).concept;
+  const adapted = lora === false ? 0 : text + unet;
   const parts = {
-    "--lr-text": [request.lrText, text],
-    "--lr-unet": [request.lrUnet, unet],
-    "--rank": [request.rank, lora === false ? 0 : text + unet],
+    ...{ lrText: text, lrUnet: unet, rank: adapted },
     // Class captions do not call the concept: its tokens learn nothing of them.
-    "--prior": [request.prior, text + unet],
-    ...loraOnly(request, lora === false ? 0 : text + unet),
-  } as const;
-  for (const [name, [value, layers]] of Object.entries(parts)) {
-    if (value === undefined || layers > 0) continue;
+    prior: text + unet,
+    ...{ alpha: adapted, rslora: adapted, dora: adapted },
+    ...{ dropout: adapted, targets: adapted },
+  };
+  for (const [field, layers] of Object.entries(parts)) {
+    if (layers > 0 || !isGiven(request[field as keyof typeof parts])) continue;
     throw cannot(
       "train",
-      `a method with an adapter for ${name}`,
+      `a method with an adapter for ${optionName(field)}`,
       request.method,
     );
   }
-}
-
-/** Options of a LoRA, and the layers of the adapter. */
-function loraOnly(
-  { alpha, rslora, dora, dropout, targets }: TrainRequest,
-  layers: number,
-): Record<string, readonly [unknown, number]> {
-  return {
-    "--alpha": [alpha, layers],
-    "--rslora": [rslora || undefined, layers],
-    "--dora": [dora || undefined, layers],
-    "--dropout": [dropout, layers],
-    "--targets": [targets, layers],
-  };
 }
 
 /** Whether a method's token does not start at the class word. */
@@ -742,10 +721,8 @@ function asked(request: TrainRequest): Record<string, unknown> {
   const hex = background &&
     `#${Uint8Array.from(background).toHex()}`;
   return Object.fromEntries(
-    Object.entries({ ...rest, background: hex }).filter(([, value]) =>
-      value !== undefined && value !== false &&
-      !(Array.isArray(value) && value.length === 0)
-    ),
+    Object.entries({ ...rest, background: hex })
+      .filter(([, value]) => isGiven(value)),
   );
 }
 

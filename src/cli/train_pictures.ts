@@ -16,8 +16,7 @@ import { generate } from "../diffusion/pipeline.ts";
 import { joinPath, listFiles, readBytes, writeAtomic } from "../io/files.ts";
 import { decodePng, encodePng } from "../io/png.ts";
 import type { Model } from "../models/model.ts";
-import { writeReport } from "../report/document.ts";
-import { plot } from "../report/figure.ts";
+import { figurePart, writeReport } from "../report/document.ts";
 
 /** What is drawn of a run, and when. */
 export interface Validation {
@@ -147,20 +146,16 @@ async function report(
     parts: [
       { type: "pictures", name: "pictures", title: "Pictures", sheet },
       ...(losses.length > 0
-        ? [{
-          type: "figure" as const,
-          id: "loss",
-          figure: plot({
-            title: "Loss",
-            ...{ xTitle: "step", legend: false },
-            series: [{
-              name: "loss",
-              as: "lines",
-              x: losses.map(({ step }) => step),
-              y: losses.map(({ loss }) => loss),
-            }],
-          }),
-        }]
+        ? [figurePart("loss", {
+          title: "Loss",
+          ...{ xTitle: "step", legend: false },
+          series: [{
+            name: "loss",
+            as: "lines",
+            x: losses.map(({ step }) => step),
+            y: losses.map(({ loss }) => loss),
+          }],
+        })]
         : []),
     ],
   }, { name, prompts, steps, losses });

@@ -318,9 +318,8 @@ function mirrored(example: Example): Example {
         pixels.channels,
       ),
     },
-    ...(mask
-      ? { mask: { ...mask, data: flip(mask.data, [] as number[], 1) } }
-      : {}),
+    ...(mask &&
+      { mask: { ...mask, data: flip(mask.data, [] as number[], 1) } }),
   };
 }
 

@@ -6,6 +6,7 @@
  * @module
  */
 import { cannot } from "../core/errors.ts";
+import { joined } from "../core/joined.ts";
 import type { Key } from "../core/random.ts";
 import type { Model } from "../models/model.ts";
 import { fillCaption } from "./captions.ts";
@@ -103,20 +104,11 @@ export function joinData(
       );
     }
   }
-  const floats = (key: "mean" | "std") => {
-    const all = new Float32Array(sets.reduce((n, s) => n + s[key].length, 0));
-    let at = 0;
-    for (const set of sets) {
-      all.set(set[key], at);
-      at += set[key].length;
-    }
-    return all;
-  };
   return {
     count: sets.reduce((sum, { count }) => sum + count, 0),
     ...{ height, width, channels },
-    mean: floats("mean"),
-    std: floats("std"),
+    mean: joined(Float32Array, sets.map(({ mean }) => mean)),
+    std: joined(Float32Array, sets.map(({ std }) => std)),
     captions: parts.flatMap(({ data, phrase }) =>
       data.captions.map((own) => own.map((c) => fillCaption(c, phrase)))
     ),

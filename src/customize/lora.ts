@@ -173,9 +173,8 @@ export function initLora(model: Adaptable, options: InitLoraOptions): Adapter {
           startOfDown(component, site, init, rank, options.key),
           name,
         ),
-        ...(dora
-          ? { magnitude: baseNorms(model[component].params, site.path) }
-          : {}),
+        ...(dora &&
+          { magnitude: baseNorms(model[component].params, site.path) }),
       }]),
     );
   };

@@ -229,22 +229,18 @@ export function conditionedSampling(
         conditions[i].network.type === "controlnet"
       );
       return {
-        ...(adapters.length > 0
-          ? {
-            adapterFeatures: combineAdapters(
-              adapters.map((i) => features[i]),
-              adapters.map((i) => weightOf(conditions[i], features[i], i)),
-              options,
-            ),
-          }
-          : {}),
-        ...(nets.length > 0
-          ? combineControlNets(
-            nets.map((i) =>
-              residuals(conditions[i], call, (x) => weighted(i, x))
-            ),
-          )
-          : {}),
+        ...(adapters.length > 0 && {
+          adapterFeatures: combineAdapters(
+            adapters.map((i) => features[i]),
+            adapters.map((i) => weightOf(conditions[i], features[i], i)),
+            options,
+          ),
+        }),
+        ...(nets.length > 0 && combineControlNets(
+          nets.map((i) =>
+            residuals(conditions[i], call, (x) => weighted(i, x))
+          ),
+        )),
       };
     },
     dispose() {

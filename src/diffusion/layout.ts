@@ -1095,15 +1095,13 @@ export function prepareLayout(
         end: spec.end,
         // Left out, the network's config decides.
         ...(spec.guess ? { guess: true } : {}),
-        ...(spec.regions
-          ? {
-            places: regions.map(({ shape, priority = 0 }, i) => ({
-              shape,
-              priority,
-              scale: spec.regions![i],
-            })),
-          }
-          : {}),
+        ...(spec.regions && {
+          places: regions.map(({ shape, priority = 0 }, i) => ({
+            shape,
+            priority,
+            scale: spec.regions![i],
+          })),
+        }),
       };
     });
     const conditioned = conditionedSampling(prepared);

@@ -66,9 +66,7 @@ export function parametersText(
     ...(clipSkip > 1 ? { "Clip skip": clipSkip } : {}),
     // Pictures of one seed differ by their number.
     ...(settings.count > 1 ? { Picture: number % settings.count } : {}),
-    ...(settings.init
-      ? { "Denoising strength": layoutStrength(settings) }
-      : {}),
+    ...(settings.init && { "Denoising strength": layoutStrength(settings) }),
   };
   return [
     prompt,

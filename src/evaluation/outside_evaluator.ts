@@ -7,6 +7,7 @@
  */
 import * as tf from "@tensorflow/tfjs";
 import { cannot } from "../core/errors.ts";
+import { joined } from "../core/joined.ts";
 import type { ClipVector } from "./clip.ts";
 import type { Evaluator } from "./evaluator.ts";
 import { resize } from "./preprocess.ts";
@@ -79,12 +80,6 @@ export async function openMobileNet(packed: PackedModel): Promise<Evaluator> {
   const parts = packed.weights.map((text) =>
     Uint8Array.from(atob(text), (c) => c.charCodeAt(0))
   );
-  const bytes = new Uint8Array(parts.reduce((n, part) => n + part.length, 0));
-  let at = 0;
-  for (const part of parts) {
-    bytes.set(part, at);
-    at += part.length;
-  }
   const whole = await tf.loadLayersModel(tf.io.fromMemory({
     modelTopology: packed.json.modelTopology as tf.io.ModelJSON[
       "modelTopology"
@@ -92,7 +87,7 @@ export async function openMobileNet(packed: PackedModel): Promise<Evaluator> {
     weightSpecs: packed.json.weightsManifest.flatMap((group) =>
       group.weights
     ) as tf.io.WeightsManifestEntry[],
-    weightData: bytes.buffer,
+    weightData: joined(Uint8Array, parts).buffer,
   }));
   const layer = whole.layers.find(({ name }) => name === FEATURES);
   if (!layer) {

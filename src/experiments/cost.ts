@@ -18,10 +18,9 @@ import { downsampleFactor } from "../models/autoencoder.ts";
 import { parseUNetConfig } from "../models/config.ts";
 import { disposeModel, loadModel } from "../models/model.ts";
 import { unetSpec } from "../models/unet.ts";
-import type { Report } from "../report/document.ts";
-import { plot } from "../report/figure.ts";
+import { figurePart, type Report, tablePart } from "../report/document.ts";
 import { decimal } from "../report/format.ts";
-import { type Table, tableOf } from "../report/table.ts";
+import { factsOf, type Table, tableOf } from "../report/table.ts";
 import { experiment, type Outcome, type Plan } from "./experiment.ts";
 import { TEST_CONCEPTS } from "./presets.ts";
 import { CONCEPTS, subjects, training } from "./subjects.ts";
@@ -216,14 +215,13 @@ export function bytesTable(rows: readonly FeatureBytes[]): Table {
  */
 export function costReport(data: CostNumbers): Report {
   const { bytes, client, centre } = data;
-  const solvers = [...new Set(centre.map(({ solver }) => solver))];
   const time = (seconds: number) => `${decimal(seconds, 1)} s`;
-  const clientTable = tableOf([
+  const clientTable = factsOf("one client", [
     ["training", time(client.training)],
     ["measuring statistics", time(client.measuring)],
     ["adapter and tokens", `${mega(client.concept)} MB`],
     ["the same with statistics", `${mega(client.published)} MB`],
-  ], [["one client", ([what]) => what], ["", ([, is]) => is]]);
+  ]);
   return {
     name: "cost",
     title: "cost of client and centre",
@@ -232,36 +230,26 @@ export function costReport(data: CostNumbers): Report {
       "matrices give the same minimiser and do not grow with steps or pictures.",
     ],
     parts: [
-      { type: "table", table: bytesTable(bytes), brief: true },
-      { type: "table", table: clientTable, brief: true },
-      {
-        type: "table",
-        table: tableOf(centre, [
-          ["centre", ({ solver }) => solver],
-          ["n", ({ n }) => String(n)],
-          ["seconds", ({ seconds }) => decimal(seconds, 1)],
-        ]),
-        brief: true,
-      },
-      {
-        type: "figure",
-        id: "seconds",
-        figure: plot({
-          title: "Seconds at the centre against the number of concepts",
-          xTitle: "fused concepts",
-          yTitle: "seconds",
-          log: true,
-          series: solvers.map((solver) => {
-            const own = centre.filter((one) => one.solver === solver);
-            return {
-              name: solver,
-              as: "lines+markers" as const,
-              x: own.map(({ n }) => n),
-              y: own.map(({ seconds }) => seconds),
-            };
-          }),
-        }),
-      },
+      tablePart(bytesTable(bytes)),
+      tablePart(clientTable),
+      tablePart(tableOf(centre, [
+        ["centre", ({ solver }) => solver],
+        ["n", ({ n }) => String(n)],
+        ["seconds", ({ seconds }) => decimal(seconds, 1)],
+      ])),
+      figurePart("seconds", {
+        title: "Seconds at the centre against the number of concepts",
+        xTitle: "fused concepts",
+        yTitle: "seconds",
+        log: true,
+        series: [...Map.groupBy(centre, ({ solver }) => solver)].map((
+          [name, own],
+        ) => ({
+          ...{ name, as: "lines+markers" },
+          x: own.map(({ n }) => n),
+          y: own.map(({ seconds }) => seconds),
+        })),
+      }),
     ],
   };
 }

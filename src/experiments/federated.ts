@@ -13,14 +13,24 @@ import { fedAvgWeights } from "../fusion/mergers.ts";
 import type { Lab } from "../lab/lab.ts";
 import type { ModelRef } from "../lab/specs.ts";
 import { TRAIN_IMAGES } from "../micro/concepts.ts";
-import type { Report, ReportPart } from "../report/document.ts";
-import { plot } from "../report/figure.ts";
+import {
+  figurePart,
+  type Report,
+  type ReportPart,
+  tablePart,
+} from "../report/document.ts";
 import { decimal, type Interval, interval } from "../report/format.ts";
 import { type Table, tableOf } from "../report/table.ts";
 import { experiment, type Outcome, type Plan } from "./experiment.ts";
 import { conceptPictures } from "./pictures.ts";
 import { RUN_OPTIONS, TEST_CONCEPTS } from "./presets.ts";
-import { type Cell, estimate, scoreCells, type ScoreName } from "./scores.ts";
+import {
+  armCells,
+  type Cell,
+  estimate,
+  scoreCells,
+  type ScoreName,
+} from "./scores.ts";
 import { CONCEPTS, oneDomain, subjects, training } from "./subjects.ts";
 
 const OPTIONS = {
@@ -84,15 +94,11 @@ async function federate(
       all.map((one) => training(settings, one, "edlora", seed)),
     );
     const concepts = trained.map(({ model }) => model.id);
-    const add = (arm: FederatedArm, model: (i: number) => ModelRef) =>
-      cells.push(...all.map((subject, i): Cell<FederatedArm> => ({
-        ...{ arm, seed, subject },
-        model: model(i),
-        words: trained[i].phrase,
-      })));
+    const add = (arm: FederatedArm, model?: ModelRef) =>
+      cells.push(...armCells(arm, seed, all, trained, model));
     const sent = (arm: FederatedArm, each: readonly number[]) =>
       bytes.set(arm, [...bytes.get(arm) ?? [], ...each]);
-    add("single", (i) => trained[i].model);
+    add("single");
     const [average, models] = await lab.fuse([
       {
         ...{ concepts, seed },
@@ -106,8 +112,8 @@ async function federate(
       },
       { concepts, seed, how: { type: "gradient", settings: gradient } },
     ]);
-    add("fedavg", () => average.model);
-    add("models", () => models.model);
+    add("fedavg", average.model);
+    add("models", models.model);
     for (const scale of noise) {
       const files = await lab.publish(concepts.map((concept, i) => ({
         ...{ concept, pictures: counts[i], seed },
@@ -120,7 +126,7 @@ async function federate(
         how: { type: "gradient", settings: { ...gradient, method: "closed" } },
         published: files.map(({ id }) => id),
       }]);
-      add(scale, () => fused.model);
+      add(scale, fused.model);
       sent(scale, files.map((file) => file.bytes));
       if (scale > 0) continue;
       for (const arm of ["fedavg", "models"] as const) {
@@ -203,23 +209,19 @@ export function federatedReport(
       "what one typical row adds to its trace.",
     ],
     parts: [
-      { type: "table", table: federatedTable(rows), brief: true },
-      {
-        type: "figure",
-        id: "noise",
-        figure: plot({
-          title: "What noise on the statistics costs",
-          xTitle: "scale of the noise",
-          yTitle: "held-out error",
-          legend: false,
-          series: [{
-            name: "held-out error",
-            as: "lines+markers",
-            x: noisy.map(({ arm }) => String(arm)),
-            y: noisy.map(({ heldout }) => heldout),
-          }],
-        }),
-      },
+      tablePart(federatedTable(rows)),
+      figurePart("noise", {
+        title: "What noise on the statistics costs",
+        xTitle: "scale of the noise",
+        yTitle: "held-out error",
+        legend: false,
+        series: [{
+          name: "held-out error",
+          as: "lines+markers",
+          x: noisy.map(({ arm }) => String(arm)),
+          y: noisy.map(({ heldout }) => heldout),
+        }],
+      }),
       ...(sheet ? [sheet] : []),
     ],
   };

@@ -10,8 +10,12 @@ import type { Box } from "../diffusion/regions.ts";
 import { mean } from "../evaluation/statistics.ts";
 import type { Lab } from "../lab/lab.ts";
 import type { LayoutInput } from "../diffusion/layout.ts";
-import { plot } from "../report/figure.ts";
-import type { Report, ReportPart } from "../report/document.ts";
+import {
+  figurePart,
+  type Report,
+  type ReportPart,
+  tablePart,
+} from "../report/document.ts";
 import { decimal } from "../report/format.ts";
 import { type Table, tableOf } from "../report/table.ts";
 import {
@@ -204,9 +208,8 @@ export function fig10Report(
 ): Report {
   const of = (limit: Fig10Row["limit"]) =>
     numbers.rows.filter((row) => row.limit === limit);
-  const line = (limit: "side" | "pixels", xTitle: string): ReportPart => ({
-    ...{ type: "figure", id: limit },
-    figure: plot({
+  const line = (limit: "side" | "pixels", xTitle: string) =>
+    figurePart(limit, {
       title: `A region's own concept against ${xTitle}`,
       ...{ xTitle, yTitle: "masked image alignment", legend: false },
       series: [{
@@ -214,14 +217,13 @@ export function fig10Report(
         x: of(limit).map(({ value }) => value),
         y: of(limit).map(({ own }) => own),
       }],
-    }),
-  });
+    });
   return {
     name: "fig10",
     title: "limits: leakage, small regions, pixels",
     lead: ["Masked image alignment of a region; all concepts in one model."],
     parts: [
-      { type: "table", table: fig10Table(numbers), brief: true },
+      tablePart(fig10Table(numbers)),
       line("side", "the region's side"),
       line("pixels", "the picture's side in pixels"),
       ...(sheet ? [sheet] : []),

@@ -32,13 +32,14 @@ import {
 import type { Lab } from "../lab/lab.ts";
 import { IN_DOMAIN, inDomain } from "../micro/in_domain.ts";
 import { PROMPTS_SHA256 } from "../micro/prompts.ts";
-import type { Report, ReportPart } from "../report/document.ts";
+import { type Report, type ReportPart, tablePart } from "../report/document.ts";
 import { decimal, type Interval, interval } from "../report/format.ts";
 import { type Table, tableOf } from "../report/table.ts";
 import { experiment, type Outcome, type Plan } from "./experiment.ts";
 import { conceptPictures } from "./pictures.ts";
 import { RUN_OPTIONS } from "./presets.ts";
 import {
+  armCells,
   type ArmScores,
   type Cell,
   conceptMeans,
@@ -258,10 +259,8 @@ async function cellsOf(
           : { type: "gradient", settings: settings.gradient },
         seed,
       }]);
-      cells.push(...own.map((subject, i): Cell<Arm> => ({
-        arm: { domain, method, alpha: 1, fusion },
-        ...{ seed, subject, model, words: singles[i].phrase },
-      })));
+      const arm: Arm = { domain, method, alpha: 1, fusion };
+      cells.push(...armCells(arm, seed, own, singles, model));
     }
   }
   return cells;
@@ -430,13 +429,11 @@ export function domainReport(
     title: "in-domain and out-domain concepts",
     lead: report.conclusive ? [] : ["No conclusion: smoke test only."],
     parts: [
-      { type: "table", table: domainTable(report), brief: true },
-      {
-        type: "table",
-        title: "Share of a concept's gain that its embedding alone has",
-        table: shareTable(report),
-        brief: true,
-      },
+      tablePart(domainTable(report)),
+      tablePart(
+        shareTable(report),
+        "Share of a concept's gain that its embedding alone has",
+      ),
       pictures,
     ],
   };

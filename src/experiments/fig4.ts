@@ -10,8 +10,8 @@ import { listOf, number, whole } from "../core/options.ts";
 import { mean } from "../evaluation/statistics.ts";
 import type { Lab } from "../lab/lab.ts";
 import type { FusedLayer, GradientSettings } from "../lab/specs.ts";
-import type { Report } from "../report/document.ts";
-import { plot } from "../report/figure.ts";
+import { figurePart, type Report, tablePart } from "../report/document.ts";
+import type { Series } from "../report/figure.ts";
 import { decimal, duration } from "../report/format.ts";
 import { type Table, tableOf } from "../report/table.ts";
 import { experiment, type Outcome, type Plan } from "./experiment.ts";
@@ -180,8 +180,6 @@ export function fig4Report(data: Fig4Numbers): Report {
     rows.filter((row) => row.solver === solver);
   const steps = of("lbfgs");
   const x = steps.map(({ value }) => value);
-  const flat = (row: Fig4Row, stage: FusionStage) =>
-    x.map(() => row.left[stage]);
   return {
     name: "fig4",
     title: "the fusion pipeline, stage by stage",
@@ -191,11 +189,9 @@ export function fig4Report(data: Fig4Numbers): Report {
       "with both. The error is on the features that each stage is fitted on.",
     ],
     parts: [
-      { type: "table", table: fig4Table(data), brief: true },
-      ...STAGES.map((stage) => ({
-        type: "figure" as const,
-        id: stage,
-        figure: plot({
+      tablePart(fig4Table(data)),
+      ...STAGES.map((stage) =>
+        figurePart(stage, {
           title: `${TITLES[stage]}: error left against iterations`,
           xTitle: "iterations of L-BFGS per layer",
           yTitle: "share of W₀'s error",
@@ -207,16 +203,13 @@ export function fig4Report(data: Fig4Numbers): Report {
               x,
               y: steps.map(({ left }) => left[stage]),
             },
-            ...[...of("weight"), ...of("closed")].map((row) => ({
-              name: labelOf(row),
-              as: "lines" as const,
-              dotted: true,
-              x,
-              y: flat(row, stage),
+            ...[...of("weight"), ...of("closed")].map((row): Series => ({
+              ...{ name: labelOf(row), as: "lines", dotted: true, x },
+              y: x.map(() => row.left[stage]),
             })),
           ],
-        }),
-      })),
+        })
+      ),
     ],
   };
 }

@@ -29,6 +29,7 @@ import {
 import { conceptPictures, referencePictures } from "./pictures.ts";
 import { EMBEDDINGS, RUN_OPTIONS, TEST_CONCEPTS } from "./presets.ts";
 import {
+  armCells,
   type ArmScores,
   type Cell,
   estimate,
@@ -145,17 +146,13 @@ async function grids(
         { concepts, how: { type: "weight", lambda: 1 / all.length }, seed },
         { concepts, how: { type: "gradient", settings: gradient }, seed },
       ]);
-      const add = (
-        fusion: Fig7Arm["fusion"],
-        model: (i: number) => ModelRef,
-      ) =>
-        cells.push(...all.map((subject, i): Cell<Fig7Arm> => ({
-          ...{ arm: { embedding, fusion }, seed, subject, model: model(i) },
-          words: trained[i].phrase,
-        })));
-      add("none", (i) => trained[i].model);
-      add("weight", () => weight.model);
-      add("gradient", () => fused.model);
+      const add = (fusion: Fig7Arm["fusion"], model?: ModelRef) => {
+        const arm = { embedding, fusion };
+        cells.push(...armCells(arm, seed, all, trained, model));
+      };
+      add("none");
+      add("weight", weight.model);
+      add("gradient", fused.model);
       if (embedding === "edlora") regional ??= fused.model;
     }
   }

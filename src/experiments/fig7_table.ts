@@ -4,7 +4,7 @@
  * @module
  */
 import { type Comparison, comparisonTable } from "../evaluation/compare.ts";
-import type { Report, ReportPart } from "../report/document.ts";
+import { type Report, type ReportPart, tablePart } from "../report/document.ts";
 import { decimal, type Interval, interval } from "../report/format.ts";
 import { type Table, tableOf } from "../report/table.ts";
 import type { EmbeddingName } from "./presets.ts";
@@ -96,9 +96,9 @@ export function fig7Report(
     title: "the ablation: embedding, fusion, regions",
     lead: ["Every column of a grid has the same noise."],
     parts: [
-      { type: "table", table: fig7Table(numbers), brief: true },
-      { type: "table", table: comparisonTable(numbers), brief: true },
-      { type: "table", table: pairTable(numbers), brief: true },
+      tablePart(fig7Table(numbers)),
+      tablePart(comparisonTable(numbers)),
+      tablePart(pairTable(numbers)),
       ...sheets,
     ],
   };

@@ -32,6 +32,7 @@ import { MERGE_WAYS, type MergeWay, type WayContext } from "./merge_ways.ts";
 import { conceptPictures } from "./pictures.ts";
 import { type EmbeddingName, RUN_OPTIONS, TEST_CONCEPTS } from "./presets.ts";
 import {
+  armCells,
   type Cell,
   type ConceptScores,
   type Drawn,
@@ -159,16 +160,9 @@ async function compareWays(
         seed,
       })))
       : [];
-    const end = (arm: string, model: (one: Trained) => ModelRef) =>
-      all.map((subject, i): Cell<string> => ({
-        ...{ arm, seed, subject, model: model(trained[i]) },
-        words: arm === "base"
-          ? subject.class
-          : phraseOf(settings, embedding, subject),
-      }));
     results.push(
-      { arm: "base", cells: end("base", () => ({ type: "base" })) },
-      { arm: "single", cells: end("single", ({ model }) => model) },
+      { arm: "base", cells: armCells("base", seed, all) },
+      { arm: "single", cells: armCells("single", seed, all, trained) },
     );
     const clients = { all, context, seed, trained, published };
     for (const way of ways) {

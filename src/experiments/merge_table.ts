@@ -3,8 +3,12 @@
  *
  * @module
  */
-import type { Report, ReportPart } from "../report/document.ts";
-import { plot } from "../report/figure.ts";
+import {
+  figurePart,
+  type Report,
+  type ReportPart,
+  tablePart,
+} from "../report/document.ts";
 import {
   decimal,
   duration,
@@ -114,22 +118,18 @@ export function mergeReport(
       "alone. The regions experiment compares regions of several concepts.",
     ],
     parts: [
-      { type: "table", table: mergeTable(rows), brief: true },
-      {
-        type: "figure",
-        id: "heldout",
-        figure: plot({
-          title: "Held-out error of each way",
-          yTitle: "masked denoising error",
-          legend: false,
-          series: [{
-            name: "held-out error",
-            as: "markers",
-            x: measured.map(({ label }) => label),
-            y: measured.map(({ heldout }) => heldout),
-          }],
-        }),
-      },
+      tablePart(mergeTable(rows)),
+      figurePart("heldout", {
+        title: "Held-out error of each way",
+        yTitle: "masked denoising error",
+        legend: false,
+        series: [{
+          name: "held-out error",
+          as: "markers",
+          x: measured.map(({ label }) => label),
+          y: measured.map(({ heldout }) => heldout),
+        }],
+      }),
       ...(sheet ? [sheet] : []),
     ],
   };

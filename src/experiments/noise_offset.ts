@@ -8,17 +8,21 @@
 import { cannot } from "../core/errors.ts";
 import { listOf, number } from "../core/options.ts";
 import { fold, key } from "../core/random.ts";
-import { compare, type Comparison } from "../evaluation/compare.ts";
-import { comparisonTable } from "../evaluation/compare.ts";
+import {
+  compare,
+  type Comparison,
+  comparisonTable,
+} from "../evaluation/compare.ts";
 import { mean } from "../evaluation/statistics.ts";
 import type { Lab } from "../lab/lab.ts";
-import { plot } from "../report/figure.ts";
+import { figurePart, tablePart } from "../report/document.ts";
 import { decimal, type Interval, interval } from "../report/format.ts";
 import { type Table, tableOf } from "../report/table.ts";
 import { experiment, type Outcome, type Plan } from "./experiment.ts";
 import { conceptPictures } from "./pictures.ts";
 import { RUN_OPTIONS, TEST_CONCEPTS } from "./presets.ts";
 import {
+  armCells,
   type ArmScores,
   type Cell,
   estimate,
@@ -92,11 +96,7 @@ async function compareOffsets(
           training(settings, one, "edlora", seed, { noiseOffset })
         ),
       );
-      cells.push(...all.map((subject, i): Cell<number> => ({
-        ...{ arm: noiseOffset, seed, subject },
-        model: trained[i].model,
-        words: trained[i].phrase,
-      })));
+      cells.push(...armCells(noiseOffset, seed, all, trained));
     }
   }
   const { arms, drawn } = await scoreCells(lab, settings, all, cells);
@@ -122,24 +122,20 @@ async function compareOffsets(
         "concept's prompts: it is small for a stable identity.",
       ],
       parts: [
-        { type: "table", table: offsetTable(data.rows), brief: true },
-        { type: "table", table: comparisonTable(data), brief: true },
-        {
-          type: "figure",
-          id: "heldout",
-          figure: plot({
-            title: "Held-out error against the offset",
-            xTitle: "offset",
-            yTitle: "masked denoising error",
-            legend: false,
-            series: [{
-              name: "held-out error",
-              as: "lines+markers",
-              x: data.rows.map(({ offset }) => String(offset)),
-              y: data.rows.map(({ heldout }) => heldout),
-            }],
-          }),
-        },
+        tablePart(offsetTable(data.rows)),
+        tablePart(comparisonTable(data)),
+        figurePart("heldout", {
+          title: "Held-out error against the offset",
+          xTitle: "offset",
+          yTitle: "masked denoising error",
+          legend: false,
+          series: [{
+            name: "held-out error",
+            as: "lines+markers",
+            x: data.rows.map(({ offset }) => String(offset)),
+            y: data.rows.map(({ heldout }) => heldout),
+          }],
+        }),
         sheet,
       ],
     },

@@ -11,7 +11,7 @@ import { TARGET_NAMES } from "../customize/lora.ts";
 import { finite, rounded } from "../evaluation/compare.ts";
 import { mean, tInterval } from "../evaluation/statistics.ts";
 import type { Lab } from "../lab/lab.ts";
-import type { ModelRef, PictureSet } from "../lab/specs.ts";
+import type { PictureSet } from "../lab/specs.ts";
 import { TRAIN_IMAGES } from "../micro/concepts.ts";
 import { experiment, type Outcome, type Plan } from "./experiment.ts";
 import {
@@ -22,7 +22,7 @@ import {
 } from "./overfit_table.ts";
 import { conceptPictures } from "./pictures.ts";
 import { RUN_OPTIONS } from "./presets.ts";
-import { type Cell, drawCells } from "./scores.ts";
+import { armCells, type Cell, drawCells } from "./scores.ts";
 import {
   CONCEPTS,
   DEVELOPMENT_CONCEPTS,
@@ -129,12 +129,9 @@ async function measure(
     throw cannot("compare training pictures", "identities", drawnSet.name);
   }
   const arms = armsOf(plan);
-  const base: ModelRef = { type: "base" };
   const cells: Measured[] = seeds.flatMap((seed) =>
-    all.map((subject) => ({
-      ...{ arm: null, seed, subject, model: base, words: subject.class },
-      pictures: subject.train,
-    }))
+    armCells(null, seed, all)
+      .map((cell) => ({ ...cell, pictures: cell.subject.train }))
   );
   for (const seed of seeds) {
     const asks = arms.flatMap((arm) =>

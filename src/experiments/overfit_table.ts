@@ -4,8 +4,12 @@
  * @module
  */
 import type { TargetName } from "../customize/lora.ts";
-import type { Report, ReportPart } from "../report/document.ts";
-import { plot } from "../report/figure.ts";
+import {
+  figurePart,
+  type Report,
+  type ReportPart,
+  tablePart,
+} from "../report/document.ts";
 import { decimal, type Interval, interval } from "../report/format.ts";
 import { type Table, tableOf } from "../report/table.ts";
 import type { EmbeddingName } from "./presets.ts";
@@ -98,19 +102,15 @@ export function overfitReport(
       "A gain on training pictures alone is memorisation.",
     ],
     parts: [
-      { type: "table", table: overfitTable(rows), brief: true },
-      {
-        type: "figure",
-        id: "gain",
-        figure: plot({
-          title: "Gain on training pictures and on held-out ones",
-          yTitle: "gain",
-          series: [
-            { name: "training", x, y: trained.map((row) => row.trainGain) },
-            { name: "held-out", x, y: trained.map((row) => row.gain) },
-          ],
-        }),
-      },
+      tablePart(overfitTable(rows)),
+      figurePart("gain", {
+        title: "Gain on training pictures and on held-out ones",
+        yTitle: "gain",
+        series: [
+          { name: "training", x, y: trained.map((row) => row.trainGain) },
+          { name: "held-out", x, y: trained.map((row) => row.gain) },
+        ],
+      }),
       pictures,
     ],
   };

@@ -6,13 +6,7 @@
  *
  * @module
  */
-import {
-  listOf,
-  number,
-  oneOf,
-  optionTable,
-  whole,
-} from "../core/options.ts";
+import { listOf, number, oneOf, optionTable, whole } from "../core/options.ts";
 import { TARGET_NAMES, type TargetName } from "../customize/lora.ts";
 import type { MethodName, Preset } from "../customize/methods.ts";
 import type { TrainConfig } from "../customize/train.ts";

@@ -19,7 +19,7 @@ import {
   type Nested,
   nestedMean,
 } from "../evaluation/statistics.ts";
-import type { Embedded, Lab, References } from "../lab/lab.ts";
+import type { Embedded, Lab, References, Trained } from "../lab/lab.ts";
 import type { ModelRef, PictureSet, SamplingSettings } from "../lab/specs.ts";
 import { canonicalJson } from "../lab/store.ts";
 import { otherDesigns } from "../micro/concepts.ts";
@@ -86,6 +86,28 @@ export interface Cell<Arm = string> {
   readonly model: ModelRef;
   /** What stands for the concept in prompts. */
   readonly words: string;
+}
+
+/**
+ * Cells of an arm: each concept on one seed.
+ *
+ * @param arm The arm.
+ * @param seed Training seed.
+ * @param all The concepts.
+ * @param trained What was trained of each. @default the class word on the base
+ * @param model One model that has all of them. @default each concept's own
+ */
+export function armCells<Arm>(
+  arm: Arm,
+  seed: number,
+  all: readonly Subject[],
+  trained?: readonly Pick<Trained, "model" | "phrase">[],
+  model?: ModelRef,
+): Cell<Arm>[] {
+  return all.map((subject, i) => ({
+    ...{ arm, seed, subject, words: trained?.[i].phrase ?? subject.class },
+    model: model ?? trained?.[i].model ?? { type: "base" },
+  }));
 }
 
 /** Pictures of a cell: one per prompt. */

@@ -25,6 +25,7 @@ import { disposeModel, loadModel, type Model } from "../models/model.ts";
 import type { Interval } from "../report/format.ts";
 import type { EmbeddingName, ExperimentPreset } from "./presets.ts";
 import {
+  armCells,
   type ArmScores,
   type Cell,
   conceptMeans,
@@ -190,10 +191,7 @@ export async function sweep(lab: Lab, plan: SweepPlan): Promise<SweepRow[]> {
   const fusions: Fusion[] = [];
   for (const seed of seeds) {
     const lower: SweepArm = { embedding: "base", variant: "", ...none };
-    cells.push(...scored.map((subject): Cell<SweepArm> => ({
-      ...{ arm: lower, seed, subject, words: subject.class },
-      model: { type: "base" },
-    })));
+    cells.push(...armCells(lower, seed, scored));
     for (const own of trainedArms(plan)) {
       const { embedding, rank, layers, change, ...names } = own;
       const trained = { embedding, rank, layers, ...names };
@@ -201,11 +199,8 @@ export async function sweep(lab: Lab, plan: SweepPlan): Promise<SweepRow[]> {
         const changed = { ...settings, rank, layers };
         return training(changed, subject, embedding, seed, change);
       }));
-      cells.push(...scored.map((subject, i): Cell<SweepArm> => ({
-        ...{ arm: { ...trained, ...none }, seed, subject },
-        model: singles[i].model,
-        words: singles[i].phrase,
-      })));
+      const single: SweepArm = { ...trained, ...none };
+      cells.push(...armCells(single, seed, scored, singles));
       for (const count of counts) {
         const n = count + distractors.length;
         const ways = fusionsOf(plan, layers, n);
@@ -216,15 +211,10 @@ export async function sweep(lab: Lab, plan: SweepPlan): Promise<SweepRow[]> {
         );
         for (const [k, { fusion, value }] of ways.entries()) {
           const arm: SweepArm = { ...trained, fusion, n, value };
-          const { seconds } = fused[k];
+          const { seconds, model } = fused[k];
           fusions.push({ arm, seconds, concepts: chosen });
-          cells.push(
-            ...scored.slice(0, count).map((subject, i) => ({
-              ...{ arm, seed, subject },
-              model: fused[k].model,
-              words: singles[i].phrase,
-            })),
-          );
+          const own = scored.slice(0, count);
+          cells.push(...armCells(arm, seed, own, singles, model));
         }
       }
     }

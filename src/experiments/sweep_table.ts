@@ -5,8 +5,8 @@
  */
 import { verdictOf } from "../evaluation/compare.ts";
 import { SD_CAPACITY } from "../fusion/capacity.ts";
-import type { ReportPart } from "../report/document.ts";
-import { plot, type Series } from "../report/figure.ts";
+import { figurePart, type ReportPart } from "../report/document.ts";
+import type { Series } from "../report/figure.ts";
 import { decimal, interval } from "../report/format.ts";
 import { type Column, type Table, tableOf } from "../report/table.ts";
 import type { EmbeddingName } from "./presets.ts";
@@ -155,13 +155,10 @@ export function sweepFigures(
     own: readonly SweepRow[],
     y: (row: SweepRow) => Series["y"][number],
   ): ReportPart[] =>
-    own.length === 0 ? [] : [{
-      ...{ type: "figure", id },
-      figure: plot({
-        ...{ title, xTitle: axis.title, yTitle },
-        series: seriesOf(own, axis, y),
-      }),
-    }];
+    own.length === 0 ? [] : [figurePart(id, {
+      ...{ title, xTitle: axis.title, yTitle },
+      series: seriesOf(own, axis, y),
+    })];
   return [
     ...figure(
       "kept",

@@ -17,6 +17,7 @@ import {
 import { TARGET_NAMES } from "../customize/lora.ts";
 import type { TrainConfig } from "../customize/train.ts";
 import { readJson } from "../io/files.ts";
+import { tablePart } from "../report/document.ts";
 import { type Experiment, experiment, type Plan } from "./experiment.ts";
 import {
   type ExperimentPreset,
@@ -181,13 +182,12 @@ function sweepExperiment(what: Sweep): Experiment<typeof OPTIONS> {
     check: async (plan) => checkSweep(await sweepPlan(what, plan)),
     async run(lab, plan) {
       const rows = await sweep(lab, await sweepPlan(what, plan));
-      const table = sweepTable(rows, plan.concepts);
       return {
         data: { rows },
         report: {
           ...{ name, title: summary, lead: [] },
           parts: [
-            { type: "table", table, brief: true },
+            tablePart(sweepTable(rows, plan.concepts)),
             ...sweepFigures(rows, axis),
           ],
         },

@@ -19,12 +19,7 @@ import {
   rounded,
 } from "../evaluation/compare.ts";
 import type { Lab } from "../lab/lab.ts";
-import type {
-  FuseSpec,
-  ModelRef,
-  OwnPictures,
-  SamplingSettings,
-} from "../lab/specs.ts";
+import type { FuseSpec, OwnPictures, SamplingSettings } from "../lab/specs.ts";
 import { loadPrompts } from "../micro/prompts.ts";
 import { experiment, type Outcome, type Plan } from "./experiment.ts";
 import { ordinaryCaptions } from "./merge.ts";
@@ -35,6 +30,7 @@ import {
   TEST_CONCEPTS,
 } from "./presets.ts";
 import {
+  armCells,
   type Cell,
   conceptMeans,
   type ConceptScores,
@@ -47,7 +43,6 @@ import {
 import {
   CONCEPTS,
   oneDomain,
-  phraseOf,
   type Subject,
   subjects,
   training,
@@ -201,20 +196,9 @@ async function compareMethods(
       ? await classPictures(lab, all, sampling)
       : [];
   const cells: Cell<Table1Arm>[] = [];
-  const add = (
-    arm: Table1Arm,
-    seed: number,
-    model: (i: number) => ModelRef,
-  ) => {
-    for (const [i, subject] of all.entries()) {
-      const words = arm.method === null
-        ? subject.class
-        : phraseOf(settings, arm.method, subject);
-      cells.push({ arm, seed, subject, model: model(i), words });
-    }
-  };
   for (const seed of seeds) {
-    add({ method: null, fused: false }, seed, () => ({ type: "base" }));
+    const base: Table1Arm = { method: null, fused: false };
+    cells.push(...armCells(base, seed, all));
     for (const name of methods) {
       const change = { lr: ratesOf(settings, name) };
       const preserves =
@@ -223,7 +207,8 @@ async function compareMethods(
         ...training(settings, one, name, seed, change),
         ...(preserves && { prior: classes[i] }),
       })));
-      add({ method: name, fused: false }, seed, (i) => trained[i].model);
+      const alone = { method: name, fused: false };
+      cells.push(...armCells(alone, seed, all, trained));
       const fusion = FUSION_OF[name]!;
       const { templates, steps, images, layers } = gradient;
       const published = fusion !== "constrained" ? [] : await lab.publish(
@@ -240,7 +225,8 @@ async function compareMethods(
         }),
         seed,
       }]);
-      add({ method: name, fused: true }, seed, () => fused.model);
+      const together = { method: name, fused: true };
+      cells.push(...armCells(together, seed, all, trained, fused.model));
     }
   }
   const { arms, drawn } = await scoreCells(lab, settings, all, cells);

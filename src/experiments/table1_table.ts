@@ -5,8 +5,12 @@
  */
 import type { MethodName } from "../customize/methods.ts";
 import { type Comparison, comparisonTable } from "../evaluation/compare.ts";
-import type { Report, ReportPart } from "../report/document.ts";
-import { plot } from "../report/figure.ts";
+import {
+  figurePart,
+  type Report,
+  type ReportPart,
+  tablePart,
+} from "../report/document.ts";
 import { decimal, type Interval, interval } from "../report/format.ts";
 import { type Table, tableOf } from "../report/table.ts";
 import type { ScoreName } from "./scores.ts";
@@ -113,7 +117,6 @@ export function table1Report(
   sheet?: ReportPart,
 ): Report {
   const { rows } = numbers;
-  const x = rows.map(armLabel);
   return {
     name: "table1",
     title: "methods, alone and fused",
@@ -125,33 +128,19 @@ export function table1Report(
       "the order, not the size.",
     ],
     parts: [
-      {
-        type: "table",
-        title: "Table 1",
-        table: methodTable(numbers),
-        brief: true,
-      },
-      {
-        type: "table",
-        title: "What the paper claims",
-        table: comparisonTable(numbers),
-        brief: true,
-      },
+      tablePart(methodTable(numbers), "Table 1"),
+      tablePart(comparisonTable(numbers), "What the paper claims"),
       { type: "table", title: "Table 3", table: conceptTable(numbers) },
-      {
-        type: "figure",
-        id: "image",
-        figure: plot({
-          title: "Image alignment of each method",
-          yTitle: "image alignment",
-          series: [{
-            name: "image alignment",
-            as: "markers",
-            x,
-            y: rows.map(({ image }) => image),
-          }],
-        }),
-      },
+      figurePart("image", {
+        title: "Image alignment of each method",
+        yTitle: "image alignment",
+        series: [{
+          name: "image alignment",
+          as: "markers",
+          x: rows.map(armLabel),
+          y: rows.map(({ image }) => image),
+        }],
+      }),
       ...(sheet ? [sheet] : []),
     ],
   };

@@ -19,6 +19,7 @@ import {
   type ScaleRule,
 } from "../customize/lora.ts";
 import { initSpectral } from "../customize/spectral.ts";
+import { stemOf } from "../io/files.ts";
 import {
   encodeFloat,
   type RawTensor,
@@ -227,7 +228,7 @@ export async function loadConcept(
     const { metadata } = file;
     const text = (key: string) => metadata[META + key];
     const name = options.name ?? text("name") ??
-      baseName(sourceName(from, "concept"));
+      stemOf(sourceName(from, "concept"));
     // Files of our own say how many layers they have; others must have all.
     const layers = text("layers");
     const own = (key: string) =>
@@ -282,8 +283,4 @@ export async function loadConcept(
   } finally {
     file.close();
   }
-}
-
-function baseName(path: string): string {
-  return path.replace(/^.*[\\/]/, "").replace(/\.[^.]*$/, "");
 }

@@ -70,11 +70,7 @@ interface Found {
 /** Reads a LoRA for the first model it fits. */
 async function find(path: string, options: FindLoraOptions): Promise<Found> {
   const { base, from, config, alpha } = options;
-  const read: ReadLoraOptions = {
-    ...(from ? { dialect: from } : {}),
-    ...(config ? { config } : {}),
-    ...(alpha === undefined ? {} : { alpha }),
-  };
+  const read: ReadLoraOptions = { dialect: from, config, alpha };
   const candidates = base === undefined
     ? Object.keys(LORA_BASES) as LoraBaseName[]
     : [base];

@@ -7,8 +7,9 @@
  */
 import type * as tf from "@tensorflow/tfjs";
 import { cannot, keyFaults, listed } from "../core/errors.ts";
+import { joined } from "../core/joined.ts";
 import { forgetHostCopy } from "../core/device.ts";
-import { disposeTree, leaves, type TreeLike } from "../core/tree.ts";
+import { disposeTree, leaves } from "../core/tree.ts";
 import {
   exists,
   isFolder,
@@ -52,7 +53,7 @@ import type { Model, ModelParts } from "../models/model.ts";
 import { CLIP_EXTRAS, textEncoderSpec } from "../models/text_encoder.ts";
 import { loadTokenizer, type Tokenizer } from "../models/tokenizer.ts";
 import { unetSpec } from "../models/unet.ts";
-import { LORA_BASES } from "./dialects/base.ts";
+import { LORA_BASES, SD_AUTOENCODER } from "./dialects/base.ts";
 import {
   describeLdm,
   type LdmHeader,
@@ -349,14 +350,7 @@ async function configOf(
 ): Promise<unknown> {
   if (beside && await exists(beside)) return await readJson(beside);
   if (component === "autoencoder") {
-    const type = (name: string) => new Array(4).fill(name);
-    return {
-      block_out_channels: [128, 256, 512, 512],
-      layers_per_block: 2,
-      down_block_types: type("DownEncoderBlock2D"),
-      up_block_types: type("UpDecoderBlock2D"),
-      sample_size: 512,
-    };
+    return { ...SD_AUTOENCODER, sample_size: 512 };
   }
   const key = [...file.entries.keys()].find((name) =>
     name.endsWith("attn2.to_k.weight")
@@ -577,12 +571,10 @@ export async function loadNetworks(
         ...(scheduler ??
           schedulerConfig(predictionType!, described.zeroTerminalSnr)),
         ...(described.zeroTerminalSnr && !options.scheduler ? ZERO_SNR : {}),
-        ...(opened.entries.has(MARKERS.velocity) && !options.scheduler
-          ? { prediction_type: "v_prediction" }
-          : {}),
-        ...(options.predictionType
-          ? { prediction_type: options.predictionType }
-          : {}),
+        ...(opened.entries.has(MARKERS.velocity) && !options.scheduler &&
+          { prediction_type: "v_prediction" }),
+        ...(options.predictionType &&
+          { prediction_type: options.predictionType }),
       },
     };
   } catch (error) {
@@ -772,15 +764,9 @@ export async function saveSingleFile(
   };
   const layout = options.layout ??
     (configs.textEncoder.hidden_act === "gelu" ? "sd2" : "sd1");
-  const trees: Readonly<Record<LdmComponent, TreeLike>> = {
-    textEncoder: model.textEncoder.params,
-    unet: model.unet.params,
-    autoencoder: model.autoencoder.params,
-  };
-  const tensors = new Map<LdmComponent, Map<string, tf.Tensor>>();
-  for (const component of ["textEncoder", "unet", "autoencoder"] as const) {
-    tensors.set(component, new Map(leaves(trees[component])));
-  }
+  const tensors = new Map<LdmComponent, Map<string, tf.Tensor>>(
+    COMPONENTS.map((c) => [c, new Map(leaves(model[c].params))]),
+  );
   const entries = ldmEntries(configs, layout);
   const named = new Set(
     entries.flatMap(({ component, parts }) =>
@@ -842,12 +828,5 @@ async function encodeEntry(
     forgetHostCopy(tensor);
     encoded.push(encodeFloat(toDisk(param.kind, param.shape, values), dtype));
   }
-  if (encoded.length === 1) return encoded[0];
-  const all = new Uint8Array(encoded.reduce((n, part) => n + part.length, 0));
-  let at = 0;
-  for (const part of encoded) {
-    all.set(part, at);
-    at += part.length;
-  }
-  return all;
+  return encoded.length === 1 ? encoded[0] : joined(Uint8Array, encoded);
 }

@@ -13,6 +13,7 @@ import {
   parseUNetConfig,
   parseWith,
 } from "../models/config.ts";
+import { SD_AUTOENCODER } from "./dialects/base.ts";
 import { foreignKind, refusal } from "./kinds.ts";
 import {
   LDM_PREFIX,
@@ -157,15 +158,13 @@ export function withPrefixes<T extends LdmHeader>(file: T): T {
     entries: new Map(
       [...original].map(([name, key]) => [name, file.entries.get(key)!]),
     ),
-    ...("read" in file
-      ? {
-        read: (name: string, scratch?: Uint8Array) =>
-          (file as unknown as SafetensorsFile).read(
-            original.get(name) ?? name,
-            scratch,
-          ),
-      }
-      : {}),
+    ...("read" in file && {
+      read: (name: string, scratch?: Uint8Array) =>
+        (file as unknown as SafetensorsFile).read(
+          original.get(name) ?? name,
+          scratch,
+        ),
+    }),
   };
 }
 
@@ -418,19 +417,17 @@ function inferUNet(
     out_channels: at("out.2.weight")?.[0],
     conv_in_kernel: at("input_blocks.0.0.weight")?.[2],
     conv_out_kernel: at("out.2.weight")?.[2],
-    ...(channels.length > 0
-      ? {
-        block_out_channels: channels,
-        layers_per_block: equal(levels.map((level) => level.layers)),
-        transformer_layers_per_block: equal(depths),
-        down_block_types: cross.map((c) =>
-          c ? "CrossAttnDownBlock2D" : "DownBlock2D"
-        ),
-        up_block_types: cross.toReversed().map((c) =>
-          c ? "CrossAttnUpBlock2D" : "UpBlock2D"
-        ),
-      }
-      : {}),
+    ...(channels.length > 0 && {
+      block_out_channels: channels,
+      layers_per_block: equal(levels.map((level) => level.layers)),
+      transformer_layers_per_block: equal(depths),
+      down_block_types: cross.map((c) =>
+        c ? "CrossAttnDownBlock2D" : "DownBlock2D"
+      ),
+      up_block_types: cross.toReversed().map((c) =>
+        c ? "CrossAttnUpBlock2D" : "UpBlock2D"
+      ),
+    }),
     mid_block_type: at("middle_block.0.in_layers.0.weight")
       ? "UNetMidBlock2DCrossAttn"
       : null,
@@ -476,12 +473,7 @@ function inferAutoencoder(
         up_block_types: repeat("UpDecoderBlock2D"),
       }
       // Nothing to infer from: the check then names what Stable Diffusion has.
-      : {
-        block_out_channels: [128, 256, 512, 512],
-        layers_per_block: 2,
-        down_block_types: new Array(4).fill("DownEncoderBlock2D"),
-        up_block_types: new Array(4).fill("UpDecoderBlock2D"),
-      }),
+      : SD_AUTOENCODER),
     ...(stored ? {} : { sample_size: 512, scaling_factor: 0.18215 }),
   };
 }

@@ -17,6 +17,7 @@ import {
   parentOf,
   pathOf,
   readJson,
+  stemOf,
 } from "../io/files.ts";
 import { type FileSource, sourceName } from "../io/source.ts";
 import { openTensors } from "./pickle.ts";
@@ -724,15 +725,13 @@ async function readLayer(
     scale: divisor === undefined
       ? 1
       : scales.of(divisor, site.path, alpha, config),
-    ...(keys.magnitude
-      ? {
-        magnitude: tensor<tf.Tensor1D>(
-          await values(keys.magnitude),
-          [magnitudeOf === "input" ? site.inputs : site.outputs],
-        ),
-        ...(magnitudeOf === "input" ? { dora: { of: magnitudeOf } } : {}),
-      }
-      : {}),
+    ...(keys.magnitude && {
+      magnitude: tensor<tf.Tensor1D>(
+        await values(keys.magnitude),
+        [magnitudeOf === "input" ? site.inputs : site.outputs],
+      ),
+      ...(magnitudeOf === "input" ? { dora: { of: magnitudeOf } } : {}),
+    }),
   };
   return { rank: fileRank ?? factors.rank, low };
 }
@@ -866,11 +865,6 @@ export async function loraFiles(path: string): Promise<string[]> {
   );
 }
 
-/** The name of a file without folder and ending. */
-function baseName(path: string): string {
-  return path.replace(/^.*[\\/]/, "").replace(/\.[^.]*$/, "");
-}
-
 /**
  * Opens and reads a LoRA; see {@linkcode readLora}.
  *
@@ -904,7 +898,7 @@ export async function loadLora(
     const what = sourceName(from, "");
     const named = what === "" ? { what: "a LoRA" } : {
       what,
-      token: baseName(what),
+      token: stemOf(what),
     };
     return await readLora(file, base, { ...named, ...options });
   } finally {
@@ -921,12 +915,8 @@ async function loadFolder(
   const files: LoraFile[] = [];
   try {
     for (const one of await loraFiles(folder)) {
-      files.push(
-        await loadLora(one, base, {
-          ...(peft ? { dialect: "peft" } : {}),
-          ...options,
-        }),
-      );
+      const own = options.dialect ?? (peft ? "peft" : undefined);
+      files.push(await loadLora(one, base, { ...options, dialect: own }));
     }
     return files.reduce((a, b) => merged(a, b, folder));
   } catch (error) {

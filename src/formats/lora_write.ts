@@ -89,9 +89,8 @@ export async function encodeLora(
   checkLayers(d, adapter, layers);
   const metadata: Record<string, string> = {
     ...d.metadata?.(adapter, [...embeddings.keys()], layers),
-    ...(adapter.textEncoder.size + adapter.unet.size > 0
-      ? { [SCALE_RULE]: d.scaleRule }
-      : {}),
+    ...(adapter.textEncoder.size + adapter.unet.size > 0 &&
+      { [SCALE_RULE]: d.scaleRule }),
     ...options.metadata,
   };
   const names = d.names(layers, { entries: new Map(), metadata });

@@ -178,6 +178,7 @@ function openArchive(bytes: Bytes, what: string): PickleFile {
       });
     },
     close: () => bytes.close(),
+    [Symbol.dispose]: () => bytes.close(),
   };
 }
 

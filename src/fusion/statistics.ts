@@ -10,6 +10,7 @@
  */
 import * as tf from "@tensorflow/tfjs";
 import { cannot } from "../core/errors.ts";
+import { joined } from "../core/joined.ts";
 import { at, type TreeLike } from "../core/tree.ts";
 import {
   openSafetensors,
@@ -272,14 +273,8 @@ export class GramAccumulator {
 
   #joined(): Matrix {
     const d = this.#features;
-    const size = this.#rows.reduce((n, part) => n + part.length, 0);
-    const all = matrix(size / d, d);
-    let at = 0;
-    for (const part of this.#rows) {
-      all.data.set(part, at);
-      at += part.length;
-    }
-    return all;
+    const all = joined(Float64Array, this.#rows);
+    return matrix(all.length / d, d, all);
   }
 
   #collapse(): void {

@@ -33,6 +33,7 @@ export {
   parentOf,
   pathFrom,
   pathOf,
+  stemOf,
 } from "./paths.ts";
 
 /** What {@link writeAtomic} accepts: text, bytes, or chunks of bytes in order. */

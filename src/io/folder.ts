@@ -287,6 +287,7 @@ async function openShards(
       return await home.read(name, scratch);
     },
     close: closeAll,
+    [Symbol.dispose]: closeAll,
   };
 }
 

@@ -104,6 +104,11 @@ export function parentOf(path: string): string {
   return cut < 0 ? "." : cut === 0 ? path.slice(0, 1) : path.slice(0, cut);
 }
 
+/** The name of a file without folder and ending. */
+export function stemOf(path: string): string {
+  return nameOf(path).replace(/\.[^.]*$/, "");
+}
+
 /** The last part of a path. */
 export function nameOf(path: string): string {
   return path.slice(

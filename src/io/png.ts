@@ -6,6 +6,7 @@
 import { decode, encode } from "fast-png";
 import { unzlibSync, zlibSync } from "fflate";
 import { cannot, reasonOf } from "../core/errors.ts";
+import { joined } from "../core/joined.ts";
 import { pngChunks } from "./chunks.ts";
 
 /** An 8-bit image: rows from the top, channels last. */
@@ -175,7 +176,7 @@ function samplesOf(parts: Parts): Uint8Array | Uint16Array {
   if (depth < 8 && interlaced) return interlacedBits(parts);
   // Ancillary chunks are left out: a broken colour profile is no reason to
   // refuse the picture, and transparency is dealt with below.
-  const png = decode(joined([Uint8Array.from(SIGNATURE), ...bare, end()]), {
+  const png = decode(joined(Uint8Array, [SIGNATURE, ...bare, end()]), {
     checkCrc: true,
   });
   const data = png.data as Uint8Array | Uint16Array;
@@ -219,7 +220,7 @@ const PASSES: readonly (readonly [number, number, number, number])[] = [
  */
 function interlacedBits({ head, data }: Parts): Uint8Array {
   const { width, height, depth } = head;
-  const lines = unzlibSync(joined(data));
+  const lines = unzlibSync(joined(Uint8Array, data));
   const result = new Uint8Array(width * height);
   let at = 0;
   for (const [left, top, right, down] of PASSES) {
@@ -234,8 +235,8 @@ function interlacedBits({ head, data }: Parts): Uint8Array {
     start.setUint32(0, w);
     start.setUint32(4, h);
     start.setUint8(8, depth);
-    const png = decode(joined([
-      Uint8Array.from(SIGNATURE),
+    const png = decode(joined(Uint8Array, [
+      SIGNATURE,
       chunk("IHDR", new Uint8Array(start.buffer)),
       chunk("IDAT", zlibSync(pass, { level: 0 })),
       end(),
@@ -264,16 +265,6 @@ function chunk(kind: string, content: Uint8Array): Uint8Array {
 function end(): Uint8Array {
   const bytes = chunk("IEND", new Uint8Array());
   bytes.set([0xae, 0x42, 0x60, 0x82], 8);
-  return bytes;
-}
-
-function joined(parts: readonly Uint8Array[]): Uint8Array {
-  const bytes = new Uint8Array(parts.reduce((n, part) => n + part.length, 0));
-  let at = 0;
-  for (const part of parts) {
-    bytes.set(part, at);
-    at += part.length;
-  }
   return bytes;
 }
 

@@ -5,6 +5,7 @@
  */
 import { unzlibSync } from "fflate";
 import { cannot } from "../core/errors.ts";
+import { joined } from "../core/joined.ts";
 import { pngChunks } from "./chunks.ts";
 import { crc32 } from "./crc.ts";
 
@@ -46,18 +47,11 @@ export function withTexts(
       : `${keyword}\0\0\0\0\0${text}`;
     return chunk(plain ? "tEXt" : "iTXt", content);
   });
-  const parts = [
+  return joined(Uint8Array, [
     png.subarray(0, BEHIND_HEAD),
     ...chunks,
     png.subarray(BEHIND_HEAD),
-  ];
-  const file = new Uint8Array(parts.reduce((n, part) => n + part.length, 0));
-  let at = 0;
-  for (const part of parts) {
-    file.set(part, at);
-    at += part.length;
-  }
-  return file;
+  ]);
 }
 
 function chunk(kind: string, text: string): Uint8Array {

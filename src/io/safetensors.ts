@@ -9,6 +9,7 @@
  * @module
  */
 import { cannot, reasonOf } from "../core/errors.ts";
+import { joined } from "../core/joined.ts";
 import { otherContent, writeAtomic } from "./files.ts";
 import {
   type ByteSource,
@@ -126,7 +127,7 @@ export interface TensorEntry {
 }
 
 /** An open safetensors file; tensors are read one at a time, on demand. */
-export interface SafetensorsFile {
+export interface SafetensorsFile extends Disposable {
   /** The header's `__metadata__`, empty where the file has none. */
   readonly metadata: Record<string, string>;
   /** Every tensor, in the order of its data. */
@@ -220,6 +221,7 @@ async function readHeader(
       return { dtype, shape: [...shape], data };
     },
     close: source.close,
+    [Symbol.dispose]: source.close,
   };
 }
 
@@ -777,16 +779,8 @@ export function encodeSafetensors(
     metadata,
     "encode safetensors",
   );
-  const parts = [header, ...ordered.map(([, { data }]) => data)];
-  const result = new Uint8Array(
-    parts.reduce((size, part) => size + part.length, 0),
-  );
-  let at = 0;
-  for (const part of parts) {
-    result.set(part, at);
-    at += part.length;
-  }
-  return result;
+  const parts = ordered.map(([, { data }]) => data);
+  return joined(Uint8Array, [header, ...parts]);
 }
 
 /**

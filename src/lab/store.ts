@@ -126,31 +126,27 @@ export async function artHash(art: Pick<Art, "sprites">): Promise<string> {
   return await sha256(canonicalJson(hashes.sort(([a], [b]) => a < b ? -1 : 1)));
 }
 
+/** Files of a folder of the store, one per result. */
+const filesOf =
+  (folder: string, ending: string) => (store: string, id: string): string =>
+    joinPath(store, folder, id + ending);
+
 /** Where results lie below the store's folder. */
 export const pathOf = {
-  concept: (store: string, id: string): string =>
-    joinPath(store, "concepts", `${id}.safetensors`),
-  trainLog: (store: string, id: string): string =>
-    joinPath(store, "concepts", `${id}.json`),
+  concept: filesOf("concepts", ".safetensors"),
+  trainLog: filesOf("concepts", ".json"),
   // One per backend: their rounding differs, and a run continues only its own.
   trainState: (store: string, id: string, backend: string): string =>
     joinPath(store, "concepts", `${id}.${backend}.state`),
-  fused: (store: string, id: string): string =>
-    joinPath(store, "fused", `${id}.safetensors`),
-  fuseLog: (store: string, id: string): string =>
-    joinPath(store, "fused", `${id}.json`),
-  published: (store: string, id: string): string =>
-    joinPath(store, "published", `${id}.safetensors`),
-  publishLog: (store: string, id: string): string =>
-    joinPath(store, "published", `${id}.json`),
+  fused: filesOf("fused", ".safetensors"),
+  fuseLog: filesOf("fused", ".json"),
+  published: filesOf("published", ".safetensors"),
+  publishLog: filesOf("published", ".json"),
   image: (store: string, id: string): string =>
     joinPath(store, "images", id.slice(0, 2), `${id}.png`),
-  embedding: (store: string, id: string): string =>
-    joinPath(store, "embeddings", `${id}.safetensors`),
-  heldout: (store: string, id: string): string =>
-    joinPath(store, "heldout", `${id}.json`),
-  evaluator: (store: string, id: string): string =>
-    joinPath(store, "evaluators", `${id}.json`),
+  embedding: filesOf("embeddings", ".safetensors"),
+  heldout: filesOf("heldout", ".json"),
+  evaluator: filesOf("evaluators", ".json"),
 } as const;
 
 /**

@@ -10,13 +10,7 @@ import {
   spriteKey,
 } from "./art.ts";
 import { captionScene } from "./captions.ts";
-import {
-  placeObject,
-  renderMask,
-  renderScene,
-  type Scene,
-  type SceneObject,
-} from "./scenes.ts";
+import { placeObject, renderMask, renderScene, type Scene } from "./scenes.ts";
 import { IDENTITIES, type Identity, WIDE_WORLD, WORLD } from "./world.ts";
 
 /** Which block of an identity's animation an image is made from. */
@@ -353,10 +347,7 @@ export function otherDesignImage(
         color: null,
         size: null,
         scale: sizes[""][0] + draw.integer(sizes[""][1] - sizes[""][0] + 1),
-      } satisfies Pick<
-        SceneObject,
-        "noun" | "class" | "design" | "color" | "size" | "scale"
-      >,
+      },
       WORLD,
       draw,
     )],

@@ -99,16 +99,13 @@ export function placeObject(
     : place === "bottom"
     ? far
     : middle + jitter(slot ? 8 : 4);
+  const { scale, ...facts } = what;
   return {
-    noun: what.noun,
-    class: what.class,
-    design: what.design,
-    color: what.color,
-    size: what.size,
+    ...facts,
     place,
     x: snapped(x),
     y: snapped(y),
-    scale: what.scale,
+    scale,
     flip: draw.uniform() < 0.5 && world.mirrored,
   };
 }

@@ -98,9 +98,8 @@ export function autoencoderSpec(config: AutoencoderConfig): Spec<Autoencoder> {
               outputs,
             ),
         ),
-        ...(i < channels.length - 1
-          ? { downsamplers: [{ conv: convSpec(outputs, outputs, 3) }] }
-          : {}),
+        ...(i < channels.length - 1 &&
+          { downsamplers: [{ conv: convSpec(outputs, outputs, 3) }] }),
       })),
       mid_block: midSpec(last),
       conv_norm_out: normSpec(last),
@@ -113,9 +112,8 @@ export function autoencoderSpec(config: AutoencoderConfig): Spec<Autoencoder> {
           { length: config.layers_per_block + 1 },
           (_, j) => resnetSpec(j === 0 && i > 0 ? up[i - 1] : outputs, outputs),
         ),
-        ...(i < up.length - 1
-          ? { upsamplers: [{ conv: convSpec(outputs, outputs, 3) }] }
-          : {}),
+        ...(i < up.length - 1 &&
+          { upsamplers: [{ conv: convSpec(outputs, outputs, 3) }] }),
       })),
       mid_block: midSpec(last),
       conv_norm_out: normSpec(channels[0]),

@@ -127,9 +127,8 @@ export function t2iAdapterSpec(config: T2IAdapterConfig): Spec<T2IAdapter> {
   const body = blockChannels(config).map(([inputs, outputs]) => {
     const middle = full ? outputs : Math.floor(outputs / 4);
     return {
-      ...(!full || inputs !== outputs
-        ? { in_conv: convSpec(inputs, middle, 1) }
-        : {}),
+      ...((!full || inputs !== outputs) &&
+        { in_conv: convSpec(inputs, middle, 1) }),
       resnets: Array.from({ length: config.num_res_blocks }, () => ({
         block1: convSpec(middle, middle, 3),
         block2: convSpec(middle, middle, full ? 1 : 3),
@@ -139,9 +138,8 @@ export function t2iAdapterSpec(config: T2IAdapterConfig): Spec<T2IAdapter> {
   });
   return {
     adapter: {
-      ...(full
-        ? { conv_in: convSpec(unshuffled(config), config.channels[0], 3) }
-        : {}),
+      ...(full &&
+        { conv_in: convSpec(unshuffled(config), config.channels[0], 3) }),
       body,
     },
   } as unknown as Spec<T2IAdapter>;

@@ -228,21 +228,18 @@ export function unetSpec(config: UNetConfig): Spec<UNet> {
     const outputs = channels[level];
     const inputs = level === 0 ? channels[0] : channels[level - 1];
     return {
-      ...(type === "CrossAttnDownBlock2D"
-        ? {
-          attentions: Array.from(
-            { length: layers },
-            () => transformerSpec(config, level, isOnlyCross(config, level)),
-          ),
-        }
-        : {}),
+      ...(type === "CrossAttnDownBlock2D" && {
+        attentions: Array.from(
+          { length: layers },
+          () => transformerSpec(config, level, isOnlyCross(config, level)),
+        ),
+      }),
       resnets: Array.from(
         { length: layers },
         (_, j) => resnet(j === 0 ? inputs : outputs, outputs),
       ),
-      ...(level < levels - 1
-        ? { downsamplers: [{ conv: convSpec(outputs, outputs, 3) }] }
-        : {}),
+      ...(level < levels - 1 &&
+        { downsamplers: [{ conv: convSpec(outputs, outputs, 3) }] }),
     };
   });
   const up = config.up_block_types.map((type, i) => {
@@ -252,22 +249,19 @@ export function unetSpec(config: UNetConfig): Spec<UNet> {
     const previous = channels[Math.min(level + 1, levels - 1)];
     const next = channels[Math.max(level - 1, 0)];
     return {
-      ...(type === "CrossAttnUpBlock2D"
-        ? {
-          attentions: Array.from(
-            { length: layers },
-            () => transformerSpec(config, level, isOnlyCross(config, level)),
-          ),
-        }
-        : {}),
+      ...(type === "CrossAttnUpBlock2D" && {
+        attentions: Array.from(
+          { length: layers },
+          () => transformerSpec(config, level, isOnlyCross(config, level)),
+        ),
+      }),
       resnets: Array.from({ length: layers }, (_, j) => {
         const hidden = j === 0 ? previous : outputs;
         const skip = j === layers - 1 ? next : outputs;
         return resnet(hidden + skip, outputs);
       }),
-      ...(level > 0
-        ? { upsamplers: [{ conv: convSpec(outputs, outputs, 3) }] }
-        : {}),
+      ...(level > 0 &&
+        { upsamplers: [{ conv: convSpec(outputs, outputs, 3) }] }),
     };
   });
   const last = channels[levels - 1];
@@ -279,14 +273,12 @@ export function unetSpec(config: UNetConfig): Spec<UNet> {
       linear_2: linearSpec(time, time),
     },
     down_blocks: down,
-    ...(config.mid_block_type && midLayers > 0
-      ? {
-        mid_block: {
-          attentions: [transformerSpec(config, levels - 1, false)],
-          resnets: [resnet(last, last), resnet(last, last)],
-        },
-      }
-      : {}),
+    ...(config.mid_block_type && midLayers > 0 && {
+      mid_block: {
+        attentions: [transformerSpec(config, levels - 1, false)],
+        resnets: [resnet(last, last), resnet(last, last)],
+      },
+    }),
     up_blocks: up,
     conv_norm_out: normSpec(channels[0]),
     conv_out: convSpec(

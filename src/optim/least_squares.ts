@@ -9,6 +9,7 @@
  * @module
  */
 import { cannot } from "../core/errors.ts";
+import { joined } from "../core/joined.ts";
 import { addProduct, type View } from "../core/gemm64.ts";
 
 /** A dense matrix, row-major, float64. */
@@ -236,19 +237,12 @@ export function beside(...parts: readonly Matrix[]): Matrix {
  */
 export function stack(...parts: readonly Matrix[]): Matrix {
   const columns = parts[0].columns;
-  const result = matrix(
-    parts.reduce((n, part) => n + part.rows, 0),
-    columns,
-  );
-  let at = 0;
-  for (const part of parts) {
-    if (part.columns !== columns) {
-      throw cannot("stack matrices", `${columns} columns`, part.columns);
-    }
-    result.data.set(part.data, at);
-    at += part.data.length;
+  const other = parts.find((part) => part.columns !== columns);
+  if (other) {
+    throw cannot("stack matrices", `${columns} columns`, other.columns);
   }
-  return result;
+  const all = joined(Float64Array, parts.map(({ data }) => data));
+  return matrix(parts.reduce((n, { rows }) => n + rows, 0), columns, all);
 }
 
 /**

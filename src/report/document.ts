@@ -8,7 +8,7 @@
 import { cannot } from "../core/errors.ts";
 import { joinPath, writeAtomic, writeJson } from "../io/files.ts";
 import { encodePng } from "../io/png.ts";
-import type { Figure } from "./figure.ts";
+import { type Figure, plot, type PlotOptions } from "./figure.ts";
 import { type Sheet, sheetPixels } from "./grid.ts";
 import {
   details,
@@ -56,6 +56,26 @@ export type ReportPart =
     /** Plain data; the page folds it away, Markdown leaves it out. */
     readonly value: unknown;
   };
+
+/**
+ * A table that the terminal shows, too.
+ *
+ * @param table The table.
+ * @param title Its heading. @default none
+ */
+export function tablePart(table: Table, title?: string): ReportPart {
+  return { type: "table", title, table, brief: true };
+}
+
+/**
+ * A figure of series.
+ *
+ * @param id Unique in the report.
+ * @param options Titles, axes, series.
+ */
+export function figurePart(id: string, options: PlotOptions): ReportPart {
+  return { type: "figure", id, figure: plot(options) };
+}
 
 /** A report. */
 export interface Report {

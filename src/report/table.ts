@@ -44,6 +44,19 @@ export function tableOf<Row>(
   };
 }
 
+/**
+ * A table of two columns: what there is to know, and what it is.
+ *
+ * @param head Above the first column; the second has none.
+ * @param facts Lines of the table.
+ */
+export function factsOf(
+  head: string,
+  facts: readonly (readonly [what: string, is: string])[],
+): Table {
+  return { head: [head, ""], rows: facts };
+}
+
 function check(table: Table): void {
   for (const row of table.rows) {
     if (row.length !== table.head.length) {

@@ -30,8 +30,7 @@ import { method, startConcept } from "../../src/customize/methods.ts";
 import { train } from "../../src/customize/train.ts";
 import { fold, key, normal, uniform } from "../../src/core/random.ts";
 import { parameterCount } from "../../src/core/tree.ts";
-import { SD_AUTOENCODER } from "../../src/cli/memory_use.ts";
-import { LORA_BASES } from "../../src/formats/dialects/base.ts";
+import { LORA_BASES, SD_AUTOENCODER } from "../../src/formats/dialects/base.ts";
 import { decodeImages } from "../../src/diffusion/pipeline.ts";
 import { exists, joinPath, writeJson } from "../../src/io/files.ts";
 import {
@@ -153,7 +152,7 @@ function described() {
   const configs = {
     text_encoder: parseTextEncoderConfig(text),
     unet: parseUNetConfig(denoiser),
-    vae: parseAutoencoderConfig(SD_AUTOENCODER),
+    vae: parseAutoencoderConfig({ ...SD_AUTOENCODER, sample_size: 512 }),
   };
   const specs = {
     text_encoder: textEncoderSpec(configs.text_encoder),

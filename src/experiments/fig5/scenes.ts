@@ -97,14 +97,12 @@ export function sceneLayout(
         : negative,
       ...(way === "region-adapters" ? { concepts: [concept.name] } : {}),
     })),
-    ...(way === "regional+sketch"
-      ? {
-        conditions: [{
-          type: "t2i_adapter" as const,
-          network: "sketch",
-          image: { file: "sketch" },
-        }],
-      }
-      : {}),
+    ...(way === "regional+sketch" && {
+      conditions: [{
+        type: "t2i_adapter" as const,
+        network: "sketch",
+        image: { file: "sketch" },
+      }],
+    }),
   };
 }

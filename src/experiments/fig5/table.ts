@@ -14,7 +14,11 @@ import {
   hierarchicalBootstrap,
   type Nested,
 } from "../../evaluation/statistics.ts";
-import type { Report, ReportPart } from "../../report/document.ts";
+import {
+  type Report,
+  type ReportPart,
+  tablePart,
+} from "../../report/document.ts";
 import { type Figure, plot } from "../../report/figure.ts";
 import { decimal, type Interval, interval } from "../../report/format.ts";
 import { type Column, type Table, tableOf } from "../../report/table.ts";
@@ -427,7 +431,7 @@ export function regionsReport(
     title: "several concepts in one picture",
     lead: [],
     parts: [
-      { type: "table", table: regionTable(report), brief: true },
+      tablePart(regionTable(report)),
       ...regionFigures(report).map(([id, figure]): ReportPart => (
         { type: "figure", id, figure }
       )),

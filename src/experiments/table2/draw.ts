@@ -25,7 +25,13 @@ import {
   RUN_OPTIONS,
   TEST_CONCEPTS,
 } from "../presets.ts";
-import { type Cell, drawCells, type Drawn, heldOutErrors } from "../scores.ts";
+import {
+  armCells,
+  type Cell,
+  drawCells,
+  type Drawn,
+  heldOutErrors,
+} from "../scores.ts";
 import { type Subject, training } from "../subjects.ts";
 
 /** A kind of fusion. */
@@ -96,8 +102,6 @@ export interface AblationWork {
   readonly drawn: AblationPictures[];
 }
 
-const BASE: ModelRef = { type: "base" };
-
 /**
  * Trains, fuses and draws Table 2: for each seed the base model with the class
  * word; for each embedding the single concepts, then all concepts fused in each
@@ -115,10 +119,9 @@ export async function drawTable2(
   const { settings, embeddings, fusions } = plan;
   const work: AblationWork = { trained: [], fused: [], drawn: [] };
   for (const seed of plan.seeds) {
-    const base = all.map((subject): Cell => (
-      { arm: "base", seed, subject, model: BASE, words: subject.class }
-    ));
-    work.drawn.push(...await draw(lab, plan, base));
+    work.drawn.push(
+      ...await draw(lab, plan, armCells("base", seed, all)),
+    );
     for (const embedding of embeddings) {
       const singles = await lab.train(
         all.map((subject) => training(settings, subject, embedding, seed)),
@@ -128,19 +131,16 @@ export async function drawTable2(
         const how = howOf(fusion, settings, embedding, concepts.length);
         return { concepts, how, seed };
       }));
-      const cells = (name: string, modelOf: (k: number) => ModelRef): Cell[] =>
-        all.map((subject, k) => ({
-          ...{ arm: `${embedding}.${name}`, seed, subject },
-          ...{ model: modelOf(k), words: singles[k].phrase },
-        }));
+      const cells = (name: string, model?: ModelRef) =>
+        armCells(`${embedding}.${name}`, seed, all, singles, model);
       work.trained.push({ embedding, seed, singles });
       work.fused.push(...models.map((model, i) => (
         { arm: `${embedding}.${fusions[i]}`, seed, model }
       )));
       work.drawn.push(
         ...await draw(lab, plan, [
-          ...cells("single", (k) => singles[k].model),
-          ...fusions.flatMap((name, i) => cells(name, () => models[i].model)),
+          ...cells("single"),
+          ...fusions.flatMap((name, i) => cells(name, models[i].model)),
         ]),
       );
     }

@@ -5,7 +5,11 @@
  */
 import { comparisonTable } from "../../evaluation/compare.ts";
 import { inDomain } from "../../micro/in_domain.ts";
-import type { Report, ReportPart } from "../../report/document.ts";
+import {
+  type Report,
+  type ReportPart,
+  tablePart,
+} from "../../report/document.ts";
 import { type Figure, plot, type Series } from "../../report/figure.ts";
 import {
   change,
@@ -15,7 +19,7 @@ import {
   percent,
   range,
 } from "../../report/format.ts";
-import { type Table, tableOf } from "../../report/table.ts";
+import { factsOf, type Table, tableOf } from "../../report/table.ts";
 import type { AblationNumbers } from "./json.ts";
 import { EMBEDDINGS } from "../presets.ts";
 import type { ScoreName } from "../scores.ts";
@@ -349,7 +353,7 @@ function factsTable(report: AblationNumbers): Table {
     Object.entries(of).map(([arm, value]) => `${armLabel(arm)} ${text(value)}`)
       .join(", ");
   const inside = concepts.some(({ name }) => inDomain(name));
-  const rows: [string, string][] = [
+  return factsOf("what was run", [
     [
       inside ? "in-domain concepts" : "concepts",
       concepts.map(({ name, class: word }) => `${name} (${word})`).join(", "),
@@ -384,11 +388,7 @@ function factsTable(report: AblationNumbers): Table {
       "drift on concept-free prompts (1 − cosine, same noise)",
       each(report.drift, (value) => decimal(value)),
     ],
-  ];
-  return tableOf(rows, [["what was run", ([what]) => what], [
-    "",
-    ([, is]) => is,
-  ]]);
+  ]);
 }
 
 /** Why no conclusion can be drawn from a run, if none can. */
@@ -446,7 +446,7 @@ export function ablationReport(
       "is better; held-out kept: the share of its decrease that is left.",
     ],
     parts: [
-      { type: "table", table: ablationTable(report), brief: true },
+      tablePart(ablationTable(report)),
       pictures,
       ...report.base.heldout
         ? [figure("heldout", scoreFigure(report, "heldout"))]

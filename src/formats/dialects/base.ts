@@ -114,6 +114,14 @@ export const LORA_BASES: Readonly<
   ],
 };
 
+/** Config of their autoencoder, as far as its default is another. */
+export const SD_AUTOENCODER = {
+  block_out_channels: [128, 256, 512, 512],
+  layers_per_block: 2,
+  down_block_types: new Array<string>(4).fill("DownEncoderBlock2D"),
+  up_block_types: new Array<string>(4).fill("UpDecoderBlock2D"),
+} as const;
+
 /** Layouts on disk of a layer's two factors. */
 export function diskShapes(
   site: Site,

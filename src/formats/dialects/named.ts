@@ -85,14 +85,12 @@ function kohyaMetadata(present: Present): Record<string, string> {
     ss_network_module: "networks.lora",
     ss_network_dim: dims(main),
     ss_network_alpha: alphas(main),
-    ...(plain.length > 0 && wide.length > 0
-      ? {
-        ss_network_args: JSON.stringify({
-          conv_dim: dims(wide),
-          conv_alpha: alphas(wide),
-        }),
-      }
-      : {}),
+    ...(plain.length > 0 && wide.length > 0 && {
+      ss_network_args: JSON.stringify({
+        conv_dim: dims(wide),
+        conv_alpha: alphas(wide),
+      }),
+    }),
   };
 }
 

@@ -364,34 +364,30 @@ export async function loadState(
   size: number,
   origin: Origin,
 ): Promise<FlatState> {
-  const file = await openSafetensors(path);
-  try {
-    for (const name of ["seed", "batch", "shards"] as const) {
-      const saved = file.metadata[name];
-      if (saved === undefined || Number(saved) === origin[name]) continue;
-      throw cannot(`resume from ${path}`, `${name} ${origin[name]}`, saved);
-    }
-    const part = async (name: string) => {
-      const values = toFloat32(await file.read(name));
-      if (values.length !== size) {
-        throw cannot(
-          `resume from ${path}`,
-          `${size} parameters`,
-          values.length,
-        );
-      }
-      return values;
-    };
-    return {
-      step: Number(file.metadata.step),
-      params: await part("params"),
-      m: await part("m"),
-      v: await part("v"),
-      ema: await part("ema"),
-    };
-  } finally {
-    file.close();
+  using file = await openSafetensors(path);
+  for (const name of ["seed", "batch", "shards"] as const) {
+    const saved = file.metadata[name];
+    if (saved === undefined || Number(saved) === origin[name]) continue;
+    throw cannot(`resume from ${path}`, `${name} ${origin[name]}`, saved);
   }
+  const part = async (name: string) => {
+    const values = toFloat32(await file.read(name));
+    if (values.length !== size) {
+      throw cannot(
+        `resume from ${path}`,
+        `${size} parameters`,
+        values.length,
+      );
+    }
+    return values;
+  };
+  return {
+    step: Number(file.metadata.step),
+    params: await part("params"),
+    m: await part("m"),
+    v: await part("v"),
+    ema: await part("ema"),
+  };
 }
 
 /**

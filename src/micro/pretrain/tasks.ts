@@ -1,4 +1,5 @@
 import * as tf from "@tensorflow/tfjs";
+import { joined } from "../../core/joined.ts";
 import { fold, type Key, key, normal, stream } from "../../core/random.ts";
 import { readInto } from "../../core/read_into.ts";
 import { leaves, valueAndGrads } from "../../core/tree.ts";
@@ -606,16 +607,20 @@ export function clipLoss(
   const d = shards[0].texts.length / shards[0].tokens.length;
   const captioned = {
     images: joined(
+      Float32Array,
       shards.map(({ images, tokens }) => images.subarray(0, tokens.length * d)),
     ),
-    texts: joined(shards.map(({ texts }) => texts)),
+    texts: joined(Float32Array, shards.map(({ texts }) => texts)),
   };
   const texts = shards.flatMap(({ tokens }) => tokens.map((t) => t.join()));
   const { loss, top1, by, byScale } = contrastive(captioned, texts, logScale);
   const labels = shards.flatMap((shard) => shard.labels);
   const known = labels.some((label) => label !== null);
   const identity = known
-    ? identityLoss(joined(shards.map(({ images }) => images)), labels)
+    ? identityLoss(
+      joined(Float32Array, shards.map(({ images }) => images)),
+      labels,
+    )
     : undefined;
   let image = 0, caption = 0;
   return {
@@ -639,16 +644,6 @@ export function clipLoss(
       return part;
     }),
   };
-}
-
-function joined(parts: readonly Float32Array[]): Float32Array {
-  const all = new Float32Array(parts.reduce((n, p) => n + p.length, 0));
-  let at = 0;
-  for (const part of parts) {
-    all.set(part, at);
-    at += part.length;
-  }
-  return all;
 }
 
 const SCHEDULE: Schedule = schedule(SCHEDULER_CONFIG);
