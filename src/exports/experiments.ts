@@ -163,6 +163,7 @@ export {
   type ExperimentPreset,
   PRESETS,
   type SettingName,
+  type SettingValues,
 } from "../experiments/presets.ts";
 export type {
   Cell,
