@@ -5,6 +5,7 @@
  *
  * @module
  */
+import * as tf from "@tensorflow/tfjs";
 import { cannot } from "../core/errors.ts";
 import { sha256 } from "../core/hash.ts";
 import { type Comparison, comparisonTable } from "../evaluation/compare.ts";
@@ -291,7 +292,7 @@ async function publish(
       processors: navigator.hardwareConcurrency,
       deno: Deno.version.deno,
       library: VERSION,
-      tfjs: "4.22.0",
+      tfjs: tf.version_core,
     },
     timings: lab.seconds,
     evaluator,

@@ -44,10 +44,10 @@ import { type Command, command, runCommand } from "./command.ts";
 import {
   flag,
   folder,
+  givenOptions,
   listOf,
   number,
   oneOf,
-  optionName,
   optionTable,
   type Values,
   whole,
@@ -180,9 +180,9 @@ function checked(request: PretrainRequest): PretrainRequest {
   if (request.resume && request.fromWeights) {
     throw cannot(what, "--resume or --from-weights", "both");
   }
-  const unused = TRAINING_ONLY.filter((field) => request[field]);
-  if (request.export && unused.length > 0) {
-    throw cannot(what, `--export without ${optionName(unused[0])}`, "both");
+  const [unused] = givenOptions(OPTIONS, request, TRAINING_ONLY);
+  if (request.export && unused !== undefined) {
+    throw cannot(what, `--export without ${unused}`, "both");
   }
   return request;
 }

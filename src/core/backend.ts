@@ -268,7 +268,9 @@ const WASM_FILE = `@tensorflow/tfjs-backend-wasm/dist/${BINARY}`;
  * it from the running script, which is wrong in a Worker and in a notebook.
  */
 function wasmFolder(given?: string | URL): string {
-  if (given === undefined) return machine.wasmFolder(WASM_FILE, "4.22.0");
+  if (given === undefined) {
+    return machine.wasmFolder(WASM_FILE, tf.version_core);
+  }
   const folder = given instanceof URL && given.protocol === "file:"
     ? decodeURIComponent(given.pathname).replace(/^\/(?=[A-Za-z]:)/, "")
     : String(given);
