@@ -130,7 +130,7 @@ type Given =
 
 /** Makes the request: what is given, else the plan's defaults. */
 function requestOf(experiment: Experiment, values: Given): ExperimentRequest {
-  const { name, options, scales } = experiment;
+  const { name, options } = experiment;
   refuseBoth(name, values);
   const { fresh = false, dryRun = false, quick, full } = values;
   const own = Object.keys(options), shared = Object.keys(SETTING_OPTIONS);
@@ -142,15 +142,11 @@ function requestOf(experiment: Experiment, values: Given): ExperimentRequest {
     own.filter((field) => values[field] !== false)
       .map((field) => [field, values[field]]),
   );
-  const settings = settingsOf({
-    ...(base === "default" ? {} : scales?.[base]?.settings),
-    ...Object.fromEntries(
-      // What the experiment has a list of is no setting.
-      shared.filter((field) =>
-        !own.includes(field) && values[field] !== undefined
-      ).map((field) => [field, values[field]]),
-    ),
-  });
+  const settings = settingsOf(Object.fromEntries(
+    // What the experiment has a list of is no setting.
+    shared.filter((field) => !own.includes(field))
+      .map((field) => [field, values[field]]),
+  ));
   const plan = planOf(experiment, { ...given, scale: base, settings });
   const out = base === "default" ? name : `${name}-${base}`;
   return {

@@ -1,8 +1,8 @@
 /**
- * Arrays of numbers behind one another, as one.
+ * Concatenates arrays of numbers.
  *
- * @param Numbers What they become, such as `Uint8Array`.
- * @param parts The arrays.
+ * @param Numbers Constructor of the result, such as `Uint8Array`.
+ * @param parts The arrays, in order.
  */
 export function joined<
   T extends Uint8Array<ArrayBuffer> | Float32Array | Float64Array,

@@ -15,10 +15,9 @@ import type { Lab } from "../lab/lab.ts";
 import type { Report } from "../report/document.ts";
 import {
   type ExperimentPreset,
+  PRESETS,
   SETTING_OPTIONS,
   type SettingName,
-  settingsOf,
-  type SettingValues,
   settingValues,
 } from "./presets.ts";
 
@@ -49,8 +48,6 @@ export interface Scaled<T extends OptionTable> {
   readonly help: string;
   /** The defaults that are others. */
   readonly plan: Partial<Values<T>>;
-  /** The settings that are others than the preset's. */
-  readonly settings?: SettingValues;
 }
 
 /** An experiment of the paper, or beyond it. */
@@ -144,9 +141,8 @@ export function planOf<T extends OptionTable>(
   { options, scales }: Pick<Experiment<T>, "options" | "scales">,
   given: Partial<Plan<T>> = {},
 ): Plan<T> {
-  const { scale = "default" } = given;
+  const { scale = "default", settings = PRESETS.ablation } = given;
   const flag = scale === "quick" || scale === "full" ? scales?.[scale] : null;
-  const { settings = settingsOf(flag?.settings ?? {}) } = given;
   // A given value comes before the flag's default, and that before the table's.
   const [own, scaled] = [given, flag?.plan ?? {}] as readonly Readonly<
     Record<string, unknown>

@@ -6,7 +6,14 @@
  *
  * @module
  */
-import { listOf, number, oneOf, optionTable, whole } from "../core/options.ts";
+import {
+  listOf,
+  number,
+  oneOf,
+  optionTable,
+  type Values,
+  whole,
+} from "../core/options.ts";
 import { TARGET_NAMES, type TargetName } from "../customize/lora.ts";
 import type { MethodName, Preset } from "../customize/methods.ts";
 import type { TrainConfig } from "../customize/train.ts";
@@ -158,21 +165,8 @@ export const SETTING_OPTIONS = optionTable({
   guidance: { type: number(), help: "guidance scale" },
 });
 
-/** Values of {@linkcode SETTING_OPTIONS}; what is absent is the preset's. */
-export type SettingValues = {
-  /** The preset that the others change. */
-  readonly preset?: "ablation" | "official";
-  /** Rank of the adapters. */
-  readonly rank?: number;
-  /** Layers that have an adapter and are fused by gradient. */
-  readonly layers?: TargetName;
-  /** Training steps of a concept. */
-  readonly trainSteps?: number;
-  /** Sampling steps. */
-  readonly steps?: number;
-  /** Guidance scale. */
-  readonly guidance?: number;
-};
+/** Values of {@linkcode SETTING_OPTIONS}. */
+export type SettingValues = Partial<Values<typeof SETTING_OPTIONS>>;
 
 /**
  * A preset, changed by options.

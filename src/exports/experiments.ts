@@ -163,7 +163,6 @@ export {
   type ExperimentPreset,
   PRESETS,
   type SettingName,
-  type SettingValues,
 } from "../experiments/presets.ts";
 export type {
   Cell,

@@ -77,11 +77,11 @@ export function joinHalves(
   second: ReadonlyMap<string, Stats>,
   scored?: readonly [ReadonlyMap<string, Stats>, ReadonlyMap<string, Stats>],
 ): Map<string, Stats> {
-  const joined = new Map<Stats, Stats>();
+  const shared = new Map<Stats, Stats>();
   return new Map(
     [...first].map(([path, a]) => {
       const b = second.get(path)!;
-      const both = joined.get(a) ?? {
+      const both = shared.get(a) ?? {
         features: a.features,
         count: a.count + b.count,
         halves: [a, b] as const,
@@ -89,7 +89,7 @@ export function joinHalves(
           scored: [scored[0].get(path)!, scored[1].get(path)!] as const,
         }),
       };
-      joined.set(a, both);
+      shared.set(a, both);
       return [path, both];
     }),
   );

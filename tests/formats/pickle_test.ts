@@ -5,6 +5,7 @@
  * `small.pth` one of each kind of thing.
  */
 import { assert, assertEquals, assertRejects } from "@std/assert";
+import { joined } from "../../src/core/joined.ts";
 import { fold, key, stream } from "../../src/core/random.ts";
 import {
   isPickle,
@@ -22,18 +23,12 @@ import { fixture, fixturePath } from "../helpers.ts";
 
 /** The parts one after another; text as UTF-8. */
 function bytes(...parts: (number[] | string | Uint8Array)[]): Uint8Array {
-  const all = parts.map((part) =>
-    typeof part === "string"
-      ? new TextEncoder().encode(part)
-      : Uint8Array.from(part)
+  return joined(
+    Uint8Array,
+    parts.map((part) =>
+      typeof part === "string" ? new TextEncoder().encode(part) : part
+    ),
   );
-  const result = new Uint8Array(all.reduce((n, part) => n + part.length, 0));
-  let at = 0;
-  for (const part of all) {
-    result.set(part, at);
-    at += part.length;
-  }
-  return result;
 }
 
 const u16 = (n: number) => [n & 255, n >> 8];

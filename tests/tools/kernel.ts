@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { joined } from "../../src/core/joined.ts";
 
 /** One output of a cell, as notebooks store it (nbformat 4). */
 export type Output =
@@ -62,13 +63,7 @@ const LONG = 2;
 const COMMAND = 4;
 
 function concat(...parts: Uint8Array[]): Uint8Array<ArrayBuffer> {
-  const out = new Uint8Array(parts.reduce((sum, p) => sum + p.length, 0));
-  let at = 0;
-  for (const part of parts) {
-    out.set(part, at);
-    at += part.length;
-  }
-  return out;
+  return joined(Uint8Array, parts);
 }
 
 function frame(flags: number, body: Uint8Array): Uint8Array<ArrayBuffer> {
