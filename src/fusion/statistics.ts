@@ -144,7 +144,13 @@ export class GramAccumulator {
   readonly #accuracy: Accuracy;
   readonly #blockRows: number;
   readonly #keepRows: number;
-  #pending: { kind: "rows" | "gram"; tensor: tf.Tensor2D }[] = [];
+  /** What `flush` takes: rows, or products of columns from `column` on. */
+  #pending: { column?: number; tensor: tf.Tensor }[] = [];
+  /**
+   * Products that are summed on the backend, of as many rows as there are
+   * features: fewer transfers, and rounding as of one product.
+   */
+  #open: { rows: number; parts: tf.Tensor[] } = { rows: 0, parts: [] };
   #rows: Float64Array[] = [];
   #gram: Matrix | undefined;
 
@@ -183,22 +189,54 @@ export class GramAccumulator {
     }
     const n = x.size / d;
     this.count += n;
-    const keep = (kind: "rows" | "gram", make: () => tf.Tensor2D) =>
-      this.#pending.push({ kind, tensor: tf.keep(tf.tidy(make)) });
     if (this.count <= this.#keepRows || this.#accuracy === "float64") {
-      keep("rows", () => x.reshape([n, d]).clone() as tf.Tensor2D);
+      const tensor = tf.keep(tf.tidy(() => x.reshape([n, d]).clone()));
+      this.#pending.push({ tensor });
       return;
     }
     for (let from = 0; from < n; from += this.#blockRows) {
       const size = Math.min(this.#blockRows, n - from);
-      keep("gram", () => {
-        const rows = tf.slice2d(x.reshape([n, d]), [from, 0], [size, d]);
-        return tf.matMul(rows, rows, true, false);
-      });
+      const most = Math.min(this.#blockRows, d);
+      if (this.#open.rows + size > most) this.#close();
+      this.#multiply(x, from, size);
     }
   }
 
-  /** Brings what waits on the backend to the host and frees it there. */
+  /** Adds the products of some rows to those on the backend. */
+  #multiply(x: tf.Tensor, from: number, size: number): void {
+    const d = this.#features;
+    const before = this.#open.parts;
+    const parts = tf.tidy(() => {
+      const rows = tf.slice2d(x.reshape([-1, d]), [from, 0], [size, -1]);
+      // Symmetric: only columns from the diagonal on.
+      return columnsOf(d).map((column, i, all) => {
+        const own = (all[i + 1] ?? d) - column;
+        const product = tf.matMul(
+          tf.slice2d(rows, [0, column], [-1, own]),
+          tf.slice2d(rows, [0, column], [-1, -1]),
+          true,
+        );
+        return before[i] ? product.add(before[i]) : product;
+      });
+    });
+    parts.forEach((part) => tf.keep(part));
+    tf.dispose(before);
+    this.#open = { rows: this.#open.rows + size, parts };
+  }
+
+  /** Gives the products on the backend to the next flush. */
+  #close(): void {
+    const columns = columnsOf(this.#features);
+    this.#open.parts.forEach((tensor, i) =>
+      this.#pending.push({ column: columns[i], tensor })
+    );
+    this.#open = { rows: 0, parts: [] };
+  }
+
+  /**
+   * Brings to the host what is complete on the backend: rows, and products that
+   * no more rows are added to.
+   */
   flush(): Promise<void> {
     return GramAccumulator.flushAll([this]);
   }
@@ -224,8 +262,8 @@ export class GramAccumulator {
     try {
       const values = await together.data();
       let at = 0;
-      for (const { sum, kind, tensor } of waiting) {
-        sum.#take(kind, values.subarray(at, at + tensor.size));
+      for (const { sum, column, tensor } of waiting) {
+        sum.#take(values.subarray(at, at + tensor.size), column);
         at += tensor.size;
       }
     } finally {
@@ -233,15 +271,19 @@ export class GramAccumulator {
     }
   }
 
-  #take(kind: "rows" | "gram", values: ArrayLike<number>): void {
+  #take(values: ArrayLike<number>, column?: number): void {
     const d = this.#features;
-    if (kind === "rows") {
+    if (column === undefined) {
       this.#rows.push(Float64Array.from(values));
       if (this.count > this.#keepRows) this.#collapse();
       return;
     }
-    this.#gram ??= matrix(d, d);
-    for (let i = 0; i < values.length; i++) this.#gram.data[i] += values[i];
+    const { data } = this.#gram ??= matrix(d, d);
+    const wide = d - column;
+    for (let at = 0, row = column; at < values.length; at += wide, row++) {
+      const to = row * d + column;
+      for (let i = 0; i < wide; i++) data[to + i] += values[at + i];
+    }
   }
 
   /**
@@ -250,10 +292,12 @@ export class GramAccumulator {
    * @throws If an input was not finite.
    */
   async finish(): Promise<Stats> {
+    this.#close();
     await this.flush();
     const d = this.#features;
     if (this.#gram !== undefined || this.count > this.#keepRows) {
       this.#collapse();
+      mirror(this.#gram!);
     }
     const stats: Stats = this.#gram
       ? { features: d, count: this.count, gram: this.#gram }
@@ -267,6 +311,7 @@ export class GramAccumulator {
 
   /** Frees what waits on the backend. */
   dispose(): void {
+    this.#close();
     tf.dispose(this.#pending.map(({ tensor }) => tensor));
     this.#pending = [];
   }
@@ -280,6 +325,25 @@ export class GramAccumulator {
   #collapse(): void {
     this.#gram = gram(this.#joined(), this.#gram);
     this.#rows = [];
+  }
+}
+
+/** Columns of a product that stand for one another's transpose: 384 or so. */
+const WIDTH = 384;
+
+/** Where the blocks of columns of a symmetric product begin. */
+function columnsOf(features: number): number[] {
+  const blocks = Math.max(1, Math.round(features / WIDTH));
+  return Array.from(
+    { length: blocks },
+    (_, i) => Math.floor(features * i / blocks),
+  );
+}
+
+/** Copies what is above the diagonal to below it. */
+function mirror({ rows, data }: Matrix): void {
+  for (let i = 1; i < rows; i++) {
+    for (let j = 0; j < i; j++) data[i * rows + j] = data[j * rows + i];
   }
 }
 
@@ -453,7 +517,9 @@ export function collector(
       throw cannot(
         "collect statistics",
         "every layer to be run",
-        `nothing at ${missing.join(", ")}`,
+        `nothing at ${missing.slice(0, 3).join(", ")}${
+          missing.length > 3 ? ` and ${missing.length - 3} more` : ""
+        }`,
       );
     }
     await flush();
