@@ -142,11 +142,14 @@ function requestOf(experiment: Experiment, values: Given): ExperimentRequest {
     own.filter((field) => values[field] !== false)
       .map((field) => [field, values[field]]),
   );
-  const settings = settingsOf(Object.fromEntries(
-    // What the experiment has a list of is no setting.
-    shared.filter((field) => !own.includes(field))
-      .map((field) => [field, values[field]]),
-  ));
+  const settings = settingsOf(
+    Object.fromEntries(
+      // What the experiment has a list of is no setting.
+      shared.filter((field) => !own.includes(field))
+        .map((field) => [field, values[field]]),
+    ),
+    base === "quick",
+  );
   const plan = planOf(experiment, { ...given, scale: base, settings });
   const out = base === "default" ? name : `${name}-${base}`;
   return {

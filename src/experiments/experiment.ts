@@ -15,9 +15,9 @@ import type { Lab } from "../lab/lab.ts";
 import type { Report } from "../report/document.ts";
 import {
   type ExperimentPreset,
-  PRESETS,
   SETTING_OPTIONS,
   type SettingName,
+  settingsOf,
   settingValues,
 } from "./presets.ts";
 
@@ -141,7 +141,8 @@ export function planOf<T extends OptionTable>(
   { options, scales }: Pick<Experiment<T>, "options" | "scales">,
   given: Partial<Plan<T>> = {},
 ): Plan<T> {
-  const { scale = "default", settings = PRESETS.ablation } = given;
+  const { scale = "default" } = given;
+  const { settings = settingsOf({}, scale === "quick") } = given;
   const flag = scale === "quick" || scale === "full" ? scales?.[scale] : null;
   // A given value comes before the flag's default, and that before the table's.
   const [own, scaled] = [given, flag?.plan ?? {}] as readonly Readonly<

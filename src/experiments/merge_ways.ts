@@ -78,9 +78,9 @@ export const MERGE_WAYS: readonly MergeWay[] = [
   {
     ...{ id: "tuned-sum", label: "sum, λ tuned", needs: "nothing" },
     source: "λ of the preset, chosen on development concepts",
-    how: ({ plan: { settings, embedding } }) => ({
+    how: ({ n, plan: { settings, embedding } }) => ({
       type: "weight",
-      lambda: settings.bestLambda[embedding],
+      lambda: settings.sumStrength[embedding] / n,
     }),
   },
   {

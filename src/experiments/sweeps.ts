@@ -203,7 +203,7 @@ export const SWEEPS: readonly Experiment<typeof OPTIONS>[] = [
     name: "lambda",
     summary: "Weight fusion against its factor λ (development concepts)",
     split: "development",
-    values: { what: "factors", default: [0.15, 0.35, 0.5, 0.6, 0.7, 0.85, 1] },
+    values: { what: "factors", default: [0.1, 0.2, 0.3, 0.5, 0.7, 1] },
     vary: (lambdas) => ({ lambdas }),
     axis: {
       title: "factor λ",
@@ -237,11 +237,7 @@ export const SWEEPS: readonly Experiment<typeof OPTIONS>[] = [
     summary: "Scores against the number of fused concepts (test concepts)",
     split: "test",
     values: { what: "numbers of concepts", default: [2, 4, 6, 9, 12] },
-    vary: (counts, { bestLambda, gradient }) => ({
-      counts,
-      lambdas: Object.values(bestLambda),
-      ridges: [gradient.ridge],
-    }),
+    vary: (counts, { gradient }) => ({ counts, ridges: [gradient.ridge] }),
     axis: {
       title: "fused concepts",
       at: ({ fusion, n }) => fusion === "none" ? undefined : n,

@@ -61,6 +61,7 @@ export const ABLATION_OPTIONS = optionTable({
     help: "names, or how many of the test concepts",
   },
   ...RUN_OPTIONS,
+  prompts: { ...RUN_OPTIONS.prompts, default: 10 },
   fusions: {
     name: "fusion",
     type: listOf(oneOf(FUSIONS)),
@@ -159,7 +160,7 @@ function howOf(
     case "weight":
       return { type: "weight", lambda: 1 / n };
     case "weight_best_lambda":
-      return { type: "weight", lambda: settings.bestLambda[embedding] };
+      return { type: "weight", lambda: settings.sumStrength[embedding] / n };
     case "gradient":
       return { type: "gradient", settings: settings.gradient };
   }

@@ -194,7 +194,7 @@ function armOf(
   const lambdas = {
     gradient: null,
     weight: 1 / concepts.length,
-    weight_best_lambda: settings.bestLambda[embedding],
+    weight_best_lambda: settings.sumStrength[embedding] / concepts.length,
   };
   const means = (of: string, score: ScoreName | "heldout") =>
     conceptMeans(table.rowsOf(of), table.names, score);

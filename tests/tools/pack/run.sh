@@ -13,8 +13,9 @@ bash run.sh [options]
              step of ED-LoRA
 
   --only LIST          some of these, such as tests,times (default: all)
-  --pretrain FOLDER    instead: go on with pretraining in a folder such as
-                       models/next, from unet/checkpoint.safetensors
+  --pretrain FOLDER    instead: go on with pretraining in a folder that
+                       pretrain --export --with-state wrote, from
+                       unet/checkpoint.safetensors
   --minutes N          for so long (default 8)
   --help               this text
 
