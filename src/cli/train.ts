@@ -916,7 +916,7 @@ function ifThere(error: unknown): void {
 export const trainCommand: Command<TrainRequest> = command({
   name: "train",
   summary: "train a concept from pictures",
-  usage: "deno task train --name NAME --class WORD --images FOLDER [options]",
+  usage: "deno task train --name NAME --images FOLDER [--class WORD] [options]",
   about:
     `Trains a concept from pictures and writes it as one .safetensors file, in the
 format of the official Mix-of-Show code. A run that is stopped continues.`,

@@ -24,7 +24,7 @@ const NAMES = ["raja", "momo", "pogo", "dash"] as const;
 
 /** The settings of the paper's experiments, with adapters of a smaller rank. */
 const SETTINGS = [
-  ...["--preset", "ablation", "--steps", "400", "--rank", "2"],
+  ...["--preset", "ablation", "--steps", "300", "--rank", "2"],
   ...["--lr-embedding", "1e-3", "--lr-text", "3e-4", "--lr-unet", "3e-3"],
   ...["--dtype", "F16", "--fresh"],
 ];

@@ -14,7 +14,7 @@ import {
 } from "../../core/options.ts";
 import type { HeldOutError } from "../../evaluation/heldout.ts";
 import type { Fused, Lab, Trained } from "../../lab/lab.ts";
-import type { FuseSpec, ModelRef } from "../../lab/specs.ts";
+import type { FuseSpec } from "../../lab/specs.ts";
 import { captionOf } from "../../micro/captions.ts";
 import { conceptOf } from "../../micro/in_domain.ts";
 import { heldOutScene } from "../../micro/scenes.ts";
@@ -61,7 +61,7 @@ export const ABLATION_OPTIONS = optionTable({
     help: "names, or how many of the test concepts",
   },
   ...RUN_OPTIONS,
-  prompts: { ...RUN_OPTIONS.prompts, default: 10 },
+  prompts: { ...RUN_OPTIONS.prompts, default: 5 },
   fusions: {
     name: "fusion",
     type: listOf(oneOf(FUSIONS)),
@@ -120,31 +120,43 @@ export async function drawTable2(
   const { settings, embeddings, fusions } = plan;
   const work: AblationWork = { trained: [], fused: [], drawn: [] };
   for (const seed of plan.seeds) {
-    work.drawn.push(
-      ...await draw(lab, plan, armCells("base", seed, all)),
+    // Both embeddings at once, so that no worker waits for the other's fusion.
+    const concepts = await lab.train(
+      embeddings.flatMap((embedding) =>
+        all.map((subject) => training(settings, subject, embedding, seed))
+      ),
     );
-    for (const embedding of embeddings) {
-      const singles = await lab.train(
-        all.map((subject) => training(settings, subject, embedding, seed)),
-      );
-      const concepts = singles.map(({ model }) => model.id);
-      const models = await lab.fuse(fusions.map((fusion) => {
-        const how = howOf(fusion, settings, embedding, concepts.length);
-        return { concepts, how, seed };
-      }));
-      const cells = (name: string, model?: ModelRef) =>
-        armCells(`${embedding}.${name}`, seed, all, singles, model);
-      work.trained.push({ embedding, seed, singles });
-      work.fused.push(...models.map((model, i) => (
-        { arm: `${embedding}.${fusions[i]}`, seed, model }
-      )));
-      work.drawn.push(
-        ...await draw(lab, plan, [
-          ...cells("single"),
-          ...fusions.flatMap((name, i) => cells(name, models[i].model)),
+    const trained = embeddings.map((embedding, i) => {
+      const from = i * all.length;
+      const singles = concepts.slice(from, from + all.length);
+      return { embedding, seed, singles };
+    });
+    const asked = trained.flatMap(({ embedding, singles }) =>
+      fusions.map((fusion) => ({
+        arm: `${embedding}.${fusion}`,
+        singles,
+        spec: {
+          concepts: singles.map(({ model }) => model.id),
+          how: howOf(fusion, settings, embedding, singles.length),
+          seed,
+        },
+      }))
+    );
+    const models = await lab.fuse(asked.map(({ spec }) => spec));
+    const fused = asked.map((one, i) => ({ ...one, model: models[i] }));
+    work.trained.push(...trained);
+    work.fused.push(...fused.map(({ arm, model }) => ({ arm, seed, model })));
+    work.drawn.push(
+      ...await draw(lab, plan, [
+        ...armCells("base", seed, all),
+        ...trained.flatMap(({ embedding, singles }) => [
+          ...armCells(`${embedding}.single`, seed, all, singles),
+          ...fused.filter((one) => one.singles === singles).flatMap(
+            ({ arm, model }) => armCells(arm, seed, all, singles, model.model),
+          ),
         ]),
-      );
-    }
+      ]),
+    );
   }
   return work;
 }

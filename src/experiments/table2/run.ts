@@ -27,7 +27,7 @@ export const table2 = experiment({
   summary: "The paper's Table 2: LoRA and ED-LoRA, weight and gradient fusion",
   about: `Trains concepts as LoRA and as ED-LoRA, fuses them by weight and by
 gradient, draws pictures before and after, scores them, and writes a report. The
-default is 5 concepts, 10 prompts each, one seed.`,
+default is 5 concepts, 5 prompts each, one seed.`,
   notes:
     `A stopped run continues where it was. Every run is recorded in runs.json
 of its output folder before it starts. Concepts that the base model can draw
