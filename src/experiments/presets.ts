@@ -174,15 +174,15 @@ export const SETTING_OPTIONS = optionTable({
 /** Values of {@linkcode SETTING_OPTIONS}. */
 export type SettingValues = Partial<Values<typeof SETTING_OPTIONS>>;
 
-/** Training steps of a quick run, which is to take minutes. */
-const QUICK_STEPS = 75;
+/** What a quick run does less of, as it is to take minutes. */
+const QUICK = { trainSteps: 40, features: { images: 2, steps: 10 } } as const;
 
 /**
  * A preset, changed by options.
  *
  * @param values Of {@linkcode SETTING_OPTIONS}.
- * @param quick Whether concepts are trained for a quick run, if `trainSteps`
- * does not say for how long.
+ * @param quick Whether it is for a quick run: fewer training steps, if
+ * `trainSteps` does not say how many, and fewer features in fusion.
  */
 export function settingsOf(
   values: SettingValues,
@@ -195,10 +195,14 @@ export function settingsOf(
     ...preset,
     rank: values.rank ?? preset.rank,
     layers,
-    gradient: { ...gradient, layers: values.layers ?? gradient.layers },
+    gradient: {
+      ...gradient,
+      ...(quick && QUICK.features),
+      layers: values.layers ?? gradient.layers,
+    },
     train: {
       ...train,
-      steps: values.trainSteps ?? (quick ? QUICK_STEPS : train.steps),
+      steps: values.trainSteps ?? (quick ? QUICK.trainSteps : train.steps),
     },
     sampling: {
       ...sampling,

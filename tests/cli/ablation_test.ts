@@ -15,7 +15,7 @@ Deno.test("the scales", () => {
   const quick = parseAblation(["--quick"]).plan;
   assertEquals([quick.concepts.length, quick.prompts, quick.scale], [
     2,
-    4,
+    2,
     "quick",
   ]);
   const plain = parseAblation([]).plan;
@@ -23,7 +23,7 @@ Deno.test("the scales", () => {
     [plain.concepts.length, plain.prompts, plain.seeds, plain.scale],
     [
       5,
-      20,
+      5,
       [0],
       "default",
     ],

@@ -1,4 +1,5 @@
 import {
+  assert,
   assertEquals,
   assertRejects,
   assertStringIncludes,
@@ -57,7 +58,12 @@ Deno.test("sweeps: defaults and options", () => {
   // A list of layers is swept; the setting stays the preset's.
   const { plan: layered } = parse("rank", ["--layers=attention,linear"]);
   assertEquals(layered.layers, ["attention", "linear"]);
-  assertEquals(layered.settings.layers, "attention");
+  assertEquals(layered.settings.layers, "all");
+  // A quick run trains for less, unless it is told for how long.
+  const stepsOf = (...args: readonly string[]) =>
+    parse("rank", args).plan.settings.train.steps!;
+  assert(stepsOf("--quick") < stepsOf());
+  assertEquals(stepsOf("--quick", "--train-steps=7"), 7);
   for (const { parse, help, name } of sweeps) {
     assertEquals(parse(["--help"]), undefined);
     assertEquals(help.startsWith(`deno task experiment ${name} `), true);

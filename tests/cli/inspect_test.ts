@@ -19,7 +19,7 @@ function zeros(shape: number[]): RawTensor {
 const UNET = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k";
 
 /** The embedded model's layer of that name. */
-const [OUT, IN] = [96, 96];
+const [OUT, IN] = [64, 96];
 
 /** Many keys, as real files have. */
 function many(count: number, shapes: (i: number) => Shapes): Shapes {
@@ -118,7 +118,7 @@ const FAMILIES: [
     [`${UNET}.diff_b`]: [OUT],
     "lora_unet_conv_norm_out.w_norm": [32],
   }],
-  ["full difference", "full difference of weights", ["full of rank 96"], {
+  ["full difference", "full difference of weights", ["full of rank 64"], {
     [`${UNET}.diff`]: [OUT, IN],
   }],
   ["embedding, A1111", "embedding (learned tokens)", ["fits: sd15"], {

@@ -36,6 +36,7 @@ const plan = planOf(table2, {
     gradient: { ...preset.gradient, steps: 2, images: 1 },
   },
   scale: "quick",
+  fusions: ["weight", "gradient", "weight_best_lambda"],
 });
 const labOf = (folder: string): LabOptions => ({
   model: `${folder}/model`,
@@ -122,7 +123,8 @@ Deno.test("an ablation of a tiny world: schema, resume, workers", async (t) => {
         first.records.map((record) => [record.stage, record]),
       );
       for (const { done, total } of last.values()) assertEquals(done, total);
-      assertEquals(last.get("train")!.total, 4);
+      // Two concepts, two embeddings, two steps.
+      assertEquals(last.get("train")!.total, 8);
     });
     await t.step("what is in the store is only read", async () => {
       const again = await run({ ...labOf(folder), runner: nowhere });

@@ -160,7 +160,7 @@ Deno.test("regions act at every cross-attention site of the embedded UNet", asyn
       for (const scale of [1, 1.25, 1.5, 2]) {
         assertEquals(
           await actingSites(config, embeddedScene(n, scale, column), 4),
-          { acting: 7, all: 7 },
+          { acting: 10, all: 10 },
           `${n} concepts, columns of ${column}, scale ${scale}`,
         );
       }

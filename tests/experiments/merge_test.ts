@@ -9,7 +9,10 @@ import { mergeLoras } from "../../src/experiments/merge.ts";
 import { mergeTable } from "../../src/experiments/merge_table.ts";
 import { MERGE_WAYS } from "../../src/experiments/merge_ways.ts";
 import { noiseOffset } from "../../src/experiments/noise_offset.ts";
-import { PRESETS } from "../../src/experiments/presets.ts";
+import {
+  type ExperimentPreset,
+  PRESETS,
+} from "../../src/experiments/presets.ts";
 import { DEVELOPMENT_CONCEPTS } from "../../src/experiments/subjects.ts";
 import { ratesOf, table1 } from "../../src/experiments/table1.ts";
 import {
@@ -27,12 +30,17 @@ import { writeTinyWorld } from "./tiny_world.ts";
 await selectBackend("wasm");
 
 const { ablation } = PRESETS;
-const settings = {
+const settings: ExperimentPreset = {
   ...ablation,
   rank: 1,
+  layers: "attention",
   train: { ...ablation.train, steps: 3, batch: 1 },
   sampling: { ...ablation.sampling, steps: 1 },
-  gradient: { ...ablation.gradient, steps: 1, images: 2 },
+  gradient: {
+    ...ablation.gradient,
+    layers: "attention",
+    ...{ steps: 1, images: 2 },
+  },
 };
 const concepts = DEVELOPMENT_CONCEPTS.slice(0, 2);
 

@@ -81,7 +81,7 @@ Deno.test("errors on training pictures and on others, of every combination", asy
     assertEquals(table.rows.length, 5);
     assertEquals(
       table.rows[1][0],
-      "ED-LoRA, cross-attention-kv, 0.003, 2 steps, 1 pictures",
+      "ED-LoRA, cross-attention-kv, 0.002, 2 steps, 1 pictures",
     );
     await withLab({ ...options, backend: "wasm" }, async (lab) => {
       await assertRejects(

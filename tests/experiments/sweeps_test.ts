@@ -38,9 +38,13 @@ Deno.test("a sweep has a row for the base, singles, factors and ridges", async (
       settings: {
         ...preset,
         rank: 1,
+        layers: "attention",
         train: { ...preset.train, steps: 1, batch: 1 },
         sampling: { ...preset.sampling, steps: 1 },
-        gradient: { ...preset.gradient, steps: 1, images: 1 },
+        gradient: {
+          ...preset.gradient,
+          ...{ layers: "attention", steps: 1, images: 1 },
+        },
       },
       concepts: ["jin", "bobo"],
       prompts: 1,

@@ -29,6 +29,7 @@ import {
   type LayerTerm,
 } from "../../src/fusion/layer.ts";
 import {
+  gramOf,
   readStatistics,
   type Stats,
   writeStatistics,
@@ -471,6 +472,39 @@ forEachBackend("clients send statistics as files", async () => {
     Error,
     "statistics of every layer",
   );
+  f.dispose();
+}, ["wasm"]);
+
+forEachBackend("halves are every second step, and add up", async () => {
+  const f = await fusionFixture();
+  const [concept] = f.concepts;
+  const model = addTokens(f.base, [concept]);
+  const paths = [...concept.adapter.unet.keys()]
+    .filter((path) => path.startsWith("mid_block") && !isKeyValue(path));
+  const observed = (steps: number, halves: boolean) =>
+    finish(
+      spatialStatistics(model, concept, paths, { steps, halves, key: key(2) }),
+    );
+  const [whole, split, single] = [
+    await observed(3, false),
+    await observed(3, true),
+    await observed(1, true),
+  ];
+  for (const path of paths) {
+    const { count } = whole.get(path)!;
+    const { halves } = split.get(path)!;
+    assertEquals(halves!.map((half) => 3 * half.count / count), [2, 1], path);
+    const expected = gramOf(whole.get(path)!).data;
+    const size = Math.max(...expected);
+    close(gramOf(split.get(path)!).data, expected, 1e-5 * size, path);
+    // A single step has no second one: its rows are divided.
+    assertEquals(
+      single.get(path)!.halves!.map((half) => 6 * half.count / count),
+      [1, 1],
+      path,
+    );
+  }
+  releaseTokens(model, f.base);
   f.dispose();
 }, ["wasm"]);
 

@@ -36,8 +36,13 @@ with the others.`,
   options: ABLATION_OPTIONS,
   scales: {
     quick: {
-      help: "2 concepts, 4 prompts: smoke test, no conclusion",
-      plan: { concepts: TEST_CONCEPTS.slice(0, 2), prompts: 4 },
+      help:
+        "2 concepts, 2 prompts, the paper's arms: smoke test, no conclusion",
+      plan: {
+        concepts: TEST_CONCEPTS.slice(0, 2),
+        prompts: 2,
+        fusions: ["weight", "gradient"],
+      },
     },
     full: {
       help: "12 concepts, 20 prompts, 3 seeds",

@@ -77,8 +77,8 @@ interface Line {
 }
 
 /**
- * The result table, single → fused, with the paper's image alignment in the
- * last column.
+ * The result table, single → fused: the score that decides first, the paper's
+ * image alignment last.
  *
  * @param report The report.
  */
@@ -117,13 +117,13 @@ export function ablationTable(report: AblationNumbers): Table {
   const share = (found: Interval | undefined) => found ? percent(found) : "";
   return tableOf(lines, [
     ["", ({ label }) => label],
-    ["text", ({ of }) => cell(of("text"))],
-    ["image", ({ of }) => cell(of("image"))],
-    ["masked image", ({ of }) => cell(of("masked"))],
-    ["retrieval", ({ of }) => cell(of("retrieval"))],
-    ["image kept", ({ kept }) => share(kept)],
     ["held-out error", ({ heldout }) => cell(heldout)],
     ["held-out kept", ({ heldoutKept }) => share(heldoutKept)],
+    ["image", ({ of }) => cell(of("image"))],
+    ["image kept", ({ kept }) => share(kept)],
+    ["masked image", ({ of }) => cell(of("masked"))],
+    ["retrieval", ({ of }) => cell(of("retrieval"))],
+    ["text", ({ of }) => cell(of("text"))],
     ["paper: image", ({ paper = "–" }) => paper],
   ]);
 }
@@ -437,13 +437,13 @@ export function ablationReport(
     lead: [
       ...reservations(report),
       "Single concept → fused. Intervals and all numbers are in ablation.json.",
-      "text: how well the evaluation CLIP finds the prompt in a picture; " +
-      "image: how alike it finds picture and references; masked image: the " +
+      "held-out error: how wrong the model is about the noise of unseen " +
+      "pictures of the subject, lower is better; held-out kept: the share of " +
+      "its decrease from the class word to the single concept that is left " +
+      "after fusion; image: how alike the evaluation CLIP finds picture and " +
+      "references; image kept: the same share of its gain; masked image: the " +
       "same for the subject alone; retrieval: how often the concept is the " +
-      "nearest of all; image kept: the share of a single concept's gain over " +
-      "the class word that is left after fusion; held-out error: how wrong " +
-      "the model is about the noise of unseen pictures of the subject, lower " +
-      "is better; held-out kept: the share of its decrease that is left.",
+      "nearest of all; text: how well it finds the prompt in a picture.",
     ],
     parts: [
       tablePart(ablationTable(report)),
