@@ -277,7 +277,10 @@ function gateOf(
     if (!masks) return contribution;
     // A layer without a place gets the mean, as tokens that all share do.
     if (where === "nowhere") return contribution.div(names.length);
-    const [h, w] = sizes[where];
+    // A convolution between two levels has a size of its own.
+    const [h, w] = contribution.rank === 4
+      ? [contribution.shape[1]!, contribution.shape[2]!]
+      : sizes[where];
     const own = tf.slice(masks, [0, 0, 0, i], [-1, -1, -1, 1]) as tf.Tensor4D;
     const sized = tf.image.resizeBilinear(own, [h, w]);
     const mask = branch === "both" ? tf.concat([sized, sized], 0) : sized;

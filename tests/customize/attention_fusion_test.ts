@@ -47,6 +47,15 @@ forEachBackend("FreeFuse finds masks and keeps adapters inside", async () => {
     ];
     // Watched attention is computed in another order: a step of 255 at most.
     assert(masked1.every((v, i) => Math.abs(v - attached[i]) <= 1));
+    // Likewise with convolutions, whose sizes are those of what they make.
+    const everywhere = await concept(base, "hen", "all");
+    const text = `a ${everywhere.phrase}`;
+    const [gated, whole] = [
+      await draw([everywhere], { threshold: 0, warmup: 1 }, text),
+      await plain([everywhere], text),
+    ];
+    assert(gated.every((v, i) => Math.abs(v - whole[i]) <= 1));
+    disposeConcept(everywhere);
     // Two: neither the sum everywhere, nor without masks, nor whatever threshold.
     const never = await draw([fox, owl], { warmup: 3 });
     const loose = await draw([fox, owl], { warmup: 1, threshold: 0 });

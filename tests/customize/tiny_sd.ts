@@ -3,6 +3,7 @@
  *
  * @module
  */
+import type { TargetName } from "../../src/customize/lora.ts";
 import * as tf from "@tensorflow/tfjs";
 import { fold, key } from "../../src/core/random.ts";
 import {
@@ -110,13 +111,14 @@ export const DRAWN = {
 export async function changedConcept(
   model: Model,
   name: string,
+  targets: TargetName = "attention",
 ): Promise<Concept> {
   const fresh = await initConcept(model, {
     name,
     classWord: "cat",
     key: fold(key(1), name),
     severalTokens: "mean",
-    lora: { rank: 2, targets: "attention" },
+    lora: { rank: 2, targets },
   });
   return {
     ...fresh,
