@@ -194,9 +194,9 @@ export class GramAccumulator {
       this.#pending.push({ tensor });
       return;
     }
+    const most = Math.min(this.#blockRows, d);
     for (let from = 0; from < n; from += this.#blockRows) {
       const size = Math.min(this.#blockRows, n - from);
-      const most = Math.min(this.#blockRows, d);
       if (this.#open.rows + size > most) this.#close();
       this.#multiply(x, from, size);
     }
@@ -328,7 +328,7 @@ export class GramAccumulator {
   }
 }
 
-/** Columns of a product that stand for one another's transpose: 384 or so. */
+/** About how many columns a block of a symmetric product has. */
 const WIDTH = 384;
 
 /** Where the blocks of columns of a symmetric product begin. */
