@@ -154,14 +154,14 @@ export const MERGE_WAYS: readonly MergeWay[] = [
   },
   {
     ...{ id: "iteris", label: "IterIS", needs: "runs" },
-    source: "Chen et al. 2025; convolutions by average",
+    source: "Chen et al. 2025",
     how: ({ plan: { rounds, settings: { gradient } } }) => ({
       type: "iteris",
       settings: {
         rounds,
         templates: gradient.templates,
         steps: gradient.steps,
-        layers: gradient.layers === "all" ? "linear" : gradient.layers,
+        layers: gradient.layers,
       },
     }),
   },

@@ -34,6 +34,7 @@ import {
 } from "../optim/least_squares.ts";
 import { KEY_OR_VALUE, phraseOf, split, TEMPLATES } from "./features.ts";
 import { replaceWeights } from "./replace.ts";
+import { convolutionAt, inputRows } from "./statistics.ts";
 import { averageWeights, checkFusion } from "./weight.ts";
 
 /** One concept's weight for a layer, and the layer's inputs for the concept. */
@@ -120,8 +121,8 @@ export interface IterisOptions {
   /** α of {@linkcode iterisLayer}. @default 1e-4 */
   readonly alpha?: number;
   /**
-   * Linear layers that are solved, of those that the adapters have; the others
-   * are averaged.
+   * Layers that are solved, of those that the adapters have; the others are
+   * averaged. A convolution is solved as the linear layer of its patches.
    *
    * @default "attention"
    */
@@ -203,10 +204,6 @@ export async function* iteris(
       split(base, concepts, component, layers),
     ]),
   ) as Record<Component, ReturnType<typeof split>>;
-  for (const { fitted } of Object.values(paths)) {
-    const conv = fitted.find((path) => !isLinear(base, path));
-    if (conv) throw cannot(what, "linear layers", conv);
-  }
   const named = addTokens(base, concepts);
   const points: Point[] = [];
   let merged = named;
@@ -281,11 +278,6 @@ export async function* iteris(
   }
 }
 
-function isLinear(base: Model, path: string): boolean {
-  const layer = COMPONENTS.map((c) => at(base[c].params, path)).find(Boolean);
-  return layer.weight.rank === 2;
-}
-
 /** The latents and timesteps of a sampling run without guidance. */
 async function trajectory(
   model: Model,
@@ -318,14 +310,18 @@ async function ownWeights(
     const found = new Map<string, Matrix>();
     for (const component of COMPONENTS) {
       for (const path of paths[component].fitted) {
-        const weight: tf.Tensor2D = at(base[component].params, path).weight;
+        const weight: tf.Tensor = at(base[component].params, path).weight;
         const low = adapter[component].get(path);
         const sum = low
           ? tf.tidy(() => weight.add(delta(low, weight)))
           : weight.clone();
+        const columns = weight.shape.at(-1)!;
         found.set(
           `${component}.${path}`,
-          matrix(...weight.shape, Float64Array.from(await sum.data())),
+          matrix(
+            ...[weight.size / columns, columns] as const,
+            Float64Array.from(await sum.data()),
+          ),
         );
         sum.dispose();
       }
@@ -343,9 +339,11 @@ async function measure(
   paths: Record<Component, ReturnType<typeof split>>,
 ): Promise<Map<string, Sums>> {
   const sums = new Map<string, tf.Tensor2D[]>();
-  const add = (name: string, x: tf.Tensor, y: tf.Tensor) => {
-    const [own, other] = [x, y].map((t) =>
-      t.reshape([-1, t.shape.at(-1)!]) as tf.Tensor2D
+  const add = (component: Component, path: string, pair: tf.Tensor[]) => {
+    const name = `${component}.${path}`;
+    const layer: Linear | Conv = at(model[component].params, path);
+    const [own, other] = pair.map((x) =>
+      inputRows(layer, x, convolutionAt(path))
     );
     const products = [[own, own], [other, other], [other, own]]
       .map(([a, b]) => tf.matMul(a, b, true) as tf.Tensor2D);
@@ -380,7 +378,7 @@ async function measure(
       const own = inputsOf(model);
       const other = merged === model ? own : inputsOf(merged);
       for (const [path, x] of own) {
-        add(`${component}.${path}`, x, other.get(path)!);
+        add(component, path, [x, other.get(path)!]);
       }
       tf.dispose([...own.values(), ...other.values()]);
     });
@@ -423,8 +421,9 @@ function placed(
       sum,
       component,
       new Map(paths[component].fitted.map((path) => {
-        const { rows, columns, data } = weights.get(`${component}.${path}`)!;
-        return [path, tf.tensor2d(Float32Array.from(data), [rows, columns])];
+        const { data } = weights.get(`${component}.${path}`)!;
+        const { shape }: tf.Tensor = at(model[component].params, path).weight;
+        return [path, tf.tensor(Float32Array.from(data), shape)];
       })),
     ), model);
 }

@@ -454,10 +454,7 @@ export function collector(
   options: CollectOptions = {},
 ): Collector {
   const wanted = layersAt(tree, paths);
-  const conv = options.conv ?? ((path: string) => ({
-    stride: path.includes("downsamplers") ? 2 : 1,
-    pad: NaN,
-  }));
+  const conv = options.conv ?? convolutionAt;
   const groups = new Map<string, Group>();
   let newest: Group | undefined;
   const tap = (module: Linear | Conv, input: tf.Tensor) => {
@@ -494,19 +491,8 @@ export function collector(
     group.last = input;
     newest = isLinear ? group : undefined;
     if (isLinear) return addRows(group, input);
-    const [kh, kw] = weight.shape as [number, number];
-    const { stride, pad } = conv(path);
     const own = group;
-    tf.tidy(() =>
-      addRows(
-        own,
-        unfold(input as tf.Tensor4D, {
-          kernel: [kh, kw],
-          stride,
-          pad: Number.isNaN(pad) ? Math.floor(kh / 2) : pad,
-        }),
-      )
-    );
+    tf.tidy(() => addRows(own, inputRows(module, input, conv(path))));
   };
   const distinct = () => new Set(groups.values());
   const sums = () => [...distinct()].flatMap(({ sums }) => sums);
@@ -565,6 +551,44 @@ export async function collect(
   } finally {
     layers.dispose();
   }
+}
+
+/** Stride and padding of a convolution. */
+interface ConvolutionShape {
+  readonly stride: number;
+  /** NaN: half the filter. */
+  readonly pad: number;
+}
+
+/**
+ * Stride and padding by a layer's path, as diffusers' networks have them.
+ *
+ * @param path Path of the layer.
+ */
+export function convolutionAt(path: string): ConvolutionShape {
+  return { stride: path.includes("downsamplers") ? 2 : 1, pad: NaN };
+}
+
+/**
+ * The input of a layer as the rows of a linear layer.
+ *
+ * @param layer Linear layer [in, out] or convolution [kh, kw, in, out].
+ * @param input [..., in].
+ * @param shape Stride and padding, of a convolution.
+ * @returns [rows, in] or, of a convolution, [rows, kh·kw·in] (`unfold`).
+ */
+export function inputRows(
+  { weight }: Linear | Conv,
+  input: tf.Tensor,
+  { stride, pad }: ConvolutionShape,
+): tf.Tensor2D {
+  if (weight.rank === 2) return input.reshape([-1, weight.shape[0]]);
+  const [kh, kw] = weight.shape as [number, number];
+  return unfold(input as tf.Tensor4D, {
+    kernel: [kh, kw],
+    stride,
+    pad: Number.isNaN(pad) ? Math.floor(kh / 2) : pad,
+  });
 }
 
 /**

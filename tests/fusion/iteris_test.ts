@@ -2,7 +2,13 @@ import * as tf from "@tensorflow/tfjs";
 import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
 import { key, normal } from "../../src/core/random.ts";
 import { at } from "../../src/core/tree.ts";
-import { type Adapter, attach } from "../../src/customize/lora.ts";
+import { type Concept, disposeConcept } from "../../src/customize/concept.ts";
+import {
+  type Adapter,
+  attach,
+  delta,
+  initLora,
+} from "../../src/customize/lora.ts";
 import {
   iteris,
   iterisLayer,
@@ -24,6 +30,7 @@ import {
   stack,
   transpose,
 } from "../../src/optim/least_squares.ts";
+import { withRandomUp } from "../customize/random_up.ts";
 import { close, forEachBackend } from "../helpers.ts";
 import { finish, fusionFixture } from "./concepts.ts";
 
@@ -182,5 +189,49 @@ forEachBackend("IterIS merges whole models", async () => {
       message,
     );
   }
+  f.dispose();
+}, ["wasm"]);
+
+forEachBackend("IterIS solves convolutions as well", async () => {
+  const f = await fusionFixture();
+  const before = tf.memory().numTensors;
+  const paths = [
+    "down_blocks.0.resnets.0.conv1",
+    "down_blocks.0.downsamplers.0.conv",
+  ];
+  const fresh = initLora(f.base, {
+    ...{ key: key(5), rank: 2, name: "conv" },
+    targets: (component, { path }) =>
+      component === "unet" && paths.includes(path),
+  });
+  const concept: Concept = {
+    ...{ name: "conv", tokens: [], classWord: "cat", phrase: "", meta: {} },
+    adapter: withRandomUp(fresh, key(6), 0.1),
+  };
+  // One concept is its own merged model: W₀ + ΔW, nothing averaged away.
+  const merged = await finish(
+    iteris(f.base, [concept, { ...concept, name: "again" }], {
+      ...{ layers: "all", rounds: 2, steps: 2, key: key(1) },
+    }),
+  );
+  const attached = attach(f.base, concept.adapter);
+  for (const path of paths) {
+    const weights = tf.tidy(() =>
+      [merged, attached, f.base].map((model): tf.Tensor => {
+        const { weight, low } = at(model.unet.params, path);
+        return low ? weight.add(delta(low[0], weight)) : weight.clone();
+      })
+    );
+    const [got, wanted, first] = await Promise.all(
+      weights.map((weight) => weight.data() as Promise<Float32Array>),
+    );
+    tf.dispose(weights);
+    const largest = (a: Float32Array, b: Float32Array) =>
+      Math.max(...a.map((x, i) => Math.abs(x - b[i])));
+    assert(largest(got, wanted) < 0.01 * largest(wanted, first), path);
+  }
+  disposeModel(merged, f.base);
+  disposeConcept(concept);
+  assertEquals(tf.memory().numTensors, before);
   f.dispose();
 }, ["wasm"]);
