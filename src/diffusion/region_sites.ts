@@ -3,7 +3,10 @@
  *
  * @module
  */
-import type { UNetConfig } from "../models/config.ts";
+import { cannot } from "../core/errors.ts";
+import { joinPath, readJson } from "../io/files.ts";
+import { downsampleFactor } from "../models/autoencoder.ts";
+import { parseAutoencoderConfig, parseUNetConfig } from "../models/config.ts";
 import { attentionGrids } from "../models/unet.ts";
 import { type LayoutInput, parseLayout, resolveLayout } from "./layout.ts";
 import { shapeMap } from "./regions.ts";
@@ -11,21 +14,30 @@ import { shapeMap } from "./regions.ts";
 /**
  * Counts the cross-attention sites at which every region of a layout has a cell.
  *
- * @param config The UNet's config.
+ * @param folder Folder of the model.
  * @param layout The layout, with a size.
- * @param factor Pixels of a latent cell's side.
+ * @throws If the model cannot draw pictures of this size.
  */
 export async function actingSites(
-  config: UNetConfig,
+  folder: string,
   layout: LayoutInput,
-  factor: number,
 ): Promise<{ acting: number; all: number }> {
+  const configOf = (part: string) =>
+    readJson(joinPath(folder, part, "config.json"));
+  const factor = downsampleFactor(
+    parseAutoencoderConfig(await configOf("vae")),
+  );
   const { layout: { size }, regions } = await resolveLayout(
     parseLayout(layout),
   );
-  const grids = attentionGrids(config, {
-    height: size!.height / factor,
-    width: size!.width / factor,
+  const { width, height } = size!;
+  if (width % factor !== 0 || height % factor !== 0) {
+    const sides = `sides that are multiples of ${factor} pixels`;
+    throw cannot("draw pictures", sides, `${width}×${height}`);
+  }
+  const grids = attentionGrids(parseUNetConfig(await configOf("unet")), {
+    height: height / factor,
+    width: width / factor,
   });
   const acting = grids.filter(({ height, width }) =>
     regions.every(({ shape }) => shapeMap(shape, height, width).some((v) => v))

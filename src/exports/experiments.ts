@@ -132,30 +132,24 @@ export {
   type EmbeddingShare,
   shareTable,
 } from "../experiments/fig3.ts";
-export {
-  REGION_SCORES,
-  type RegionFinding,
-  type RegionRow,
-  type RegionScore,
-  type RegionScoreKind,
-} from "../experiments/fig5/score.ts";
 export { REGION_ARMS } from "../experiments/fig5/scenes.ts";
 export { regionSheets } from "../experiments/fig5/sheets.ts";
 export {
   readRegions,
+  REGION_SCORES,
   type RegionCell,
   regionFigures,
+  type RegionFinding,
   regionLabel,
   type RegionNumbers,
-  type RegionReport,
+  type RegionRow,
+  type RegionScore,
+  type RegionScoreKind,
   type RegionSites,
   regionsReport,
   type RegionSummary,
   regionTable,
-  type RegionTiming,
-  regionTimingTable,
   resolutionTable,
-  type TimedPart,
 } from "../experiments/fig5/table.ts";
 export { conceptPictures } from "../experiments/pictures.ts";
 export {

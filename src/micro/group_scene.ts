@@ -157,7 +157,7 @@ export function renderColumns(
       }],
     }, art);
     for (let y = 0; y < height; y++) {
-      const from = (y * HEIGHT + (HEIGHT - scene.column) / 2) * 3;
+      const from = (y * HEIGHT + Math.floor((HEIGHT - scene.column) / 2)) * 3;
       data.set(
         image.subarray(from, from + scene.column * 3),
         (y * width + i * scene.column) * 3,

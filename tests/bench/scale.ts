@@ -20,7 +20,9 @@ import {
   loadModel,
   type Model,
   regionalSampling,
+  type RegionPrompt,
   selectBackend,
+  weightFusion,
 } from "../../mod.ts";
 import { cannot } from "../../src/core/errors.ts";
 import type { WasmBackend } from "../../src/core/kernels/simd.ts";
@@ -34,8 +36,9 @@ import { peakMemory, runDeno } from "../tools/repository.ts";
 
 const HELP = `deno task bench:scale [options]
 
-Fuses 2, 5, 10 and 20 concepts, draws pictures with 1 to 8 regions, draws 16
-pictures with 1 and 2 workers, and says time and memory of each.
+Fuses 2, 5, 10 and 20 concepts, draws pictures with 1 to 8 regions and plain ones
+of the same size, draws 16 pictures with 1 and 2 workers, and says time and memory
+of each.
 
   --runs N      runs of each; medians count (default 3)
   --out FOLDER  writes a chart of each there
@@ -62,10 +65,18 @@ export interface ScaleRow {
   readonly n: number;
   /** Time of the work, models loaded and kernels compiled. */
   readonly seconds: number;
+  /** Time with regions against a plain picture of the same size. */
+  readonly ratio?: number;
   /** Bytes of the wasm backend's memory; of the main thread alone. */
   readonly heap: number;
   /** Most bytes that the process had in the machine's memory. */
   readonly peak: number;
+}
+
+/** Milliseconds of the work, and of a plain picture beside one with regions. */
+interface Took {
+  readonly ms: number;
+  readonly plain?: number;
 }
 
 /** A rank-4 ED-LoRA, as if trained. */
@@ -78,7 +89,7 @@ async function randomConcept(model: Model, i: number): Promise<Concept> {
   return { ...fresh, adapter: withRandomUp(fresh.adapter, own, 0.05) };
 }
 
-async function fuseMany(n: number): Promise<number> {
+async function fuseMany(n: number): Promise<Took> {
   const model = await loadModel(MODEL);
   const concepts: Concept[] = [];
   for (let i = 0; i < n; i++) concepts.push(await randomConcept(model, i));
@@ -86,31 +97,41 @@ async function fuseMany(n: number): Promise<number> {
   for await (const _ of fuse(model, concepts.slice(0, 1), { steps: 2 }));
   const before = performance.now();
   for await (const _ of fuse(model, concepts));
-  return performance.now() - before;
+  return { ms: performance.now() - before };
 }
 
-async function drawRegions(n: number): Promise<number> {
-  const model = await loadModel(MODEL);
-  const regions = Array.from({ length: n }, (_, i) => ({
-    shape: { box: { top: 0, bottom: 1, left: i / n, right: (i + 1) / n } },
-    prompt: "a fox",
-  }));
-  const regional = regionalSampling(model, regions);
-  const draw = (steps: number) =>
-    generate(model, {
-      prompts: ["animals on grass"],
-      ...{ steps, guidance: 5, key: key(0) },
+/** Draws a picture with a concept in each of n columns, and a plain one of its size. */
+async function drawRegions(n: number): Promise<Took> {
+  const base = await loadModel(MODEL);
+  const concepts: Concept[] = [];
+  for (let i = 0; i < n; i++) concepts.push(await randomConcept(base, i));
+  const model = weightFusion(base, concepts);
+  const prompts = concepts.map(({ phrase }) => `a ${phrase}`);
+  const draw = async (prompt: string, areas: readonly RegionPrompt[]) => {
+    const before = performance.now();
+    const regional = regionalSampling(model, areas);
+    await generate(model, {
+      prompts: [prompt],
+      ...{ width: 64 * n, height: 64, steps: 20, guidance: 5, key: key(0) },
       unet: (call) => regional.unet(call),
     });
-  await draw(2);
-  const before = performance.now();
-  await draw(20);
-  const took = performance.now() - before;
-  regional.dispose();
-  return took;
+    regional.dispose();
+    return performance.now() - before;
+  };
+  const columns = prompts.map((prompt, i) => ({
+    shape: { box: { top: 0, bottom: 1, left: i / n, right: (i + 1) / n } },
+    prompt,
+  }));
+  const plain: number[] = [], regions: number[] = [];
+  // In turns: whatever else the machine does slows both. The first compiles.
+  for (let turn = 0; turn < 4; turn++) {
+    plain.push(await draw(prompts.join(" and "), []));
+    regions.push(await draw("animals", columns));
+  }
+  return { ms: median(regions.slice(1)), plain: median(plain.slice(1)) };
 }
 
-async function drawByWorkers(n: number): Promise<number> {
+async function drawByWorkers(n: number): Promise<Took> {
   const store = await Deno.makeTempDir();
   try {
     return await withLab(
@@ -128,7 +149,7 @@ async function drawByWorkers(n: number): Promise<number> {
         await draw("warm", 4);
         const before = performance.now();
         await draw("timed", 16);
-        return performance.now() - before;
+        return { ms: performance.now() - before };
       },
     );
   } finally {
@@ -149,12 +170,13 @@ export async function measureSize(what: Scaled, n: number): Promise<ScaleRow> {
     regions: drawRegions,
     workers: drawByWorkers,
   }[what];
-  const ms = await work(n);
+  const { ms, plain } = await work(n);
   const { wasm } = tf.backend() as unknown as WasmBackend;
   return {
     what,
     n,
     seconds: ms / 1000,
+    ...(plain && { ratio: ms / plain }),
     heap: wasm.asm.memory.buffer.byteLength,
     peak: await peakMemory(),
   };
@@ -184,20 +206,21 @@ export async function measureScale(
         }
         found.push(JSON.parse(ended.stdout));
       }
-      const of = (part: "seconds" | "heap" | "peak") =>
-        median(found.map((row) => row[part]));
+      const of = (part: "seconds" | "ratio" | "heap" | "peak") =>
+        median(found.map((row) => row[part]!));
       const row = {
         ...{ what, n },
         ...{ seconds: of("seconds"), heap: of("heap"), peak: of("peak") },
+        ...(found[0].ratio && { ratio: of("ratio") }),
       };
       rows.push(row);
       const [heap, peak] = [row.heap, row.peak].map((bytes) =>
         Math.round(bytes / 1e6)
       );
       say(
-        `${n} ${what}: ${
-          row.seconds.toFixed(2)
-        } s, ${heap} MB in wasm, ${peak} MB at most`,
+        `${n} ${what}: ${row.seconds.toFixed(2)} s, ${
+          row.ratio ? `${row.ratio.toFixed(2)} of plain, ` : ""
+        }${heap} MB in wasm, ${peak} MB at most`,
       );
     }
   }

@@ -310,7 +310,6 @@ export function overfitRows(world: OptionWorld): OptionRows {
 
 /** `deno task experiment regions`. */
 export function regionsRows(world: OptionWorld): OptionRows {
-  const { at } = world;
   const plain: Args = { "--arms": "plain.weight" };
   return {
     ...rowsOf(world, fig5),
@@ -320,7 +319,7 @@ export function regionsRows(world: OptionWorld): OptionRows {
       ...{ "--concepts": "kuro,momo", "--counts": 2, "--sets": 1 },
       ...{ "--backgrounds": 1, "--pictures": 1, "--column": 32 },
       ...plain,
-      ...{ "--scales": 1, "--no-timing": true },
+      "--scales": 1,
     },
     pairs: {
       ...everyPair(world),
@@ -348,20 +347,6 @@ export function regionsRows(world: OptionWorld): OptionRows {
         add: { "--scales": 1.5 },
       },
       seed: { add: { "--seed": 1 } },
-      sketch: {
-        both: {
-          "--arms": "regional+sketch.weight",
-          "--sketch": `${at}/sketch/a`,
-        },
-        add: { "--sketch": `${at}/sketch/b` },
-      },
-      noTiming: {
-        both: {
-          "--no-timing": null,
-          "--arms": "plain.gradient,regional.gradient",
-        },
-        add: { "--no-timing": true },
-      },
     },
   };
 }

@@ -10,8 +10,10 @@ import {
   comparisonTable,
   finite,
 } from "../../evaluation/compare.ts";
+import type { Found } from "../../evaluation/regions.ts";
 import {
   hierarchicalBootstrap,
+  mean,
   type Nested,
 } from "../../evaluation/statistics.ts";
 import {
@@ -19,34 +21,132 @@ import {
   type ReportPart,
   tablePart,
 } from "../../report/document.ts";
-import { type Figure, plot } from "../../report/figure.ts";
-import { decimal, type Interval, interval } from "../../report/format.ts";
+import { type Figure, plot, type Series } from "../../report/figure.ts";
+import { type Interval, interval } from "../../report/format.ts";
 import { type Column, type Table, tableOf } from "../../report/table.ts";
-import { type RegionRow, type RegionScore, SCORE_KINDS } from "./score.ts";
-import {
-  knowsPlaces,
-  REGION_ARMS,
-  REGION_FUSIONS,
-  RESOLUTION_ARMS,
-} from "./scenes.ts";
+import { knowsPlaces, REGION_ARMS, REGION_FUSIONS } from "./scenes.ts";
 
-/** A time with regions, and against the same without. */
-export interface TimedPart {
-  /** Median seconds with regions. */
-  readonly seconds: number;
-  /** Median of the ratios to the same part of a plain picture of the same size. */
-  readonly ratio: number;
+/** What was found in one region. */
+export interface RegionFinding extends Found {
+  /** The concept that should be there. */
+  readonly concept: string;
+  /** Masked alignment with it. */
+  readonly own: number;
+  /** The largest with another concept of the picture. */
+  readonly other: number;
 }
 
-/** Times of the experiment's layout with a number of regions. */
-export interface RegionTiming {
-  /** Number of regions. */
-  readonly regions: number;
-  /** One sampling step. */
-  readonly step: TimedPart;
-  /** A whole picture: prompts and regions prepared, all steps, decoded. */
-  readonly picture: TimedPart;
+/** Scores of one picture. */
+export interface RegionRow {
+  /** How it was drawn. */
+  readonly arm: string;
+  /** Number of concepts. */
+  readonly n: number;
+  /** Concepts from left to right. */
+  readonly concepts: readonly string[];
+  /** Where the concepts are. */
+  readonly background: string;
+  /** Which picture of its layout. */
+  readonly picture: number;
+  /** Resolution, a factor of 64 pixels. */
+  readonly scale: number;
+  /** Name of the picture in the store. */
+  readonly image: string;
+  /** Text alignment of the whole, class words in the caption. */
+  readonly text: number;
+  /** What was found, from left to right. */
+  readonly regions: readonly RegionFinding[];
+  /** Concepts from left to right in the order that suits the picture best. */
+  readonly order: readonly string[];
 }
+
+/** Name of a score, in the order of the table. */
+export type RegionScore =
+  | "identity"
+  | "nearest"
+  | "replaced"
+  | "leakage"
+  | "missing"
+  | "occupied"
+  | "complete"
+  | "anyOrder"
+  | "anyOrderLeakage"
+  | "own"
+  | "text";
+
+/** A score: how it is computed and shown. */
+export interface RegionScoreKind {
+  /** What tables call it; the arrow says which way is better. */
+  readonly title: string;
+  /** The score of a picture. */
+  readonly of: (row: RegionRow) => number;
+  /** Whether it judges by place: unfair to an arm that was not told the places. */
+  readonly byPlace?: boolean;
+  /** Whether arms are compared by it. */
+  readonly compared?: boolean;
+}
+
+/** Whether something holds of a region that is to have one of all concepts. */
+type RegionTest = (
+  found: RegionFinding,
+  concept: string,
+  all: readonly string[],
+) => boolean;
+
+const isRight: RegionTest = ({ label }, concept) => label === concept;
+const isNearest: RegionTest = ({ own, other }) => own > other;
+const isReplaced: RegionTest = ({ label }, concept, all) =>
+  label !== concept && all.includes(label);
+const isMixed: RegionTest = ({ seen }, concept, all) =>
+  seen.some((name) => name !== concept && all.includes(name));
+const isEmpty: RegionTest = ({ label }) => label === "background";
+const isFull: RegionTest = ({ label }) => label !== "background";
+
+/** The share of regions that pass, with the concepts in one of two orders. */
+function share(test: RegionTest, order: "concepts" | "order" = "concepts") {
+  return (row: RegionRow) => {
+    const passed = row.regions.filter((found, i) =>
+      test(found, row[order][i], row.concepts)
+    );
+    return passed.length / row.regions.length;
+  };
+}
+
+/** Whether all regions pass. */
+const whole = (test: RegionTest) => (row: RegionRow) =>
+  share(test)(row) === 1 ? 1 : 0;
+
+type Score = RegionScoreKind["of"];
+const compared = (title: string, of: Score) => ({ title, of, compared: true });
+const placed = (title: string, of: Score) => (
+  { title, of, compared: true, byPlace: true }
+);
+
+/** Scores of a picture, in the order of the table. */
+export const REGION_SCORES: Readonly<Record<RegionScore, RegionScoreKind>> = {
+  identity: placed("identity per region ↑", share(isRight)),
+  nearest: placed("own nearest of the picture's ↑", share(isNearest)),
+  replaced: placed("replaced by another ↓", share(isReplaced)),
+  leakage: placed("another seen there ↓", share(isMixed)),
+  missing: { title: "no identity there ↓", of: share(isEmpty) },
+  occupied: { title: "an identity in every region ↑", of: whole(isFull) },
+  complete: { title: "all in place ↑", of: whole(isRight), byPlace: true },
+  anyOrder: compared("identity, any order ↑", share(isRight, "order")),
+  anyOrderLeakage: compared(
+    "another seen, any order ↓",
+    share(isMixed, "order"),
+  ),
+  own: placed(
+    "masked alignment ↑",
+    ({ regions }) => mean(regions.map(({ own }) => own)),
+  ),
+  text: { title: "text ↑", of: ({ text }) => text },
+};
+
+const SCORE_KINDS = Object.entries(REGION_SCORES) as [
+  RegionScore,
+  RegionScoreKind,
+][];
 
 /** The number of cross-attention sites of the UNet at which regions act. */
 export interface RegionSites {
@@ -75,15 +175,11 @@ export interface RegionSummary {
 /** The numbers of the experiment. */
 export interface RegionNumbers extends RegionSummary {
   /** What this document is. */
-  readonly format: "mix-of-show regions 5";
+  readonly format: "mix-of-show regions 6";
   /** Proper names of all fused concepts. */
   readonly concepts: readonly string[];
-  /** Time against the number of regions. */
-  readonly timing: readonly RegionTiming[];
   /** Every picture. */
   readonly rows: readonly RegionRow[];
-  /** Labels of the gallery. */
-  readonly gallery: readonly string[];
   /** Edges of regions as shares of a column, and where regions act. */
   readonly regions: { readonly sites: readonly RegionSites[] };
   /** Sides of the windows that are embedded, shares of a column; their step. */
@@ -93,14 +189,6 @@ export interface RegionNumbers extends RegionSummary {
   };
   /** Factor λ of weight fusion. */
   readonly lambda: number;
-}
-
-/** A stored report. */
-export interface RegionReport extends RegionNumbers {
-  /** When it was made. */
-  readonly created: string;
-  /** How concepts were trained, fused and drawn. */
-  readonly settings: Readonly<Record<string, unknown>>;
 }
 
 /** One line of the table. */
@@ -170,17 +258,15 @@ function comparisonsOf(
   const both = of(better).filter((row) => other.has(nameOf(row)));
   const sets = new Set(both.map(({ concepts }) => concepts.join())).size;
   if (sets === 0) return [];
+  const [first, second] = [better, worse].map(regionLabel);
   const placed = knowsPlaces(better, n) && knowsPlaces(worse, n);
-  const fair = SCORE_KINDS.filter(([, kind]) =>
+  return SCORE_KINDS.filter(([, kind]) =>
     kind.compared && (placed || !kind.byPlace)
-  );
-  return fair.map(([score, { of, title }]) =>
+  ).map(([score, { of, title }]) =>
     compare(
       {
         id: `${n}: ${better} > ${worse}`,
-        claim: `${n} concepts: ${regionLabel(better)}, against ${
-          regionLabel(worse)
-        }`,
+        claim: `${n} concepts: ${first}, against ${second}`,
         paper: false,
         score: title,
         less: title.endsWith("↓"),
@@ -202,10 +288,7 @@ function comparisonsOf(
  */
 export function summarise(rows: readonly RegionRow[]): RegionSummary {
   const arms = REGION_ARMS.filter((arm) => rows.some((r) => r.arm === arm));
-  const groups = Map.groupBy(
-    rows,
-    ({ arm, n, scale }) => [arm, n, scale].join(),
-  );
+  const groups = Map.groupBy(rows, (r) => `${r.arm} ${r.n} ${r.scale}`);
   const cells = [...groups.values()].map(cellOf).sort((a, b) =>
     a.n - b.n || arms.indexOf(a.arm) - arms.indexOf(b.arm) || a.scale - b.scale
   );
@@ -214,8 +297,7 @@ export function summarise(rows: readonly RegionRow[]): RegionSummary {
     arms,
     table: cells.filter(({ scale }) => scale === 1),
     resolution: cells.filter(({ arm, n }) =>
-      RESOLUTION_ARMS.includes(arm) &&
-      cells.some((c) => c.n === n && c.scale !== 1)
+      cells.some((c) => c.arm === arm && c.n === n && c.scale !== 1)
     ),
     comparisons: counts.flatMap((n) =>
       PAIRS.flatMap((pair) => comparisonsOf(rows, n, pair))
@@ -229,18 +311,10 @@ export function summarise(rows: readonly RegionRow[]): RegionSummary {
  *
  * @param json What `regions.json` holds.
  */
-export function readRegions(json: unknown): RegionReport {
-  const stored = json as RegionReport;
-  // Until format 4 the settings held them.
-  const { regions, windows } = {
-    ...stored.settings,
-    ...stored,
-  } as RegionNumbers;
-  return {
-    ...stored,
-    ...{ regions, windows, format: "mix-of-show regions 5" as const },
-    ...summarise(stored.rows),
-  };
+export function readRegions(json: unknown): RegionNumbers {
+  const stored = json as RegionNumbers;
+  const format = "mix-of-show regions 6";
+  return { ...stored, format, ...summarise(stored.rows) };
 }
 
 /** How arms are called in tables. */
@@ -272,9 +346,7 @@ function fairScore(
   { arm, n, scores }: RegionCell,
   score: RegionScore,
 ): Interval | undefined {
-  const unfair =
-    SCORE_KINDS.some(([name, { byPlace }]) => name === score && byPlace) &&
-    !knowsPlaces(arm, n);
+  const unfair = REGION_SCORES[score].byPlace && !knowsPlaces(arm, n);
   return unfair ? undefined : scores[score];
 }
 
@@ -310,108 +382,35 @@ export function resolutionTable(
   ]);
 }
 
-/**
- * Time against the number of regions: of a step, and of a whole picture.
- *
- * @param report The report.
- */
-export function regionTimingTable(
-  { timing }: Pick<RegionNumbers, "timing">,
-): Table {
-  return tableOf(timing, [
-    ["regions", ({ regions }) => String(regions)],
-    ["ms per step", ({ step }) => decimal(1000 * step.seconds, 1)],
-    ["against plain", ({ step }) => decimal(step.ratio, 2)],
-    ["ms per picture", ({ picture }) => decimal(1000 * picture.seconds, 0)],
-    ["against plain", ({ picture }) => decimal(picture.ratio, 2)],
-    ["aim", ({ regions }) => `≤ ${decimal(aimOf(regions), 2)}`],
-  ]);
-}
-
-/** Time against a plain picture that is hoped for. */
-function aimOf(regions: number): number {
-  return 1 + 0.15 * regions;
-}
-
-/** A score per arm, grouped by number of concepts. */
-function barsOf(
-  { table, arms }: Pick<RegionNumbers, "table" | "arms">,
-  score: RegionScore,
-  title: string,
-): Figure {
-  const counts = [...new Set(table.map(({ n }) => n))];
-  return plot({
-    title,
-    range: [0, 1],
-    series: counts.map((n) => ({
-      name: `${n} concepts`,
-      as: "bars",
-      x: arms.map(regionLabel),
-      y: arms.map((arm) => {
-        const cell = table.find((one) => one.arm === arm && one.n === n);
-        return cell && fairScore(cell, score);
-      }),
-    })),
-  });
-}
-
-/** Own concept nearest, against height of the pictures (the paper's Fig 10). */
-function resolutionFigure(cells: readonly RegionCell[]): Figure {
-  return plot({
-    title: "Own concept nearest of the picture's, against resolution",
-    xTitle: "pixels of height",
-    range: [0, 1],
-    series: [...Map.groupBy(cells, ({ arm }) => arm)].map(([arm, own]) => ({
-      name: regionLabel(arm),
-      as: "lines+markers",
-      x: own.map(({ scale }) => 64 * scale),
-      y: own.map((cell) => fairScore(cell, "nearest")),
-    })),
-  });
-}
-
-/** Time against that of a plain picture, and the aim. */
-function timingFigure(timing: readonly RegionTiming[]): Figure {
-  const x = timing.map(({ regions }) => regions);
-  const measured = (part: "step" | "picture", name: string) => ({
-    ...{ name, as: "lines+markers" as const, x },
-    y: timing.map((one) => one[part].ratio),
-  });
-  return plot({
-    title: "Time with regions, against a plain picture",
-    xTitle: "regions",
-    series: [
-      measured("picture", "whole picture"),
-      measured("step", "sampling step"),
-      { name: "aim", as: "lines", dotted: true, x, y: x.map(aimOf) },
-    ],
-  });
-}
+/** Scores that figures show. */
+const SHOWN: readonly [RegionScore, string][] = [
+  ["identity", "Right concept in its region"],
+  ["nearest", "Own concept nearest of the picture's"],
+  ["leakage", "Another concept seen in its region"],
+];
 
 /**
- * Figures by id: identity, nearest, leakage, resolution, time against regions.
+ * Figures by id: a score per arm, grouped by number of concepts.
  *
  * @param report The report.
  */
 export function regionFigures(
-  report: Pick<RegionNumbers, "table" | "arms" | "resolution" | "timing">,
+  { table, arms }: Pick<RegionNumbers, "table" | "arms">,
 ): [string, Figure][] {
-  const { resolution, timing } = report;
-  const bars = (score: RegionScore, title: string): [string, Figure] => [
+  const counts = [...new Set(table.map(({ n }) => n))];
+  const series = (score: RegionScore, n: number): Series => ({
+    name: `${n} concepts`,
+    as: "bars",
+    x: arms.map(regionLabel),
+    y: arms.map((arm) => {
+      const cell = table.find((one) => one.arm === arm && one.n === n);
+      return cell && fairScore(cell, score);
+    }),
+  });
+  return SHOWN.map(([score, title]) => [
     score,
-    barsOf(report, score, title),
-  ];
-  return [
-    bars("identity", "Right concept in its region"),
-    bars("nearest", "Own concept nearest of the picture's"),
-    bars("leakage", "Another concept seen in its region"),
-    ...resolution.length === 0
-      ? []
-      : [["resolution", resolutionFigure(resolution)] as [string, Figure]],
-    ...timing.length === 0
-      ? []
-      : [["time", timingFigure(timing)] as [string, Figure]],
-  ];
+    plot({ title, range: [0, 1], series: counts.map((n) => series(score, n)) }),
+  ]);
 }
 
 /**
@@ -424,8 +423,8 @@ export function regionsReport(
   report: RegionNumbers,
   sheets: readonly Extract<ReportPart, { type: "pictures" }>[],
 ): Report {
-  const table = (title: string, table: Table, brief = false): ReportPart[] =>
-    table.rows.length === 0 ? [] : [{ type: "table", title, table, brief }];
+  const table = (title: string, table: Table): ReportPart[] =>
+    table.rows.length === 0 ? [] : [{ type: "table", title, table }];
   return {
     name: "regions",
     title: "several concepts in one picture",
@@ -438,7 +437,6 @@ export function regionsReport(
       ...sheets,
       ...table("Same scenes, same noise", comparisonTable(report)),
       ...table("Resolution", resolutionTable(report)),
-      ...table("Time", regionTimingTable(report), true),
       ...table(
         "Cross-attention sites at which regions act",
         tableOf(report.regions.sites, [
