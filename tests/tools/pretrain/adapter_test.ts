@@ -1,31 +1,29 @@
 import * as tf from "@tensorflow/tfjs";
 import { assert, assertEquals } from "@std/assert";
-import { fold, key, normal } from "../../src/core/random.ts";
-import { disposeTree, mapTree } from "../../src/core/tree.ts";
-import { loadArt } from "../../src/micro/art.ts";
-import { loadConceptArt } from "../../src/micro/concepts.ts";
-import {
-  ADAPTER_CONFIG,
-  UNET_CONFIG,
-} from "../../src/micro/pretrain/recipe.ts";
+import { fold, key, normal } from "../../../src/core/random.ts";
+import { disposeTree, mapTree } from "../../../src/core/tree.ts";
+import { loadArt } from "../../../src/micro/art.ts";
+import { loadConceptArt } from "../../../src/micro/concepts.ts";
+import { ADAPTER_CONFIG, UNET_CONFIG } from "./recipe.ts";
 import {
   adapterShard,
   CLIP_CONFIG,
   type Materials,
   networkLayout,
   networkSpec,
-} from "../../src/micro/pretrain/tasks.ts";
-import { renderMask, trainScene } from "../../src/micro/scenes.ts";
-import { outlineOf, sketchOf } from "../../src/micro/sketch.ts";
-import { WORLD } from "../../src/micro/world.ts";
-import type { T2IAdapter } from "../../src/models/t2i_adapter.ts";
+  sketchOf,
+} from "./tasks.ts";
+import { renderMask, trainScene } from "../../../src/micro/scenes.ts";
+import { outlineOf } from "../../../src/micro/sketch.ts";
+import { WORLD } from "../../../src/micro/world.ts";
+import type { T2IAdapter } from "../../../src/models/t2i_adapter.ts";
 import {
   type TextEncoder,
   textEncoderSpec,
-} from "../../src/models/text_encoder.ts";
-import { type UNet, unetSpec } from "../../src/models/unet.ts";
-import { initialise } from "../../src/nn/spec.ts";
-import { forEachBackend, noLeak } from "../helpers.ts";
+} from "../../../src/models/text_encoder.ts";
+import { type UNet, unetSpec } from "../../../src/models/unet.ts";
+import { initialise } from "../../../src/nn/spec.ts";
+import { forEachBackend, noLeak } from "../../helpers.ts";
 
 Deno.test("a sketch is the outline of the scene's objects", async () => {
   const art = await loadArt();

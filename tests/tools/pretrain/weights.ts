@@ -1,11 +1,11 @@
-import { machine } from "../../core/platform/machine.ts";
-import { disposeTree } from "../../core/tree.ts";
-import { joinPath, pathOf, writeJson } from "../../io/files.ts";
-import { openComponent } from "../../io/folder.ts";
-import { load, save } from "../../models/checkpoint.ts";
-import type { Clip } from "../../models/image_encoder.ts";
-import { WORLD } from "../world.ts";
-import { modelIndex } from "../../models/model.ts";
+import { machine } from "../../../src/core/platform/machine.ts";
+import { disposeTree } from "../../../src/core/tree.ts";
+import { joinPath, pathOf, writeJson } from "../../../src/io/files.ts";
+import { openComponent } from "../../../src/io/folder.ts";
+import { load, save } from "../../../src/models/checkpoint.ts";
+import type { Clip } from "../../../src/models/image_encoder.ts";
+import { WORLD } from "../../../src/micro/world.ts";
+import { modelIndex } from "../../../src/models/model.ts";
 import {
   ADAPTER_CONFIG,
   type NetworkName,

@@ -3,20 +3,25 @@
  *
  * @module
  */
-import { finish } from "../core/finish.ts";
-import { sha256 } from "../core/hash.ts";
-import { selectBackend } from "../core/backend.ts";
-import { cannot } from "../core/errors.ts";
-import { hardwareWorkers } from "../core/pool.ts";
-import { disposeTree } from "../core/tree.ts";
-import { assertWritable, exists, joinPath, pathOf } from "../io/files.ts";
+import { finish } from "../../../src/core/finish.ts";
+import { sha256 } from "../../../src/core/hash.ts";
+import { selectBackend } from "../../../src/core/backend.ts";
+import { cannot } from "../../../src/core/errors.ts";
+import { hardwareWorkers } from "../../../src/core/pool.ts";
+import { disposeTree } from "../../../src/core/tree.ts";
+import {
+  assertWritable,
+  exists,
+  joinPath,
+  pathOf,
+} from "../../../src/io/files.ts";
 import {
   encodeFloat,
   openSafetensors,
   type RawTensor,
   toFloat32,
   writeSafetensors,
-} from "../io/safetensors.ts";
+} from "../../../src/io/safetensors.ts";
 import {
   encodeLatents,
   flatten,
@@ -26,21 +31,16 @@ import {
   type PretrainOptions,
   saveState,
   sharedFloats,
-} from "../micro/pretrain/pretrain.ts";
+} from "./pretrain.ts";
 import {
   LATENT_SCENES,
   type NetworkName,
   type NetworkRecipe,
   RECIPE,
-} from "../micro/pretrain/recipe.ts";
-import {
-  flattenTree,
-  layoutOf,
-  networkLayout,
-  TEXT_SPEC,
-} from "../micro/pretrain/tasks.ts";
-import { loadNetwork, writeNetwork } from "../micro/pretrain/weights.ts";
-import { type Command, command, runCommand } from "./command.ts";
+} from "./recipe.ts";
+import { flattenTree, layoutOf, networkLayout, TEXT_SPEC } from "./tasks.ts";
+import { loadNetwork, writeNetwork } from "./weights.ts";
+import { type Command, command, runCommand } from "../../../src/cli/command.ts";
 import {
   flag,
   folder,
@@ -51,10 +51,10 @@ import {
   optionTable,
   type Values,
   whole,
-} from "./options.ts";
-import { duration } from "../report/format.ts";
-import { createProgress } from "./progress.ts";
-import { onInterrupt } from "./signals.ts";
+} from "../../../src/cli/options.ts";
+import { duration } from "../../../src/report/format.ts";
+import { createProgress } from "../../../src/cli/progress.ts";
+import { onInterrupt } from "../../../src/cli/signals.ts";
 
 const NAMES: readonly NetworkName[] = [
   "clip_a",
@@ -86,7 +86,7 @@ interface Settings {
 }
 
 /** The committed weights. */
-const EMBEDDED = pathOf(new URL("../../models/micro", import.meta.url));
+const EMBEDDED = pathOf(new URL("../../../models/micro", import.meta.url));
 
 const OPTIONS = optionTable({
   only: { type: listOf(oneOf(NAMES)), hint: "NAMES", help: "these networks" },

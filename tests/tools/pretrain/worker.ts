@@ -4,8 +4,8 @@
  *
  * @module
  */
-import { type BackendName, selectBackend } from "../../core/backend.ts";
-import { serve } from "../../core/pool.ts";
+import { type BackendName, selectBackend } from "../../../src/core/backend.ts";
+import { serve } from "../../../src/core/pool.ts";
 import {
   createShardServer,
   type ServerInit,

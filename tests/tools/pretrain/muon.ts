@@ -5,7 +5,7 @@
  * @module
  */
 import * as tf from "@tensorflow/tfjs";
-import { readInto } from "../core/read_into.ts";
+import { readInto } from "./read_into.ts";
 import {
   adamwEntries,
   averageKept,

@@ -1,4 +1,4 @@
-import { cannot } from "../core/errors.ts";
+import { cannot } from "../../../src/core/errors.ts";
 
 /**
  * Names, shapes and offsets of the parameters of a network laid end to end in

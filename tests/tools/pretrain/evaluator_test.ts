@@ -1,12 +1,12 @@
 import { assert, assertAlmostEquals, assertEquals } from "@std/assert";
-import { key, normal } from "../../src/core/random.ts";
-import { loadConceptArt } from "../../src/micro/concepts.ts";
+import { key, normal } from "../../../src/core/random.ts";
+import { loadConceptArt } from "../../../src/micro/concepts.ts";
 import {
   identityLoss,
   identityViews,
   spoiltLabel,
   viewsKey,
-} from "../../src/micro/pretrain/evaluator.ts";
+} from "./evaluator.ts";
 
 /**
  * Supervised contrastive loss as it is written (Khosla et al. 2020, eq. 2), and

@@ -4,7 +4,7 @@
  * @module
  */
 import * as tf from "@tensorflow/tfjs";
-import { fold, key, permutation } from "../core/random.ts";
+import { fold, key, permutation } from "../../src/core/random.ts";
 import {
   type ClipModel,
   type ClipVector,
@@ -12,36 +12,39 @@ import {
   embedImages,
   embedTexts,
   loadClip,
-} from "../evaluation/clip.ts";
-import { cosine } from "../evaluation/clip_score.ts";
+} from "../../src/evaluation/clip.ts";
+import { cosine } from "../../src/evaluation/clip_score.ts";
 import {
   centroid,
   type GalleryEntry,
   retrieve,
-} from "../evaluation/retrieval.ts";
+} from "../../src/evaluation/retrieval.ts";
 import {
   checkEvaluator,
   EVALUATOR_FLOORS,
   type EvaluatorCheck,
-} from "../evaluation/evaluator_check.ts";
-import { mean } from "../evaluation/statistics.ts";
-import { crop } from "../evaluation/preprocess.ts";
-import { exists } from "../io/files.ts";
-import type { Pixels } from "../io/png.ts";
-import type { Art } from "./art.ts";
-import { loadConceptArt } from "./concepts.ts";
-import { classWordPrompts, evaluatorSet } from "./evaluator_set.ts";
-import { captionOf, withArticle } from "./captions.ts";
+} from "../../src/evaluation/evaluator_check.ts";
+import { mean } from "../../src/evaluation/statistics.ts";
+import { crop } from "../../src/evaluation/preprocess.ts";
+import { exists } from "../../src/io/files.ts";
+import type { Pixels } from "../../src/io/png.ts";
+import type { Art } from "../../src/micro/art.ts";
+import { loadConceptArt } from "../../src/micro/concepts.ts";
+import {
+  classWordPrompts,
+  evaluatorSet,
+} from "../../src/micro/evaluator_set.ts";
+import { captionOf, withArticle } from "../../src/micro/captions.ts";
 import {
   heldOutScene,
   isHeldOut,
   renderScene,
   type Scene,
   squarePixels,
-} from "./scenes.ts";
-import { BACKGROUNDS, NOUNS } from "./world.ts";
-import { decode, encode } from "../models/autoencoder.ts";
-import { disposeModel, loadModel, type Model } from "../models/model.ts";
+} from "../../src/micro/scenes.ts";
+import { BACKGROUNDS, NOUNS } from "../../src/micro/world.ts";
+import { decode, encode } from "../../src/models/autoencoder.ts";
+import { disposeModel, loadModel, type Model } from "../../src/models/model.ts";
 
 /** The numbers of `micro:report`. */
 export interface MicroNumbers {

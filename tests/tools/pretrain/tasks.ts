@@ -1,9 +1,15 @@
 import * as tf from "@tensorflow/tfjs";
-import { joined } from "../../core/joined.ts";
-import { fold, type Key, key, normal, stream } from "../../core/random.ts";
-import { readInto } from "../../core/read_into.ts";
-import { leaves, valueAndGrads } from "../../core/tree.ts";
-import { type Schedule, schedule } from "../../diffusion/schedule.ts";
+import { joined } from "../../../src/core/joined.ts";
+import {
+  fold,
+  type Key,
+  key,
+  normal,
+  stream,
+} from "../../../src/core/random.ts";
+import { readInto } from "./read_into.ts";
+import { leaves, valueAndGrads } from "../../../src/core/tree.ts";
+import { type Schedule, schedule } from "../../../src/diffusion/schedule.ts";
 import {
   type Autoencoder,
   autoencoderSpec,
@@ -11,54 +17,60 @@ import {
   downsampleFactor,
   drawLatent,
   encode,
-} from "../../models/autoencoder.ts";
-import type { ClipConfig } from "../../models/config.ts";
+} from "../../../src/models/autoencoder.ts";
+import type { ClipConfig } from "../../../src/models/config.ts";
 import {
   type Clip,
   clipSpec,
   imageEmbedding,
   normalise,
   textEmbedding,
-} from "../../models/image_encoder.ts";
+} from "../../../src/models/image_encoder.ts";
 import {
   type TextEncoder,
   textEncoder,
   textEncoderSpec,
-} from "../../models/text_encoder.ts";
+} from "../../../src/models/text_encoder.ts";
 import {
   type T2IAdapter,
   t2iAdapter,
   t2iAdapterSpec,
-} from "../../models/t2i_adapter.ts";
-import type { Tokenizer } from "../../models/tokenizer.ts";
-import { type UNet, unet, unetSpec } from "../../models/unet.ts";
+} from "../../../src/models/t2i_adapter.ts";
+import type { Tokenizer } from "../../../src/models/tokenizer.ts";
+import { type UNet, unet, unetSpec } from "../../../src/models/unet.ts";
 import {
   buildTree,
   type Spec,
   specLeaves,
   type SpecLike,
-} from "../../nn/spec.ts";
-import type { FlatLayout } from "../../optim/flat.ts";
-import { flatLayout } from "../../optim/flat.ts";
-import type { Art } from "../art.ts";
-import { captionOf } from "../captions.ts";
-import { conceptImage } from "../concepts.ts";
+} from "../../../src/nn/spec.ts";
+import type { FlatLayout } from "./flat.ts";
+import { flatLayout } from "./flat.ts";
+import type { Art } from "../../../src/micro/art.ts";
+import { captionOf } from "../../../src/micro/captions.ts";
+import { conceptImage } from "../../../src/micro/concepts.ts";
 import {
   renderMask,
   renderScene,
   type SampleSceneOptions,
   type Scene,
   trainScene,
-} from "../scenes.ts";
-import { sketchOf } from "../sketch.ts";
+} from "../../../src/micro/scenes.ts";
+import type { Grey } from "../../../src/diffusion/condition_images.ts";
+import { outlineOf } from "../../../src/micro/sketch.ts";
 import {
   identityLoss,
   identityViews,
   spoiltLabel,
   viewsKey,
 } from "./evaluator.ts";
-import { tokenizerOfWorld } from "./vocabulary.ts";
-import { IDENTITIES, WIDE_WORLD, WORLD, type World } from "../world.ts";
+import { tokenizerOfWorld } from "./tokenizer.ts";
+import {
+  IDENTITIES,
+  WIDE_WORLD,
+  WORLD,
+  type World,
+} from "../../../src/micro/world.ts";
 import {
   ADAPTER_CONFIG,
   CLIP_A_SIZE,
@@ -788,6 +800,24 @@ export async function unetShard(
   await flattenGrads(layout, grads, into);
   tf.dispose([value, ...grads.values(), ...Object.values(inputs)]);
   return { losses };
+}
+
+/**
+ * A sketch of a scene: the outline of every object, in front of nothing.
+ *
+ * @param scene The scene.
+ * @param art Loaded art.
+ * @returns `[side, side]`, 1 on outlines, as a condition image.
+ */
+export function sketchOf(scene: Scene, art: Art): Grey {
+  const { side } = scene;
+  const values = new Float32Array(side * side);
+  scene.objects.forEach((_, i) => {
+    outlineOf(renderMask(scene, art, i), side).values.forEach((v, k) => {
+      values[k] = Math.max(values[k], v);
+    });
+  });
+  return { width: side, height: side, values };
 }
 
 /**

@@ -1,26 +1,26 @@
 import * as tf from "@tensorflow/tfjs";
-import { cannot } from "../../core/errors.ts";
-import { finish } from "../../core/finish.ts";
-import { fold, key } from "../../core/random.ts";
-import { createPool } from "../../core/pool.ts";
-import { disposeTree } from "../../core/tree.ts";
-import { exists } from "../../io/files.ts";
+import { cannot } from "../../../src/core/errors.ts";
+import { finish } from "../../../src/core/finish.ts";
+import { fold, key } from "../../../src/core/random.ts";
+import { createPool } from "../../../src/core/pool.ts";
+import { disposeTree } from "../../../src/core/tree.ts";
+import { exists } from "../../../src/io/files.ts";
 import {
   encodeFloat,
   openSafetensors,
   type RawTensor,
   toFloat32,
   writeSafetensors,
-} from "../../io/safetensors.ts";
-import { initialise } from "../../nn/spec.ts";
+} from "../../../src/io/safetensors.ts";
+import { initialise } from "../../../src/nn/spec.ts";
 import {
   flatAdamW,
   type FlatLayout,
   type FlatState,
   flatState,
   warmupLinear,
-} from "../../optim/flat.ts";
-import { flatMuon, type Orthogonaliser } from "../../optim/muon.ts";
+} from "./flat.ts";
+import { flatMuon, type Orthogonaliser } from "./muon.ts";
 import {
   LATENT_SCENES,
   type NetworkName,
@@ -31,10 +31,10 @@ import {
   type Autoencoder,
   autoencoderSpec,
   encode,
-} from "../../models/autoencoder.ts";
-import { loadArt } from "../art.ts";
-import { renderScene, trainScene } from "../scenes.ts";
-import { WORLD } from "../world.ts";
+} from "../../../src/models/autoencoder.ts";
+import { loadArt } from "../../../src/micro/art.ts";
+import { renderScene, trainScene } from "../../../src/micro/scenes.ts";
+import { WORLD } from "../../../src/micro/world.ts";
 import { latentBasis, rescaleLatents } from "./latent_basis.ts";
 import type { ServerInit, ShardAnswer, ShardRequest } from "./shards.ts";
 import { createShardServer } from "./shards.ts";

@@ -1,17 +1,21 @@
 import * as tf from "@tensorflow/tfjs";
-import type { Autoencoder } from "../../models/autoencoder.ts";
-import type { Clip } from "../../models/image_encoder.ts";
-import type { TextEncoder } from "../../models/text_encoder.ts";
-import type { T2IAdapter } from "../../models/t2i_adapter.ts";
-import { type UNet, unetSpec } from "../../models/unet.ts";
-import { autoencoderSpec, encode } from "../../models/autoencoder.ts";
-import { disposeTree } from "../../core/tree.ts";
-import { matrixParts, orthogonaliseInPlace } from "../../optim/muon.ts";
-import { loadArt } from "../art.ts";
-import { loadConceptArt } from "../concepts.ts";
-import { classTexts, loadPrompts } from "../prompts.ts";
-import { renderScene, trainScene } from "../scenes.ts";
-import { WORLD } from "../world.ts";
+import type { Autoencoder } from "../../../src/models/autoencoder.ts";
+import type { Clip } from "../../../src/models/image_encoder.ts";
+import type { TextEncoder } from "../../../src/models/text_encoder.ts";
+import type { T2IAdapter } from "../../../src/models/t2i_adapter.ts";
+import { type UNet, unetSpec } from "../../../src/models/unet.ts";
+import { autoencoderSpec, encode } from "../../../src/models/autoencoder.ts";
+import { disposeTree } from "../../../src/core/tree.ts";
+import { matrixParts, orthogonaliseInPlace } from "./muon.ts";
+import { loadArt } from "../../../src/micro/art.ts";
+import { loadConceptArt } from "../../../src/micro/concepts.ts";
+import {
+  type ConceptPrompts,
+  loadPrompts,
+  promptText,
+} from "../../../src/micro/prompts.ts";
+import { renderScene, trainScene } from "../../../src/micro/scenes.ts";
+import { WORLD } from "../../../src/micro/world.ts";
 import { type NetworkName, UNET_CONFIG, VAE_CONFIG } from "./recipe.ts";
 import {
   adapterShard,
@@ -85,6 +89,22 @@ export type ShardAnswer =
   | ShardResult
   | EmbeddedShard
   | null;
+
+/**
+ * Every prompt with its class word: what no training caption may be; pass it
+ * to `captionScene` as `exclude`.
+ *
+ * @param prompts From {@linkcode loadPrompts}.
+ */
+export function classTexts(
+  prompts: readonly ConceptPrompts[],
+): Set<string> {
+  return new Set(
+    prompts.flatMap((entry) =>
+      entry.prompts.map((prompt) => promptText(prompt, entry.class))
+    ),
+  );
+}
 
 /** Answers shard requests of one network. */
 export interface ShardServer {

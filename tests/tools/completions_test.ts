@@ -1,8 +1,5 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
-import {
-  completedCommands,
-  completionScript,
-} from "../../src/cli/completions.ts";
+import { completedCommands, completionScript } from "./completions.ts";
 import { optionName } from "../../src/cli/options.ts";
 
 const commands = completedCommands();

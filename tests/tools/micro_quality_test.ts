@@ -8,7 +8,7 @@ import {
   microTargets,
   pairPrompt,
   singlePrompt,
-} from "../../src/micro/quality.ts";
+} from "./micro_quality.ts";
 import { PRESETS } from "../../src/experiments/presets.ts";
 import { joinPath } from "../../src/io/files.ts";
 import { withLab } from "../../src/lab/lab.ts";
