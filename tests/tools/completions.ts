@@ -20,10 +20,10 @@ import {
   takesValue,
   type Values,
 } from "../../src/cli/options.ts";
-import { pretrainCommand } from "./pretrain/main.ts";
 import { sampleCommand } from "../../src/cli/sample.ts";
 import { trainCommand } from "../../src/cli/train.ts";
 import { workerCommand } from "../../src/cli/worker.ts";
+import { pretrainCommand } from "./pretrain/main.ts";
 
 /** Shells that there are completions for. */
 const SHELLS = ["bash", "zsh", "fish"] as const;

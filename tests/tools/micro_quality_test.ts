@@ -1,6 +1,10 @@
 import { assert, assertAlmostEquals, assertEquals } from "@std/assert";
 import { selectBackend } from "../../src/core/backend.ts";
 import { finish } from "../../src/core/finish.ts";
+import { PRESETS } from "../../src/experiments/presets.ts";
+import { joinPath } from "../../src/io/files.ts";
+import { withLab } from "../../src/lab/lab.ts";
+import { NOUNS } from "../../src/micro/world.ts";
 import {
   doubledHalf,
   type MicroNumbers,
@@ -9,10 +13,6 @@ import {
   pairPrompt,
   singlePrompt,
 } from "./micro_quality.ts";
-import { PRESETS } from "../../src/experiments/presets.ts";
-import { joinPath } from "../../src/io/files.ts";
-import { withLab } from "../../src/lab/lab.ts";
-import { NOUNS } from "../../src/micro/world.ts";
 import { writeTinyWorld } from "../experiments/tiny_world.ts";
 
 await selectBackend("wasm");

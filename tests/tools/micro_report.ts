@@ -10,12 +10,6 @@ import {
   evaluatorTable,
   evaluatorVerdict,
 } from "../../src/evaluation/evaluator_check.ts";
-import {
-  type MicroNumbers,
-  type MicroPictures,
-  microReport,
-  microTargets,
-} from "./micro_quality.ts";
 import { joinPath, writeJson } from "../../src/io/files.ts";
 import type { Pixels } from "../../src/io/png.ts";
 import { BACKGROUNDS } from "../../src/micro/world.ts";
@@ -41,6 +35,12 @@ import {
   type Values,
   whole,
 } from "../../src/cli/options.ts";
+import {
+  type MicroNumbers,
+  type MicroPictures,
+  microReport,
+  microTargets,
+} from "./micro_quality.ts";
 
 const count = whole({ least: 1 });
 
@@ -190,7 +190,6 @@ async function run(request: Request): Promise<void> {
     lab,
     (lab, { describe, progress }) => {
       if (!json) progress.line(describe);
-      const sizes = { single, pairs, scenes, references, classPictures };
       return finish(
         microReport({
           model: lab.folders.model,
@@ -199,8 +198,7 @@ async function run(request: Request): Promise<void> {
             const [ids] = await lab.draw([{ model, samples, sampling }]);
             return await Promise.all(ids.map((id) => lab.picture(id)));
           },
-          naming,
-          ...sizes,
+          ...{ naming, single, pairs, scenes, references, classPictures },
         }),
         ({ done, total }) => progress.update("measuring", done, total, "part"),
       );

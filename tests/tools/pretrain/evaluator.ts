@@ -4,8 +4,12 @@
  *
  * @module
  */
-import { fold, type Key, key, stream } from "../../../src/core/random.ts";
-import type { Stream } from "../../../src/core/random.ts";
+import {
+  fold,
+  type Key,
+  type Stream,
+  stream,
+} from "../../../src/core/random.ts";
 import {
   corrupt,
   type Corruption,
@@ -237,9 +241,4 @@ export function identityLoss(
     }
   }
   return { loss: loss + HARD * hard, hard, by };
-}
-
-/** Random key of the `n`-th set of views of a run. */
-export function viewsKey(seed: number, n: number): Key {
-  return fold(key(seed), "views", n);
 }

@@ -3,8 +3,6 @@ import * as tf from "@tensorflow/tfjs";
 import { selectBackend } from "../../../src/core/backend.ts";
 import { key, normal } from "../../../src/core/random.ts";
 import { disposeTree } from "../../../src/core/tree.ts";
-import { latentBasis, rescaleLatents } from "./latent_basis.ts";
-import { VAE_CONFIG } from "./recipe.ts";
 import {
   type Autoencoder,
   autoencoderSpec,
@@ -12,6 +10,8 @@ import {
   encode,
 } from "../../../src/models/autoencoder.ts";
 import { initialise } from "../../../src/nn/spec.ts";
+import { latentBasis, rescaleLatents } from "./latent_basis.ts";
+import { VAE_CONFIG } from "./recipe.ts";
 
 /** Three channels: one strong, one its mixture, one weak. */
 function mixed(n: number): Float32Array {

@@ -22,24 +22,6 @@ import {
   toFloat32,
   writeSafetensors,
 } from "../../../src/io/safetensors.ts";
-import {
-  encodeLatents,
-  flatten,
-  loadState,
-  normaliseLatents,
-  pretrain,
-  type PretrainOptions,
-  saveState,
-  sharedFloats,
-} from "./pretrain.ts";
-import {
-  LATENT_SCENES,
-  type NetworkName,
-  type NetworkRecipe,
-  RECIPE,
-} from "./recipe.ts";
-import { flattenTree, layoutOf, networkLayout, TEXT_SPEC } from "./tasks.ts";
-import { loadNetwork, writeNetwork } from "./weights.ts";
 import { type Command, command, runCommand } from "../../../src/cli/command.ts";
 import {
   flag,
@@ -55,6 +37,23 @@ import {
 import { duration } from "../../../src/report/format.ts";
 import { createProgress } from "../../../src/cli/progress.ts";
 import { onInterrupt } from "../../../src/cli/signals.ts";
+import {
+  encodeLatents,
+  loadState,
+  normaliseLatents,
+  pretrain,
+  type PretrainOptions,
+  saveState,
+  sharedFloats,
+} from "./pretrain.ts";
+import {
+  LATENT_SCENES,
+  type NetworkName,
+  type NetworkRecipe,
+  RECIPE,
+} from "./recipe.ts";
+import { flattenTree, layoutOf, networkLayout, TEXT_SPEC } from "./tasks.ts";
+import { loadNetwork, writeNetwork } from "./weights.ts";
 
 const NAMES: readonly NetworkName[] = [
   "clip_a",
@@ -320,9 +319,7 @@ async function trainNetwork(
     settings,
     (done, total) => progress.update("latents", done, total, "scene"),
   );
-  const start = settings.fromWeights
-    ? { params: await flatNetwork(out, name), step: 0 }
-    : undefined;
+  const start = settings.fromWeights ? await flatNetwork(out, name) : undefined;
   const metrics = joinPath(out, name, "metrics.csv");
   await Deno.mkdir(joinPath(out, name), { recursive: true });
   // A new run's rows must not follow another's.
@@ -403,7 +400,7 @@ async function flatNetwork(
   name: NetworkName,
 ): Promise<Float32Array> {
   const params = await loadNetwork(folder, name);
-  const flat = flatten(name, params);
+  const flat = flattenTree(networkLayout(name), params);
   disposeTree(params);
   return flat;
 }

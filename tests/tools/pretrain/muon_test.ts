@@ -1,5 +1,6 @@
 import * as tf from "@tensorflow/tfjs";
 import { assert, assertEquals, assertRejects } from "@std/assert";
+import { key, normal } from "../../../src/core/random.ts";
 import { flatAdamW, flatLayout, flatState } from "./flat.ts";
 import {
   flatMuon,
@@ -7,7 +8,6 @@ import {
   orthogonalised,
   orthogonaliseInPlace,
 } from "./muon.ts";
-import { key, normal } from "../../../src/core/random.ts";
 import { close, forEachBackend, noLeak, tolerance } from "../../helpers.ts";
 
 /** Newton–Schulz as Jordan et al. write it: X changes in every step. */

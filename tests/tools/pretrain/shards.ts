@@ -1,21 +1,21 @@
 import * as tf from "@tensorflow/tfjs";
-import type { Autoencoder } from "../../../src/models/autoencoder.ts";
-import type { Clip } from "../../../src/models/image_encoder.ts";
 import type { TextEncoder } from "../../../src/models/text_encoder.ts";
 import type { T2IAdapter } from "../../../src/models/t2i_adapter.ts";
 import { type UNet, unetSpec } from "../../../src/models/unet.ts";
-import { autoencoderSpec, encode } from "../../../src/models/autoencoder.ts";
+import {
+  type Autoencoder,
+  autoencoderSpec,
+  encode,
+} from "../../../src/models/autoencoder.ts";
 import { disposeTree } from "../../../src/core/tree.ts";
-import { matrixParts, orthogonaliseInPlace } from "./muon.ts";
-import { loadArt } from "../../../src/micro/art.ts";
+import { type Art, loadArt } from "../../../src/micro/art.ts";
 import { loadConceptArt } from "../../../src/micro/concepts.ts";
 import {
   type ConceptPrompts,
   loadPrompts,
   promptText,
 } from "../../../src/micro/prompts.ts";
-import { renderScene, trainScene } from "../../../src/micro/scenes.ts";
-import { WORLD } from "../../../src/micro/world.ts";
+import { matrixParts, orthogonaliseInPlace } from "./muon.ts";
 import { type NetworkName, UNET_CONFIG, VAE_CONFIG } from "./recipe.ts";
 import {
   adapterShard,
@@ -23,13 +23,13 @@ import {
   clipEmbed,
   type EmbeddedShard,
   type Embeddings,
-  layoutOf,
+  type Losses,
   type Materials,
   networkLayout,
   networkSpec,
   pixels,
+  sceneImage,
   type Shard,
-  type ShardResult,
   TEXT_SPEC,
   unetShard,
   unflatten,
@@ -85,10 +85,7 @@ export type ShardRequest =
   };
 
 /** What a request gives. */
-export type ShardAnswer =
-  | ShardResult
-  | EmbeddedShard
-  | null;
+export type ShardAnswer = Losses | EmbeddedShard | null;
 
 /**
  * Every prompt with its class word: what no training caption may be; pass it
@@ -107,89 +104,63 @@ export function classTexts(
 }
 
 /** Answers shard requests of one network. */
-export interface ShardServer {
-  readonly ready: Promise<void>;
-  run(request: ShardRequest): Promise<ShardAnswer>;
-}
+export type ShardServer = (request: ShardRequest) => Promise<ShardAnswer>;
 
 /**
- * Makes a shard server; the same code runs in a worker and in place.
+ * Starts a shard server; the same code runs in a worker and in place.
  *
  * @param init Its data.
  */
-export function createShardServer(init: ServerInit): ShardServer {
-  const layout = networkLayout(init.name);
-  const spec = networkSpec(init.name);
-  let materials: Materials;
-  const start = async () => {
-    materials = {
-      art: await loadArt(),
-      frames: await loadConceptArt(),
-      exclude: classTexts(await loadPrompts()),
-      waiting: new Map(),
-      latents: init.latents,
-      text: init.text && unflatten<TextEncoder>(
-        TEXT_SPEC,
-        layoutOf(TEXT_SPEC),
-        init.text,
-      ),
-      autoencoder: init.autoencoder && unflatten<Autoencoder>(
-        autoencoderSpec(VAE_CONFIG),
-        networkLayout("vae"),
-        init.autoencoder,
-      ),
-      unet: init.unet && unflatten<UNet>(
-        unetSpec(UNET_CONFIG),
-        networkLayout("unet"),
-        init.unet,
-      ),
-    };
+export async function startShardServer(
+  { name, params: flat, latents, ...init }: ServerInit,
+): Promise<ShardServer> {
+  const materials: Materials = {
+    art: await loadArt(),
+    frames: await loadConceptArt(),
+    exclude: classTexts(await loadPrompts()),
+    waiting: new Map(),
+    latents,
+    text: init.text && unflatten<TextEncoder>(TEXT_SPEC, init.text),
+    autoencoder: init.autoencoder &&
+      unflatten<Autoencoder>(autoencoderSpec(VAE_CONFIG), init.autoencoder),
+    unet: init.unet && unflatten<UNet>(unetSpec(UNET_CONFIG), init.unet),
   };
-  const ready = start();
-  return {
-    ready,
-    async run(request) {
-      await ready;
-      if (request.kind === "orthogonalise") {
-        const { part, parts, updates } = request;
-        await orthogonaliseInPlace(updates, matrixParts(layout, parts)[part]);
-        return null;
+  return async (request) => {
+    if (request.kind === "orthogonalise") {
+      const groups = matrixParts(networkLayout(name), request.parts);
+      await orthogonaliseInPlace(request.updates, groups[request.part]);
+      return null;
+    }
+    const params = unflatten(networkSpec(name), flat);
+    try {
+      switch (request.kind) {
+        case "gradient":
+          return await gradient(
+            name,
+            params,
+            request.shard,
+            materials,
+            request.into,
+          );
+        case "embed":
+          return await clipEmbed(name, params, request.shard, materials);
+        case "backward":
+          await clipBackward(
+            name,
+            params,
+            request.shard,
+            materials,
+            request.by,
+            request.into,
+          );
+          return null;
+        case "encode":
+          await encodeScenes(params, request, materials.art);
+          return null;
       }
-      const params = unflatten(spec, layout, init.params);
-      try {
-        switch (request.kind) {
-          case "gradient":
-            return await gradient(
-              init.name,
-              params,
-              request.shard,
-              materials,
-              request.into,
-            );
-          case "embed":
-            return await clipEmbed(
-              init.name,
-              params as Clip,
-              request.shard,
-              materials,
-            );
-          case "backward":
-            return await clipBackward(
-              init.name,
-              params as Clip,
-              request.shard,
-              materials,
-              request.by,
-              request.into,
-            );
-          case "encode":
-            await encodeScenes(params as Autoencoder, request, materials);
-            return null;
-        }
-      } finally {
-        disposeTree(params);
-      }
-    },
+    } finally {
+      disposeTree(params);
+    }
   };
 }
 
@@ -198,7 +169,7 @@ function gradient(
   name: NetworkName,
   params: unknown,
   ...rest: [Shard, Materials, into: Float32Array]
-): Promise<ShardResult> {
+): Promise<Losses> {
   switch (name) {
     case "vae":
       return vaeShard(params as Autoencoder, ...rest);
@@ -213,21 +184,15 @@ function gradient(
 async function encodeScenes(
   params: Autoencoder,
   request: { from: number; to: number; latents: Float32Array },
-  materials: Materials,
+  art: Art,
 ): Promise<void> {
   for (let from = request.from; from < request.to; from += 32) {
     const to = Math.min(request.to, from + 32);
     const images = Array.from(
       { length: to - from },
-      (_, i) =>
-        renderScene(
-          trainScene(from + i, WORLD, {}, materials.art),
-          materials.art,
-        ),
+      (_, i) => sceneImage(from + i, art),
     );
-    const mean = tf.tidy(() =>
-      encode(params, VAE_CONFIG, pixels(images, WORLD.side)).mean
-    );
+    const mean = tf.tidy(() => encode(params, VAE_CONFIG, pixels(images)).mean);
     const values = await mean.data() as Float32Array;
     request.latents.set(values, from * (values.length / images.length));
     mean.dispose();

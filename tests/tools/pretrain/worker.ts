@@ -4,32 +4,24 @@
  *
  * @module
  */
-import { type BackendName, selectBackend } from "../../../src/core/backend.ts";
+import { selectBackend } from "../../../src/core/backend.ts";
 import { serve } from "../../../src/core/pool.ts";
 import {
-  createShardServer,
   type ServerInit,
   type ShardAnswer,
   type ShardRequest,
   type ShardServer,
+  startShardServer,
 } from "./shards.ts";
 
 let server: ShardServer | undefined;
 
-/** What is posted to a worker first. */
-export interface ShardWorkerInit extends ServerInit {
-  readonly backend: BackendName;
-}
-
 const handlers = {
-  async init({ backend, ...init }: ShardWorkerInit): Promise<void> {
-    await selectBackend(backend);
-    server = createShardServer(init);
-    await server.ready;
+  async init(init: ServerInit): Promise<void> {
+    await selectBackend("wasm");
+    server = await startShardServer(init);
   },
-  async shard(request: ShardRequest): Promise<ShardAnswer> {
-    return await server!.run(request);
-  },
+  shard: (request: ShardRequest): Promise<ShardAnswer> => server!(request),
 };
 
 /** The functions of this worker. */
