@@ -35,16 +35,6 @@ export {
   promptText,
 } from "../micro/prompts.ts";
 export {
-  type MeasureRecord,
-  type MicroNumbers,
-  type MicroPictures,
-  microReport,
-  type MicroReportOptions,
-  type MicroSample,
-  microTargets,
-  type Target,
-} from "../micro/quality.ts";
-export {
   heldOutScene,
   renderScene,
   sampleScene,

@@ -1,42 +1,10 @@
 import { cannot } from "../core/errors.ts";
 import { fold, key, type Stream, stream } from "../core/random.ts";
 import type { Scene, SceneObject } from "./scenes.ts";
-import {
-  BACKGROUNDS,
-  CLASSES,
-  COLORS,
-  DESIGNS,
-  IDENTITIES,
-  NOUNS,
-  PLACES,
-  WIDE_NOUNS,
-} from "./world.ts";
+import { BACKGROUNDS, DESIGNS } from "./world.ts";
 
 /** Openings; the empty one lets a caption start with its object. */
 const OPENINGS = ["a photo of", "photo of", "a picture of", "an image of", ""];
-
-/** Words of the grammar that are no noun, class, colour, style, size or place. */
-const FUNCTION_WORDS = [
-  "a",
-  "an",
-  "the",
-  "photo",
-  "picture",
-  "image",
-  "of",
-  "and",
-  "next",
-  "to",
-  "on",
-  "in",
-  "at",
-  "by",
-  "with",
-  "wall",
-  "background",
-  "small",
-  "big",
-];
 
 /** Options of a caption. */
 export interface CaptionOptions {
@@ -55,28 +23,6 @@ export interface CaptionOptions {
 
 const pick = <T>(items: readonly T[], draw: Stream): T =>
   items[draw.integer(items.length)];
-
-/**
- * Every word a caption, prompt or proper name can have: the words that a
- * tokenizer needs as whole tokens.
- *
- * @returns Distinct lower-case words in a fixed order.
- */
-export function worldWords(): string[] {
-  const words = [
-    ...FUNCTION_WORDS,
-    ...PLACES,
-    ...COLORS.map((color) => color.word),
-    ...DESIGNS.map((design) => design.word),
-    ...BACKGROUNDS.map((background) => background.word),
-    ...BACKGROUNDS.flatMap((b) => b.phrases.join(" ").split(" ")),
-    ...CLASSES,
-    ...NOUNS.map((noun) => noun.word),
-    ...WIDE_NOUNS.map((noun) => noun.word),
-    ...IDENTITIES.map((identity) => identity.name),
-  ];
-  return [...new Set(words)];
-}
 
 /** `a` or `an`, by the first letter. */
 export function withArticle(phrase: string): string {

@@ -108,22 +108,6 @@ export function promptText(prompt: Prompt, words: string): string {
 }
 
 /**
- * Every prompt with its class word: what no training caption may be; pass it
- * to `captionScene` as `exclude`.
- *
- * @param prompts From {@linkcode loadPrompts}.
- */
-export function classTexts(
-  prompts: readonly ConceptPrompts[],
-): Set<string> {
-  return new Set(
-    prompts.flatMap((entry) =>
-      entry.prompts.map((prompt) => promptText(prompt, entry.class))
-    ),
-  );
-}
-
-/**
  * Which prompts are used when not all are: one of each group in turn.
  *
  * @param count How many.

@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { completionsCommand } from "../../src/cli/completions.ts";
+import { completionsCommand } from "../tools/completions.ts";
 import { convertCommand } from "../../src/cli/convert.ts";
 import { evaluateCommand } from "../../src/cli/evaluate.ts";
 import { fuseCommand } from "../../src/cli/fuse.ts";

@@ -10,8 +10,8 @@ import {
   experimentCommand,
 } from "../../src/cli/experiment.ts";
 import { frames } from "../../src/cli/frames.ts";
-import { microReportCommand } from "../../src/cli/micro_report.ts";
-import { pretrainCommand } from "../../src/cli/pretrain.ts";
+import { microReportCommand } from "../tools/micro_report.ts";
+import { pretrainCommand } from "../tools/pretrain/main.ts";
 import { workerCommand } from "../../src/cli/worker.ts";
 import { cost } from "../../src/experiments/cost.ts";
 import { federated } from "../../src/experiments/federated.ts";

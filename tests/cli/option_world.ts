@@ -20,8 +20,8 @@ import {
   flattenTree,
   networkLayout,
   networkSpec,
-} from "../../src/micro/pretrain/tasks.ts";
-import { writeNetwork } from "../../src/micro/pretrain/weights.ts";
+} from "../tools/pretrain/tasks.ts";
+import { writeNetwork } from "../tools/pretrain/weights.ts";
 import {
   parseT2IAdapterConfig,
   type T2IAdapter,

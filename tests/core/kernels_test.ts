@@ -546,14 +546,13 @@ for (const [file, wasm] of [["simd.as", SIMD_WASM], ["f64.as", F64_WASM]]) {
 }
 
 async function compiledIs(file: string, wasm: string): Promise<void> {
-  const folder = `${root}/src/core/kernels`;
   const module = await Deno.makeTempFile({ suffix: ".ts" });
   try {
     await Deno.writeTextFile(
       module,
-      `import { encodeBase64 } from "${folder}/base64.ts";
-      import { compile } from "${folder}/build.ts";
-      const source = await Deno.readTextFile("${folder}/${file}");
+      `import { encodeBase64 } from "${root}/src/core/kernels/base64.ts";
+      import { compile } from "${root}/tests/tools/wasm/build.ts";
+      const source = await Deno.readTextFile("${root}/tests/tools/wasm/${file}");
       console.log(encodeBase64(await compile(source)));`,
     );
     // A process of its own, so that the compiler stays out of deno.lock.

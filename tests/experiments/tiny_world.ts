@@ -7,8 +7,8 @@
 import { key } from "../../src/core/random.ts";
 import { disposeTree } from "../../src/core/tree.ts";
 import { joinPath, parentOf, writeJson } from "../../src/io/files.ts";
-import { SCHEDULER_CONFIG } from "../../src/micro/pretrain/recipe.ts";
-import { tokenizerOfWorld } from "../../src/micro/pretrain/vocabulary.ts";
+import { SCHEDULER_CONFIG } from "../tools/pretrain/recipe.ts";
+import { tokenizerOfWorld } from "../tools/pretrain/tokenizer.ts";
 import {
   type Autoencoder,
   autoencoderSpec,

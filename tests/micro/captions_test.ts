@@ -5,7 +5,6 @@ import {
   captionScene,
   placePhrase,
   withArticle,
-  worldWords,
 } from "../../src/micro/captions.ts";
 import { type Scene, trainScene } from "../../src/micro/scenes.ts";
 import {
@@ -18,6 +17,7 @@ import {
   WIDE_NOUNS,
   WORLD,
 } from "../../src/micro/world.ts";
+import { worldWords } from "../tools/pretrain/tokenizer.ts";
 
 const words = (caption: string): string[] => caption.split(" ");
 

@@ -1,5 +1,4 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
-import { worldWords } from "../../src/micro/captions.ts";
 import { fillToken, identityOf } from "../../src/micro/concepts.ts";
 import {
   boxMask,
@@ -17,6 +16,7 @@ import {
   WIDE_NOUNS,
   WORLD,
 } from "../../src/micro/world.ts";
+import { worldWords } from "../tools/pretrain/tokenizer.ts";
 
 const all = await loadPrompts();
 

@@ -1,8 +1,6 @@
 import { assert, assertEquals, assertRejects } from "@std/assert";
-import { worldWords } from "../../src/micro/captions.ts";
 import { conceptImages, loadConceptArt } from "../../src/micro/concepts.ts";
 import {
-  classTexts,
   hashPrompts,
   loadPrompts,
   PROMPT_GROUPS,
@@ -16,6 +14,8 @@ import {
   WIDE_NOUNS,
   WORLD,
 } from "../../src/micro/world.ts";
+import { classTexts } from "../tools/pretrain/shards.ts";
+import { worldWords } from "../tools/pretrain/tokenizer.ts";
 
 const prompts = await loadPrompts();
 

@@ -91,12 +91,7 @@ const BINARIES = [
 /** Modules that the package has: not the commands, which are Deno's. */
 async function modules(): Promise<string[]> {
   const files = await listFiles("src", ".ts");
-  return [
-    "mod.ts",
-    ...files.filter((file) =>
-      !file.startsWith("src/cli/") && file !== "src/core/kernels/build.ts"
-    ),
-  ];
+  return ["mod.ts", ...files.filter((file) => !file.startsWith("src/cli/"))];
 }
 
 /** Every module by itself, its imports as they will be called. */

@@ -5,8 +5,9 @@
  */
 
 /**
- * Exports of `simd.as`: all arguments are numbers, addresses in bytes, sizes
- * and strides in floats; they are documented there, above each function.
+ * Exports of `tests/tools/wasm/simd.as`: all arguments are numbers, addresses in
+ * bytes, sizes and strides in floats; they are documented there, above each
+ * function.
  */
 export type SimdExports =
   & Record<

@@ -117,8 +117,8 @@ command -v nvidia-smi >/dev/null &&
 if [ -n "$pretrain" ]; then
   mkdir -p "$out/models"
   cp -r "$pretrain/." "$out/models/" || exit 1
-  train=("${run[@]}" src/cli/pretrain.ts --only unet --out "$out/models"
-    --cache "$work/pretrain")
+  train=("${run[@]}" tests/tools/pretrain/main.ts --only unet
+    --out "$out/models" --cache "$work/pretrain")
   part pretrain timeout --preserve-status -s INT $((60 * minutes)) \
     "${train[@]}" --backend webgpu --resume
   part export "${train[@]}" --export --with-state

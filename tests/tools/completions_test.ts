@@ -1,9 +1,6 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
-import {
-  completedCommands,
-  completionScript,
-} from "../../src/cli/completions.ts";
 import { optionName } from "../../src/cli/options.ts";
+import { completedCommands, completionScript } from "./completions.ts";
 
 const commands = completedCommands();
 

@@ -3,44 +3,26 @@
  *
  * @module
  */
-import { finish } from "../core/finish.ts";
-import { sha256 } from "../core/hash.ts";
-import { selectBackend } from "../core/backend.ts";
-import { cannot } from "../core/errors.ts";
-import { hardwareWorkers } from "../core/pool.ts";
-import { disposeTree } from "../core/tree.ts";
-import { assertWritable, exists, joinPath, pathOf } from "../io/files.ts";
+import { finish } from "../../../src/core/finish.ts";
+import { sha256 } from "../../../src/core/hash.ts";
+import { selectBackend } from "../../../src/core/backend.ts";
+import { cannot } from "../../../src/core/errors.ts";
+import { hardwareWorkers } from "../../../src/core/pool.ts";
+import { disposeTree } from "../../../src/core/tree.ts";
+import {
+  assertWritable,
+  exists,
+  joinPath,
+  pathOf,
+} from "../../../src/io/files.ts";
 import {
   encodeFloat,
   openSafetensors,
   type RawTensor,
   toFloat32,
   writeSafetensors,
-} from "../io/safetensors.ts";
-import {
-  encodeLatents,
-  flatten,
-  loadState,
-  normaliseLatents,
-  pretrain,
-  type PretrainOptions,
-  saveState,
-  sharedFloats,
-} from "../micro/pretrain/pretrain.ts";
-import {
-  LATENT_SCENES,
-  type NetworkName,
-  type NetworkRecipe,
-  RECIPE,
-} from "../micro/pretrain/recipe.ts";
-import {
-  flattenTree,
-  layoutOf,
-  networkLayout,
-  TEXT_SPEC,
-} from "../micro/pretrain/tasks.ts";
-import { loadNetwork, writeNetwork } from "../micro/pretrain/weights.ts";
-import { type Command, command, runCommand } from "./command.ts";
+} from "../../../src/io/safetensors.ts";
+import { type Command, command, runCommand } from "../../../src/cli/command.ts";
 import {
   flag,
   folder,
@@ -51,10 +33,27 @@ import {
   optionTable,
   type Values,
   whole,
-} from "./options.ts";
-import { duration } from "../report/format.ts";
-import { createProgress } from "./progress.ts";
-import { onInterrupt } from "./signals.ts";
+} from "../../../src/cli/options.ts";
+import { duration } from "../../../src/report/format.ts";
+import { createProgress } from "../../../src/cli/progress.ts";
+import { onInterrupt } from "../../../src/cli/signals.ts";
+import {
+  encodeLatents,
+  loadState,
+  normaliseLatents,
+  pretrain,
+  type PretrainOptions,
+  saveState,
+  sharedFloats,
+} from "./pretrain.ts";
+import {
+  LATENT_SCENES,
+  type NetworkName,
+  type NetworkRecipe,
+  RECIPE,
+} from "./recipe.ts";
+import { flattenTree, layoutOf, networkLayout, TEXT_SPEC } from "./tasks.ts";
+import { loadNetwork, writeNetwork } from "./weights.ts";
 
 const NAMES: readonly NetworkName[] = [
   "clip_a",
@@ -86,7 +85,7 @@ interface Settings {
 }
 
 /** The committed weights. */
-const EMBEDDED = pathOf(new URL("../../models/micro", import.meta.url));
+const EMBEDDED = pathOf(new URL("../../../models/micro", import.meta.url));
 
 const OPTIONS = optionTable({
   only: { type: listOf(oneOf(NAMES)), hint: "NAMES", help: "these networks" },
@@ -320,9 +319,7 @@ async function trainNetwork(
     settings,
     (done, total) => progress.update("latents", done, total, "scene"),
   );
-  const start = settings.fromWeights
-    ? { params: await flatNetwork(out, name), step: 0 }
-    : undefined;
+  const start = settings.fromWeights ? await flatNetwork(out, name) : undefined;
   const metrics = joinPath(out, name, "metrics.csv");
   await Deno.mkdir(joinPath(out, name), { recursive: true });
   // A new run's rows must not follow another's.
@@ -403,7 +400,7 @@ async function flatNetwork(
   name: NetworkName,
 ): Promise<Float32Array> {
   const params = await loadNetwork(folder, name);
-  const flat = flatten(name, params);
+  const flat = flattenTree(networkLayout(name), params);
   disposeTree(params);
   return flat;
 }

@@ -4,22 +4,26 @@
  *
  * @module
  */
-import { fold, type Key, key, stream } from "../../core/random.ts";
-import type { Stream } from "../../core/random.ts";
+import {
+  fold,
+  type Key,
+  type Stream,
+  stream,
+} from "../../../src/core/random.ts";
 import {
   corrupt,
   type Corruption,
   type MaskedPicture,
-} from "../../evaluation/corruptions.ts";
-import type { Art } from "../art.ts";
+} from "../../../src/evaluation/corruptions.ts";
+import type { Art } from "../../../src/micro/art.ts";
 import {
   placeObject,
   renderMask,
   renderScene,
   type Scene,
   squarePixels,
-} from "../scenes.ts";
-import { IDENTITIES, WIDE_WORLD } from "../world.ts";
+} from "../../../src/micro/scenes.ts";
+import { IDENTITIES, WIDE_WORLD } from "../../../src/micro/world.ts";
 
 /** Temperature of {@linkcode identityLoss}. */
 const TEMPERATURE = 0.1;
@@ -237,9 +241,4 @@ export function identityLoss(
     }
   }
   return { loss: loss + HARD * hard, hard, by };
-}
-
-/** Random key of the `n`-th set of views of a run. */
-export function viewsKey(seed: number, n: number): Key {
-  return fold(key(seed), "views", n);
 }

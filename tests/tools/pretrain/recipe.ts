@@ -1,7 +1,7 @@
 import {
   parseT2IAdapterConfig,
   type T2IAdapterConfig,
-} from "../../models/t2i_adapter.ts";
+} from "../../../src/models/t2i_adapter.ts";
 import {
   type AutoencoderConfig,
   type ClipConfig,
@@ -9,7 +9,7 @@ import {
   parseClipConfig,
   parseUNetConfig,
   type UNetConfig,
-} from "../../models/config.ts";
+} from "../../../src/models/config.ts";
 
 /** How one network is trained. */
 export interface NetworkRecipe {

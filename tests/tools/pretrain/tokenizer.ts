@@ -1,16 +1,78 @@
 /**
- * A small CLIP tokenizer made for a list of words.
+ * The tokenizer of the embedded world: a small CLIP tokenizer made for a list of
+ * words.
  *
  * @module
  */
-import { cannot } from "../core/errors.ts";
+import { cannot } from "../../../src/core/errors.ts";
 import {
   byteAlphabet,
   createTokenizer,
   type Tokenizer,
-} from "../models/tokenizer.ts";
+} from "../../../src/models/tokenizer.ts";
+import {
+  BACKGROUNDS,
+  CLASSES,
+  COLORS,
+  DESIGNS,
+  IDENTITIES,
+  NOUNS,
+  PLACES,
+  WIDE_NOUNS,
+} from "../../../src/micro/world.ts";
+import { MAX_TOKENS } from "./recipe.ts";
+
+/** Words of the grammar that are no noun, class, colour, style, size or place. */
+const FUNCTION_WORDS = [
+  "a",
+  "an",
+  "the",
+  "photo",
+  "picture",
+  "image",
+  "of",
+  "and",
+  "next",
+  "to",
+  "on",
+  "in",
+  "at",
+  "by",
+  "with",
+  "wall",
+  "background",
+  "small",
+  "big",
+];
 
 const WORD_END = "</w>";
+
+/** The tokenizer of the embedded world: every word is one token. */
+export function tokenizerOfWorld(): Tokenizer {
+  return buildTokenizer(worldWords(), MAX_TOKENS);
+}
+
+/**
+ * Every word a caption, prompt or proper name can have: the words that a
+ * tokenizer needs as whole tokens.
+ *
+ * @returns Distinct lower-case words in a fixed order.
+ */
+export function worldWords(): string[] {
+  const words = [
+    ...FUNCTION_WORDS,
+    ...PLACES,
+    ...COLORS.map((color) => color.word),
+    ...DESIGNS.map((design) => design.word),
+    ...BACKGROUNDS.map((background) => background.word),
+    ...BACKGROUNDS.flatMap((b) => b.phrases.join(" ").split(" ")),
+    ...CLASSES,
+    ...NOUNS.map((noun) => noun.word),
+    ...WIDE_NOUNS.map((noun) => noun.word),
+    ...IDENTITIES.map((identity) => identity.name),
+  ];
+  return [...new Set(words)];
+}
 
 /**
  * A tokenizer in which each of the words is one token (`cat</w>`), and any

@@ -1,6 +1,10 @@
 import { assert, assertAlmostEquals, assertEquals } from "@std/assert";
 import { selectBackend } from "../../src/core/backend.ts";
 import { finish } from "../../src/core/finish.ts";
+import { PRESETS } from "../../src/experiments/presets.ts";
+import { joinPath } from "../../src/io/files.ts";
+import { withLab } from "../../src/lab/lab.ts";
+import { NOUNS } from "../../src/micro/world.ts";
 import {
   doubledHalf,
   type MicroNumbers,
@@ -8,11 +12,7 @@ import {
   microTargets,
   pairPrompt,
   singlePrompt,
-} from "../../src/micro/quality.ts";
-import { PRESETS } from "../../src/experiments/presets.ts";
-import { joinPath } from "../../src/io/files.ts";
-import { withLab } from "../../src/lab/lab.ts";
-import { NOUNS } from "../../src/micro/world.ts";
+} from "./micro_quality.ts";
 import { writeTinyWorld } from "../experiments/tiny_world.ts";
 
 await selectBackend("wasm");

@@ -1,4 +1,5 @@
-// The SIMD module: AssemblyScript, compiled by build.ts to simd_wasm.ts.
+// The SIMD module: AssemblyScript, compiled by build.ts to
+// src/core/kernels/simd_wasm.ts.
 //
 // It imports the memory of tfjs's wasm backend and works on its tensors in
 // place. It has no data segment, no heap and no state: every address, scratch

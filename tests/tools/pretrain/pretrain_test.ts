@@ -1,12 +1,8 @@
 import { assert, assertEquals, assertRejects } from "@std/assert";
-import { selectBackend } from "../../src/core/backend.ts";
-import { finish } from "../../src/core/finish.ts";
-import {
-  loadState,
-  pretrain,
-  saveState,
-} from "../../src/micro/pretrain/pretrain.ts";
-import { RECIPE } from "../../src/micro/pretrain/recipe.ts";
+import { selectBackend } from "../../../src/core/backend.ts";
+import { finish } from "../../../src/core/finish.ts";
+import { loadState, pretrain, saveState } from "./pretrain.ts";
+import { RECIPE } from "./recipe.ts";
 
 await selectBackend("wasm");
 

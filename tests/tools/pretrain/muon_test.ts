@@ -1,14 +1,14 @@
 import * as tf from "@tensorflow/tfjs";
 import { assert, assertEquals, assertRejects } from "@std/assert";
-import { flatAdamW, flatLayout, flatState } from "../../src/optim/flat.ts";
+import { key, normal } from "../../../src/core/random.ts";
+import { flatAdamW, flatLayout, flatState } from "./flat.ts";
 import {
   flatMuon,
   matrixParts,
   orthogonalised,
   orthogonaliseInPlace,
-} from "../../src/optim/muon.ts";
-import { key, normal } from "../../src/core/random.ts";
-import { close, forEachBackend, noLeak, tolerance } from "../helpers.ts";
+} from "./muon.ts";
+import { close, forEachBackend, noLeak, tolerance } from "../../helpers.ts";
 
 /** Newton–Schulz as Jordan et al. write it: X changes in every step. */
 function direct(rows: number[][]): number[][] {

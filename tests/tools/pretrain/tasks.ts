@@ -1,9 +1,14 @@
 import * as tf from "@tensorflow/tfjs";
-import { joined } from "../../core/joined.ts";
-import { fold, type Key, key, normal, stream } from "../../core/random.ts";
-import { readInto } from "../../core/read_into.ts";
-import { leaves, valueAndGrads } from "../../core/tree.ts";
-import { type Schedule, schedule } from "../../diffusion/schedule.ts";
+import { joined } from "../../../src/core/joined.ts";
+import {
+  fold,
+  type Key,
+  key,
+  normal,
+  stream,
+} from "../../../src/core/random.ts";
+import { leaves, valueAndGrads } from "../../../src/core/tree.ts";
+import { type Schedule, schedule } from "../../../src/diffusion/schedule.ts";
 import {
   type Autoencoder,
   autoencoderSpec,
@@ -11,54 +16,55 @@ import {
   downsampleFactor,
   drawLatent,
   encode,
-} from "../../models/autoencoder.ts";
-import type { ClipConfig } from "../../models/config.ts";
+} from "../../../src/models/autoencoder.ts";
+import type { ClipConfig } from "../../../src/models/config.ts";
 import {
   type Clip,
   clipSpec,
   imageEmbedding,
   normalise,
   textEmbedding,
-} from "../../models/image_encoder.ts";
+} from "../../../src/models/image_encoder.ts";
 import {
   type TextEncoder,
   textEncoder,
   textEncoderSpec,
-} from "../../models/text_encoder.ts";
+} from "../../../src/models/text_encoder.ts";
 import {
   type T2IAdapter,
   t2iAdapter,
   t2iAdapterSpec,
-} from "../../models/t2i_adapter.ts";
-import type { Tokenizer } from "../../models/tokenizer.ts";
-import { type UNet, unet, unetSpec } from "../../models/unet.ts";
+} from "../../../src/models/t2i_adapter.ts";
+import type { Tokenizer } from "../../../src/models/tokenizer.ts";
+import { type UNet, unet, unetSpec } from "../../../src/models/unet.ts";
 import {
   buildTree,
   type Spec,
   specLeaves,
   type SpecLike,
-} from "../../nn/spec.ts";
-import type { FlatLayout } from "../../optim/flat.ts";
-import { flatLayout } from "../../optim/flat.ts";
-import type { Art } from "../art.ts";
-import { captionOf } from "../captions.ts";
-import { conceptImage } from "../concepts.ts";
+} from "../../../src/nn/spec.ts";
+import type { Art } from "../../../src/micro/art.ts";
+import { captionOf } from "../../../src/micro/captions.ts";
+import { conceptImage } from "../../../src/micro/concepts.ts";
 import {
   renderMask,
   renderScene,
   type SampleSceneOptions,
   type Scene,
   trainScene,
-} from "../scenes.ts";
-import { sketchOf } from "../sketch.ts";
+} from "../../../src/micro/scenes.ts";
+import type { Grey } from "../../../src/diffusion/condition_images.ts";
+import { outlineOf } from "../../../src/micro/sketch.ts";
 import {
-  identityLoss,
-  identityViews,
-  spoiltLabel,
-  viewsKey,
-} from "./evaluator.ts";
-import { tokenizerOfWorld } from "./vocabulary.ts";
-import { IDENTITIES, WIDE_WORLD, WORLD, type World } from "../world.ts";
+  IDENTITIES,
+  WIDE_WORLD,
+  WORLD,
+  type World,
+} from "../../../src/micro/world.ts";
+import { readInto } from "./read_into.ts";
+import { type FlatLayout, flatLayout } from "./flat.ts";
+import { identityLoss, identityViews, spoiltLabel } from "./evaluator.ts";
+import { tokenizerOfWorld } from "./tokenizer.ts";
 import {
   ADAPTER_CONFIG,
   CLIP_A_SIZE,
@@ -112,10 +118,8 @@ export interface Shard {
   readonly seed: number;
 }
 
-/** What a shard gives beside its gradient, which is written where it is told. */
-export interface ShardResult {
-  readonly losses: Readonly<Record<string, number>>;
-}
+/** Losses of a step by name. */
+export type Losses = Readonly<Record<string, number>>;
 
 /** Embeddings of a shard, and later the gradient with respect to them. */
 export interface Embeddings {
@@ -154,6 +158,11 @@ const EVALUATOR_CONFIG: ClipConfig = clipConfig(
 export function clipConfigOf(name: NetworkName): ClipConfig {
   return name === "clip_b" ? EVALUATOR_CONFIG : CLIP_CONFIG;
 }
+
+/** Spec of the frozen text tower. */
+export const TEXT_SPEC: Spec<TextEncoder> = textEncoderSpec(
+  CLIP_CONFIG.text_config,
+);
 
 /** Spec of a network of the embedded model. */
 // deno-lint-ignore no-explicit-any
@@ -199,37 +208,35 @@ export function flattenTree(layout: FlatLayout, tree: unknown): Float32Array {
  * Makes a parameter tree from flat values.
  *
  * @param spec The network's spec.
- * @param layout Its layout.
  * @param values Flat parameters.
  */
-export function unflatten<T>(
-  spec: Spec<T>,
-  layout: FlatLayout,
-  values: Float32Array,
-): T {
-  const entries = new Map(layout.entries.map((e) => [e.path, e]));
+export function unflatten<T>(spec: Spec<T>, values: Float32Array): T {
+  const entries = new Map(layoutOf(spec).entries.map((e) => [e.path, e]));
   return buildTree<T>(spec, (param, path) => {
     const { offset, size } = entries.get(path)!;
     return tf.tensor(values.subarray(offset, offset + size), param.shape);
   });
 }
 
-async function flattenGrads(
-  layout: FlatLayout,
-  grads: Map<string, tf.Tensor>,
+/** Gives a loss and writes its gradient. */
+async function differentiate<T>(
+  name: NetworkName,
+  params: T,
+  loss: (params: T) => tf.Scalar,
   into: Float32Array,
-): Promise<void> {
-  for (const { path, offset, size } of layout.entries) {
+): Promise<number> {
+  const { value, grads } = valueAndGrads(loss, params);
+  const [number] = await value.data();
+  for (const { path, offset, size } of networkLayout(name).entries) {
     await readInto(grads.get(path)!, into.subarray(offset, offset + size));
   }
+  tf.dispose([value, ...grads.values()]);
+  return number;
 }
 
-/** Pixels of images as [b, 64, 64, 3] in [−1, 1]. */
-export function pixels(
-  images: readonly Uint8Array[],
-  side: number,
-): tf.Tensor4D {
-  const size = side * side * 3;
+/** Pixels of the world's images as [b, 64, 64, 3] in [−1, 1]. */
+export function pixels(images: readonly Uint8Array[]): tf.Tensor4D {
+  const { side } = WORLD, size = side * side * 3;
   const values = new Float32Array(images.length * size);
   images.forEach((image, i) => {
     for (let j = 0; j < size; j++) {
@@ -264,12 +271,10 @@ export async function vaeShard(
   shard: Shard,
   materials: Materials,
   into: Float32Array,
-): Promise<ShardResult> {
-  const spec = networkLayout("vae");
+): Promise<Losses> {
   const batch = members(shard);
   const images = pixels(
-    batch.map((i) => sceneImage(i, shard.seed, materials)),
-    WORLD.side,
+    batch.map((i) => sceneImage(i + shard.seed * 1e6, materials.art)),
   );
   const noise = tf.tensor4d(
     normal(
@@ -279,7 +284,7 @@ export async function vaeShard(
     [batch.length, LATENT_SIDE, LATENT_SIDE, VAE_CONFIG.latent_channels],
   );
   const parts: tf.Scalar[] = [];
-  const { value, grads } = valueAndGrads((p: Autoencoder) => {
+  const loss = await differentiate("vae", params, (p) => {
     const posterior = encode(p, VAE_CONFIG, images);
     const out = decode(p, VAE_CONFIG, drawLatent(posterior, noise));
     const error = out.sub(images) as tf.Tensor4D;
@@ -301,30 +306,18 @@ export async function vaeShard(
     parts.push(tf.keep(mse as tf.Scalar), tf.keep(kl as tf.Scalar));
     return mse.mul(4).add(tf.mean(error.abs())).add(edges.mul(0.5))
       .add(kl.mul(KL)) as tf.Scalar;
-  }, params);
-  const losses = {
-    loss: (await value.data())[0],
-    mse: (await parts[0].data())[0],
-    kl: (await parts[1].data())[0],
-  };
-  await flattenGrads(spec, grads, into);
-  tf.dispose([value, ...parts, ...grads.values(), images, noise]);
-  return { losses };
+  }, into);
+  const [mse, kl] = await Promise.all(parts.map((part) => part.data()));
+  tf.dispose([...parts, images, noise]);
+  return { loss, mse: mse[0], kl: kl[0] };
 }
 
 /**
- * Images of the autoencoder's diet: base scenes. Identities stay out of it, as
- * out of every base training set.
+ * The `n`-th image of the autoencoder's diet: base scenes. Identities stay out
+ * of it, as out of every base training set.
  */
-function sceneImage(
-  i: number,
-  seed: number,
-  materials: Materials,
-): Uint8Array {
-  return renderScene(
-    trainScene(i + seed * 1e6, WORLD, {}, materials.art),
-    materials.art,
-  );
+export function sceneImage(n: number, art: Art): Uint8Array {
+  return renderScene(trainScene(n, WORLD, {}, art), art);
 }
 
 /**
@@ -421,10 +414,11 @@ function clipInputs(
   const samples = members(shard).map((i) =>
     clipSample(name, i, shard, materials)
   );
+  const root = key(shard.seed);
   // The evaluation CLIP also tells drawings apart, without words.
   const views = name === "clip_b"
     ? members(shard).filter((i) => i % 2 === 0).map((i) =>
-      identityViews(viewsKey(shard.seed, i), materials.frames)
+      identityViews(fold(root, "views", i), materials.frames)
     )
     : [];
   const labels = [
@@ -440,11 +434,11 @@ function clipInputs(
     ...samples.map((s) => s.image),
     ...views.flatMap(({ views, spoilt }) => [...views, ...spoilt]),
   ];
-  let images = pixels(drawn, WORLD.side);
+  let images = pixels(drawn);
   if (name === "clip_b" && materials.autoencoder) {
     const degraded = degrade(
       images,
-      fold(key(shard.seed), "degrade", shard.step, shard.index),
+      fold(root, "degrade", shard.step, shard.index),
       materials.autoencoder,
     );
     images.dispose();
@@ -473,7 +467,8 @@ export async function clipEmbed(
   shard: Shard,
   materials: Materials,
 ): Promise<EmbeddedShard> {
-  const { images, tokens, labels } = clipInputs(name, shard, materials);
+  const inputs = clipInputs(name, shard, materials);
+  const { images, tokens, labels } = inputs;
   const config = clipConfigOf(name);
   const [a, b] = tf.tidy(() => [
     normalise(imageEmbedding(params, config, images)),
@@ -486,7 +481,7 @@ export async function clipEmbed(
     labels,
   };
   tf.dispose([a, b]);
-  materials.waiting.set(shardKey(shard), { images, tokens, labels });
+  materials.waiting.set(shardKey(shard), inputs);
   return result;
 }
 
@@ -498,22 +493,18 @@ export async function clipBackward(
   materials: Materials,
   by: Embeddings,
   into: Float32Array,
-): Promise<ShardResult> {
-  const layout = networkLayout(name);
-  const kept = materials.waiting.get(shardKey(shard));
+): Promise<void> {
+  const { images, tokens } = materials.waiting.get(shardKey(shard))!;
   materials.waiting.delete(shardKey(shard));
-  const { images, tokens } = kept ?? clipInputs(name, shard, materials);
   const config = clipConfigOf(name);
-  const { value, grads } = valueAndGrads((p: Clip) => {
+  await differentiate(name, params, (p) => {
     const a = normalise(imageEmbedding(p, config, images));
     const b = normalise(textEmbedding(p, config, tokens));
     return tf.sum(a.mul(tf.tensor2d(by.images, a.shape))).add(
       tf.sum(b.mul(tf.tensor2d(by.texts, b.shape))),
     ) as tf.Scalar;
-  }, params);
-  await flattenGrads(layout, grads, into);
-  tf.dispose([value, ...grads.values(), images]);
-  return { losses: {} };
+  }, into);
+  images.dispose();
 }
 
 /**
@@ -603,7 +594,7 @@ function contrastive(
 export function clipLoss(
   shards: readonly EmbeddedShard[],
   logScale: number,
-): { losses: Record<string, number>; by: Embeddings[]; byScale: number } {
+): { losses: Losses; by: Embeddings[]; byScale: number } {
   const d = shards[0].texts.length / shards[0].tokens.length;
   const captioned = {
     images: joined(
@@ -777,17 +768,32 @@ export async function unetShard(
   shard: Shard,
   materials: Materials,
   into: Float32Array,
-): Promise<ShardResult> {
-  const layout = networkLayout("unet");
+): Promise<Losses> {
   const { timesteps, inputs } = denoisingBatch(shard, materials);
-  const { value, grads } = valueAndGrads((p: UNet) => {
+  const loss = await differentiate("unet", params, (p) => {
     const out = unet(p, UNET_CONFIG, inputs.x, timesteps, inputs.states);
     return tf.mean(out.sub(inputs.v).square().mul(inputs.weight)) as tf.Scalar;
-  }, params);
-  const losses = { loss: (await value.data())[0] };
-  await flattenGrads(layout, grads, into);
-  tf.dispose([value, ...grads.values(), ...Object.values(inputs)]);
-  return { losses };
+  }, into);
+  tf.dispose(Object.values(inputs));
+  return { loss };
+}
+
+/**
+ * A sketch of a scene: the outline of every object, in front of nothing.
+ *
+ * @param scene The scene.
+ * @param art Loaded art.
+ * @returns `[side, side]`, 1 on outlines, as a condition image.
+ */
+export function sketchOf(scene: Scene, art: Art): Grey {
+  const { side } = scene;
+  const values = new Float32Array(side * side);
+  scene.objects.forEach((_, i) => {
+    outlineOf(renderMask(scene, art, i), side).values.forEach((v, k) => {
+      values[k] = Math.max(values[k], v);
+    });
+  });
+  return { width: side, height: side, values };
 }
 
 /**
@@ -800,8 +806,7 @@ export async function adapterShard(
   shard: Shard,
   materials: Materials,
   into: Float32Array,
-): Promise<ShardResult> {
-  const layout = networkLayout("adapter");
+): Promise<Losses> {
   const { scenes, timesteps, inputs } = denoisingBatch(
     shard,
     materials,
@@ -815,7 +820,7 @@ export async function adapterShard(
     Float32Array.from(sketches.flatMap(({ values }) => [...values])),
     [sketches.length, side, side, 1],
   );
-  const { value, grads } = valueAndGrads((p: T2IAdapter) => {
+  const loss = await differentiate("adapter", params, (p) => {
     const out = unet(
       materials.unet!,
       UNET_CONFIG,
@@ -826,14 +831,7 @@ export async function adapterShard(
     );
     // Unweighted: min-SNR would mute the noisy steps that outlines are for.
     return tf.mean(out.sub(inputs.v).square()) as tf.Scalar;
-  }, params);
-  const losses = { loss: (await value.data())[0] };
-  await flattenGrads(layout, grads, into);
-  tf.dispose([value, ...grads.values(), ...Object.values(inputs), condition]);
-  return { losses };
+  }, into);
+  tf.dispose([...Object.values(inputs), condition]);
+  return { loss };
 }
-
-/** Spec of the frozen text tower. */
-export const TEXT_SPEC: Spec<TextEncoder> = textEncoderSpec(
-  CLIP_CONFIG.text_config,
-);

@@ -1,7 +1,7 @@
 import * as tf from "@tensorflow/tfjs";
-import { ownedByCaller } from "../../core/tree.ts";
-import type { Autoencoder } from "../../models/autoencoder.ts";
-import { symmetricEigen } from "../../optim/least_squares.ts";
+import { ownedByCaller } from "../../../src/core/tree.ts";
+import type { Autoencoder } from "../../../src/models/autoencoder.ts";
+import { symmetricEigen } from "../../../src/optim/least_squares.ts";
 
 /** An affine change of latents: z ↦ (z − mean)·forward; `backward` undoes it. */
 export interface LatentBasis {

@@ -1,59 +1,57 @@
 import * as tf from "@tensorflow/tfjs";
-import { cannot } from "../../core/errors.ts";
-import { finish } from "../../core/finish.ts";
-import { fold, key } from "../../core/random.ts";
-import { createPool } from "../../core/pool.ts";
-import { disposeTree } from "../../core/tree.ts";
-import { exists } from "../../io/files.ts";
+import { cannot } from "../../../src/core/errors.ts";
+import { finish } from "../../../src/core/finish.ts";
+import { fold, key } from "../../../src/core/random.ts";
+import { createPool } from "../../../src/core/pool.ts";
+import { disposeTree } from "../../../src/core/tree.ts";
+import { exists } from "../../../src/io/files.ts";
 import {
   encodeFloat,
   openSafetensors,
   type RawTensor,
   toFloat32,
   writeSafetensors,
-} from "../../io/safetensors.ts";
-import { initialise } from "../../nn/spec.ts";
+} from "../../../src/io/safetensors.ts";
+import { initialise } from "../../../src/nn/spec.ts";
+import {
+  type Autoencoder,
+  autoencoderSpec,
+  encode,
+} from "../../../src/models/autoencoder.ts";
+import { loadArt } from "../../../src/micro/art.ts";
 import {
   flatAdamW,
   type FlatLayout,
   type FlatState,
   flatState,
   warmupLinear,
-} from "../../optim/flat.ts";
-import { flatMuon, type Orthogonaliser } from "../../optim/muon.ts";
-import {
-  LATENT_SCENES,
-  type NetworkName,
-  type NetworkRecipe,
-  VAE_CONFIG,
-} from "./recipe.ts";
-import {
-  type Autoencoder,
-  autoencoderSpec,
-  encode,
-} from "../../models/autoencoder.ts";
-import { loadArt } from "../art.ts";
-import { renderScene, trainScene } from "../scenes.ts";
-import { WORLD } from "../world.ts";
+} from "./flat.ts";
+import { flatMuon, type Orthogonaliser } from "./muon.ts";
+import { type NetworkName, type NetworkRecipe, VAE_CONFIG } from "./recipe.ts";
 import { latentBasis, rescaleLatents } from "./latent_basis.ts";
-import type { ServerInit, ShardAnswer, ShardRequest } from "./shards.ts";
-import { createShardServer } from "./shards.ts";
+import {
+  type ServerInit,
+  type ShardAnswer,
+  type ShardRequest,
+  startShardServer,
+} from "./shards.ts";
 import type { ShardHandlers } from "./worker.ts";
 import {
   clipLoss,
   type EmbeddedShard,
   flattenTree,
   LATENT_SIDE,
+  type Losses,
   networkLayout,
   networkSpec,
   pixels,
+  sceneImage,
   type Shard,
-  type ShardResult,
   unflatten,
 } from "./tasks.ts";
 
 /** Runs shard requests: in workers, or in place. */
-export interface ShardRunner {
+interface ShardRunner {
   /** Answers in the order of the requests. */
   map(requests: readonly ShardRequest[]): Promise<ShardAnswer[]>;
   close(): void;
@@ -75,12 +73,11 @@ async function startRunner(
   workers: number,
 ): Promise<ShardRunner> {
   if (workers === 0) {
-    const server = createShardServer(init);
-    await server.ready;
+    const server = await startShardServer(init);
     return {
       async map(requests) {
         const answers: ShardAnswer[] = [];
-        for (const request of requests) answers.push(await server.run(request));
+        for (const request of requests) answers.push(await server(request));
         return answers;
       },
       close: () => {},
@@ -89,7 +86,7 @@ async function startRunner(
   const pool = await createPool<ShardHandlers>({
     workers,
     module: new URL("./worker.ts", import.meta.url),
-    init: { backend: "wasm", ...init },
+    init,
   });
   return {
     // Shard i always goes to the same worker: what a CLIP's first pass kept is
@@ -106,11 +103,10 @@ async function startRunner(
 
 /** One step of pretraining. */
 export interface PretrainRecord {
-  readonly network: NetworkName;
   /** Steps done. */
   readonly step: number;
   readonly steps: number;
-  readonly losses: Readonly<Record<string, number>>;
+  readonly losses: Losses;
   readonly lr: number;
   /** Gradient norm before clipping. */
   readonly norm: number;
@@ -127,12 +123,9 @@ export interface PretrainOptions {
   /** @default 120 */
   readonly saveEvery?: number;
   /** Starting parameters (such as committed averaged weights). */
-  readonly start?: { readonly params: Float32Array; readonly step: number };
+  readonly start?: Float32Array;
   /** Data the shards need. */
-  readonly materials?: Pick<
-    ServerInit,
-    "latents" | "text" | "autoencoder" | "unet"
-  >;
+  readonly materials?: Omit<ServerInit, "name" | "params">;
 }
 
 /**
@@ -153,17 +146,13 @@ export async function* pretrain(
   const { recipe, workers, checkpoint, saveEvery = 120 } = options;
   const layout = networkLayout(name);
   const shared = sharedFloats(layout.size);
-  let state: FlatState;
   const saved = await exists(checkpoint)
     ? await loadState(checkpoint, layout.size, recipe)
     : undefined;
-  if (saved) {
-    shared.set(saved.params);
-    state = { ...saved, params: shared };
-  } else {
-    shared.set(options.start?.params ?? freshParams(name, recipe.seed));
-    state = flatState(shared, options.start?.step);
-  }
+  shared.set(
+    saved?.params ?? options.start ?? freshParams(name, recipe.seed),
+  );
+  const state = saved ? { ...saved, params: shared } : flatState(shared);
   const runner = await startRunner(
     { name, params: shared, ...options.materials },
     workers,
@@ -203,7 +192,6 @@ export async function* pretrain(
         : flatAdamW(layout, state, grads, { ...recipe, lr });
       between = true;
       yield {
-        network: name,
         step: state.step,
         steps: recipe.steps,
         losses,
@@ -225,8 +213,6 @@ export async function* pretrain(
   }
 }
 
-type Losses = Readonly<Record<string, number>>;
-
 /** The gradient of a loss that is a mean over shards; gives its parts. */
 async function meanGradient(
   runner: ShardRunner,
@@ -236,12 +222,12 @@ async function meanGradient(
 ): Promise<Losses> {
   const results = await runner.map(
     shards.map((shard, i) => ({ kind: "gradient", shard, into: ofShard[i] })),
-  ) as ShardResult[];
+  ) as Losses[];
   grads.fill(0);
   for (const part of ofShard) add(grads, part, 1 / shards.length);
   const losses: Record<string, number> = {};
-  for (const r of results) {
-    for (const [part, value] of Object.entries(r.losses)) {
+  for (const result of results) {
+    for (const [part, value] of Object.entries(result)) {
       losses[part] = (losses[part] ?? 0) + value / shards.length;
     }
   }
@@ -301,14 +287,9 @@ function add(to: Float32Array, from: Float32Array, factor: number): void {
 /** Freshly initialised parameters, flat. */
 function freshParams(name: NetworkName, seed: number): Float32Array {
   const tree = initialise(networkSpec(name), fold(key(seed), "initialise"));
-  const flat = flatten(name, tree);
+  const flat = flattenTree(networkLayout(name), tree);
   disposeTree(tree);
   return flat;
-}
-
-/** Parameters of a network's tree, flat. */
-export function flatten(name: NetworkName, tree: unknown): Float32Array {
-  return flattenTree(networkLayout(name), tree);
 }
 
 const STATE = ["params", "m", "v", "ema"] as const;
@@ -401,7 +382,7 @@ export async function loadState(
 export async function* encodeLatents(
   autoencoder: Float32Array,
   workers: number,
-  scenes = LATENT_SCENES,
+  scenes: number,
 ): AsyncGenerator<{ done: number; total: number }, Float32Array> {
   const latents = sharedFloats(
     scenes * LATENT_SIDE ** 2 * VAE_CONFIG.latent_channels,
@@ -432,23 +413,17 @@ export async function* encodeLatents(
  *
  * @param values Flat parameters.
  * @param workers Deno Workers; 0 runs in place.
- * @param scenes How many scenes to measure.
  * @returns Flat parameters that decode to the same images.
  */
 export async function normaliseLatents(
   values: Float32Array,
   workers: number,
-  scenes = 512,
 ): Promise<Float32Array> {
-  const latents = await finish(encodeLatents(values, workers, scenes));
+  const latents = await finish(encodeLatents(values, workers, 512));
   const basis = latentBasis(latents, VAE_CONFIG.latent_channels);
-  const tree = unflatten<Autoencoder>(
-    autoencoderSpec(VAE_CONFIG),
-    networkLayout("vae"),
-    values,
-  );
+  const tree = unflatten<Autoencoder>(autoencoderSpec(VAE_CONFIG), values);
   const changed = rescaleLatents(tree, basis, await averageVariance(tree));
-  const flat = flatten("vae", changed);
+  const flat = flattenTree(networkLayout("vae"), changed);
   disposeTree([tree, changed]);
   return flat;
 }
@@ -456,12 +431,9 @@ export async function normaliseLatents(
 /** Posterior variance of each latent channel, averaged over some scenes. */
 async function averageVariance(tree: Autoencoder): Promise<number[]> {
   const art = await loadArt();
-  const images = Array.from(
-    { length: 16 },
-    (_, i) => renderScene(trainScene(i, WORLD, {}, art), art),
-  );
+  const images = Array.from({ length: 16 }, (_, i) => sceneImage(i, art));
   const variance = tf.tidy(() =>
-    encode(tree, VAE_CONFIG, pixels(images, WORLD.side)).logvar.exp()
+    encode(tree, VAE_CONFIG, pixels(images)).logvar.exp()
       .mean([0, 1, 2])
   );
   const values = Array.from(await variance.data());

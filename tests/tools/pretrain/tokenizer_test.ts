@@ -1,6 +1,6 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
-import { loadTokenizer } from "../../src/models/tokenizer.ts";
-import { buildTokenizer } from "../../src/micro/tokenizer_build.ts";
+import { loadTokenizer } from "../../../src/models/tokenizer.ts";
+import { buildTokenizer } from "./tokenizer.ts";
 
 // Prefixes, shared middles and repeats: each would break a plain prefix chain.
 const WORDS = (

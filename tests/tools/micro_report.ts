@@ -3,36 +3,30 @@
  *
  * @module
  */
-import { cannot } from "../core/errors.ts";
-import { finish } from "../core/finish.ts";
+import { cannot } from "../../src/core/errors.ts";
+import { finish } from "../../src/core/finish.ts";
 import {
   type EvaluatorCheck,
   evaluatorTable,
   evaluatorVerdict,
-} from "../evaluation/evaluator_check.ts";
-import {
-  type MicroNumbers,
-  type MicroPictures,
-  microReport,
-  microTargets,
-} from "../micro/quality.ts";
-import { joinPath, writeJson } from "../io/files.ts";
-import type { Pixels } from "../io/png.ts";
-import { BACKGROUNDS } from "../micro/world.ts";
-import { SETTING_OPTIONS, settingsOf } from "../experiments/presets.ts";
+} from "../../src/evaluation/evaluator_check.ts";
+import { joinPath, writeJson } from "../../src/io/files.ts";
+import type { Pixels } from "../../src/io/png.ts";
+import { BACKGROUNDS } from "../../src/micro/world.ts";
+import { SETTING_OPTIONS, settingsOf } from "../../src/experiments/presets.ts";
 import {
   type Report,
   type ReportPart,
   reportText,
   tablePart,
   writeReport,
-} from "../report/document.ts";
-import type { Sheet } from "../report/grid.ts";
-import { decimal } from "../report/format.ts";
-import { tableOf } from "../report/table.ts";
-import { terminalColumns } from "./progress.ts";
-import { type Command, command, runCommand } from "./command.ts";
-import { inLab, LAB_OPTIONS, labRequest } from "./lab_options.ts";
+} from "../../src/report/document.ts";
+import type { Sheet } from "../../src/report/grid.ts";
+import { decimal } from "../../src/report/format.ts";
+import { tableOf } from "../../src/report/table.ts";
+import { terminalColumns } from "../../src/cli/progress.ts";
+import { type Command, command, runCommand } from "../../src/cli/command.ts";
+import { inLab, LAB_OPTIONS, labRequest } from "../../src/cli/lab_options.ts";
 import {
   flag,
   folder,
@@ -40,7 +34,13 @@ import {
   parsed,
   type Values,
   whole,
-} from "./options.ts";
+} from "../../src/cli/options.ts";
+import {
+  type MicroNumbers,
+  type MicroPictures,
+  microReport,
+  microTargets,
+} from "./micro_quality.ts";
 
 const count = whole({ least: 1 });
 
@@ -190,7 +190,6 @@ async function run(request: Request): Promise<void> {
     lab,
     (lab, { describe, progress }) => {
       if (!json) progress.line(describe);
-      const sizes = { single, pairs, scenes, references, classPictures };
       return finish(
         microReport({
           model: lab.folders.model,
@@ -199,8 +198,7 @@ async function run(request: Request): Promise<void> {
             const [ids] = await lab.draw([{ model, samples, sampling }]);
             return await Promise.all(ids.map((id) => lab.picture(id)));
           },
-          naming,
-          ...sizes,
+          ...{ naming, single, pairs, scenes, references, classPictures },
         }),
         ({ done, total }) => progress.update("measuring", done, total, "part"),
       );

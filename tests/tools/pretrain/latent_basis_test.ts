@@ -1,20 +1,17 @@
 import { assert, assertAlmostEquals } from "@std/assert";
 import * as tf from "@tensorflow/tfjs";
-import { selectBackend } from "../../src/core/backend.ts";
-import { key, normal } from "../../src/core/random.ts";
-import { disposeTree } from "../../src/core/tree.ts";
-import {
-  latentBasis,
-  rescaleLatents,
-} from "../../src/micro/pretrain/latent_basis.ts";
-import { VAE_CONFIG } from "../../src/micro/pretrain/recipe.ts";
+import { selectBackend } from "../../../src/core/backend.ts";
+import { key, normal } from "../../../src/core/random.ts";
+import { disposeTree } from "../../../src/core/tree.ts";
 import {
   type Autoencoder,
   autoencoderSpec,
   decode,
   encode,
-} from "../../src/models/autoencoder.ts";
-import { initialise } from "../../src/nn/spec.ts";
+} from "../../../src/models/autoencoder.ts";
+import { initialise } from "../../../src/nn/spec.ts";
+import { latentBasis, rescaleLatents } from "./latent_basis.ts";
+import { VAE_CONFIG } from "./recipe.ts";
 
 /** Three channels: one strong, one its mixture, one weak. */
 function mixed(n: number): Float32Array {

@@ -1,12 +1,7 @@
 import { assert, assertAlmostEquals, assertEquals } from "@std/assert";
-import { key, normal } from "../../src/core/random.ts";
-import { loadConceptArt } from "../../src/micro/concepts.ts";
-import {
-  identityLoss,
-  identityViews,
-  spoiltLabel,
-  viewsKey,
-} from "../../src/micro/pretrain/evaluator.ts";
+import { fold, key, normal } from "../../../src/core/random.ts";
+import { loadConceptArt } from "../../../src/micro/concepts.ts";
+import { identityLoss, identityViews, spoiltLabel } from "./evaluator.ts";
 
 /**
  * Supervised contrastive loss as it is written (Khosla et al. 2020, eq. 2), and
@@ -81,7 +76,10 @@ Deno.test("the identity loss and its gradient are those of the formula", () => {
 Deno.test("views of one drawing share a label and differ in their pixels", async () => {
   const art = await loadConceptArt();
   for (let n = 0; n < 20; n++) {
-    const { views, spoilt, label } = identityViews(viewsKey(1, n), art);
+    const { views, spoilt, label } = identityViews(
+      fold(key(1), "views", n),
+      art,
+    );
     assertEquals(views[0].length, 64 * 64 * 3);
     assert(views[0].some((v, i) => v !== views[1][i]));
     spoilt.forEach((bad, k) => {

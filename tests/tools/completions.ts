@@ -4,13 +4,13 @@
  *
  * @module
  */
-import { type Command, command, runCommand } from "./command.ts";
-import { convertCommand } from "./convert.ts";
-import { evaluateCommand } from "./evaluate.ts";
-import { EXPERIMENT_COMMANDS } from "./experiment.ts";
-import { fuseCommand } from "./fuse.ts";
-import { inspectCommand } from "./inspect.ts";
-import { memoryCommand } from "./memory.ts";
+import { type Command, command, runCommand } from "../../src/cli/command.ts";
+import { convertCommand } from "../../src/cli/convert.ts";
+import { evaluateCommand } from "../../src/cli/evaluate.ts";
+import { EXPERIMENT_COMMANDS } from "../../src/cli/experiment.ts";
+import { fuseCommand } from "../../src/cli/fuse.ts";
+import { inspectCommand } from "../../src/cli/inspect.ts";
+import { memoryCommand } from "../../src/cli/memory.ts";
 import {
   oneOf,
   type Option,
@@ -19,11 +19,11 @@ import {
   optionTable,
   takesValue,
   type Values,
-} from "./options.ts";
-import { pretrainCommand } from "./pretrain.ts";
-import { sampleCommand } from "./sample.ts";
-import { trainCommand } from "./train.ts";
-import { workerCommand } from "./worker.ts";
+} from "../../src/cli/options.ts";
+import { sampleCommand } from "../../src/cli/sample.ts";
+import { trainCommand } from "../../src/cli/train.ts";
+import { workerCommand } from "../../src/cli/worker.ts";
+import { pretrainCommand } from "./pretrain/main.ts";
 
 /** Shells that there are completions for. */
 const SHELLS = ["bash", "zsh", "fish"] as const;

@@ -5,7 +5,7 @@
  * @module
  */
 import * as tf from "@tensorflow/tfjs";
-import { readInto } from "../core/read_into.ts";
+import { readInto } from "./read_into.ts";
 import {
   adamwEntries,
   averageKept,
@@ -167,7 +167,7 @@ export interface Orthogonaliser {
  * @param state Changed in place; `step` grows by one. A matrix's momentum is in
  * `m`, its `v` stays as it is.
  * @param grads Gradients, laid out alike.
- * @param options Rates; `betas` and `eps` are those of AdamW.
+ * @param options Rates.
  * @param orthogonaliser Orthogonalises the matrices' updates.
  * @returns The gradient's global norm before clipping.
  * @throws If the gradient is not finite; the state is then unchanged.

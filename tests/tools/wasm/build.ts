@@ -1,6 +1,6 @@
 /**
  * Compiles `simd.as` and `f64.as` (AssemblyScript) and embeds them in
- * `simd_wasm.ts` and `f64_wasm.ts`.
+ * `src/core/kernels/simd_wasm.ts` and `f64_wasm.ts`.
  *
  * Only for those who change the kernels: the result is committed, so nothing
  * of this is needed to use the library. Run `deno run -A --no-lock` on this
@@ -8,7 +8,7 @@
  *
  * @module
  */
-import { encodeBase64 } from "./base64.ts";
+import { encodeBase64 } from "../../../src/core/kernels/base64.ts";
 
 /** The part of the AssemblyScript compiler that is used here. */
 interface Asc {
@@ -61,13 +61,15 @@ export async function compile(source: string): Promise<Uint8Array> {
 }
 
 if (import.meta.main) {
-  const here = new URL(".", import.meta.url);
+  const kernels = new URL("../../../src/core/kernels/", import.meta.url);
   for (const name of ["simd", "f64"]) {
-    const source = await Deno.readTextFile(new URL(`${name}.as`, here));
+    const source = await Deno.readTextFile(
+      new URL(`${name}.as`, import.meta.url),
+    );
     const text = encodeBase64(await compile(source));
     await Deno.writeTextFile(
-      new URL(`${name}_wasm.ts`, here),
-      `/** The compiled \`${name}.as\`, base64; made by \`build.ts\`, do not edit. */
+      new URL(`${name}_wasm.ts`, kernels),
+      `/** \`tests/tools/wasm/${name}.as\`, compiled by \`build.ts\` there: do not edit. */
 export const ${name.toUpperCase()}_WASM: string =
   // deno-fmt-ignore
   "${text}";

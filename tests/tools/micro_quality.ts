@@ -4,7 +4,7 @@
  * @module
  */
 import * as tf from "@tensorflow/tfjs";
-import { fold, key, permutation } from "../core/random.ts";
+import { fold, key, permutation } from "../../src/core/random.ts";
 import {
   type ClipModel,
   type ClipVector,
@@ -12,36 +12,39 @@ import {
   embedImages,
   embedTexts,
   loadClip,
-} from "../evaluation/clip.ts";
-import { cosine } from "../evaluation/clip_score.ts";
+} from "../../src/evaluation/clip.ts";
+import { cosine } from "../../src/evaluation/clip_score.ts";
 import {
-  centroid,
+  gallery,
   type GalleryEntry,
   retrieve,
-} from "../evaluation/retrieval.ts";
+} from "../../src/evaluation/retrieval.ts";
 import {
   checkEvaluator,
   EVALUATOR_FLOORS,
   type EvaluatorCheck,
-} from "../evaluation/evaluator_check.ts";
-import { mean } from "../evaluation/statistics.ts";
-import { crop } from "../evaluation/preprocess.ts";
-import { exists } from "../io/files.ts";
-import type { Pixels } from "../io/png.ts";
-import type { Art } from "./art.ts";
-import { loadConceptArt } from "./concepts.ts";
-import { classWordPrompts, evaluatorSet } from "./evaluator_set.ts";
-import { captionOf, withArticle } from "./captions.ts";
+} from "../../src/evaluation/evaluator_check.ts";
+import { mean } from "../../src/evaluation/statistics.ts";
+import { crop } from "../../src/evaluation/preprocess.ts";
+import { exists } from "../../src/io/files.ts";
+import type { Pixels } from "../../src/io/png.ts";
+import type { Art } from "../../src/micro/art.ts";
+import { loadConceptArt } from "../../src/micro/concepts.ts";
+import {
+  classWordPrompts,
+  evaluatorSet,
+} from "../../src/micro/evaluator_set.ts";
+import { captionOf, withArticle } from "../../src/micro/captions.ts";
 import {
   heldOutScene,
   isHeldOut,
   renderScene,
   type Scene,
   squarePixels,
-} from "./scenes.ts";
-import { BACKGROUNDS, NOUNS } from "./world.ts";
-import { decode, encode } from "../models/autoencoder.ts";
-import { disposeModel, loadModel, type Model } from "../models/model.ts";
+} from "../../src/micro/scenes.ts";
+import { BACKGROUNDS, NOUNS } from "../../src/micro/world.ts";
+import { decode, encode } from "../../src/models/autoencoder.ts";
+import { disposeModel, loadModel, type Model } from "../../src/models/model.ts";
 
 /** The numbers of `micro:report`. */
 export interface MicroNumbers {
@@ -76,7 +79,7 @@ export interface MicroNumbers {
 }
 
 /** A number and its floor; a ratio is of generated to real. */
-export interface Target {
+interface Target {
   /** What is measured. */
   readonly name: string;
   /** What came out. */
@@ -85,27 +88,29 @@ export interface Target {
   readonly floor: number;
 }
 
+/** A picture and its prompt. */
+interface Shown {
+  readonly text: string;
+  readonly image: Pixels;
+}
+
 /** Pictures for contact sheets. */
 export interface MicroPictures {
   /** Held-out prompts of one object, drawn. */
-  readonly single: readonly { readonly text: string; readonly image: Pixels }[];
+  readonly single: readonly Shown[];
   /** Held-out prompts of two objects, drawn. */
-  readonly pairs: readonly { readonly text: string; readonly image: Pixels }[];
+  readonly pairs: readonly Shown[];
   /** Held-out scenes through the autoencoder. */
   readonly scenes: readonly {
     readonly real: Pixels;
     readonly decoded: Pixels;
   }[];
   /** Pictures to be named by looking, in a random order; see `naming`. */
-  readonly naming: readonly {
-    readonly text: string;
-    readonly noun: string;
-    readonly image: Pixels;
-  }[];
+  readonly naming: readonly (Shown & { readonly noun: string })[];
 }
 
 /** How many of the measurements are done. */
-export interface MeasureRecord {
+interface MeasureRecord {
   /** Measurements done. */
   readonly done: number;
   /** Measurements in all. */
@@ -113,7 +118,7 @@ export interface MeasureRecord {
 }
 
 /** A prompt to draw. */
-export interface MicroSample {
+interface MicroSample {
   /** The prompt. */
   readonly text: string;
   /** What its noise is drawn for; the first entry is the seed. */
@@ -121,7 +126,7 @@ export interface MicroSample {
 }
 
 /** What is measured. */
-export interface MicroReportOptions {
+interface MicroReportOptions {
   /** Folder of the model, with `clip_b` and, to measure it too, `clip_a`. */
   readonly model: string;
   /**
@@ -130,43 +135,21 @@ export interface MicroReportOptions {
    * @param samples Prompts, and what their noise is drawn for.
    */
   readonly draw: (samples: readonly MicroSample[]) => Promise<Pixels[]>;
-  /**
-   * One-object prompts.
-   *
-   * @default 96
-   */
-  readonly single?: number;
-  /**
-   * Two-object prompts.
-   *
-   * @default 48
-   */
-  readonly pairs?: number;
-  /**
-   * Scenes for PSNR; a multiple of 64 also gives that many batches of captions.
-   *
-   * @default 256
-   */
-  readonly scenes?: number;
+  /** One-object prompts. */
+  readonly single: number;
+  /** Two-object prompts. */
+  readonly pairs: number;
+  /** Scenes for PSNR; a multiple of 64 also gives that many batches of captions. */
+  readonly scenes: number;
   /**
    * Whether each noun is also drawn twice, from held-out prompts where it has
    * any, to be named by somebody who does not see the prompts.
-   *
-   * @default {false}
    */
-  readonly naming?: boolean;
-  /**
-   * References per identity in the test of CLIP B.
-   *
-   * @default {20}
-   */
-  readonly references?: number;
-  /**
-   * Pictures per class word that the base model draws for that test.
-   *
-   * @default all backgrounds
-   */
-  readonly classPictures?: number;
+  readonly naming: boolean;
+  /** References per identity in the test of CLIP B. */
+  readonly references: number;
+  /** Pictures per class word that the base model draws for that test. */
+  readonly classPictures: number;
 }
 
 /** Captions that an image is told from. */
@@ -237,10 +220,10 @@ async function classes(
     clip,
     words.flatMap((word) => others.map((other) => text(word, other))),
   );
-  return words.map((label, i) => ({
-    label,
-    center: centroid(rows.slice(i * others.length, (i + 1) * others.length)),
-  }));
+  return gallery(words.map((word, i) => [
+    word,
+    rows.slice(i * others.length, (i + 1) * others.length),
+  ]));
 }
 
 /**
@@ -271,8 +254,8 @@ export function doubledHalf(image: Pixels, side: "left" | "right"): Pixels {
   return { width: 2 * half, height, channels, data };
 }
 
-/** Share of rows whose nearest class is the wanted one. */
-function accuracy(
+/** Whether each row's nearest class is the wanted one. */
+function correct(
   rows: readonly ClipVector[],
   entries: readonly GalleryEntry[],
   wanted: readonly string[],
@@ -402,7 +385,7 @@ async function judgeOf(
     const rows = await embedImages(clip, one);
     const halves = await Promise.all(
       (["left", "right"] as const).map(async (side, k) =>
-        accuracy(
+        correct(
           await embedImages(clip, pair.map((p) => doubledHalf(p, side))),
           nounClasses,
           two.map((scene) => nounsOf(scene)[k]),
@@ -410,9 +393,9 @@ async function judgeOf(
       ),
     );
     return {
-      noun: share(accuracy(rows, nounClasses, alone.map((s) => nounsOf(s)[0]))),
+      noun: share(correct(rows, nounClasses, alone.map((s) => nounsOf(s)[0]))),
       background: share(
-        accuracy(rows, groundClasses, alone.map((s) => s.background)),
+        correct(rows, groundClasses, alone.map((s) => s.background)),
       ),
       both: share(halves[0].map((right, i) => right && halves[1][i])),
     };
@@ -439,22 +422,20 @@ export async function* microReport(
   { numbers: MicroNumbers; evaluator: EvaluatorCheck; pictures: MicroPictures },
   void
 > {
-  const { single = 96, pairs = 48, scenes: sceneCount = 4 * BATCH } = options;
+  const { model: folder, single, pairs } = options;
   const art = await loadConceptArt();
   const named = options.naming ? namingPrompts() : [];
   const words = classWordPrompts(options.classPictures);
   const alone = Array.from({ length: single }, (_, i) => plainScene(i, 1, art));
   const two = Array.from({ length: pairs }, (_, i) => plainScene(i, 2, art));
-  const { model: folder } = options;
   const samples = samplesOf(alone, two, words, named);
   const drawn = await options.draw(samples);
   const render = (scene: Scene) =>
     squarePixels(scene.side, renderScene(scene, art));
-  const steps = 5;
-  const at = (done: number): MeasureRecord => ({ done, total: steps });
+  const at = (done: number): MeasureRecord => ({ done, total: 5 });
   yield at(0);
   const held = Array.from(
-    { length: sceneCount },
+    { length: options.scenes },
     (_, i) => heldOutScene(i, undefined, {}, art),
   );
   const images = held.map(render);

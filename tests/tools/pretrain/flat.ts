@@ -1,4 +1,4 @@
-import { cannot } from "../core/errors.ts";
+import { cannot } from "../../../src/core/errors.ts";
 
 /**
  * Names, shapes and offsets of the parameters of a network laid end to end in
@@ -58,12 +58,10 @@ export interface FlatState {
  * Starts an optimizer run.
  *
  * @param params Initial parameters; used in place.
- * @param step Steps already done.
- * @default step 0
  */
-export function flatState(params: Float32Array, step = 0): FlatState {
+export function flatState(params: Float32Array): FlatState {
   return {
-    step,
+    step: 0,
     params,
     m: new Float32Array(params.length),
     v: new Float32Array(params.length),
@@ -74,10 +72,6 @@ export function flatState(params: Float32Array, step = 0): FlatState {
 /** Settings of one {@linkcode flatAdamW} step. */
 export interface FlatAdamWOptions {
   readonly lr: number;
-  /** @default [0.9, 0.999] */
-  readonly betas?: readonly [number, number];
-  /** @default 1e-8 */
-  readonly eps?: number;
   /** Decoupled, of matrices and kernels only. @default 0.01 */
   readonly weightDecay?: number;
   /** Largest global gradient norm; larger gradients are scaled down. */
@@ -159,8 +153,8 @@ export function adamwEntries(
   clip: number,
   options: FlatAdamWOptions,
 ): void {
-  const { lr, eps = 1e-8, weightDecay = 0.01 } = options;
-  const [beta1, beta2] = options.betas ?? [0.9, 0.999];
+  const { lr, weightDecay = 0.01 } = options;
+  const beta1 = 0.9, beta2 = 0.999, eps = 1e-8;
   const step = state.step + 1;
   const rate = lr / (1 - beta1 ** step);
   const correct2 = 1 / Math.sqrt(1 - beta2 ** step);

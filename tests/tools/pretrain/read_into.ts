@@ -1,5 +1,5 @@
 import * as tf from "@tensorflow/tfjs";
-import { address, type WasmBackend } from "./kernels/simd.ts";
+import { address, type WasmBackend } from "../../../src/core/kernels/simd.ts";
 
 /**
  * Copies a tensor's numbers into memory that is already there. On wasm nothing

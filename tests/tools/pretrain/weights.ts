@@ -1,11 +1,10 @@
-import { machine } from "../../core/platform/machine.ts";
-import { disposeTree } from "../../core/tree.ts";
-import { joinPath, pathOf, writeJson } from "../../io/files.ts";
-import { openComponent } from "../../io/folder.ts";
-import { load, save } from "../../models/checkpoint.ts";
-import type { Clip } from "../../models/image_encoder.ts";
-import { WORLD } from "../world.ts";
-import { modelIndex } from "../../models/model.ts";
+import { disposeTree } from "../../../src/core/tree.ts";
+import { joinPath, writeJson } from "../../../src/io/files.ts";
+import { openComponent } from "../../../src/io/folder.ts";
+import { load, save } from "../../../src/models/checkpoint.ts";
+import type { Clip } from "../../../src/models/image_encoder.ts";
+import { WORLD } from "../../../src/micro/world.ts";
+import { modelIndex } from "../../../src/models/model.ts";
 import {
   ADAPTER_CONFIG,
   type NetworkName,
@@ -16,7 +15,6 @@ import {
 import {
   CLIP_CONFIG,
   clipConfigOf,
-  networkLayout,
   networkSpec,
   TEXT_SPEC,
   TOKENIZER,
@@ -30,7 +28,7 @@ import {
  * @param name The network.
  */
 export async function loadNetwork(
-  folder: string | URL,
+  folder: string,
   name: NetworkName,
 ): Promise<unknown> {
   const { file } = await openComponent(folder, name);
@@ -51,17 +49,16 @@ export async function loadNetwork(
  * @param step Steps behind them.
  */
 export async function writeNetwork(
-  folder: string | URL,
+  folder: string,
   name: NetworkName,
   values: Float32Array,
   step: number,
 ): Promise<void> {
-  const root = pathOf(folder);
-  const tree = unflatten(networkSpec(name), networkLayout(name), values);
+  const tree = unflatten(networkSpec(name), values);
   const metadata = { step: String(step) };
   const options = { dtype: "F16" as const, metadata };
-  const dir = joinPath(root, name);
-  await machine.files.makeFolder(dir);
+  const dir = joinPath(folder, name);
+  await Deno.mkdir(dir, { recursive: true });
   try {
     const isClip = name === "clip_a" || name === "clip_b";
     await save(
@@ -75,7 +72,7 @@ export async function writeNetwork(
     );
     await writeJson(joinPath(dir, "config.json"), CONFIGS[name]);
     if (isClip) await writeClipParts(dir, name);
-    if (name === "clip_a") await writeModelParts(root, tree as Clip, options);
+    if (name === "clip_a") await writeModelParts(folder, tree as Clip, options);
   } finally {
     disposeTree(tree);
   }
@@ -121,7 +118,7 @@ async function writeModelParts(
   options: Parameters<typeof save>[3],
 ): Promise<void> {
   for (const part of ["text_encoder", "scheduler"]) {
-    await machine.files.makeFolder(joinPath(root, part));
+    await Deno.mkdir(joinPath(root, part), { recursive: true });
   }
   await save(
     joinPath(root, "text_encoder", "model.safetensors"),
