@@ -8,7 +8,6 @@ import type { Lab } from "../../lab/lab.ts";
 import type { ReportPart } from "../../report/document.ts";
 import type { RegionNumbers, RegionRow } from "./table.ts";
 
-type Pictures = Extract<ReportPart, { type: "pictures" }>;
 type Line = readonly [label: string, cells: readonly (RegionRow | undefined)[]];
 
 /** The arms of Fig 5. */
@@ -30,7 +29,7 @@ function nameOf({ arm, scale }: RegionRow): string {
 export async function regionSheets(
   lab: Lab,
   { rows }: Pick<RegionNumbers, "rows">,
-): Promise<Pictures[]> {
+): Promise<Extract<ReportPart, { type: "pictures" }>[]> {
   const scenes = Map.groupBy(
     rows.filter(({ picture }) => picture === 0),
     ({ concepts, background }) => `${concepts.join(" ")}, ${background}`,
@@ -68,7 +67,7 @@ async function sheetOf(
   [name, title]: readonly [string, string],
   columns: readonly string[],
   lines: readonly Line[],
-): Promise<Pictures> {
+): Promise<Extract<ReportPart, { type: "pictures" }>> {
   const rows = lines.map(async ([label, cells]) => ({
     label,
     cells: await Promise.all(cells.map(async (row) => {
