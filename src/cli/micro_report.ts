@@ -200,6 +200,7 @@ async function run(request: Request): Promise<void> {
             return await Promise.all(ids.map((id) => lab.picture(id)));
           },
           naming,
+          art: lab.art,
           ...sizes,
         }),
         ({ done, total }) => progress.update("measuring", done, total, "part"),

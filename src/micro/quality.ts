@@ -131,6 +131,12 @@ export interface MicroReportOptions {
    */
   readonly draw: (samples: readonly MicroSample[]) => Promise<Pixels[]>;
   /**
+   * Loaded art.
+   *
+   * @default read when needed
+   */
+  readonly art?: Art;
+  /**
    * One-object prompts.
    *
    * @default 96
@@ -226,21 +232,30 @@ function namingPrompts(): { noun: string; background: string }[] {
   return [...order].map((i) => prompts[i]);
 }
 
-/** Zero-shot classes: each word by the mean of its one-object prompts. */
+/** Zero-shot classes: nouns and backgrounds by the mean of their prompts. */
 async function classes(
   clip: ClipModel,
-  words: readonly string[],
-  others: readonly string[],
-  text: (word: string, other: string) => string,
-): Promise<GalleryEntry[]> {
+): Promise<Record<"nouns" | "grounds", GalleryEntry[]>> {
+  const nouns = NOUNS.map(({ word }) => word);
+  const grounds = BACKGROUNDS.map(({ word }) => word);
   const rows = await embedTexts(
     clip,
-    words.flatMap((word) => others.map((other) => text(word, other))),
+    nouns.flatMap((noun) =>
+      grounds.map((ground) => singlePrompt(noun, ground))
+    ),
   );
-  return words.map((label, i) => ({
-    label,
-    center: centroid(rows.slice(i * others.length, (i + 1) * others.length)),
-  }));
+  const at = (noun: number, ground: number) =>
+    rows[noun * grounds.length + ground];
+  return {
+    nouns: nouns.map((label, i) => ({
+      label,
+      center: centroid(grounds.map((_, j) => at(i, j))),
+    })),
+    grounds: grounds.map((label, j) => ({
+      label,
+      center: centroid(nouns.map((_, i) => at(i, j))),
+    })),
+  };
 }
 
 /**
@@ -389,30 +404,22 @@ async function judgeOf(
   alone: readonly Scene[],
   two: readonly Scene[],
 ) {
-  const nouns = NOUNS.map(({ word }) => word);
-  const grounds = BACKGROUNDS.map(({ word }) => word);
-  const nounClasses = await classes(clip, nouns, grounds, singlePrompt);
-  const groundClasses = await classes(
-    clip,
-    grounds,
-    nouns,
-    (ground, noun) => singlePrompt(noun, ground),
-  );
+  const { nouns, grounds } = await classes(clip);
   return async (one: readonly Pixels[], pair: readonly Pixels[]) => {
     const rows = await embedImages(clip, one);
     const halves = await Promise.all(
       (["left", "right"] as const).map(async (side, k) =>
         accuracy(
           await embedImages(clip, pair.map((p) => doubledHalf(p, side))),
-          nounClasses,
+          nouns,
           two.map((scene) => nounsOf(scene)[k]),
         )
       ),
     );
     return {
-      noun: share(accuracy(rows, nounClasses, alone.map((s) => nounsOf(s)[0]))),
+      noun: share(accuracy(rows, nouns, alone.map((s) => nounsOf(s)[0]))),
       background: share(
-        accuracy(rows, groundClasses, alone.map((s) => s.background)),
+        accuracy(rows, grounds, alone.map((s) => s.background)),
       ),
       both: share(halves[0].map((right, i) => right && halves[1][i])),
     };
@@ -440,7 +447,7 @@ export async function* microReport(
   void
 > {
   const { single = 96, pairs = 48, scenes: sceneCount = 4 * BATCH } = options;
-  const art = await loadConceptArt();
+  const { art = await loadConceptArt() } = options;
   const named = options.naming ? namingPrompts() : [];
   const words = classWordPrompts(options.classPictures);
   const alone = Array.from({ length: single }, (_, i) => plainScene(i, 1, art));
