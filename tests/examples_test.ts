@@ -1,6 +1,6 @@
 import { assert, assertEquals } from "@std/assert";
 import { decodePng } from "../src/io/png.ts";
-import { listFiles, root, runDeno } from "./tools/repository.ts";
+import { listFiles, ON_ONE_CORE, root, runDeno } from "./tools/repository.ts";
 
 /** Arguments that make an example short, and the pictures it must draw. */
 const EXAMPLES: Readonly<
@@ -50,7 +50,7 @@ for (
       const { code, stderr } = await runDeno(
         [
           ...["run", "-q", "--config", `${root}/deno.json`, "-P=local"],
-          ...[`${root}/${path}`, ...args],
+          ...[ON_ONE_CORE, `${root}/${path}`, ...args],
         ],
         { cwd: folder },
       );

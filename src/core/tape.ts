@@ -117,6 +117,14 @@ function shapeOf({ shape, dtype, rank, rankType, size }: tf.Tensor): tf.Tensor {
   } as unknown as tf.Tensor;
 }
 
+/**
+ * Frees what an operation saved. `tf.dispose` would look for tensors in all that
+ * is in it: an eighth of the time, where tensors are small.
+ */
+function freeSaved(saved: readonly (tf.Tensor | undefined)[] | undefined) {
+  saved?.forEach((tensor) => tensor?.dispose());
+}
+
 /** What is being recorded; tfjs has one tape, and so there is one of these. */
 interface Recording {
   /** Ids of the tensors that the differentiated ones reach. */
@@ -163,7 +171,7 @@ export function gradientsOf(
       grads: walkBack(engine, tape, value, xs, reached, dy),
     }));
   } finally {
-    for (const { saved } of tape) tf.dispose(saved);
+    for (const { saved } of tape) freeSaved(saved);
   }
 }
 
@@ -179,7 +187,7 @@ function record(
     !!tensor && reached.has(tensor.id);
   engine.addTapeNode = (name, inputs, outputs, gradient, saved, attrs) => {
     if (!Object.values(inputs).some(reaches)) {
-      tf.dispose(saved);
+      freeSaved(saved);
       return;
     }
     outputs.forEach(({ id }) => reached.add(id));
@@ -215,7 +223,7 @@ function record(
   try {
     return { value: engine.tidy("forward", f), tape: recorded };
   } catch (error) {
-    for (const { saved } of recorded) tf.dispose(saved);
+    for (const { saved } of recorded) freeSaved(saved);
     throw error;
   } finally {
     recording = outer;
@@ -276,7 +284,7 @@ function walkBack(
       });
       node.outputs.forEach(({ id }) => free(id));
     }
-    tf.dispose(node.saved);
+    freeSaved(node.saved);
   }
   return xs.map(({ id }) => sums.get(id));
 }

@@ -265,9 +265,15 @@ function repeated(
   };
 }
 
+/** What a byte is in [−1, 1]. */
+const SHADES = Float32Array.from({ length: 256 }, (_, v) => 2 * v / 255 - 1);
+
 /** RGB in [−1, 1]. */
 function rgb(pixels: Pixels): Float32Array {
-  return Float32Array.from(flatten(pixels).data, (v) => 2 * v / 255 - 1);
+  const { data } = flatten(pixels);
+  const values = new Float32Array(data.length);
+  for (let i = 0; i < values.length; i++) values[i] = SHADES[data[i]];
+  return values;
 }
 
 /** A latent pixel is inside where at least half of its pixels are. */

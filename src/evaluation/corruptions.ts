@@ -214,13 +214,11 @@ function blurred(
 ): Float32Array {
   const { width, height } = image;
   // Premultiplied by the mask, so that no background runs in.
-  const planes = [0, 1, 2, 3].map((c) =>
-    Float32Array.from(
-      mask,
-      (m, i) => c === 3 ? m : m * image.data[i * 3 + c],
-    )
-  ).map((plane) => {
-    let now: Float32Array = plane;
+  const planes = [0, 1, 2, 3].map((c) => {
+    let now = new Float32Array(mask.length);
+    for (let i = 0; i < now.length; i++) {
+      now[i] = c === 3 ? mask[i] : mask[i] * image.data[i * 3 + c];
+    }
     for (let pass = 0; pass < 2; pass++) {
       now = boxed(
         boxed(now, width, height, radius, 1),
@@ -250,7 +248,7 @@ function boxed(
   height: number,
   radius: number,
   stride: number,
-): Float32Array {
+): Float32Array<ArrayBuffer> {
   const out = new Float32Array(plane.length);
   const length = stride === 1 ? width : height;
   const lines = stride === 1 ? height : width;

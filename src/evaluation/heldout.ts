@@ -114,47 +114,57 @@ export async function heldOutError(
     }
   }
   const errors: number[][] = timesteps.map(() => []);
-  for (const [k, t] of timesteps.entries()) {
-    for (let from = 0; from < count; from += batch) {
-      const rows = Math.min(batch, count - from);
-      const shape: [number, number, number, number] = [
-        rows,
-        height,
-        width,
-        channels,
-      ];
-      const noises = new Float32Array(rows * size);
-      for (let i = 0; i < rows; i++) {
-        noises.set(normal(fold(key, "heldout", from + i, k), size), i * size);
-      }
-      const row = tf.tidy(() => {
-        const latents = tf.tensor4d(
-          data.mean.slice(from * size, (from + rows) * size),
-          shape,
-        );
-        const noise = tf.tensor4d(noises, shape);
-        const at = new Array<number>(rows).fill(t);
-        const prediction = unet(
-          model.unet.params,
-          model.unet.config,
-          addNoise(s, latents, noise, at),
-          at,
-          promptStates(model, prompts.slice(from, from + rows)),
-        );
-        return maskedErrors(
-          prediction,
-          trainingTarget(s, latents, noise, at),
-          tf.tensor4d(
-            Float32Array.from(
-              data.mask.subarray(from * area, (from + rows) * area),
+  let done = 0;
+  for (let from = 0; from < count; from += batch) {
+    const rows = Math.min(batch, count - from);
+    const shape: [number, number, number, number] = [
+      rows,
+      height,
+      width,
+      channels,
+    ];
+    // The same at every timestep.
+    const states = tf.tidy(() =>
+      promptStates(model, prompts.slice(from, from + rows))
+    );
+    try {
+      for (const [k, t] of timesteps.entries()) {
+        const noises = new Float32Array(rows * size);
+        for (let i = 0; i < rows; i++) {
+          noises.set(normal(fold(key, "heldout", from + i, k), size), i * size);
+        }
+        const row = tf.tidy(() => {
+          const latents = tf.tensor4d(
+            data.mean.slice(from * size, (from + rows) * size),
+            shape,
+          );
+          const noise = tf.tensor4d(noises, shape);
+          const at = new Array<number>(rows).fill(t);
+          const prediction = unet(
+            model.unet.params,
+            model.unet.config,
+            addNoise(s, latents, noise, at),
+            at,
+            states,
+          );
+          return maskedErrors(
+            prediction,
+            trainingTarget(s, latents, noise, at),
+            tf.tensor4d(
+              Float32Array.from(
+                data.mask.subarray(from * area, (from + rows) * area),
+              ),
+              [rows, height, width, 1],
             ),
-            [rows, height, width, 1],
-          ),
-        );
-      });
-      errors[k].push(...await row.data());
-      row.dispose();
-      onProgress?.(k * count + from + rows, timesteps.length * count);
+          );
+        });
+        errors[k].push(...await row.data());
+        row.dispose();
+        done += rows;
+        onProgress?.(done, timesteps.length * count);
+      }
+    } finally {
+      states.dispose();
     }
   }
   const byTimestep = errors.map((row) => mean(row));

@@ -135,9 +135,16 @@ export function preprocess(
     });
   }
   const { data, width, height } = picture;
+  // What each byte of a channel becomes.
+  const tables = config.mean.map((mean, c) =>
+    Float32Array.from(
+      { length: 256 },
+      (_, byte) => (byte / 255 - mean) / config.std[c],
+    )
+  );
   const values = new Float32Array(data.length);
-  for (let i = 0; i < data.length; i++) {
-    values[i] = (data[i] / 255 - config.mean[i % 3]) / config.std[i % 3];
+  for (let i = 0, c = 0; i < data.length; i++, c = c === 2 ? 0 : c + 1) {
+    values[i] = tables[c][data[i]];
   }
   return { width, height, values };
 }

@@ -64,16 +64,17 @@ function now(work: MemoryRow["work"], done: number): MemoryRow {
  *
  * @param steps Training steps.
  * @param pictures Pictures.
+ * @param folder The model.
+ * @default folder the embedded one
  * @returns Ten moments of each work.
  */
 export async function* watchMemory(
   steps: number,
   pictures: number,
+  folder: string = pathOf(new URL("../../models/micro", import.meta.url)),
 ): AsyncGenerator<MemoryRow> {
   await selectBackend("wasm");
-  const model = await loadModel(
-    pathOf(new URL("../../models/micro", import.meta.url)),
-  );
+  const model = await loadModel(folder);
   const data = await encodeData(model, await conceptPictures("bobo"));
   const edLora = method("ed-lora", "paper", { steps });
   const start = await startConcept(model, edLora, {

@@ -1,4 +1,7 @@
 import { assert, assertEquals } from "@std/assert";
+import { selectBackend } from "../../src/core/backend.ts";
+import { writeTinyWorld } from "../experiments/tiny_world.ts";
+import { inFolder } from "../helpers.ts";
 import { growing, type MemoryRow, watchMemory } from "./memory.ts";
 
 const row = (done: number, change: Partial<MemoryRow> = {}): MemoryRow => ({
@@ -19,8 +22,12 @@ Deno.test("a tensor or a byte of the heap more is growth", () => {
 });
 
 Deno.test("no tensor stays from training and drawing", async () => {
-  const rows = await Array.fromAsync(watchMemory(10, 10));
-  assertEquals(rows.length, 20);
-  // The heap finds its size in some hundred steps.
-  assertEquals(growing(rows, ["tensors"]), undefined);
+  await selectBackend("wasm");
+  await inFolder(async (folder) => {
+    const { model } = await writeTinyWorld(folder);
+    const rows = await Array.fromAsync(watchMemory(10, 10, model));
+    assertEquals(rows.length, 20);
+    // The heap finds its size in some hundred steps.
+    assertEquals(growing(rows, ["tensors"]), undefined);
+  });
 });

@@ -242,7 +242,7 @@ export function trainRows({ at, out }: OptionWorld): OptionRows {
       ],
       validationEvery: [
         {
-          both: { "--validation-prompt": "a {}", "--steps": 3 },
+          both: { "--validation-prompt": "a {}", "--steps": 2 },
           add: { "--validation-every": 2 },
         },
         {

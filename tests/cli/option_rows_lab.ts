@@ -54,17 +54,9 @@ const LITTLE: Args = { "--train-steps": 1, "--steps": 1, "--rank": 1 };
 /** Pairs of the lab's options. */
 function labPairs({ at, out }: OptionWorld): Record<string, Pair | Pair[]> {
   return {
-    // What is not in it is done again.
-    cache: {
-      add: { "--cache": `${out}/cache` },
-      shows: "said",
-      real: true,
-    },
     model: { add: { "--model": `${at}/other/model` } },
     clip: { add: { "--clip": `${at}/other/clip` } },
     backend: CPU,
-    // Their number changes no result.
-    workers: { add: { "--workers": 1 }, shows: "said", real: true },
     out: { add: { "--out": `${out}/b` }, real: true },
     // A run needs a server; tests/lab has the queue's own tests.
     queue: [
@@ -130,9 +122,17 @@ const RUN_PAIRS: Record<"prompts" | "seeds", Pair> = {
   seeds: { add: { "--seeds": 1 } },
 };
 
+/** Options that every experiment has, checked with the ablation. */
+const LIKE_ABLATION: Record<string, As> = Object.fromEntries(
+  ["cache", "workers", "fresh", "dryRun"].map((field) => [
+    field,
+    { as: "ablation" },
+  ]),
+);
+
 /**
- * Options of every experiment: where a lab runs is checked with lambda, what it
- * is asked for with each.
+ * Options of every experiment: where a lab runs is checked with lambda and the
+ * ablation, what it is asked for with each.
  */
 function everyPair(world: OptionWorld): Record<string, Pair | As> {
   const { model, clip, ...machine } = labPairs(world);
@@ -142,8 +142,7 @@ function everyPair(world: OptionWorld): Record<string, Pair | As> {
     ),
     ...{ model, clip } as Record<string, Pair>,
     ...settingPairs(),
-    fresh: { as: "ablation" },
-    dryRun: { as: "ablation" },
+    ...LIKE_ABLATION,
   };
 }
 
@@ -176,6 +175,8 @@ const scores: OptionRows["report"] = (name, json) => {
 /** `deno task ablation`. */
 export function ablationRows(world: OptionWorld): OptionRows {
   const dry: Args = { "--dry-run": true };
+  // Only read: nothing is computed, no worker starts.
+  const stored: Args = { "--partial": true };
   const other = (name: string) => `${world.at}/other/${name}`;
   return {
     ...rowsOf(world, table2),
@@ -196,12 +197,25 @@ export function ablationRows(world: OptionWorld): OptionRows {
       full: { both: dry, add: { "--full": true }, real: true },
       model: { both: dry, add: { "--model": other("model") }, real: true },
       clip: { both: dry, add: { "--clip": other("clip") }, real: true },
+      // Nothing is finished there.
+      cache: {
+        both: stored,
+        add: { "--cache": `${world.out}/cache` },
+        says: /at least one finished seed/,
+        real: true,
+      },
+      // Their number changes no result.
+      workers: {
+        both: stored,
+        add: { "--workers": 1 },
+        shows: "said",
+        real: true,
+      },
       concepts: { add: { "--concepts": "kuro,raja" } },
       embeddings: { add: { "--method": "edlora" } },
       fusions: { add: { "--fusion": "gradient" } },
       partial: [
         {
-          // Nothing is finished there.
           add: { "--cache": `${world.out}/cache`, "--partial": true },
           says: /at least one finished seed/,
           real: true,
@@ -368,7 +382,7 @@ export function sweepRows(world: OptionWorld): OptionRows[] {
     const shared = {
       ...every,
       layers: { add: { "--layers": "attention,linear" } },
-      // The one experiment whose command runs with each place of work.
+      // The experiment whose command runs for every place of work.
       ...(name === "lambda" ? labPairs(world) : {}),
       concepts: { add: { "--concepts": "jin,dash" } },
       ...RUN_PAIRS,
@@ -534,6 +548,7 @@ export function allRows(world: OptionWorld): OptionRows {
   const likeLambda = Object.keys({ ...here, ...settingPairs() }).map((field) =>
     [field, { as: "lambda" }] as const
   );
+  const { cache, workers } = LIKE_ABLATION;
   return {
     command: EXPERIMENT_COMMANDS.find(({ name }) => name === "all")!,
     out: world.out,
@@ -541,6 +556,7 @@ export function allRows(world: OptionWorld): OptionRows {
     base: {},
     pairs: {
       ...Object.fromEntries(likeLambda),
+      ...{ cache, workers },
       out: asked({ "--out": `${world.out}/b` }),
       quick: asked({ "--quick": true }),
       only: asked({ "--only": "fig4,cost" }),
@@ -708,7 +724,7 @@ export function microReportRows({ at, out }: OptionWorld): OptionRows {
       json: { add: { "--json": true } },
       // On the processor a run takes a minute.
       backend: { add: { "--backend": "cpu" }, shows: "asked" },
-      workers: { as: "lambda" },
+      workers: { as: "ablation" },
     },
   };
 }

@@ -120,7 +120,7 @@ forEachBackend("conditions act when and where they are told to", async () => {
       const pictures = await generate(model, {
         prompts: ["a cat", "a dog"],
         negative: "blurry",
-        steps: 2,
+        steps: 1,
         sampler: "ddim",
         guidance: 3,
         unet: (call) => conditioned.unet(call),

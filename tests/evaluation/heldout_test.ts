@@ -44,7 +44,8 @@ forEachBackend(
     const few = backend === "webgpu";
     const data = latents(model.unet.config.in_channels, few ? 1 : 3);
     const prompts = ["a cat", "the dog", "a cat"].slice(0, data.count);
-    const options = { key: key(9), timesteps: [100, 700] };
+    const timesteps = few ? [700] : [100, 700];
+    const options = { key: key(9), timesteps };
     const tensors = tf.memory().numTensors;
     const found = await heldOutError(model, data, prompts, options);
     assertEquals(tf.memory().numTensors, tensors);
@@ -53,7 +54,7 @@ forEachBackend(
     const size = 64 * data.channels;
     for (let i = 0; i < data.count; i++) {
       const errors: number[] = [];
-      for (const [k, t] of options.timesteps.entries()) {
+      for (const [k, t] of timesteps.entries()) {
         const noise = normal(fold(key(9), "heldout", i, k), size);
         const signal = Math.sqrt(alphasCumprod[t]);
         const noisy = Math.sqrt(1 - alphasCumprod[t]);
@@ -88,7 +89,7 @@ forEachBackend(
       }
       assertAlmostEquals(
         found.byPicture[i],
-        (errors[0] + errors[1]) / 2,
+        errors.reduce((a, b) => a + b) / errors.length,
         1e-3 * errors[0],
       );
     }
@@ -97,7 +98,7 @@ forEachBackend(
       found.byPicture.reduce((a, b) => a + b) / data.count,
       1e-4,
     );
-    assertEquals(found.byTimestep.length, 2);
+    assertEquals(found.byTimestep.length, timesteps.length);
     // The rest is about rows and prompts, the same on any backend.
     if (backend !== "wasm") return disposeModel(model);
     const seen: number[][] = [];

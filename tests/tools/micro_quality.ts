@@ -29,7 +29,6 @@ import { crop } from "../../src/evaluation/preprocess.ts";
 import { exists } from "../../src/io/files.ts";
 import type { Pixels } from "../../src/io/png.ts";
 import type { Art } from "../../src/micro/art.ts";
-import { loadConceptArt } from "../../src/micro/concepts.ts";
 import {
   classWordPrompts,
   evaluatorSet,
@@ -135,6 +134,8 @@ interface MicroReportOptions {
    * @param samples Prompts, and what their noise is drawn for.
    */
   readonly draw: (samples: readonly MicroSample[]) => Promise<Pixels[]>;
+  /** Loaded art. */
+  readonly art: Art;
   /** One-object prompts. */
   readonly single: number;
   /** Two-object prompts. */
@@ -209,21 +210,28 @@ function namingPrompts(): { noun: string; background: string }[] {
   return [...order].map((i) => prompts[i]);
 }
 
-/** Zero-shot classes: each word by the mean of its one-object prompts. */
+/** Zero-shot classes: nouns and backgrounds by the mean of their prompts. */
 async function classes(
   clip: ClipModel,
-  words: readonly string[],
-  others: readonly string[],
-  text: (word: string, other: string) => string,
-): Promise<GalleryEntry[]> {
+): Promise<Record<"nouns" | "grounds", GalleryEntry[]>> {
+  const nouns = NOUNS.map(({ word }) => word);
+  const grounds = BACKGROUNDS.map(({ word }) => word);
   const rows = await embedTexts(
     clip,
-    words.flatMap((word) => others.map((other) => text(word, other))),
+    nouns.flatMap((noun) =>
+      grounds.map((ground) => singlePrompt(noun, ground))
+    ),
   );
-  return gallery(words.map((word, i) => [
-    word,
-    rows.slice(i * others.length, (i + 1) * others.length),
-  ]));
+  const at = (noun: number, ground: number) =>
+    rows[noun * grounds.length + ground];
+  return {
+    nouns: gallery(
+      nouns.map((label, i) => [label, grounds.map((_, j) => at(i, j))]),
+    ),
+    grounds: gallery(
+      grounds.map((label, j) => [label, nouns.map((_, i) => at(i, j))]),
+    ),
+  };
 }
 
 /**
@@ -372,30 +380,22 @@ async function judgeOf(
   alone: readonly Scene[],
   two: readonly Scene[],
 ) {
-  const nouns = NOUNS.map(({ word }) => word);
-  const grounds = BACKGROUNDS.map(({ word }) => word);
-  const nounClasses = await classes(clip, nouns, grounds, singlePrompt);
-  const groundClasses = await classes(
-    clip,
-    grounds,
-    nouns,
-    (ground, noun) => singlePrompt(noun, ground),
-  );
+  const { nouns, grounds } = await classes(clip);
   return async (one: readonly Pixels[], pair: readonly Pixels[]) => {
     const rows = await embedImages(clip, one);
     const halves = await Promise.all(
       (["left", "right"] as const).map(async (side, k) =>
         correct(
           await embedImages(clip, pair.map((p) => doubledHalf(p, side))),
-          nounClasses,
+          nouns,
           two.map((scene) => nounsOf(scene)[k]),
         )
       ),
     );
     return {
-      noun: share(correct(rows, nounClasses, alone.map((s) => nounsOf(s)[0]))),
+      noun: share(correct(rows, nouns, alone.map((s) => nounsOf(s)[0]))),
       background: share(
-        correct(rows, groundClasses, alone.map((s) => s.background)),
+        correct(rows, grounds, alone.map((s) => s.background)),
       ),
       both: share(halves[0].map((right, i) => right && halves[1][i])),
     };
@@ -422,8 +422,7 @@ export async function* microReport(
   { numbers: MicroNumbers; evaluator: EvaluatorCheck; pictures: MicroPictures },
   void
 > {
-  const { model: folder, single, pairs } = options;
-  const art = await loadConceptArt();
+  const { model: folder, single, pairs, art } = options;
   const named = options.naming ? namingPrompts() : [];
   const words = classWordPrompts(options.classPictures);
   const alone = Array.from({ length: single }, (_, i) => plainScene(i, 1, art));

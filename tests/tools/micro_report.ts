@@ -199,6 +199,7 @@ async function run(request: Request): Promise<void> {
             return await Promise.all(ids.map((id) => lab.picture(id)));
           },
           ...{ naming, single, pairs, scenes, references, classPictures },
+          art: lab.art,
         }),
         ({ done, total }) => progress.update("measuring", done, total, "part"),
       );

@@ -11,6 +11,7 @@ import {
   denoInTerminal,
   exists,
   listFiles,
+  readmeBlocks,
   root,
   runDeno,
 } from "./repository.ts";
@@ -63,6 +64,10 @@ const modules = (await listFiles(".", ".ts")).filter((file) =>
   file !== `${art}.ts` && !packaging.includes(file) && !file.startsWith("dist/")
 );
 
+/** README's example: its types are checked with those of the rest. */
+const example = await Deno.makeTempFile({ suffix: ".ts" });
+await Deno.writeTextFile(example, (await readmeBlocks("ts")).join("\n"));
+
 // --ignore replaces deno.json's list, so it is repeated; notebooks have a step
 // of their own.
 const unformatted: string[] =
@@ -82,7 +87,13 @@ const steps: [name: string, args: string[]][] = [
     "--rules-include=no-console",
     ...await quietRooms(),
   ]],
-  ["types, lock file up to date", ["check", "--frozen", ...modules]],
+  ["types, lock file up to date", [
+    "check",
+    "--frozen",
+    "--config=deno.json",
+    ...modules,
+    example,
+  ]],
   ["types of the art tool", [
     "check",
     "--frozen",
@@ -124,6 +135,7 @@ for (const [name, args] of steps) {
   failed++;
   console.error(`deno ${args.join(" ")}\n${stdout}${stderr}`);
 }
+await Deno.remove(example);
 let passed = steps.length - failed;
 if (!Deno.args.includes("--static")) {
   const code = await denoInTerminal([

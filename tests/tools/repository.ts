@@ -10,6 +10,12 @@ export const root: string = new URL("../..", import.meta.url).pathname
   .replace(/\/$/, "");
 
 /**
+ * Makes a deno that a test starts compute on one core, as the test does; see
+ * one_processor.ts.
+ */
+export const ON_ONE_CORE = `--preload=${root}/tests/tools/one_processor.ts`;
+
+/**
  * Most memory that a process has had, in bytes; Linux only.
  *
  * @param process Its number.
@@ -72,6 +78,21 @@ export async function denoInTerminal(
 /** Whether the repository has this file or folder. */
 export async function exists(path: string): Promise<boolean> {
   return await Deno.stat(`${root}/${path}`).then(() => true, () => false);
+}
+
+/**
+ * Code blocks of README, without the indentation of a list.
+ *
+ * @param language What the blocks are in.
+ */
+export async function readmeBlocks(language: string): Promise<string[]> {
+  const readme = await Deno.readTextFile(`${root}/README.md`);
+  const found = readme.matchAll(
+    new RegExp(`^( *)\`\`\`${language}\\n([^]*?)^ *\`\`\`$`, "gm"),
+  );
+  return [...found].map(([, indent, text]) =>
+    text.replaceAll(new RegExp(`^${indent}`, "gm"), "")
+  );
 }
 
 /** All files below a folder with an ending; none if there is no folder. */
