@@ -43,6 +43,7 @@ Deno.test("a random model is measured: chance accuracies, the same every time", 
               ]);
               return await Promise.all(ids.map((id) => lab.picture(id)));
             },
+            art: lab.art,
             single: 24,
             pairs: 6,
             scenes: 64,
