@@ -113,14 +113,25 @@ export async function folderHash(
   return await sha256(canonicalJson(hashes));
 }
 
+/** Hashes of sprites that do not change. */
+const artHashes = new WeakMap<Art["sprites"], Promise<string>>();
+
 /**
  * SHA-256 of all sprites and their names: part of the name of what is rendered.
  *
  * @param art Loaded art.
  */
-export async function artHash(art: Pick<Art, "sprites">): Promise<string> {
+export async function artHash(
+  { sprites }: Pick<Art, "sprites">,
+): Promise<string> {
+  const hash = artHashes.get(sprites) ?? hashOf(sprites);
+  artHashes.set(sprites, hash);
+  return await hash;
+}
+
+async function hashOf(sprites: Art["sprites"]): Promise<string> {
   const hashes: [string, string][] = [];
-  for (const [name, { data }] of art.sprites) {
+  for (const [name, { data }] of sprites) {
     hashes.push([name, await sha256(Uint8Array.from(data))]);
   }
   return await sha256(canonicalJson(hashes.sort(([a], [b]) => a < b ? -1 : 1)));

@@ -102,24 +102,36 @@ export function identityOf(name: string): Identity {
   return found;
 }
 
+/** Sprites that were read, by folder: every lab needs them. */
+const known = new Map<string, Promise<Art["sprites"]>>();
+
 /**
  * Loads the still art, the identities' frames (`momo/train-0` …) and the other
- * designs of the identities' code points (`momo/cartoon` …).
+ * designs of the identities' code points (`momo/cartoon` …). A folder is read
+ * once.
  *
  * @param folder Where the atlases are; by default the committed ones.
  */
 export async function loadConceptArt(folder: URL = ART_FOLDER): Promise<Art> {
+  const reading = known.get(folder.href) ?? readConceptSprites(folder);
+  known.set(folder.href, reading);
+  try {
+    return { sprites: await reading, scaled: new Map() };
+  } catch (error) {
+    known.delete(folder.href);
+    throw error;
+  }
+}
+
+async function readConceptSprites(folder: URL): Promise<Art["sprites"]> {
   const atlas = await readArtJson<AtlasIndex>("atlas.json", folder);
   const frames = await loadFrameIndex(folder);
   // One call: each atlas file is decoded once.
   const still = [...atlas.sprites, ...atlas.others];
-  return {
-    sprites: new Map([
-      ...await readSprites(still, atlas, folder),
-      ...await readSprites(frames.sprites, frames, folder),
-    ]),
-    scaled: new Map(),
-  };
+  return new Map([
+    ...await readSprites(still, atlas, folder),
+    ...await readSprites(frames.sprites, frames, folder),
+  ]);
 }
 
 /**

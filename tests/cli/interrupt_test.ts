@@ -3,7 +3,7 @@ import { selectBackend } from "../../src/core/backend.ts";
 import { exists } from "../../src/io/files.ts";
 import { encodePng } from "../../src/io/png.ts";
 import { writeTinyWorld } from "../experiments/tiny_world.ts";
-import { root } from "../tools/repository.ts";
+import { ON_ONE_CORE, root } from "../tools/repository.ts";
 
 /** How a process ended, and what it said. */
 interface Ended {
@@ -17,7 +17,7 @@ async function run(
   stopWhen?: (said: string) => Promise<boolean>,
 ): Promise<Ended> {
   const child = new Deno.Command(Deno.execPath(), {
-    args: ["run", "-q", "-P=online", "src/cli/main.ts", ...args],
+    args: ["run", "-q", "-P=online", ON_ONE_CORE, "src/cli/main.ts", ...args],
     ...{ cwd: root, stdout: "null", stderr: "piped" },
   }).spawn();
   let [said, over] = ["", false];
@@ -54,7 +54,8 @@ Deno.test("Ctrl-C in train says what is kept, and the same command goes on there
     const train = (out: string) => [
       ...["train", "--name", "rex", "--class", "fox", "--model", model],
       ...["--images", `${folder}/pictures`, "--steps", "130", "--batch", "1"],
-      ...["--backend", "wasm", "--out", `${folder}/${out}.safetensors`],
+      ...["--targets", "cross-attention-kv", "--backend", "wasm"],
+      ...["--out", `${folder}/${out}.safetensors`],
     ];
     const state = `${folder}/stopped.state.safetensors`;
 

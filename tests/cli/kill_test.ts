@@ -1,8 +1,7 @@
 import { assert, assertEquals } from "@std/assert";
 import { selectBackend } from "../../src/core/backend.ts";
 import { writeTinyWorld } from "../experiments/tiny_world.ts";
-
-const root = new URL("../../", import.meta.url).pathname;
+import { ON_ONE_CORE, root } from "../tools/repository.ts";
 
 /** Runs the command; kills it as soon as a line of its progress matches. */
 async function run(args: string[], killAt?: RegExp): Promise<boolean> {
@@ -11,6 +10,7 @@ async function run(args: string[], killAt?: RegExp): Promise<boolean> {
       "run",
       "-q",
       "-P=local",
+      ON_ONE_CORE,
       "src/cli/experiment.ts",
       "ablation",
       ...args,
@@ -57,7 +57,9 @@ Deno.test("kill -9 in training and in drawing: the rerun ends in the same number
       "--fusion=weight",
       "--backend=wasm",
       "--workers=0",
-      "--train-steps=60",
+      "--layers=attention",
+      "--rank=1",
+      "--train-steps=30",
       "--steps=2",
       `--model=${model}`,
       `--clip=${clip}`,

@@ -40,6 +40,7 @@ Deno.test("regions: report, page and contact sheet of a tiny world", async () =>
       ...["--quick", "--model", model, "--clip", clip],
       ...["--out", `${folder}/out`, "--backend", "wasm", "--workers", "0"],
       ...["--train-steps", "2", "--steps", "2"],
+      ...["--layers", "attention", "--rank", "1"],
       ...["--arms", `real,plain.weight,${gradient.join()},switch`],
       ...["--scales", "1.5"],
     ]);

@@ -3,7 +3,7 @@
  *
  * @module
  */
-import type * as tf from "@tensorflow/tfjs";
+import * as tf from "@tensorflow/tfjs";
 import { type Concept, conceptTensors } from "../../src/customize/concept.ts";
 import {
   type LossConfig,
@@ -16,6 +16,34 @@ import {
   schedule,
 } from "../../src/diffusion/schedule.ts";
 import type { Model } from "../../src/models/model.ts";
+
+/** A batch of noise, the left half of it masked; its tensors are the caller's. */
+export function batchOf(
+  model: Model,
+  size: number,
+  prompts: string[],
+): TrainBatch {
+  const { in_channels } = model.unet.config;
+  const shape: [number, number, number, number] = [
+    prompts.length,
+    size,
+    size,
+    in_channels,
+  ];
+  const mask = tf.tidy(() =>
+    tf.concat([
+      tf.ones([prompts.length, size, size / 2, 1]),
+      tf.zeros([prompts.length, size, size / 2, 1]),
+    ], 2) as tf.Tensor4D
+  );
+  return {
+    latents: tf.randomNormal(shape, 0, 1, "float32", 1),
+    noise: tf.randomNormal(shape, 0, 1, "float32", 2),
+    timesteps: prompts.map((_, i) => 100 + 300 * i),
+    prompts,
+    mask,
+  };
+}
 
 /** Losses as numbers; gradients by name, the caller's. The batch stays. */
 export async function conceptGradients(

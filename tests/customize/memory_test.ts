@@ -5,40 +5,17 @@ import { conceptTensors, disposeConcept } from "../../src/customize/concept.ts";
 import type { TrainData } from "../../src/customize/dataset.ts";
 import { trainingMemory } from "../../src/customize/memory.ts";
 import { method, startConcept } from "../../src/customize/methods.ts";
-import { train, type TrainBatch } from "../../src/customize/train.ts";
+import { train } from "../../src/customize/train.ts";
 import { downsampleFactor } from "../../src/models/autoencoder.ts";
 import { configsOf } from "../../src/models/blank.ts";
 import { disposeModel, loadModel, type Model } from "../../src/models/model.ts";
 import { writeTinyWorld } from "../experiments/tiny_world.ts";
 import { close, forEachBackend, inFolder, noLeak } from "../helpers.ts";
 import { tinySd } from "./tiny_sd.ts";
-import { conceptGradients } from "./gradients.ts";
+import { batchOf, conceptGradients } from "./gradients.ts";
 
 const micro = () =>
   loadModel(new URL("../../models/micro", import.meta.url).pathname);
-
-function batchOf(model: Model, size: number, prompts: string[]): TrainBatch {
-  const { in_channels } = model.unet.config;
-  const shape: [number, number, number, number] = [
-    prompts.length,
-    size,
-    size,
-    in_channels,
-  ];
-  const mask = tf.tidy(() =>
-    tf.concat([
-      tf.ones([prompts.length, size, size / 2, 1]),
-      tf.zeros([prompts.length, size, size / 2, 1]),
-    ], 2) as tf.Tensor4D
-  );
-  return {
-    latents: tf.randomNormal(shape, 0, 1, "float32", 1),
-    noise: tf.randomNormal(shape, 0, 1, "float32", 2),
-    timesteps: prompts.map((_, i) => 100 + 300 * i),
-    prompts,
-    mask,
-  };
-}
 
 /** Gradients of a method both ways, compared relative to each largest one. */
 async function compare(

@@ -31,9 +31,14 @@ const plan = planOf(table2, {
   settings: {
     ...preset,
     rank: 2,
+    layers: "attention",
     train: { ...preset.train, steps: 2, batch: 2 },
     sampling: { ...preset.sampling, steps: 2 },
-    gradient: { ...preset.gradient, steps: 2, images: 1 },
+    gradient: {
+      ...preset.gradient,
+      layers: "attention",
+      ...{ steps: 2, images: 1 },
+    },
   },
   scale: "quick",
   fusions: ["weight", "gradient", "weight_best_lambda"],

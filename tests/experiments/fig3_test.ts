@@ -13,7 +13,10 @@ import {
   fig3,
   shareTable,
 } from "../../src/experiments/fig3.ts";
-import { PRESETS } from "../../src/experiments/presets.ts";
+import {
+  type ExperimentPreset,
+  PRESETS,
+} from "../../src/experiments/presets.ts";
 import type { AblationPlan } from "../../src/experiments/table2/draw.ts";
 import { table2 } from "../../src/experiments/table2/run.ts";
 import { type LabOptions, type LabRecord, withLab } from "../../src/lab/lab.ts";
@@ -23,12 +26,17 @@ import { writeTinyWorld } from "./tiny_world.ts";
 await selectBackend("wasm");
 
 const preset = PRESETS.ablation;
-const settings = {
+const settings: ExperimentPreset = {
   ...preset,
   rank: 1,
+  layers: "attention",
   train: { ...preset.train, steps: 2, batch: 1 },
   sampling: { ...preset.sampling, steps: 1 },
-  gradient: { ...preset.gradient, steps: 1, images: 1 },
+  gradient: {
+    ...preset.gradient,
+    layers: "attention",
+    ...{ steps: 1, images: 1 },
+  },
 };
 const labOf = (folder: string): LabOptions => ({
   model: `${folder}/model`,

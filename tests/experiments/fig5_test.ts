@@ -456,9 +456,14 @@ Deno.test("the regions experiment on a tiny world", async (t) => {
       settings: {
         ...preset,
         rank: 2,
+        layers: "attention",
         train: { ...preset.train, steps: 2, batch: 2 },
         sampling: { ...preset.sampling, steps: 2 },
-        gradient: { ...preset.gradient, steps: 2, images: 1 },
+        gradient: {
+          ...preset.gradient,
+          layers: "attention",
+          ...{ steps: 2, images: 1 },
+        },
       },
     });
     const run = async (

@@ -19,6 +19,7 @@ import { folderStore } from "../../src/lab/shared_store.ts";
 import { CODE_VERSION } from "../../src/lab/store.ts";
 import { textTable } from "../../src/report/table.ts";
 import { writeTinyWorld } from "../experiments/tiny_world.ts";
+import { ON_ONE_CORE } from "../tools/repository.ts";
 import { hasRedis, startRedis } from "./redis_server.ts";
 import { KEYS, startS3 } from "./s3_server.ts";
 
@@ -82,7 +83,7 @@ async function until(what: string, isTrue: () => boolean, seconds = 60) {
 async function startWorker(url: string, folder: string) {
   const child = new Deno.Command(Deno.execPath(), {
     args: [
-      ...["run", "-q", "-P=online", "src/cli/worker.ts"],
+      ...["run", "-q", "-P=online", ON_ONE_CORE, "src/cli/worker.ts"],
       ...["--queue", url, "--store", `${folder}/queue`],
       ...["--model", `${folder}/model`, "--clip", `${folder}/clip`],
       ...["--backend", "wasm", "--workers", "1", "--lease", "3"],

@@ -2,7 +2,7 @@ import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { selectBackend } from "../../src/core/backend.ts";
 import { decodePng } from "../../src/io/png.ts";
 import { writeTinyWorld } from "../experiments/tiny_world.ts";
-import { root, runDeno } from "../tools/repository.ts";
+import { ON_ONE_CORE, root, runDeno } from "../tools/repository.ts";
 import { served } from "./served.ts";
 
 /** What makes a command's run a short one. */
@@ -104,7 +104,7 @@ Deno.test("what is published runs by its address alone", async () => {
     const run = async (...args: string[]) => {
       const { code, stdout, stderr } = await runDeno([
         ...["run", "-q", "-A", "--no-config", "--no-lock", "--no-check"],
-        ...[`--import-map=${map}`, ...args],
+        ...[`--import-map=${map}`, ON_ONE_CORE, ...args],
       ], { cwd: folder, env: { DENO_DIR } });
       assertEquals(code, 0, stdout + stderr);
       return stdout;
@@ -139,7 +139,7 @@ for (const name of ["train", "fuse", "sample", "evaluate", "convert", "inspect",
         ["evaluate", "--images", "out/sample", ...wasm],
         ["convert", "out/bobo.safetensors", "bobo.safetensors"],
         ["inspect", "bobo.safetensors"],
-        ["memory", "--model", "sd15", "--sample"],
+        ["memory", "--model", "sd15", "--sample", "--size", "64"],
         ["ablation", "--quick", "--concepts", "kuro,lila", "--n", "1", ...wasm],
         ["experiment", "domain", "--quick", "--dry-run", ...wasm],
       ]
