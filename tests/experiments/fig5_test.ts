@@ -521,8 +521,16 @@ Deno.test("the regions experiment on a tiny world", async (t) => {
       );
       const stored = JSON.parse(JSON.stringify(report));
       // Of an older document the pictures are enough.
-      const old = { ...stored, format: "mix-of-show regions 5", table: [] };
-      assertEquals(readRegions(old) as unknown, stored);
+      const { regions, windows, ...others } = stored;
+      const old = {
+        ...others,
+        ...{ format: "mix-of-show regions 4", table: [], comparisons: [] },
+        settings: { regions, windows },
+      };
+      const { settings: _, ...read } = readRegions(old) as unknown as {
+        settings: unknown;
+      };
+      assertEquals(read as unknown, stored);
     });
     await t.step("pictures have their sizes and differ by arm", async () => {
       const texts = new Set<string>();
@@ -561,11 +569,16 @@ Deno.test("the regions experiment on a tiny world", async (t) => {
       await refuse({ concepts: ["kuro", "kuro"] }, "different values");
       await refuse({ concepts: ["nobody"] }, "nobody");
       await refuse({ arms: ["magic"] }, "--arms real");
-      await refuse({ counts: [6] }, "from 2 to 5");
+      await refuse({ counts: [1] }, "from 2");
       await refuse({ scales: [1.1] }, "multiples of 8 pixels");
       await refuse({ column: 65 }, "--column a whole number from 32 to 64");
       await refuse({ pictures: 0 }, "--pictures a whole number from 1");
       await refuse({ backgrounds: 9 }, "from 1 to 8");
+      const settings = {
+        ...plan.settings,
+        textPrefix: "a photo of a photo of a photo of ",
+      };
+      await refuse({ settings }, "prompts of at most 24 tokens");
     });
   } finally {
     await Deno.remove(folder, { recursive: true });

@@ -1,8 +1,7 @@
 /**
- * Several concepts in one picture: is each in its place, and only there? For
- * two, three and four concepts; for a plain prompt and for regions on fused
- * models, and for adapters that are not fused (the paper's Fig 5 and Fig 10 with
- * numbers).
+ * Several concepts in one picture: is each in its place, and only there? For a
+ * plain prompt and for regions on fused models, and for adapters that are not
+ * fused (the paper's Fig 5 and Fig 10 with numbers).
  *
  * @module
  */
@@ -13,6 +12,7 @@ import type { Lab } from "../../lab/lab.ts";
 import type { ComposeHow, Noise } from "../../lab/specs.ts";
 import { identityOf } from "../../micro/concepts.ts";
 import {
+  captionOf,
   choices,
   REGION_EDGES,
   renderColumns,
@@ -23,6 +23,7 @@ import {
 import { experiment, type Outcome, type Plan } from "../experiment.ts";
 import { TEST_CONCEPTS } from "../presets.ts";
 import { IDENTITY, subjects, training } from "../subjects.ts";
+import { refuseCutTexts } from "../texts.ts";
 import { scoreScenes, windowsOf } from "./score.ts";
 import {
   REGION_ARMS,
@@ -40,8 +41,7 @@ const OPTIONS = {
     help: "names; all are fused into one model",
   },
   counts: {
-    // The embedded text encoder reads no sixth concept.
-    type: listOf(whole({ least: 2, most: 5 })),
+    type: listOf(whole({ least: 2 })),
     default: [2, 3, 4],
     help: "numbers of concepts in a picture",
   },
@@ -100,7 +100,10 @@ function* cellsOf(plan: RegionPlan) {
           const scene = { concepts: own, background, where, scale, column };
           for (const arm of plan.arms) {
             if (scale !== 1 && !RESOLUTION_ARMS.includes(arm)) continue;
-            yield { arm, scene, noise };
+            const layout = RENDERED_ARMS.includes(arm)
+              ? undefined
+              : sceneLayout(scene, arm, plan.settings);
+            yield { arm, scene, noise, layout };
           }
         }
       }
@@ -118,10 +121,13 @@ async function regions(
   const hasSketch = lab.folders.networks?.sketch !== undefined;
   const arms = plan.arms.filter((arm) => hasSketch || !arm.includes("sketch"));
   const cells = [...cellsOf({ ...plan, arms })];
+  const drawn = cells.filter(({ layout }) => layout);
   const sizes = new Map(
     cells.map(({ scene }) => [JSON.stringify(sizeOf(scene)), scene]),
   );
-  // Refuses sizes that cannot be drawn, before anything is trained.
+  // What would be cut and what cannot be drawn is refused before training.
+  const captions = cells.map(({ scene }) => captionOf(scene, textPrefix));
+  await refuseCutTexts(lab, drawn.map(({ layout }) => layout!), captions);
   const sites = await Promise.all([...sizes.values()].map(async (scene) => ({
     n: scene.concepts.length,
     scale: scene.scale,
@@ -143,8 +149,8 @@ async function regions(
     { concepts: ids, how: { type: "gradient", settings: gradient }, seed },
   ]);
 
-  const drawn = cells.filter(({ arm }) => !RENDERED_ARMS.includes(arm));
-  const composed = await lab.compose(drawn.map(({ arm, scene, noise }) => {
+  const composed = await lab.compose(drawn.map((cell) => {
+    const { arm, scene, noise, layout } = cell;
     const [way, fusion] = arm.split(".");
     const model = fused[REGION_FUSIONS.indexOf(fusion)]?.model;
     const names = scene.concepts.map(({ name }) => name);
@@ -152,7 +158,7 @@ async function regions(
       model: model ?? { type: "base" },
       how: model ? "model" : way as ComposeHow,
       concepts: model ? [] : names.map((name) => ids[concepts.indexOf(name)]),
-      layout: sceneLayout(scene, arm, settings),
+      layout: layout!,
       sketch: way === "regional+sketch" ? sketchOfScene(scene) : undefined,
       noise,
     };
@@ -208,9 +214,8 @@ the default takes about half an hour; a stopped run continues.`,
   },
   async networks(_plan, model) {
     const sketch = joinPath(model, "adapter");
-    const folders: Record<string, string> = {};
-    if (await exists(joinPath(sketch, "config.json"))) folders.sketch = sketch;
-    return folders;
+    const has = await exists(joinPath(sketch, "config.json"));
+    return has ? { sketch } : {} as Record<string, string>;
   },
   run: regions,
 });

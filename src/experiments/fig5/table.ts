@@ -312,9 +312,13 @@ export function summarise(rows: readonly RegionRow[]): RegionSummary {
  * @param json What `regions.json` holds.
  */
 export function readRegions(json: unknown): RegionNumbers {
-  const stored = json as RegionNumbers;
+  const stored = json as RegionNumbers & {
+    readonly settings?: Pick<RegionNumbers, "regions" | "windows">;
+  };
+  // Until format 4 the settings held them.
+  const { regions, windows } = { ...stored.settings, ...stored };
   const format = "mix-of-show regions 6";
-  return { ...stored, format, ...summarise(stored.rows) };
+  return { ...stored, regions, windows, format, ...summarise(stored.rows) };
 }
 
 /** How arms are called in tables. */
