@@ -319,7 +319,8 @@ async function ownWeights(
         found.set(
           `${component}.${path}`,
           matrix(
-            ...[weight.size / columns, columns] as const,
+            weight.size / columns,
+            columns,
             Float64Array.from(await sum.data()),
           ),
         );
@@ -339,10 +340,10 @@ async function measure(
   paths: Record<Component, ReturnType<typeof split>>,
 ): Promise<Map<string, Sums>> {
   const sums = new Map<string, tf.Tensor2D[]>();
-  const add = (component: Component, path: string, pair: tf.Tensor[]) => {
+  const add = (component: Component, path: string, inputs: tf.Tensor[]) => {
     const name = `${component}.${path}`;
     const layer: Linear | Conv = at(model[component].params, path);
-    const [own, other] = pair.map((x) =>
+    const [own, other] = inputs.map((x) =>
       inputRows(layer, x, convolutionAt(path))
     );
     const products = [[own, own], [other, other], [other, own]]

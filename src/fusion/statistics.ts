@@ -391,12 +391,10 @@ interface Group {
 }
 
 /** Adds the rows of one call, or half of them to each sum. */
-function addRows(group: Group, x: tf.Tensor): void {
+function addRows(group: Group, rows: tf.Tensor2D): void {
   const [first, second] = group.sums;
-  if (!second) return first.add(x);
+  if (!second) return first.add(rows);
   tf.tidy(() => {
-    const features = x.shape[x.rank - 1]!;
-    const rows = x.reshape([-1, features]) as tf.Tensor2D;
     const n = rows.shape[0];
     // A single row goes to each in turn.
     const cut = n === 1 ? group.calls++ % 2 : Math.floor(n / 2);
@@ -490,7 +488,6 @@ export function collector(
     groups.set(path, group);
     group.last = input;
     newest = isLinear ? group : undefined;
-    if (isLinear) return addRows(group, input);
     const own = group;
     tf.tidy(() => addRows(own, inputRows(module, input, conv(path))));
   };

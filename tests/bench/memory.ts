@@ -64,8 +64,7 @@ function now(work: MemoryRow["work"], done: number): MemoryRow {
  *
  * @param steps Training steps.
  * @param pictures Pictures.
- * @param folder The model.
- * @default folder the embedded one
+ * @param folder The model. @default the embedded one
  * @returns Ten moments of each work.
  */
 export async function* watchMemory(
