@@ -127,6 +127,11 @@ export interface DomainRow extends Readonly<Record<ScoreName, number | null>> {
   readonly fusion: "none" | "weight" | "gradient";
   /** Masked denoising error on held-out references; null of the references. */
   readonly heldout: number | null;
+  /**
+   * Held-out error below the class word's, paired by concept, t interval; null
+   * of the references.
+   */
+  readonly heldoutGain: Interval;
   /** Image alignment above the class word's, paired by concept, t interval. */
   readonly gain: Interval;
   /** Image alignment of each concept. */
@@ -139,8 +144,10 @@ export interface EmbeddingShare {
   readonly domain: Domain;
   /** How the concepts were trained. */
   readonly method: DomainMethod;
-  /** (α = 0 − lower) / (α = 1 − lower) of image alignment. */
-  readonly share: Interval;
+  /** (class word − α = 0) / (class word − α = 1) of held-out error. */
+  readonly heldout: Interval;
+  /** (α = 0 − class word) / (α = 1 − class word) of image alignment. */
+  readonly image: Interval;
 }
 
 /** The numbers of the figure. */
@@ -291,7 +298,7 @@ async function measure(
     const inside = arms.filter(({ arm }) => arm.domain === domain);
     const values = (found: ArmScores<Arm>) => (score: ScoreName | "heldout") =>
       conceptMeans(found.rows, names, score);
-    const lower = values(inside[0])("image");
+    const lower = values(inside[0]);
     const references = { domain, method: "references", alpha: null } as const;
     rows.push(
       ...inside.map((one) => rowOf(one.arm, names, lower, values(one))),
@@ -307,18 +314,27 @@ async function measure(
             ),
       ),
     );
-    for (const { arm: { method, alpha, fusion }, ...one } of inside) {
+    for (const one of inside) {
+      const { method, alpha, fusion } = one.arm;
       const whole = inside.find(({ arm }) =>
         arm.method === method && arm.alpha === 1 && arm.fusion === "none"
       );
       if (alpha !== 0 || fusion !== "none" || !whole) continue;
-      const share = finite(retainedShare(
-        conceptMeans(one.rows, names, "image"),
-        values(whole)("image"),
-        lower,
-        fold(key(0), "embedding share", domain, method),
-      ));
-      shares.push({ domain, method: method as DomainMethod, share });
+      const share = (score: "heldout" | "image") => {
+        // An error gains by falling.
+        const sign = score === "heldout" ? -1 : 1;
+        const gains = (of: typeof lower) => of(score).map((v) => sign * v);
+        return finite(retainedShare(
+          gains(values(one)),
+          gains(values(whole)),
+          gains(lower),
+          fold(key(0), "embedding share", domain, method, score),
+        ));
+      };
+      shares.push({
+        ...{ domain, method: method as DomainMethod },
+        ...{ heldout: share("heldout"), image: share("image") },
+      });
     }
   }
   const data: DomainReport = {
@@ -333,19 +349,23 @@ async function measure(
 function rowOf(
   arm: Arm,
   names: readonly string[],
-  lower: readonly number[],
+  lower: (score: ScoreName | "heldout") => readonly number[],
   values: (score: ScoreName | "heldout") => readonly number[],
 ): DomainRow {
-  const image = values("image");
+  const image = values("image"), errors = values("heldout");
+  const none = { mean: null, low: null, high: null };
   const average = (score: ScoreName | "heldout") =>
     values(score).length === 0 ? null : rounded(mean(values(score)));
   return {
     ...arm,
     ...perScore(average),
     heldout: average("heldout"),
+    heldoutGain: arm.method === "class" || errors.length === 0
+      ? none
+      : finite(pairedDifference(lower("heldout"), errors)),
     gain: arm.method === "class"
-      ? { mean: null, low: null, high: null }
-      : finite(pairedDifference(image, lower)),
+      ? none
+      : finite(pairedDifference(image, lower("image"))),
     concepts: Object.fromEntries(
       names.map((name, i) => [name, rounded(image[i])]),
     ),
@@ -385,19 +405,20 @@ export function domainTable(
   return tableOf(rows, [
     ["domain", ({ domain }) => domain],
     ["", domainLabel],
-    ["held-out", ({ heldout }) => decimal(heldout)],
+    ["held-out error", ({ heldout }) => decimal(heldout)],
+    ["below the class word", ({ heldoutGain }) => interval(heldoutGain)],
+    [
+      "verdict",
+      ({ heldoutGain }) =>
+        heldoutGain.mean === null
+          ? ""
+          : verdictOf(heldoutGain, { paper: false }, conclusive),
+    ],
     ["text", ({ text }) => decimal(text)],
     ["image", ({ image }) => decimal(image)],
     ["masked image", ({ masked }) => decimal(masked)],
     ["retrieval", ({ retrieval }) => decimal(retrieval)],
     ["image above the class word", ({ gain }) => interval(gain)],
-    [
-      "verdict",
-      ({ gain, method }) =>
-        gain.mean === null || method === "references"
-          ? ""
-          : verdictOf(gain, { paper: false }, conclusive),
-    ],
   ]);
 }
 
@@ -410,7 +431,8 @@ export function shareTable({ shares }: Pick<DomainReport, "shares">): Table {
   return tableOf(shares, [
     ["domain", ({ domain }) => domain],
     ["method", ({ method }) => LABELS[method]],
-    ["share of the gain at α = 0", ({ share }) => interval(share)],
+    ["of held-out error", ({ heldout }) => interval(heldout, 2)],
+    ["of image alignment", ({ image }) => interval(image, 2)],
   ]);
 }
 
@@ -432,7 +454,7 @@ export function domainReport(
       tablePart(domainTable(report)),
       tablePart(
         shareTable(report),
-        "Share of a concept's gain that its embedding alone has",
+        "Share of a concept's gain that its embedding alone has (α = 0)",
       ),
       pictures,
     ],

@@ -122,7 +122,10 @@ export interface SweepRow
   readonly loss?: Interval;
   /** (fused − lower) / (single − lower) of image alignment; of fused arms. */
   readonly kept?: Interval;
-  /** Gradient fusion − sum at λ = 1/n, paired by concept. */
+  /**
+   * Held-out error of the sum at λ = 1/n − that of gradient fusion, paired by
+   * concept: positive where gradient fusion keeps more.
+   */
   readonly overWeight?: Interval;
 }
 
@@ -363,7 +366,7 @@ function compared(
       ),
     ),
     overWeight: fusion === "gradient"
-      ? finite(pairedDifference(own, values(other("sum", n))))
+      ? finite(pairedDifference(gains(row), gains(other("sum", n))))
       : undefined,
   };
 }

@@ -53,14 +53,8 @@ export function sweepTable(
       "held-out kept",
       ({ heldoutKept }) => heldoutKept ? interval(heldoutKept, 2) : "",
     ],
-    score("text"),
-    score("image"),
-    score("masked", "masked image"),
-    score("retrieval"),
-    ["image lost", ({ loss }) => loss ? interval(loss) : ""],
-    ["image kept", ({ kept }) => kept ? interval(kept, 2) : ""],
     [
-      "gradient − weight",
+      "held-out, weight − gradient",
       ({ overWeight }) => overWeight ? interval(overWeight) : "",
     ],
     [
@@ -68,6 +62,12 @@ export function sweepTable(
       ({ overWeight }) =>
         overWeight ? verdictOf(overWeight, { paper: false }, true) : "",
     ],
+    score("text"),
+    score("image"),
+    score("masked", "masked image"),
+    score("retrieval"),
+    ["image lost", ({ loss }) => loss ? interval(loss) : ""],
+    ["image kept", ({ kept }) => kept ? interval(kept, 2) : ""],
     ...concepts.map((name): Column<SweepRow> => [
       name,
       (row) => decimal(row.concepts[name]),

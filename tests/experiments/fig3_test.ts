@@ -89,9 +89,15 @@ Deno.test("in-domain and out-domain concepts of a tiny world", async (t) => {
     await t.step("gains are differences from the class word", () => {
       for (const domain of ["in", "out"]) {
         const [lower, ...rest] = of(domain);
-        assertEquals(lower.gain.mean, null);
-        for (const { image, gain } of rest) {
+        assertEquals([lower.gain.mean, lower.heldoutGain.mean], [null, null]);
+        for (const { image, gain, heldout, heldoutGain } of rest) {
           assertAlmostEquals(gain.mean!, image! - lower.image!, 2e-5);
+          // An error is better where it is lower; references have none.
+          if (heldout === null) assertEquals(heldoutGain.mean, null);
+          else {
+            const below = lower.heldout! - heldout;
+            assertAlmostEquals(heldoutGain.mean!, below, 2e-5);
+          }
         }
       }
     });
@@ -100,6 +106,26 @@ Deno.test("in-domain and out-domain concepts of a tiny world", async (t) => {
         for (const row of rows) assertEquals(row.length, head.length);
       }
       assertEquals(report.shares.length, 4);
+    });
+    await t.step("shares are of what α = 1 gains", () => {
+      for (const { domain, method, heldout, image } of report.shares) {
+        const at = (alpha: number) =>
+          of(domain).find((row) =>
+            row.method === method && row.alpha === alpha &&
+            row.fusion === "none"
+          )!;
+        for (
+          const [share, gain] of [
+            [heldout, "heldoutGain"],
+            [image, "gain"],
+          ] as const
+        ) {
+          const whole = at(1)[gain].mean!;
+          // Five decimals of a small difference; nothing gained, no share.
+          if (share.mean === null) assert(whole < 5e-5);
+          else assertAlmostEquals(share.mean * whole, at(0)[gain].mean!, 5e-5);
+        }
+      }
     });
     await t.step("every picture of the sheet is there", () => {
       const [{ sheet }] = document.parts.filter((part) =>

@@ -161,10 +161,14 @@ Deno.test("a sweep has a row for the base, singles, factors and ridges", async (
         else assertAlmostEquals(mean * whole, lower.heldout - heldout, 5e-5);
       }
     }
-    for (const { loss, kept, image, fusion, rank, overWeight } of byRank) {
+    for (const row of byRank) {
+      const { loss, kept, image, heldout, fusion, rank, overWeight } = row;
       const [single, weight] = byRank.filter((row) => row.rank === rank);
       if (fusion !== "gradient") assertEquals(overWeight, undefined);
-      else assertAlmostEquals(overWeight!.mean!, image - weight.image, 2e-5);
+      else {
+        const difference = weight.heldout - heldout;
+        assertAlmostEquals(overWeight!.mean!, difference, 2e-5);
+      }
       if (fusion === "none") assertEquals([loss, kept], [undefined, undefined]);
       else assertAlmostEquals(loss!.mean!, single.image - image, 2e-5);
     }
