@@ -151,7 +151,8 @@ export function plot(options: PlotOptions): Figure {
       yaxis: {
         title: yTitle && { text: yTitle },
         type: log ? "log" : undefined,
-        exponentformat: log ? "power" : undefined,
+        // Else ticks between powers of ten have their first digit only.
+        tickformat: log ? "~g" : undefined,
         range,
         automargin: true,
       },

@@ -1,7 +1,7 @@
 /**
  * `deno task test`: runs `deno test` with the arguments given and ends with
  * one line that counts, `N passed, N failed` (and `, N skipped` if any were).
- * Two files run at the same time; `DENO_JOBS` in the environment says otherwise.
+ * Three files run at the same time; `DENO_JOBS` in the environment says otherwise.
  *
  * @module
  */
@@ -49,11 +49,10 @@ export function countLine({ passed, failed, skipped }: Counts): string {
 }
 
 /**
- * Files at once. Most of them keep one core busy, see one_processor.ts, and each
- * holds a model or two: with two, a machine of two cores has neither core nor
- * memory to spare.
+ * Files at once. Most of them keep one core busy, see one_processor.ts; some wait
+ * for a queue or for what they started. With three, two cores are never idle.
  */
-const JOBS = "2";
+const JOBS = "3";
 
 const HELP = `
 deno task test [files] [options of deno test]
@@ -64,7 +63,7 @@ Runs the tests and ends with a line that counts them: N passed, N failed.
   --fail-fast          stop at the first failure
   --help               this text; npx deno test --help has all other options
 
-DENO_JOBS=1 in the environment runs one file at a time instead of two.
+DENO_JOBS=1 in the environment runs one file at a time instead of three.
 MIX_OF_SHOW_REQUIRE_WEBGPU=1 fails the WebGPU tests where there is no adapter.
 `;
 
