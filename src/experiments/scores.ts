@@ -331,6 +331,9 @@ export async function scoreCells<Arm>(
   };
 }
 
+/** Share of text alignment whose loss means that prompts are not followed. */
+export const TEXT_LOSS = 0.1;
+
 /**
  * Values of a score by concept, then seed, then prompt.
  *

@@ -10,7 +10,7 @@ import type { Series } from "../report/figure.ts";
 import { decimal, interval } from "../report/format.ts";
 import { type Column, type Table, tableOf } from "../report/table.ts";
 import type { EmbeddingName } from "./presets.ts";
-import type { ScoreName } from "./scores.ts";
+import { type ScoreName, TEXT_LOSS } from "./scores.ts";
 import type { SweepRow } from "./sweep.ts";
 import { armLabel } from "./table2/table.ts";
 
@@ -183,9 +183,6 @@ export function sweepFigures(
     ),
   ];
 }
-
-/** Share of text alignment whose loss means that prompts are not followed. */
-const TEXT_LOSS = 0.1;
 
 /**
  * The λ with the least error on held-out references, for each embedding, among

@@ -13,7 +13,10 @@ import {
   readAblation,
 } from "../../src/experiments/table2/json.ts";
 import { table2 } from "../../src/experiments/table2/run.ts";
-import { ablationTable } from "../../src/experiments/table2/table.ts";
+import {
+  ablationReport,
+  ablationTable,
+} from "../../src/experiments/table2/table.ts";
 import { exists } from "../../src/io/files.ts";
 import { type LabOptions, type LabRecord, withLab } from "../../src/lab/lab.ts";
 import { nowhere } from "../../src/lab/runner.ts";
@@ -122,6 +125,25 @@ Deno.test("an ablation of a tiny world: schema, resume, workers", async (t) => {
       const html = await reportHtml(first.document);
       assertEquals(html.match(/class="figure"/g)?.length, 10);
       assertEquals(html.match(/<img class="pixels"/g)?.length, 40);
+    });
+    await t.step("an arm that ignores its prompts is named", () => {
+      const { report, document } = first;
+      const of = (arm: string, text: number) =>
+        ablationReport({
+          ...report,
+          rows: report.rows.map((row) => ({
+            ...row,
+            text: row.text.map(() => row.arm === arm ? text : 1),
+          })),
+        }, document.parts.find(({ type }) => type === "pictures")!).lead
+          .filter((line) => line.includes("ignores its prompts"));
+      const [line, ...others] = of("edlora.gradient", 0.85);
+      assertEquals(others, []);
+      assert(line.startsWith("ED-LoRA + gradient fusion ignores its prompts"));
+      assert(line.includes("0.150"), line);
+      // A tenth is allowed.
+      assertEquals(of("edlora.gradient", 0.95), []);
+      assertEquals(of("edlora.gradient", 1.5), []);
     });
     await t.step("every call ends complete", () => {
       const last = new Map(

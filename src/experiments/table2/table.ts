@@ -4,6 +4,7 @@
  * @module
  */
 import { comparisonTable } from "../../evaluation/compare.ts";
+import { mean, pairedDifference } from "../../evaluation/statistics.ts";
 import { inDomain } from "../../micro/in_domain.ts";
 import {
   type Report,
@@ -15,6 +16,7 @@ import {
   change,
   decimal,
   type Interval,
+  interval,
   type Maybe,
   percent,
   range,
@@ -22,7 +24,7 @@ import {
 import { factsOf, type Table, tableOf } from "../../report/table.ts";
 import type { AblationNumbers } from "./json.ts";
 import { EMBEDDINGS } from "../presets.ts";
-import type { ScoreName } from "../scores.ts";
+import { conceptMeans, type ScoreName, TEXT_LOSS } from "../scores.ts";
 
 /** Table 2 of the paper, means over 14 concepts, image alignment. */
 export const PAPER_TABLE_2: Readonly<
@@ -415,6 +417,23 @@ function reservations(
   return reasons.flatMap((why) => why ? [`No conclusion: ${why}.`] : []);
 }
 
+/** Fused models that do not follow their prompts: identity alone is no success. */
+function disobedient(report: AblationNumbers): string[] {
+  const names = report.concepts.map(({ name }) => name);
+  const text = (arm: string) =>
+    conceptMeans(report.rows.filter((row) => row.arm === arm), names, "text");
+  return armsOf(report).flatMap((arm) => {
+    const single = text(`${report.arms[arm].embedding}.single`);
+    const loss = pairedDifference(single, text(arm));
+    return loss.low > 0 && loss.mean > TEXT_LOSS * mean(single)
+      ? [
+        `${armLabel(arm)} ignores its prompts: text alignment falls by ` +
+        `${interval(loss)}.`,
+      ]
+      : [];
+  });
+}
+
 /**
  * The whole report.
  *
@@ -436,6 +455,7 @@ export function ablationReport(
     title: "weight against gradient fusion, LoRA against ED-LoRA",
     lead: [
       ...reservations(report),
+      ...disobedient(report),
       "Single concept → fused. Intervals and all numbers are in ablation.json.",
       "held-out error: how wrong the model is about the noise of unseen " +
       "pictures of the subject, lower is better; held-out kept: the share of " +
