@@ -48,7 +48,8 @@ Deno.test("the example in README runs as it stands", async () => {
   assertEquals(others, []);
   const folder = await Deno.makeTempDir();
   try {
-    await Deno.mkdir(`${folder}/out`);
+    const concepts = `${folder}/examples/studio/concepts`;
+    await Deno.mkdir(concepts, { recursive: true });
     await Deno.mkdir(`${folder}/models`);
     // A smaller model, and concepts as they start, are enough to show that the
     // lines run.
@@ -56,13 +57,13 @@ Deno.test("the example in README runs as it stands", async () => {
     const tiny = await writeTinyWorld(folder);
     await Deno.rename(tiny.model, `${folder}/models/micro`);
     const model = await loadModel(`${folder}/models/micro`);
-    for (const [name, classWord] of [["bobo", "animal"], ["dash", "vehicle"]]) {
+    for (const [name, classWord] of [["raja", "animal"], ["dash", "vehicle"]]) {
       const concept = await startConcept(model, method("ed-lora"), {
         name,
         classWord,
         key: key(0),
       });
-      await saveConcept(`${folder}/out/${name}.safetensors`, concept, model);
+      await saveConcept(`${concepts}/${name}.safetensors`, concept, model);
       disposeConcept(concept);
     }
     disposeModel(model);
@@ -78,7 +79,7 @@ Deno.test("the example in README runs as it stands", async () => {
     );
     assertEquals(exit, 0, stderr);
     for (const name of ["0.png", "1.png"]) {
-      const picture = decodePng(await Deno.readFile(`${folder}/out/${name}`));
+      const picture = decodePng(await Deno.readFile(`${folder}/${name}`));
       assertEquals([picture.width, picture.height], [64, 64]);
     }
   } finally {

@@ -10,7 +10,15 @@ import { helped } from "./help.ts";
 import { root } from "./repository.ts";
 
 /** Experiments that notebooks read from `results/quick`. */
-const SHOWN = ["merge", "fig4", "federated", "cost", "table1", "rank"];
+const SHOWN = [
+  "merge",
+  "fig4",
+  "federated",
+  "cost",
+  "table1",
+  "rank",
+  "domain",
+];
 
 const HELP = `
 deno task paper [options of deno task experiment all]
