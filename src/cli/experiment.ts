@@ -31,7 +31,7 @@ import {
 } from "../io/files.ts";
 import type { Lab } from "../lab/lab.ts";
 import { nowhere } from "../lab/runner.ts";
-import { canonicalJson } from "../lab/store.ts";
+import { canonicalJson, emptyStore } from "../lab/store.ts";
 import { PROMPTS_SHA256 } from "../micro/prompts.ts";
 import {
   contentsHtml,
@@ -231,11 +231,7 @@ async function run(
   return await inLab(what, request, async (lab, machine) => {
     const record = await runRecord(name, lab, plan);
     if (dryRun) return void console.log(JSON.stringify(record, null, 2));
-    if (fresh) {
-      await Deno.remove(request.store, { recursive: true }).catch((error) => {
-        if (!(error instanceof Deno.errors.NotFound)) throw error;
-      });
-    }
+    if (fresh) await emptyStore(request.store);
     machine.progress.line(machine.describe);
     if (plan.scale === "quick") {
       machine.progress.line("smoke test, no conclusion");

@@ -558,7 +558,6 @@ async function runTrain(request: TrainRequest): Promise<void> {
     out.replace(/\.safetensors$/, ""),
     ".state.safetensors",
   );
-  if (request.fresh) await Deno.remove(state).catch(ifThere);
   await startBackend(request.backend);
   const use: MemoryUse = queueRequest("train", request)
     ? { memory: "high", half: false }
@@ -574,6 +573,8 @@ async function runTrain(request: TrainRequest): Promise<void> {
     try {
       const training: Training = { ...pictures, start: fresh, chosen, words };
       const start = announced(request, model, training, pictures.unread);
+      // After all checks: a refused run leaves the state of the one before.
+      if (request.fresh) await Deno.remove(state).catch(ifThere);
       const queue = queueRequest("train", request);
       const { concept, loss } = queue
         ? await trainElsewhere(queue, request, model, { ...training, start })

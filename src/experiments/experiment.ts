@@ -112,14 +112,18 @@ export interface Experiment<
 export function experiment<const T extends OptionTable, D extends object>(
   parts: Experiment<T, D>,
 ): Experiment<T, D> {
-  const { name, options, check, run } = parts;
+  const { name, options, run } = parts;
+  const check = async (plan: Plan<T>) => {
+    const what = `run the ${name} experiment`;
+    checkValues(what, options, plan);
+    checkValues(what, SETTING_OPTIONS, settingValues(plan.settings));
+    await parts.check?.(plan);
+  };
   return {
     ...parts,
+    check,
     async run(lab, plan) {
-      const what = `run the ${name} experiment`;
-      checkValues(what, options, plan);
-      checkValues(what, SETTING_OPTIONS, settingValues(plan.settings));
-      await check?.(plan);
+      await check(plan);
       return await run(lab, plan);
     },
   };

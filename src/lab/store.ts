@@ -137,10 +137,21 @@ async function hashOf(sprites: Art["sprites"]): Promise<string> {
   return await sha256(canonicalJson(hashes.sort(([a], [b]) => a < b ? -1 : 1)));
 }
 
+/** The folders of a store. */
+const FOLDERS = [
+  "concepts",
+  "fused",
+  "published",
+  "images",
+  "embeddings",
+  "heldout",
+  "evaluators",
+] as const;
+
 /** Files of a folder of the store, one per result. */
 const filesOf =
-  (folder: string, ending: string) => (store: string, id: string): string =>
-    joinPath(store, folder, id + ending);
+  (folder: (typeof FOLDERS)[number], ending: string) =>
+  (store: string, id: string): string => joinPath(store, folder, id + ending);
 
 /** Where results lie below the store's folder. */
 export const pathOf = {
@@ -159,6 +170,18 @@ export const pathOf = {
   heldout: filesOf("heldout", ".json"),
   evaluator: filesOf("evaluators", ".json"),
 } as const;
+
+/**
+ * Removes all results of a store. Whatever else is in its folder stays.
+ *
+ * @param store The folder; nothing happens if there is none.
+ */
+export async function emptyStore(store: string): Promise<void> {
+  for (const folder of FOLDERS) {
+    const path = joinPath(store, folder);
+    if (await machine.files.stat(path)) await machine.files.remove(path);
+  }
+}
 
 /**
  * The files of a spec's result, below the store's folder.

@@ -194,6 +194,17 @@ Deno.test("pictures → concepts → fused model → picture with regions → sc
         const broken = await run(...args, "--steps", "2");
         assertEquals(broken.code, 1);
         assertStringIncludes(broken.err, "again.state.safetensors");
+        // A refused run takes nothing away.
+        const [task, ...others] = args;
+        const missing = ["--model", at("none"), "--steps", "2", "--fresh"];
+        const refused = await run(
+          task,
+          ...missing,
+          ...others.slice(others.indexOf("--backend")),
+        );
+        assertEquals(refused.code, 1);
+        const kept = await Deno.readTextFile(at("again.state.safetensors"));
+        assertEquals(kept, "nothing");
         await fine(...args, "--steps", "2", "--fresh");
       },
     );

@@ -8,6 +8,7 @@ import { joinPath, writeJson } from "../../src/io/files.ts";
 import type { ComposeSpec, DrawSpec, TextSpec } from "../../src/lab/specs.ts";
 import {
   canonicalJson,
+  emptyStore,
   folderHash,
   imageIds,
   isDone,
@@ -81,6 +82,23 @@ Deno.test("a result is done when all of its files are there", async () => {
     assert(!await isDone(store, texts));
     await write(pathOf.embedding(store, await specId(texts)));
     assert(await isDone(store, texts));
+  } finally {
+    await Deno.remove(store, { recursive: true });
+  }
+});
+
+Deno.test("emptying a store removes its results and nothing else", async () => {
+  const store = await Deno.makeTempDir();
+  try {
+    await emptyStore(joinPath(store, "none"));
+    const images = joinPath(store, "images", "ab");
+    await Deno.mkdir(images, { recursive: true });
+    await Deno.writeTextFile(joinPath(images, "abc.png"), "");
+    await writeJson(pathOf.heldout(store, "id"), {});
+    await Deno.writeTextFile(joinPath(store, "thesis.txt"), "mine");
+    await emptyStore(store);
+    const left = await Array.fromAsync(Deno.readDir(store));
+    assertEquals(left.map(({ name }) => name), ["thesis.txt"]);
   } finally {
     await Deno.remove(store, { recursive: true });
   }

@@ -135,41 +135,42 @@ function lines(text: string): string[] {
 }
 
 const HELP = `
-deno task notebooks [FILE.ipynb or FOLDER ...] [options]
+deno task notebooks [FILE.ipynb ...] [options]
 
-Runs notebooks on the Deno kernel and counts the cells that ran.
+Runs notebooks (default: all) on the Deno kernel and counts the cells that ran.
 
   --write      keep the outputs in the notebooks
-  --limit N    seconds for one notebook (600)
+  --limit N    seconds for one cell (default 600)
   --help       this text
 `;
 
 if (import.meta.main && !helped(HELP)) {
+  const refuse = (expected: string, got: string): never => {
+    console.error(`Cannot run notebooks: expected ${expected}, got ${got}`);
+    Deno.exit(2);
+  };
   const options = parseArgs(Deno.args, {
     boolean: ["write"],
-    default: { limit: 600 },
-    unknown: (arg, key) => {
-      if (key === undefined || key === "limit") return true;
-      console.error(`Cannot run notebooks: unknown option ${arg}`);
-      Deno.exit(2);
-    },
+    string: ["limit"],
+    default: { limit: "600" },
+    unknown: (arg, key) =>
+      key === undefined || key === "limit" ||
+      refuse("--write or --limit", arg),
   });
-  const limit = Number(options.limit);
-  if (!(limit > 0)) {
-    console.error(`Cannot run notebooks: expected --limit > 0, got ${limit}`);
-    Deno.exit(2);
-  }
+  const limit = Number(options.limit || NaN);
+  if (!(limit > 0)) refuse("--limit > 0", options.limit || "none");
   const named = options._.map(String);
-  const found = await Promise.all(
-    (named.length > 0 ? named : ["notebooks"]).map(async (path) =>
-      path.endsWith(".ipynb")
-        ? [await Deno.realPath(path)]
-        : (await listFiles(path, ".ipynb")).map((file) => `${root}/${file}`)
-    ),
-  );
+  for (const path of named) {
+    const file = path.endsWith(".ipynb") &&
+      await Deno.stat(path).then(({ isFile }) => isFile, () => false);
+    if (!file) refuse("the path of a notebook (.ipynb)", path);
+  }
+  const found = named.length > 0
+    ? await Promise.all(named.map((path) => Deno.realPath(path)))
+    : (await listFiles("notebooks", ".ipynb")).map((file) => `${root}/${file}`);
   let passed = 0;
   let failed = 0;
-  for (const path of found.flat()) {
+  for (const path of found) {
     const start = performance.now();
     const report = await runNotebook(path, limit * 1000);
     passed += report.passed;

@@ -52,7 +52,6 @@ if (import.meta.main && !helped(HELP)) {
     }
   }
   await command(
-    ...["run", "-q", "-P=develop", "tests/tools/notebook_run.ts"],
-    ...["notebooks", "--write"],
+    ...["run", "-q", "-P=develop", "tests/tools/notebook_run.ts", "--write"],
   );
 }

@@ -198,10 +198,9 @@ export const fig5 = experiment({
 Trains and fuses concepts, draws them with a plain prompt, with regions, and with
 adapters that are not fused, and scores every region with the evaluation CLIP.
 Outlines need a sketch T2I-Adapter in the model's folder adapter/.`,
-  notes: `Writes regions.json, .md, .html, regions-N.png (every arm, the first
-scenes of N concepts) and fig5.png (rendered, plain prompt, regions). Below each
-picture is the identity that the evaluation CLIP finds in each column. On two cores
-the default takes about half an hour; a stopped run continues.`,
+  notes: `Writes regions.json, .md, .html, regions-N.png (every arm, scenes of N
+concepts) and fig5.png (rendered, plain prompt, regions). Below each picture is the
+identity that the CLIP finds in each column. Half an hour on two cores.`,
   options: OPTIONS,
   scales: {
     quick: {
@@ -217,5 +216,7 @@ the default takes about half an hour; a stopped run continues.`,
     const has = await exists(joinPath(sketch, "config.json"));
     return has ? { sketch } : {} as Record<string, string>;
   },
+  check: ({ concepts, counts }) =>
+    counts.forEach((n) => choices(concepts, n, 1)),
   run: regions,
 });
