@@ -45,6 +45,8 @@ export interface Command<T> {
 export interface CommandParts<T extends OptionTable, R> {
   /** Its name. */
   readonly name: string;
+  /** What it does, as errors say it: a verb first. @default its name */
+  readonly what?: string;
   /** What it does, in a line. */
   readonly summary: string;
   /** The first line of help, such as `deno task fuse --concept FILE [options]`. */
@@ -89,6 +91,7 @@ export function command<const T extends OptionTable, R>(
   parts: CommandParts<T, R>,
 ): Command<R> {
   const { name, summary, usage, about, notes, examples, options, run } = parts;
+  const { what = name } = parts;
   return {
     name,
     summary,
@@ -102,7 +105,7 @@ export function command<const T extends OptionTable, R>(
       examples && `Examples:\n${examples.map((e) => `  ${e}`).join("\n")}`,
     ].filter((part) => part).join("\n\n") + "\n",
     parse(args) {
-      const values = readTable(name, args, options);
+      const values = readTable(what, args, options);
       return values && parts.request(values);
     },
     run,

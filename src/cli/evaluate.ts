@@ -27,10 +27,9 @@ import { squareAround } from "../evaluation/crops.ts";
 import { crop } from "../evaluation/preprocess.ts";
 import { type Estimate, mean, tInterval } from "../evaluation/statistics.ts";
 import {
-  assertWritable,
+  assertWritableFile,
   exists,
   joinPath,
-  parentOf,
   readJson,
   writeJson,
 } from "../io/files.ts";
@@ -107,7 +106,7 @@ const OPTIONS = optionTable({
   },
   prefix: {
     type: anyText,
-    otherwise: `"${CLIP_SCORE_PREFIX}"`,
+    otherwise: `"${CLIP_SCORE_PREFIX}" with --clip, else none`,
     help: "text before each prompt",
   },
   noPrefix: { type: flag, help: "no text before prompts" },
@@ -279,8 +278,9 @@ function requestOf(values: Values<typeof OPTIONS>): EvaluateUse {
 }
 
 /** What stands before prompts. */
-function prefixOf({ prefix, noPrefix }: EvaluateRequest): string {
-  return noPrefix ? "" : prefix ?? CLIP_SCORE_PREFIX;
+function prefixOf({ prefix, noPrefix, clip }: EvaluateRequest): string {
+  // The embedded CLIP knows captions of its world only.
+  return noPrefix ? "" : prefix ?? (clip ? CLIP_SCORE_PREFIX : "");
 }
 
 /** A region of a picture and how well it fits its own prompt. */
@@ -614,7 +614,7 @@ function written(report: EvaluateReport): string {
 async function runEvaluate(request: EvaluateRequest): Promise<void> {
   const { out, clip: clipName = joinPath(EMBEDDED, "clip_b") } = request;
   await mustExist("evaluate", request.images, request.references);
-  if (out) await assertWritable(parentOf(out));
+  if (out) await assertWritableFile(out);
   await startBackend(request.backend);
   const clip = await loadClip(await localModel(clipName));
   try {

@@ -183,7 +183,8 @@ export function experimentCommand(
       const bare = Object.entries(options).map((
         [field, option],
       ) => [field, { ...option, default: undefined }]);
-      const values = readTable(name, args, Object.fromEntries(bare));
+      const what = `run the ${name} experiment`;
+      const values = readTable(what, args, Object.fromEntries(bare));
       return values && requestOf(experiment, values as Given);
     },
   };
@@ -344,6 +345,7 @@ export function listed(
 /** `deno task experiment all`. */
 const all = command({
   name: "all",
+  what: "run all experiments",
   summary: "Every experiment, and a page that lists them",
   usage: "deno task experiment all [options]",
   about: `Runs every experiment, one after the other, with one cache, and writes

@@ -14,8 +14,8 @@ import { weightFusion } from "../fusion/weight.ts";
 import {
   assertDistinct,
   assertWritable,
+  assertWritableFile,
   joinPath,
-  parentOf,
 } from "../io/files.ts";
 import { saveSingleFile } from "../formats/ldm.ts";
 import { disposeModel, type Model, saveModel } from "../models/model.ts";
@@ -251,7 +251,7 @@ async function runFuse(request: FuseRequest): Promise<void> {
   await mustExist("fuse", ...request.concept.map(({ path }) => path));
   await assertDistinct("fuse", { "--out": out, "--single-file": singleFile });
   await assertWritable(out);
-  if (singleFile) await assertWritable(parentOf(singleFile));
+  if (singleFile) await assertWritableFile(singleFile);
   await startBackend(request.backend);
   const use = await memoryOf(request);
   const base = await openModel(request, use);

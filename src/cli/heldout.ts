@@ -22,7 +22,7 @@ import {
   heldOutError,
   keptShare,
 } from "../evaluation/heldout.ts";
-import { assertWritable, parentOf, writeJson } from "../io/files.ts";
+import { assertWritableFile, writeJson } from "../io/files.ts";
 import { disposeModel, type Model } from "../models/model.ts";
 import type { Colour } from "../io/resize.ts";
 import { decimal } from "../report/format.ts";
@@ -223,7 +223,7 @@ export async function runHeldOut(request: HeldOutRequest): Promise<void> {
     concept?.path,
     fused,
   );
-  if (out) await assertWritable(parentOf(out));
+  if (out) await assertWritableFile(out);
   await startBackend(request.backend);
   const said = [
     "name",

@@ -111,11 +111,16 @@ function checked(request: MemoryCommandRequest): MemoryCommandRequest {
   const only = (names: readonly string[], when: boolean, what: string) => {
     for (const name of names) {
       const value = request[name as keyof MemoryCommandRequest];
-      if (!when && value !== undefined && value !== false) {
-        throw cannot("count memory", `${what} with --${name}`, "another");
+      if (!when && value !== undefined && value !== false && value !== "auto") {
+        const got = table ? "--table" : "neither";
+        throw cannot("count memory", `${what} with --${name}`, got);
       }
     }
   };
+  only(["half", "memory"], !table, "a single count");
+  // Only --memory auto asks for it, and the table has both answers.
+  const given = request.card !== OPTIONS.card.default;
+  only(["card"], !table || !given, "a single count");
   only(["rank"], train !== undefined, "--train METHOD");
   only(["batch"], train !== undefined || sample, "--train or --sample");
   only(["size"], fuse === undefined && !table, "--train or --sample");
@@ -274,6 +279,7 @@ export async function runMemory(request: MemoryCommandRequest): Promise<void> {
 /** `deno task memory`. */
 export const memoryCommand: Command<MemoryCommandRequest> = command({
   name: "memory",
+  what: "count memory",
   summary: "count the memory that a run will need",
   usage: "deno task memory --model MODEL --train METHOD [options]",
   about:

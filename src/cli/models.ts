@@ -188,9 +188,11 @@ export async function localModel(
 ): Promise<string> {
   // What a server has is seen when it is opened.
   if (isRemote(spec) || await exists(spec)) return spec;
-  if (!parseHubSpec(spec)) {
+  // A file's ending: no repository is meant.
+  const local = /\.(safetensors|ckpt|pth?|bin)$/.test(spec);
+  if (local || !parseHubSpec(spec)) {
     throw cannot(
-      "find the model",
+      local ? "find the file" : "find the model",
       "a folder, a .safetensors file, or org/name on the Hugging Face hub",
       spec,
     );

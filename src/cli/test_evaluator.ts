@@ -20,7 +20,7 @@ import {
 } from "../evaluation/evaluator_check.ts";
 import { loadMobileNet } from "../evaluation/outside_evaluator.ts";
 import { PRESETS } from "../experiments/presets.ts";
-import { assertWritable, joinPath, parentOf, writeJson } from "../io/files.ts";
+import { assertWritableFile, joinPath, writeJson } from "../io/files.ts";
 import type { Pixels } from "../io/png.ts";
 import type { Colour } from "../io/resize.ts";
 import { loadConceptArt } from "../micro/concepts.ts";
@@ -165,7 +165,7 @@ export async function runEvaluatorTest(
 ): Promise<void> {
   const { references, classPictures, background, out } = request;
   await mustExist("evaluate", references, classPictures);
-  if (out) await assertWritable(parentOf(out));
+  if (out) await assertWritableFile(out);
   await startBackend(request.backend);
   const clip = await localModel(request.clip);
   const set = references

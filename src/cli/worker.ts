@@ -126,6 +126,7 @@ async function run(request: WorkerRequest): Promise<void> {
 /** Works on what a queue holds. */
 export const workerCommand: Command<WorkerRequest> = command({
   name: "worker",
+  what: "start a worker",
   summary: "run jobs from a queue, as one of many machines",
   usage: "deno task worker --queue URL --store FOLDER|s3://… [options]",
   about:

@@ -914,8 +914,22 @@ export function memoryRows({ at, out }: OptionWorld): OptionRows {
       size: { add: { "--size": "128" } },
       rank: { both: train, add: { "--rank": 8 } },
       memory: { add: { "--memory": "low" } },
-      half: { add: { "--half": true } },
-      card: { both: { ...train, "--size": "384" }, add: { "--card": 0.1 } },
+      half: [
+        { add: { "--half": true } },
+        {
+          both: { "--sample": null, "--table": true },
+          add: { "--half": true },
+          says: /a single count with --half/,
+        },
+      ],
+      card: [
+        { both: { ...train, "--size": "384" }, add: { "--card": 0.1 } },
+        {
+          both: { "--sample": null, "--table": true },
+          add: { "--card": 4 },
+          says: /a single count with --card/,
+        },
+      ],
       backend: { add: { "--backend": "wasm" } },
       binding: { both: { "--size": "512" }, add: { "--binding": 1 } },
       json: { both: { "--json": null }, add: { "--json": true } },

@@ -23,6 +23,8 @@ import {
 import { sampleCommand } from "../../src/cli/sample.ts";
 import { trainCommand } from "../../src/cli/train.ts";
 import { workerCommand } from "../../src/cli/worker.ts";
+import { verifyCommand } from "../verify/main.ts";
+import { microReportCommand } from "./micro_report.ts";
 import { pretrainCommand } from "./pretrain/main.ts";
 
 /** Shells that there are completions for. */
@@ -199,6 +201,8 @@ export function completedCommands(): Completed[] {
     memoryCommand,
     pretrainCommand,
     workerCommand,
+    verifyCommand,
+    microReportCommand,
     ...experiments(),
     completionsCommand,
   );
@@ -207,6 +211,7 @@ export function completedCommands(): Completed[] {
 /** `deno task completions`. */
 export const completionsCommand: Command<Values<typeof OPTIONS>> = command({
   name: "completions",
+  what: "print completions",
   summary: "print a script that completes options in a shell",
   usage: "deno task completions SHELL",
   about: "Prints a script that makes a shell complete commands and options.",
