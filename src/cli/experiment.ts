@@ -57,6 +57,7 @@ import {
   flag,
   folder,
   listOf,
+  neededOptions,
   oneOf,
   optionName,
   type OptionTable,
@@ -103,7 +104,10 @@ function optionsOf(
     ...COMMON,
     out: {
       type: folder,
-      otherwise: `out/${name}`,
+      otherwise: [
+        `out/${name}`,
+        ...flags.map(([flag]) => `with --${flag} out/${name}-${flag}`),
+      ].join(", "),
       help: `folder for ${name}.json, .md, .html and pictures`,
     },
   };
@@ -174,7 +178,7 @@ export function experimentCommand(
   return {
     ...command({
       ...{ name, summary, about, notes, options },
-      usage: `deno task ${task} [options]`,
+      usage: `deno task ${task} ${neededOptions(options)}[options]`,
       request: (values) => requestOf(experiment, values as Given),
       run: async (request) => void await run(experiment, request),
     }),

@@ -340,6 +340,18 @@ export function readTable<const T extends OptionTable>(
   return values as Values<T>;
 }
 
+/**
+ * The options that have to be given, as a usage line has them: `--name NAME `.
+ *
+ * @param table The options.
+ */
+export function neededOptions(table: OptionTable): string {
+  return Object.entries(table).filter(([, { needed }]) => needed)
+    .map(([field, option]) =>
+      `${expectation(optionName(field, option), option)} `
+    ).join("");
+}
+
 function expectation(name: string, { type, hint }: Option): string {
   if (Array.isArray(type.complete)) {
     return `${name} ${type.complete.join(", ")}`;
@@ -409,7 +421,8 @@ export function columns(
 function shownDefault({ default: value, otherwise, type }: Option): string {
   if (otherwise !== undefined) return ` (default: ${otherwise})`;
   if (value === undefined || isFlag(type)) return "";
-  return ` (default ${Array.isArray(value) ? value.join(",") : value})`;
+  if (!Array.isArray(value)) return ` (default: ${value})`;
+  return ` (default: ${value.length > 0 ? value.join(", ") : "none"})`;
 }
 
 /**

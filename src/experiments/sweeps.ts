@@ -107,6 +107,8 @@ interface Sweep {
   ) => Partial<SweepPlan>;
   /** The horizontal axis of its figures. */
   readonly axis: SweepAxis;
+  /** Options that it has no use for. */
+  readonly omit?: readonly (keyof typeof OPTIONS)[];
   /** A line below the table. */
   readonly note?: (rows: readonly SweepRow[]) => string;
 }
@@ -121,7 +123,8 @@ async function sweepPlan(
   if (templates !== undefined && !varied.ridges) {
     throw cannot(name, "gradient fusion for --templates", "none");
   }
-  if (plan.distractors.length > 0 && !varied.ridges && !varied.lambdas) {
+  const distractors = plan.distractors ?? [];
+  if (distractors.length > 0 && !varied.ridges && !varied.lambdas) {
     throw cannot(name, "fused concepts for --distractors", "none");
   }
   const { gradient } = settings;
@@ -145,9 +148,13 @@ async function sweepPlan(
 }
 
 function sweepExperiment(what: Sweep): Experiment<typeof OPTIONS> {
-  const { name, also, summary, split, values, axis, note } = what;
+  const { name, also, summary, split, values, axis, note, omit = [] } = what;
   const { values: list, ...others } = {
-    ...OPTIONS,
+    ...Object.fromEntries(
+      Object.entries(OPTIONS).filter(([field]) =>
+        !omit.some((f) => f === field)
+      ),
+    ) as typeof OPTIONS,
     concepts: {
       ...OPTIONS.concepts,
       default: split === "test" ? TEST_CONCEPTS : DEVELOPMENT_CONCEPTS,
@@ -166,7 +173,9 @@ function sweepExperiment(what: Sweep): Experiment<typeof OPTIONS> {
     options: options as typeof OPTIONS,
     scales: {
       quick: {
-        help: "2 concepts, 2 prompts, 2 values: smoke test, no conclusion",
+        help: `2 concepts, 2 prompts${
+          !values ? "" : name === "count" ? ", 1 value" : ", 2 values"
+        }: smoke test, no conclusion`,
         plan: {
           concepts: others.concepts.default.slice(0, 2),
           prompts: 2,
@@ -204,6 +213,7 @@ export const SWEEPS: readonly Experiment<typeof OPTIONS>[] = [
     summary: "Weight fusion against its factor λ (development concepts)",
     split: "development",
     values: { what: "factors", default: [0.1, 0.2, 0.3, 0.5, 0.7, 1] },
+    omit: ["templates"],
     vary: (lambdas) => ({ lambdas }),
     axis: {
       title: "factor λ",
@@ -248,6 +258,7 @@ export const SWEEPS: readonly Experiment<typeof OPTIONS>[] = [
     summary: "Single concepts under several training configurations " +
       "(development concepts)",
     split: "development",
+    omit: ["templates", "distractors"],
     vary: () => ({}),
     axis: { title: "training", at: ({ variant }) => variant },
   }),

@@ -415,16 +415,10 @@ export function sweepRows(world: OptionWorld): OptionRows[] {
         variants: name === "tune"
           ? { add: { "--variants": `${at}/other.json` } }
           : { add: { "--variants": `${at}/variants.json` } },
-        distractors: fuses ? { add: { "--distractors": "kuro" } } : {
-          add: { "--distractors": "kuro" },
-          says: /fused concepts for --distractors/,
-        },
-        templates: gradient
-          ? { add: { "--templates": `${at}/templates.json` } }
-          : {
-            add: { "--templates": `${at}/templates.json` },
-            says: /gradient fusion for --templates/,
-          },
+        ...(fuses && { distractors: { add: { "--distractors": "kuro" } } }),
+        ...(gradient && {
+          templates: { add: { "--templates": `${at}/templates.json` } },
+        }),
       },
     };
   });

@@ -154,7 +154,7 @@ Deno.test("help has every option, its default, and short lines", () => {
   for (const field of Object.keys(TABLE)) {
     assert(help.includes(optionName(field)), field);
   }
-  assert(help.includes("its rate (default 0.0001)"));
+  assert(help.includes("its rate (default: 0.0001)"));
   assert(help.includes("(default: the model's)"));
   assert(help.includes("what to draw; may be given again"));
   for (const line of help.split("\n")) assert(line.length <= 80, line);
