@@ -34,10 +34,8 @@ export interface Series {
   readonly x: readonly (string | Maybe)[];
   /** A value each, or a mean with its interval, drawn as an error bar. */
   readonly y: readonly (Maybe | Interval | undefined)[];
-  /** What each point is called. */
+  /** What each point is called, beside the pointer. */
   readonly text?: readonly string[];
-  /** Whether these names stand in the figure; else beside the pointer. */
-  readonly labelled?: boolean;
   /** Colour, of all or of each. */
   readonly color?: string | readonly string[];
   /** Diameter of markers in pixels, of all or of each. */
@@ -94,7 +92,7 @@ function traceOf(series: Series): Record<string, unknown> {
   const bars = as === "bars";
   return {
     type: bars ? "bar" : "scatter",
-    mode: bars ? undefined : series.labelled ? `${as}+text` : as,
+    mode: bars ? undefined : as,
     name,
     x,
     y: values.map(({ mean }) => mean),
@@ -102,7 +100,6 @@ function traceOf(series: Series): Record<string, unknown> {
       ? errorBars(values)
       : undefined,
     text,
-    textposition: text && "top center",
     marker: bars ? { color } : { color, size, symbol },
     line: as.includes("lines")
       ? { color, width: 1.5, dash: series.dotted ? "dot" : undefined }
@@ -126,15 +123,7 @@ function traceOf(series: Series): Record<string, unknown> {
 export function plot(options: PlotOptions): Figure {
   const { title, xTitle, yTitle, log, range, legend = true, series } = options;
   const words = series.some(({ as }) => as === "bars");
-  const places = series.some(({ labelled }) => labelled)
-    ? series.flatMap(({ x }) =>
-      x.flatMap((v) => typeof v === "number" ? [v] : [])
-    )
-    : [];
   const named = series.some(({ x }) => x.some((v) => typeof v === "string"));
-  const ends = [Math.min(...places), Math.max(...places)];
-  // Names stand above their points, half of them to each side.
-  const room = 0.3 * (ends[1] - ends[0]);
   // JSON leaves out what is undefined: plotly takes null for a value.
   return JSON.parse(JSON.stringify({
     data: series.map(traceOf),
@@ -145,7 +134,6 @@ export function plot(options: PlotOptions): Figure {
         title: xTitle && { text: xTitle },
         // Else plotly takes names that look like numbers for numbers.
         type: named ? "category" : undefined,
-        range: room > 0 ? [ends[0] - room, ends[1] + room] : undefined,
         automargin: true,
       },
       yaxis: {

@@ -139,6 +139,17 @@ const COLORS: Readonly<Record<string, string>> = {
   chance: "#e09f3e",
 };
 
+/** The colour says the embedding, the symbol what was done. */
+function symbolOf(arm: string): string {
+  const symbols: Record<string, string> = {
+    base: "x",
+    single: "circle-open",
+    weight_best_lambda: "triangle-up",
+    gradient: "diamond",
+  };
+  return symbols[arm.split(".").at(-1)!] ?? "circle";
+}
+
 /** What a score is called. */
 const SCORE_LABEL: Readonly<Record<ScoreName | "heldout", string>> = {
   heldout: "held-out error (lower is better)",
@@ -221,7 +232,6 @@ export function tradeFigure(report: AblationNumbers): Figure {
     title: "Text against image alignment, single → fused",
     xTitle: SCORE_LABEL.text,
     yTitle: SCORE_LABEL.image,
-    legend: false,
     series: [
       ...armsOf(report).map((arm): Series => {
         const { single, fused, embedding } = report.arms[arm];
@@ -230,10 +240,8 @@ export function tradeFigure(report: AblationNumbers): Figure {
           as: "lines+markers",
           x: [single.text.mean, fused.text.mean],
           y: [single.image.mean, fused.image.mean],
-          text: ["", armLabel(arm)],
-          labelled: true,
           size: [6, 11],
-          symbol: ["circle-open", "circle"],
+          symbol: ["circle-open", symbolOf(arm)],
           color: COLORS[embedding],
           dotted: !arm.endsWith("gradient"),
         };
@@ -242,8 +250,6 @@ export function tradeFigure(report: AblationNumbers): Figure {
         name: "class word",
         x: [lower.text.mean],
         y: [lower.image.mean],
-        text: ["class word"],
-        labelled: true,
         ...{ size: 11, symbol: "x", color: COLORS.lower },
       },
     ],
@@ -297,12 +303,6 @@ export function conceptFigure(report: AblationNumbers): Figure {
   const names = report.concepts.map(({ name }) => name);
   const arms = ["base", "lora.single", "edlora.single", ...armsOf(report)]
     .filter((arm) => report.rows.some((row) => row.arm === arm));
-  const symbols: Record<string, string> = {
-    base: "x",
-    single: "circle-open",
-    weight_best_lambda: "triangle-up",
-    gradient: "diamond",
-  };
   return plot({
     title: "Image alignment by concept",
     yTitle: SCORE_LABEL.image,
@@ -316,31 +316,34 @@ export function conceptFigure(report: AblationNumbers): Figure {
         return values.reduce((a, b) => a + b, 0) / values.length;
       }),
       size: 10,
-      symbol: symbols[arm.split(".").at(-1)!] ?? "circle",
-      // The colour says the embedding, the symbol what was done.
+      symbol: symbolOf(arm),
       color: COLORS[arm.split(".")[0]] ?? COLORS.lower,
     })),
   });
 }
 
 /**
- * Training losses, a curve per concept.
+ * Training losses, means over concepts and seeds.
  *
  * @param report The report.
  */
 export function trainingFigure(report: AblationNumbers): Figure {
   return plot({
-    title: "Training loss (LoRA red, ED-LoRA blue)",
+    title: "Training loss, mean over concepts",
     xTitle: "share of the run",
     yTitle: "loss",
-    ...{ log: true, legend: false },
-    series: report.training.map(({ embedding, concept, seed, losses }) => ({
-      name: `${armLabel(embedding)} ${concept}, seed ${seed}`,
-      as: "lines",
-      x: losses.map((_, i) => (i + 0.5) / losses.length),
-      y: losses,
-      color: COLORS[embedding],
-    })),
+    series: EMBEDDINGS.flatMap((embedding): Series[] => {
+      const own = report.training.filter((one) => one.embedding === embedding);
+      return own.length === 0 ? [] : [{
+        name: armLabel(embedding),
+        as: "lines+markers",
+        x: own[0].losses.map((_, i, { length }) => (i + 0.5) / length),
+        y: own[0].losses.map((_, i) =>
+          mean(own.flatMap(({ losses }) => losses[i] ?? []))
+        ),
+        color: COLORS[embedding],
+      }];
+    }),
   });
 }
 
