@@ -108,12 +108,13 @@ function checked(request: MemoryCommandRequest): MemoryCommandRequest {
       asked === 0 ? "none" : `${asked} of them`,
     );
   }
+  const [use] = Object.entries({ train, sample, fuse, table })
+    .flatMap(([name, value]) => value ? `--${name}` : []);
   const only = (names: readonly string[], when: boolean, what: string) => {
     for (const name of names) {
       const value = request[name as keyof MemoryCommandRequest];
       if (!when && value !== undefined && value !== false && value !== "auto") {
-        const got = table ? "--table" : "neither";
-        throw cannot("count memory", `${what} with --${name}`, got);
+        throw cannot("count memory", `${what} with --${name}`, use);
       }
     }
   };
