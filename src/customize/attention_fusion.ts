@@ -1,6 +1,7 @@
 /**
- * Several adapters in one picture by attention masks, without regions that a user
- * gives: FreeFuse (Liu et al. 2025, arXiv 2510.23515).
+ * Several adapters in one picture, each inside a mask that is found by
+ * attention, without given regions: FreeFuse (Liu et al. 2025, arXiv
+ * 2510.23515).
  *
  * @module
  */
@@ -19,25 +20,26 @@ import { blockOf, sites } from "./sites.ts";
 
 /** Settings of {@linkcode freeFuse}. */
 export interface FreeFuseOptions extends AttachOptions {
-  /** The prompt, with the tokens of all concepts; every picture's. */
+  /** The prompt of all pictures, with the tokens of all concepts. */
   readonly prompt: string;
   /**
-   * Model calls in which all adapters act everywhere and their words' attention
-   * is watched; the masks are made of it for the rest.
+   * Number of first model calls in which all adapters act everywhere and the
+   * attention on their words is recorded. The masks for the other calls are
+   * made from it.
    *
    * @default 5
    */
   readonly warmup?: number;
   /**
-   * Attention, relative to a concept's largest, below which no concept has a
-   * pixel: there no adapter acts.
+   * A pixel belongs to no concept, and no adapter acts there, if its attention,
+   * relative to the largest of the concept, is below this.
    *
    * @default 0.5
    */
   readonly threshold?: number;
 }
 
-/** Watched attention of one batch, and the masks made of it. */
+/** Recorded attention of one batch, and the masks made from it. */
 interface Watched {
   /** Sum over layers and calls [count, h, w, concepts]. */
   sum: tf.Tensor4D;
@@ -45,8 +47,9 @@ interface Watched {
 }
 
 /**
- * The masks of concepts: each pixel is the concept's whose attention, relative to
- * its own largest, is the largest there, if it is at least the threshold.
+ * The masks of concepts. Attention is divided by each concept's maximum; a
+ * pixel belongs to the concept with the largest value there, if that is at
+ * least the threshold.
  *
  * @param attention [count, h, w, concepts], not negative.
  * @param threshold From 0 to 1.
@@ -72,16 +75,16 @@ export function attentionMasks(
 
 /**
  * FreeFuse: masks of the concepts are found in the cross-attention of the first
- * steps, and from then on each adapter acts inside its own mask only. Keys and
- * values are the adapter's at its own words, nobody's at those of another, and the
- * mean of all elsewhere.
+ * steps; after these each adapter acts inside its own mask only. In keys and
+ * values, an adapter acts fully at its own words, not at the words of another,
+ * and with weight 1/n at all other tokens.
  *
- * The article masks joint attention of DiTs; here the same is done to the spatial
- * layers of a UNet, the text encoder's adapters all act.
+ * The article masks the joint attention of DiTs. Here the spatial layers of a
+ * UNet are masked instead, and all text encoder adapters act.
  *
  * @param base The model without the concepts; not changed.
  * @param concepts The concepts, all named in the prompt.
- * @param options The prompt; when masks are made, and from how much attention.
+ * @param options The prompt, warm-up and threshold.
  * @returns A model and pipeline options; dispose them afterwards.
  * @throws If there is no concept, one is not in the prompt or does not fit, or an
  * option is out of bounds.
@@ -173,7 +176,7 @@ export function wordsIn(
   return ids.flatMap((id, i) => own.has(id) ? [i] : []);
 }
 
-/** What each adapter leaf works on: the text, or pixels of a level. */
+/** The input of each adapter's layer: the text, or pixels of a level. */
 function reachOf(model: Model): Map<LowRank, "text" | "nowhere" | number> {
   const { params, config } = model.unet;
   const levels = config.block_out_channels.length;
@@ -189,7 +192,7 @@ function reachOf(model: Model): Map<LowRank, "text" | "nowhere" | number> {
   return reach;
 }
 
-/** How much each adapter counts at each token [concepts, tokens]; kept. */
+/** The weight of each adapter at each token [concepts, tokens]; kept. */
 function textMask(
   { tokenizer: { modelMaxLength: tokens } }: Model,
   places: readonly (readonly number[])[],
@@ -205,7 +208,8 @@ function textMask(
 }
 
 /**
- * Attention of the rows that have the prompt: of both branches, the second half.
+ * Attention of the rows with the positive prompt: the second half if there are
+ * two branches.
  *
  * @param probabilities [rows, heads, places, tokens].
  * @param count Pictures.
@@ -251,7 +255,7 @@ function watch(
   });
 }
 
-/** Keeps each adapter inside its mask, once there is one. */
+/** Restricts each adapter to its mask, once there is one. */
 function gateOf(
   model: Model,
   { sample, branch }: UNetCall,
@@ -275,9 +279,10 @@ function gateOf(
         .reshape(contribution.shape);
     }
     if (!masks) return contribution;
-    // A layer without a place gets the mean, as tokens that all share do.
+    // A layer without positions gets the mean, as tokens of no concept do.
     if (where === "nowhere") return contribution.div(names.length);
-    // A convolution between two levels has a size of its own.
+    // The output of a down- or upsampling convolution has another size than its
+    // level.
     const [h, w] = contribution.rank === 4
       ? [contribution.shape[1]!, contribution.shape[2]!]
       : sizes[where];

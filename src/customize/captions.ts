@@ -1,5 +1,5 @@
 /**
- * Captions of training pictures, as people keep them: this library's (`{}`
+ * Captions of training pictures in the usual formats: this library's (`{}`
  * stands for the concept), and those of kohya's sd-scripts and A1111 (a trigger
  * word, a list between commas, `.caption` or `.txt`, a folder `10_sks dog`).
  *
@@ -21,14 +21,15 @@ export const CAPTION: RegExp = /\.(txt|caption)$/i;
 
 /** Endings of caption files, in kohya's order of preference. */
 const ENDINGS: readonly string[] = [".txt", ".caption"]
-  // As cameras and Windows write them.
+  // Cameras and Windows write upper case.
   .flatMap((ending) => [ending, ending.toUpperCase()]);
 
 /**
  * Puts the concept into a caption.
  *
- * @param caption Text with `{}`, `<TOK>` or `[name]`; else it stays as it is.
- * @param phrase How the concept stands in prompts.
+ * @param caption Text with `{}`, `<TOK>` or `[name]`; other text is not
+ * changed.
+ * @param phrase The concept's phrase in prompts.
  */
 export function fillCaption(caption: string, phrase: string): string {
   return PLACEHOLDERS.reduce(
@@ -38,7 +39,7 @@ export function fillCaption(caption: string, phrase: string): string {
 }
 
 /**
- * Whether a caption says where the concept is.
+ * Whether a caption has a placeholder for the concept.
  *
  * @param caption The caption.
  */
@@ -47,8 +48,8 @@ function namesConcept(caption: string): boolean {
 }
 
 /**
- * Puts the placeholder where a caption says the trigger words; a caption that
- * has a placeholder stays as it is.
+ * Replaces the trigger words in a caption by the placeholder. A caption that
+ * already has a placeholder is not changed.
  *
  * Words are matched whole and without regard to case; `_` counts as a space,
  * as in tags.
@@ -73,8 +74,8 @@ export function triggered(caption: string, trigger: string): string {
 }
 
 /**
- * The captions in the file beside a picture, one per line; blank lines count
- * nothing.
+ * The captions in the file beside a picture, one per line; blank lines are
+ * ignored.
  *
  * @param folder The picture's folder.
  * @param stem The picture's name without its ending.
@@ -104,9 +105,9 @@ export async function captionsBeside(
   return first;
 }
 
-/** What kohya's name of a folder says. */
+/** The parts of a folder's name in kohya's format. */
 export interface FolderName {
-  /** How often its pictures count. */
+  /** Repeats of its pictures. */
   readonly repeats: number;
   /** All words: trigger words and class, or the class alone. */
   readonly words: string;
@@ -117,10 +118,10 @@ export interface FolderName {
 }
 
 /**
- * Reads kohya's name of a folder, `10_sks dog`.
+ * Parses a folder's name in kohya's format, `10_sks dog`.
  *
  * @param path The folder.
- * @returns What it says; nothing if it is named otherwise.
+ * @returns Its parts; undefined if the name has another format.
  */
 export function kohyaFolder(path: string): FolderName | undefined {
   const name = path.replace(/[\\/]+$/, "").replace(/^.*[\\/]/, "");

@@ -1,5 +1,5 @@
 /**
- * What training would be done on, checked and said before it starts.
+ * Checks and describes the training data before training starts.
  *
  * @module
  */
@@ -11,7 +11,7 @@ import type { Example } from "./dataset.ts";
 import { COMPONENTS } from "./sites.ts";
 import { type TrainConfig, trainedNames } from "./train.ts";
 
-/** What the captions of training pictures say. */
+/** What was found in the captions of training pictures. */
 export interface CaptionCheck {
   /** Captions in all; a picture may have several. */
   readonly total: number;
@@ -21,17 +21,17 @@ export interface CaptionCheck {
   readonly files: number;
   /** Files (or pictures) with a caption that does not name the concept. */
   readonly unnamed: readonly string[];
-  /** Captions longer than the text encoder reads. */
+  /** Captions longer than the text encoder's maximum. */
   readonly cut: readonly (PromptCut & {
     /** File (or picture) of the caption. */
     readonly file: string;
-    /** Whether the concept is cut off with the rest. */
+    /** Whether the concept is in the part that is cut off. */
     readonly concept: boolean;
   })[];
 }
 
 /**
- * Looks at captions: which name the concept, which are cut off.
+ * Checks which captions name the concept and which are cut off.
  *
  * @param model The model with the concept's tokens (`addTokens`).
  * @param concept The concept.
@@ -53,7 +53,7 @@ export function checkCaptions(
       const prompt = fillCaption(caption, concept.phrase);
       const lost = cutOff(model, prompt);
       const gone = lost !== undefined && !lost.kept.includes(concept.phrase);
-      // By a placeholder, or by its tokens as they are called in prompts.
+      // It is named by a placeholder or by its phrase.
       if (prompt.includes(concept.phrase) && !gone) naming++;
       else unnamed.add(file);
       if (lost === undefined || seen.has(prompt)) continue;
@@ -66,8 +66,8 @@ export function checkCaptions(
 }
 
 /**
- * Refuses captions none of which names the concept: its tokens would be in no
- * prompt, and only decay.
+ * Throws if no caption names the concept: its tokens would be in no prompt, so
+ * only weight decay would change them.
  *
  * @param check What the captions say.
  */
@@ -81,13 +81,13 @@ export function requireNamed({ naming, unnamed, cut }: CaptionCheck): void {
   );
 }
 
-/** What a training run is about; plain data, saved with the concept. */
+/** Summary of a training run; plain data, saved with the concept. */
 export interface TrainingSummary {
   /** Pictures and their side. */
   readonly pictures: string;
   /** How many captions name the concept. */
   readonly captions: string;
-  /** How many masks there are, and whether they count. */
+  /** How many masks there are, and whether the loss uses them. */
   readonly masks: string;
   /** Class pictures and their weight. */
   readonly classPictures: string;
@@ -95,12 +95,12 @@ export interface TrainingSummary {
   readonly tokens: string;
   /** Layers with an adapter. */
   readonly layers: string;
-  /** Numbers that are trained. */
+  /** Number of trained parameters. */
   readonly parameters: string;
 }
 
 /**
- * Says in a few words what is trained, on what.
+ * Describes briefly what is trained, and on which data.
  *
  * @param concept The concept as it starts.
  * @param config Configuration.

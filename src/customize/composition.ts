@@ -1,7 +1,7 @@
 /**
- * Several adapters in one picture without fusing them and without regions: one
- * after another (LoRA Switch) or side by side (LoRA Composite), in equal shares or
- * in those that the prompt gives them (W-Switch, W-Composite).
+ * Several adapters in one picture without fusion and without regions: one after
+ * another (LoRA Switch) or all in every step (LoRA Composite), with equal
+ * weights or with weights by the prompt (W-Switch, W-Composite).
  *
  * Zhong et al. 2024, "Multi-LoRA Composition for Image Generation"; Tsoumplekas et
  * al. 2026, arXiv 2606.03792.
@@ -25,10 +25,10 @@ import {
 
 /** Settings of {@linkcode loraSwitch} and {@linkcode loraComposite}. */
 export interface CompositionOptions extends AttachOptions {
-  /** The prompt, with the tokens of all concepts; every picture's. */
+  /** The prompt of all pictures, with the tokens of all concepts. */
   readonly prompt: string;
   /**
-   * What the picture stays away from.
+   * The negative prompt.
    *
    * @default ""
    */
@@ -38,8 +38,9 @@ export interface CompositionOptions extends AttachOptions {
   /** Whether prompts have A1111's weights, breaks and chunks. */
   readonly syntax?: PromptSyntax;
   /**
-   * How much each concept counts, in the order of the concepts; their sum is
-   * taken as 1. {@linkcode promptShares} makes W-Switch and W-Composite of it.
+   * Weight of each concept, in the order of the concepts, normalised to a sum
+   * of 1. With those of {@linkcode promptShares} the methods are W-Switch and
+   * W-Composite.
    *
    * @default equal
    */
@@ -68,7 +69,7 @@ function sharesOf(
   return shares.map((share) => share / sum);
 }
 
-/** A model and how it reads a prompt. */
+/** A model and its text states of a prompt. */
 export interface Solo {
   /** The model, with the tokens of all concepts. */
   readonly model: Model;
@@ -77,7 +78,7 @@ export interface Solo {
 }
 
 /**
- * A prompt in which concepts are called by their class.
+ * Replaces the phrases of concepts in a prompt by their class words.
  *
  * @param prompt The prompt.
  * @param concepts Which.
@@ -98,9 +99,9 @@ export function withClassWords(
  * @param base The model without the concepts; not changed.
  * @param concepts The concepts.
  * @param options The prompt.
- * @param promptOf What each reads. @default the prompt
- * @returns The model with all tokens and no adapter, and those with one; dispose
- * them afterwards.
+ * @param promptOf The prompt of each model. @default the prompt
+ * @returns The model with all tokens and no adapter, and one model per adapter;
+ * dispose them afterwards.
  */
 export function solos(
   base: Model,
@@ -142,9 +143,9 @@ export function solos(
 }
 
 /**
- * One UNet run of one concept's model, with its own reading of the prompt.
+ * One UNet call of one concept's model, with its own text states.
  *
- * @param solo The model and its reading.
+ * @param solo The model and its text states.
  * @param call Which call.
  * @param options What is observed.
  */
@@ -164,18 +165,17 @@ export function runSolo(
 }
 
 /**
- * Computes the share of each concept in a prompt: the distance of the prompt's
- * text states, read with the concept's adapter, from those of the prompt
- * without its words, 1 − cos. The shares of W-Switch and W-Composite
- * (Tsoumplekas et al. 2026, arXiv 2606.03792), which weight each LoRA by the
- * influence of its trigger words in the prompt; the measure of influence is
- * this library's.
+ * Computes the weight of each concept in a prompt, for W-Switch and W-Composite
+ * (Tsoumplekas et al. 2026, arXiv 2606.03792). These weight each LoRA by the
+ * influence of its trigger words in the prompt. This library measures the
+ * influence as 1 − cos between the text states of the prompt and of the prompt
+ * without the concept's words, both with the concept's adapter.
  *
  * @param base The model without the concepts; not changed.
  * @param concepts The concepts.
  * @param options The prompt.
- * @returns A share per concept, the sum 1; 0 of one that the prompt does not
- * name, and equal ones if it names none.
+ * @returns A weight per concept, with sum 1: 0 for a concept that the prompt
+ * does not name; equal weights if it names none.
  *
  * @example
  * ```ts
@@ -200,9 +200,10 @@ export async function promptShares(
       influence.push(0);
       continue;
     }
-    // Others are their class here, as this concept's text encoder has no more.
+    // Other concepts are replaced by their class words, as this model lacks
+    // their tokens.
     const rest = concepts.filter((one) => one !== concept);
-    // Read together, both are layer-wise or both are plain.
+    // Encoded together, so that both are layer-wise or neither is.
     const { all: [{ rows }], dispose } = solos(base, [concept], {
       ...options,
       prompt: withClassWords(options.prompt, rest),
@@ -230,11 +231,13 @@ function cosine(a: ArrayLike<number>, b: ArrayLike<number>): number {
   return ab / Math.sqrt(aa * bb);
 }
 
-/** Whose turn each of so many turns is: as often as the shares say. */
+/**
+ * The concept of each turn; each concept has turns in proportion to its share.
+ */
 function turnsOf(shares: readonly number[], count: number): number[] {
   const taken = shares.map(() => 0);
   return Array.from({ length: count }, (_, turn) => {
-    // The one that is furthest behind; among equals the first.
+    // The concept that is furthest behind its share; of equal ones the first.
     const behind = shares.map((share, i) => share * (turn + 1) - taken[i]);
     const next = behind.reduce(
       (best, one, i) => one > behind[best] + 1e-9 ? i : best,
@@ -246,14 +249,15 @@ function turnsOf(shares: readonly number[], count: number): number[] {
 }
 
 /**
- * LoRA Switch: one adapter at a time, the next one every few steps; with shares,
- * each has as many turns as its share.
+ * LoRA Switch: one adapter at a time, changed every few steps. With shares,
+ * each adapter has turns in proportion to its share.
  *
  * @param base The model without the concepts; not changed.
  * @param concepts In the order of their turns.
- * @param options The prompt; `every`: model calls a turn, which are steps but
- * for samplers of several calls a step (default 1, so that all have equal
- * shares of a short run; the paper has 5 of 100).
+ * @param options The prompt; `every`: model calls per turn, which are steps
+ * unless the sampler makes several calls per step (default 1, so that all
+ * adapters have equal turns in a short run; the paper uses 5 in runs of 100
+ * steps).
  * @returns A model and pipeline options; dispose them afterwards.
  * @throws If there is no concept or one does not fit.
  *
@@ -296,9 +300,9 @@ export function loraSwitch(
 }
 
 /**
- * LoRA Composite: every step runs each adapter alone and takes the mean of
- * their guidance, weighted with shares. (Guidance is linear, so the mean of the outputs of both
- * branches is the same.)
+ * LoRA Composite: every step runs each adapter alone and averages their guided
+ * predictions, weighted by shares. (Guidance is linear, so the outputs of both
+ * branches are averaged instead.)
  *
  * @param base The model without the concepts; not changed.
  * @param concepts The concepts.
@@ -312,7 +316,7 @@ export function loraComposite(
   options: CompositionOptions,
 ): AdapterSampling {
   const shares = sharesOf(concepts, options);
-  // Equal shares are divided at the end, which rounds once.
+  // With equal shares the sum is divided at the end, which rounds once.
   const equal = shares.every((share) => share === shares[0]);
   const { named, all, dispose } = solos(base, concepts, options);
   return {

@@ -33,7 +33,7 @@ import { initSpectral } from "./spectral.ts";
 
 /** A learned token. */
 export interface ConceptToken {
-  /** How it is written in prompts, such as `<potter1>`. */
+  /** Its text in prompts, such as `<potter1>`. */
   readonly token: string;
   /**
    * [sites, width], one vector per cross-attention layer (P+, ED-LoRA), or
@@ -59,13 +59,13 @@ export interface Concept {
   readonly tokens: readonly ConceptToken[];
   /** The ordinary word for it, such as `man`; empty if none was given. */
   readonly classWord: string;
-  /** How it stands in prompts: `<potter1> <potter2>`, or `<toy1> toy`. */
+  /** Its phrase in prompts: `<potter1> <potter2>`, or `<toy1> toy`. */
   readonly phrase: string;
   /** May have no layers (textual inversion, P+). */
   readonly adapter: Adapter;
-  /** Fine-tuned networks, which take the place of the base's (DreamBooth). */
+  /** Fine-tuned networks, which replace those of the base (DreamBooth). */
   readonly weights?: Weights;
-  /** How it was made, for people and caches; saved with the file. */
+  /** Method and settings of its training; saved in the file. */
   readonly meta: Readonly<Record<string, string>>;
 }
 
@@ -92,7 +92,7 @@ export interface InitConceptOptions {
    */
   readonly tokens?: readonly TokenInit[];
   /**
-   * How the concept stands in prompts.
+   * The concept's phrase in prompts.
    *
    * @default the tokens with spaces between them
    */
@@ -126,7 +126,7 @@ export interface InitConceptOptions {
   readonly severalTokens?: "error" | "mean";
   /** The adapter; `false` for none. */
   readonly lora?: Omit<InitLoraOptions, "key" | "name"> | false;
-  /** Instead of a LoRA: shifts of singular values of these layers (SVDiff). */
+  /** Layers whose singular values are shifted, instead of a LoRA (SVDiff). */
   readonly spectral?: TargetName | Targets;
   /** Networks that are fine-tuned whole. @default none */
   readonly full?: readonly Component[];
@@ -150,7 +150,7 @@ export async function tokenSpread(
 }
 
 /**
- * Checks how a token is written.
+ * Checks the text of a token.
  *
  * @throws If it is empty or has a space in it.
  */
@@ -167,7 +167,7 @@ function checkToken(token: string): void {
  * @param options Names, initialisation, adapter.
  * @returns The concept; its tensors are the caller's.
  * @throws If the class word is not one token (unless told otherwise), a token
- * is written badly or twice, or the LoRA does not fit.
+ * is not valid or occurs twice, or the LoRA does not fit.
  *
  * @example
  * ```ts
@@ -292,7 +292,7 @@ export function changes(
   return adapter[component].size + (weights?.[component].size ?? 0);
 }
 
-/** How a concept stands in a prompt: `<potter1> <potter2>`. */
+/** The phrase of a concept in a prompt: `<potter1> <potter2>`. */
 export function conceptPhrase(concept: Pick<Concept, "phrase">): string {
   return concept.phrase;
 }
@@ -331,7 +331,8 @@ export function addTokens(
   const vectors: tf.Tensor2D[] = model.added ? [model.added.vectors] : [];
   let number = names.length;
   for (const { token, vectors: own } of concepts.flatMap((c) => c.tokens)) {
-    // Tokens of files may have spaces inside: A1111 calls them like the file.
+    // Tokens from files may contain spaces: in A1111 their text is the file's
+    // name.
     if (token.trim() !== token || token === "") {
       throw cannot(what, "tokens without spaces around them", `"${token}"`);
     }
@@ -371,7 +372,7 @@ export function addTokens(
 }
 
 /**
- * Puts concepts into a model: their tokens, and their adapters at strength α.
+ * Adds concepts to a model: their tokens, and their adapters at strength α.
  * With several concepts their ΔW add up (no fusion).
  *
  * @param model The model; not changed.
@@ -404,7 +405,7 @@ export function attachConcept(
   return addTokens(adapted, list);
 }
 
-/** Puts the fine-tuned networks of a concept in the place of the model's. */
+/** Replaces networks of the model by the fine-tuned ones of a concept. */
 function withWeights(
   model: Model,
   concepts: readonly Concept[],

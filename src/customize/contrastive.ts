@@ -1,6 +1,6 @@
 /**
- * Several adapters in one picture by keeping the attention on their words apart:
- * CLoRA (Meral et al. 2024, arXiv 2403.19776).
+ * Several adapters in one picture, with a contrastive loss on the attention to
+ * their words: CLoRA (Meral et al. 2024, arXiv 2403.19776).
  *
  * @module
  */
@@ -26,13 +26,13 @@ import type { AdapterSampling } from "./region_adapters.ts";
 /** Settings of {@linkcode clora}. */
 export interface CloraOptions extends Omit<CompositionOptions, "shares"> {
   /**
-   * Model calls, the first ones, in which the latents are changed.
+   * Number of first model calls in which the latents are optimised.
    *
    * @default half of all
    */
   readonly guided?: number;
   /**
-   * How far the latents move along the loss's gradient.
+   * Step size of the latents along the loss's gradient.
    *
    * @default 20, as Attend-and-Excite (Chefer et al. 2023)
    */
@@ -40,34 +40,38 @@ export interface CloraOptions extends Omit<CompositionOptions, "shares"> {
   /** Temperature of the contrastive loss. @default 0.5 */
   readonly temperature?: number;
   /**
-   * Attention on a concept's words, relative to its largest, above which a pixel
-   * is the concept's.
+   * A pixel belongs to a concept if the attention on its words, relative to the
+   * largest, is above this.
    *
    * @default 0.3
    */
   readonly threshold?: number;
 }
 
-/** Attention is looked at where it has at most so many places, 16 × 16. */
+/**
+ * The largest number of query positions of the layers whose attention is used:
+ * 16 × 16.
+ */
 const PLACES = 256;
 
-/** One model, its prompt, and where the words of each concept stand in it. */
+/** One model, its prompt, and the positions of each concept's words in it. */
 interface Reading extends Solo {
   readonly words: readonly (readonly number[])[];
 }
 
-/** Where attention is looked at. */
+/** The resolution of the attention that is used. */
 interface Grid {
   readonly height: number;
   readonly width: number;
 }
 
 /**
- * The contrastive loss of attention maps (NT-Xent): maps of the same concept shall
- * be alike, of different ones not. Each map is scaled to [0, 1] first.
+ * The contrastive loss of attention maps (NT-Xent): it makes maps of the same
+ * concept similar and maps of different concepts dissimilar. Each map is scaled
+ * to [0, 1] first.
  *
  * @param maps [count, maps, places].
- * @param concepts Whose each map is.
+ * @param concepts The concept of each map.
  * @param temperature Of the cosines.
  * @returns Sum over pictures of the mean over pairs of the same concept.
  */
@@ -102,18 +106,20 @@ export function contrastiveLoss(
 }
 
 /**
- * CLoRA: several readings of the prompt, one with all concepts called by their
- * class and one per concept with its adapter. In the first steps the latents move
- * so that the readings' attention on the words of one concept agrees and differs
- * from that on another's; in every step the outputs are blended by masks, where
- * attention on a concept's words is large, the class reading elsewhere.
+ * CLoRA: several variants of the prompt, one with class words for all concepts
+ * and one per concept with its adapter. In the first steps the latents are
+ * optimised so that the variants' attention on one concept's words agrees, and
+ * differs from that on another's. In every step the outputs are blended by
+ * masks: a concept's own output where the attention on its words is large, the
+ * output for class words elsewhere.
  *
- * The article's attention is that of the 16 × 16 layers; here it is of the finest
- * ones of at most that size.
+ * The article uses the attention of the 16 × 16 layers; here the layers of the
+ * highest resolution up to that are used.
  *
  * @param base The model without the concepts; not changed.
  * @param concepts The concepts, all named in the prompt.
- * @param options The prompt; how long and how far latents move, which masks.
+ * @param options The prompt, the optimisation of the latents, the threshold of
+ * masks.
  * @returns A model and pipeline options; dispose them afterwards.
  * @throws If there is no concept, one is not in the prompt or does not fit, or an
  * option is out of bounds.
@@ -228,7 +234,10 @@ function classWordsIn(
   });
 }
 
-/** The finest grid of at most {@linkcode PLACES}, or the coarsest there is. */
+/**
+ * The highest resolution of at most {@linkcode PLACES} positions, or the lowest
+ * there is.
+ */
 function gridOf({ unet: { config } }: Model, latent: tf.Tensor4D): Grid {
   const [, height, width] = latent.shape;
   const grids = attentionGrids(config, { height, width })
@@ -260,7 +269,7 @@ function watch(
   };
 }
 
-/** All words of a reading, and whose each is. */
+/** All word positions of a variant, and the concept of each. */
 function wordList({ words }: Reading): { positions: number[]; of: number[] } {
   return {
     positions: words.flat(),
@@ -268,7 +277,7 @@ function wordList({ words }: Reading): { positions: number[]; of: number[] } {
   };
 }
 
-/** Moves latents down the slope of the contrastive loss. */
+/** Moves latents against the gradient of the contrastive loss. */
 function towardsContrast(
   readings: readonly Reading[],
   latent: tf.Tensor4D,
@@ -278,7 +287,7 @@ function towardsContrast(
 ): tf.Tensor4D {
   const grid = gridOf(readings[0].model, latent);
   const lists = readings.map(wordList);
-  /** Attention of one reading, [count, words, places]. */
+  /** Attention of one variant, [count, words, places]. */
   const mapsOf = (i: number, sample: tf.Tensor4D) => {
     const watched = watch(grid, lists[i].positions, count);
     runSolo(
@@ -289,7 +298,7 @@ function towardsContrast(
     return tf.transpose(watched.sum(), [0, 2, 1]) as tf.Tensor3D;
   };
   const maps = readings.map((_, i) => tf.tidy(() => mapsOf(i, latent)));
-  /** Slope of a loss by the leaves of a tree; the caller's. */
+  /** Gradient of a loss by the leaves of a tree; the caller disposes it. */
   const slopes = <T>(loss: (tree: T) => tf.Scalar, tree: T) => {
     const { value, grads } = valueAndGrads(loss, tree);
     value.dispose();
@@ -304,7 +313,8 @@ function towardsContrast(
       ),
     maps,
   );
-  // By the chain rule one UNet after another, so that one tape is kept at a time.
+  // By the chain rule, for one UNet after another, so that only one autodiff
+  // tape is kept at a time.
   const byLatent = readings.flatMap((_, i) =>
     slopes(
       ({ sample }) => tf.sum(mapsOf(i, sample).mul(byMap[i])) as tf.Scalar,
@@ -316,7 +326,10 @@ function towardsContrast(
   return latent.sub(gradient.mul(stepSize));
 }
 
-/** The outputs of all readings, each where attention on its concept is large. */
+/**
+ * Blends the outputs of all variants, each where the attention on its concept
+ * is large.
+ */
 function blended(
   readings: readonly Reading[],
   call: UNetCall,

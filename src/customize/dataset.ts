@@ -32,14 +32,20 @@ export { square };
 
 /** A picture to train on. */
 export interface Example {
-  /** 8-bit picture; what is transparent shows white (see `flatten`). */
+  /** 8-bit picture; transparent pixels are white (see `flatten`). */
   readonly pixels: Pixels;
-  /** Whether the file had transparent pixels, which show the background. */
+  /**
+   * Whether the file had transparent pixels, which now have the background
+   * colour.
+   */
   readonly transparent?: boolean;
-  /** Whether the file, or its mask's, is an animation; the first frame counts. */
+  /**
+   * Whether the file, or its mask's, is an animation; only the first frame is
+   * used.
+   */
   readonly moving?: boolean;
   /**
-   * Captions, one of which is drawn each time; `{}` or `<TOK>` stands for the
+   * Captions, one of which is sampled each time; `{}` or `<TOK>` stands for the
    * concept.
    */
   readonly captions: readonly string[];
@@ -50,14 +56,14 @@ export interface Example {
   /** Whether trigger words were found in its captions. */
   readonly triggered?: boolean;
   /**
-   * How often it counts, relative to the others.
+   * Repeats, relative to the others.
    *
    * @default 1
    */
   readonly repeats?: number;
-  /** Where the subject is, same size: 1 or 255 inside, 0 outside. */
+  /** Subject mask of the same size: 1 or 255 inside, 0 outside. */
   readonly mask?: { readonly width: number; readonly height: number } & {
-    /** One number a pixel. */
+    /** One number per pixel. */
     readonly data: ArrayLike<number>;
   };
 }
@@ -91,8 +97,8 @@ export interface EncodeOptions {
    */
   readonly batch?: number;
   /**
-   * Also every picture mirrored left to right (leave it off where captions
-   * say left and right).
+   * Adds every picture mirrored left to right. Leave it off if captions say
+   * left or right.
    *
    * @default {false}
    */
@@ -209,7 +215,7 @@ export async function encodeData(
  * @param model The model.
  * @param examples Pictures, from {@linkcode readExamples} with `buckets`.
  * @param options Batch size, mirrored copies.
- * @returns Data per size, in the order in which sizes come.
+ * @returns Data per size, in the order of first occurrence.
  * @throws As {@linkcode encodeData}.
  */
 export async function encodeBuckets(
@@ -221,7 +227,7 @@ export async function encodeBuckets(
     examples,
     ({ pixels: { width, height } }) => `${width}×${height}`,
   );
-  // Repeats count across sizes.
+  // Repeats are relative across all sizes.
   const common = examples.map(({ repeats = 1 }) => repeats).reduce(divisor, 0);
   const encoded: TrainData[] = [];
   for (const bucket of sizes.values()) {
@@ -233,7 +239,7 @@ export async function encodeBuckets(
 const divisor = (a: number, b: number): number =>
   b === 0 ? a : divisor(b, a % b);
 
-/** Pictures that count more often, as often as that in the data. */
+/** Repeats pictures as often as their `repeats` say. */
 function repeated(
   data: TrainData,
   repeats: readonly number[],
@@ -265,7 +271,7 @@ function repeated(
   };
 }
 
-/** What a byte is in [−1, 1]. */
+/** The value of each byte in [−1, 1]. */
 const SHADES = Float32Array.from({ length: 256 }, (_, v) => 2 * v / 255 - 1);
 
 /** RGB in [−1, 1]. */
@@ -276,7 +282,7 @@ function rgb(pixels: Pixels): Float32Array {
   return values;
 }
 
-/** A latent pixel is inside where at least half of its pixels are. */
+/** A latent pixel is inside if at least half of its pixels are. */
 function shrinkMask({ pixels, mask }: Example, factor: number): Uint8Array {
   const [w, h] = [pixels.width / factor, pixels.height / factor];
   const small = new Uint8Array(w * h).fill(mask ? 0 : 1);
@@ -290,7 +296,7 @@ function shrinkMask({ pixels, mask }: Example, factor: number): Uint8Array {
     }
   }
   const half = factor * factor / 2;
-  // A subject too small for that keeps what it touches.
+  // For a smaller subject, every latent pixel that it touches is inside.
   const enough = sums.some((s) => s >= half) ? half : 1;
   return small.map((_, i) => sums[i] >= enough ? 1 : 0);
 }
@@ -330,11 +336,11 @@ function mirrored(example: Example): Example {
 }
 
 /**
- * Sizes of about the same area and different shapes, from half to twice a square's
- * side: aspect buckets, as kohya's scripts make them.
+ * Sizes of about the same area and different aspect ratios, with sides from
+ * half to twice a square's: aspect ratio buckets, as in kohya's scripts.
  *
  * @param side The square's side in pixels.
- * @param step What sides are multiples of.
+ * @param step Sides are multiples of this, in pixels.
  *
  * @example
  * ```ts
@@ -357,7 +363,7 @@ export function bucketSizes(side: number, step: number): Size[] {
     .sort((a, b) => a.width - b.width || a.height - b.height);
 }
 
-/** The size that is nearest to a picture's shape. */
+/** The size whose aspect ratio is nearest to a picture's. */
 function bucketOf({ width, height }: Size, sizes: readonly Size[]): Size {
   const off = (size: Size) =>
     Math.abs(Math.log(size.width / size.height * height / width));
@@ -372,9 +378,9 @@ export interface ReadExamplesOptions {
    */
   readonly size: number | Size;
   /**
-   * Pictures keep about their shape: each has the size of the bucket that is
-   * nearest to it, with sides of a multiple of this and no more pixels than
-   * `size` has (kohya's `--enable_bucket`; 64 for Stable Diffusion).
+   * Pictures nearly keep their aspect ratio: each gets the size of the nearest
+   * bucket, with sides of a multiple of this and no more pixels than `size` has
+   * (kohya's `--enable_bucket`; 64 for Stable Diffusion).
    *
    * @default all have one size
    */
@@ -391,25 +397,25 @@ export interface ReadExamplesOptions {
    */
   readonly masks?: string;
   /**
-   * What transparent pixels show.
+   * Colour behind transparent pixels.
    *
    * @default {BACKGROUND}
    */
   readonly background?: Colour;
   /**
-   * Words that call the concept in captions; they become the placeholder (see
+   * Trigger words of the concept in captions; they become the placeholder (see
    * `triggered`). By default those of a folder named `10_sks dog`.
    */
   readonly trigger?: string;
-  /** Called with the names of files and folders that nothing is read from. */
+  /** Called with the names of files and folders that are not read. */
   readonly onUnread?: (names: readonly string[]) => void;
   /** Decodes files of other kinds than `readPicture` reads. */
   readonly decode?: (bytes: Uint8Array, name: string) => Pixels;
 }
 
 /**
- * Folders that pictures lie in: the folder itself or, if it has none and
- * kohya's folders `10_sks dog` are in it, those.
+ * Folders of pictures: the folder itself or, if it has no pictures, its
+ * subfolders in kohya's format (`10_sks dog`).
  */
 async function pictureFolders(folder: string | URL): Promise<string[]> {
   const path = pathOf(folder);
@@ -542,7 +548,7 @@ async function examplesIn(
   return examples;
 }
 
-/** A mask cut and scaled as its picture is, 1 inside and 0 outside. */
+/** A mask, cropped and resized like its picture: 1 inside, 0 outside. */
 function insideOf(
   mask: Pixels,
   picture: Pixels,

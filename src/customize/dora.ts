@@ -17,12 +17,12 @@ import type { LowRank } from "../nn/linear.ts";
  * - `change` multiplies the whole change (ComfyUI): W₀ + w·(W' − W₀), which is
  *   W₀ at w = 0.
  *
- * At w = 1 all are the same.
+ * At w = 1 they are equal.
  */
 export type DoraWeighting = "peft" | "lycoris" | "change";
 
 /**
- * A leaf at a weight; it remembers itself at weight 1.
+ * Sets the weight of a leaf; the result keeps the leaf at weight 1.
  *
  * @param low The leaf.
  * @param weight The weight.

@@ -1,7 +1,7 @@
 /**
- * What lies in a folder of training pictures, as people and tools lay it out:
- * captions in a file per picture or in one for all, masks in a folder of their
- * own or beside the pictures.
+ * Finds pictures, captions and masks in a folder of training pictures: captions
+ * in a file per picture or in one for all, masks in a separate folder or beside
+ * the pictures.
  *
  * @module
  */
@@ -12,7 +12,7 @@ import { listPictures, PICTURE } from "../io/picture.ts";
 import { CAPTION, captionsBeside } from "./captions.ts";
 import { besideMasks, maskPlace, masksIn, matchMasks } from "./masks.ts";
 
-/** A picture with what belongs to it. */
+/** A picture with its captions and mask. */
 export interface PictureFile {
   /** Its name. */
   readonly name: string;
@@ -25,26 +25,26 @@ export interface PictureFile {
   readonly mask?: string;
 }
 
-/** A folder's pictures, and what else lies there. */
+/** A folder's pictures, and its other files. */
 export interface PictureFolder {
   /** The folder. */
   readonly folder: string;
   /** In the order of their names. */
   readonly pictures: readonly PictureFile[];
-  /** Names of files and folders that nothing is read from. */
+  /** Names of files and folders that are not read. */
   readonly unread: readonly string[];
-  /** Paths of masks that are of none of its pictures. */
+  /** Paths of masks without a picture. */
   readonly unusedMasks: readonly string[];
 }
 
-/** Captions of all pictures, as datasets on Hugging Face have them. */
+/** File with the captions of all pictures, as in datasets on Hugging Face. */
 const TABLE = "metadata.jsonl";
 
-/** What systems and tools leave behind. */
+/** Files of operating systems and tools, which are ignored. */
 const LITTER = /^\.|^(thumbs|ehthumbs)\.db$|^desktop\.ini$|\.npz$/i;
 
 /**
- * Looks at a folder of pictures; none is opened.
+ * Lists a folder of pictures without opening them.
  *
  * @param folder The folder.
  * @param masks Folder of masks, where it is not `masks` inside, and they do not
@@ -167,7 +167,7 @@ async function captionTable(
   return table;
 }
 
-/** A line of the table, as far as it is looked at. */
+/** The fields of a line of the table that are used. */
 interface Row {
   readonly file_name?: unknown;
   readonly text?: unknown;

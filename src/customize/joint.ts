@@ -1,7 +1,7 @@
 /**
- * Joint training: one run learns several concepts from the pictures of all, the
- * bound that fusion of separately trained concepts is held against (Custom
- * Diffusion's joint mode).
+ * Joint training: one run learns several concepts from the pictures of all
+ * (Custom Diffusion's joint mode). It is the upper bound for fusion of
+ * separately trained concepts.
  *
  * @module
  */
@@ -39,7 +39,7 @@ export interface StartJointOptions {
 }
 
 /**
- * Makes the start of a joint run: the tokens of all concepts, and one adapter.
+ * Initialises a joint run: the tokens of all concepts, and one adapter.
  *
  * @param model The base model.
  * @param m The method; each concept has its tokens and its phrase.
@@ -73,7 +73,7 @@ export async function startJoint(
  * The pictures of several concepts as one set: captions call each by its own
  * phrase.
  *
- * @param parts Encoded pictures, and how their concept stands in prompts.
+ * @param parts Encoded pictures, and the phrase of their concept.
  * @throws If there are none, or their sizes differ.
  *
  * @example

@@ -52,8 +52,8 @@ export {
 } from "./sites.ts";
 
 /**
- * How the factor of `up·down` follows from α and the rank r: Mix-of-Show takes
- * α itself, kohya and PEFT α/r, rank-stabilised LoRA α/√r.
+ * The factor of `up·down` as a function of α and the rank r: α in Mix-of-Show,
+ * α/r in kohya and PEFT, α/√r in rank-stabilised LoRA.
  */
 export type ScaleRule = "alpha" | "alpha/rank" | "alpha/sqrt(rank)";
 
@@ -71,10 +71,11 @@ export interface Adapter {
 
 /**
  * How `down` starts: `kaiming` uniform with a = √5 (Mix-of-Show main, PyTorch's
- * default), `normal` N(0, 1/r²) (its research branch), `orthogonal`: columns of
- * an orthogonal basis that all share, drawn by the key (Po et al. 2024), or
- * `identity`: the rank is the number of inputs and `up` is all of ΔW (with `down`
- * frozen in training this is plain fine-tuning of the layer).
+ * default), `normal` N(0, 1/r²) (its research branch), `orthogonal`: columns,
+ * drawn by the key, of an orthogonal basis that is the same for all concepts
+ * (Po et al. 2024), or `identity`: the rank is the number of inputs and `up` is
+ * all of ΔW (with `down` frozen in training this is plain fine-tuning of the
+ * layer).
  */
 export type LoraInit = "kaiming" | "normal" | "orthogonal" | "identity";
 
@@ -126,7 +127,7 @@ export interface InitLoraOptions {
   readonly dora?: boolean;
 }
 
-/** The part of a model that adapters are about. */
+/** The networks of a model that adapters change. */
 export type Adaptable = Pick<Model, "textEncoder" | "unet">;
 
 /**
@@ -195,7 +196,7 @@ function baseNorms(params: unknown, path: string): tf.Tensor1D {
   return outputNorms((at(params as TreeLike, path) as Linear | Conv).weight);
 }
 
-/** Inputs that one output of a layer sees. */
+/** Number of inputs of one output of a layer. */
 function fanIn({ inputs, kernel }: Site): number {
   return inputs * kernel[0] * kernel[1];
 }
@@ -251,7 +252,7 @@ function startOfDown(
 
 /**
  * Columns of an orthogonal matrix that is never formed: the discrete cosine
- * basis with random signs of its rows, which every client draws alike.
+ * basis with random signs of its rows, the same for every client.
  */
 function orthogonalColumns(
   n: number,
@@ -328,7 +329,7 @@ export interface AttachOptions {
   readonly dora?: DoraWeighting;
 }
 
-/** Weights by part of a model; what is not given is 1. */
+/** Weights by part of a model; the default is 1. */
 export interface BlockWeights {
   /** Factor on the text encoder. */
   readonly textEncoder?: number;
@@ -340,7 +341,7 @@ export interface BlockWeights {
   readonly up?: number;
   /**
    * Weights of layers whose path begins like this (`up_blocks.1.attentions.0`),
-   * instead of those above; the longest beginning counts.
+   * instead of those above; the longest matching prefix is used.
    */
   readonly paths?: Readonly<Record<string, number>>;
 }
@@ -398,7 +399,7 @@ function weightOf(
   };
 }
 
-/** Names that weights are given for and that are not among the adapters. */
+/** Names with weights that are not names of adapters. */
 function strangers(
   weights: AttachOptions["weights"],
   names: readonly string[],
@@ -782,11 +783,10 @@ export function withTensors(
 }
 
 /**
- * The adapter as it is in a step of its training, a part of each layer's input
- * left out.
+ * The adapter with dropout, for a training step.
  *
  * @param adapter The adapter; its tensors are shared.
- * @param rate Share of the values that are left out, 0 to below 1.
+ * @param rate Share of the input values that are dropped, 0 to below 1.
  * @param key Which ones; every layer draws from a key of its own.
  */
 export function withDropout(adapter: Adapter, rate: number, key: Key): Adapter {

@@ -2,7 +2,7 @@
  * Training losses, as differentiable functions of tensors.
  *
  * Statistics over a whole batch (mask sums, attention maxima) are computed
- * here, in the one place that sees the batch.
+ * here.
  *
  * @module
  */
@@ -80,7 +80,7 @@ export function maskedErrors(
 }
 
 /**
- * Signal-to-noise ratios that are safe to divide by. kohya caps them at 1000.
+ * Signal-to-noise ratios, capped at 1000 as in kohya's scripts.
  */
 function capped(s: Schedule, timesteps: readonly number[]): number[] {
   return snr(s, timesteps).map((value) => Math.min(value, 1000));
@@ -91,10 +91,10 @@ function capped(s: Schedule, timesteps: readonly number[]): number[] {
  * `min(snr, γ)/(snr + 1)` where v is, `min(snr, γ)` where x0 is.
  *
  * @param s The schedule.
- * @param timesteps One a sample.
+ * @param timesteps One per sample.
  * @param gamma The cap; 5 is usual.
  * @param prediction What the network predicts; the schedule's by default.
- * @returns One weight a sample. Where ᾱ = 0 the ratio is 0: the weight is its
+ * @returns One weight per sample. Where ᾱ = 0 the ratio is 0: the weight is its
  * limit, 1 for ε and 0 for v and x0.
  */
 export function minSnrWeights(
@@ -122,7 +122,7 @@ export function minSnrWeights(
  * predicted, `1/(snr + 1)` where v is; snr is capped at 1000.
  *
  * @param s The schedule.
- * @param timesteps One a sample.
+ * @param timesteps One per sample.
  * @param prediction What the network predicts; the schedule's by default.
  * @throws If ε is predicted where ᾱ = 0, or x0 is predicted.
  */
@@ -145,11 +145,11 @@ export function debiasedWeights(
 }
 
 /**
- * Weights that scale a v loss like a noise loss (kohya-ss): `snr/(snr + 1)`,
- * snr capped at 1000.
+ * Weights that scale a v loss like an ε loss (kohya-ss
+ * `scale_v_pred_loss_like_noise_pred`): `snr/(snr + 1)`, snr capped at 1000.
  *
  * @param s The schedule.
- * @param timesteps One a sample.
+ * @param timesteps One per sample.
  */
 export function vLikeNoiseWeights(
   s: Schedule,
@@ -188,7 +188,8 @@ export function tokenMap(
       positions.map((p) => p.length).join(),
     );
   }
-  // A product with a constant selection: gather has no gradient on wasm.
+  // A product with a constant selection matrix, as gather has no gradient on
+  // wasm.
   const chosen = new Float32Array(b * m * count);
   positions.forEach((own, i) =>
     own.forEach((at, k) => chosen[(i * m + at) * count + k] = 1)
@@ -200,14 +201,14 @@ export function tokenMap(
 /** Settings of {@linkcode attentionRegularisation}. */
 export interface AttentionRegularisationOptions {
   /**
-   * The noun's map follows the mask also inside it (a thing that is all
-   * identity); otherwise it only stays out of the background, so that clothes
-   * and the like may be learned or not.
+   * Whether the noun's attention should also fill the mask (the whole subject
+   * belongs to the identity). Otherwise it is only kept out of the background,
+   * so that parts such as clothes need not be learned.
    *
    * @default {true}
    */
   readonly fullIdentity?: boolean;
-  /** Samples that count, by index; all by default. */
+  /** Indices of the samples that are used; all by default. */
   readonly samples?: readonly number[];
 }
 
@@ -265,7 +266,7 @@ export function attentionRegularisation(
     ]);
     const outside = tf.mul(tf.cast(tf.equal(truth, 0), "float32"), counts);
     const area = tf.sum(outside);
-    // 0 where nothing is outside, not 0/0.
+    // 0, not 0/0, if nothing is outside.
     const meanOutside = (x: tf.Tensor): tf.Scalar =>
       tf.div(tf.sum(tf.mul(x, outside)), tf.maximum(area, 1));
     const noun = map(tokens - 1);

@@ -1,5 +1,5 @@
 /**
- * Masks of training pictures by their names, as people and tools write them.
+ * Finds masks of training pictures by their file names.
  *
  * @module
  */
@@ -8,12 +8,12 @@ import { machine } from "../core/platform/machine.ts";
 import { exists, joinPath, pathOf } from "../io/files.ts";
 import { listPictures, PICTURE } from "../io/picture.ts";
 
-/** What tools put behind (or before) a picture's name for its mask. */
+/** Suffixes or prefixes that mark the mask of a picture. */
 const MARKS = "mask|masklabel|matte|seg|segmentation|alpha";
 const BEHIND = new RegExp(`[-_. ]*(?:${MARKS})$`, "i");
 const BEFORE = new RegExp(`^(?:${MARKS})[-_. ]+`, "i");
 
-/** Beside pictures a name must say more clearly that it is a mask. */
+/** Beside pictures only unambiguous names are masks. */
 const BESIDE = /[-_. ]mask(label)?$|^mask[-_. ]/i;
 
 /** A name without its ending, or a mark, and without regard to case. */
@@ -21,7 +21,7 @@ function stemOf(name: string): string {
   return name.replace(PICTURE, "").toLowerCase();
 }
 
-/** Masks and the pictures that they are of. */
+/** Masks and their pictures. */
 export interface MaskNames {
   /** Name of the mask by name of the picture. */
   readonly masks: ReadonlyMap<string, string>;
@@ -95,11 +95,11 @@ export function besideMasks(
 }
 
 /**
- * Where a folder's masks are: where it is said, in `masks` inside, or beside the
- * pictures.
+ * The place of a folder's masks: the given folder, the subfolder `masks`, or
+ * beside the pictures.
  *
  * @param folder The folder of pictures.
- * @param given What the user says.
+ * @param given The folder given by the user.
  */
 export async function maskPlace(
   folder: string,

@@ -1,5 +1,5 @@
 /**
- * The memory that training takes, counted before it is begun.
+ * Counts the memory that training needs, before it starts.
  *
  * @module
  */
@@ -39,7 +39,7 @@ export interface TrainingPlan {
   /** Width of the pictures in pixels. */
   readonly width: number;
   /**
-   * Class pictures in a step.
+   * Class pictures per step.
    *
    * @default 0
    */
@@ -51,13 +51,14 @@ export interface TrainingPlan {
    */
   readonly memory?: Memory;
   /**
-   * Whether the model's weights are half floats.
+   * Whether the model's weights are float16.
    *
    * @default false
    */
   readonly half?: boolean;
   /**
-   * Whether pictures are encoded first: four at a time, one where memory is low.
+   * Whether pictures are encoded first: in batches of four, or of one with
+   * `memory: "low"`.
    *
    * @default false
    */
@@ -90,8 +91,8 @@ function noPictures(
  * computes nothing.
  *
  * @param configs Configs of the model.
- * @param plan What is trained how.
- * @param options Whose kernels, and what an operation may read.
+ * @param plan What is trained, and how.
+ * @param options Which backend is counted, and the bytes an operation may read.
  *
  * @example
  * ```ts ignore
@@ -159,7 +160,7 @@ async function countTraining(
   const optimizer = 2 * bytesOf(trainedNames(concept, method.train));
   disposeConcept(concept);
   disposeModel(model);
-  // They reach a card in their first update, too late for the first peak.
+  // They are allocated in the first update, after the first peak.
   const late = kernels === "wasm" ? 0 : optimizer;
   const [peak, held] = [counted.peak + late, counted.held + late];
   return {

@@ -1,8 +1,10 @@
 /**
- * The methods of the paper as configurations of one trainer.
+ * The training methods of the paper, and others, as configurations of one
+ * trainer.
  *
- * A method is what a concept is made of (tokens, layer-wise or not, which
- * layers have an adapter) and how it is trained. Everything can be overridden.
+ * A method defines a concept's tokens, whether they are layer-wise, which
+ * layers have an adapter, and the training configuration. Everything can be
+ * overridden.
  *
  * @module
  */
@@ -46,10 +48,10 @@ export const METHODS: readonly MethodName[] = [
 ];
 
 /**
- * A set of settings, since paper and code differ: `paper` follows the paper,
- * `official` the main branch of the code (masked loss, attention
- * regularisation, one copied draw), `ablation` with arms that differ in the
- * embedding only.
+ * A variant of the settings, as paper and official code differ. `paper` follows
+ * the paper. `official` follows the main branch of the code (masked loss,
+ * attention regularisation, one random vector copied to all layers). `ablation`
+ * makes `lora` and `ed-lora` differ in the embedding only.
  */
 export type Preset = "paper" | "official" | "ablation";
 
@@ -65,20 +67,20 @@ export interface Method {
     "name" | "classWord" | "key" | "full"
   >;
   /**
-   * Whether networks are fine-tuned whole, those with a learning rate above 0.
+   * Whether networks with a learning rate above 0 are fully fine-tuned.
    *
    * @default false
    */
   readonly full?: boolean;
-  /** How its tokens are made of name and class word. */
+  /** Makes its tokens from the name and the class word. */
   readonly tokens: (name: string, classWord: string) => readonly TokenInit[];
-  /** How it stands in prompts. */
+  /** Makes its phrase in prompts. */
   readonly phrase: (name: string, classWord: string) => string;
-  /** How it is trained. */
+  /** Training configuration. */
   readonly train: TrainConfig;
 }
 
-/** What all methods start from (paper, §4.1 and appendix). */
+/** Defaults of all methods (paper, §4.1 and appendix). */
 const COMMON: TrainConfig = {
   seed: 0,
   steps: 1000,
@@ -101,9 +103,9 @@ const COMMON: TrainConfig = {
 };
 
 /**
- * The official main branch. Its tokens stop at a norm of 0.55; with a spread of
- * 0.013 a token of CLIP-L has the norm 0.013·√768 = 0.36, so that is 1.5 times
- * the norm of an ordinary token.
+ * The official main branch. Its tokens stop changing at a norm of 0.55. With a
+ * standard deviation of 0.013, a token of CLIP-L has the norm 0.013·√768 =
+ * 0.36, so the limit is 1.5 times the norm of an ordinary token.
  */
 const OFFICIAL: Partial<TrainConfig> = {
   masked: true,
@@ -111,7 +113,10 @@ const OFFICIAL: Partial<TrainConfig> = {
   embeddingNorm: { limit: 1.5, relative: true },
 };
 
-/** DreamBooth's prior preservation, for methods that train on whole pictures. */
+/**
+ * DreamBooth's prior preservation, for methods whose loss covers the whole
+ * picture.
+ */
 const PRIOR: Partial<TrainConfig> = {
   noiseOffset: 0,
   masked: false,
@@ -135,7 +140,9 @@ const written = (tokens: (name: string, word: string) => TokenInit[]) =>
   word: string,
 ): string => tokens(name, word).map(({ token }) => token).join(" ");
 
-/** A fixed rare word before the class word; class pictures keep the class. */
+/**
+ * A fixed rare token before the class word; prior preservation keeps the class.
+ */
 const named = (name: string, word: string): string =>
   `${written(rare)(name, word)} ${word}`;
 
@@ -143,8 +150,8 @@ const named = (name: string, word: string): string =>
 const ofUNet: Targets = (component) => component === "unet";
 
 /**
- * Whether a method's word starts at the class word (or has one that does); the
- * others put a rare word before the class word.
+ * Whether a token of the method is initialised with the class word. The other
+ * methods put a rare token before the class word.
  *
  * @param name The method.
  */
@@ -157,7 +164,7 @@ export function startsAtClass(name: MethodName): boolean {
  *
  * @param name The method.
  * @param preset Paper, official code, or ablation.
- * @param overrides Anything of the training configuration.
+ * @param overrides Any fields of the training configuration.
  * @throws If the name or the preset is unknown.
  *
  * @example
@@ -179,7 +186,7 @@ export function method(
     throw cannot("choose a preset", "paper, official or ablation", preset);
   }
   const official = preset === "official";
-  // What is undefined is not overridden.
+  // An override of `undefined` keeps the default.
   const given = Object.fromEntries(
     Object.entries(overrides).filter(([, value]) => value !== undefined),
   );
@@ -231,8 +238,8 @@ export function method(
         phrase: written(two),
       });
     case "dreambooth":
-      // Ruiz et al. 2023: every parameter of the UNet, of the text encoder too
-      // where it has a rate (2e-6 is diffusers').
+      // Ruiz et al. 2023: every parameter of the UNet, and of the text encoder
+      // if its learning rate is not 0 (diffusers uses 2e-6).
       return made({
         full: true,
         concept: { layerwise: false, lora: false },
@@ -250,7 +257,8 @@ export function method(
         phrase: named,
       }, { ...PRIOR, lr: { ...COMMON.lr, embedding: 0 } });
     case "svdiff":
-      // Rates a thousand times those of full fine-tuning (Han et al. 2023).
+      // Learning rates are 1,000 times those of full fine-tuning (Han et al.
+      // 2023).
       return made({
         concept: { layerwise: false, lora: false, spectral: ofUNet },
         tokens: rare,
@@ -262,7 +270,7 @@ export function method(
         weightDecay: 0,
       });
     case "custom-diffusion":
-      // Keys and values of cross-attention, all of ΔW, and one new word.
+      // Full-rank ΔW of cross-attention keys and values, and one new token.
       return made({
         concept: {
           layerwise: false,
@@ -276,16 +284,16 @@ export function method(
         freezeDown: true,
       });
     case "pivotal-tuning":
-      // First the word (a pivot), then the adapter around it.
+      // First the token is trained (the pivot), then the adapter.
       return made({
         concept: { layerwise: false, lora: attention },
         tokens: one,
         phrase: written(one),
       }, { pivot: 0.5, noiseOffset: 0 });
     case "orthogonal-adaptation":
-      // Po et al. 2024: `down` are columns of one orthogonal basis, drawn by each
-      // client for itself, and only `up` learns: adapters add up without
-      // crosstalk.
+      // Po et al. 2024: each client draws the columns of `down` from one
+      // orthogonal basis and trains only `up`, so added adapters hardly
+      // interfere.
       return made({
         concept: {
           layerwise: true,
@@ -299,13 +307,13 @@ export function method(
   }
 }
 
-/** Names and randomness of a concept, and what to override. */
+/** Names, random key and overrides of a concept. */
 export interface StartConceptOptions {
   /** Name of the concept. */
   readonly name: string;
   /** The ordinary word for it. */
   readonly classWord: string;
-  /** Random key of its start. */
+  /** Random key of the initialisation. */
   readonly key: Key;
   /**
    * Rank of the adapter.
@@ -313,12 +321,12 @@ export interface StartConceptOptions {
    * @default 4
    */
   readonly rank?: number;
-  /** Anything of `initConcept`. */
+  /** Any options of `initConcept`. */
   readonly overrides?: Partial<InitConceptOptions>;
 }
 
 /**
- * Makes the concept a method starts from.
+ * Initialises a concept for a method.
  *
  * @param model The base model.
  * @param m The method.

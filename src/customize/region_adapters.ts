@@ -48,17 +48,18 @@ export interface AdapterSampling {
 }
 
 /**
- * Adapters per region without fusing: a LoRA changes the UNet only at its
+ * Adapters per region, without fusion: a LoRA changes the UNet only at its
  * region's pixels, and the text encoder only for its region's prompt.
  *
- * Adapters act when and as much as the regions' prompts do (`start`, `end`,
- * `replaceRatio`) and share as they do where regions overlap. Layers without a
- * place (time embeddings) stay the base model's. Prompts outside of regions are
- * read without any LoRA.
+ * Adapters act in the same steps and with the same weight as the regions'
+ * prompts (`start`, `end`, `replaceRatio`), also where regions overlap. Layers
+ * without positions (time embeddings) stay those of the base model. The prompt
+ * outside of regions is encoded without any LoRA.
  *
  * @param base The model without the concepts; not changed.
  * @param regions Places, prompts and concepts.
- * @param options α and weights of the adapters; when, how much, how soft.
+ * @param options α and weights of the adapters; steps, strength and soft edges
+ * of the regions.
  * @returns A model and pipeline options; dispose them afterwards.
  * @throws If a concept does not fit, or a place or option is not valid.
  *
@@ -135,12 +136,12 @@ export function regionAdapters(
 }
 
 /**
- * The base with the adapters of concepts, those that have layers.
+ * The base with the adapters of concepts; concepts without layers are skipped.
  *
  * @param base The model; not changed.
  * @param concepts The concepts.
  * @param options α and weights.
- * @throws If one is fine-tuned.
+ * @throws If a concept has fully fine-tuned networks.
  */
 export function withAdapters(
   base: Model,
@@ -164,7 +165,7 @@ export function withAdapters(
  * Weights by name, of these concepts only: attach refuses others.
  *
  * @param concepts The concepts.
- * @param options Weights of these and others.
+ * @param options Weights by adapter name, also of others.
  */
 export function onlyOf(
   concepts: readonly Concept[],
@@ -187,14 +188,14 @@ type Reach =
   | { readonly kind: "text" }
   | { readonly kind: "nowhere" };
 
-/** What a layer of the UNet works on, by its path. */
+/** The input of a layer of the UNet, by its path. */
 function reachOf(path: string, levels: number): Reach {
   if (/(^|\.)time_emb/.test(path)) return { kind: "nowhere" };
   if (/\.attn2\.to_[kv]$/.test(path)) return { kind: "text" };
   return { kind: "pixels", level: blockOf(path, levels)?.level ?? 0 };
 }
 
-/** A gate that keeps every adapter inside its regions; owns tensors. */
+/** A gate that restricts every adapter to its regions; owns tensors. */
 function regionGate(
   model: Model,
   regions: readonly AdapterRegion[],

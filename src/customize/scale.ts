@@ -1,5 +1,5 @@
 /**
- * How much of ΔW a low-rank adapter adds, by the α of kohya and PEFT.
+ * The scale of a low-rank adapter by the α of kohya and PEFT.
  *
  * @module
  */
@@ -12,7 +12,7 @@ import { type Adapter, rankOf } from "./lora.ts";
  *
  * @param adapter The adapter; its tensors are shared.
  * @param alpha α; as large as the rank it changes nothing.
- * @param stable Whether the rank is stabilised.
+ * @param stable Whether the scale is α/√r.
  * @default stable false
  * @throws If α is not a number other than 0.
  *

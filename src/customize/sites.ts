@@ -1,5 +1,5 @@
 /**
- * The layers of a model that adapters go into, and named choices of them.
+ * The layers of a model that can have adapters, and named sets of them.
  *
  * @module
  */
@@ -8,10 +8,10 @@ import { cannot } from "../core/errors.ts";
 import type { TreeLike } from "../core/tree.ts";
 import { ParamSpec } from "../nn/spec.ts";
 
-/** The two networks of a model that adapters go into. */
+/** The two networks of a model that can have adapters. */
 export type Component = "textEncoder" | "unet";
 
-/** Both components, in the order in which they are always walked. */
+/** Both components, in the order in which they are always iterated. */
 export const COMPONENTS: readonly Component[] = ["textEncoder", "unet"];
 
 /** Which part of a UNet a layer is in. */
@@ -135,7 +135,7 @@ export function attentionSites(tree: TreeLike): Site[] {
 /** Which layers of which component get an adapter. */
 export type Targets = (component: Component, site: Site) => boolean;
 
-/** Named choices of layers. */
+/** Names of sets of layers. */
 export type TargetName =
   | "attention"
   | "unet-attention"
@@ -147,7 +147,7 @@ export type TargetName =
   | "linear"
   | "all";
 
-/** Every name of layers. */
+/** All names of sets of layers. */
 export const TARGET_NAMES: readonly TargetName[] = [
   "attention",
   "unet-attention",
@@ -161,13 +161,13 @@ export const TARGET_NAMES: readonly TargetName[] = [
 ];
 
 /**
- * The layers a name stands for: `attention` (Mix-of-Show), `unet-attention`,
+ * The layers of a named set: `attention` (Mix-of-Show), `unet-attention`,
  * `cross-attention`, `cross-attention-kv` (Custom Diffusion), `linear` (every
  * linear layer), `all` (and every convolution). Of the UNet's attention only:
  * `mid-block`; `middle-layers`, that is the middle block and the lower half of
- * the resolutions before and after it; `high-resolution-decoder`, the upper half
- * of the resolutions in the decoder (SD 1.5: 8, 48 and 48 of 128 layers; the
- * last two and the upper half of the encoder are all of them).
+ * the resolutions before and after it; `high-resolution-decoder`, the upper
+ * half of the resolutions in the decoder (SD 1.5: 8, 48 and 48 of 128 layers;
+ * the other 32 are the upper half of the encoder).
  *
  * @param name The name.
  * @throws If the name is unknown.

@@ -1,6 +1,6 @@
 /**
  * SVDiff (Han et al. 2023, "SVDiff: Compact Parameter Space for Diffusion
- * Fine-Tuning"): of every weight only the singular values change.
+ * Fine-Tuning"): only the singular values of each weight are trained.
  *
  * @module
  */
@@ -37,7 +37,7 @@ export interface InitSpectralOptions {
    */
   readonly targets?: TargetName | Targets;
   /**
-   * δ by `<component>.<path>`; layers without are left out.
+   * Known δ by `<component>.<path>`; other layers are left out.
    *
    * @default zeros for every layer
    */
@@ -109,7 +109,7 @@ export async function initSpectral(
   return { name, scaleRule: "alpha", ...made };
 }
 
-/** The singular value decomposition; of zeros without any work. */
+/** The singular value decomposition; weights of zeros are handled directly. */
 function decomposed(weight: Matrix): SVD {
   if (weight.data.some((x) => x !== 0)) return svd(weight);
   const { rows, columns } = weight;

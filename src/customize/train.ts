@@ -1,8 +1,8 @@
 /**
  * One trainer for all methods: tokens, adapters, or both, by configuration.
  *
- * Every random number of a step comes from a key of that step, so a run that
- * was stopped anywhere goes on to the same numbers.
+ * Every random number of a step comes from a key of that step, so a run that is
+ * stopped and resumed gives the same result.
  *
  * @module
  */
@@ -82,9 +82,9 @@ export interface TrainRecord {
   readonly step: number;
   /** Steps of the run. */
   readonly total: number;
-  /** The loss of this step, all parts together. */
+  /** Total loss of this step. */
   readonly loss: number;
-  /** What the loss is made of; weighted. */
+  /** The weighted parts of the loss. */
   readonly parts: Readonly<Record<string, number>>;
   /** Learning rates of this step. */
   readonly lr: Readonly<Record<Group, number>>;
@@ -99,25 +99,25 @@ export interface TrainRecord {
   readonly state: TrainState;
 }
 
-/** Encoded pictures, or those of several sizes (`encodeBuckets`). */
+/** Encoded pictures of one size, or of several (`encodeBuckets`). */
 type Data = TrainData | readonly TrainData[];
 
 const isOne = (data: Data): data is TrainData => "count" in data;
 const bucketsOf = (data: Data): readonly TrainData[] =>
   isOne(data) ? [data] : data;
 
-/** Options of a run beside its configuration. */
+/** Options of a run besides its configuration. */
 export interface TrainOptions {
-  /** Goes on from here; its tensors stay the caller's. */
+  /** A state to resume from; its tensors stay the caller's. */
   readonly resume?: TrainState;
   /**
-   * Class pictures for prior preservation, with their own captions: of each size
-   * that the pictures have.
+   * Class pictures for prior preservation, with their own captions; every size
+   * of the pictures must occur.
    */
   readonly prior?: TrainData | readonly TrainData[];
   /**
-   * What gradients keep: `low` needs a fraction of the memory and a fifth more
-   * operations. The result is the same but for rounding.
+   * `low` is gradient checkpointing: it needs a fraction of the memory and a
+   * fifth more operations. The results differ by rounding only.
    *
    * @default "high"
    */
@@ -180,17 +180,17 @@ function checkConfig(
   });
 }
 
-/** The first step in which adapters learn; 0 without pivotal tuning. */
+/** The first step in which adapters are trained; 0 without pivotal tuning. */
 function pivotOf({ pivot = 0, steps }: TrainConfig): number {
   return Math.round(pivot * steps);
 }
 
 /**
- * Names of the parameters that are trained: those of groups with a rate above 0,
- * of singular values their shifts only.
+ * Names of the trained parameters: those of groups with a learning rate above
+ * 0; for SVDiff only the shifts.
  *
  * @param concept The concept.
- * @param config Rates, what is frozen.
+ * @param config Learning rates, and what is frozen.
  */
 export function trainedNames(
   concept: Concept,
@@ -246,7 +246,7 @@ function replaced(
 }
 
 /**
- * The concept at a state of its training.
+ * The concept with the parameters of a training state.
  *
  * @param concept The concept the run was started with.
  * @param state The state.
@@ -272,7 +272,7 @@ function meanNorm(
   return tf.tidy(() => tf.mean(tf.norm(tf.concat(vectors, 0), 2, 1)));
 }
 
-/** The norm at which tokens stop, or infinity. */
+/** The norm at which tokens stop changing, or infinity. */
 async function normLimit(model: Model, config: TrainConfig): Promise<number> {
   const { limit, relative } = config.embeddingNorm;
   if (!(limit > 0)) return Infinity;
@@ -285,15 +285,16 @@ async function normLimit(model: Model, config: TrainConfig): Promise<number> {
  * Trains a concept.
  *
  * The base model is never changed: only the concept's vectors and factors are
- * parameters (so the rows of other tokens cannot move).
+ * parameters, so the embeddings of other tokens stay as they are.
  *
  * @param model The base model, without the concept.
- * @param concept Where to start (`initConcept`); its tensors are not changed.
- * @param data Encoded pictures; of several sizes (`encodeBuckets`), each step's
- * are of one.
+ * @param concept The initial concept (`initConcept`); its tensors are not
+ * changed.
+ * @param data Encoded pictures. With several sizes (`encodeBuckets`) each batch
+ * has one size.
  * @param config Configuration (`method` in methods.ts makes it).
  * @param options A state to resume, class pictures.
- * @returns One record a step; the last one's state is the result.
+ * @returns One record per step; the last one's state is the result.
  * @throws Before work starts, if the configuration is not valid, nothing is
  * trained, the state belongs to another run, or something does not fit; later,
  * if the loss is not finite.
@@ -323,7 +324,7 @@ export async function* train(
   const names = namesToTrain(concept, config);
   const { dropout = 0 } = config;
   const pivot = pivotOf(config);
-  // Fails here, before work, if the concept does not fit the model.
+  // Fails before training if the concept does not fit the model.
   tf.tidy(() => void attachConcept(model, concept));
   const id = await fingerprint(concept, buckets, config, priors);
   const root = rootKey(config.seed);
@@ -422,7 +423,7 @@ function isWord(name: string): boolean {
   return groupOf(name) === "embedding";
 }
 
-/** Names of the parameters that move in a state's next step. */
+/** Names of the parameters that the next step changes. */
 function movingNames(
   names: readonly string[],
   { step, embeddingsStopped }: TrainState,
@@ -471,7 +472,7 @@ async function numbersOf(
   return numbers;
 }
 
-/** What the learning rates are multiplied with in a step. */
+/** The factor of the learning rates in a step. */
 function rateFactor(
   { schedule, warmup, cycles }: TrainConfig,
   step: number,
@@ -493,7 +494,7 @@ function rateFactor(
 export interface Gradients {
   /** By the parameters' names. */
   readonly grads: Map<string, tf.Tensor>;
-  /** Scalars: `total` and what it is made of. */
+  /** Scalars: `total` and its parts. */
   readonly values: Readonly<Record<string, tf.Tensor>>;
 }
 
@@ -517,7 +518,7 @@ function meanOf(count: number, of: (part: number) => Gradients): Gradients {
     const weight = part === count - 1 ? 1 / count : 1;
     sum = {
       grads: each(sum.grads, next.grads, weight),
-      // A batch may have no part of a loss: it counts as 0.
+      // A part of the loss that a batch lacks is 0.
       values: Object.fromEntries(each(
         new Map(Object.entries(sum.values)),
         new Map(Object.entries(next.values)),
@@ -535,12 +536,12 @@ function meanOf(count: number, of: (part: number) => Gradients): Gradients {
  * @param concept The concept.
  * @param s The model's schedule.
  * @param params The concept's parameters, by the names of `conceptTensors`.
- * @param moving Names of those that gradients are taken by.
- * @param batch Draws the batch, inside what counts as the loss.
+ * @param moving Names of the parameters with gradients.
+ * @param batch Draws the batch; called inside the loss function.
  * @param config What counts.
  * @param memory What gradients keep.
  * @default memory "high"
- * @param dropout What of the adapter's inputs is left out.
+ * @param dropout Dropout of the adapter's inputs.
  * @default dropout none
  * @returns Tensors, the caller's.
  */
@@ -589,11 +590,11 @@ export function lossGradients(
 export interface CustomizeOptions extends Omit<TrainOptions, "resume"> {
   /** Called after every step. */
   readonly onRecord?: (record: TrainRecord) => void | Promise<void>;
-  /** Called before the first step, with the steps that are done. */
+  /** Called before the first step, with the number of steps done. */
   readonly onStart?: (step: number) => void | Promise<void>;
-  /** Called with the steps that are done where a stopped run goes on. */
+  /** Called with the number of steps done when a stopped run is resumed. */
   readonly onResume?: (step: number) => void;
-  /** File that keeps the state, so that a killed run continues. */
+  /** File of the training state, from which a killed run is resumed. */
   readonly checkpoint?: string;
   /**
    * Steps between two writes of the checkpoint.
@@ -607,7 +608,7 @@ export interface CustomizeOptions extends Omit<TrainOptions, "resume"> {
  * Trains a concept to the end; continues from its checkpoint if there is one.
  *
  * @param model The base model.
- * @param concept Where to start; its tensors are not changed.
+ * @param concept The initial concept; its tensors are not changed.
  * @param data Encoded pictures.
  * @param config Configuration.
  * @param options Checkpoint, observer, class pictures.
@@ -630,7 +631,8 @@ export async function customize(
   let result: Concept | undefined;
   try {
     if (resume && resume.step >= config.steps) {
-      // Finished before: only checks that it is this run's.
+      // The run was finished before: only checks that the checkpoint belongs to
+      // it.
       for await (
         const _ of train(model, concept, data, config, {
           ...rest,

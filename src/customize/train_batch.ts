@@ -13,11 +13,11 @@ import type { TrainConfig } from "./train_config.ts";
 import type { TrainBatch } from "./train_loss.ts";
 
 /**
- * Draws the batch of a step; all randomness comes from that step's keys.
+ * Draws the batch of a step; all random numbers come from that step's keys.
  *
  * @param s The schedule, for its timesteps.
- * @param phrase What stands for the concept in captions.
- * @param buckets Its pictures, by size; a step's are of one size.
+ * @param phrase Phrase of the concept in captions.
+ * @param buckets Its pictures, by size; a batch has one size.
  * @param priors Class pictures of the same sizes, with their own captions.
  * @param config Batch size, noise offset, captions.
  * @param root Key of the run.
@@ -93,8 +93,8 @@ export function drawBatch(
 }
 
 /**
- * Whose turn it is, and how many steps before had the same bucket: in as many
- * steps as there are pictures, each bucket has as many as it has pictures.
+ * The bucket of a step, and how many earlier steps had it. In as many steps as
+ * there are pictures, each bucket occurs as often as it has pictures.
  */
 function bucketAt(
   buckets: readonly TrainData[],

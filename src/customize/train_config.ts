@@ -1,13 +1,13 @@
 /**
- * What a training run is told; plain data, part of a concept's hash.
+ * Configuration of a training run; plain data, part of a concept's hash.
  *
  * @module
  */
 
-/** The three groups of parameters with learning rates of their own. */
+/** The three groups of parameters; each has its own learning rate. */
 export type Group = "embedding" | "textEncoder" | "unet";
 
-/** Every way in which rates change. */
+/** All learning rate schedules. */
 export const RATE_SCHEDULES = [
   "linear",
   "constant",
@@ -16,21 +16,24 @@ export const RATE_SCHEDULES = [
 ] as const;
 
 /**
- * How learning rates change after the warm-up: to 0 along a line or a cosine,
- * along a cosine several times, or not at all.
+ * Learning rate schedule after the warm-up: linear or cosine decay to 0, cosine
+ * with restarts, or constant.
  */
 export type RateSchedule = typeof RATE_SCHEDULES[number];
 
-/** How samples of different noise levels are weighted. */
+/** Weights of the loss by noise level. */
 export type Weighting =
   | { readonly type: "none" }
   | { readonly type: "min-snr"; readonly gamma: number }
   | { readonly type: "debiased" }
   | { readonly type: "v-like-noise" };
 
-/** What is minimised; plain data. */
+/** Configuration of the loss; plain data. */
 export interface LossConfig {
-  /** Only the subject counts (official main branch), or the whole picture. */
+  /**
+   * Whether the loss covers only the subject's mask (official main branch), or
+   * the whole picture.
+   */
   readonly masked: boolean;
   /** Weights by noise level. */
   readonly weighting: Weighting;
@@ -39,7 +42,9 @@ export interface LossConfig {
     readonly weight: number;
     readonly fullIdentity: boolean;
   };
-  /** Weight of the class pictures in prior preservation, where there are any. */
+  /**
+   * Weight of the class pictures' loss (prior preservation), if there are any.
+   */
   readonly priorWeight: number;
 }
 
@@ -49,20 +54,20 @@ export interface TrainConfig extends LossConfig {
   readonly seed: number;
   /** Optimisation steps. */
   readonly steps: number;
-  /** Pictures a step, class pictures not counted. */
+  /** Pictures per step, class pictures not counted. */
   readonly batch: number;
   /**
-   * Batches whose mean gradient is one step's (gradient accumulation).
+   * Batches per step, whose gradients are averaged (gradient accumulation).
    *
    * @default 1
    */
   readonly accumulate?: number;
   /** Learning rates; 0 freezes a group. */
   readonly lr: Readonly<Record<Group, number>>;
-  /** How the rates change. */
+  /** Learning rate schedule. */
   readonly schedule: RateSchedule;
   /**
-   * How often the rates fall with `cosine-with-restarts`.
+   * Number of cycles of `cosine-with-restarts`.
    *
    * @default 1
    */
@@ -71,7 +76,7 @@ export interface TrainConfig extends LossConfig {
   readonly warmup: number;
   /** AdamW's decoupled weight decay. */
   readonly weightDecay: number;
-  /** AdamW's decay of both moments. */
+  /** AdamW's β₁ and β₂. */
   readonly betas: readonly [number, number];
   /** AdamW's ε. */
   readonly eps: number;
@@ -89,24 +94,25 @@ export interface TrainConfig extends LossConfig {
     readonly relative: boolean;
   };
   /**
-   * Pivotal tuning: the share of the steps in which only the embedding learns;
-   * in the rest only the adapter does. Rates decay and moments begin anew.
+   * Pivotal tuning: the share of the steps in which only the embedding is
+   * trained; in the rest only the adapter is. For these the learning rate
+   * schedule and AdamW's moments start again.
    *
-   * @default 0, all groups learn together
+   * @default 0, all groups are trained together
    */
   readonly pivot?: number;
-  /** Leaves `down` of every adapter as it started. */
+  /** Freezes `down` of every adapter. */
   readonly freezeDown: boolean;
-  /** Parts of captions between commas are shuffled, but for the first n. */
+  /** Shuffles the comma-separated parts of captions, except the first n. */
   readonly shuffleCaptions: false | { readonly keep: number };
   /**
-   * Share of the prompts that are left empty, from 0 to 1.
+   * Share of the prompts that are replaced by empty ones, from 0 to 1.
    *
    * @default 0
    */
   readonly captionDropout?: number;
   /**
-   * Share of the values of each adapter's input that are left out in a step,
+   * Share of the values of each adapter's input that are dropped in a step,
    * from 0 to below 1 (PEFT's lora_dropout).
    *
    * @default 0

@@ -1,5 +1,5 @@
 /**
- * What training minimises: the denoising error of a batch, its weights by noise
+ * The training loss: the denoising error of a batch, its weights by noise
  * level, prior preservation, and attention regularisation.
  *
  * @module
@@ -26,8 +26,9 @@ import {
 import type { LossConfig, Weighting } from "./train_config.ts";
 
 /**
- * What gradients keep of a step: everything (`high`), or the inputs of blocks,
- * whose insides are then computed a second time (`low`).
+ * The activations that are kept for the backward pass: all (`high`), or only
+ * the inputs of blocks, which are then recomputed (`low`, gradient
+ * checkpointing).
  */
 export type Memory = "high" | "low";
 
@@ -37,7 +38,7 @@ export interface TrainBatch {
   readonly latents: tf.Tensor4D;
   /** Noise, offset included [b, h, w, c]. */
   readonly noise: tf.Tensor4D;
-  /** One a sample. */
+  /** One per sample. */
   readonly timesteps: readonly number[];
   /** Prompts with the concept's tokens. */
   readonly prompts: readonly string[];
@@ -51,9 +52,9 @@ export interface TrainBatch {
   readonly prior?: number;
 }
 
-/** A loss and what it is made of; scalars. */
+/** A loss and its parts; scalars. */
 export interface Losses {
-  /** What is minimised: the sum of the parts. */
+  /** The minimised loss: the sum of the parts. */
   readonly total: tf.Scalar;
   /** Error of the denoiser's prediction. */
   readonly diffusion: tf.Scalar;
@@ -69,8 +70,8 @@ export interface Losses {
  * @param model The model, adapters and tokens included.
  * @param s Its schedule.
  * @param batch The batch.
- * @param config What counts.
- * @param memory Whether gradients keep much or compute it again.
+ * @param config Which parts the loss has, and their weights.
+ * @param memory Which activations are kept.
  * @default memory "high"
  * @returns Total and parts.
  */
@@ -175,7 +176,7 @@ function noiseWeights(
 /**
  * Positions of learned tokens in each prompt, and which prompts count: those
  * with the most of them (class prompts have none, a cut-off prompt may have
- * lost one). The others get stand-ins, so that the maps stack.
+ * lost one). The others get dummy positions, so that the maps have one shape.
  */
 function tokenPositions(
   model: Model,

@@ -1,5 +1,5 @@
 /**
- * Where a training run is: its state, in memory and as a file.
+ * The state of a training run, in memory and as a file.
  *
  * @module
  */
@@ -25,7 +25,9 @@ import { COMPONENTS } from "./sites.ts";
 import type { TrainData } from "./dataset.ts";
 import type { TrainConfig } from "./train_config.ts";
 
-/** The state that a run continues from: parameters, moments and position. */
+/**
+ * The state from which a run resumes: parameters, AdamW's moments and the step.
+ */
 export interface TrainState {
   /** Steps done. */
   readonly step: number;
@@ -35,16 +37,21 @@ export interface TrainState {
   readonly adam: AdamwState;
   /** The tokens' norm has reached its limit. */
   readonly embeddingsStopped: boolean;
-  /** Of start, data and configuration; a run resumes only its own. */
+  /**
+   * Fingerprint of initial concept, data and configuration; a run resumes only
+   * its own state.
+   */
   readonly fingerprint: string;
-  /** The run's configuration as JSON, to say what was changed. */
+  /**
+   * The run's configuration as JSON, for error messages about changed settings.
+   */
   readonly config?: string;
 }
 
 /**
  * A short text that two runs share if and only if they are the same run.
  *
- * @param concept What is trained.
+ * @param concept The initial concept.
  * @param data Pictures, by size.
  * @param config Configuration.
  * @param prior Class pictures, by size.
@@ -61,7 +68,7 @@ export async function fingerprint(
     parts.push(d.mean.slice(), d.std.slice(), d.mask.slice());
   }
   parts.push(JSON.stringify([concept.phrase, sorted(config)]));
-  // Factors other than 1 of what the tensors add (α, rank-stabilised LoRA).
+  // Scales other than 1 (α, rank-stabilised LoRA).
   for (const part of COMPONENTS) {
     for (const [path, { scale }] of concept.adapter[part]) {
       if (scale !== 1) parts.push(`${part}.${path} × ${scale}`);
@@ -71,14 +78,15 @@ export async function fingerprint(
   for (const [name, tensor] of conceptTensors(small)) {
     parts.push(name, (await tensor.data() as Float32Array).slice());
   }
-  // Of whole networks, hashes: together they may be larger than an array can be.
+  // Whole networks are hashed one by one: together they may exceed the largest
+  // array.
   for (const own of Object.values(concept.weights ?? {})) {
     for (const [path, tensor] of own) {
       const values = (await tensor.data() as Float32Array).slice();
       parts.push(path, await sha256(values.buffer as ArrayBuffer));
     }
   }
-  // Half of it is plenty to tell two runs apart.
+  // Half of the hash is enough to tell two runs apart.
   return (await sha256(await new Blob(parts).arrayBuffer())).slice(0, 32);
 }
 
@@ -114,13 +122,13 @@ function changes(
 }
 
 /**
- * The state a run begins with.
+ * The initial state of a run.
  *
  * @param names Trained parameters.
  * @param own All of the concept's tensors, by name.
  * @param id Fingerprint of the run.
  * @param config Its configuration.
- * @param resume A state to go on from; its tensors stay the caller's.
+ * @param resume A state to resume from; its tensors stay the caller's.
  * @throws If it belongs to another run.
  */
 export function startState(
@@ -199,7 +207,8 @@ export async function saveTrainState(
   const raw = await Promise.all(
     [...tensors].map(async ([name, t]) => {
       const values = await t.data() as Float32Array;
-      // The state before is worth more than one that no run can go on from.
+      // The previous state is kept, as no run can resume from values that are
+      // not finite.
       if (!values.every(Number.isFinite)) {
         throw cannot(
           `keep step ${state.step}`,
@@ -228,9 +237,9 @@ export async function saveTrainState(
  * Reads a state written by {@linkcode saveTrainState}.
  *
  * @param path The file.
- * @param optional Whether a missing file is fine.
- * @returns The state, its tensors the caller's; nothing if there is no file and
- * that is fine.
+ * @param optional Whether the file may be missing.
+ * @returns The state, its tensors the caller's; undefined if the file is
+ * missing and `optional`.
  * @throws If the file is broken or holds something else.
  */
 export async function loadTrainState(
@@ -270,7 +279,7 @@ export async function loadTrainState(
         name.startsWith("param.") ? [[name.slice(6), t] as const] : []
       ),
     );
-    // Files from before pivotal tuning have one count for both.
+    // Older files, without pivotal tuning, have one step count for both.
     const adamStep = Number(metadata.adam_step ?? step);
     const adam = adamwFromTensors(tensors, adamStep, "adam.");
     return {

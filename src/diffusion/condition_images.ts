@@ -9,7 +9,7 @@ import { cannot } from "../core/errors.ts";
 import type { Pixels } from "../io/png.ts";
 import { gaussianBlur, type Mask, type Shape, shapeMap } from "./regions.ts";
 
-/** A picture of one channel in [0, 1]; it can stand where a mask can. */
+/** A one-channel picture with values in [0, 1]; it can be used as a mask. */
 export interface Grey extends Mask {
   /** `height * width` values in [0, 1], rows from the top. */
   readonly values: Float32Array;
@@ -79,14 +79,14 @@ export function maskImage(
 /** Settings of {@linkcode canny}. */
 export interface CannyOptions {
   /**
-   * Deviation of the Gaussian that comes first, pixels.
+   * Standard deviation of the initial Gaussian blur, in pixels.
    *
    * @default 1
    */
   readonly sigma?: number;
   /**
-   * Gradient above which a pixel is an edge if it touches one; a step from
-   * black to white has 1 before the blur.
+   * Gradient above which a pixel next to an edge is also an edge; a step from
+   * black to white has gradient 1 before the blur.
    *
    * @default 0.1
    */
@@ -153,7 +153,8 @@ export function canny(image: Mask, options: CannyOptions = {}): Grey {
         ? 0
         : size[py * width + px];
     };
-    // Of two equal neighbours the later one stays; rounding makes no third.
+    // Of two equal neighbours the later one is kept, with a tolerance for
+    // rounding.
     return v > at(1) + 1e-6 && v >= at(-1) - 1e-6 ? v : 0;
   });
   return { width, height, values: hysteresis(thin, width, low, high) };
@@ -222,7 +223,7 @@ export interface KeyPointOptions {
 /**
  * Draws key points and the lines between them, on black.
  *
- * @param points Where; a point outside the picture is simply not seen.
+ * @param points The points; those outside the picture are not visible.
  * @param height Pixels.
  * @param width Pixels.
  * @param options Lines, radius.
@@ -272,7 +273,8 @@ export function keyPointImage(
 }
 
 /**
- * A condition image as the networks take it, transparent pixels on black.
+ * Converts a condition image to the networks' input; transparent pixels become
+ * black.
  *
  * @param image One channel in [0, 1], or 8-bit pixels.
  * @param channels Channels of the network: 1 or 3; grey is repeated.

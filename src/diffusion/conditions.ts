@@ -1,7 +1,6 @@
 /**
- * Spatial conditions while sampling: any number of T2I-Adapters and
- * ControlNets, each with its strength, its part of the steps and its weight per
- * region.
+ * Spatial conditions for sampling: any number of T2I-Adapters and ControlNets,
+ * each with a strength, a range of steps and a weight per region.
  *
  * @module
  */
@@ -51,19 +50,21 @@ export interface Condition {
    */
   readonly scale?: number;
   /**
-   * Part of the steps after which it begins, 0 to 1.
+   * Fraction of the steps at which it starts, 0 to 1 (diffusers'
+   * `control_guidance_start`).
    *
    * @default 0
    */
   readonly start?: number;
   /**
-   * Part of the steps at which it ends, 0 to 1.
+   * Fraction of the steps at which it ends, 0 to 1 (diffusers'
+   * `control_guidance_end`).
    *
    * @default 1
    */
   readonly end?: number;
   /**
-   * ControlNet without a prompt's help: fading residuals, and for the
+   * ControlNet's guess mode: residuals with decreasing scale, in the
    * conditional branch only.
    *
    * @default {true for a ControlNet with `global_pool_conditions`, as in
@@ -85,7 +86,7 @@ export interface ConditionedSampling {
   dispose(): void;
 }
 
-/** How many channels a network's condition image has. */
+/** Number of channels of a network's condition image. */
 export function conditionChannels(network: ConditionNetwork): number {
   return network.type === "t2i_adapter"
     ? network.config.in_channels
@@ -93,8 +94,8 @@ export function conditionChannels(network: ConditionNetwork): number {
 }
 
 /**
- * Whether a network says the same to every pixel (`global_pool_conditions`), so
- * that it has no strength per place.
+ * Whether a network's residuals are the same at every pixel
+ * (`global_pool_conditions`), so that it can have no strength per place.
  */
 export function isPooled(network: ConditionNetwork): boolean {
   return network.type === "controlnet" &&
@@ -102,11 +103,11 @@ export function isPooled(network: ConditionNetwork): boolean {
 }
 
 /**
- * In what a network does not fit a UNet.
+ * Differences because of which a network does not fit a UNet.
  *
  * @param network The network.
  * @param unet Config of the UNet.
- * @param factor How much smaller the latent is than the picture.
+ * @param factor Downsampling factor of the autoencoder.
  * @returns "expected …, got …" for everything that differs.
  */
 export function misfits(
@@ -286,7 +287,7 @@ function checkCondition(condition: Condition, i: number): void {
   }
 }
 
-/** What the T2I-Adapters make of their images; nothing for ControlNets. */
+/** Features of the T2I-Adapters; undefined for ControlNets. */
 function adapterFeatures(conditions: readonly Condition[]): tf.Tensor4D[][] {
   const features: tf.Tensor4D[][] = [];
   try {

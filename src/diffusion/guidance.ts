@@ -11,7 +11,8 @@ import type { Predict } from "./samplers/denoise.ts";
 export interface GuideOptions {
   /**
    * φ of Lin et al. 2023, eqs. 15 and 16: how far the result's standard
-   * deviation is pulled back to the conditional output's, 0 to 1.
+   * deviation is rescaled to the conditional output's, 0 to 1 (diffusers'
+   * `guidance_rescale`).
    *
    * @default {0}
    */
@@ -43,7 +44,7 @@ export function guide<T extends tf.Tensor>(
       `[${uncond.shape}]`,
     );
   }
-  // Exact, where the formula would only be so to rounding.
+  // Returned exactly, without the formula's rounding.
   if (scale === 1) return cond.clone() as T;
   if (scale === 0 && rescale === 0) return uncond.clone() as T;
   return tf.tidy(() => {
@@ -72,7 +73,7 @@ function checkGuidance(scale: number, options: GuideOptions): number {
   return rescale;
 }
 
-/** Which rows a guided model is asked for. */
+/** Which rows the input of a guided model has. */
 export type GuidanceBranch = "both" | "conditional";
 
 /**
@@ -97,7 +98,7 @@ export interface ClassifierFreeOptions extends GuideOptions {
 }
 
 /**
- * Makes a guided model for a sampler: one batch of both branches a call.
+ * Makes a guided model for a sampler: one batch with both branches per call.
  *
  * Where the scale is exactly 1 only the conditional branch runs, so a sampler
  * with guidance 1 is the conditional sampler, bit for bit and at half the cost.

@@ -1,8 +1,8 @@
 /**
  * Pictures to start from: image-to-image and inpainting.
  *
- * A picture becomes a latent, `strength` becomes the step to start at, and a
- * mask becomes cells of the latent that are painted anew.
+ * Encodes a picture to a latent, converts `strength` to the step to start at,
+ * and a mask to latent pixels that are repainted.
  *
  * @module
  */
@@ -16,8 +16,9 @@ import { greyOf } from "./condition_images.ts";
 import { shapeMap } from "./regions.ts";
 
 /**
- * Encodes images to latents as the UNet sees them: the posterior's mean, so
- * that a picture has one latent whatever the seed. It undoes `decodeImages`.
+ * Encodes images to scaled latents, the UNet's input. It uses the posterior's
+ * mean, so that the latent does not depend on a seed. It is the inverse of
+ * `decodeImages`, except for the autoencoder's error.
  *
  * @param model The model.
  * @param images [b, height, width, 3] in [0, 1].
@@ -44,19 +45,20 @@ export function encodeImages(
 export interface InitLatents {
   /** The picture [1, h, w, c]. */
   readonly init: tf.Tensor4D;
-  /** 1 where it is painted anew, [1, h, w, 1]. */
+  /** 1 where it is repainted, [1, h, w, 1]. */
   readonly mask?: tf.Tensor4D;
 }
 
 /**
- * Makes latents of a picture and its mask, both cropped to the size's shape.
+ * Makes latents of a picture and its mask, both cropped to the aspect ratio of `size`.
  *
- * A cell of the latent is painted anew where at least half of it is white.
+ * A latent pixel is repainted if at least half of it is white.
  *
  * @param model The model.
- * @param picture Any size; what is transparent shows white.
- * @param mask The picture's shape, white where it is painted anew.
- * @param size Pixels of what is drawn.
+ * @param picture Any size; transparent pixels become white.
+ * @param mask Mask with the picture's aspect ratio, white where it is
+ * repainted.
+ * @param size Size of the drawn picture, in pixels.
  * @returns For `init` and `mask` of the pipeline; the caller's.
  * @throws If a side is not a multiple of the autoencoder's factor.
  *

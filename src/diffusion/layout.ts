@@ -3,8 +3,8 @@
  * command line, the API and notebooks.
  *
  * {@linkcode parseLayout} checks the document, {@linkcode resolveLayout} loads
- * what it points to, {@linkcode checkLayout} holds it against a model,
- * {@linkcode drawLayout} draws it.
+ * its files, {@linkcode checkLayout} checks it against a model, {@linkcode
+ * drawLayout} draws it.
  *
  * @module
  */
@@ -205,7 +205,10 @@ export interface LayoutBox {
   readonly bottom: number;
   /** Right edge. */
   readonly right: number;
-  /** What the numbers are: parts of the picture, or pixels of its `size`. */
+  /**
+   * Unit of the numbers: fractions of the picture's sides, or pixels of its
+   * `size`.
+   */
   readonly unit: "fraction" | "pixel";
 }
 
@@ -214,17 +217,17 @@ export type LayoutMask =
   | { readonly file: string }
   | { readonly rows: readonly string[] };
 
-/** A region of a layout: a place, by box or by mask, and what is there. */
+/** A region of a layout: a box or a mask, and its prompt. */
 export interface LayoutRegion {
   /** The place, if it is a box. */
   readonly box?: LayoutBox | undefined;
   /** The place, if it is a mask. */
   readonly mask?: LayoutMask | undefined;
-  /** What is there. */
+  /** Prompt of the region. */
   readonly prompt: string;
-  /** The layout's own where it is left out. */
+  /** Negative prompt. @default the layout's */
   readonly negative?: string | undefined;
-  /** Which region is in front where regions overlap: the higher value. */
+  /** Where regions overlap, the one with the higher priority is in front. */
   readonly priority: number;
   /** Names of concepts whose adapters act here. */
   readonly concepts: readonly string[];
@@ -261,13 +264,13 @@ export interface LayoutCondition {
   readonly type: "t2i_adapter" | "controlnet";
   /** Name of the network among those given. */
   readonly network: string;
-  /** What the network sees. */
+  /** The condition image. */
   readonly image: LayoutImage;
-  /** How strongly it acts. */
+  /** Strength. */
   readonly scale: number;
-  /** When it begins and ends, parts of the sampling. */
+  /** Fraction of the steps at which it starts. */
   readonly start: number;
-  /** When it ends, a part of the sampling. */
+  /** Fraction of the steps at which it ends. */
   readonly end: number;
   /** ControlNet's guess mode. */
   readonly guess: boolean;
@@ -280,23 +283,23 @@ export interface LayoutCondition {
  *
  * `regions` have a `box` (fractions, or pixels with `unit: "pixel"`) or a
  * `mask` (a PNG, white inside, or rows of `#` and `.`); a region without
- * `negative` takes the layout's. `limits.overlap` is how much of the smaller of
- * two regions of equal priority may lie in the other.
+ * `negative` has the layout's. `limits.overlap` is the largest fraction of the
+ * smaller of two regions with equal priority that may lie in the other.
  */
 export interface Layout {
   /** JSON schema, for editors. */
   readonly $schema?: string | undefined;
   /** What the whole picture shows. */
   readonly prompt: string;
-  /** What it stays away from. */
+  /** Negative prompt. */
   readonly negative: string;
   /** Size of the picture; the model's own where it is left out. */
   readonly size?: Size | undefined;
   /** Seed of the noise, or several. */
   readonly seed: number | readonly number[];
-  /** Pictures of each seed. */
+  /** Pictures per seed. */
   readonly count: number;
-  /** How the noise is removed. */
+  /** Sampler. */
   readonly sampler: SamplerName;
   /** Sampling steps. */
   readonly steps: number;
@@ -308,9 +311,9 @@ export interface Layout {
   readonly syntax: PromptSyntax;
   /** A picture to start from. */
   readonly init?: { readonly file: string } | undefined;
-  /** Where `init` is painted anew. */
+  /** Where `init` is repainted (white). */
   readonly mask?: LayoutMask | undefined;
-  /** How much of `init` is made anew; see {@linkcode layoutStrength}. */
+  /** Strength of image-to-image; see {@linkcode layoutStrength}. */
   readonly strength?: number | undefined;
   /** Places with prompts of their own. */
   readonly regions: readonly LayoutRegion[];
@@ -366,7 +369,7 @@ export function layoutJsonSchema(): Record<string, unknown> {
   return z.toJSONSchema(layoutSchema, { io: "input" });
 }
 
-/** What is wrong, and at which field. */
+/** An error message and the path of its field. */
 interface Problem {
   readonly path: string;
   readonly message: string;
@@ -475,7 +478,7 @@ export function layoutSeeds({ seed }: Pick<Layout, "seed">): readonly number[] {
   return typeof seed === "number" ? [seed] : seed;
 }
 
-/** How many pictures a layout makes: `count` of each seed. */
+/** Number of pictures of a layout: `count` per seed. */
 export function layoutPictures(
   layout: Pick<Layout, "seed" | "count">,
 ): number {
@@ -492,7 +495,7 @@ export function layoutStrength(
   return strength ?? (mask ? 1 : 0.8);
 }
 
-/** Takes a problem down. */
+/** Records a problem. */
 type Report = (path: string, message: string) => void;
 
 /** Whether there is a picture to start from, and a step to start at. */
@@ -570,14 +573,14 @@ export interface ResolvedLayout {
   readonly layout: Layout;
   /** What to call it in messages. */
   readonly name: string;
-  /** Places and prompts, as regional sampling takes them. */
+  /** Places and prompts, for regional sampling. */
   readonly regions: readonly RegionPrompt[];
   /** Conditions with their images. */
   readonly conditions: readonly ResolvedCondition[];
-  /** What to start from: the picture at the size of its file, and its mask. */
+  /** Image-to-image: the picture at the size of its file, and its mask. */
   readonly start?: {
     readonly picture: Pixels;
-    /** The picture's size, white where it is painted anew. */
+    /** Mask of the picture's size, white where it is repainted. */
     readonly mask?: Pixels;
   };
 }
@@ -656,7 +659,9 @@ export async function resolveLayout(
   };
 }
 
-/** Reads a picture for a field of the layout; notes it where that fails. */
+/**
+ * Reads a picture for a field of the layout; records a problem if that fails.
+ */
 type PictureReader = (
   path: string,
   file: string,
@@ -671,7 +676,7 @@ async function shapeOf(
   problems: Problem[],
 ): Promise<Shape | undefined> {
   if (box) {
-    // parseLayout has seen to it that pixels come with a size.
+    // parseLayout has checked that a layout with pixel boxes has a size.
     const by = box.unit === "pixel" ? size! : { width: 1, height: 1 };
     return {
       box: {
@@ -724,7 +729,7 @@ async function conditionImage(
   );
 }
 
-/** Reads the picture to start from and its mask, made to lie over it. */
+/** Reads the initial picture and its mask, resized to the picture. */
 async function startPictures(
   { init, mask }: Layout,
   read: PictureReader,
@@ -760,7 +765,10 @@ function rowsMask(rows: readonly string[]): Grey {
   };
 }
 
-/** Edges of every region by itself, so that neighbours keep their border. */
+/**
+ * Edges of each region separately, so that the border between neighbours is
+ * drawn.
+ */
 function outlines(
   shapes: readonly Shape[],
   height: number,
@@ -786,7 +794,7 @@ function checkOverlap(
   const areas = maps.map((map) => map.reduce((a, b) => a + b, 0));
   for (let j = 0; j < maps.length; j++) {
     for (let i = 0; i < j; i++) {
-      // A priority is set, so the order is decided.
+      // Different priorities decide the order.
       if (regions[i].priority !== regions[j].priority) continue;
       const common = maps[j].reduce((sum, v, k) => sum + v * maps[i][k], 0);
       const part = common / Math.max(1, Math.min(areas[i], areas[j]));
@@ -827,7 +835,7 @@ export async function readLayout(
   });
 }
 
-/** What {@linkcode checkLayout} knows besides the model. */
+/** Networks and concepts that {@linkcode checkLayout} may use. */
 export interface CheckOptions {
   /** Condition networks by the name the layout uses. */
   readonly networks?: Readonly<Record<string, ConditionNetwork>>;
@@ -931,10 +939,10 @@ export function checkLayout(
   refuse(problems, name);
 }
 
-/** A smaller share is of no use to a region; rounding leaves some. */
+/** Regions with a smaller share count as invisible, as rounding leaves some. */
 const SEEN = 1e-3;
 
-/** Reports regions that no layer would see. */
+/** Reports regions that no cross-attention layer would see. */
 function checkSeen(
   { layout, regions }: ResolvedLayout,
   grids: readonly { readonly height: number; readonly width: number }[],
@@ -946,7 +954,7 @@ function checkSeen(
   );
   const on = [...distinct.values()].map(({ height, width }) => {
     const maps = regions.map(({ shape }) =>
-      // As soft as regional sampling has them.
+      // With the same soft edges as in regional sampling.
       shapeMap(shape, height, width, { feather: layout.regional.feather })
     );
     const priorities = regions.map(({ priority = 0 }) => priority);
@@ -968,7 +976,7 @@ function checkSeen(
   });
 }
 
-/** Pixels of the picture a layout makes of a model. */
+/** Size in pixels of the picture that a layout makes with a model. */
 function sizeOf(layout: Layout, model: Model): Size {
   return layout.size ?? modelSize(model);
 }
@@ -1011,9 +1019,8 @@ export interface DrawOptions extends CheckOptions {
     options: RegionalOptions,
   ) => RegionSampler;
   /**
-   * Changes the pipeline's options, such as `batch`; all but prompts, negative
-   * prompt and size, which regions know from the layout, and `unet`, which they
-   * make.
+   * Changes options of the pipeline, such as `batch`. Prompts, negative prompt,
+   * size and `unet` cannot be changed: the regions define them.
    */
   readonly pipeline?:
     & Partial<Omit<PipelineOptions, LayoutOption>>
@@ -1047,7 +1054,7 @@ export interface PreparedLayout {
 }
 
 /**
- * Makes the pipeline's options of a layout.
+ * Makes the pipeline's options for a layout.
  *
  * @param model The model.
  * @param resolved The layout.
@@ -1114,7 +1121,7 @@ export function prepareLayout(
       options: {
         prompts: new Array<string>(layoutPictures(layout)).fill(layout.prompt),
         negative: layout.negative,
-        // A picture of several seeds is the one of its seed alone.
+        // Each picture is the same as with its seed alone.
         key: layoutSeeds(layout).flatMap((seed) =>
           Array.from({ length: layout.count }, (_, i) => fold(key(seed), i))
         ),

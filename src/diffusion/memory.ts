@@ -1,5 +1,5 @@
 /**
- * What drawing a picture needs of the machine's memory, before it is begun.
+ * Lower bound of the memory for drawing a picture, before it starts.
  *
  * @module
  */
@@ -9,11 +9,14 @@ import { parameterCount } from "../core/tree.ts";
 import { downsampleFactor } from "../models/autoencoder.ts";
 import type { ModelParts } from "../models/model.ts";
 
-/** The least memory that a picture takes, and what takes it. */
+/** The minimum memory for a picture, and its parts. */
 export interface DrawingMemory {
-  /** Bytes of the largest feature maps that lie side by side, and weights. */
+  /**
+   * Bytes of the weights and of the largest feature maps that are needed at the
+   * same time.
+   */
   readonly bytes: number;
-  /** The sum written out. */
+  /** The sum as text. */
   readonly arithmetic: string;
 }
 
@@ -22,7 +25,8 @@ const gigabytes = (bytes: number) => `${(bytes / 1e9).toFixed(1)} GB`;
 /**
  * The least memory that drawing one picture takes: all weights, and the maps
  * that a residual block of the UNet or the decoder holds at full resolution (its
- * input, the normalised input, its output). Less is impossible; more is usual.
+ * input, the normalised input, its output). A run cannot take less, and usually
+ * takes more.
  *
  * @param model The model.
  * @param height Pixels.
@@ -50,7 +54,8 @@ export function drawingMemory(
       high: height / factor,
       wide: width / factor,
     },
-    // Its last block takes over the level below at full resolution.
+    // The last block of the decoder has the channels of the level below at full
+    // resolution.
     {
       name: "the decoder",
       channels: 2 * below + last,
@@ -68,13 +73,13 @@ export function drawingMemory(
 }
 
 /**
- * Refuses pictures that cannot fit into memory, whatever is done.
+ * Refuses pictures that cannot fit into memory with any option.
  *
  * @param model The model.
  * @param height Pixels.
  * @param width Pixels.
  * @param branches UNet inputs side by side.
- * @throws If the least they take is more than there is, with the arithmetic.
+ * @throws If the minimum exceeds the available memory; the message has the sum.
  *
  * @example
  * ```ts ignore

@@ -1,5 +1,5 @@
 /**
- * What a picture was drawn from, inside its file: A1111's `parameters` for
+ * Settings of a picture, stored in its PNG file: A1111's `parameters` for
  * people and other programs, and the layout for `sample --from`.
  *
  * @module
@@ -12,7 +12,7 @@ import { type Layout, layoutSeeds, layoutStrength } from "./layout.ts";
 /** Keyword of the layout. */
 const OURS = "mix_of_show";
 
-/** What A1111 calls samplers. */
+/** A1111's names of samplers. */
 const SAMPLER_NAMES: Readonly<Record<string, string>> = {
   ...{ ddim: "DDIM", ddpm: "DDPM", pndm: "PLMS", lcm: "LCM", heun: "Heun" },
   ...{ dpmpp_2m: "DPM++ 2M", dpmpp_2m_karras: "DPM++ 2M Karras" },
@@ -23,20 +23,20 @@ const SAMPLER_NAMES: Readonly<Record<string, string>> = {
 
 /** The settings of a picture. */
 export interface PictureSettings {
-  /** The layout as it is written beside the pictures. */
+  /** The layout, as written to the output folder. */
   readonly layout: unknown;
   /** The same with defaults. */
   readonly settings: Layout;
-  /** Its number among the layout's pictures. */
+  /** Index of the picture in the layout. */
   readonly number: number;
   /** Its size in pixels. */
   readonly size: { readonly width: number; readonly height: number };
-  /** The model as the user calls it. */
+  /** The model's path or name, as given by the user. */
   readonly model: string;
 }
 
 /**
- * A1111's text about a picture: prompt, negative prompt, a line of facts.
+ * A1111's text about a picture: prompt, negative prompt, a line of settings.
  *
  * @param settings What is said.
  *

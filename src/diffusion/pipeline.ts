@@ -1,5 +1,5 @@
 /**
- * From prompts to pictures: text states, guided sampling, decoding.
+ * Draws pictures from prompts: text states, guided sampling, decoding.
  *
  * One generator for every model: base, adapted, with learned tokens, fused.
  *
@@ -51,13 +51,13 @@ export interface UNetCall {
   readonly count: number;
   /** The UNet's input [rows, h, w, c]; not to be kept. */
   readonly sample: tf.Tensor4D;
-  /** The UNet's text states, a row each; not to be kept. */
+  /** The UNet's text states, one row per input row; not to be kept. */
   readonly states: tf.Tensor3D | tf.Tensor4D;
 }
 
 /** Settings of {@linkcode pipeline}. */
 export interface PipelineOptions extends PlanOptions {
-  /** One a picture. */
+  /** One per picture. */
   readonly prompts: readonly string[];
   /**
    * Negative prompts: one for all, or one per picture.
@@ -72,7 +72,7 @@ export interface PipelineOptions extends PlanOptions {
    */
   readonly steps?: number;
   /**
-   * How the noise is removed.
+   * Sampler.
    *
    * @default "dpmpp_2m"
    */
@@ -84,7 +84,7 @@ export interface PipelineOptions extends PlanOptions {
    */
   readonly guidance?: number;
   /**
-   * How far guidance is rescaled (Lin et al. 2023), 0 to 1.
+   * Guidance rescale φ (Lin et al. 2023), 0 to 1.
    *
    * @default 0
    */
@@ -107,15 +107,16 @@ export interface PipelineOptions extends PlanOptions {
   /** Width in pixels; see `height`. */
   readonly width?: number;
   /**
-   * How many pictures are drawn at once; fewer where a graphics card cannot
-   * take as many.
+   * Pictures per batch; smaller if a tensor would exceed what a graphics card
+   * can bind.
    *
    * @default 4
    */
   readonly batch?: number;
   /**
    * Only these pictures are drawn: the first, and the one after the last. They
-   * are what they are among all, so that several may share the work.
+   * are the same as when all are drawn, so that several workers can share the
+   * work.
    *
    * @default all
    */
@@ -134,22 +135,22 @@ export interface PipelineOptions extends PlanOptions {
    */
   readonly init?: tf.Tensor4D;
   /**
-   * Image-to-image: how much of `init` is made anew, above 0 to 1. It takes
-   * that part of the steps, and 1 starts from noise alone.
+   * Image-to-image: diffusers' `strength`, above 0 to 1: the share of the steps
+   * that are run. 1 starts from noise alone.
    *
    * @default `startStep` decides
    */
   readonly strength?: number;
   /**
-   * Inpainting: 1 where `init` is painted anew, [pictures or 1, h, w, 1]; the
-   * rest stays.
+   * Inpainting: 1 where `init` is repainted, [pictures or 1, h, w, 1]; the rest
+   * is kept.
    */
   readonly mask?: tf.Tensor4D;
   /** Observers of the UNet, residuals, replaced attention. */
   readonly unet?: UNetOptions | ((call: UNetCall) => UNetOptions);
   /**
-   * Makes the UNet's output of one call out of several runs; runs inside
-   * `tf.tidy`.
+   * Replaces a UNet call, for example by several runs that are combined; called
+   * inside `tf.tidy`.
    *
    * @param run Runs the UNet, with `unet`'s options or with others.
    * @param call Which call.
@@ -160,8 +161,8 @@ export interface PipelineOptions extends PlanOptions {
     call: UNetCall,
   ) => tf.Tensor4D;
   /**
-   * Changes the latents before a call, such as by the gradient of a loss; runs
-   * inside `tf.tidy`.
+   * Changes the latents before a call, for example by the gradient of a loss;
+   * called inside `tf.tidy`.
    *
    * @param latent [count, h, w, c].
    * @param call Which call.
@@ -171,7 +172,7 @@ export interface PipelineOptions extends PlanOptions {
     call: Pick<UNetCall, "index" | "total" | "timestep" | "first" | "count">,
   ) => tf.Tensor4D;
   /**
-   * Leave latents undecoded: no `images` record.
+   * Whether latents are decoded; if not, there is no `images` record.
    *
    * @default {true}
    */

@@ -12,7 +12,8 @@ import { type LayoutInput, parseLayout, resolveLayout } from "./layout.ts";
 import { shapeMap } from "./regions.ts";
 
 /**
- * Counts the cross-attention sites at which every region of a layout has a cell.
+ * Counts the cross-attention layers at whose resolution every region of a
+ * layout has a cell.
  *
  * @param folder Folder of the model.
  * @param layout The layout, with a size.

@@ -1,6 +1,6 @@
 /**
  * Regionally controllable sampling (Mix-of-Show §4): each region of the picture
- * has a prompt of its own.
+ * has its own prompt.
  *
  * Only cross-attention is repeated, and only for the region's pixels:
  * h[M] = CA(z[M], region prompt) where h = CA(z, global prompt).
@@ -32,7 +32,7 @@ export interface Box {
   readonly right: number;
 }
 
-/** A region of any shape: how much of each pixel belongs to it. */
+/** A region of any shape: the fraction of each pixel inside it. */
 export interface Mask {
   /** Pixels of a row. */
   readonly width: number;
@@ -60,22 +60,25 @@ export interface Cells {
 /** Settings of {@linkcode shapeMap}. */
 export interface ShapeOptions {
   /**
-   * Softness of the edges: deviation of a Gaussian blur, as a fraction of the
-   * grid's shorter side. With 0 a cell is inside or outside.
+   * Softness of the edges: standard deviation of a Gaussian blur, as a fraction
+   * of the grid's shorter side. With 0 a cell is inside or outside.
    *
    * @default 0
    */
   readonly feather?: number;
   /**
-   * How much of a cell a mask must cover for the cell to be inside. Boxes need
-   * all of it, as in the official code.
+   * Fraction of a cell that a mask must cover for the cell to be inside. A box
+   * must cover the whole cell, as in the official code.
    *
    * @default 0.5
    */
   readonly coverage?: number;
 }
 
-/** Where a box lies on a grid: start rounded up, end down (official code). */
+/**
+ * The cells of a box on a grid: start rounded up, end rounded down (official
+ * code).
+ */
 export function boxCells(box: Box, height: number, width: number): Cells {
   // Fractions of pixel counts are not exact: 7/100 · 100 is above 7.
   const slack = 1e-9;
@@ -87,7 +90,7 @@ export function boxCells(box: Box, height: number, width: number): Cells {
   };
 }
 
-/** How much of every cell a box covers. */
+/** Fraction of every cell that a box covers. */
 function boxCoverage(box: Box, height: number, width: number): Float32Array {
   const along = (from: number, to: number, n: number) =>
     Array.from(
@@ -102,7 +105,10 @@ function boxCoverage(box: Box, height: number, width: number): Float32Array {
   );
 }
 
-/** Mean of a mask over every cell of a grid, partly covered pixels in part. */
+/**
+ * Mean of a mask over every cell of a grid; partly covered pixels have partial
+ * weight.
+ */
 function maskCoverage(mask: Mask, height: number, width: number): Float32Array {
   // One axis after the other: a mean over a rectangle is separable.
   const rows = new Float64Array(height * mask.width);
@@ -147,7 +153,7 @@ function spans(from: number, to: number): [number, number][][] {
  * @param map `height * width` values, rows from the top.
  * @param height Rows.
  * @param width Columns.
- * @param sigma Deviation in cells, above 0.
+ * @param sigma Standard deviation in cells, above 0.
  */
 export function gaussianBlur(
   map: ArrayLike<number>,
@@ -178,7 +184,7 @@ export function gaussianBlur(
 }
 
 /**
- * How much of a region every cell of a grid has, 0 to 1.
+ * The weight of a region in every cell of a grid, 0 to 1.
  *
  * @param shape The region.
  * @param height Rows of the grid.
@@ -203,7 +209,8 @@ export function shapeMap(
       width,
       feather * Math.min(height, width),
     );
-    // The Gaussian's far tail is not worth a pixel's attention.
+    // Weights in the Gaussian's tail are dropped, so that few pixels need the
+    // region's attention.
     return soft.map((v) => v < 0.01 ? 0 : Math.min(1, v));
   }
   if ("mask" in shape) {
@@ -218,15 +225,15 @@ export function shapeMap(
 }
 
 /**
- * Shares every cell out among the regions that claim it.
+ * Divides every cell among the regions that contain it.
  *
- * Higher priorities take their part first; regions of the same priority share
- * equally, which for hard edges is the official average by count. What is left
- * over is the context's.
+ * Regions with higher priority get their weight first; regions of equal
+ * priority share equally (with hard edges this is the average of the official
+ * code). The rest belongs to the global prompt.
  *
- * @param maps A map a region, as from {@linkcode shapeMap}.
- * @param priorities One a region.
- * @returns A share a region; the shares of a cell sum to at most 1.
+ * @param maps One map per region, from {@linkcode shapeMap}.
+ * @param priorities One per region.
+ * @returns One share map per region; the shares of a cell sum to at most 1.
  */
 export function shareOut(
   maps: readonly Float32Array[],
@@ -256,11 +263,11 @@ export function shareOut(
 export interface RegionPart {
   /** The bounding box. */
   readonly cells: Cells;
-  /** How many cells have a share. */
+  /** Number of cells with a share. */
   readonly count: number;
-  /** Set where the cells are not a whole box: row indices into [h·w]. */
+  /** Indices into [h·w], if the cells are not a whole box. */
   readonly rows?: tf.Tensor1D;
-  /** Set with `rows`: for every cell its place in `rows`, or 0 for none. */
+  /** With `rows`: the index of every cell in `rows`, or 0 for none. */
   readonly places?: tf.Tensor1D;
   /** Shares [1, count, 1]; nothing if all are 1. */
   readonly shares?: tf.Tensor3D;
@@ -268,15 +275,15 @@ export interface RegionPart {
 
 /** All regions on one grid. */
 export interface RegionGrid {
-  /** Nothing for a region too small for this grid. */
+  /** Undefined for a region that is too small for this grid. */
   readonly parts: readonly (RegionPart | undefined)[];
-  /** What is left for the context [1, h·w, 1]. */
+  /** The share of the global prompt (context) [1, h·w, 1]. */
   readonly context: tf.Tensor3D;
-  /** Whether some cell has context left. */
+  /** Whether any cell has a share of the context. */
   readonly hasContext: boolean;
 }
 
-/** Regions on every grid they have been asked for; owns tensors. */
+/** Regions on grids, cached by size; owns tensors. */
 export interface RegionMaps {
   /** Number of regions. */
   readonly count: number;
@@ -291,7 +298,7 @@ export interface Place {
   /** Where it is. */
   readonly shape: Shape;
   /**
-   * Who wins where regions overlap: the higher number; equal ones share.
+   * Where regions overlap, the highest priority wins; equal ones share.
    *
    * @default 0
    */
@@ -301,7 +308,7 @@ export interface Place {
 /** Settings of {@linkcode regionMaps}. */
 export interface RegionMapOptions extends ShapeOptions {
   /**
-   * How much of the global prompt's attention a region replaces, 0 to 1.
+   * Fraction of the global prompt's attention that a region replaces, 0 to 1.
    *
    * @default 1
    */
@@ -474,17 +481,17 @@ function putBack(
   ).reshape([b, height * width, c]);
 }
 
-/** Runs something while a region, or the context, is being attended to. */
+/** Wraps the attention computation of a region, or of the context. */
 export type RegionScope = <T>(region: number, run: () => T) => T;
 
 /**
  * Cross-attention with a prompt per region, as `crossAttend` of a UNet.
  *
  * @param maps Where the regions are.
- * @param states Text states a region: [b or 1, tokens, d], or layer-wise
- * [b or 1, sites, tokens, d]; the caller's.
+ * @param states Text states, one tensor per region: [b or 1, tokens, d], or
+ * layer-wise [b or 1, sites, tokens, d]; the caller's.
  * @param scope Called around the attention of every region.
- * @throws If there is not one tensor a region.
+ * @throws If the number of tensors is not that of the regions.
  *
  * @example
  * ```ts
@@ -547,7 +554,7 @@ export function atSite(
   return rows === batch ? here : tf.tile(here, [batch / rows, 1, 1]);
 }
 
-/** The part of a model that reads prompts. */
+/** The part of a model that encodes prompts. */
 export type TextModel = Pick<
   Model,
   "tokenizer" | "unet" | "added" | "textEncoder"
@@ -567,9 +574,9 @@ export interface PromptRows {
 }
 
 /**
- * Reads a prompt and a negative prompt, for batches of any size.
+ * Encodes a prompt and a negative prompt, for batches of any size.
  *
- * @param model What reads them.
+ * @param model The model whose text encoder and tokens are used.
  * @param prompt The prompt.
  * @param negative The negative prompt.
  * @param options Clip skip, syntax.
@@ -581,7 +588,7 @@ export function promptRows(
   negative: string,
   options: PromptReading = {},
 ): PromptRows {
-  // One call for both: they come out layer-wise or plain together.
+  // Encoded in one call, so that both are layer-wise or neither is.
   const pair = tf.tidy(() =>
     readPrompts(model, [negative, prompt], options) as tf.Tensor
   );
@@ -612,16 +619,16 @@ export function promptRows(
 
 /** A region with its prompts. */
 export interface RegionPrompt extends Place {
-  /** What is there. */
+  /** The prompt. */
   readonly prompt: string;
   /**
-   * What the region stays away from.
+   * The negative prompt.
    *
    * @default ""
    */
   readonly negative?: string;
   /**
-   * The model whose text encoder and tokens read the prompts.
+   * The model whose text encoder and tokens are used.
    *
    * @default the model that samples
    */
@@ -631,13 +638,13 @@ export interface RegionPrompt extends Place {
 /** Settings of {@linkcode regionalSampling}. */
 export interface RegionalOptions extends RegionMapOptions {
   /**
-   * Part of the steps after which regions begin, 0 to 1.
+   * Fraction of the steps at which regions start, 0 to 1.
    *
    * @default 0
    */
   readonly start?: number;
   /**
-   * Part of the steps at which regions end, 0 to 1.
+   * Fraction of the steps at which regions end, 0 to 1.
    *
    * @default 1
    */
@@ -651,9 +658,9 @@ export interface RegionalOptions extends RegionMapOptions {
 }
 
 /**
- * Whether a call lies in a part of the sampling: call i of n is at i/n, and a
- * part is [start, end), so that parts that meet share no call. The only call of
- * a run is at 0; a part that starts later misses it.
+ * Whether a call lies in an interval [start, end) of the sampling, where call i
+ * of n is at i/n. Adjacent intervals share no call. In a run with one call,
+ * that call is at 0.
  *
  * @param call The call.
  * @param part From `start` (0) to `end` (1).
@@ -677,12 +684,13 @@ export interface RegionalSampling {
 }
 
 /**
- * Prepares regional sampling for the pipeline: reads the regions' prompts and
- * answers every UNet call.
+ * Prepares regional sampling for the pipeline: encodes the regions' prompts and
+ * provides the options of every UNet call.
  *
  * @param model The model that samples.
- * @param regions Places and prompts; without any, sampling is the plain one.
- * @param options When, how much, how soft.
+ * @param regions Places and prompts; without any, the result is ordinary
+ * sampling.
+ * @param options Range of steps, replace ratio, soft edges.
  * @returns What the pipeline needs; dispose it afterwards.
  * @throws If a place or an option is not valid.
  *

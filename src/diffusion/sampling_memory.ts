@@ -1,5 +1,5 @@
 /**
- * The memory that drawing takes, counted before it is begun.
+ * Counts the memory that sampling needs, before it starts.
  *
  * @module
  */
@@ -19,7 +19,7 @@ export interface SamplingPlan {
   /** Width of the pictures in pixels. */
   readonly width: number;
   /**
-   * Pictures drawn at once, as the pipeline is told.
+   * Pictures per batch; the pipeline's option `batch`.
    *
    * @default 4
    */
@@ -37,7 +37,7 @@ export interface SamplingPlan {
    */
   readonly memory?: "high" | "low";
   /**
-   * Whether the model's weights are half floats.
+   * Whether the model's weights are float16.
    *
    * @default false
    */
@@ -49,8 +49,8 @@ export interface SamplingPlan {
  * on a backend that computes nothing.
  *
  * @param configs Configs of the model.
- * @param plan What is drawn how.
- * @param options Whose kernels, and what an operation may read.
+ * @param plan What is drawn, and how.
+ * @param options Which backend is counted, and the bytes an operation may read.
  *
  * @example
  * ```ts ignore

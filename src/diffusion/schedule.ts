@@ -3,7 +3,7 @@
  *
  * A latent at timestep t is `x_t = √ᾱ_t·x0 + √(1 − ᾱ_t)·ε` (Ho et al. 2020,
  * eq. 4). Betas and ᾱ are rounded to float32 where PyTorch rounds them, because
- * `1 − ᾱ` near t = 0 shows that rounding in the fourth digit.
+ * that rounding changes the fourth digit of `1 − ᾱ` near t = 0.
  *
  * @module
  */
@@ -118,7 +118,7 @@ export interface SchedulerConfig {
 const bool = z.boolean().nullish();
 const real = z.number().nullish();
 const text = z.string().nullish();
-// Far above any real schedule, and far below what would fill the memory.
+// Far above any real schedule, but small enough for memory.
 const positiveInteger = z.number().int().positive().max(1_000_000).nullish();
 const infinite = z.union([z.number(), z.literal([-Infinity, Infinity])])
   .nullish();
@@ -214,7 +214,7 @@ export function parseSchedulerConfig(source: unknown): SchedulerConfig {
 const OTHER_PROCESS =
   /^(FlowMatch|EDM|CMStochastic|Consistency|ScoreSde|VQDiffusion|DDPMWuerstchen|Karras|RePaint|Amused|CogVideoX|Cosine)|Flow/;
 
-/** Python's NaN says nothing: as null, it stands for the default. */
+/** Python's NaN is treated as null, which means the default. */
 function withoutNan(value: unknown): unknown {
   if (typeof value !== "object" || value === null) return value;
   if (Array.isArray(value)) return value;
@@ -233,7 +233,7 @@ export interface Schedule {
   readonly config: SchedulerConfig;
 }
 
-/** Whether the config's own class starts from Stable Diffusion's beta range. */
+/** Default beta range of the config's scheduler class. */
 function betaDefaults(
   className: string | null | undefined,
 ): { start: number; end: number; kind: BetaSchedule } {

@@ -1,16 +1,16 @@
 /**
- * Where a course of sampling steps starts.
+ * The first step of image-to-image sampling.
  *
  * @module
  */
 import { cannot } from "../core/errors.ts";
 
 /**
- * How many steps are left out at the noisy end, as diffusers counts them.
+ * Number of initial (noisiest) steps that are skipped, as in diffusers.
  *
  * @param steps Sampling steps.
- * @param strength How much is made anew: above 0, to 1 for all steps.
- * @throws If not one step would be left.
+ * @param strength Share of the steps that are run: above 0, up to 1 for all.
+ * @throws If no step would be left.
  *
  * @example
  * ```ts

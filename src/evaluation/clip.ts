@@ -1,6 +1,6 @@
 /**
- * A CLIP that scores: loaded from a transformers folder, pictures and texts in,
- * unit vectors out.
+ * A CLIP for scores: loaded from a transformers folder, it embeds pictures and
+ * texts as unit vectors.
  *
  * @module
  */
@@ -22,7 +22,7 @@ import {
 import { loadTokenizer, type Tokenizer } from "../models/tokenizer.ts";
 import { parsePreprocess, type Preprocess, preprocess } from "./preprocess.ts";
 
-/** A CLIP with all it needs to embed pictures and texts. */
+/** A CLIP with its tokenizer and preprocessing. */
 export interface ClipModel {
   /** Its config. */
   readonly config: ClipConfig;
@@ -30,7 +30,7 @@ export interface ClipModel {
   readonly params: Clip;
   /** Its tokenizer. */
   readonly tokenizer: Tokenizer;
-  /** How pictures are made ready. */
+  /** Preprocessing of pictures. */
   readonly preprocess: Preprocess;
 }
 
@@ -71,7 +71,7 @@ export async function loadClip(
   try {
     const config = parseClipConfig(json);
     const size = config.vision_config.image_size;
-    // Without the file the tower's own size is all that is known.
+    // Without the file only the tower's input size is known.
     const how = parsePreprocess(
       await exists(settings)
         ? await readJson(settings)
@@ -93,7 +93,7 @@ export function disposeClip(clip: ClipModel): void {
   disposeTree(clip.params);
 }
 
-/** Pictures or texts that are embedded at a time. */
+/** Pictures or texts per batch. */
 const BATCH = 32;
 
 async function inBatches<T>(
@@ -149,7 +149,7 @@ export async function embedImages(
  *
  * @param clip The CLIP.
  * @param texts The texts.
- * @returns One unit vector a text.
+ * @returns One unit vector per text.
  */
 export async function embedTexts(
   clip: ClipModel,

@@ -1,5 +1,6 @@
 /**
- * Two arms on the same concepts: their difference, and what it says of a claim.
+ * Compares two arms on the same concepts: the paired difference, and the
+ * verdict on a claim.
  *
  * @module
  */
@@ -13,7 +14,10 @@ import {
   pairedDifference,
 } from "./statistics.ts";
 
-/** The verdict on a claim; one that is not the paper's is at best `shown`. */
+/**
+ * The verdict on a claim: `reproduced` for the paper's claims, `shown` for
+ * others.
+ */
 export type Verdict =
   | "reproduced"
   | "shown"
@@ -57,11 +61,14 @@ export interface Comparison {
   n: number;
   /** Concepts with a difference on the claimed side. */
   wins: number;
-  /** Interval above 0, below 0, or neither; none where nothing can be said. */
+  /**
+   * Whether the interval is above 0, below 0, or neither; none if the run is
+   * not conclusive.
+   */
   verdict: Verdict;
 }
 
-/** Five decimals: more than a score of some pictures can say. */
+/** Rounds to five decimals, more than the accuracy of any score. */
 export function rounded(value: number): number {
   return Math.round(value * 1e5) / 1e5;
 }
@@ -72,7 +79,7 @@ export function orNull(value: number): Maybe {
 }
 
 /**
- * An estimate without what JSON does not have.
+ * An estimate with null for NaN and infinity.
  *
  * @param estimate Mean and ends, any of them NaN or infinite.
  */
@@ -83,8 +90,8 @@ export function finite(
 }
 
 /**
- * The verdict of a paired difference: its whole interval is on the claimed
- * side, on the other side, or neither.
+ * The verdict of a paired difference: whether its whole interval is on the
+ * claimed side, on the other side, or neither.
  *
  * @param difference Ends of its interval.
  * @param claim Whose claim it is, and which side is claimed.
@@ -105,7 +112,7 @@ export function verdictOf(
   return below ? "reversed" : "not shown";
 }
 
-/** Values in the same groups, each less its partner. */
+/** Differences of values in the same groups. */
 export function minus(a: Nested, b: Nested): Nested {
   return typeof a === "number"
     ? a - (b as number)
@@ -113,12 +120,12 @@ export function minus(a: Nested, b: Nested): Nested {
 }
 
 /**
- * Tests a claim: the difference of two arms, paired by concept with Student's t
- * interval, and a hierarchical bootstrap of the same mean beside it.
+ * Tests a claim: the difference of two arms, paired by concept, with Student's
+ * t interval and a hierarchical bootstrap of the same mean.
  *
  * @param claim The claim.
- * @param first Values of the arm that should have more, by concept and then by
- * whatever is nested in it.
+ * @param first Values of the arm that is claimed to be better, by concept and
+ * the groups nested in it.
  * @param second Those of the other, in the same groups.
  * @param options Random key of the bootstrap; whether a verdict may be given.
  *

@@ -1,5 +1,5 @@
 /**
- * How alike the learned embeddings of different concepts are.
+ * Similarity of the learned embeddings of different concepts.
  *
  * @module
  */
@@ -14,7 +14,7 @@ import { mean } from "./statistics.ts";
 export interface PairCosines {
   /** Mean over pairs; null of a single concept. */
   mean: Maybe;
-  /** Most alike pair. */
+  /** The most similar pair. */
   max: Maybe;
 }
 
@@ -38,8 +38,8 @@ export async function conceptVectors(concept: Concept): Promise<ClipVector[]> {
 }
 
 /**
- * Cosines between pairs of concepts, each the mean over vectors in the same
- * place.
+ * Cosines between pairs of concepts, each the mean over vectors of the same
+ * token and site.
  *
  * @param concepts Vectors of each concept, from {@linkcode conceptVectors}.
  */

@@ -1,5 +1,5 @@
 /**
- * Pictures spoiled in known ways: what an evaluator of identity has to notice.
+ * Corrupts pictures in known ways that an evaluator of identity must detect.
  *
  * @module
  */
@@ -34,7 +34,9 @@ export interface MaskedPicture {
   readonly mask: Float32Array;
 }
 
-/** Pixels of a 64-pixel picture, in a picture of another size; at least 1. */
+/**
+ * Scales a length for 64-pixel pictures to the size of a picture; at least 1.
+ */
 function scaled(pixels: number, { width, height }: Pixels): number {
   return Math.max(1, Math.round(pixels * Math.min(width, height) / 64));
 }
@@ -124,7 +126,7 @@ function shuffled(
   key: Key,
 ): Pixels {
   const { width, height } = image;
-  // The grid starts where the subject does, so that any subject has tiles.
+  // The grid starts at the subject's edge, so that any subject has tiles.
   let left = width, top = height;
   mask.forEach((m, i) => {
     if (m < 0.5) return;
@@ -158,10 +160,11 @@ function shuffled(
   return { ...image, data };
 }
 
-/** A random order of n in which nothing stays in its place, if n > 1. */
+/** A random derangement of n: no element stays in its place, if n > 1. */
 function derangement(n: number, key: Key): number[] {
   const order = [...permutation(fold(key, "tiles"), n)];
-  // What stayed changes places with its neighbour; neither is home afterwards.
+  // An element in its own place is swapped with its neighbour; neither is in
+  // its own place afterwards.
   for (let i = 0; i < n && n > 1; i++) {
     if (order[i] !== i) continue;
     const j = (i + 1) % n;
@@ -213,7 +216,7 @@ function blurred(
   radius: number,
 ): Float32Array {
   const { width, height } = image;
-  // Premultiplied by the mask, so that no background runs in.
+  // Premultiplied by the mask, so that background colours are not mixed in.
   const planes = [0, 1, 2, 3].map((c) => {
     let now = new Float32Array(mask.length);
     for (let i = 0; i < now.length; i++) {

@@ -1,6 +1,6 @@
 /**
- * Views of a picture for the masked score: the square around a known mask in a
- * reference, and a grid of squares where the object may be in a generated one.
+ * Crops for the masked score: the square around the known mask of a reference,
+ * and a grid of squares in a generated picture.
  *
  * @module
  */

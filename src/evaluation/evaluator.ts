@@ -1,5 +1,5 @@
 /**
- * What judges pictures: anything that turns them into unit vectors.
+ * An evaluator embeds pictures as unit vectors.
  *
  * @module
  */

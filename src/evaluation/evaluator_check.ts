@@ -30,8 +30,8 @@ export interface TestedIdentity {
   /** Held-out pictures with the subject's mask, at least two. */
   readonly references: readonly MaskedPicture[];
   /**
-   * Other pictures of it, which references are told by; where there are none,
-   * a reference is told by the other references.
+   * Other pictures of it, by which references are recognised. If empty, the
+   * other references are used.
    */
   readonly gallery: readonly Pixels[];
   /** What the untouched base model draws for its class word; may be empty. */
@@ -42,7 +42,7 @@ export interface TestedIdentity {
 export interface EvaluatorSet {
   /** At least one; one alone needs look-alikes and pictures of its class word. */
   readonly identities: readonly TestedIdentity[];
-  /** Others that look alike, only in the gallery. */
+  /** Look-alikes, used in the gallery only. */
   readonly lookAlikes: readonly {
     readonly name: string;
     readonly gallery: readonly Pixels[];
@@ -53,7 +53,7 @@ export interface EvaluatorSet {
 export interface EvaluatorCheck {
   /** Image alignment of references with the others of their identity. */
   readonly same: number;
-  /** The same of spoilt references. */
+  /** The same of corrupted references. */
   readonly spoilt: Readonly<Record<Corruption, number>>;
   /**
    * The largest mean alignment of another identity's references; absent where
@@ -61,7 +61,7 @@ export interface EvaluatorCheck {
    */
   readonly nearest?: number;
   /**
-   * Alignment of the class word's pictures; where an identity has none, of all
+   * Alignment of the class word's pictures or, if an identity has none, of all
    * other identities' references.
    */
   readonly classWord: number;
@@ -69,7 +69,10 @@ export interface EvaluatorCheck {
   readonly drawn: boolean;
   /** Share of the distance from `same` to `classWord` that a corruption loses. */
   readonly loses: Readonly<Record<Corruption, number>>;
-  /** Share of references whose nearest picture of all is of their identity. */
+  /**
+   * Share of references whose nearest picture in the gallery is of the same
+   * identity.
+   */
   readonly nearestNeighbour: number;
   /** What references were mistaken for, most often first. */
   readonly mistakes: readonly {
@@ -77,15 +80,15 @@ export interface EvaluatorCheck {
     readonly for: string;
     readonly count: number;
   }[];
-  /** Which floors are missed, a sentence each; none if it passes. */
+  /** Thresholds that are missed, one sentence each; empty if it passes. */
   readonly failures: readonly string[];
 }
 
-/** The floors that an evaluator must reach. */
+/** The thresholds that an evaluator must reach. */
 export const EVALUATOR_FLOORS = {
-  /** Share that shuffled tiles and blocks of 8 pixels lose. */
+  /** Minimum of `loses` for shuffled tiles and blocks of 8 pixels. */
   loses: 0.6,
-  /** Nearest-neighbour identity. */
+  /** Minimum of `nearestNeighbour`. */
   nearestNeighbour: 0.9,
 } as const;
 
@@ -94,7 +97,7 @@ function without<T>(list: readonly T[], i: number): T[] {
   return list.filter((_, j) => j !== i);
 }
 
-/** Refuses sets that say nothing about an evaluator. */
+/** Refuses sets that cannot test an evaluator. */
 function checkSet({ identities, lookAlikes }: EvaluatorSet): void {
   const what = "test an evaluator";
   if (identities.length === 0) throw cannot(what, "identities", "none");
@@ -126,7 +129,7 @@ function checkSet({ identities, lookAlikes }: EvaluatorSet): void {
   }
 }
 
-/** A reference's subject, spoilt; refused where that changes nothing. */
+/** Corrupts a reference's subject; an error if nothing changes. */
 function spoil(
   subject: MaskedPicture,
   how: Corruption,
@@ -134,7 +137,7 @@ function spoil(
   which: string,
 ): Pixels {
   const image = corrupt(subject, how, key);
-  // A grey subject has no hue; anything else that stays is too small.
+  // A grey subject has no hue; any other unchanged subject is too small.
   if (
     how !== "hue" && image.data.every((v, i) => v === subject.image.data[i])
   ) {
@@ -156,9 +159,10 @@ function spoil(
  * @param embed The evaluator.
  * @param set Identities and look-alikes.
  * @param key Randomness of the shuffles.
- * @returns Alignments and which floors are missed.
- * @throws If an identity has fewer than two references or nothing to be told
- * from, two have one name, or a subject is too small to be spoilt.
+ * @returns Alignments and missed thresholds.
+ * @throws If an identity has fewer than two references or nothing to be
+ * distinguished from, two have one name, or a subject is too small to be
+ * corrupted.
  *
  * @example
  * ```ts ignore
@@ -184,7 +188,7 @@ export async function checkEvaluator(
   ) as Record<Corruption, number[]>;
   for (const { name, references, classWord: drawn } of identities) {
     const own = embedded.get(name)!;
-    // The i-th row is of the i-th reference, or of what became of it.
+    // The i-th row is of the i-th reference, or of its corrupted version.
     const alignment = (rows: readonly ClipVector[]) =>
       mean(rows.map((row, i) => imageAlignment(row, without(own, i))));
     same.push(alignment(own));
@@ -232,7 +236,7 @@ export async function checkEvaluator(
   };
 }
 
-/** Whose picture is nearest to each reference. */
+/** The identity of the picture nearest to each reference. */
 async function neighbours(
   embed: Embed,
   { identities, lookAlikes }: EvaluatorSet,
@@ -249,7 +253,7 @@ async function neighbours(
     for (const row of embedded.get(name)!) {
       let best = -Infinity, label = "";
       for (const [other, entry] of gallery) {
-        // A reference that is in the gallery does not find itself.
+        // A reference in the gallery is not compared with itself.
         if (entry === row) continue;
         const score = cosine(row, entry);
         // Ties count against the identity: a constant embedding is no success.
@@ -302,7 +306,7 @@ function failures(
   return said;
 }
 
-/** What tables call the corruptions. */
+/** Names of the corruptions in tables. */
 const CORRUPTION_NAMES: Readonly<Record<Corruption, string>> = {
   shuffled8: "8 px tiles shuffled",
   shuffled4: "4 px tiles shuffled",
@@ -313,7 +317,7 @@ const CORRUPTION_NAMES: Readonly<Record<Corruption, string>> = {
 };
 
 /**
- * The outcome in a line, the first of any report that uses the evaluator.
+ * The result in one line, the first of every report.
  *
  * @param name The evaluator.
  * @param check Its test.

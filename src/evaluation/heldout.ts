@@ -1,7 +1,7 @@
 /**
- * Held-out denoising error: how well a model predicts pictures of a concept
- * that it has not seen, inside the subject. No picture is drawn and no other
- * network judges.
+ * Held-out denoising error: the error of a model's noise prediction on pictures
+ * of a concept that were not trained on, inside the subject's mask. It needs no
+ * sampling and no evaluator.
  *
  * @module
  */
@@ -38,7 +38,7 @@ export interface HeldOutOptions {
   /** Timesteps. @default HELDOUT_TIMESTEPS */
   readonly timesteps?: readonly number[];
   /**
-   * Pictures that go through the UNet at once; no result depends on it.
+   * Pictures per batch; results do not depend on it.
    *
    * @default as many as hold 5120 latent pixels: 20 of 16×16, 1 of 64×64
    */
@@ -47,7 +47,7 @@ export interface HeldOutOptions {
   readonly onProgress?: (done: number, total: number) => void;
 }
 
-/** Latent pixels that go through the UNet at once: 20 pictures of 16×16. */
+/** Latent pixels per batch: 20 pictures of 16×16. */
 const BATCH_PIXELS = 5120;
 
 /** A held-out denoising error. */
@@ -179,14 +179,14 @@ export async function heldOutError(
 }
 
 /**
- * How much of a concept's gain is left: (class word − arm) / (class word −
- * single), of held-out errors. 1: as good as the single concept; 0: as if never
- * customised; below 0: worse than that.
+ * The share of a concept's gain that is kept: (class word − arm) / (class word
+ * − single), of held-out errors. 1: as good as the single concept; 0: as the
+ * untouched model; below 0: worse than the untouched model.
  *
  * @param arm Error of the model in question.
  * @param classWord Error of the untouched model with the class word.
  * @param single Error of the single-concept model.
- * @returns NaN where the single concept gained nothing.
+ * @returns NaN if the single concept gained nothing.
  */
 export function keptShare(
   arm: number,

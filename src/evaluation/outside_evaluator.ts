@@ -1,7 +1,7 @@
 /**
- * Features of a network that has nothing to do with the embedded world: a
+ * Features of a network that was not trained on the embedded model's data: a
  * MobileNetV2 trained on photographs and drawings from the web, as nsfwjs (MIT)
- * ships it. A second opinion on image alignment.
+ * ships it. It gives an independent image alignment.
  *
  * @module
  */
@@ -55,7 +55,8 @@ interface PackedModule {
  * ```
  */
 export async function loadMobileNet(): Promise<Evaluator> {
-  // A template stays out of the module graph: nothing is downloaded before.
+  // An import by a template string is not in the module graph, so nothing is
+  // downloaded before the first call.
   const { MobileNetV2Model: packed }: PackedModule = await import(
     `npm:nsfwjs@4.3.0/models/${"mobilenet_v2"}`
   );

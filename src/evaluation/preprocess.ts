@@ -1,7 +1,7 @@
 /**
- * Pictures on their way into a CLIP vision tower: antialiased resize, centre
- * crop, normalisation, as transformers' `CLIPImageProcessor` does them on top
- * of Pillow.
+ * Preprocessing for a CLIP vision tower: antialiased resize, centre crop,
+ * normalisation, as transformers' `CLIPImageProcessor` does them on top of
+ * Pillow.
  *
  * @module
  */
@@ -54,8 +54,9 @@ const FILTERS: Readonly<Record<number, Filter>> = {
 };
 
 /**
- * Reads a `preprocessor_config.json` of transformers; what it leaves out is as
- * in `CLIPImageProcessor` (224 pixels, bicubic, OpenAI's mean and spread).
+ * Reads a `preprocessor_config.json` of transformers; missing fields have the
+ * defaults of `CLIPImageProcessor` (224 pixels, bicubic, OpenAI's mean and
+ * standard deviation).
  *
  * @param json Parsed JSON.
  * @throws If a field has a wrong type, or asks for what is not done here:
@@ -72,7 +73,7 @@ export function parsePreprocess(json: unknown): Preprocess {
     throw cannot(`read ${what}`, "rescale_factor 1/255", c.rescale_factor);
   }
   if (typeof c.size === "object" && "height" in c.size) {
-    // Newer files write a square where they mean the shorter side.
+    // Newer files give a square, which means the shorter side.
     if (c.size.height !== c.size.width) {
       throw cannot(`read ${what}`, "a square size", c.size);
     }
@@ -95,9 +96,9 @@ export function parsePreprocess(json: unknown): Preprocess {
 }
 
 /**
- * Makes a picture ready for a vision tower.
+ * Preprocesses a picture for a vision tower.
  *
- * @param image The picture; what is transparent shows white (see `flatten`),
+ * @param image The picture; transparent pixels become white (see `flatten`),
  * grey is repeated.
  * @param config What to do.
  * @returns The cropped picture's size and its normalised values [h, w, 3].
@@ -135,7 +136,7 @@ export function preprocess(
     });
   }
   const { data, width, height } = picture;
-  // What each byte of a channel becomes.
+  // The normalised value of each byte, by channel.
   const tables = config.mean.map((mean, c) =>
     Float32Array.from(
       { length: 256 },

@@ -1,6 +1,6 @@
 /**
- * Which identity is in each region of a picture, and whether the identities are
- * in their places.
+ * Classifies the identity in each region of a picture, and matches identities
+ * with regions.
  *
  * @module
  */
@@ -10,16 +10,16 @@ import type { GalleryEntry } from "./retrieval.ts";
 
 /** The identity that was found in a region. */
 export interface Found {
-  /** The identity that stands out most, or `background`. */
+  /** The identity of the deciding window, or `background`. */
   readonly label: string;
-  /** Identities seen in some window, each once: the label is one of them. */
+  /** Identities found in any window, each once; the label is one of them. */
   readonly seen: readonly string[];
 }
 
 /**
- * Names the identity in a region. In each window it is the nearest identity, if
- * that is nearer than every background; the window in which an identity stands
- * out most decides.
+ * Names the identity in a region. In each window the nearest identity is found,
+ * if it is nearer than every background. The window with the largest margin
+ * over the backgrounds decides.
  *
  * @param views Unit vectors of windows of the region.
  * @param identities Gallery of identities.
@@ -45,10 +45,10 @@ export function identify(
 
 /**
  * Finds the best order of concepts for a picture: the one with the most correct
- * concepts and, among equals, the least leakage.
+ * concepts and, of equal ones, the least leakage.
  *
  * @param concepts Concepts in any order, all different.
- * @param regions What is in each region, as many.
+ * @param regions The finding of each region, as many as concepts.
  * @returns A concept per region.
  */
 export function bestOrder(
@@ -56,7 +56,7 @@ export function bestOrder(
   regions: readonly Found[],
 ): readonly string[] {
   const worth = ({ label, seen }: Found, concept: string) =>
-    // One right concept outweighs leakage everywhere.
+    // One correct concept outweighs leakage in all regions.
     (label === concept ? regions.length + 1 : 0) -
     (seen.some((name) => name !== concept && concepts.includes(name)) ? 1 : 0);
   // Best orders of the last regions, by the concepts that are left for them.

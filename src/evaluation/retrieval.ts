@@ -1,6 +1,6 @@
 /**
- * Whose picture is it? Retrieval of an identity among all identities and their
- * look-alikes, and zero-shot classification by texts.
+ * Retrieval of an identity among all identities and their look-alikes, and
+ * zero-shot classification by texts.
  *
  * @module
  */
@@ -12,7 +12,7 @@ import { cosine } from "./clip_score.ts";
 export interface GalleryEntry {
   /** Its name. */
   readonly label: string;
-  /** Unit vector that stands for it. */
+  /** Unit vector that represents it. */
   readonly center: ClipVector;
 }
 
@@ -60,8 +60,8 @@ export interface Retrieved {
 }
 
 /**
- * Finds the nearest label of a picture, or of several views of it: each label
- * counts with its best view.
+ * Finds the nearest label of a picture, or of several views of it: for each
+ * label the best view is used.
  *
  * @param views Unit vectors of the picture's views.
  * @param entries The gallery.

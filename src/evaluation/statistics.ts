@@ -119,7 +119,7 @@ export function studentQuantile(p: number, df: number): number {
 /**
  * Mean with Student's t interval.
  *
- * @param values Independent values, such as one difference a concept.
+ * @param values Independent values, such as one difference per concept.
  * @param level Coverage.
  * @default level 0.95
  * @returns With a single value the interval is infinite.
@@ -173,7 +173,7 @@ export function pairedDifference(
 /** Values in groups of groups: concept → seed → prompt. */
 export type Nested = number | readonly Nested[];
 
-/** Mean of means: every group counts the same, whatever its size. */
+/** Mean of means: every group has the same weight, whatever its size. */
 export function nestedMean(values: Nested): number {
   return typeof values === "number" ? values : mean(values.map(nestedMean));
 }
@@ -258,14 +258,14 @@ function bootstrap(
 /**
  * The share of the gain of customisation that survives fusion: (fused − lower)
  * / (single − lower), of the means over concepts, with a bootstrap interval
- * over concepts. 1: nothing is lost; 0: as if never customised.
+ * over concepts. 1: nothing is lost; 0: as the untouched model.
  *
  * @param fused One value per concept, from the fused model.
  * @param single The same from the single-concept models.
  * @param lower The same from the untouched base model.
  * @param key Random key.
  * @param options Draws and coverage.
- * @returns NaN where customisation gained nothing.
+ * @returns NaN if customisation gained nothing.
  * @throws If the lengths differ.
  */
 export function retainedShare(

@@ -1,5 +1,5 @@
 /**
- * Concepts in boxes of a picture: how much each box shows of each concept.
+ * Image alignment of boxes of a picture with concepts.
  *
  * @module
  */
@@ -22,8 +22,8 @@ const HALVES: readonly Box[] = [
 ];
 
 /**
- * Masked image alignment of boxes with concepts: that of the window in the box
- * where it is largest, mean over pictures.
+ * Masked image alignment of boxes with concepts: the largest over the windows
+ * in a box, mean over pictures.
  *
  * @param lab The lab.
  * @param images Names of pictures in the store.
@@ -57,7 +57,10 @@ export async function boxAlignment(
   );
 }
 
-/** How much the halves of pictures show their own concept, and the other one. */
+/**
+ * Alignment of the halves of pictures with their own concept and with the other
+ * one.
+ */
 export interface PairAlignment {
   /** Masked image alignment of a half with its own concept. */
   readonly own: number;
@@ -85,7 +88,7 @@ export async function pairAlignment(
  * Regions of a pair on grass: the left half and the right one.
  *
  * @param words Words of the left and of the right concept, with their article.
- * @param negative Whether each half stays away from the other's words.
+ * @param negative Whether each half has the other's words as negative prompt.
  */
 export function pairRegions(
   words: readonly [string, string],
@@ -105,7 +108,7 @@ export function pairRegions(
  * @param model The model.
  * @param sampling How pictures are drawn.
  * @param layouts The layouts.
- * @param noise What the noise depends on beside the picture's number.
+ * @param noise Determines the noise, together with the picture's number.
  * @param count Pictures of each layout.
  * @returns Names of each layout's pictures in the store.
  */

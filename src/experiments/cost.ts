@@ -1,7 +1,7 @@
 /**
- * What fusion costs: bytes of stored features (the official code) against Gram
- * matrices, of this model and of Stable Diffusion 1.5; what a client sends; time
- * of client and centre.
+ * The cost of fusion: bytes of stored features (official code) and of Gram
+ * matrices, for this model and Stable Diffusion 1.5; bytes that a client sends;
+ * time of client and server.
  *
  * @module
  */
@@ -73,7 +73,7 @@ export interface FusionTime {
   readonly solver: CostSolver;
   /** Number of concepts. */
   readonly n: number;
-  /** Seconds at the centre. */
+  /** Seconds on the server. */
   readonly seconds: number;
 }
 
@@ -92,7 +92,7 @@ export interface CostNumbers {
     /** Bytes of the same with statistics. */
     readonly published: number;
   };
-  /** Of the centre. */
+  /** Times of the server. */
   readonly centre: readonly FusionTime[];
 }
 
@@ -101,7 +101,7 @@ export interface CostNumbers {
  * as Gram matrices. Queries, keys and values of a self-attention have the same
  * input.
  *
- * @param name What the model is called.
+ * @param name Name of the model.
  * @param tree Parameters of the UNet, or its spec.
  * @param run Side of the latents, sampling steps, pictures.
  */

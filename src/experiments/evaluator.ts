@@ -1,5 +1,5 @@
 /**
- * Whether the evaluation CLIP of a lab may judge: the first line of a report.
+ * Tests the evaluation CLIP of a lab: the first line of a report.
  *
  * @module
  */
@@ -13,13 +13,15 @@ import { classWordPrompts } from "../micro/evaluator_set.ts";
 export interface EvaluatorOutcome {
   /** The first line of a report. */
   line: string;
-  /** Floors that it misses, a sentence each; null if it was not tested. */
+  /**
+   * Thresholds that it misses, one sentence each; null if it was not tested.
+   */
   failures: string[] | null;
 }
 
 /**
- * Pictures that the base model draws for each class word: the far end of an
- * evaluator's test.
+ * Pictures that the base model draws for each class word: the lower reference
+ * of an evaluator's test.
  *
  * @param lab The lab.
  * @param sampling How they are drawn.

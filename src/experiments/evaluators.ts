@@ -1,6 +1,6 @@
 /**
- * The ablation's image alignment by other evaluators: another CLIP, or a network
- * from outside. A result that only one evaluator gives is a property of that
+ * The ablation's image alignment by other evaluators: another CLIP, or a
+ * network trained on other data. It shows whether a result depends on the
  * evaluator.
  *
  * @module
@@ -35,7 +35,7 @@ export interface Evaluation {
   readonly evaluator: string;
   /** Mean image alignment by arm. */
   readonly image: Readonly<Record<string, number>>;
-  /** References among themselves. */
+  /** Alignment of references with each other. */
   readonly ceiling: number;
   /** The ablation's claims by this evaluator's image alignment. */
   readonly comparisons: readonly Comparison[];
@@ -147,7 +147,7 @@ export async function evaluate(
 /**
  * Image alignment by arm as a table.
  *
- * @param evaluation What an evaluator found.
+ * @param evaluation The numbers of an evaluator.
  */
 export function evaluationTable({ image, ceiling }: Evaluation): Table {
   return tableOf(

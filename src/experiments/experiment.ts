@@ -1,7 +1,7 @@
 /**
- * What an experiment is: options with defaults, and a function from a lab and a
- * plan to numbers and a report. The command line, the checks of a plan and the
- * files of a report are the same for all of them.
+ * An experiment has options with defaults, and a function that takes a lab and
+ * a plan and returns numbers and a report. All experiments share the command
+ * line, the checks of a plan and the files of a report.
  *
  * @module
  */
@@ -24,7 +24,7 @@ import {
 /** Which defaults a plan has; `custom` if an option changed them. */
 export type Scale = "quick" | "default" | "full" | "custom";
 
-/** What is run: a value per option, and the settings of the preset. */
+/** The plan of a run: a value per option, and the settings of the preset. */
 export type Plan<T extends OptionTable> = Values<T> & {
   /** Which defaults it has; a quick run allows no conclusion. */
   readonly scale: Scale;
@@ -32,7 +32,7 @@ export type Plan<T extends OptionTable> = Values<T> & {
   readonly settings: ExperimentPreset;
 };
 
-/** What an experiment gives. */
+/** The result of an experiment. */
 export interface Outcome<D extends object = object> {
   /** The numbers, as they are stored. */
   readonly data: D;
@@ -42,11 +42,11 @@ export interface Outcome<D extends object = object> {
   readonly note?: string;
 }
 
-/** Other defaults behind a flag. */
+/** Other defaults, selected by a flag. */
 export interface Scaled<T extends OptionTable> {
   /** What `--help` says of the flag. */
   readonly help: string;
-  /** The defaults that are others. */
+  /** The defaults that differ. */
   readonly plan: Partial<Values<T>>;
 }
 
@@ -57,28 +57,30 @@ export interface Experiment<
 > {
   /** Its name; the files of its report have it, too. */
   readonly name: string;
-  /** Tables and figures of the paper that it makes: other names of its command. */
+  /**
+   * Aliases of its command: the paper's tables and figures that it reproduces.
+   */
   readonly also?: readonly string[];
   /** What it shows, in a line. */
   readonly summary: string;
   /** What it does, in a paragraph. */
   readonly about: string;
-  /** What stands behind the options in help. */
+  /** Text after the options in help. */
   readonly notes?: string;
   /** The fields of its plan, with defaults. */
   readonly options: T;
-  /** Settings that are no options of it. */
+  /** Settings of the preset that are not options of this experiment. */
   readonly without?: readonly SettingName[];
-  /** Flags that stand for other defaults. */
+  /** Flags that select other defaults. */
   readonly scales?: {
     readonly quick?: Scaled<T>;
     readonly full?: Scaled<T>;
   };
   /**
-   * Checks options against each other, and files that they name.
+   * Checks that options are consistent and that files exist.
    *
    * @param plan The plan.
-   * @throws If they do not go together, before work starts.
+   * @throws Before work starts, if they are not.
    */
   check?(plan: Plan<T>): void | Promise<void>;
   /**
@@ -92,7 +94,7 @@ export interface Experiment<
     plan: Plan<T>,
     model: string,
   ): Promise<Readonly<Record<string, string>>>;
-  /** Whether a plan only reads what the store has. */
+  /** Whether a plan only reads results of the store. */
   stored?(plan: Plan<T>): boolean;
   /**
    * Runs it.
@@ -107,7 +109,7 @@ export interface Experiment<
 /**
  * Makes an experiment whose plans are checked before they are run.
  *
- * @param parts What it is.
+ * @param parts Its definition.
  */
 export function experiment<const T extends OptionTable, D extends object>(
   parts: Experiment<T, D>,
@@ -130,7 +132,7 @@ export function experiment<const T extends OptionTable, D extends object>(
 }
 
 /**
- * A whole plan: what is given, else the defaults.
+ * A complete plan: the given values, else the defaults.
  *
  * @param experiment The experiment.
  * @param given Values of the plan.
@@ -148,7 +150,7 @@ export function planOf<T extends OptionTable>(
   const { scale = "default" } = given;
   const { settings = settingsOf({}, scale === "quick") } = given;
   const flag = scale === "quick" || scale === "full" ? scales?.[scale] : null;
-  // A given value comes before the flag's default, and that before the table's.
+  // Precedence: a given value, the flag's default, the table's default.
   const [own, scaled] = [given, flag?.plan ?? {}] as readonly Readonly<
     Record<string, unknown>
   >[];

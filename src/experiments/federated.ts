@@ -1,7 +1,8 @@
 /**
- * The federated view: clients publish adapter, tokens and statistics in place of
- * pictures. What the centre can do with that, against averaging and against
- * running the models itself; and what noise on the statistics costs.
+ * Federated fusion: clients publish adapter, tokens and statistics in place of
+ * pictures. Compares gradient fusion from these files with averaging and with
+ * fusion that runs the clients' models, and measures the cost of noise on the
+ * statistics.
  *
  * @module
  */
@@ -51,14 +52,14 @@ const OPTIONS = {
 type FederatedPlan = Plan<typeof OPTIONS>;
 
 /**
- * What the centre has: nothing fused (`single`), averages (`fedavg`), the clients'
- * models to run (`models`), or files with noise of a scale.
+ * What the server uses: nothing is fused (`single`), averages (`fedavg`), the
+ * clients' models (`models`), or published files with noise of a scale.
  */
 export type FederatedArm = "single" | "fedavg" | "models" | number;
 
 /** Scores of one arm. */
 export interface FederatedRow {
-  /** What the centre has. */
+  /** What the server uses. */
   readonly arm: FederatedArm;
   /** Masked denoising error on held-out references; lower is better. */
   readonly heldout: Interval;
@@ -118,7 +119,7 @@ async function federate(
       const files = await lab.publish(concepts.map((concept, i) => ({
         ...{ concept, pictures: counts[i], seed },
         settings: { templates, steps, images, layers },
-        // Without noise it is the same spec as without the option.
+        // A scale of 0 must give the same spec as no noise.
         ...(scale > 0 ? { noise: scale } : {}),
       })));
       const [fused] = await lab.fuse([{
@@ -189,7 +190,7 @@ export function federatedTable(rows: readonly FederatedRow[]): Table {
  * The whole report.
  *
  * @param rows A row per arm.
- * @param sheet Pictures of the same noise, an arm per column; none of stored
+ * @param sheet Pictures of the same noise, an arm per column; absent for stored
  * numbers.
  */
 export function federatedReport(

@@ -1,7 +1,7 @@
 /**
- * The paper's Fig 10, the limits of regional sampling: attributes that leak into
- * the neighbour's region, with negative prompts as the remedy; and small regions,
- * with more pixels as the remedy.
+ * The paper's Fig 10, the limits of regional sampling: attributes that leak
+ * into the neighbour's region, without and with negative prompts; and small
+ * regions, at several resolutions.
  *
  * @module
  */
@@ -64,7 +64,10 @@ type Fig10Plan = Plan<typeof OPTIONS>;
 
 /** A layout and the scores of its regions; means over concepts and pictures. */
 export interface Fig10Row {
-  /** Which limit: of neighbours, of the region, of the picture's pixels. */
+  /**
+   * Which limit: leakage between neighbours, side of the region, pixels of the
+   * picture.
+   */
   readonly limit: "leakage" | "side" | "pixels";
   /** What is varied: `plain` or `negative`, the side, the pixels. */
   readonly value: string | number;
@@ -80,7 +83,7 @@ export interface Fig10Numbers {
   readonly rows: readonly Fig10Row[];
 }
 
-/** A region in the middle of the lower edge, where things stand. */
+/** A region in the middle of the lower edge, where objects stand. */
 function standing(side: number): Box {
   const left = (1 - side) / 2;
   const bottom = Math.min(1, 0.95 + side / 20);
@@ -103,7 +106,7 @@ async function limits(
     how: { type: "gradient", settings: gradient },
     seed: 0,
   }]);
-  // With noise that depends on who is in the picture only.
+  // The noise depends only on the concepts in the picture.
   const draw = async (
     who: readonly Subject[],
     layout: Pick<LayoutInput, "size" | "regions">,
@@ -200,7 +203,7 @@ export function fig10Table({ rows }: Fig10Numbers): Table {
  * The whole report.
  *
  * @param numbers The numbers.
- * @param sheet Pictures; none of stored numbers.
+ * @param sheet Pictures; absent for stored numbers.
  */
 export function fig10Report(
   numbers: Fig10Numbers,

@@ -94,7 +94,7 @@ const OPTIONS = optionTable({
     otherwise: "0,0.7,1",
     help: "strengths of adapters",
   },
-  // A rate that is right beside an adapter leaves embeddings where they started.
+  // The rate for training with an adapter is too low for embeddings alone.
   lrEmbedding: {
     type: number({ least: 0 }),
     otherwise: "5e-3",
@@ -117,13 +117,13 @@ export interface DomainRow extends Readonly<Record<ScoreName, number | null>> {
   readonly domain: Domain;
   /**
    * A method; `class` is the untouched base with the class word, `words` the
-   * untouched base told the look in words, `references` the references
-   * themselves.
+   * untouched base with a description of the concept in words, `references` the
+   * references themselves.
    */
   readonly method: DomainMethod | "class" | "words" | "references";
   /** Strength of the adapter; null where there is none. */
   readonly alpha: number | null;
-  /** How the domain's concepts were put into one model, if they were. */
+  /** How the domain's concepts were fused, if they were. */
   readonly fusion: "none" | "weight" | "gradient";
   /** Masked denoising error on held-out references; null of the references. */
   readonly heldout: number | null;
@@ -154,7 +154,7 @@ export interface EmbeddingShare {
 export interface DomainReport {
   /** A row per arm and domain. */
   readonly rows: readonly DomainRow[];
-  /** What embeddings hold. */
+  /** The share of the gain that embeddings alone give. */
   readonly shares: readonly EmbeddingShare[];
   /** Whether verdicts are given. */
   readonly conclusive: boolean;
@@ -181,7 +181,7 @@ Measures what the embedding alone holds, and what the weights add.`,
   run: measure,
 });
 
-/** Refuses what the chosen methods have no use for. */
+/** Refuses options that the chosen methods do not use. */
 function checkMethods(plan: DomainPlan): void {
   const { methods } = plan;
   const adapters = methods.filter((one) => one === "lora" || one === "ed-lora");
@@ -252,7 +252,7 @@ async function cellsOf(
           cells.push({
             arm: { ...plain, method, alpha },
             ...{ seed, subject: own[i], words },
-            // α = 1 is left unsaid, so that pictures are shared.
+            // α = 1 is left out of the spec, so that pictures are shared.
             model: alpha === null || alpha === 1 ? model : { ...model, alpha },
           });
         }
@@ -321,7 +321,7 @@ async function measure(
       );
       if (alpha !== 0 || fusion !== "none" || !whole) continue;
       const share = (score: "heldout" | "image") => {
-        // An error gains by falling.
+        // For an error, lower is better.
         const sign = score === "heldout" ? -1 : 1;
         const gains = (of: typeof lower) => of(score).map((v) => sign * v);
         return finite(retainedShare(

@@ -1,7 +1,8 @@
 /**
- * The paper's Fig 4, the fusion pipeline, with the loss that it does not show: how
- * far each stage's layers are from what the single-concept models compute, by
- * weight fusion, by L-BFGS iteration for iteration, and in closed form.
+ * The paper's Fig 4, the fusion pipeline, with the loss that it does not show:
+ * the feature error of each stage's layers against the single-concept models,
+ * for weight fusion, for L-BFGS by number of iterations, and for the closed
+ * form.
  *
  * @module
  */
@@ -44,7 +45,7 @@ export type FusionStage = "textEncoder" | "kv" | "spatial";
 /** Stages in the order of the pipeline. */
 const STAGES: readonly FusionStage[] = ["textEncoder", "kv", "spatial"];
 
-/** One way to fuse, and the loss that is left. */
+/** One solver and its remaining loss. */
 export interface Fig4Row {
   /** `weight`, `lbfgs` or `closed`. */
   readonly solver: "weight" | "lbfgs" | "closed";
@@ -133,7 +134,7 @@ async function fuseInEveryWay(
   return { data, report: fig4Report(data) };
 }
 
-/** What a row is called. */
+/** Name of a row. */
 function labelOf({ solver, value }: Fig4Row): string {
   switch (solver) {
     case "weight":

@@ -57,7 +57,7 @@ const OPTIONS = {
 
 type Fig7Plan = Plan<typeof OPTIONS>;
 
-/** Pictures of a pair in each way. */
+/** Pictures of a pair per arm. */
 const PICTURES = 4;
 
 /** Draws a pair by one prompt and by regions, from the same noise. */
@@ -90,7 +90,7 @@ async function drawPair(
   return { prompt, regions };
 }
 
-/** What the grids of the paper show. */
+/** The claims that the paper's grids show. */
 const CLAIMS: readonly {
   readonly claim: string;
   readonly more: Fig7Arm;
@@ -175,7 +175,7 @@ async function grids(
   return { data, report: fig7Report(data, [grid, part]) };
 }
 
-/** Neighbours in the list, two in a picture. */
+/** Pairs of neighbours in the list, two concepts per picture. */
 async function pairsOf(
   lab: Lab,
   plan: Fig7Plan,

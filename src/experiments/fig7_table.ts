@@ -27,7 +27,7 @@ export interface Fig7Pair {
   readonly concepts: readonly [string, string];
   /** Masked image alignment of each half with its own concept. */
   readonly own: Readonly<Record<"prompt" | "regions", number>>;
-  /** The same with the other one's. */
+  /** The same with the other half's concept. */
   readonly other: Readonly<Record<"prompt" | "regions", number>>;
 }
 
@@ -37,7 +37,7 @@ export interface Fig7Numbers {
   readonly rows: readonly Fig7Row[];
   /** A row per pair. */
   readonly pairs: readonly Fig7Pair[];
-  /** What the grids are to show. */
+  /** The claims about the grids. */
   readonly comparisons: readonly Comparison[];
 }
 
@@ -85,7 +85,7 @@ export function pairTable({ pairs }: Pick<Fig7Numbers, "pairs">): Table {
  * The whole report.
  *
  * @param numbers The numbers.
- * @param sheets Pictures; none of stored numbers.
+ * @param sheets Pictures; absent for stored numbers.
  */
 export function fig7Report(
   numbers: Fig7Numbers,

@@ -1,7 +1,7 @@
 /**
  * Every published way to combine LoRAs, in one table: the same concepts, prompts
  * and noise; held-out error, CLIP scores, retrieval; seconds, bytes that a client
- * sends, and what the centre needs.
+ * sends, and what the server needs.
  *
  * @module
  */
@@ -54,7 +54,7 @@ import {
 
 const WAY_NAMES = MERGE_WAYS.map(({ id }) => id);
 
-/** Ways that need no training of their own: what a quick run compares. */
+/** Ways that need no training of their own; a quick run compares these. */
 const UNTRAINED = MERGE_WAYS.filter(({ needs, id }) =>
   needs !== "training" && needs !== "pictures" && id !== "lbfgs"
 ).map(({ id }) => id);
@@ -108,7 +108,7 @@ interface WayCost {
   readonly bytes: number;
 }
 
-/** What a way gave on one seed. */
+/** Results of a way on one seed. */
 interface WayResult {
   readonly arm: string;
   readonly cells?: readonly Cell<string>[];
@@ -123,7 +123,7 @@ interface Clients {
   readonly context: WayContext;
   readonly seed: number;
   readonly trained: readonly Trained[];
-  /** What they send where only statistics leave them. */
+  /** The files that they publish. */
   readonly published: readonly PublishedFile[];
 }
 
@@ -176,7 +176,8 @@ async function compareWays(
     all,
     results.flatMap(({ cells = [] }) => cells),
   );
-  // What is combined while sampling is no model to measure an error with.
+  // Without a fused model (combination while sampling) there is no held-out
+  // error.
   const scored = await scorer.score(composed);
   const arms = [
     ...fused,
@@ -328,7 +329,9 @@ async function drawComposed(
   }));
 }
 
-/** The concept in the region that its prompt says; around it, its class. */
+/**
+ * The concept in the region that its prompt names; the class word around it.
+ */
 function inPlace(
   { name, class: word, prompts }: Subject,
   i: number,
@@ -350,13 +353,16 @@ const END_LABELS = {
   single: "each concept alone",
 } as const;
 
-/** How clients measure: as gradient fusion of this plan does. */
+/** How clients measure: with the settings of this plan's gradient fusion. */
 function measured({ settings: { gradient } }: MergePlan) {
   const { templates, steps, images, layers } = gradient;
   return { templates, steps, images, layers };
 }
 
-/** One run on the pictures of all, as many steps per concept as alone. */
+/**
+ * One run on the pictures of all concepts, with as many steps per concept as in
+ * single training.
+ */
 function jointly(plan: MergePlan, all: readonly Subject[], seed: number) {
   const { settings, embedding } = plan;
   const one = training(settings, all[0], embedding, seed);

@@ -18,7 +18,7 @@ import {
 import { type Table, tableOf } from "../report/table.ts";
 import type { ScoreName } from "./scores.ts";
 
-/** What a way needs beside the adapters. */
+/** What a way needs besides the adapters. */
 export type Needs = "nothing" | "statistics" | "runs" | "training" | "pictures";
 
 /** Means over concepts, seeds and prompts of one way. */
@@ -33,7 +33,7 @@ export interface MergeRow extends Readonly<Record<ScoreName, number>> {
   readonly source: string;
   /** Masked denoising error on held-out references; lower is better. */
   readonly heldout: Interval;
-  /** Seconds at the centre, of all seeds. */
+  /** Seconds on the server, of all seeds. */
   readonly seconds: number | null;
   /** Seconds of one client's measuring. */
   readonly clientSeconds: number | null;
@@ -43,7 +43,7 @@ export interface MergeRow extends Readonly<Record<ScoreName, number>> {
 
 /** The numbers of the comparison. */
 export interface MergeNumbers {
-  /** A row per way, and the two ends. */
+  /** A row per way, and the two bounds (single concepts and base model). */
   readonly rows: readonly MergeRow[];
 }
 
@@ -61,7 +61,7 @@ function seconds(value: number | null): string {
 }
 
 /**
- * The rows as one table, the best held-out error of what was combined marked.
+ * The rows as one table; the best held-out error after combination is marked.
  *
  * @param rows A row per way.
  */
@@ -94,7 +94,7 @@ export function mergeTable(rows: readonly MergeRow[]): Table {
  *
  * @param rows A row per way.
  * @param n Number of concepts that were combined.
- * @param sheet Pictures of the same noise, a way per column; none of stored
+ * @param sheet Pictures of the same noise, a way per column; absent for stored
  * numbers.
  */
 export function mergeReport(
@@ -102,7 +102,8 @@ export function mergeReport(
   n: number,
   sheet?: ReportPart,
 ): Report {
-  // A mix of adapters at each step has no model of its own to measure.
+  // Adapters that are combined while sampling have no model whose error can be
+  // measured.
   const measured = rows.filter(({ heldout }) => heldout.mean !== null);
   return {
     name: "merge",

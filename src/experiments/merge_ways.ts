@@ -1,6 +1,6 @@
 /**
- * Every published way to combine LoRAs, as data: what the lab is asked for, and
- * what each needs.
+ * The published ways to combine LoRAs, as data: the lab's spec of each, and
+ * what it needs.
  *
  * @module
  */
@@ -18,8 +18,8 @@ export interface MergeWay {
   /** Where its formula is from. */
   readonly source: string;
   /**
-   * `statistics` of inputs that clients measured, `runs` of the clients' models
-   * at the centre, clients' `training` for it, all `pictures`.
+   * `statistics` of inputs measured by clients, `runs` of the clients' models
+   * on the server, special `training` by the clients, or all `pictures`.
    */
   readonly needs: Needs;
   /** Which concepts it combines. @default those of the plan's embedding */
@@ -29,15 +29,15 @@ export interface MergeWay {
   /** How they are combined while sampling; without both: joint training. */
   readonly sampling?: Exclude<ComposeHow, "model">;
   /**
-   * Whether only the concept that a prompt names is composed: masks and regions
-   * have no place for the others.
+   * Whether only the concept that a prompt names is used, as masks and regions
+   * need a place for each concept.
    *
    * @default false
    */
   readonly named?: boolean;
 }
 
-/** What a way may depend on. */
+/** Input of a way's spec. */
 export interface WayContext {
   /** Number of concepts. */
   readonly n: number;

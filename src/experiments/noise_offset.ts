@@ -1,7 +1,7 @@
 /**
- * What the offset of the training noise does: the official code adds a constant
- * of 0.01 to each channel's noise, and its authors call it the key to a stable
- * identity.
+ * The effect of the noise offset in training: the official code adds a random
+ * constant with standard deviation 0.01 to each channel's noise, and its
+ * authors call it the key to a stable identity.
  *
  * @module
  */
@@ -62,7 +62,7 @@ export interface OffsetRow {
   /** Text alignment. */
   readonly text: Interval;
   /**
-   * How unstable the identity is: standard deviation of masked image alignment
+   * Instability of the identity: standard deviation of masked image alignment
    * over a concept's prompts and seeds, the mean over concepts.
    */
   readonly spread: number;

@@ -63,7 +63,7 @@ const OPTIONS = optionTable({
   seeds: RUN_OPTIONS.seeds,
 });
 
-/** What is run: every combination of the lists. */
+/** The plan: every combination of its lists is run. */
 export type OverfitPlan = Plan<typeof OPTIONS>;
 
 type Trained = NonNullable<OverfitArm>;

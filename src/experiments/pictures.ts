@@ -20,8 +20,8 @@ import type { Subject } from "./subjects.ts";
  *
  * @param lab The lab.
  * @param name Name of the picture file.
- * @param drawn What was drawn.
- * @param labelOf What an arm is called.
+ * @param drawn The drawn pictures.
+ * @param labelOf Name of an arm.
  * @param perConcept Prompts per concept, from different groups.
  */
 export async function conceptPictures<Arm>(

@@ -1,7 +1,7 @@
 /**
  * Settings of the experiments, as data.
  *
- * What concerns concept training was chosen on the development concepts only
+ * Settings of concept training were chosen on the development concepts only
  * (`deno task experiment tune`, `deno task experiment lambda`).
  *
  * @module
@@ -32,8 +32,9 @@ export const METHOD_OF: Readonly<Record<EmbeddingName, MethodName>> = {
 };
 
 /**
- * The test concepts in the order in which few of them are taken: two people,
- * two animals and a vehicle first, since look-alikes are where fusion conflicts.
+ * The test concepts; an experiment with n of them takes the first n. Two
+ * people, two animals and a vehicle come first, since fusion conflicts most
+ * between similar concepts.
  */
 export const TEST_CONCEPTS: readonly string[] = [
   "kuro",
@@ -52,7 +53,7 @@ export const TEST_CONCEPTS: readonly string[] = [
 
 /** Everything that shapes an ablation besides concepts, prompts and seeds. */
 export interface ExperimentPreset {
-  /** Which differences the two embeddings have; see `method`. */
+  /** Variant of the methods; see `method`. */
   readonly preset: Preset;
   /** Rank of the adapters. */
   readonly rank: number;
@@ -61,15 +62,15 @@ export interface ExperimentPreset {
    * `gradient.layers` are those that are fused by gradient.
    */
   readonly layers: TargetName;
-  /** What is changed in the method's own training configuration. */
+  /** Changes of the method's training configuration. */
   readonly train: Partial<TrainConfig>;
   /** How pictures are drawn. */
   readonly sampling: SamplingSettings;
   /** How gradient fusion is done. */
   readonly gradient: GradientSettings;
-  /** n·λ of the tuned plain sum of n concepts, for each embedding. */
+  /** n·λ of weight fusion of n concepts with tuned λ, for each embedding. */
   readonly sumStrength: Readonly<Record<EmbeddingName, number>>;
-  /** What stands before a caption in text alignment. */
+  /** Prefix of captions in text alignment. */
   readonly textPrefix: string;
 }
 
@@ -83,7 +84,7 @@ const SAMPLING: SamplingSettings = {
 /**
  * Training of a concept, chosen on the development concepts. The embedding's
  * rate is the paper's; those of the adapters are larger, as these networks are
- * 150 times smaller than the paper's and learn in 200 steps.
+ * 150 times smaller than the paper's and are trained for 200 steps.
  */
 const TRAIN = {
   steps: 200,
@@ -95,10 +96,11 @@ const TRAIN = {
 const COMMON = {
   rank: 4,
   sampling: SAMPLING,
-  // Of eight concepts λ = 0.125 and 0.2 were best, and alike: 0.16 is between.
+  // With eight concepts λ = 0.125 and 0.2 were best and equally good; 1.3/8 =
+  // 0.16 lies between.
   sumStrength: { lora: 1.3, edlora: 1.3 },
-  // The embedded CLIP knows captions, not "A photo depicts": no word of that
-  // prefix but two is in its vocabulary, and its captions need none.
+  // The embedded CLIP was trained on captions without a prefix; only two words
+  // of "A photo depicts" are in its vocabulary.
   textPrefix: "",
 } as const;
 
@@ -115,8 +117,8 @@ export const PRESETS: Readonly<
   ablation: {
     ...COMMON,
     preset: "ablation",
-    // The paper's are attention's; most of what this UNet draws is in its
-    // convolutions, and concepts whose adapters reach them gain more.
+    // The paper uses attention layers only. In this small UNet convolutions
+    // matter more: concepts gain more with adapters on all layers.
     layers: "all",
     train: TRAIN,
     gradient: {
@@ -131,7 +133,7 @@ export const PRESETS: Readonly<
     ...COMMON,
     preset: "official",
     layers: "attention",
-    // Attention alone takes longer, and a larger rate.
+    // With attention layers only, training needs more steps and a higher rate.
     train: { ...TRAIN, steps: 300, lr: { ...TRAIN.lr, unet: 3e-3 } },
     gradient: {
       ...FEATURES,
@@ -174,7 +176,7 @@ export const SETTING_OPTIONS = optionTable({
 /** Values of {@linkcode SETTING_OPTIONS}. */
 export type SettingValues = Partial<Values<typeof SETTING_OPTIONS>>;
 
-/** What a quick run does less of, as it is to take minutes. */
+/** Reduced settings of a quick run, which should take minutes. */
 const QUICK = { trainSteps: 40, features: { images: 2, steps: 10 } } as const;
 
 /**
@@ -213,7 +215,7 @@ export function settingsOf(
 }
 
 /**
- * Numbers of settings, as the options that change them.
+ * The settings as values of the options that change them.
  *
  * @param settings The settings.
  */

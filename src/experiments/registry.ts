@@ -1,6 +1,6 @@
 /**
- * The experiments: whatever is in this list is a command, with options, help and
- * completion.
+ * All experiments. Each entry of the list becomes a command with options, help
+ * and completion.
  *
  * @module
  */

@@ -1,5 +1,5 @@
 /**
- * From pictures of concepts to the four scores, and from scores to means.
+ * Computes the four scores of concepts' pictures, and means of scores.
  *
  * @module
  */
@@ -84,7 +84,7 @@ export interface Cell<Arm = string> {
   readonly subject: Subject;
   /** The model that draws. */
   readonly model: ModelRef;
-  /** What stands for the concept in prompts. */
+  /** The concept's phrase in prompts. */
   readonly words: string;
 }
 
@@ -94,8 +94,9 @@ export interface Cell<Arm = string> {
  * @param arm The arm.
  * @param seed Training seed.
  * @param all The concepts.
- * @param trained What was trained of each. @default the class word on the base
- * @param model One model that has all of them. @default each concept's own
+ * @param trained The trained concept of each. @default the class word on the
+ * base
+ * @param model One model with all of them. @default each concept's own model
  */
 export function armCells<Arm>(
   arm: Arm,
@@ -147,7 +148,7 @@ export interface Scorer {
   /** Scores, in the order of what was drawn. */
   score(drawn: readonly Drawn<unknown>[]): Promise<ConceptScores[]>;
   /**
-   * What a concept's references score: alignment each with the others, and
+   * Scores of a concept's references: alignment of each with the others, and
    * retrieval. References have no prompt, so there is no text alignment.
    */
   ceiling(
@@ -155,7 +156,10 @@ export interface Scorer {
   ): Readonly<Record<Exclude<ScoreName, "text">, number>>[];
 }
 
-/** Pictures of the gallery: concepts and their look-alikes, each a label. */
+/**
+ * Pictures of the gallery: concepts and their look-alikes, each with its own
+ * label.
+ */
 function gallerySets(
   lab: Lab,
   all: readonly Subject[],
@@ -180,8 +184,8 @@ function gallerySets(
 }
 
 /**
- * The part of the picture in which a prompt wants its concept: a little more
- * than half where there is a partner, else everything.
+ * The part of the picture in which a prompt places its concept: a little more
+ * than half if there is a second object, else everything.
  *
  * @param prompt The prompt.
  * @returns Shares of the picture.
@@ -196,7 +200,7 @@ export function promptRegion({ facts: { side } }: Prompt): PixelBox {
  *
  * @param lab The lab.
  * @param all The concepts.
- * @param textPrefix What stands before a caption.
+ * @param textPrefix Prefix of captions.
  */
 export async function openScorer(
   lab: Lab,
@@ -280,7 +284,7 @@ export interface ArmScores<Arm> {
  * in all of one concept and seed.
  *
  * @param lab The lab.
- * @param cells Models and what stands for the concept.
+ * @param cells Models and the concepts' phrases.
  */
 export async function heldOutErrors(
   lab: Lab,
@@ -304,7 +308,7 @@ export async function heldOutErrors(
  * @param settings How pictures are drawn and captions begin.
  * @param all The concepts that are scored.
  * @param cells What is drawn; arms that are equal as data are one arm.
- * @returns Arms in the order in which they come first, and what they are of.
+ * @returns Arms in the order of first occurrence, with their pictures.
  */
 export async function scoreCells<Arm>(
   lab: Lab,
@@ -331,7 +335,10 @@ export async function scoreCells<Arm>(
   };
 }
 
-/** Share of text alignment whose loss means that prompts are not followed. */
+/**
+ * A fused model that loses more than this share of text alignment does not
+ * follow its prompts.
+ */
 export const TEXT_LOSS = 0.1;
 
 /**
@@ -352,8 +359,8 @@ export function nested(
 }
 
 /**
- * Means over a concept's rows, concept by concept: seeds and prompts count the
- * same.
+ * Means over a concept's rows, concept by concept: seeds and prompts have equal
+ * weights.
  *
  * @param rows Rows of one arm.
  * @param names Proper names, in the order of the result.

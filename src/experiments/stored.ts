@@ -1,6 +1,6 @@
 /**
- * Stored numbers of experiments, for who shows them: read from a folder, or made
- * anew, with a fingerprint of what was read.
+ * Stored numbers of experiments, for notebooks: read from a folder or
+ * recomputed, with a hash of the file.
  *
  * @module
  */
@@ -79,11 +79,11 @@ export interface ResultOptions {
    * @default false
    */
   readonly recompute?: boolean;
-  /** Where a new run computes. @default "auto" */
+  /** Backend of a new run. @default "auto" */
   readonly backend?: BackendChoice;
   /** The base model of a new run. @default "../models/micro" */
   readonly model?: string;
-  /** Folder of finished work of new runs. @default "../out/notebooks/cache" */
+  /** Cache folder of new runs. @default "../out/notebooks/cache" */
   readonly cache?: string;
 }
 
@@ -100,7 +100,7 @@ export interface StoredResult<D> {
  * run.
  *
  * @param name Name of the experiment.
- * @param options Where the numbers are, or whether they are made anew.
+ * @param options Where the numbers are, or whether they are recomputed.
  * @throws If nothing is stored.
  *
  * @example

@@ -1,6 +1,6 @@
 /**
- * The concepts of an experiment: their prompts and pictures, and what the lab is
- * asked for to train and draw them.
+ * The concepts of an experiment: their prompts and pictures, and the specs to
+ * train and draw them.
  *
  * @module
  */
@@ -38,7 +38,7 @@ import {
   METHOD_OF,
 } from "./presets.ts";
 
-/** The identities that settings are chosen on, never reported. */
+/** The identities on which settings are chosen; they are never reported. */
 export const DEVELOPMENT_CONCEPTS: readonly string[] = IDENTITIES
   .filter(({ split }) => split === "development").map(({ name }) => name);
 
@@ -54,7 +54,7 @@ export const IDENTITY: OptionType<string> = parsed(
   (_what, _option, name) => identityOf(name).name,
 );
 
-/** Names between commas. */
+/** Comma-separated names. */
 export const CONCEPTS: OptionType<readonly string[]> = listOf(CONCEPT);
 
 /** A concept, and those of its prompts that are used. */
@@ -67,14 +67,14 @@ export interface Subject {
   readonly prompts: readonly Prompt[];
   /** Pictures that it is trained on. */
   readonly train: PictureSet;
-  /** Pictures that it is scored by. */
+  /** Held-out pictures for scores. */
   readonly references: PictureSet;
   /** Pictures of look-alikes that the base model draws, by their words. */
   readonly others: Readonly<Record<string, PictureSet>>;
 }
 
 /**
- * Refuses concepts of both domains: a mean over both would be of neither.
+ * Refuses a mix of both domains, as a mean over both would describe neither.
  *
  * @param names Proper names.
  * @throws If some are in-domain concepts and some are not.
@@ -169,7 +169,7 @@ export function methodOf(name: EmbeddingName | MethodName): MethodName {
 }
 
 /**
- * How a concept stands in prompts.
+ * The concept's phrase in prompts.
  *
  * @param settings The preset.
  * @param embedding Its embedding, or the method.
@@ -185,13 +185,13 @@ export function phraseOf(
 }
 
 /**
- * What the lab is asked for to train a concept.
+ * The spec to train a concept.
  *
  * @param settings The preset.
  * @param subject The concept.
  * @param embedding Its embedding, or the method.
  * @param seed The seed.
- * @param change What is changed in the preset's training configuration.
+ * @param change Changes of the preset's training configuration.
  */
 export function training(
   settings: ExperimentPreset,
@@ -227,7 +227,7 @@ export function training(
  *
  * @param subject The concept.
  * @param seed The seed.
- * @param words What stands for the concept.
+ * @param words The concept's phrase.
  */
 export function promptSamples(
   subject: Subject,
@@ -236,7 +236,8 @@ export function promptSamples(
 ): Sample[] {
   return subject.prompts.map((prompt) => ({
     text: promptText(prompt, words),
-    // Named by its text, so that a shorter list draws the same pictures.
+    // The noise depends on the prompt's text, not its index, so that a shorter
+    // list draws the same pictures.
     noise: [seed, subject.name, prompt.text],
   }));
 }

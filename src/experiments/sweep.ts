@@ -39,7 +39,7 @@ import { oneDomain, subjects, training } from "./subjects.ts";
 export interface SweepPlan {
   /** How concepts are trained, fused and drawn. */
   readonly settings: ExperimentPreset;
-  /** Proper names; the first n are fused where a count is n. */
+  /** Proper names; for a count n the first n are fused. */
   readonly concepts: readonly string[];
   /**
    * Concepts of either domain that are always fused with them, and neither
@@ -57,8 +57,8 @@ export interface SweepPlan {
   /** Numbers of fused concepts without the distractors. @default all */
   readonly counts?: readonly number[];
   /**
-   * Factors λ of the sum; one over the number of fused concepts, distractors
-   * among them, is always there where anything is fused.
+   * Factors λ of the sum. If anything is fused, λ = 1/n (n with distractors) is
+   * always included.
    */
   readonly lambdas?: readonly number[];
   /** Ridges of gradient fusion. */
@@ -81,9 +81,9 @@ export interface SweepArm {
   readonly rank?: number;
   /** Layers with an adapter; absent for the base. */
   readonly layers?: TargetName;
-  /** How concepts were put together. */
+  /** How concepts were fused. */
   readonly fusion: "none" | "sum" | "gradient";
-  /** Fused concepts, distractors among them; 1 where nothing is fused. */
+  /** Number of fused concepts, distractors included; 1 if nothing is fused. */
   readonly n: number;
   /** λ or ridge. */
   readonly value: GradientSettings["ridge"] | null;
@@ -91,7 +91,7 @@ export interface SweepArm {
 
 /** The size of a trained concept. */
 export interface ConceptSize {
-  /** Numbers that were learned, of the tokens, too. */
+  /** Trained parameters, tokens included. */
   readonly parameters: number;
   /** Layers with an adapter. */
   readonly adapted: number;
@@ -104,7 +104,7 @@ export interface SweepRow
   extends SweepArm, Readonly<Record<ScoreName, number>> {
   /** Largest n·r/d of an adapted layer; 0 for the base. */
   readonly capacity: number;
-  /** How much each concept is; of single concepts. */
+  /** Size of each concept; of single concepts. */
   readonly size?: ConceptSize;
   /** Seconds of the fusion; of fused arms. */
   readonly seconds?: number;
@@ -124,12 +124,12 @@ export interface SweepRow
   readonly kept?: Interval;
   /**
    * Held-out error of the sum at λ = 1/n − that of gradient fusion, paired by
-   * concept: positive where gradient fusion keeps more.
+   * concept: positive if gradient fusion keeps more.
    */
   readonly overWeight?: Interval;
 }
 
-/** Refuses a plan whose lists do not go together. */
+/** Refuses a plan whose lists are inconsistent. */
 export function checkSweep(
   { concepts, counts = [], ranks = [] }: SweepPlan,
 ): void {
@@ -242,7 +242,7 @@ export async function sweep(lab: Lab, plan: SweepPlan): Promise<SweepRow[]> {
   }
 }
 
-/** Every way that a plan trains concepts in. */
+/** All training arms of a plan. */
 function trainedArms(plan: SweepPlan) {
   const { settings, embeddings } = plan;
   const { ranks = [settings.rank], layers = [settings.layers] } = plan;
@@ -258,7 +258,7 @@ function trainedArms(plan: SweepPlan) {
   );
 }
 
-/** How much a trained concept is; nothing of the base and of fused models. */
+/** Size of a trained concept; undefined for the base and for fused models. */
 async function sizeOf(
   lab: Lab,
   base: Model,
@@ -288,7 +288,7 @@ interface Fusion {
   readonly concepts: readonly string[];
 }
 
-/** What the fusions of an arm took, on average over seeds. */
+/** Mean cost of the fusions of an arm, over seeds. */
 async function costOf(
   lab: Lab,
   arm: SweepArm,
@@ -329,7 +329,7 @@ function rowOf(
   };
 }
 
-/** What a fused arm loses and keeps, of the concepts that are fused in it. */
+/** What a fused arm loses and keeps, for its fused concepts. */
 function compared(
   row: SweepRow,
   rows: readonly SweepRow[],

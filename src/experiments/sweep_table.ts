@@ -1,5 +1,5 @@
 /**
- * What a sweep found: a row per arm, figures, and the best λ.
+ * Results of a sweep: a row per arm, figures, and the best λ.
  *
  * @module
  */
@@ -18,7 +18,7 @@ import { armLabel } from "./table2/table.ts";
  * A sweep's rows as a table.
  *
  * @param rows From {@linkcode sweep}.
- * @param concepts Whose image alignment has a column each.
+ * @param concepts Concepts whose image alignment has a column.
  */
 export function sweepTable(
   rows: readonly SweepRow[],
@@ -75,16 +75,19 @@ export function sweepTable(
   ]);
 }
 
-/** Three digits, or what is no number. */
+/** Three digits; other values unchanged. */
 function shortNumber(value: number | string): string {
   return typeof value === "string" ? value : String(+value.toPrecision(3));
 }
 
-/** What the horizontal axis of a sweep's figures is. */
+/** The horizontal axis of a sweep's figures. */
 export interface SweepAxis {
   /** Its title. */
   readonly title: string;
-  /** Where an arm stands on it; nothing of an arm that is the same everywhere. */
+  /**
+   * The position of an arm on it; undefined for an arm that does not depend on
+   * it.
+   */
   readonly at: (row: SweepRow) => number | string | null | undefined;
 }
 
@@ -94,7 +97,10 @@ const FUSION_LABELS: Readonly<Record<SweepRow["fusion"], string>> = {
   gradient: "gradient fusion",
 };
 
-/** Arms of one embedding and one fusion as a line; what stands nowhere, across. */
+/**
+ * Arms of one embedding and one fusion as a line; an arm without a position is
+ * a horizontal line.
+ */
 function seriesOf(
   rows: readonly SweepRow[],
   { at }: SweepAxis,
@@ -186,8 +192,8 @@ export function sweepFigures(
 
 /**
  * The λ with the least error on held-out references, for each embedding, among
- * those that still follow their prompts: text alignment no more than a tenth below that of
- * the single-concept models.
+ * those that still follow their prompts (text alignment at most a tenth below
+ * that of the single-concept models).
  *
  * @param rows From {@linkcode sweep}.
  */

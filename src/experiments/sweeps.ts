@@ -35,7 +35,7 @@ import {
 
 const rate = z.number().nonnegative();
 
-/** A file of --variants: what may be changed in a training configuration. */
+/** A file for --variants: changes of the training configuration, by name. */
 const VARIANTS = z.record(
   z.string(),
   z.strictObject({
@@ -93,7 +93,10 @@ interface Sweep {
   readonly name: string;
   readonly also?: readonly string[];
   readonly summary: string;
-  /** Concepts by default: of one split, so that none is tuned and reported. */
+  /**
+   * Default concepts, all of one split, so that no concept is both tuned and
+   * reported.
+   */
   readonly split: "test" | "development";
   /** What --values are; nothing if there are none. */
   readonly values?: {
@@ -107,13 +110,13 @@ interface Sweep {
   ) => Partial<SweepPlan>;
   /** The horizontal axis of its figures. */
   readonly axis: SweepAxis;
-  /** Options that it has no use for. */
+  /** Options that it does not have. */
   readonly omit?: readonly (keyof typeof OPTIONS)[];
   /** A line below the table. */
   readonly note?: (rows: readonly SweepRow[]) => string;
 }
 
-/** Reads the files that a sweep names, and varies what it varies. */
+/** Reads the files of a sweep, and makes its plan. */
 async function sweepPlan(
   { name, vary }: Sweep,
   plan: Plan<typeof OPTIONS>,
@@ -180,7 +183,7 @@ function sweepExperiment(what: Sweep): Experiment<typeof OPTIONS> {
           concepts: others.concepts.default.slice(0, 2),
           prompts: 2,
           ...(values && {
-            // No more concepts can be fused than there are.
+            // At most as many concepts can be fused as there are.
             values: name === "count" ? [2] : values.default.slice(0, 2),
           }),
         },

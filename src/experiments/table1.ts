@@ -1,7 +1,7 @@
 /**
  * The paper's Table 1, its numbers by concept (Table 3) and its grids (Fig 6):
  * text and image alignment of every method, of a concept alone and after fusion,
- * each method with the fusion that is its own.
+ * each method with its own fusion.
  *
  * @module
  */
@@ -58,7 +58,7 @@ import {
 /** How a method's concepts are fused, as the paper does it. */
 type OwnFusion = "tokens" | "constrained" | "weight" | "gradient" | "sum";
 
-/** The methods that can be compared, and the fusion that is each one's own. */
+/** The methods that can be compared, each with its own fusion. */
 const FUSION_OF: Partial<Record<MethodName, OwnFusion>> = {
   "textual-inversion": "tokens",
   "p+": "tokens",
@@ -104,8 +104,9 @@ const OPTIONS = {
 export type Table1Plan = Plan<typeof OPTIONS>;
 
 /**
- * The rates of a method on the preset's model: its own, as many times as large as
- * the preset's LoRA has them, for whatever is not an embedding.
+ * The learning rates of a method on the preset's model. Those that are not of
+ * embeddings are the method's own times the factor between the preset's and the
+ * paper's LoRA.
  *
  * @param settings The preset.
  * @param name The method.
@@ -126,7 +127,7 @@ export function ratesOf(
   };
 }
 
-/** Class pictures of one concept: twice as many as it is trained on. */
+/** Class pictures per concept: twice as many as training pictures. */
 const CLASS_PICTURES = 24;
 
 /**
@@ -263,7 +264,7 @@ function rowOf(
   };
 }
 
-/** Claims of the paper: of two arms the first has more image alignment. */
+/** Claims of the paper: the first of two arms has higher image alignment. */
 const CLAIMS: readonly (Omit<Claim, "score" | "less" | "id"> & {
   readonly more: Table1Arm;
   readonly less: Table1Arm;
@@ -316,7 +317,7 @@ function claimsOf(
     return (["image", "heldout"] as const).map((score) => {
       const id = `${armLabel(more)} > ${armLabel(less)}`;
       return compare(
-        // Less error is more identity.
+        // A lower error means more identity.
         { ...{ id, claim, paper, score }, less: score === "heldout" },
         nested(a, names, score),
         nested(b, names, score),

@@ -40,7 +40,7 @@ export interface Table1Numbers {
   readonly comparisons: readonly Comparison[];
 }
 
-/** What an arm is called. */
+/** Name of an arm. */
 export function armLabel({ method, fused }: Table1Arm): string {
   return method === null
     ? "class word, base model"
@@ -109,8 +109,8 @@ export function conceptTable({ rows }: Pick<Table1Numbers, "rows">): Table {
  * The whole report.
  *
  * @param numbers The numbers.
- * @param sheet Pictures of the same noise, a method per column; none of stored
- * numbers.
+ * @param sheet Pictures of the same noise, a method per column; absent for
+ * stored numbers.
  */
 export function table1Report(
   numbers: Table1Numbers,

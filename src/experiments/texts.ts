@@ -10,8 +10,8 @@ import type { Lab } from "../lab/lab.ts";
 import { loadTokenizer, type Tokenizer } from "../models/tokenizer.ts";
 
 /**
- * Refuses texts that a text encoder would cut: prompts of layouts by the base
- * model's tokenizer, captions by the evaluation CLIP's.
+ * Refuses texts that a text encoder would truncate: prompts of layouts by the
+ * base model's tokenizer, captions by the evaluation CLIP's.
  *
  * @param lab The lab, with a CLIP.
  * @param layouts The layouts; each learned word is one token.

@@ -1,5 +1,5 @@
 /**
- * How full a layer is of fused concepts.
+ * The capacity ratio of fused concepts: the sum of their ranks per layer width.
  *
  * @module
  */
@@ -22,8 +22,8 @@ export interface Capacity {
 export const SD_CAPACITY = 0.175;
 
 /**
- * The capacity ratio: ΔW of n concepts of rank r span at most n·r of a layer's
- * d inputs; above 1 they cannot all be kept apart.
+ * The capacity ratio n·r/d: the ΔW of n concepts of rank r span at most n·r of
+ * a layer's d input dimensions. Above 1 they cannot all be independent.
  *
  * @param model The model.
  * @param n Number of fused concepts.
@@ -43,7 +43,7 @@ export function capacityOf(
       model[component].params as TreeLike,
       (site) => isAdapted(component, site),
     );
-    // Layers of the other network only.
+    // The adapters have no layer in this network.
     if (adapted.length === 0) return [0, 0];
     const all = adapted.map(({ inputs, kernel: [height, width] }) =>
       Math.round(1e5 * n * rank / (inputs * height * width)) / 1e5

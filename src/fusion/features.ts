@@ -1,5 +1,6 @@
 /**
- * What layers see of a concept: the statistics that gradient fusion fits on.
+ * Statistics of the inputs of layers for a concept: the data of gradient
+ * fusion.
  *
  * @module
  */
@@ -35,7 +36,10 @@ import {
 } from "./statistics.ts";
 import { changedPaths, checkFusion, type Strength } from "./weight.ts";
 
-/** The statistics of one concept; they replace its images. */
+/**
+ * The statistics of one concept. Gradient fusion needs them in place of its
+ * pictures.
+ */
 export interface ConceptStatistics {
   /** By path in the text encoder. */
   readonly textEncoder: ReadonlyMap<string, Stats>;
@@ -46,23 +50,23 @@ export interface ConceptStatistics {
 /** How the features of concepts are gathered. */
 export interface FeatureOptions extends CollectOptions {
   /**
-   * Prompts for text features; `{}` stands for V. The first is also the prompt
-   * of the sampling run.
+   * Prompts for text features; `{}` stands for the concept's phrase V. The
+   * first is also the prompt of the sampling run.
    *
    * @default ["photo of a {}", "{}"]
    */
   readonly templates?: readonly string[];
   /**
-   * Which token positions count: `official` stops at the end token, and of those
-   * takes V's and the end token's for keys and values; `full` takes all the UNet
-   * attends to, padding included, without which a concept fused alone is not
-   * quite itself.
+   * Which token positions are used. `official`: those up to the end token; for
+   * keys and values only V's and the end token's. `full`: all that the UNet
+   * attends to, padding included; only then does fusing a single concept
+   * reproduce its model.
    *
    * @default "official"
    */
   readonly positions?: "official" | "full";
   /**
-   * Sampling steps of the run that spatial layers are observed in.
+   * Steps of the sampling run in which spatial layers are observed.
    *
    * @default 20
    */
@@ -86,14 +90,15 @@ export interface FeatureOptions extends CollectOptions {
    */
   readonly key?: Key;
   /**
-   * Initial noise of the run for each concept, [images, h, w, c]; the caller's.
+   * Initial noise of the run per concept, [images, h, w, c]; the caller
+   * disposes it.
    */
   readonly noise?: readonly tf.Tensor4D[];
 }
 
-/** Features of a concept are being gathered. */
+/** Progress of gathering a concept's features. */
 export interface FuseFeaturesRecord {
-  /** Features, not a layer. */
+  /** Tells it from the record of a layer. */
   readonly type: "features";
   /** The stage that needs them. */
   readonly stage: "textEncoder" | "kv" | "spatial";
@@ -107,14 +112,14 @@ export interface FuseFeaturesRecord {
   readonly seconds: number;
 }
 
-/** Prompts that features come from, if none are given. */
+/** Default prompts for features. */
 export const TEMPLATES: readonly string[] = ["photo of a {}", "{}"];
 
-/** Keys and values of cross-attention: they see the text. */
+/** Keys and values of cross-attention, whose input is the text. */
 export const KEY_OR_VALUE: RegExp = /\.attn2\.to_[kv]$/;
 
 /**
- * V: how the concept stands in prompts, or its class word.
+ * V: the concept's phrase in prompts, or its class word.
  *
  * @param concept The concept.
  * @throws If it has neither.
@@ -138,7 +143,10 @@ interface BoundRow {
   readonly positions: number[];
 }
 
-/** As many ways as a concept has vectors, at least one for each site. */
+/**
+ * The number of bindings of a concept's tokens: its vectors per token, at least
+ * one per site.
+ */
 function waysOf(model: Model, concept: Concept): number {
   const sites = crossAttentionSites(model.unet.config).length;
   return Math.max(
@@ -147,7 +155,9 @@ function waysOf(model: Model, concept: Concept): number {
   );
 }
 
-/** Binds a prompt to site i: each learned token becomes its vector there. */
+/**
+ * Binds a prompt to site i: each learned token gets its vector of that site.
+ */
 function bindSite(
   model: Model,
   concept: Concept,
@@ -165,8 +175,8 @@ function bindSite(
   const room = tokenizer.modelMaxLength - 2;
   const tokens = tokenizer.tokenize(text).slice(0, room);
   const ids = [tokenizer.bosId, ...tokens, tokenizer.eosId];
-  // The official rule, ids ≥ the end token's, is the same for V made of learned
-  // tokens only; where a plain word is part of V, it counts here too.
+  // The official rule is ids ≥ the end token's. It is the same if V has learned
+  // tokens only; here an ordinary word in V is included, too.
   const words = tokenizer.tokenize(bindTokens(model, phrase, i));
   const start = ids.findLastIndex((_, at) =>
     words.every((id, k) => ids[at + k] === id)
@@ -203,7 +213,7 @@ function onlyLayers(
   };
 }
 
-/** Attaches an adapter, if anything is left of it. */
+/** Attaches an adapter, unless it has no layers. */
 function attachSome(model: Model, adapter: Adapter, alpha: number): Model {
   return adapter.textEncoder.size + adapter.unet.size === 0
     ? model
@@ -259,14 +269,15 @@ export async function textStatistics(
       );
       await flush();
     }
-    // Few rows, and nearly dependent ones: float32 sums cost up to 2 % of the
-    // loss here, float64 ones next to nothing.
+    // There are few, nearly dependent rows. Float32 sums change the loss by up
+    // to 2 % here; float64 sums do not, and are fast for so few rows.
   }, { accuracy: "float64", ...options });
 }
 
 /**
- * The inputs of keys and values for a concept: states of its prompts at the
- * positions of V and of the end token (or all), at each layer those of its own binding.
+ * The inputs of keys and values for a concept: text states of its prompts at
+ * the positions of V and of the end token (or all, see `positions`), for each
+ * layer with the vectors of its site.
  *
  * @param model Model whose text encoder makes the states (the fused one).
  * @param concept The concept, its tokens added to the model.
@@ -296,7 +307,7 @@ export async function keyValueStatistics(
     return joinHalves(
       await of(first),
       await of(second),
-      // Attention reaches every position, whichever ones are fitted.
+      // Fits are scored at every position, as attention reads all of them.
       [await of(first, "full"), await of(second, "full")],
     );
   }
@@ -320,7 +331,7 @@ export async function keyValueStatistics(
     const seen = await promptRows(model, concept, template, wanted, options);
     seen.forEach((rows, k) => parts[k].push(rows));
   }
-  // Keys and values of a site see the same.
+  // Keys and values of a site have the same input.
   const bySite = new Map(wanted.map((site, k) => {
     const rows = stack(...parts[k]);
     const whole = rowStats(rows);
@@ -341,7 +352,7 @@ function rowStats(rows: Matrix): Stats {
   return { features: rows.columns, count: rows.rows, rows };
 }
 
-/** States of one prompt at the positions that count, for each site. */
+/** States of one prompt at the chosen positions, per site. */
 async function promptRows(
   model: Model,
   concept: Concept,
@@ -381,10 +392,10 @@ async function promptRows(
  * @param paths Layers of the UNet.
  * @param options `alpha`: strength of its adapter in the UNet (its keys and
  * values are not used); `keysAndValues`: use them too; sampler, noise, accuracy.
- * Halves are every second step: other pictures, or other prompts, would ask for a
- * ridge that holds a concept back (development concepts, kept by held-out error:
- * .74 against .68 and .67).
- * @param index Which of `options.noise` is its own.
+ * The halves are odd and even steps. Halves by picture or by prompt lead to too
+ * large a ridge (development concepts, kept by held-out error: .74 by steps,
+ * .68 and .67 by pictures and prompts).
+ * @param index Index of the concept in `options.noise`.
  * @returns Yields after every step; returns the statistics.
  */
 export async function* spatialStatistics(
@@ -460,10 +471,11 @@ export async function* spatialStatistics(
 }
 
 /**
- * Layers of a component to fuse by least squares, and those by weight.
+ * Splits the layers of a component: those fused by least squares, and those
+ * fused by weight.
  *
  * @param base The model.
- * @param concepts Whose adapters say which layers change.
+ * @param concepts The concepts; layers of their adapters change.
  * @param component Text encoder or UNet.
  * @param layers Which of them are fitted.
  */
@@ -486,7 +498,7 @@ export function split(
 }
 
 /**
- * Yields one record for a step that has no steps of its own.
+ * Runs a task and yields one record.
  *
  * @param stage The stage.
  * @param concept The concept.
@@ -512,13 +524,13 @@ export async function* timed<T>(
 
 /**
  * Measures a concept on its own client: all features come from the
- * single-concept model, so a server can fuse (ΔWᵢ, Gᵢ) without running anything
- * and without seeing an image.
+ * single-concept model, so a server can fuse (ΔWᵢ, Gᵢ) without running a model
+ * or seeing a picture.
  *
  * @param base The model.
  * @param concept The concept.
  * @param given Strength, layers, how features are gathered; `halves` is true by
- * default, so that the centre can choose its ridge.
+ * default, so that the server can choose the ridge.
  * @returns Yields progress; returns the statistics of all layers of the
  * concept's adapter that `layers` chooses.
  * @throws If the concept does not fit the model.

@@ -63,15 +63,15 @@ export interface FuseOptions
    */
   readonly strengths?: readonly Strength[];
   /**
-   * wᵢ: how much the features of each concept count.
+   * wᵢ: the weight of each concept in the least-squares loss.
    *
    * @default 1
    */
   readonly weights?: readonly number[];
   /**
    * Layers fused by least squares, of those that the adapters have: `attention`
-   * as Mix-of-Show, `linear` with feed-forwards, `all` with convolutions. What
-   * is left out is fused by weight.
+   * as Mix-of-Show, `linear` with feed-forwards, `all` with convolutions. Other
+   * layers are fused by weight.
    *
    * @default "attention"
    */
@@ -83,7 +83,7 @@ export interface FuseOptions
    */
   readonly lambda?: number;
   /**
-   * L-BFGS: most iterations by stage.
+   * L-BFGS: maximum number of iterations by stage.
    *
    * @default { textEncoder: 500, kv: 500, spatial: 50 }
    */
@@ -92,8 +92,8 @@ export interface FuseOptions
   >;
   /**
    * Statistics that clients measured, one per concept (see
-   * {@linkcode conceptStatistics}): nothing is run then. They come from each
-   * client's own model instead of the partly fused one.
+   * {@linkcode conceptStatistics}): then no model is run. They were measured on
+   * each client's own model, not on the partly fused one.
    */
   readonly statistics?: readonly ConceptStatistics[];
 }
@@ -105,7 +105,7 @@ export const OFFICIAL_ITERATIONS: Readonly<
 
 /** A layer has been fused. */
 export interface FuseLayerRecord {
-  /** A layer, not features. */
+  /** Tells it from the record of features. */
   readonly type: "layer";
   /** The stage that fused it. */
   readonly stage: FuseStage;
@@ -226,7 +226,7 @@ function check(
   }
 }
 
-/** A fusion on its way. */
+/** The state of a running fusion. */
 interface Job {
   readonly base: Model;
   readonly concepts: readonly Concept[];
@@ -239,13 +239,14 @@ interface Job {
 }
 
 /**
- * Fuses concepts into one model by matching, layer by layer, what each
- * single-concept model computes on its own features.
+ * Fuses concepts into one model by gradient fusion: layer by layer, the fused
+ * weight is fitted to the outputs of each single-concept model on its own
+ * features.
  *
  * @param base The model; not changed.
  * @param concepts The concepts; not changed.
  * @param options Method, ridge, strengths, how features are gathered.
- * @returns Yields progress and one record a fused layer; returns a model of the
+ * @returns Yields progress and one record per fused layer; returns a model of the
  * same type that knows all concepts' tokens. Its changed weights and token
  * vectors are new (`disposeModel(fused, base)` frees them), all else is shared.
  * @throws Before work starts, if a concept does not fit or an option is wrong.
@@ -305,7 +306,7 @@ export async function* fuse(
             }),
         ),
     );
-    // In place before the text encoder's states are used.
+    // Fused first, as the next stage uses the text encoder's states.
     fused = yield* average(job, fused, "textEncoder", text.averaged);
     fused = yield* fit(
       job,
@@ -333,7 +334,8 @@ export async function* fuse(
           i,
         ),
     );
-    // Last, or a concept's own would have been added to the average above.
+    // Last: the stage above still attaches each concept's own ΔW of these
+    // layers.
     fused = yield* average(job, fused, "unet", unet.averaged);
     complete = true;
     return fused;
@@ -383,7 +385,7 @@ async function* fit(
   let complete = false;
   try {
     let before = performance.now();
-    // Each problem is let go as soon as it is solved.
+    // Each problem is freed as soon as it is solved.
     for (let next = problems.shift(); next; next = problems.shift()) {
       for (const [layer, solution] of solve(next, settings, lambda)) {
         made.set(layer, applyDelta(at(params, layer).weight, solution.delta));

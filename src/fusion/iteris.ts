@@ -1,7 +1,7 @@
 /**
  * IterIS (Chen et al., CVPR 2025, "Iterative Inference-Solving Alignment for LoRA
- * Merging"): regression like RegMean's, but what a layer of the merged model sees
- * is measured on the merged model, again after each solution.
+ * Merging"): a regression like RegMean's. But the inputs of the merged model's
+ * layers are measured on the merged model itself, again in each round.
  *
  * @module
  */
@@ -62,8 +62,8 @@ export interface IterisSolution {
  * that is
  * W = (Σ λᵢ(X̃ᵢᵀX̃ᵢ + α‖X̃ᵢᵀX̃ᵢ‖_F·I))⁻¹ Σ λᵢ(X̃ᵢᵀXᵢ + α‖X̃ᵢᵀXᵢ‖_F·I)·Wᵢ.
  *
- * @param terms One a concept.
- * @param alpha α, which keeps W near the Wᵢ where there are few samples.
+ * @param terms One per concept.
+ * @param alpha α, a ridge that keeps W near the Wᵢ if there are few samples.
  * @default alpha 1e-4, the article's
  * @throws If there are no concepts, or α is not above 0.
  */
@@ -90,7 +90,7 @@ export function iterisLayer(
     right = combine(right, multiply(kept, weight), 1, lambda);
     return { lambda, energy };
   });
-  // Positive definite already: the ridge only chooses Cholesky.
+  // Already positive definite: the tiny ridge only selects the Cholesky solver.
   const solved = solver(left, 1e-14)(right);
   let [error, total] = [0, 0];
   terms.forEach(({ weight, merged, cross }, i) => {
@@ -112,8 +112,8 @@ function norm(a: Matrix): number {
 /** Settings of {@linkcode iteris}. */
 export interface IterisOptions {
   /**
-   * Times that inputs are measured and layers solved; the first time in the
-   * concepts' own models only. The article takes up to 20.
+   * Rounds of measuring inputs and solving layers; the first round measures in
+   * the concepts' own models only. The article uses up to 20.
    *
    * @default 5
    */
@@ -143,21 +143,21 @@ export interface IterisRecord {
   readonly round: number;
   /** Rounds in all. */
   readonly rounds: number;
-  /** Mean error of the layers, each as {@linkcode IterisSolution} has it. */
+  /** Mean over the layers of {@linkcode IterisSolution}'s `error`. */
   readonly error: number;
-  /** How far the weights moved, relative to the last ones'. */
+  /** Change of the weights, relative to those of the last round. */
   readonly change: number;
   /** Seconds of the round. */
   readonly seconds: number;
 }
 
-/** A point of a sampling run. */
+/** A latent and its timestep in a sampling run. */
 interface Point {
   readonly sample: tf.Tensor4D;
   readonly timestep: number;
 }
 
-/** One concept, ready to be run. */
+/** One concept's model and the inputs to run it on. */
 interface Client {
   readonly model: Model;
   readonly prompts: readonly string[];
@@ -228,7 +228,7 @@ export async function* iteris(
       const before = performance.now();
       const terms = new Map<string, IterisTerm[]>();
       for (const [i, client] of clients.entries()) {
-        // The first time there is no merged model yet.
+        // In the first round there is no merged model yet.
         const other = last ? merged : client.model;
         for (const [name, sums] of await measure(client, other, paths)) {
           const list = terms.get(name) ?? [];
@@ -357,7 +357,7 @@ async function measure(
     );
     tf.dispose(known ?? []);
   };
-  /** Runs both models and pairs what their layers see. */
+  /** Runs both models and pairs the inputs of their layers. */
   const pair = (
     component: Component,
     wanted: readonly string[],
@@ -371,7 +371,7 @@ async function measure(
         const seen = new Map<string, tf.Tensor>();
         run(m, (layer, x) => {
           const path = names.get(layer);
-          // Inputs are freed within the network.
+          // The network frees its inputs, so copies are kept.
           if (path !== undefined) seen.set(path, tf.keep(x.clone()));
         });
         return seen;
@@ -389,7 +389,8 @@ async function measure(
     });
     const spatial = paths.unet.fitted.filter((p) => !KEY_OR_VALUE.test(p));
     for (const [i, { sample, timestep }] of points.entries()) {
-      // Text states are the same at every step: keys and values see them once.
+      // Text states are the same at every step: keys and values are measured
+      // once.
       pair("unet", i === 0 ? paths.unet.fitted : spatial, (m, tap) => {
         const states = promptStates(m, prompts.slice(0, 1));
         unet(m.unet.params, m.unet.config, sample, [timestep], states, { tap });

@@ -1,5 +1,5 @@
 /**
- * The memory that gradient fusion takes, counted before it is begun.
+ * Counts the memory that gradient fusion needs, before it starts.
  *
  * @module
  */
@@ -49,13 +49,14 @@ export interface FusionPlan {
    */
   readonly images?: number;
   /**
-   * As the pipeline is told.
+   * The pipeline's option of that name.
    *
    * @default "high"
    */
   readonly memory?: "high" | "low";
   /**
-   * Whether the model's weights are half floats; what fusion changes never is.
+   * Whether the model's weights are float16; weights that fusion changes are
+   * always float32.
    *
    * @default false
    */
@@ -71,13 +72,13 @@ function gramBytes(stats: Iterable<Stats>): number {
 }
 
 /**
- * Counts the bytes of gradient fusion: the largest of its stages, sampling with
- * every layer observed, on a backend that computes nothing; weights that it has
- * changed by then; and on the host the statistics of all concepts.
+ * Counts the bytes of gradient fusion: those of its largest stage (sampling
+ * with every layer observed, run on a backend that computes nothing), of the
+ * weights changed by then, and, on the host, of the statistics of all concepts.
  *
  * @param configs Configs of the model.
- * @param plan What is fused how.
- * @param options Whose kernels, and what an operation may read.
+ * @param plan What is fused, and how.
+ * @param options Which backend is counted, and the bytes an operation may read.
  */
 export async function fusionMemory(
   configs: ModelConfigs,
@@ -126,7 +127,7 @@ export async function fusionMemory(
     disposeModel(base);
     const others = (count - 1) * adapter;
     const host = count * gramBytes(stats.values());
-    // Wasm's memory is its own: what JavaScript has does not count there.
+    // Wasm has a memory of its own; JavaScript's arrays are not in it.
     return {
       bytes: held + others,
       weights,

@@ -1,9 +1,9 @@
 /**
  * Other ways to merge adapters, for comparison: sums, pruning, TIES, DARE,
- * KnOTS, RegMean, SSR, Custom Diffusion's, and reduction of rank.
+ * KnOTS, RegMean, SSR, Custom Diffusion's merge, and rank reduction.
  *
- * All work on one layer's changes of weight in float64, in the house layout
- * [in, out]; {@linkcode mergeConcepts} applies them to whole models.
+ * All work on the ΔW of one layer, in float64 and this library's layout [in,
+ * out]; {@linkcode mergeConcepts} applies them to whole models.
  *
  * @module
  */
@@ -72,8 +72,8 @@ function mapMatrix(a: Matrix, fn: (x: number, i: number) => number): Matrix {
 }
 
 /**
- * Task arithmetic: Σ wᵢ ΔWᵢ. With wᵢ = λ this is the tuned sum that Orthogonal
- * Adaptation reports against (λ = 0.6), with 1/n the strict average.
+ * Task arithmetic: Σ wᵢ ΔWᵢ. With wᵢ = λ this is the baseline of Orthogonal
+ * Adaptation (λ = 0.6), with wᵢ = 1/n the average.
  *
  * @param deltas ΔWᵢ.
  * @param weights wᵢ, of any sign.
@@ -103,7 +103,7 @@ export function prune(a: Matrix, density: number): Matrix {
   const kept = Math.floor(density * a.data.length);
   const sizes = a.data.map(Math.abs).sort();
   const limit = sizes[sizes.length - kept] ?? Infinity;
-  // Entries that tie at the limit: as many as there is room for, in order.
+  // Of entries equal to the limit, the first ones are kept, up to the density.
   let ties = kept - a.data.filter((x) => Math.abs(x) > limit).length;
   return mapMatrix(a, (x) => {
     const size = Math.abs(x);
@@ -132,7 +132,7 @@ export function magnitudePrune(
  */
 export type Election = "total" | "frequency";
 
-/** Averages, entry by entry, what agrees with the elected sign. */
+/** Averages, entry by entry, the values that have the elected sign. */
 function disjointMerge(
   deltas: readonly Matrix[],
   weights: readonly number[],
@@ -174,7 +174,7 @@ export interface TiesOptions {
 
 /**
  * TIES (Yadav et al. 2023) as PEFT has it: trim, elect signs on the unweighted
- * rest, average what agrees; weights are not normalised.
+ * rest, average the values with the elected sign. Weights are not normalised.
  *
  * @param deltas ΔWᵢ.
  * @param weights wᵢ.
@@ -236,7 +236,7 @@ export function drop(
  *
  * @param deltas ΔWᵢ.
  * @param weights wᵢ.
- * @param masks One a change.
+ * @param masks One per change.
  * @param density The share the masks were drawn with.
  */
 export function dareLinear(
@@ -256,7 +256,7 @@ export function dareLinear(
  *
  * @param deltas ΔWᵢ.
  * @param weights wᵢ.
- * @param masks One a change.
+ * @param masks One per change.
  * @param density The share the masks were drawn with.
  * @param election How signs are elected.
  */
@@ -296,8 +296,8 @@ export function concatenate(
 }
 
 /**
- * The best approximation of a change by one of lower rank, from its singular
- * values; nothing is formed at full size.
+ * The best approximation of ΔW at a lower rank, by truncated SVD; no matrix of
+ * full size is formed.
  *
  * @param delta Factors of any rank.
  * @param rank The new rank.
@@ -315,7 +315,7 @@ export function rerank(delta: Delta, rank: number): Delta {
 export interface Knots {
   /** The merged change. */
   readonly merged: Matrix;
-  /** Singular values of all changes stacked; those that count. */
+  /** Singular values of all changes stacked, those above the cutoff. */
   readonly singularValues: Float64Array;
 }
 
@@ -344,8 +344,8 @@ export function knots(
     deltas.map(() => 1),
   );
   const inputs = factored.length > 0 ? factored[0].down.rows : dense[0].rows;
-  // One below the other in the house layout: left singular vectors there are
-  // right ones here.
+  // Stacked vertically, as [in, out] is the transpose of PyTorch's layout: left
+  // singular vectors there are right ones here.
   const { u, s, v } = factored.length > 0
     ? svdOfProduct(
       factored.map(({ down }) => down).reduce(blockDiagonal),
@@ -390,7 +390,7 @@ export interface GramTerm {
  * times `a`. With a = 1 it is gradient fusion's minimiser for equally weighted
  * concepts.
  *
- * @param terms One a concept.
+ * @param terms One per concept.
  * @param options `a` (default 1); `ridge` relative to the mean diagonal
  * (default 0).
  */
@@ -416,15 +416,15 @@ export function regMean(
 export interface SsrResult {
   /** The merged change, still of rank Σ rᵢ. */
   readonly delta: Delta;
-  /** R [Σ r, Σ r]: what is put between the stacked A and B. */
+  /** R [Σ r, Σ r]: the matrix between the stacked A and B. */
   readonly mixing: Matrix;
 }
 
 /**
- * SSR-Merge: RegMean in the space of ranks. B_comb · R · A_comb with the R that
- * best routes every concept's A·x to its own block.
+ * SSR-Merge: RegMean in rank space. ΔW is B_comb · R · A_comb, where R maps
+ * every concept's A·x to its own block with least error.
  *
- * @param terms One a concept; scale belongs in `up`.
+ * @param terms One per concept; scale belongs in `up`.
  * @param options `ridge` relative to the mean diagonal (default 0).
  */
 export function ssr(
@@ -458,19 +458,19 @@ export interface ConstraintTerm {
 }
 
 /**
- * Custom Diffusion's merge (Kumari et al. 2023, eqs. 4 and 5): the change of
- * weight that does what each concept's own does on its features, and as little
+ * Custom Diffusion's merge (Kumari et al. 2023, eqs. 4 and 5): the ΔW that
+ * equals each concept's own ΔW on that concept's features, and acts as little
  * as possible on those of ordinary captions.
  *
  * argmin ‖C_reg·ΔW‖² with Cᵢ·ΔW = Cᵢ·ΔWᵢ for all i, which is
- * G⁻¹Cᵀ(C·G⁻¹·Cᵀ)⁻¹·T with G = C_regᵀ·C_reg, C all features one below the other
- * and T what is asked of them. Where features contradict each other, the nearest
- * change in least squares.
+ * G⁻¹Cᵀ(C·G⁻¹·Cᵀ)⁻¹·T with G = C_regᵀ·C_reg, C all features stacked and T their
+ * targets Cᵢ·ΔWᵢ. If the constraints contradict each other, they hold in the
+ * least-squares sense.
  *
- * @param terms One a concept.
+ * @param terms One per concept.
  * @param regular G [in, in], of the captions' features.
  * @param ridge Added to G's diagonal, relative to its mean, as captions may not
- * take every direction.
+ * span every direction.
  * @throws If there are no concepts.
  *
  * @example
@@ -502,8 +502,8 @@ function rowsIn({ rows, halves }: Stats): Matrix {
 }
 
 /**
- * The Gram matrix of ordinary captions' text states, all positions, which Custom
- * Diffusion's merge regularises with.
+ * The Gram matrix of the text states of ordinary captions at all positions: the
+ * regulariser of Custom Diffusion's merge.
  *
  * @param base The model whose text encoder reads them.
  * @param captions The captions; the article takes a thousand.
@@ -532,7 +532,7 @@ export async function captionGram(
 
 /**
  * FedAvg's weights (McMahan et al. 2017): a client's weight is its share of all
- * pictures.
+ * training pictures.
  *
  * @param counts Pictures of each client.
  * @returns wᵢ, adding up to 1.
@@ -593,7 +593,8 @@ export interface MergeOptions extends TiesOptions {
   /** How changes of weight are merged. */
   readonly method: MergeMethod;
   /**
-   * wᵢ, one per concept. TIES divides by how many agree, sums do not.
+   * wᵢ, one per concept. TIES divides by the number of agreeing values, sums do
+   * not.
    *
    * @default 1/n for sums, 1 for TIES
    */
@@ -623,8 +624,8 @@ export interface MergeOptions extends TiesOptions {
   /** {@linkcode MEASURED} methods: what clients measured, one per concept. */
   readonly statistics?: readonly ConceptStatistics[];
   /**
-   * Custom Diffusion: ordinary captions, whose text states are to change little.
-   * It merges keys and values; other layers are summed.
+   * Custom Diffusion: ordinary captions, on which keys and values should change
+   * little. It merges keys and values; other layers are summed.
    */
   readonly captions?: readonly string[];
 }

@@ -1,10 +1,11 @@
 /**
- * What a layer sees: its inputs Xᵢ, or only their Gram matrix Gᵢ = XᵢᵀXᵢ.
+ * Statistics of a layer's inputs: the rows Xᵢ, or only their Gram matrix Gᵢ =
+ * XᵢᵀXᵢ.
  *
- * Gradient fusion needs nothing else about the images of a concept. A Gram
- * matrix has d × d numbers however many rows went into it, and adds up, so it
- * is streamed while sampling runs and no features are stored (the official code
- * stores 5.5 to 28 GB of them for one concept of SD 1.5).
+ * Gradient fusion needs no other data of a concept's pictures. A Gram matrix
+ * has d × d numbers for any number of rows and is a sum over them. So it is
+ * accumulated during sampling, and no features are stored (the official code
+ * stores 5.5 to 28 GB per concept of SD 1.5).
  *
  * @module
  */
@@ -29,9 +30,9 @@ import {
 } from "../optim/least_squares.ts";
 
 /**
- * Inputs of one layer over all calls: the rows themselves while there are at
- * most as many as features, their Gram matrix after that; or two halves of the
- * inputs, each by itself, which cross-validation compares.
+ * Inputs of one layer over all calls: the rows themselves if they are at most
+ * as many as features, else their Gram matrix; or the same for two halves of
+ * the inputs, for cross-validation.
  */
 export interface Stats {
   /** Input features d; kh·kw·in for a convolution. */
@@ -45,8 +46,8 @@ export interface Stats {
   /** In place of both: the statistics of two halves of the rows. */
   readonly halves?: readonly [Stats, Stats];
   /**
-   * What a fit of the other half is scored on, where that is more than what is
-   * fitted.
+   * Rows on which a fit of the other half is scored, if they are more than
+   * those fitted.
    *
    * @default halves
    */
@@ -64,7 +65,7 @@ export function gramOf({ gram: own, rows, halves }: Stats): Matrix {
 }
 
 /**
- * Statistics of two halves as one.
+ * Joins the statistics of two halves.
  *
  * @param first By layer.
  * @param second The same layers, sharing inputs in the same way.
@@ -111,13 +112,14 @@ export interface AccumulateOptions {
    */
   readonly accuracy?: Accuracy;
   /**
-   * Rows in one float32 product; fewer rows, smaller rounding errors.
+   * Rows per float32 product. Fewer rows give smaller rounding errors.
    *
    * @default 4096
    */
   readonly blockRows?: number;
   /**
-   * Most rows that are kept as rows; 0 always makes a Gram matrix.
+   * The largest number of rows that are kept as rows; 0 always makes a Gram
+   * matrix.
    *
    * @default features
    */
@@ -147,8 +149,8 @@ export class GramAccumulator {
   /** What `flush` takes: rows, or products of columns from `column` on. */
   #pending: { column?: number; tensor: tf.Tensor }[] = [];
   /**
-   * Products that are summed on the backend, of as many rows as there are
-   * features: fewer transfers, and rounding as of one product.
+   * Products that are summed on the backend, up to as many rows as features:
+   * fewer transfers, with the rounding of one product.
    */
   #open: { rows: number; parts: tf.Tensor[] } = { rows: 0, parts: [] };
   #rows: Float64Array[] = [];
@@ -158,7 +160,7 @@ export class GramAccumulator {
    * An empty sum.
    *
    * @param features Features of a row.
-   * @param options Accuracy and when to give up keeping rows.
+   * @param options Accuracy, and the number of rows up to which rows are kept.
    */
   constructor(features: number, options: AccumulateOptions = {}) {
     const { accuracy = "mixed", blockRows = 4096, keepRows = features } =
@@ -208,7 +210,7 @@ export class GramAccumulator {
     const before = this.#open.parts;
     const parts = tf.tidy(() => {
       const rows = tf.slice2d(x.reshape([-1, d]), [from, 0], [size, -1]);
-      // Symmetric: only columns from the diagonal on.
+      // The matrix is symmetric: only columns from the diagonal on.
       return columnsOf(d).map((column, i, all) => {
         const own = (all[i + 1] ?? d) - column;
         const product = tf.matMul(
@@ -234,15 +236,15 @@ export class GramAccumulator {
   }
 
   /**
-   * Brings to the host what is complete on the backend: rows, and products that
-   * no more rows are added to.
+   * Brings to the host what is complete on the backend: rows, and products
+   * whose sum is complete.
    */
   flush(): Promise<void> {
     return GramAccumulator.flushAll([this]);
   }
 
   /**
-   * Flushes several at once: one transfer from the backend instead of one each.
+   * Flushes several in one transfer from the backend.
    *
    * @param sums The accumulators.
    */
@@ -351,7 +353,7 @@ function mirror({ rows, data }: Matrix): void {
 export interface Collector extends Context {
   /** Observes inputs of layers; goes into the forward pass. */
   readonly tap: NonNullable<Context["tap"]>;
-  /** To be awaited between steps, so that little waits on the backend. */
+  /** Await it between steps, so that few tensors wait on the backend. */
   readonly flush: () => Promise<void>;
   /**
    * The statistics of all layers, by path.
@@ -381,7 +383,7 @@ export interface CollectOptions extends AccumulateOptions {
   readonly halves?: boolean;
 }
 
-/** Layers with one input between them. */
+/** Layers that share one input. */
 interface Group {
   /** One sum, or one per half. */
   readonly sums: readonly GramAccumulator[];
@@ -396,7 +398,7 @@ function addRows(group: Group, rows: tf.Tensor2D): void {
   if (!second) return first.add(rows);
   tf.tidy(() => {
     const n = rows.shape[0];
-    // A single row goes to each in turn.
+    // Single rows go to the halves in turn.
     const cut = n === 1 ? group.calls++ % 2 : Math.floor(n / 2);
     if (cut > 0) first.add(tf.slice2d(rows, [0, 0], [cut, -1]));
     if (cut < n) second.add(tf.slice2d(rows, [cut, 0], [n - cut, -1]));
@@ -431,8 +433,8 @@ function layersAt(
 /**
  * Makes an observer of chosen layers, to be passed to a forward pass.
  *
- * Layers fed the very same tensor (queries, keys and values of a
- * self-attention) share one {@linkcode Stats} object and its cost.
+ * Layers whose input is the same tensor (queries, keys and values of
+ * self-attention) share one {@linkcode Stats} object.
  *
  * @param tree Parameters of the network that runs.
  * @param paths Layers, linear or convolutions.
@@ -529,8 +531,8 @@ export function collector(
  *
  * @param tree Parameters of the network that runs.
  * @param paths Layers, linear or convolutions.
- * @param run Runs the network with the given observer, awaiting `flush` now and
- * then.
+ * @param run Runs the network with the given observer; it should await `flush`
+ * between steps.
  * @param options Accuracy.
  * @returns Statistics by path.
  * @throws If a path is no layer of the tree, or a layer was never run.
@@ -627,13 +629,16 @@ export function unfold(
   });
 }
 
-/** Whole statistics; and halves, which older readers do not know. */
+/** Format 1 has whole statistics; format 2 may have halves. */
 const FORMATS: readonly string[] = [
   "mix-of-show statistics 1",
   "mix-of-show statistics 2",
 ];
 
-/** Ends of names: the halves, and what fits of the other half are scored on. */
+/**
+ * Suffixes of names: the halves, and the rows that fits of the other half are
+ * scored on.
+ */
 const PARTS = [".half0", ".half1", ".scored0", ".scored1"] as const;
 
 function partsOf(stats: Stats): (readonly [name: string, part: Stats])[] {
@@ -643,7 +648,7 @@ function partsOf(stats: Stats): (readonly [name: string, part: Stats])[] {
     : [["", stats]];
 }
 
-/** Statistics as named tensors and what has to be said about them. */
+/** Statistics as named tensors, with metadata. */
 export interface EncodedStatistics {
   /** By name: `<layer>.gram` or `.rows`, or of each half. */
   readonly tensors: [string, RawTensor][];
@@ -776,8 +781,8 @@ export async function decodeStatistics(
  *
  * @param path The file.
  * @param stats Statistics by layer.
- * @param options `dtype` on disk, F64 by default; F32 halves the size and is
- * as exact as `mixed` sums are.
+ * @param options `dtype` on disk, F64 by default; F32 halves the size and is as
+ * accurate as `mixed` sums.
  */
 export async function writeStatistics(
   path: string | URL,
@@ -814,10 +819,10 @@ export async function readStatistics(
 export interface NoiseOptions {
   /**
    * Standard deviation of the noise on each entry of a Gram matrix, relative to
-   * the mean squared norm of its rows, which is how much one typical row adds.
+   * the mean squared norm of its rows: the contribution of one typical row.
    */
   readonly scale: number;
-  /** Randomness; a client keeps it to itself. */
+  /** Random key; a client keeps it secret. */
   readonly key: Key;
 }
 
@@ -826,9 +831,9 @@ export interface NoiseOptions {
  * replace rows, with symmetric Gaussian noise (Dwork et al. 2014, "Analyze
  * Gauss"), moved to the nearest positive semi-definite matrix.
  *
- * At scale 1 the noise is as large as what one typical row adds. It is no
- * differential privacy: rows are not clipped, and the adapter and the tokens that
- * are sent beside them are trained on the pictures without noise.
+ * At scale 1 the noise is as large as the contribution of one typical row. This
+ * is not differential privacy: rows are not clipped, and the adapter and tokens
+ * sent with the statistics are trained on the pictures without noise.
  *
  * @param stats Statistics by layer; not changed.
  * @param options Scale and randomness.

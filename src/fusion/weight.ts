@@ -18,8 +18,8 @@ import type { LowRank } from "../nn/linear.ts";
 import type { Model } from "../models/model.ts";
 
 /**
- * How strongly a concept's adapter acts: `unet_alpha` and `text_encoder_alpha`
- * of the official concept list.
+ * Strength of a concept's adapter: `unet_alpha` and `text_encoder_alpha` of the
+ * official concept list.
  */
 export interface Strength {
   /**
@@ -55,7 +55,7 @@ export interface WeightFusionOptions {
 /**
  * αᵢ of a concept.
  *
- * @param strengths One a concept, or none.
+ * @param strengths One per concept, or none.
  * @param i Which concept.
  * @param component Which network.
  */
@@ -73,7 +73,7 @@ export function strengthOf(
  * @param base The model.
  * @param concepts The concepts.
  * @param strengths Their strengths.
- * @param whole Whether fine-tuned networks can be fused too. @default false
+ * @param whole Whether fully fine-tuned networks are accepted. @default false
  * @throws If there are none, two have one name, the model carries adapters, or
  * a number is not finite.
  */
@@ -201,7 +201,7 @@ export function averageWeights<T>(
   })) as T;
 }
 
-/** Paths of a component that any concept changes, in the order of the first. */
+/** Paths of the layers of a component that any concept changes. */
 export function changedPaths(
   concepts: readonly Concept[],
   component: Component,
@@ -240,8 +240,9 @@ function averageWhole<T>(
 }
 
 /**
- * Fuses concepts by adding up their changes of weight: text encoder and UNet,
- * every layer their adapters have, every parameter that was fine-tuned. Learned tokens are added as they are.
+ * Fuses concepts by adding up their ΔW: in text encoder and UNet, every layer
+ * of their adapters and every parameter that was fine-tuned. Learned tokens are
+ * added unchanged.
  *
  * @param base The model; not changed.
  * @param concepts The concepts, n of them; not changed.

@@ -1,6 +1,6 @@
 /**
- * Draws a layout in one of several ways: with a model that has its concepts, or
- * with adapters that are not fused.
+ * Draws a layout, with a model that contains its concepts or with adapters that
+ * are not fused.
  *
  * @module
  */

@@ -1,7 +1,7 @@
 /**
- * The lab: trains, fuses, draws, composes, embeds and measures. Each is a call
- * from specs to results, memoised by the hash of the spec: what the store has is
- * read, the rest is worked on by a runner.
+ * The lab trains, fuses, draws, composes, embeds and measures. Each call takes
+ * specs and returns results, memoised by the hash of the spec: results in the
+ * store are read, the others are computed by a runner.
  *
  * @module
  */
@@ -46,7 +46,7 @@ import {
   specId,
 } from "./store.ts";
 
-/** Parts of a model folder that shape its numbers. */
+/** Parts of a model folder that are hashed. */
 export const MODEL_PARTS: readonly string[] = [
   "tokenizer",
   "text_encoder",
@@ -55,7 +55,7 @@ export const MODEL_PARTS: readonly string[] = [
   "scheduler",
 ];
 
-/** Pictures that are drawn at once. */
+/** Pictures per batch. */
 const BATCH = 10;
 
 /** The kind of work of a call. */
@@ -88,7 +88,7 @@ export interface LabRecord {
   readonly done: number;
   /** Units of this call. */
   readonly total: number;
-  /** What is counted. */
+  /** Unit of `done` and `total`. */
   readonly unit: string;
 }
 
@@ -107,7 +107,7 @@ export interface LabOptions {
   /** Local workers; 0: in place on the current backend. */
   readonly workers: number;
   /**
-   * Works on specs, or opens what does for a lab of these hashes.
+   * The runner, or a function that opens one for a lab with these hashes.
    *
    * @default in place, or local workers
    */
@@ -156,7 +156,7 @@ export interface Lab extends Disposable {
   readonly folders: Folders;
   /** Hashes of base model, evaluation CLIP, art and condition networks. */
   readonly hashes: LabHashes;
-  /** The art of the embedded world. */
+  /** The sprites of the embedded model's scenes. */
   readonly art: Art;
   /** Seconds that each kind of call took so far. */
   readonly seconds: Readonly<Record<string, number>>;
@@ -164,7 +164,7 @@ export interface Lab extends Disposable {
   train(asks: readonly Ask<TrainSpec>[]): Promise<Trained[]>;
   /** Fuses concepts, a model per ask. */
   fuse(asks: readonly Ask<FuseSpec>[]): Promise<Fused[]>;
-  /** Measures concepts and writes what their clients would send. */
+  /** Measures concepts and writes the files that their clients would send. */
   publish(asks: readonly Ask<PublishSpec>[]): Promise<PublishedFile[]>;
   /** Draws pictures; gives their names in the store. */
   draw(asks: readonly Ask<DrawSpec>[]): Promise<string[][]>;
@@ -224,10 +224,10 @@ class Memo {
   ) {}
 
   /**
-   * Works on the specs that the store lacks, then reads all results.
+   * Computes the specs that the store lacks, then reads all results.
    *
    * @param stage The call, for progress.
-   * @param unit What progress counts.
+   * @param unit Unit of the progress.
    * @param specs The specs.
    * @param read Reads a result; `id` is its name in the store.
    * @param size Units of a spec. @default 1
@@ -287,7 +287,7 @@ class Memo {
  * Opens a lab.
  *
  * @param options Folders, where the work runs.
- * @throws If a folder lacks a part, or the base model is not as it should be.
+ * @throws If a folder lacks a part, or the base model is not valid.
  */
 export async function openLab(options: LabOptions): Promise<Lab> {
   const { model, clip, store, networks, backend, workers, runner: given } =
@@ -330,7 +330,9 @@ type LabCalls = Omit<
   "folders" | "hashes" | "art" | "seconds" | "put" | "picture" | symbol
 >;
 
-/** The calls of a lab: from asks to specs, from the store to results. */
+/**
+ * The calls of a lab: they make specs of asks and read results from the store.
+ */
 function callsOf(memo: Memo, hashes: LabHashes): LabCalls {
   const { store } = memo;
   const { model: base, clip: clipHash, art: artId } = hashes;
@@ -462,7 +464,7 @@ function callsOf(memo: Memo, hashes: LabHashes): LabCalls {
   };
 }
 
-/** Parts of a list that are worked on at once. */
+/** Splits a list into batches. */
 function batches<T>(list: readonly T[]): T[][] {
   return Array.from(
     { length: Math.ceil(list.length / BATCH) },
@@ -476,8 +478,7 @@ function batches<T>(list: readonly T[]): T[][] {
  * @param options Folders, where the work runs.
  * @param use What is done with the lab.
  * @returns What `use` gives.
- * @throws If the model or the CLIP changed meanwhile: customised models are
- * judged by the CLIP that was there before them.
+ * @throws If the model's or the CLIP's files changed meanwhile.
  */
 export async function withLab<T>(
   options: LabOptions,

@@ -1,6 +1,6 @@
 /**
- * A connection to Redis that never hangs: what is wrong is said by name, tried
- * again for a stated time, and then given up.
+ * A connection to Redis that never hangs: it reports errors, retries for a
+ * given time, and then gives up.
  *
  * @module
  */
@@ -18,16 +18,16 @@ export interface Link {
   readonly lost: Promise<never>;
   /** Whether Redis answers now. */
   readonly up: () => boolean;
-  /** Waits for an answer, no longer than the connection lasts. */
+  /** Waits for an answer; rejects when the connection is given up. */
   wait<T>(answer: Promise<T>): Promise<T>;
   /** Ends the connection. */
   close(): void;
 }
 
-/** Seconds that are waited for Redis by default. */
+/** Default seconds to wait for Redis. */
 export const PATIENCE = 60;
 
-/** Milliseconds between two looks at the connection. */
+/** Milliseconds between two checks of the connection. */
 const TICK = 500;
 
 /** Milliseconds without an answer after which a connection counts as broken. */
@@ -36,7 +36,7 @@ const SILENCE = 10_000;
 /** The oldest Redis that BullMQ recommends. */
 const OLDEST: readonly [number, number] = [6, 2];
 
-/** Answers that no second attempt changes. */
+/** Errors that are not retried. */
 const FINAL =
   /^(WRONGPASS|NOAUTH|NOPERM|ERR (invalid password|AUTH|DB index|invalid DB))|certificate|CERT_|self[- ]signed|SSL|TLS/i;
 
@@ -86,7 +86,7 @@ export async function openLink(options: LinkOptions): Promise<Link> {
   const shown = shownUrl(checkUrl(url));
   const redis = new Redis(url, {
     lazyConnect: true,
-    // Commands wait for the connection; the clock below ends their waiting.
+    // Commands wait for the connection; the timer below ends their waiting.
     maxRetriesPerRequest: null,
     retryStrategy: (times) => Math.min(200 * times, 2000),
     connectTimeout: 5000,
@@ -100,7 +100,7 @@ export async function openLink(options: LinkOptions): Promise<Link> {
   let noted = false;
   let giveUp: (error: Error) => void = () => {};
   const lost = new Promise<never>((_, reject) => giveUp = reject);
-  // Whoever waits hears of it; nobody may be waiting.
+  // Callers of `wait` get the error; without one it must not be unhandled.
   lost.catch(() => {});
 
   const close = () => {
@@ -147,7 +147,8 @@ export async function openLink(options: LinkOptions): Promise<Link> {
     }
     if (asked !== undefined) {
       if (now - asked < Math.min(SILENCE, patience * 1000)) return;
-      // A peer that went without a word: its socket stays open for minutes.
+      // The server is gone without closing the socket, which stays open for
+      // minutes.
       asked = undefined;
       reason = "no answer";
       broken();
@@ -159,7 +160,7 @@ export async function openLink(options: LinkOptions): Promise<Link> {
   };
   const clock = setInterval(look, TICK);
   const wait = <T>(answer: Promise<T>): Promise<T> => {
-    // What is answered after the end has no listener.
+    // An answer after the end must not be an unhandled rejection.
     answer.catch(() => {});
     return Promise.race([answer, lost]);
   };
@@ -176,14 +177,16 @@ export async function openLink(options: LinkOptions): Promise<Link> {
   return { redis, shown, lost, up: () => down === undefined, wait, close };
 }
 
-/** Refuses a Redis that is too old; says so where it may forget jobs. */
+/**
+ * Refuses a Redis that is too old; warns if its memory policy may drop jobs.
+ */
 async function checkServer(
   redis: Redis,
   shown: string,
   wait: Link["wait"],
   onNote: (line: string) => void,
 ): Promise<void> {
-  // Users of a shared Redis may not be allowed to ask.
+  // Users of a shared Redis may lack permission for INFO.
   const info = await wait(redis.info().catch(() => ""));
   const value = (name: string) =>
     new RegExp(`^${name}:(.*?)\r?$`, "m").exec(info)?.[1];

@@ -1,6 +1,6 @@
 /**
- * Models of the store: the base with a concept, and fused models as what they
- * change in the base.
+ * Models of the store: the base with a concept, and fused models, stored as the
+ * tensors that differ from the base.
  *
  * @module
  */
@@ -27,7 +27,8 @@ import { pathOf } from "./store.ts";
 const COMPONENTS = ["textEncoder", "unet"] as const;
 
 /**
- * Writes what a fused model changes in its base, exactly and atomically.
+ * Writes the tensors of a fused model that differ from its base, exactly and
+ * atomically.
  *
  * @param path File.
  * @param base The base model.
@@ -57,7 +58,7 @@ export async function saveFused(
   });
 }
 
-/** Reads a fused model back; shares with the base what is not changed. */
+/** Reads a fused model; unchanged tensors are shared with the base. */
 async function loadFused(path: string, base: Model): Promise<Model> {
   const file = await openSafetensors(path);
   try {
@@ -95,12 +96,13 @@ async function loadFused(path: string, base: Model): Promise<Model> {
 }
 
 /**
- * Runs a function with a model of the store, and frees what is not the base's.
+ * Runs a function with a model of the store, then frees the tensors that are
+ * not the base's.
  *
  * @param base The base model.
  * @param store Folder of the store.
  * @param ref Which model.
- * @param fn What is done with it.
+ * @param fn The function.
  */
 export async function withModel<T>(
   base: Model,

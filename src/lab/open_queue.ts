@@ -1,6 +1,6 @@
 /**
- * Hands the lab's work to other machines; what a queue needs is loaded when one
- * is asked for.
+ * Sends the lab's work to other machines. The queue's packages are loaded only
+ * when a queue is opened.
  *
  * @module
  */
@@ -14,7 +14,7 @@ export interface QueueRequest {
   readonly url: string;
   /** The store that all machines see: a folder, or `s3://bucket/prefix`. */
   readonly store: string;
-  /** Seconds that a Redis which does not answer is tried. @default 60 */
+  /** Seconds to retry a Redis that does not answer. @default 60 */
   readonly patience?: number;
 }
 
@@ -29,7 +29,7 @@ interface QueueModule {
  * @param request The queue, and the store that all machines see.
  * @param identity What the workers must have in common.
  * @param copy Folder of the local copy of a bucket; the lab's store.
- * @param onNote Called with what a person should know, a line each.
+ * @param onNote Called with messages for the user, one line each.
  * @throws If queue or store do not answer or refuse.
  *
  * @example
@@ -50,7 +50,8 @@ export async function openQueue(
   onNote?: (line: string) => void,
 ): Promise<Runner> {
   const shared = await openSharedStore(store, copy);
-  // A template stays out of the module graph: without a queue, no BullMQ.
+  // An import by a template string is not in the module graph, so BullMQ is
+  // loaded only for a queue.
   const { queueRunner }: QueueModule = await import(`./queue.ts${""}`);
   return await queueRunner({ url, patience, identity, store: shared, onNote });
 }

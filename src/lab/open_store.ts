@@ -1,5 +1,5 @@
 /**
- * Opens a store that several machines see, by how the user calls it.
+ * Opens a store that several machines share, by its path or URL.
  *
  * @module
  */
@@ -24,7 +24,7 @@ interface BucketModule {
  *
  * @param where A folder, or `s3://bucket/prefix`.
  * @param copy Folder of the local copy of a bucket's objects.
- * @param settings How a bucket is reached. @default the environment
+ * @param settings Access to the bucket. @default the environment
  * @throws If it cannot be written, or the bucket does not answer.
  */
 export async function openSharedStore(
@@ -33,7 +33,8 @@ export async function openSharedStore(
   settings?: S3Settings,
 ): Promise<SharedStore> {
   if (!isBucket(where)) return await folderStore(where);
-  // A template stays out of the module graph: without a bucket, no client.
+  // An import by a template string is not in the module graph, so the client is
+  // loaded only for a bucket.
   const { bucketStore }: BucketModule = await import(`./s3.ts${""}`);
   return await bucketStore(where, copy, settings);
 }

@@ -1,15 +1,15 @@
 /**
  * What a client publishes in place of its pictures: the concept (ΔWᵢ and tokens)
- * and the statistics of its layers' inputs (Gᵢ), in one safetensors file. Whoever
- * has the base model can fuse such files and needs nothing else (Mix-of-Show §3.3,
+ * and the statistics of its layers' inputs (Gᵢ), in one safetensors file. Such
+ * files and the base model are all that fusion needs (Mix-of-Show §3.3,
  * "center-node concept fusion").
  *
- * What a file reveals: the concept itself, which is its purpose; of text layers,
- * keys and values the inputs as rows, from which the prompts can be read; of
- * spatial layers the principal directions of the activations while pictures of
- * the concept are drawn, which an attacker can try to invert. Training pictures
- * are not in it, but nothing protects against inversion; noise hides single rows
- * at a cost that can be measured.
+ * A file reveals the concept itself, which is its purpose. For text layers,
+ * keys and values it contains input rows, from which the prompts can be
+ * reconstructed. For spatial layers it reveals the principal directions of the
+ * activations during sampling, which an attacker can try to invert. It contains
+ * no training pictures, but nothing prevents inversion. Noise hides single
+ * rows; the experiment `federated` measures what it costs.
  *
  * @module
  */
@@ -34,7 +34,7 @@ import {
 } from "../io/safetensors.ts";
 import type { Model } from "../models/model.ts";
 
-/** A client's contribution; the concept's tensors are its own. */
+/** A client's contribution; it owns the concept's tensors. */
 export interface Published {
   /** ΔWᵢ and tokens. */
   readonly concept: Concept;
@@ -179,7 +179,7 @@ export async function readPublished(
  *
  * @param base The base model; not changed.
  * @param clients Their contributions.
- * @param options As {@linkcode fuse} takes them.
+ * @param options Options of {@linkcode fuse}.
  * @returns As {@linkcode fuse}.
  */
 export function fusePublished(

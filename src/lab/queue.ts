@@ -1,6 +1,6 @@
 /**
  * The lab's work on many machines: a runner that hands specs to a queue (BullMQ
- * on Redis). Workers take them, results come through the store.
+ * on Redis). Workers take them; results are exchanged through the store.
  *
  * @module
  */
@@ -13,7 +13,7 @@ import type { Runner } from "./runner.ts";
 import type { LabSpec } from "./specs.ts";
 import { CODE_VERSION, inputPaths, resultPaths, specId } from "./store.ts";
 
-/** What stands before each of the queue's keys in Redis. */
+/** Prefix of the queue's keys in Redis. */
 export const PREFIX = "mix-of-show";
 
 /** The set of all queues' names. */
@@ -22,13 +22,13 @@ export const QUEUES = `${PREFIX}:queues`;
 /** How often a job that failed is tried, on any worker. */
 const ATTEMPTS = 3;
 
-/** Milliseconds between looks at jobs, for what events do not tell. */
+/** Milliseconds between polls of the jobs, in case events are lost. */
 const LOOK = 2000;
 
-/** Milliseconds that a result may take to show in the store. */
+/** Milliseconds until a result must be visible in the store. */
 const LATE = 30_000;
 
-/** Milliseconds without a worker after which that is said. */
+/** Milliseconds without a worker after which a message is shown. */
 const LONELY = 10_000;
 
 /** What a job holds. */
@@ -39,14 +39,14 @@ export interface SpecJob {
   readonly store: string;
 }
 
-/** What workers tell of a job. */
+/** Progress messages of workers about a job. */
 export type JobNews =
   | { readonly done: number; readonly total: number }
   | { readonly refused: string; readonly worker: string };
 
 /**
- * A queue's name: version, backend and base model are in it, so that a worker
- * of others never sees its jobs.
+ * A queue's name contains version, backend and base model, so a worker with
+ * others never gets its jobs.
  *
  * @param identity What the workers must have in common.
  */
@@ -55,7 +55,7 @@ export function queueName({ model, backend, code }: QueueIdentity): string {
 }
 
 /**
- * A queue's name for people.
+ * A readable form of a queue's name.
  *
  * @param name Of {@linkcode queueName}.
  */
@@ -65,7 +65,7 @@ export function describeQueue(name: string): string {
 }
 
 /**
- * A spec for people.
+ * A readable form of a spec.
  *
  * @param spec The spec.
  * @param id Its hash.
@@ -75,7 +75,10 @@ export function describeSpec(spec: LabSpec, id: string): string {
   return `${spec.kind}${of} ${id.slice(0, 8)}`;
 }
 
-/** The key that holds workers of a queue and until when they are alive. */
+/**
+ * The key of the set of a queue's workers, with the time until which each
+ * counts as alive.
+ */
 export function workersKey(name: string): string {
   return `${PREFIX}:workers:${name}`;
 }
@@ -87,7 +90,7 @@ export function workersKey(name: string): string {
  * @param name The queue.
  */
 export async function countWorkers(link: Link, name: string): Promise<number> {
-  // Redis's clock: those of the machines differ.
+  // Redis's clock is used, as those of the machines differ.
   const [seconds] = await link.wait(link.redis.time());
   return await link.wait(
     link.redis.zcount(workersKey(name), Number(seconds), "+inf"),
@@ -98,7 +101,7 @@ export async function countWorkers(link: Link, name: string): Promise<number> {
  * Other queues on the same Redis whose jobs wait, a line each.
  *
  * @param link The connection.
- * @param own The queue that is not other.
+ * @param own The own queue, which is left out.
  */
 export async function otherQueues(link: Link, own: string): Promise<string[]> {
   const lines: string[] = [];
@@ -118,20 +121,23 @@ interface Pending {
   readonly tell: Tell;
   readonly resolve: () => void;
   readonly reject: (error: Error) => void;
-  /** Since when the queue says done and the store has nothing. */
+  /**
+   * Time since which the queue reports the job done but the store lacks the
+   * result.
+   */
   late?: number;
-  /** A look at it is on its way. */
+  /** Whether a poll is running. */
   looking?: boolean;
 }
 
 /**
  * A runner that hands specs to a queue.
  *
- * Nothing is lost with it: jobs stay in Redis when this program ends, and what
- * Redis forgets is handed over again. Events only hasten what regular looks at
- * jobs and store would find.
+ * If this program ends, jobs stay in Redis. A job that Redis loses is submitted
+ * again. Events are only an optimisation: regular polls of jobs and store find
+ * the same.
  *
- * @param options Redis, what workers must be, the store.
+ * @param options Redis, the workers' identity, the store.
  * @throws If Redis does not answer or refuses.
  */
 export async function queueRunner(options: QueueOptions): Promise<Runner> {
@@ -152,9 +158,9 @@ class QueueRunner implements Runner {
   readonly #pending = new Map<string, Pending>();
   readonly #refusals = new Set<string>();
   readonly #clock: ReturnType<typeof setInterval>;
-  /** When something was last heard of a job. */
+  /** Time of the last message about a job. */
   #active = performance.now();
-  /** Whether it was said that there is no worker. */
+  /** Whether the message about missing workers was shown. */
   #lonely = false;
 
   constructor(
@@ -163,7 +169,7 @@ class QueueRunner implements Runner {
     readonly store: QueueOptions["store"],
     readonly onNote: (line: string) => void,
   ) {
-    // Redis's version and memory policy were looked at already.
+    // Redis's version and memory policy have been checked already.
     const quiet = { skipVersionCheck: true };
     const settings = { connection: link.redis, prefix: PREFIX, ...quiet };
     this.#queue = new Queue<SpecJob>(name, settings);
@@ -246,7 +252,7 @@ class QueueRunner implements Runner {
     );
   }
 
-  /** Looks at one job, unless a look at it is on its way. */
+  /** Polls one job, unless a poll is running. */
   async #look(id: string): Promise<void> {
     const one = this.#pending.get(id);
     if (!one || one.looking) return;
@@ -261,7 +267,8 @@ class QueueRunner implements Runner {
   }
 
   /**
-   * Whether a job's result is there; hands it over again if it is gone.
+   * Whether a job's result is in the store; submits the job again if it is
+   * lost.
    *
    * @throws If it has failed, or its result does not come.
    */
@@ -317,11 +324,11 @@ class QueueRunner implements Runner {
 }
 
 /**
- * Says an error of BullMQ; those of a connection that is away are the link's.
+ * Reports an error of BullMQ; lost connections are reported by the link.
  *
  * @param link The connection.
  * @param error The error.
- * @param onNote Says it.
+ * @param onNote Receives the message.
  */
 export function complain(
   link: Link,
@@ -333,7 +340,9 @@ export function complain(
   }
 }
 
-/** Removes what an earlier run has left of a job: it would not be done again. */
+/**
+ * Removes a finished job of an earlier run, as BullMQ would not run it again.
+ */
 async function forget(
   link: Link,
   job: Job<SpecJob> | undefined,

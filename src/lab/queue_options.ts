@@ -10,9 +10,9 @@ import type { SharedStore } from "./shared_store.ts";
 export interface LinkOptions {
   /** `redis://[user:password@]host[:port][/db]`, or `rediss://` with TLS. */
   readonly url: string;
-  /** Seconds that a Redis which does not answer is tried again. @default 60 */
+  /** Seconds to retry a Redis that does not answer. @default 60 */
   readonly patience?: number;
-  /** Called with what a person should know. */
+  /** Called with messages for the user. */
   readonly onNote?: (line: string) => void;
 }
 
@@ -20,9 +20,9 @@ export interface LinkOptions {
 export interface QueueIdentity {
   /** Hash of the base model. */
   readonly model: string;
-  /** The backend: another one rounds otherwise. */
+  /** The backend, as others round differently. */
   readonly backend: BackendName;
-  /** Version of the code that makes numbers. @default this one's */
+  /** Version of the code that determines results. @default this one's */
   readonly code?: number;
 }
 

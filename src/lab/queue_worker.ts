@@ -45,16 +45,16 @@ export interface ServeOptions extends LinkOptions {
   /** Specs at a time, a thread each; at least 1. */
   readonly threads: number;
   /**
-   * Seconds of silence after which its job is another's.
+   * Seconds without renewal after which another worker may take its job.
    *
    * @default {30}
    */
   readonly lease?: number;
-  /** Ends it after so many seconds without work. @default never */
+  /** Seconds without work after which it ends. @default never */
   readonly idle?: number;
-  /** Ends it: jobs that are not done go back. */
+  /** Ends it; unfinished jobs are returned to the queue. */
   readonly signal?: AbortSignal;
-  /** Version of the code that makes numbers. @default this one's */
+  /** Version of the code that determines results. @default this one's */
   readonly code?: number;
   /**
    * Seconds until a job that was refused is offered again.
@@ -64,13 +64,13 @@ export interface ServeOptions extends LinkOptions {
   readonly refused?: number;
 }
 
-/** How often a job may lose its worker before it counts as the culprit. */
+/** How often a job may lose its worker before it is failed as the cause. */
 const DEATHS = 5;
 
 /** Milliseconds between two reports of progress. */
 const NEWS = 1000;
 
-/** A name in the store is a hash, whoever wrote the job. */
+/** Names in the store are hashes; jobs from outside are checked. */
 const HASH = /^[0-9a-f]{64}$/;
 
 /** A thread with models of its own. */
@@ -79,7 +79,7 @@ interface Slot {
   busy: boolean;
 }
 
-/** A worker at work. */
+/** State of a running worker. */
 interface Serving {
   /** Its own name. */
   readonly me: string;
@@ -97,7 +97,7 @@ interface Serving {
   count: number;
   running: number;
   active: number;
-  /** Whether jobs that fail go back. */
+  /** Whether failed jobs are returned to the queue. */
   ending: boolean;
 }
 
@@ -106,8 +106,8 @@ interface Serving {
  *
  * @param options Queue, store, models.
  * @returns How many specs it has done.
- * @throws If a model is not as it should be, or Redis does not answer, refuses,
- * or is away for longer than `patience`.
+ * @throws If a model is not valid, or Redis does not answer, refuses, or is
+ * away for longer than `patience`.
  */
 export async function serveQueue(options: ServeOptions): Promise<number> {
   const { store, backend, threads, lease = 30, idle, signal, code } = options;
@@ -148,7 +148,8 @@ export async function serveQueue(options: ServeOptions): Promise<number> {
     serving.active = performance.now();
     await link.wait(ended(signal, isIdle));
     serving.ending = true;
-    // No new jobs; those at work fail with their threads and go back.
+    // No new jobs are taken; running ones fail with their threads and are
+    // returned.
     const closing = worker.close();
     for (const { runner } of serving.slots) runner?.[Symbol.dispose]();
     await link.wait(closing);
@@ -192,7 +193,7 @@ function startWorker(
       ));
 }
 
-/** Does a job, or gives it back. */
+/** Runs a job, or returns it to the queue. */
 async function processJob(
   serving: Serving,
   job: Job<SpecJob>,
@@ -251,8 +252,8 @@ async function work(
     slot.runner ??= await open();
     await slot.runner.run(spec, tell);
   } catch (error) {
-    // Bad input is the job's fault; anything else may have left the thread
-    // without memory or models.
+    // "Cannot …" means bad input. After any other error the thread may lack
+    // memory or models.
     if (!(error as Error).message.startsWith("Cannot ")) {
       slot.runner?.[Symbol.dispose]();
       slot.runner = undefined;
@@ -263,19 +264,19 @@ async function work(
   }
 }
 
-/** Tells the queue how far a job is, now and then. */
+/** Reports the progress of a job to the queue, at intervals. */
 function newsOf(job: Job<SpecJob>): Tell {
   let told = -Infinity;
   return (done, total) => {
     const now = performance.now();
     if (now - told < NEWS && done < total) return;
     told = now;
-    // Only news: a job whose lock is lost is another's.
+    // Errors are ignored: a job whose lock is lost belongs to another worker.
     job.updateProgress({ done, total } satisfies JobNews).catch(() => {});
   };
 }
 
-/** Says that this worker is alive, and forgets those that are not. */
+/** Registers this worker as alive, and removes dead ones. */
 async function beat(
   link: Link,
   { name, me }: Serving,
@@ -291,7 +292,10 @@ async function beat(
   );
 }
 
-/** Says, once each, which jobs nobody works on: they are not for this worker. */
+/**
+ * Reports once each the waiting jobs of other queues, which this worker cannot
+ * run.
+ */
 async function sayUntaken(
   link: Link,
   { name, onNote }: Serving,
@@ -342,7 +346,7 @@ async function refusal(
   }
 }
 
-/** Resolves when the signal says so, or a condition holds. */
+/** Resolves when the signal is aborted or a condition holds. */
 async function ended(
   signal: AbortSignal | undefined,
   isOver: () => boolean,

@@ -1,6 +1,6 @@
 /**
  * Works on specs: one function per kind. Results go to the store. The same code
- * runs in a worker and in place.
+ * runs in a worker and in the calling thread.
  *
  * @module
  */
@@ -102,10 +102,10 @@ export interface Folders {
 /** Reports the progress of a spec. */
 export type Tell = (done: number, total: number) => void;
 
-/** Opened models that specs are worked on with. */
+/** Loaded models with which specs are computed. */
 export interface Bench extends Disposable {
   /**
-   * Works on a spec, unless the store has its result.
+   * Computes a spec, unless the store has its result.
    *
    * @param spec The spec.
    * @param tell Called as it goes.
@@ -113,7 +113,7 @@ export interface Bench extends Disposable {
   run(spec: LabSpec, tell?: Tell): Promise<void>;
 }
 
-/** What a spec is worked on with. */
+/** Models, store and data for computing specs. */
 interface Open {
   readonly base: Model;
   readonly store: string;
@@ -139,7 +139,8 @@ export async function openBench(
   const base = await loadModel(folders.model);
   let clip: ClipModel | undefined;
   let art = loadedArt;
-  // Plain numbers, and every model of an arm is measured on the same pictures.
+  // Cached as plain numbers, as all models of an arm are measured on the same
+  // pictures.
   const encoded = new Map<string, TrainData>();
   const open: Open = {
     base,
@@ -369,7 +370,7 @@ async function train(open: Open, spec: TrainSpec, tell: Tell): Promise<void> {
     };
     await writeJson(pathOf.trainLog(store, id), log);
     await saveConcept(pathOf.concept(store, id), trained, base);
-    // Also what a run on another backend has left of it.
+    // Also the states of runs on other backends.
     for (const backend of BACKENDS) {
       await machine.files.remove(pathOf.trainState(store, id, backend))
         .catch(() => {});
@@ -508,7 +509,7 @@ async function publishConcept(
   }
 }
 
-/** The box of a share of a picture, whole pixels. */
+/** A box in fractions of a picture, in whole pixels. */
 function pixelBox(share: PixelBox, { width, height }: Pixels): PixelBox {
   const x = Math.round(share.x * width), y = Math.round(share.y * height);
   const right = Math.round((share.x + share.width) * width);
@@ -528,7 +529,8 @@ async function embed(open: Open, spec: EmbedSpec, tell: Tell): Promise<void> {
   const images = await Promise.all(
     spec.images.map((id) => readImage(open.store, id)),
   );
-  // Squashed, not cropped: a wide picture's outer regions count as well.
+  // Resized without cropping, so that the outer regions of a wide picture are
+  // included.
   const wholes = images.map((image) =>
     image.width === image.height ? image : resize(image, side, side)
   );

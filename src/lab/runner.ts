@@ -1,5 +1,5 @@
 /**
- * Where specs are worked on: in this thread, by local workers, or nowhere.
+ * Runners compute specs: in this thread, in local workers, or not at all.
  *
  * @module
  */
@@ -11,13 +11,13 @@ import { type Folders, openBench, type Tell } from "./run.ts";
 import type { LabSpec } from "./specs.ts";
 import type { LabHandlers, SpecProgress, WorkerInit } from "./worker.ts";
 
-/** Where specs are worked on. */
+/** Computes specs. */
 export interface Runner extends Disposable {
   /** Number of workers; 0: this thread. */
   readonly workers: number;
   /**
-   * Works on a spec; its result is in the store afterwards. Specs may be handed
-   * over before earlier ones are done.
+   * Computes a spec; its result is in the store afterwards. It may be called
+   * before earlier specs are done.
    *
    * @param spec The spec.
    * @param tell Called as it goes.

@@ -1,6 +1,6 @@
 /**
- * A store in an S3-compatible bucket. Requests are signed by aws4fetch: it does
- * nothing else, has no dependencies, and the store needs GET, HEAD and PUT.
+ * A store in an S3-compatible bucket. Requests are signed by aws4fetch, which
+ * has no dependencies; the store needs GET, HEAD and PUT only.
  *
  * @module
  */
@@ -23,13 +23,13 @@ import {
   storeText,
 } from "./shared_store.ts";
 
-/** Requests of one store at a time. */
+/** Concurrent requests of one store. */
 const AT_ONCE = 8;
 
 /** Milliseconds until the second attempt; each later one waits twice as long. */
 const FIRST_WAIT = 250;
 
-/** Milliseconds that an answer may take; large objects take their time. */
+/** Milliseconds until a request times out; large objects are slow. */
 const PATIENCE = 600_000;
 
 /** The largest object that one PUT takes, in bytes (5 GiB). */
@@ -71,7 +71,7 @@ function addressOf(where: string, { region, endpoint }: S3Settings): string {
   const amazon = `s3.${region ?? "us-east-1"}.amazonaws.com`;
   const base = endpoint !== undefined
     ? `${endpoint.replace(/\/+$/, "")}/${bucket}`
-    // A certificate's wildcard covers no dots.
+    // The certificate's wildcard does not match names with dots.
     : bucket.includes(".")
     ? `https://${amazon}/${bucket}`
     : `https://${bucket}.${amazon}`;
@@ -84,7 +84,7 @@ function addressOf(where: string, { region, endpoint }: S3Settings): string {
  *
  * @param where `s3://bucket/prefix`.
  * @param copy Folder of the local copy.
- * @param settings How it is reached. @default the environment's
+ * @param settings Access to the bucket. @default the environment's
  * @throws If the bucket does not answer or refuses.
  */
 export async function bucketStore(
@@ -95,7 +95,7 @@ export async function bucketStore(
   const base = addressOf(where, settings);
   const send = sender(where, settings);
   const limited = limit(AT_ONCE);
-  /** What is known to be in the bucket: objects are never changed. */
+  /** Objects known to be in the bucket; they are never changed. */
   const known = new Set<string>();
 
   const pullOne = async (path: string): Promise<boolean> => {
@@ -157,7 +157,7 @@ function sender(where: string, settings: S3Settings): Send {
   const { attempts = 6, region = "us-east-1", ...keys } = settings;
   const client = new AwsClient({ ...keys, region, service: "s3", retries: 0 });
   return async (method, url, body, headers = {}) => {
-    // Signed with the content's hash: what arrives is what was sent.
+    // Signed with the content's hash, so the server checks the content.
     const hash = await sha256(body ?? "");
     let problem = "";
     for (let attempt = 0; attempt < attempts; attempt++) {
@@ -198,7 +198,7 @@ function textOf(content: Uint8Array): string {
   return new TextDecoder().decode(content.subarray(0, 4096));
 }
 
-/** What S3's XML says is wrong. */
+/** The error message in S3's XML. */
 function reasonIn(content: Uint8Array): string {
   const part = (name: string) =>
     new RegExp(`<${name}>([^<]*)</${name}>`).exec(textOf(content))?.[1];
@@ -225,13 +225,14 @@ async function bucketIdentity(
   } catch (error) {
     if (!(error instanceof AlreadyThere)) throw error;
   }
-  // Of two that wrote at once, both take what lies there in the end.
+  // If two machines write at once, both use the identity that is there
+  // afterwards.
   const written = await read();
   if (written !== undefined) return written;
   throw cannot(`write to ${where}`, "what was written to be there", "nothing");
 }
 
-/** Runs so many tasks at once. */
+/** Limits the number of concurrent tasks. */
 function limit(most: number): <T>(task: () => Promise<T>) => Promise<T> {
   let running = 0;
   const waiting: (() => void)[] = [];

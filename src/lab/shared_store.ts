@@ -10,29 +10,29 @@ import { assertWritable, exists, joinPath, readJson } from "../io/files.ts";
 
 /** A store that several machines see. */
 export interface SharedStore {
-  /** How the user calls it. */
+  /** Its path or URL, as given by the user. */
   readonly name: string;
-  /** Its identity: two machines with one identity see one store. */
+  /** Its identity: the same on all machines that use the store. */
   readonly id: string;
   /** The folder that this machine reads and writes. */
   readonly folder: string;
   /**
-   * Brings files into the folder.
+   * Fetches files into the folder.
    *
    * @param paths Below the store.
    * @returns Whether all of them are there now.
    */
   pull(paths: readonly string[]): Promise<boolean>;
   /**
-   * Shows files of the folder to the other machines.
+   * Makes files of the folder available to the other machines.
    *
    * @param paths Below the store.
-   * @throws If one is nowhere.
+   * @throws If a file exists in neither place.
    */
   push(paths: readonly string[]): Promise<void>;
 }
 
-/** How a bucket is reached. */
+/** Access to a bucket. */
 export interface S3Settings {
   /** Access key. */
   readonly accessKeyId: string;
@@ -44,7 +44,7 @@ export interface S3Settings {
   readonly region?: string;
   /** Address of a server other than Amazon's: MinIO, R2, Ceph. */
   readonly endpoint?: string;
-  /** How often a request is tried that gets no answer, or 5xx. @default 6 */
+  /** Attempts per request that gets no answer or a 5xx status. @default 6 */
   readonly attempts?: number;
 }
 

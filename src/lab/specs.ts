@@ -1,7 +1,7 @@
 /**
- * What the lab can be asked for, as plain data. A spec says all that shapes its
- * result: its hash names the result, any worker may work on it, and working on
- * it again gives the same.
+ * Specs of the lab's work, as plain data. A spec contains everything that
+ * determines its result. So its hash names the result, any worker can compute
+ * it, and computing it again gives the same.
  *
  * @module
  */
@@ -54,7 +54,7 @@ export type MeasureSettings = Pick<
   "templates" | "steps" | "images" | "layers"
 >;
 
-/** How changes of weight are merged at the centre; plain data. */
+/** How the server merges the clients' ΔW; plain data. */
 export interface MergeSettings {
   /** The merger. */
   readonly method: MergeMethod;
@@ -74,7 +74,7 @@ export interface MergeSettings {
 
 /** How IterIS is run; plain data. */
 export interface IterisSettings {
-  /** Times that inputs are measured and layers solved. */
+  /** Rounds of measuring inputs and solving layers. */
   readonly rounds: number;
   /** Prompts that are run. */
   readonly templates: readonly string[];
@@ -84,7 +84,7 @@ export interface IterisSettings {
   readonly layers: TargetName;
 }
 
-/** What noise is drawn for; the first entry is the seed. */
+/** Determines the noise of a picture; the first entry is the seed. */
 export type Noise = readonly (string | number)[];
 
 /** A picture of the store that shows a concept. */
@@ -103,7 +103,7 @@ export type PictureSet =
     readonly of: "art";
     /** Proper name of the identity. */
     readonly concept: string;
-    /** Which block of its frames. */
+    /** Training pictures or held-out references. */
     readonly set: "train" | "reference";
     /** How many of them, from the first. @default all */
     readonly count?: number;
@@ -170,7 +170,7 @@ export interface TrainSpec {
   readonly pictures: PictureSet | OwnPictures | JointPictures;
   /** Class pictures for prior preservation, with the class in captions. */
   readonly prior?: OwnPictures;
-  /** How a class word of several tokens starts. @default the method's */
+  /** Initialisation by a class word of several tokens. @default the method's */
   readonly severalTokens?: "mean";
   /** What was trained on, for the file's metadata. */
   readonly summary?: string;
@@ -182,9 +182,9 @@ export interface TrainSpec {
   readonly rank: number;
   /** Layers with an adapter. @default the method's */
   readonly layers?: TargetName;
-  /** Whole configuration; its seed is made of `seed` and the concept. */
+  /** Whole configuration; its seed is derived from `seed` and the concept. */
   readonly config: TrainConfig;
-  /** Seed of the first parameters. */
+  /** Seed of the initial parameters. */
   readonly seed: number;
 }
 
@@ -203,8 +203,8 @@ export interface FuseSpec {
     | { readonly type: "merge"; readonly settings: MergeSettings }
     | { readonly type: "iteris"; readonly settings: IterisSettings };
   /**
-   * Contributions in the store, one per concept: fusion by gradient and mergers
-   * take their statistics and run no model.
+   * Published files in the store, one per concept. If given, gradient fusion
+   * and mergers use their statistics and run no model.
    */
   readonly published?: readonly string[];
   /** Seed of the fusion. */
@@ -247,7 +247,7 @@ export type ModelRef =
 
 /** One picture to draw. */
 export interface Sample {
-  /** The prompt; concepts stand in it with their tokens. */
+  /** The prompt, with the concepts' tokens. */
   readonly text: string;
   /** What its noise is drawn for: the same for all models that are compared. */
   readonly noise: Noise;
@@ -267,20 +267,26 @@ export interface DrawSpec {
   readonly sampling: SamplingSettings;
 }
 
-/** How the concepts of a layout come into the picture. */
+/** How a layout is drawn with its concepts. */
 export type ComposeHow =
-  /** The model has them: the layout is drawn as it stands. */
+  /** With a model that contains the concepts. */
   | "model"
   /** Adapters inside their regions, not fused. */
   | "region-adapters"
   | "switch"
   | "composite"
-  /** The same with shares by the concepts' words in the prompt. */
+  /** LoRA Switch and Composite with weights by the prompt. */
   | "w-switch"
   | "w-composite"
-  /** Adapters inside masks that attention finds; the prompt names all concepts. */
+  /**
+   * FreeFuse: adapters inside masks from attention; the prompt names all
+   * concepts.
+   */
   | "free-fuse"
-  /** Attention kept apart by a contrastive loss, outputs blended by masks. */
+  /**
+   * CLoRA: a contrastive loss separates attention, outputs are blended by
+   * masks.
+   */
   | "clora";
 
 /** Draws one layout with several noises. */
@@ -378,7 +384,7 @@ export interface EvaluatorSpec {
   readonly seed: number;
 }
 
-/** Anything the lab can be asked for. */
+/** Any spec of the lab. */
 export type LabSpec =
   | TrainSpec
   | FuseSpec
@@ -391,7 +397,7 @@ export type LabSpec =
   | HeldOutSpec
   | EvaluatorSpec;
 
-/** A spec as an experiment writes it: hashes are added by the lab. */
+/** A spec as an experiment writes it; the lab adds the hashes. */
 export type Ask<S extends LabSpec> = Omit<
   S,
   "kind" | "base" | "art" | "clip" | "networks"
@@ -405,7 +411,7 @@ export interface TrainLog {
   readonly method: MethodName;
   /** Optimisation steps. */
   readonly steps: number;
-  /** Mean loss of each tenth of the steps that the last attempt did. */
+  /** Mean loss of each tenth of the steps of the last attempt. */
   readonly losses: readonly number[];
   /** Seconds of training in the last attempt. */
   readonly seconds: number;
@@ -455,7 +461,7 @@ export interface FusedLayer {
   readonly ridge: number | null;
 }
 
-/** The key of a training run's first parameters; concepts draw independently. */
+/** The key of a training run's initial parameters; independent per concept. */
 export function conceptKey(seed: number, concept: string): Key {
   return fold(key(seed), "concept", concept);
 }

@@ -1,7 +1,7 @@
 /**
- * A store of results: what shaped a result is hashed, and the hash is its name.
- * What is in the store is never done again, so a killed run continues, and two
- * runs share what they have in common.
+ * A store of results. The name of a result is the hash of everything that
+ * determines it. A result in the store is never computed again, so a killed run
+ * continues, and runs share common results.
  *
  * @module
  */
@@ -33,11 +33,14 @@ import type {
   PictureSet,
 } from "./specs.ts";
 
-/** Raised whenever a change of code changes numbers: old results are left. */
+/**
+ * Increased whenever a change of code changes results; older results are then
+ * ignored.
+ */
 export const CODE_VERSION = 3;
 
 /**
- * JSON in one way only: keys in order, no white space, `undefined` left out.
+ * Canonical JSON: sorted keys, no white space, `undefined` left out.
  *
  * @param value Plain data.
  */
@@ -55,7 +58,7 @@ export function canonicalJson(value: unknown): string {
 }
 
 /**
- * The name of a result: SHA-256 of the canonical JSON of what shaped it.
+ * The name of a result: SHA-256 of the canonical JSON of its spec.
  *
  * @param spec Plain data.
  */
@@ -64,10 +67,10 @@ export async function specId(spec: unknown): Promise<string> {
 }
 
 /**
- * The names of the pictures that a spec draws: each by itself, so that a longer
- * list shares those of a shorter one.
+ * The names of the pictures that a spec draws. Each picture has its own hash,
+ * so a longer list shares the pictures of a shorter one.
  *
- * @param spec What draws them.
+ * @param spec The spec.
  */
 export async function imageIds(
   spec: DrawSpec | ComposeSpec,
@@ -117,7 +120,8 @@ export async function folderHash(
 const artHashes = new WeakMap<Art["sprites"], Promise<string>>();
 
 /**
- * SHA-256 of all sprites and their names: part of the name of what is rendered.
+ * SHA-256 of all sprites and their names; part of the specs that depend on
+ * them.
  *
  * @param art Loaded art.
  */
@@ -157,7 +161,8 @@ const filesOf =
 export const pathOf = {
   concept: filesOf("concepts", ".safetensors"),
   trainLog: filesOf("concepts", ".json"),
-  // One per backend: their rounding differs, and a run continues only its own.
+  // One per backend, as rounding differs: a run resumes only a state of its own
+  // backend.
   trainState: (store: string, id: string, backend: string): string =>
     joinPath(store, "concepts", `${id}.${backend}.state`),
   fused: filesOf("fused", ".safetensors"),
@@ -210,8 +215,8 @@ export async function resultPaths(spec: LabSpec): Promise<string[]> {
 }
 
 /**
- * The files that a spec is worked on with, below the store's folder: concepts,
- * fused models and pictures of earlier calls.
+ * The input files of a spec, below the store's folder: concepts, fused models
+ * and pictures of earlier calls.
  *
  * @param spec The spec.
  */

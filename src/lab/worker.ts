@@ -1,5 +1,6 @@
 /**
- * The worker side of the local pool: models on a backend of its own.
+ * The worker side of the local pool; each worker has its own backend and
+ * models.
  *
  * @module
  */
@@ -10,7 +11,7 @@ import type { LabSpec } from "./specs.ts";
 
 let bench: Bench | undefined;
 
-/** What is posted to a worker first. */
+/** First message to a worker. */
 export interface WorkerInit extends Folders {
   readonly backend: BackendChoice;
 }
@@ -21,7 +22,7 @@ export interface WorkerJob {
   readonly spec: LabSpec;
 }
 
-/** How far a job is: from 0 to `total`. */
+/** Progress of a job: from 0 to `total`. */
 export interface SpecProgress {
   readonly job: number;
   readonly done: number;

@@ -202,7 +202,7 @@ export function conditionEmbedding(
  * @param p Parameters.
  * @param config Config.
  * @param sample Noisy latents [b, h, w, channels].
- * @param timesteps One a sample, or one for all.
+ * @param timesteps One per sample, or one for all.
  * @param states Text states, as for the UNet.
  * @param condition Condition images [1 or b, height, width, 3] in [0, 1].
  * @param options Scale, guess mode, observers.

@@ -533,7 +533,7 @@ export function cutOff(
  * Text states of prompts, differentiable by text encoder and added vectors.
  *
  * @param model The model.
- * @param prompts One a sample.
+ * @param prompts One per sample.
  * @param options `skipLast`: clip skip; `recompute`: keep less for gradients;
  * observers of the text encoder.
  * @returns [b, tokens, width], or [b, sites, tokens, width] as soon as one

@@ -204,7 +204,7 @@ export function promptChunks(
  * (A1111's "Original" emphasis). Shorter prompts are filled with empty chunks.
  *
  * @param model What reads them.
- * @param prompts One a sample.
+ * @param prompts One per sample.
  * @param options Syntax, clip skip, least number of chunks.
  * @returns [b, tokens, width], or [b, sites, tokens, width] as soon as one
  * prompt is layer-wise; `tokens` is that of all chunks together.

@@ -308,10 +308,10 @@ export function pooledPositions(
 }
 
 /**
- * Picks one row a sample.
+ * Picks one row per sample.
  *
  * @param x [b, n, c].
- * @param positions One a sample.
+ * @param positions One per sample.
  * @returns [b, c].
  */
 export function pickRows(

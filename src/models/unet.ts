@@ -358,7 +358,7 @@ export function widestFeatures(
 /**
  * Sinusoidal timestep features (diffusers `get_timestep_embedding`).
  *
- * @param timesteps One a sample.
+ * @param timesteps One per sample.
  * @param dim Number of features.
  * @param flip Cosines first.
  * @param shift `freq_shift` of the config.
@@ -723,7 +723,7 @@ function transformers(
  * @param p Parameters of this half.
  * @param config Config.
  * @param sample Noisy latents [b, h, w, channels].
- * @param timesteps One a sample, or one for all.
+ * @param timesteps One per sample, or one for all.
  * @param states Text states, as for {@linkcode unet}.
  * @param options As for {@linkcode unet}; `conditioning` is added to conv_in's
  * output (ControlNet).
@@ -819,7 +819,7 @@ export function unetEncoder(
  * @param p Parameters.
  * @param config Config.
  * @param sample Noisy latents [b, h, w, channels]; any h and w.
- * @param timesteps One a sample, or one for all.
+ * @param timesteps One per sample, or one for all.
  * @param states Text states [b, tokens, d], or layer-wise [b, sites, tokens, d]
  * with index i for the i-th of {@linkcode crossAttentionSites} (P+ and ED-LoRA).
  * @param options Observers, residuals, replaced attention.

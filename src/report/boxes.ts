@@ -1,12 +1,12 @@
 /**
- * Boxes of SVG elements, for a DOM that does not lay out: plotly asks for them to
- * place titles, turn names that would overlap and make room for both.
+ * Bounding boxes of SVG elements, for a DOM without layout: plotly needs them
+ * to place titles and to rotate labels that would overlap.
  *
  * @module
  */
 import { ASCENT, DESCENT, textWidth } from "./text.ts";
 
-/** What is asked of an element. */
+/** The properties of an element that are used. */
 export interface SvgElement {
   /** Its name. */
   readonly tagName: string;
@@ -80,7 +80,7 @@ function transformOf(element: SvgElement): Matrix {
   return whole;
 }
 
-/** The box around a box that is moved and turned. */
+/** The bounding box of a transformed box. */
 function through([a, b, c, d, e, f]: Matrix, box: Box): Box {
   const { left, top, right, bottom } = box;
   const corners = [[left, top], [right, top], [left, bottom], [right, bottom]];
@@ -136,7 +136,7 @@ function textBox(element: SvgElement, host = element): Box {
   };
 }
 
-/** The box of an element where it stands; nothing of what has no size. */
+/** The box of an element in its parent; undefined for elements without size. */
 function ownBox(element: SvgElement): Box | undefined {
   const number = (name: string) =>
     parseFloat(element.getAttribute(name) ?? "0") || 0;

@@ -1,6 +1,6 @@
 /**
- * A plotly figure as a picture, for files that open without a script: plotly
- * draws it in jsdom, and resvg makes pixels of its SVG.
+ * Renders a plotly figure as a picture, without a browser: plotly draws it in
+ * jsdom, and resvg rasterises the SVG.
  *
  * @module
  */
@@ -23,7 +23,7 @@ export interface RenderOptions {
   readonly height?: number;
 }
 
-/** What of plotly is used. */
+/** The functions of plotly that are used. */
 interface Plotly {
   toImage(
     figure: { readonly data: unknown; readonly layout: unknown },
@@ -37,7 +37,7 @@ interface Plotly {
 
 let plotly: Promise<Plotly> | undefined;
 
-/** Plotly in a page that nobody sees. */
+/** Loads plotly into a jsdom page. */
 async function load(): Promise<Plotly> {
   const [{ JSDOM }, source] = await Promise.all([
     import("jsdom"),
@@ -54,11 +54,11 @@ async function load(): Promise<Plotly> {
   SVGElement.prototype.getComputedTextLength = function (this: SvgElement) {
     return boxOf(this).width;
   };
-  // jsdom has neither; plotly asks for both and does without.
+  // jsdom lacks both; plotly calls them but works without.
   HTMLCanvasElement.prototype.getContext = () => null;
   window.URL.createObjectURL = () => "";
   const module: { exports: unknown } = { exports: {} };
-  // Names that plotly finds in a page are those of the window.
+  // Global names that plotly expects are taken from jsdom's window.
   new Function(
     "window",
     "self",
@@ -104,8 +104,8 @@ export async function renderFigure(
 }
 
 /**
- * A layout with the title on top and the legend between it and the axes, where
- * turned names do not reach.
+ * A layout with the title on top and the legend between title and axes, where
+ * rotated labels do not overlap it.
  */
 function placed(
   data: Figure["data"],
@@ -122,7 +122,8 @@ function placed(
   const names = rest.showlegend === false
     ? []
     : data.flatMap(({ name }) => typeof name === "string" ? [name] : []);
-  // Plotly gives each the room of the longest, and a sign before it.
+  // Plotly gives each legend entry the width of the longest, and a symbol
+  // before it.
   const widest = Math.max(...names.map((name) => textWidth(name, 12) + 50));
   const columns = Math.max(1, Math.floor((width - left - right) / widest));
   const rows = legend ? Math.ceil(names.length / columns) : 0;

@@ -9,7 +9,7 @@ import { escapeHtml } from "./text.ts";
 
 /** A report in the list. */
 export interface ReportEntry {
-  /** What it is called. */
+  /** Its name. */
   readonly name: string;
   /** What it shows, in a line. */
   readonly summary: string;
@@ -17,16 +17,16 @@ export interface ReportEntry {
   readonly href?: string;
   /** Training seeds. */
   readonly seeds: string;
-  /** What became of its claims. */
+  /** Verdicts on its claims. */
   readonly verdict: string;
-  /** How long it took, or where it is. */
+  /** Duration, or progress. */
   readonly time: string;
 }
 
 /**
  * The list as a page that opens without a network.
  *
- * @param title What stands above it.
+ * @param title Heading of the page.
  * @param lead Lines under the title.
  * @param entries The reports.
  * @param claims Every claim of theirs.

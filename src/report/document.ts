@@ -1,7 +1,6 @@
 /**
- * A report: lines, tables, figures and sheets of pictures, written as Markdown,
- * as a page, as pictures and beside the numbers that it is made of. Every
- * experiment's report is one of these.
+ * The report of an experiment: lines, tables, figures and sheets of pictures,
+ * written as Markdown, HTML and PNG files, with its numbers as JSON.
  *
  * @module
  */
@@ -83,7 +82,7 @@ export interface Report {
   readonly name: string;
   /** Its title. */
   readonly title: string;
-  /** Lines under the title: what a reader has to know first. */
+  /** Lines under the title, with the most important facts. */
   readonly lead: readonly string[];
   /** The rest, in order. */
   readonly parts: readonly ReportPart[];
@@ -177,7 +176,7 @@ export function reportText(
  *
  * @param folder Where they go.
  * @param report The report.
- * @param data The numbers that it is made of.
+ * @param data The numbers, for the JSON file.
  */
 export async function writeReport(
   folder: string,

@@ -1,5 +1,6 @@
 /**
- * Figures as data: what plotly draws in a page, and chart.ts without a browser.
+ * Figures as plotly's data, drawn by plotly in a page or by chart.ts without a
+ * browser.
  *
  * @module
  */
@@ -32,9 +33,9 @@ export interface Series {
   readonly as?: "bars" | "lines" | "markers" | "lines+markers";
   /** Names or numbers along the horizontal axis. */
   readonly x: readonly (string | Maybe)[];
-  /** A value each, or a mean with its interval, drawn as an error bar. */
+  /** One value per point, or a mean with its interval as an error bar. */
   readonly y: readonly (Maybe | Interval | undefined)[];
-  /** What each point is called, beside the pointer. */
+  /** Hover text of each point. */
   readonly text?: readonly string[];
   /** Colour, of all or of each. */
   readonly color?: string | readonly string[];
@@ -48,7 +49,7 @@ export interface Series {
 
 /** What {@linkcode plot} draws. */
 export interface PlotOptions {
-  /** What stands above the figure. */
+  /** Title of the figure. */
   readonly title: string;
   /** What the horizontal axis shows. */
   readonly xTitle?: string;
@@ -132,14 +133,14 @@ export function plot(options: PlotOptions): Figure {
       barmode: words ? "group" : undefined,
       xaxis: {
         title: xTitle && { text: xTitle },
-        // Else plotly takes names that look like numbers for numbers.
+        // Otherwise plotly would read names that look like numbers as numbers.
         type: named ? "category" : undefined,
         automargin: true,
       },
       yaxis: {
         title: yTitle && { text: yTitle },
         type: log ? "log" : undefined,
-        // Else ticks between powers of ten have their first digit only.
+        // Otherwise ticks between powers of ten show their first digit only.
         tickformat: log ? "~g" : undefined,
         range,
         automargin: true,

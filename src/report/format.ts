@@ -1,6 +1,5 @@
 /**
- * Numbers for people: the one set of formats that tables, figures and pages
- * have.
+ * Number formats of all tables, figures and pages.
  *
  * @module
  */
@@ -32,7 +31,7 @@ function isThere(value: Maybe | undefined): value is number {
 export function decimal(value: Maybe | undefined, digits = 3): string {
   if (!isThere(value)) return "–";
   const text = value.toFixed(digits);
-  // −0.000 says less than 0.000.
+  // −0.000 is written 0.000.
   const zero = Number(text) === 0;
   return (zero ? text.replace("-", "") : text).replace("-", "−");
 }

@@ -10,16 +10,16 @@ import { ASCENT, escapeHtml, FONT, textWidth, wrapText } from "./text.ts";
 
 /** Settings of {@linkcode contactSheet}. */
 export interface ContactSheetOptions {
-  /** One a row, drawn on the left. */
+  /** One per row, drawn on the left. */
   readonly rowLabels?: readonly string[];
-  /** One a column, drawn above. */
+  /** One per column, drawn above. */
   readonly columnLabels?: readonly string[];
   /** Drawn above everything. */
   readonly title?: string;
   /** Drawn under each cell, rows of columns. */
   readonly captions?: readonly (readonly string[])[];
   /**
-   * Pixels of the sheet for a pixel of a picture, a whole number.
+   * Enlargement of the pictures, a whole number.
    *
    * @default 1
    */
@@ -64,28 +64,28 @@ async function labelled(
 
 /** Pictures in rows and columns, for a page and for a picture file. */
 export interface Sheet {
-  /** What stands above each column. */
+  /** Label above each column. */
   readonly columns: readonly string[];
   /** The rows. */
   readonly rows: readonly {
     /** What the row shows. */
     readonly label: string;
-    /** What a page says beside the label. */
+    /** Note beside the label, in HTML only. */
     readonly note?: string;
     /** A picture per column; `undefined` leaves a place empty. */
     readonly cells: readonly (Pixels | undefined)[];
-    /** What stands below each picture. */
+    /** Caption below each picture. */
     readonly captions?: readonly string[];
   }[];
-  /** Pixels of the sheet for a pixel of a picture. @default 1 */
+  /** Enlargement of the pictures, a whole number. @default 1 */
   readonly scale?: number;
 }
 
 /**
  * A sheet as one picture.
  *
- * @param sheet The pictures and labels; smaller ones stand in the middle of
- * their places.
+ * @param sheet The pictures and labels; smaller pictures are centred in their
+ * cells.
  * @throws If there is no picture.
  */
 export async function sheetPixels(

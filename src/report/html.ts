@@ -1,6 +1,6 @@
 /**
- * Parts of self-contained HTML reports: everything inlined, no request to
- * anywhere.
+ * Parts of self-contained HTML reports: everything is inlined, and no network
+ * request is made.
  *
  * @module
  */
@@ -98,8 +98,8 @@ function inlineJson(value: unknown): string {
 }
 
 /**
- * A plotly figure, its title above it: a title inside does not wrap on a narrow
- * page, and the legend there grows upwards, away from turned names.
+ * A plotly figure, its title above it: plotly's own title would not wrap on a
+ * narrow page; the legend grows upwards, away from rotated labels.
  *
  * @param id Unique in the page.
  * @param figure Traces and layout.

@@ -1,6 +1,7 @@
 /**
- * The one contract of samplers: a noisy latent at a noise level in, the clean
- * latent out. What a network predicts is converted here and nowhere else.
+ * The denoiser that all samplers call: it takes a noisy latent and its noise
+ * level and returns the predicted clean latent x0. Only this module converts ε,
+ * v or x0 predictions.
  *
  * @module
  */
@@ -28,7 +29,7 @@ export type Predict = (
 export interface Denoised {
   /** The clean latent, in the shape of the noisy one. */
   readonly x0: tf.Tensor4D;
-  /** What a network that predicts variances says of them, same shape. */
+  /** The network's variance output, if it predicts variances; same shape. */
   readonly variance?: tf.Tensor4D;
 }
 
@@ -60,10 +61,10 @@ export function denoiser(
 ): Denoise {
   return async (x, { alpha, sigma, timestep }, index) => {
     const channels = x.shape[3];
-    // Networks are trained on latents of unit variance.
+    // Networks are trained on variance-preserving inputs (alpha² + sigma² = 1).
     const radius = Math.hypot(alpha, sigma);
     const scale = Math.fround(1 / radius);
-    // A fresh handle in every case, so that the network may return its input.
+    // Always a new tensor, so that the network may return its input.
     const input: tf.Tensor4D = scale === 1 ? x.clone() : x.mul(scale);
     const owned = new Set<tf.Tensor>([input]);
     try {
@@ -93,7 +94,7 @@ export function denoiser(
   };
 }
 
-/** The x0 that a network's output stands for; a new tensor. */
+/** Converts a network's output to x0; a new tensor. */
 function toX0(
   prediction: PredictionType,
   alpha: number,

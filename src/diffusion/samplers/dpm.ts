@@ -22,9 +22,9 @@ interface Solver {
   readonly plus: boolean;
   /** It adds noise. */
   readonly sde: boolean;
-  /** How the second order is taken. */
+  /** Type of the second-order step. */
   readonly type: "midpoint" | "heun";
-  /** Most values that are combined. */
+  /** Maximum number of combined values. */
   readonly order: number;
 }
 

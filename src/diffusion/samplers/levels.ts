@@ -1,8 +1,7 @@
 /**
- * Which timesteps and noise levels a sampler visits.
+ * The timesteps and noise levels of a sampler.
  *
- * Spacing and rounding follow diffusers 0.19.3, and diffusers main where that
- * is asked for.
+ * Spacing and rounding follow diffusers 0.19.3, or diffusers main if chosen.
  *
  * @module
  */
@@ -194,7 +193,8 @@ export function solverLevels(
     }
     timesteps = timesteps.filter((t, i) => timesteps.indexOf(t) === i);
     const bars = schedule.alphasCumprod;
-    // A zero-SNR end is met only by newer releases; they lift it off zero.
+    // Only newer diffusers releases support zero terminal SNR; they replace ᾱ =
+    // 0 by a small value.
     const level = (t: number) =>
       bars[t] === 0 ? vpOfSigma(sigmas[t]) : vp(bars[t]);
     return { timesteps, levels: [...timesteps, 0].map(level) };

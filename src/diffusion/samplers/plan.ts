@@ -1,5 +1,5 @@
 /**
- * Works out a sampler's whole course before the first model call.
+ * Computes a sampler's table of coefficients before the first model call.
  *
  * @module
  */
@@ -90,7 +90,7 @@ export function samplerFromConfig(config: SchedulerConfig): SamplerName {
  * @param name The sampler.
  * @param schedule The model's forward process and scheduler config.
  * @param steps Number of steps (a Heun step has two model calls).
- * @param options What shapes the plan.
+ * @param options Options of the plan.
  * @returns Timesteps, noise levels and the table of coefficients.
  * @throws If the name is unknown, steps are not an integer in
  * [1, num_train_timesteps], an option is out of range, or the config asks for
@@ -118,7 +118,7 @@ export function plan(
       `epsilon at timestep ${blind.timestep}`,
     );
   }
-  // Nothing comes after the last call.
+  // After the last call no memory is needed.
   const rows = table.with(-1, { ...table.at(-1)!, memory: [] });
   return {
     name,
@@ -166,7 +166,7 @@ function checked(
   return { name, schedule, config, steps, start, karras, version, options };
 }
 
-/** How diffusers' class of a sampler keeps x0 in range. */
+/** How diffusers' scheduler class clips x0. */
 function clipOf(name: SamplerName, config: SchedulerConfig): ClipRule {
   const family = name.replace(/_karras$/, "");
   const dynamic = ["ddim", "ddpm", "lcm", "dpmpp_2m"].includes(family) ||

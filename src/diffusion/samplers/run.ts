@@ -2,9 +2,9 @@
  * Runs a sampler: from noise to a latent, one model call at a time.
  *
  * {@linkcode plan} turns a sampler into a table of coefficients;
- * {@linkcode sampleSteps} runs any such table. It holds no hidden state: what
- * it remembers is in every step it yields, so sampling can stop and go on
- * elsewhere.
+ * {@linkcode sampleSteps} runs any such table. It has no hidden state: every
+ * step that it yields contains the remembered tensors, so sampling can be
+ * stopped and resumed elsewhere.
  *
  * @module
  */
@@ -19,12 +19,12 @@ export interface SamplerState {
   readonly index: number;
   /** The latent. */
   readonly latent: tf.Tensor4D;
-  /** What the call before remembered, as its row of the table says. */
+  /** Tensors remembered by the previous call, as in its row of the table. */
   readonly memory: readonly tf.Tensor4D[];
 }
 
 /**
- * What one model call led to.
+ * Result of one model call.
  *
  * Its tensors belong to the generator. They are valid until the consumer asks
  * for the next step or leaves the loop; `clone()` what is to be kept.
@@ -40,14 +40,14 @@ export interface SampleStep {
   readonly latent: tf.Tensor4D;
   /** The clean latent as predicted in this call: a preview. */
   readonly denoised: tf.Tensor4D;
-  /** What to give as `resume` to go on from here. */
+  /** State for `resume`. */
   readonly state: SamplerState;
 }
 
 /**
  * Inpainting: a clean latent that stays where a mask is 0. After each call it
- * has the noise level that the call led to, with the first latent's noise, so
- * that the repainted part fits it; after the last call it is clean.
+ * is noised to the current noise level with the initial noise, so that the
+ * repainted part fits it; after the last call it is clean.
  */
 export interface KeptLatent {
   /** The clean latent, in the noise's shape; stays the caller's. */
@@ -69,7 +69,7 @@ export interface SampleOptions {
    * Needed with a plan's `startStep` > 0; stays the caller's.
    */
   readonly init?: tf.Tensor4D;
-  /** Inpainting: what stays as it is. */
+  /** Inpainting: the part that is kept. */
   readonly keep?: KeptLatent;
   /**
    * Changes the latent before the model is called: guidance by a loss. The result

@@ -1,9 +1,9 @@
 /**
  * A sampler as a table: one row per model call, coefficients in float64.
  *
- * Every sampler here is linear in what it knows: the latent, the x₀ and the ε
- * of this call, tensors it remembered, and fresh noise. A row says how these
- * combine to the next latent and to what is remembered.
+ * Every sampler here is linear in the latent, the x₀ and the ε of this call,
+ * remembered tensors, and fresh noise. A row has the coefficients of the next
+ * latent and of the remembered tensors.
  *
  * @module
  */
@@ -76,7 +76,7 @@ export interface PlanOptions {
   startStep?: number;
 }
 
-/** A linear combination of what a sampler knows; absent means 0. */
+/** Coefficients of a linear combination; absent means 0. */
 export interface Combination {
   /** The latent before this call. */
   readonly latent?: number;
@@ -104,9 +104,9 @@ export interface SamplerCall extends Level {
   readonly timestep: number;
   /** The next latent. */
   readonly next: Combination;
-  /** What is remembered for the next call. */
+  /** Tensors that are remembered for the next call. */
   readonly memory: readonly Combination[];
-  /** What is reported as the denoised latent; absent is the x0 itself. */
+  /** The reported denoised latent. @default x0 */
   readonly reported?: Combination;
   /** The noise's standard deviation comes from the model (DDPM). */
   readonly learnedVariance?: {
@@ -121,7 +121,7 @@ export type ClipRule =
   | { readonly kind: "range"; readonly limit: number }
   | { readonly kind: "dynamic"; readonly ratio: number; readonly max: number };
 
-/** A sampler's whole course, as plain data. */
+/** All steps of a sampler, as plain data. */
 export interface SamplerPlan {
   /** The sampler. */
   readonly name: SamplerName;
@@ -145,7 +145,7 @@ export interface SamplerPlan {
   readonly start: number;
 }
 
-/** What every family starts from. */
+/** Input of every sampler family. */
 export interface PlanRequest {
   /** The sampler, for messages. */
   readonly name: SamplerName;
@@ -165,7 +165,7 @@ export interface PlanRequest {
   readonly options: PlanOptions;
 }
 
-/** What a family returns. */
+/** Output of a sampler family. */
 export interface Course {
   /** One row per call. */
   readonly table: readonly SamplerCall[];

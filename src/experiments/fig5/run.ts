@@ -1,7 +1,7 @@
 /**
- * Several concepts in one picture: is each in its place, and only there? For a
- * plain prompt and for regions on fused models, and for adapters that are not
- * fused (the paper's Fig 5 and Fig 10 with numbers).
+ * Measures several concepts in one picture: is each concept in its region, and
+ * only there? Compares a plain prompt and regions on fused models, and adapters
+ * that are not fused (the paper's Fig 5 and Fig 10 with numbers).
  *
  * @module
  */
@@ -125,7 +125,8 @@ async function regions(
   const sizes = new Map(
     cells.map(({ scene }) => [JSON.stringify(sizeOf(scene)), scene]),
   );
-  // What would be cut and what cannot be drawn is refused before training.
+  // Prompts that are too long and layouts that cannot be drawn are refused
+  // before training.
   const captions = cells.map(({ scene }) => captionOf(scene, textPrefix));
   await refuseCutTexts(lab, drawn.map(({ layout }) => layout!), captions);
   const sites = await Promise.all([...sizes.values()].map(async (scene) => ({

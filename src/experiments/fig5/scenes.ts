@@ -17,7 +17,10 @@ import { phraseOf } from "../subjects.ts";
 /** Ways to fuse that are compared. */
 export const REGION_FUSIONS: readonly string[] = ["weight", "gradient"];
 
-/** Arms that are rendered: with every concept, the ceiling; without, the floor. */
+/**
+ * Arms that are rendered: with every concept (upper bound) and without (lower
+ * bound).
+ */
 export const RENDERED_ARMS: readonly string[] = ["real", "empty"];
 
 /** Every arm, in the order of the table: `way.fusion`, or a way without fusion. */
@@ -32,8 +35,8 @@ export const REGION_ARMS: readonly string[] = [
 const ONE_PROMPT = ["plain", "switch", "composite"];
 
 /**
- * Whether an arm is told the places of concepts: by regions, or by words, which
- * there are for two and three concepts.
+ * Whether an arm specifies the places of concepts: by regions, or by words
+ * (only for two and three concepts).
  *
  * @param arm One of {@linkcode REGION_ARMS}.
  * @param n Number of concepts.
@@ -47,7 +50,7 @@ export function knowsPlaces(arm: string, n: number): boolean {
  *
  * @param scene The scene.
  * @param arm The arm, or its way.
- * @param settings How concepts stand in prompts, and how pictures are drawn.
+ * @param settings Phrases of the concepts, and sampling settings.
  */
 export function sceneLayout(
   scene: GroupScene,

@@ -1,6 +1,6 @@
 /**
- * From pictures of scenes to rows: which identity is in each region, to the
- * evaluation CLIP.
+ * Scores pictures of scenes: which identity does the evaluation CLIP find in
+ * each region?
  *
  * @module
  */
@@ -20,7 +20,7 @@ import { BACKGROUNDS, IDENTITIES } from "../../micro/world.ts";
 import type { RegionFinding, RegionRow } from "./table.ts";
 
 /**
- * Windows in which a concept is looked for, at most 48 pixels wide at scale 1.
+ * Windows that are classified, at most 48 pixels wide at scale 1.
  *
  * @param column Width of a column, pixels at scale 1.
  * @returns Sides and step, as shares of the column's shorter side.
@@ -35,7 +35,7 @@ export function windowsOf(column: number): { sides: number[]; step: number } {
  *
  * @param lab The lab.
  * @param drawn Scenes in arms, and names of their pictures in the store.
- * @param textPrefix What stands before a caption.
+ * @param textPrefix Prefix of captions.
  * @returns A row per picture.
  */
 export async function scoreScenes(
@@ -43,7 +43,7 @@ export async function scoreScenes(
   drawn: readonly { arm: string; scene: GroupScene; images: string[] }[],
   textPrefix: string,
 ): Promise<RegionRow[]> {
-  // Look-alikes stay out: which of the concepts that were asked for is it?
+  // Look-alikes are left out: a region is classified among the identities only.
   const labels = IDENTITIES.map(({ name }) => name);
   const references = await lab.references(
     labels.map((concept) => ({ of: "art", concept, set: "reference" })),
@@ -87,7 +87,7 @@ export async function scoreScenes(
   });
 }
 
-/** Empty backgrounds, as they look between concepts: twelve crops of each. */
+/** Empty backgrounds: twelve crops of each. */
 async function backgroundGallery(lab: Lab): Promise<GalleryEntry[]> {
   const words = BACKGROUNDS.map(({ word }) => word);
   const views = [...new Array(12).keys()];

@@ -13,7 +13,7 @@ type Line = readonly [label: string, cells: readonly (RegionRow | undefined)[]];
 /** The arms of Fig 5. */
 const FIG_5 = ["real", "plain gradient", "regional gradient"];
 
-/** An arm as sheets name it, and the resolution if it is another one. */
+/** Label of an arm, with the resolution if it is not the usual one. */
 function nameOf({ arm, scale }: RegionRow): string {
   const short = arm.replace(/[.+-]/g, " ");
   return scale === 1 ? short : `${short}, ${64 * scale} pixels high`;
@@ -61,7 +61,10 @@ export async function regionSheets(
   return await Promise.all(sheets);
 }
 
-/** Reads a sheet's pictures; below each is the identity in each region. */
+/**
+ * Reads a sheet's pictures; the caption of each is the identity found in each
+ * region.
+ */
 async function sheetOf(
   lab: Lab,
   [name, title]: readonly [string, string],

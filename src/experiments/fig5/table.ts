@@ -44,19 +44,19 @@ export interface RegionRow {
   readonly n: number;
   /** Concepts from left to right. */
   readonly concepts: readonly string[];
-  /** Where the concepts are. */
+  /** The scene's background. */
   readonly background: string;
-  /** Which picture of its layout. */
+  /** Number of the picture within its layout. */
   readonly picture: number;
   /** Resolution, a factor of 64 pixels. */
   readonly scale: number;
   /** Name of the picture in the store. */
   readonly image: string;
-  /** Text alignment of the whole, class words in the caption. */
+  /** Text alignment of the whole picture, with class words in the caption. */
   readonly text: number;
   /** What was found, from left to right. */
   readonly regions: readonly RegionFinding[];
-  /** Concepts from left to right in the order that suits the picture best. */
+  /** Concepts from left to right in the order that fits the picture best. */
   readonly order: readonly string[];
 }
 
@@ -76,17 +76,23 @@ export type RegionScore =
 
 /** A score: how it is computed and shown. */
 export interface RegionScoreKind {
-  /** What tables call it; the arrow says which way is better. */
+  /** Title in tables; the arrow shows which direction is better. */
   readonly title: string;
   /** The score of a picture. */
   readonly of: (row: RegionRow) => number;
-  /** Whether it judges by place: unfair to an arm that was not told the places. */
+  /**
+   * Whether it depends on places; it is not computed for arms that do not
+   * specify them.
+   */
   readonly byPlace?: boolean;
   /** Whether arms are compared by it. */
   readonly compared?: boolean;
 }
 
-/** Whether something holds of a region that is to have one of all concepts. */
+/**
+ * A test of a region's finding, given its concept and all concepts of the
+ * picture.
+ */
 type RegionTest = (
   found: RegionFinding,
   concept: string,
@@ -174,7 +180,7 @@ export interface RegionSummary {
 
 /** The numbers of the experiment. */
 export interface RegionNumbers extends RegionSummary {
-  /** What this document is. */
+  /** Format and version of the document. */
   readonly format: "mix-of-show regions 6";
   /** Proper names of all fused concepts. */
   readonly concepts: readonly string[];
@@ -199,13 +205,13 @@ export interface RegionCell {
   readonly n: number;
   /** Resolution, a factor of 64 pixels. */
   readonly scale: number;
-  /** Pictures behind it. */
+  /** Number of pictures. */
   readonly pictures: number;
-  /** Means with 95 % intervals (hierarchical bootstrap over choices). */
+  /** Means with 95 % intervals (hierarchical bootstrap over combinations). */
   readonly scores: Readonly<Record<RegionScore, Interval>>;
 }
 
-/** Values of rows, nested by choice of concepts and background. */
+/** Values of rows, nested by combination of concepts and background. */
 function nested(
   rows: readonly RegionRow[],
   value: (row: RegionRow) => number,
@@ -315,13 +321,13 @@ export function readRegions(json: unknown): RegionNumbers {
   const stored = json as RegionNumbers & {
     readonly settings?: Pick<RegionNumbers, "regions" | "windows">;
   };
-  // Until format 4 the settings held them.
+  // Up to format 4 these were in the settings.
   const { regions, windows } = { ...stored.settings, ...stored };
   const format = "mix-of-show regions 6";
   return { ...stored, regions, windows, format, ...summarise(stored.rows) };
 }
 
-/** How arms are called in tables. */
+/** Names of arms in tables. */
 const LABELS: Readonly<Record<string, string>> = {
   real: "rendered (ceiling)",
   empty: "empty backgrounds (floor)",
@@ -345,7 +351,9 @@ export function regionLabel(arm: string): string {
   return fusion === undefined ? label : `${label}, ${fusion} fusion`;
 }
 
-/** A score of a line, unless it judges places that the arm was not told. */
+/**
+ * A score of a line, unless it depends on places that the arm does not specify.
+ */
 function fairScore(
   { arm, n, scores }: RegionCell,
   score: RegionScore,

@@ -1,6 +1,5 @@
 /**
- * The ablation's claims as differences that should be positive: the paper's
- * own, and what can be asked beyond it.
+ * The ablation's claims, as differences of arms: the paper's, and others.
  *
  * @module
  */
@@ -24,20 +23,23 @@ export interface CompareOptions {
   readonly fusions: readonly FusionName[];
   /** Whether a verdict may be given by a score. */
   readonly conclusive: (score: ScoreName | "heldout") => boolean;
-  /** By which scores. @default held-out error, image, masked and retrieval */
+  /**
+   * Scores of the comparison. @default held-out error, image, masked and
+   * retrieval
+   */
   readonly scores?: readonly (ScoreName | "heldout")[];
 }
 
 /**
- * Of two arms, or of two differences of arms, the first has more: of an error,
- * less.
+ * A claim that the first of two arms, or of two differences of arms, has a
+ * higher score (a lower error).
  */
 interface ArmClaim extends Omit<Claim, "score" | "less"> {
   readonly more: readonly [string, string?];
   readonly less: readonly [string, string?];
 }
 
-/** Claims about one embedding: arms, words of it, whether the paper's. */
+/** Claims about one embedding: arms, text, and whether it is the paper's. */
 const WITHIN: readonly (readonly [
   more: string,
   less: string,
@@ -73,7 +75,7 @@ const WITHIN: readonly (readonly [
   ],
 ];
 
-/** Every claim about the arms that there are. */
+/** All claims about the given arms. */
 function claimsOf({ embeddings, fusions }: CompareOptions): ArmClaim[] {
   const has = (...needed: readonly string[]) =>
     needed.every((one) =>

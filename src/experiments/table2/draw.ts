@@ -1,6 +1,7 @@
 /**
- * The paper's Table 2 with the fourth cell: {LoRA, ED-LoRA} × {weight, gradient
- * fusion}, single against fused, and weight fusion at its best λ.
+ * The paper's Table 2, with the combination that the paper leaves out (LoRA
+ * with gradient fusion): {LoRA, ED-LoRA} × {weight, gradient fusion}, single
+ * against fused, and weight fusion at its best λ.
  *
  * @module
  */
@@ -44,7 +45,7 @@ const FUSIONS: readonly FusionName[] = [
   "weight_best_lambda",
 ];
 
-/** Names of concepts, or how many of the test concepts. */
+/** Names of concepts, or a number of test concepts. */
 const CONCEPTS = parsed("LIST", (what, option, found): readonly string[] => {
   if (!/^[-\d.]+$/.test(found)) {
     return found.split(",").map((name) => conceptOf(name).name);
@@ -85,7 +86,7 @@ export interface AblationPictures extends Drawn {
   readonly heldout: HeldOutError;
 }
 
-/** What a run has made. */
+/** Outputs of a run. */
 export interface AblationWork {
   /** Trained concepts. */
   readonly trained: {
@@ -120,7 +121,8 @@ export async function drawTable2(
   const { settings, embeddings, fusions } = plan;
   const work: AblationWork = { trained: [], fused: [], drawn: [] };
   for (const seed of plan.seeds) {
-    // Both embeddings at once, so that no worker waits for the other's fusion.
+    // Both embeddings are trained in one call, so that no worker waits for a
+    // fusion.
     const concepts = await lab.train(
       embeddings.flatMap((embedding) =>
         all.map((subject) => training(settings, subject, embedding, seed))
@@ -161,7 +163,7 @@ export async function drawTable2(
   return work;
 }
 
-/** How a fusion of n concepts is done. */
+/** The spec of a fusion of n concepts. */
 function howOf(
   fusion: FusionName,
   settings: ExperimentPreset,
@@ -181,7 +183,10 @@ function howOf(
 /** Concept-free prompts on which drift is measured. */
 const DRIFT_PROMPTS = 8;
 
-/** Draws cells, concept-free pictures beside them, and measures the models. */
+/**
+ * Draws cells and pictures of concept-free prompts, and measures held-out
+ * errors.
+ */
 async function draw(
   lab: Lab,
   { settings: { sampling }, prompts }: AblationPlan,

@@ -1,5 +1,5 @@
 /**
- * `ablation.json`: what the ablation writes and notebooks read.
+ * The document `ablation.json`, which the ablation writes and notebooks read.
  *
  * Numbers that do not exist (an interval of one value, a share of nothing) are
  * null, since JSON has neither NaN nor infinity.
@@ -40,9 +40,9 @@ export interface LayerFit {
 export interface Headroom {
   /** Of the concepts. */
   median: Maybe;
-  /** What it has to be at least. */
+  /** Its required minimum. */
   required: number;
-  /** Whether it is. */
+  /** Whether the median reaches it. */
   enough: boolean;
 }
 
@@ -71,7 +71,10 @@ export interface Arm {
   };
   /** Time of fusion, first seed. */
   fusionSeconds: Maybe;
-  /** 1 − cosine to the base's picture of the same noise, other prompts. */
+  /**
+   * 1 − cosine to the base's picture from the same noise, for prompts without
+   * the concept.
+   */
   drift: Maybe;
   /** Layers of gradient fusion, first seed. */
   layers: LayerFit[];
@@ -95,11 +98,14 @@ export interface AblationReport {
   concepts: { name: string; class: string }[];
   /** Training seeds. */
   seeds: number[];
-  /** Seeds that were asked for, where the report is of some of them only. */
+  /** All planned seeds, if the report covers only some of them. */
   planned?: number[];
   /** Which prompts of each concept. */
   prompts: { perConcept: number; indices: number[]; sha256: string };
-  /** Whether the evaluation CLIP passes its test, and which floors it misses. */
+  /**
+   * Whether the evaluation CLIP passes its test, and which thresholds it
+   * misses.
+   */
   evaluator?: EvaluatorOutcome;
   /** The preset in full. */
   settings: Record<string, unknown>;
@@ -117,7 +123,7 @@ export interface AblationReport {
   };
   /** Fused arms by name, such as `edlora.gradient`. */
   arms: Record<string, Arm>;
-  /** The paper's claims, and what goes beyond them. */
+  /** The tested claims: the paper's, and others. */
   comparisons: Comparison[];
   /**
    * Median over concepts of single − lower image alignment, and of the share of
@@ -163,11 +169,11 @@ export interface AblationReport {
     library: string;
     tfjs: string;
   };
-  /** Seconds of each stage of the last run; what the cache had costs none. */
+  /** Seconds of each stage of the last run, without cached results. */
   timings: Record<string, number>;
 }
 
-/** A report without the facts that only the caller knows. */
+/** A report without the fields that the command adds. */
 export type AblationNumbers = Omit<
   AblationReport,
   "created" | "machine" | "timings" | "evaluator"

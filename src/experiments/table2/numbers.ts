@@ -1,6 +1,6 @@
 /**
  * The ablation's numbers: scores of every arm, what fusion loses and keeps, the
- * claims, and what can be read off the concepts themselves.
+ * claims, and properties of the concepts themselves.
  *
  * @module
  */
@@ -55,8 +55,8 @@ import type {
 } from "./json.ts";
 
 /**
- * Least median gain over the lower bound for the result to mean anything: in
- * image alignment, and as a share of the class word's held-out error.
+ * Minimum median gain over the lower bound for a conclusive result: in image
+ * alignment, and as a share of the class word's held-out error.
  */
 const REQUIRED_HEADROOM = 0.1;
 
@@ -74,7 +74,8 @@ interface Table {
  * Scores a run's pictures and compares its arms.
  *
  * @param lab The lab.
- * @param plan What was run; `planned` are all seeds, where these are some.
+ * @param plan What was run; `planned` are all seeds, if `seeds` are only some
+ * of them.
  * @param all The concepts.
  * @param work What was trained, fused and drawn.
  */
@@ -198,7 +199,8 @@ function armOf(
   };
   const means = (of: string, score: ScoreName | "heldout") =>
     conceptMeans(table.rowsOf(of), table.names, score);
-  // Errors count the other way round: (class word − arm) / (class word − single).
+  // For errors the signs are reversed: (class word − arm) / (class word −
+  // single).
   const worth = (of: string, score: ScoreName | "heldout") =>
     means(of, score).map((value) => score === "heldout" ? -value : value);
   const kept = (score: ScoreName | "heldout") =>
@@ -224,7 +226,7 @@ function armOf(
   };
 }
 
-/** What the references score among themselves: as good as the real thing. */
+/** Scores of the references against each other: the upper bound. */
 function ceiling(all: readonly Subject[], scorer: Scorer): Scores {
   const own = all.map((subject) => scorer.ceiling(subject));
   return perScore((score) =>
@@ -268,7 +270,7 @@ async function wholes(lab: Lab, lists: readonly (readonly string[])[]) {
 }
 
 /**
- * How far each arm's concept-free pictures moved from those of the base with the
+ * Distance of each arm's concept-free pictures to those of the base with the
  * same noise: mean of 1 − cosine over concepts and seeds.
  */
 async function drifts(
@@ -336,7 +338,7 @@ function groupMeans(
   );
 }
 
-/** What can be read off the trained concepts of the first seed. */
+/** Properties of the trained concepts of the first seed. */
 async function inspect(
   lab: Lab,
   { settings, seeds }: AblationPlan,

@@ -55,8 +55,9 @@ with the others.`,
 });
 
 /**
- * Runs the ablation, seed by seed. What the lab's store has is not done again: a
- * killed run continues, and the number of workers changes nothing.
+ * Runs the ablation, seed by seed. Results in the lab's store are not computed
+ * again, so a killed run continues. The number of workers does not change the
+ * results.
  */
 async function ablation(
   lab: Lab,
@@ -73,7 +74,8 @@ async function ablation(
         all = await subjects(lab, concepts, prompts, settings.sampling);
       }
       const own = await drawTable2(lab, { ...plan, seeds: [seed] }, all);
-      // Scored at once, so that a run that stops has something whole to report.
+      // Scored after each seed, so that a stopped run has complete results for
+      // its seeds.
       await numbersOf(lab, { ...plan, seeds: [seed] }, all, own);
       work.trained.push(...own.trained);
       work.fused.push(...own.fused);

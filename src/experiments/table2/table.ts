@@ -70,7 +70,7 @@ export function armsOf(report: Pick<AblationNumbers, "arms">): string[] {
 /** A line of the table. */
 interface Line {
   readonly label: string;
-  /** A bound has one value of each score, an arm a single and a fused one. */
+  /** A bound has one value per score, an arm a single and a fused value. */
   readonly of: (score: ScoreName) => readonly [Interval, Interval?];
   readonly heldout?: readonly [Interval, Interval?];
   readonly kept?: Interval;
@@ -79,8 +79,8 @@ interface Line {
 }
 
 /**
- * The result table, single → fused: the score that decides first, the paper's
- * image alignment last.
+ * The result table, single → fused: held-out error, which decides, first; the
+ * paper's image alignment last.
  *
  * @param report The report.
  */
@@ -139,7 +139,7 @@ const COLORS: Readonly<Record<string, string>> = {
   chance: "#e09f3e",
 };
 
-/** The colour says the embedding, the symbol what was done. */
+/** The colour shows the embedding, the symbol the fusion. */
 function symbolOf(arm: string): string {
   const symbols: Record<string, string> = {
     base: "x",
@@ -150,7 +150,7 @@ function symbolOf(arm: string): string {
   return symbols[arm.split(".").at(-1)!] ?? "circle";
 }
 
-/** What a score is called. */
+/** Name of a score. */
 const SCORE_LABEL: Readonly<Record<ScoreName | "heldout", string>> = {
   heldout: "held-out error (lower is better)",
   text: "text alignment",
@@ -201,7 +201,8 @@ export function scoreFigure(
   const bounds = score === "heldout"
     ? [base.heldout]
     : [base.lower[score], base.ceiling[score]];
-  // Errors fall, and text alignment is lost where a concept is learned.
+  // For held-out error and text alignment the class word's value is the upper
+  // bound.
   const bound = score === "text" || score === "heldout"
     ? "upper bound"
     : "lower bound";
@@ -396,7 +397,7 @@ function factsTable(report: AblationNumbers): Table {
   ]);
 }
 
-/** Why no conclusion can be drawn from a run, if none can. */
+/** Reasons why a run allows no conclusion, if any. */
 function reservations(
   { scale, concepts, seeds, planned, headroom }: AblationNumbers,
 ): string[] {
@@ -420,7 +421,7 @@ function reservations(
   return reasons.flatMap((why) => why ? [`No conclusion: ${why}.`] : []);
 }
 
-/** Fused models that do not follow their prompts: identity alone is no success. */
+/** Fused models that do not follow their prompts, for the report's warning. */
 function disobedient(report: AblationNumbers): string[] {
   const names = report.concepts.map(({ name }) => name);
   const text = (arm: string) =>
