@@ -40,7 +40,24 @@ export interface Table1Numbers {
   readonly comparisons: readonly Comparison[];
 }
 
-/** What an arm is called. */
+/** What papers call the methods. */
+const METHOD_NAMES: Readonly<Partial<Record<MethodName, string>>> = {
+  "textual-inversion": "Textual Inversion",
+  "p+": "P+",
+  "custom-diffusion": "Custom Diffusion",
+  lora: "LoRA",
+  "ed-lora": "ED-LoRA",
+};
+
+/** What an arm is called in tables and figures. */
+function methodLabel({ method, fused }: Table1Arm): string {
+  const name = method === null ? method : METHOD_NAMES[method] ?? method;
+  return name === null
+    ? "class word, base model"
+    : `${name}, ${fused ? "fused" : "alone"}`;
+}
+
+/** The name of an arm in ids and random keys. */
 export function armLabel({ method, fused }: Table1Arm): string {
   return method === null
     ? "class word, base model"
@@ -77,7 +94,7 @@ function paper(score: "text" | "image") {
  */
 export function methodTable({ rows }: Pick<Table1Numbers, "rows">): Table {
   return tableOf(rows, [
-    ["method", armLabel],
+    ["method", methodLabel],
     ["text", ({ text }) => interval(text)],
     ["paper", paper("text")],
     ["image", ({ image }) => interval(image)],
@@ -95,7 +112,7 @@ export function methodTable({ rows }: Pick<Table1Numbers, "rows">): Table {
  */
 export function conceptTable({ rows }: Pick<Table1Numbers, "rows">): Table {
   return tableOf(rows, [
-    ["text / image", armLabel],
+    ["text / image", methodLabel],
     ...Object.keys(rows[0].concepts).map((name) =>
       [name, ({ concepts }: Table1Row) => {
         const { text, image } = concepts[name];
@@ -137,7 +154,7 @@ export function table1Report(
         series: [{
           name: "image alignment",
           as: "markers",
-          x: rows.map(armLabel),
+          x: rows.map(methodLabel),
           y: rows.map(({ image }) => image),
         }],
       }),
