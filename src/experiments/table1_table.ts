@@ -138,9 +138,10 @@ export function table1Report(
     name: "table1",
     title: "methods, alone and fused",
     lead: [
-      "Read text alignment with image alignment: where identity is lost, text " +
-      "alignment rises. The class word on the base model bounds text alignment " +
-      "from above and image alignment from below.",
+      "Read text alignment with image alignment: a picture of the class, " +
+      "without the concept, can follow its prompt well. The class word on the " +
+      "base model is such a picture: it bounds text alignment from above and " +
+      "image alignment from below.",
       "The paper's numbers are of Stable Diffusion and CLIP ViT-B/32: compare " +
       "the order, not the size.",
     ],

@@ -231,8 +231,8 @@ export function scoreFigure(
 }
 
 /**
- * Text against image alignment, a line from single to fused: where identity is
- * lost to the class, text alignment rises.
+ * Text against image alignment, a line from single to fused: an arm that loses
+ * identity to the class moves down, and may move right.
  *
  * @param report The report.
  */
