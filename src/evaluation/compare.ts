@@ -160,6 +160,12 @@ export function compare(
   };
 }
 
+/** Scores whose name is not what tables call them. */
+const SCORE_HEADS: Readonly<Record<string, string>> = {
+  heldout: "held-out error",
+  masked: "masked image",
+};
+
 /**
  * Tested claims as a table: differences with intervals, verdicts.
  *
@@ -178,7 +184,7 @@ export function comparisonTable<T extends Comparison>(
   return tableOf(chosen, [
     ...first,
     ["claim", ({ claim }) => claim],
-    ["score", ({ score }) => score],
+    ["score", ({ score }) => SCORE_HEADS[score] ?? score],
     ["difference", ({ mean }) => signed(mean)],
     ["95 % interval (t)", (one) => range(one)],
     ["bootstrap", ({ bootstrap }) => bootstrap ? range(bootstrap) : "–"],

@@ -204,7 +204,7 @@ export function bytesTable(rows: readonly FeatureBytes[]): Table {
     ["layers", ({ layers }) => String(layers)],
     ["features, MB", ({ features }) => mega(features)],
     ["Gram matrices, MB", ({ grams }) => mega(grams)],
-    ["times", ({ features, grams }) => decimal(features / grams, 0)],
+    ["times smaller", ({ features, grams }) => decimal(features / grams, 0)],
   ]);
 }
 

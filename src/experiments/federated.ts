@@ -207,7 +207,8 @@ export function federatedReport(
       "concept from these files: that is their purpose. Nothing protects the " +
       "matrices against inversion.",
       "At noise of scale 1 each entry of a Gram matrix has noise as large as " +
-      "what one typical row adds to its trace.",
+      "what one typical row adds to its trace. Noise makes files larger: a " +
+      "matrix of few rows is sent as its rows, a noisy one as a whole.",
     ],
     parts: [
       tablePart(federatedTable(rows)),

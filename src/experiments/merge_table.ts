@@ -47,9 +47,9 @@ export interface MergeNumbers {
   readonly rows: readonly MergeRow[];
 }
 
-/** Kilobytes with one decimal, or a dash. */
-function kilobytes(bytes: number | null): string {
-  return bytes === null ? "–" : `${decimal(bytes / 1000, 1)} kB`;
+/** Megabytes with two decimals, or a dash. */
+function megabytes(bytes: number | null): string {
+  return bytes === null ? "–" : `${decimal(bytes / 1e6, 2)} MB`;
 }
 
 function seconds(value: number | null): string {
@@ -82,9 +82,9 @@ export function mergeTable(rows: readonly MergeRow[]): Table {
     ["masked image", ({ masked }) => decimal(masked)],
     ["text", ({ text }) => decimal(text)],
     ["retrieval", ({ retrieval }) => decimal(retrieval, 2)],
-    ["centre", (row) => seconds(row.seconds)],
-    ["client", (row) => seconds(row.clientSeconds)],
-    ["client sends", ({ bytes }) => kilobytes(bytes)],
+    ["time, centre", (row) => seconds(row.seconds)],
+    ["time, client", (row) => seconds(row.clientSeconds)],
+    ["client sends", ({ bytes }) => megabytes(bytes)],
     ["formula", ({ source }) => source],
   ]);
 }

@@ -19,6 +19,8 @@ import type { Fig7Numbers } from "./fig7_table.ts";
 import type { Fig10Numbers } from "./fig10.ts";
 import type { MergeNumbers } from "./merge_table.ts";
 import { EXPERIMENTS } from "./registry.ts";
+import type { RegionNumbers } from "./fig5/table.ts";
+import type { SweepRow } from "./sweep.ts";
 import type { Table1Numbers } from "./table1_table.ts";
 
 /** Characters of a fingerprint. */
@@ -63,6 +65,12 @@ export interface ResultNumbers {
   readonly cost: CostNumbers;
   /** Methods, alone and fused. */
   readonly table1: Table1Numbers;
+  /** Several concepts in one picture; `readRegions` reads earlier formats. */
+  readonly regions: RegionNumbers;
+  /** Fusion of 2, 4, … concepts. */
+  readonly count: { readonly rows: readonly SweepRow[] };
+  /** Adapters of rank 1, 2, …, alone and fused. */
+  readonly rank: { readonly rows: readonly SweepRow[] };
 }
 
 /** Settings of {@linkcode resultOf}. */

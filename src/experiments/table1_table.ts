@@ -40,7 +40,24 @@ export interface Table1Numbers {
   readonly comparisons: readonly Comparison[];
 }
 
-/** Name of an arm. */
+/** Names of the methods in papers. */
+const METHOD_NAMES: Readonly<Partial<Record<MethodName, string>>> = {
+  "textual-inversion": "Textual Inversion",
+  "p+": "P+",
+  "custom-diffusion": "Custom Diffusion",
+  lora: "LoRA",
+  "ed-lora": "ED-LoRA",
+};
+
+/** Name of an arm in tables and figures. */
+function methodLabel({ method, fused }: Table1Arm): string {
+  const name = method === null ? method : METHOD_NAMES[method] ?? method;
+  return name === null
+    ? "class word, base model"
+    : `${name}, ${fused ? "fused" : "alone"}`;
+}
+
+/** The name of an arm in ids and random keys. */
 export function armLabel({ method, fused }: Table1Arm): string {
   return method === null
     ? "class word, base model"
@@ -77,7 +94,7 @@ function paper(score: "text" | "image") {
  */
 export function methodTable({ rows }: Pick<Table1Numbers, "rows">): Table {
   return tableOf(rows, [
-    ["method", armLabel],
+    ["method", methodLabel],
     ["text", ({ text }) => interval(text)],
     ["paper", paper("text")],
     ["image", ({ image }) => interval(image)],
@@ -95,7 +112,7 @@ export function methodTable({ rows }: Pick<Table1Numbers, "rows">): Table {
  */
 export function conceptTable({ rows }: Pick<Table1Numbers, "rows">): Table {
   return tableOf(rows, [
-    ["text / image", armLabel],
+    ["text / image", methodLabel],
     ...Object.keys(rows[0].concepts).map((name) =>
       [name, ({ concepts }: Table1Row) => {
         const { text, image } = concepts[name];
@@ -121,9 +138,10 @@ export function table1Report(
     name: "table1",
     title: "methods, alone and fused",
     lead: [
-      "Read text alignment with image alignment: where identity is lost, text " +
-      "alignment rises. The class word on the base model bounds text alignment " +
-      "from above and image alignment from below.",
+      "Read text alignment with image alignment: a picture of the class, " +
+      "without the concept, can follow its prompt well. The class word on the " +
+      "base model is such a picture: it bounds text alignment from above and " +
+      "image alignment from below.",
       "The paper's numbers are of Stable Diffusion and CLIP ViT-B/32: compare " +
       "the order, not the size.",
     ],
@@ -137,7 +155,7 @@ export function table1Report(
         series: [{
           name: "image alignment",
           as: "markers",
-          x: rows.map(armLabel),
+          x: rows.map(methodLabel),
           y: rows.map(({ image }) => image),
         }],
       }),

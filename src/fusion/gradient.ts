@@ -38,6 +38,7 @@ import {
   type Problem,
   solve,
   type SolveOptions,
+  SPATIAL_RIDGE,
 } from "./layer.ts";
 import { replaceWeights } from "./replace.ts";
 import type { Stats } from "./statistics.ts";
@@ -381,13 +382,14 @@ async function* fit(
     iterations: options.iterations ?? options.stageIterations?.[stage] ??
       OFFICIAL_ITERATIONS[stage],
   };
+  const least = stage === "spatial" ? SPATIAL_RIDGE : undefined;
   const made = new Map<string, tf.Tensor>();
   let complete = false;
   try {
     let before = performance.now();
     // Each problem is freed as soon as it is solved.
     for (let next = problems.shift(); next; next = problems.shift()) {
-      for (const [layer, solution] of solve(next, settings, lambda)) {
+      for (const [layer, solution] of solve(next, settings, lambda, least)) {
         made.set(layer, applyDelta(at(params, layer).weight, solution.delta));
         const { delta: _delta, dual: _dual, ...numbers } = solution;
         yield {

@@ -70,7 +70,8 @@ export interface SolveOptions {
    * of every concept's features and scores on the other, both ways, for ridges
    * from 1e-5 to 100, and takes the best (see {@linkcode crossValidate}). It
    * needs statistics with halves; where a concept has none it takes
-   * {@linkcode FALLBACK_RIDGE}.
+   * {@linkcode FALLBACK_RIDGE}. Of a UNet's spatial layers it takes at least
+   * {@linkcode SPATIAL_RIDGE}.
    *
    * @default "auto"
    */
@@ -99,6 +100,14 @@ export interface SolveOptions {
 
 /** The ridge `auto` takes where statistics have no halves to compare. */
 export const FALLBACK_RIDGE: number = 1e-5;
+
+/**
+ * The smallest ridge `auto` takes in the layers whose features come from pictures.
+ * Their halves are sampling steps of the same pictures. They are so alike that
+ * cross-validation finds the smallest ridge best; other prompts and other noise
+ * do not.
+ */
+export const SPATIAL_RIDGE: number = 1e-3;
 
 /** A solved layer. */
 export interface LayerSolution {
@@ -549,6 +558,9 @@ function whole({ features, count, halves }: Stats): Stats {
  */
 const EXPONENTS: readonly number[] = [2, 1, 0, -1, -2, -3, -4, -5];
 
+/** The smallest of them. */
+const SMALLEST = 10 ** EXPONENTS.at(-1)!;
+
 /** A single concept is met exactly; this only keeps the factor finite. */
 const EXACT = 1e-8;
 
@@ -561,14 +573,15 @@ const EXACT = 1e-8;
  * Σ wᵢ tr((ΔWᵃ − ΔWᵢ)ᵀ Gᵢᵇ (ΔWᵃ − ΔWᵢ)), plus the same with the halves
  * exchanged. Ten-fold steps of ρ are tried and the best is refined by the parabola
  * through it and its neighbours; of equally good ones the largest is taken. It
- * takes 16 Cholesky factors of Σ Gᵢ for all layers that share it, where a given
- * ridge takes one.
+ * takes two Cholesky factors of Σ Gᵢ per ridge for all layers that share it, where
+ * a given ridge takes one.
  *
  * A single concept contradicts nobody: it gets next to no ridge, and so itself.
  *
  * @param first One half.
  * @param second The other half.
  * @param scored What fits of the other half are scored on, of each half.
+ * @param least The smallest ridge that may be chosen.
  * @returns The ridge of each layer, relative to trace(G)/d.
  *
  * @example
@@ -581,11 +594,13 @@ export function crossValidate(
   first: LeastSquares,
   second: LeastSquares,
   scored: readonly [LeastSquares, LeastSquares] = [first, second],
+  least: number = SMALLEST,
 ): Map<string, number> {
   const scores = new Map<string, number[]>(
     first.paths.map((path) => [path, []]),
   );
-  for (const exponent of EXPONENTS) {
+  const exponents = EXPONENTS.filter((own) => 10 ** own >= least * (1 - 1e-9));
+  for (const exponent of exponents) {
     const fits = [first, second].map((half) => half.solver(10 ** exponent));
     for (const [path, list] of scores) {
       list.push(
@@ -597,12 +612,17 @@ export function crossValidate(
   return new Map(
     [...scores].map(([path, list]) => [
       path,
-      first.targets(path).concepts === 1 ? EXACT : 10 ** bestExponent(list),
+      first.targets(path).concepts === 1
+        ? EXACT
+        : 10 ** bestExponent(exponents, list),
     ]),
   );
 }
 
-function bestExponent(scores: readonly number[]): number {
+function bestExponent(
+  exponents: readonly number[],
+  scores: readonly number[],
+): number {
   let best = 0;
   scores.forEach((score, i) => {
     // Differences of this size are rounding.
@@ -616,7 +636,7 @@ function bestExponent(scores: readonly number[]): number {
   const bend = before - 2 * at + after;
   // At an end of the range, or on a plain, there is no parabola.
   const shift = bend > 0 ? (before - after) / (2 * bend) : 0;
-  return EXPONENTS[best] - Math.max(-0.5, Math.min(0.5, shift));
+  return exponents[best] - Math.max(-0.5, Math.min(0.5, shift));
 }
 
 /**
@@ -625,6 +645,7 @@ function bestExponent(scores: readonly number[]): number {
  * @param problem Whole, or in halves.
  * @param options Method and its settings.
  * @param lambda λ of the weight fusion it is compared with; 1/n by default.
+ * @param least The smallest ridge that `auto` takes.
  * @returns One solution per layer, solved when it is asked for.
  * @throws If the method is unknown or the ridge negative.
  */
@@ -632,6 +653,7 @@ export function* solve(
   problem: Problem,
   options: SolveOptions = {},
   lambda?: number,
+  least?: number,
 ): Generator<[path: string, LayerSolution]> {
   const { method = "closed", ridge = "auto", cutoff = 1e-12 } = options;
   if (method !== "closed" && method !== "lbfgs") {
@@ -640,9 +662,14 @@ export function* solve(
   const [first, second, ...scored] = problem;
   const sum = second ? first.plus(second) : first;
   const chosen = method === "closed" && ridge === "auto" && second
-    ? crossValidate(first, second, scored as [LeastSquares, LeastSquares])
+    ? crossValidate(
+      first,
+      second,
+      scored as [LeastSquares, LeastSquares],
+      least,
+    )
     : undefined;
-  const given = ridge === "auto" ? FALLBACK_RIDGE : ridge;
+  const given = ridge === "auto" ? Math.max(FALLBACK_RIDGE, least ?? 0) : ridge;
   const shared = method === "closed" && !chosen
     ? sum.solver(given, cutoff)
     : undefined;

@@ -37,7 +37,7 @@ import type {
  * Increased whenever a change of code changes results; older results are then
  * ignored.
  */
-export const CODE_VERSION = 3;
+export const CODE_VERSION = 4;
 
 /**
  * Canonical JSON: sorted keys, no white space, `undefined` left out.

@@ -119,9 +119,13 @@ function placed(
     ? []
     : wrapText(title, width - left - right, TITLE);
   const below = 10 + 1.3 * TITLE * lines.length;
-  const names = rest.showlegend === false
-    ? []
-    : data.flatMap(({ name }) => typeof name === "string" ? [name] : []);
+  const shown = data.filter((trace) =>
+    !("showlegend" in trace && trace.showlegend === false)
+  );
+  // Plotly has no legend for a single series unless it is asked for.
+  const names = rest.showlegend ?? shown.length > 1
+    ? shown.flatMap(({ name }) => typeof name === "string" ? [name] : [])
+    : [];
   // Plotly gives each legend entry the width of the longest, and a symbol
   // before it.
   const widest = Math.max(...names.map((name) => textWidth(name, 12) + 50));

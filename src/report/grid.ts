@@ -171,7 +171,9 @@ export async function contactSheet(
   const wide = first.width * scale, high = first.height * scale;
   const widthOf = (text: string) => Math.ceil(textWidth(text, SIZE));
   const left = rowLabels ? Math.max(...rowLabels.map(widthOf)) + 4 : 0;
-  const wrapped = (text: string) => wrapText(text, wide, SIZE);
+  // Room between neighbours; what is equal to what stays on one line.
+  const wrapped = (text: string) =>
+    wrapText(text.replaceAll(" = ", "\u00a0=\u00a0"), wide - 4, SIZE);
   const heads = columnLabels?.map(wrapped) ?? [];
   const notes = captions?.map((row) => row.map(wrapped)) ?? [];
   const most = (texts: readonly (readonly string[])[]) =>

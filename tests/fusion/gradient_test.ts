@@ -27,6 +27,7 @@ import {
   fuseLayer,
   type LayerSolution,
   type LayerTerm,
+  SPATIAL_RIDGE,
 } from "../../src/fusion/layer.ts";
 import {
   gramOf,
@@ -462,6 +463,14 @@ forEachBackend("clients send statistics as files", async () => {
   const chosen = await fused(f.base, f.concepts.slice(0, 2), { statistics });
   const ridges = new Set(chosen.layers.map(({ ridge }) => ridge));
   assert(ridges.size > 50, `${ridges.size} ridges`);
+  // Steps of the same pictures are too alike to ask for less.
+  const least = (stage: string) =>
+    Math.min(
+      ...chosen.layers.filter((own) => own.stage === stage)
+        .map(({ ridge }) => ridge),
+    );
+  assert(least("spatial") >= SPATIAL_RIDGE, `${least("spatial")}`);
+  assert(least("textEncoder") < SPATIAL_RIDGE, `${least("textEncoder")}`);
   disposeModel(chosen.model, f.base);
   const [broken] = statistics;
   await assertRejects(

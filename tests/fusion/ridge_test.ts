@@ -288,6 +288,10 @@ Deno.test("layers that share inputs get ridges of their own", () => {
     }))).ridge;
   assertEquals(q, alone((i) => sources[i].delta));
   assertEquals(k, alone(() => agreed));
+  // A least ridge holds the layer that asks for less, and no other.
+  const held = new Map(solve(problems[0], {}, undefined, 1e-3));
+  assertEquals(held.get("to_k")!.ridge, 1e-3);
+  assertEquals(held.get("to_q")!.ridge, q);
 });
 
 Deno.test("without halves auto takes the fallback", () => {

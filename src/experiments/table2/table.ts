@@ -139,6 +139,16 @@ const COLORS: Readonly<Record<string, string>> = {
   chance: "#e09f3e",
 };
 
+/** Colours of weight and gradient fusion, where both are of one embedding. */
+const FUSION_COLORS = { average: "#b8a04a", after: "#7b5ea7" } as const;
+
+/** Stages of gradient fusion in their order: name, symbol. */
+const STAGES: Readonly<Record<string, readonly [string, string]>> = {
+  textEncoder: ["text encoder", "square"],
+  kv: ["keys and values", "triangle-up"],
+  spatial: ["spatial layers", "diamond"],
+};
+
 /** The colour shows the embedding, the symbol the fusion. */
 function symbolOf(arm: string): string {
   const symbols: Record<string, string> = {
@@ -222,15 +232,15 @@ export function scoreFigure(
 }
 
 /**
- * Text against image alignment, an arrow from single to fused: when identity is
- * lost, text alignment rises.
+ * Text against image alignment, a line from single to fused: an arm that loses
+ * identity to the class moves down, and may move right.
  *
  * @param report The report.
  */
 export function tradeFigure(report: AblationNumbers): Figure {
   const { lower } = report.base;
   return plot({
-    title: "Text against image alignment, single → fused",
+    title: "Text against image alignment, from single (small) to fused",
     xTitle: SCORE_LABEL.text,
     yTitle: SCORE_LABEL.image,
     series: [
@@ -239,10 +249,11 @@ export function tradeFigure(report: AblationNumbers): Figure {
         return {
           name: armLabel(arm),
           as: "lines+markers",
-          x: [single.text.mean, fused.text.mean],
-          y: [single.image.mean, fused.image.mean],
-          size: [6, 11],
-          symbol: ["circle-open", symbolOf(arm)],
+          // The legend shows the first point's symbol.
+          x: [fused.text.mean, single.text.mean],
+          y: [fused.image.mean, single.image.mean],
+          size: [11, 6],
+          symbol: [symbolOf(arm), "circle-open"],
           color: COLORS[embedding],
           dotted: !arm.endsWith("gradient"),
         };
@@ -268,29 +279,33 @@ export function fusionLossFigure(
   report: AblationNumbers,
   arm: string,
 ): Figure {
-  const layers = report.arms[arm].layers.filter(({ before }) =>
-    before !== null && before > 0
-  );
+  const layers = report.arms[arm].layers
+    .filter(({ before }) => before !== null && before > 0)
+    .map((layer, i) => ({ ...layer, i }));
   const series = (
     name: string,
-    key: "after" | "average",
-    color: string,
+    key: keyof typeof FUSION_COLORS,
+    symbol: string,
+    of: typeof layers,
   ): Series => ({
-    ...{ name, color, size: 6 },
-    x: layers.map((_, i) => i),
-    y: layers.map((layer) =>
+    ...{ name, symbol, color: FUSION_COLORS[key], size: 7 },
+    x: of.map(({ i }) => i),
+    y: of.map((layer) =>
       layer[key] === null ? null : layer[key] / layer.before!
     ),
-    text: layers.map(({ stage, layer }) => `${stage}: ${layer}`),
+    text: of.map(({ stage, layer }) => `${stage}: ${layer}`),
   });
   return plot({
-    title: `Fusion loss by layer, ${armLabel(arm)}`,
+    title: `Feature error by layer, ${armLabel(arm)}`,
     xTitle: "layer, in the order of fusion",
     yTitle: "feature error / that of the base weight",
     log: true,
     series: [
-      series("weight fusion", "average", COLORS.lora),
-      series("gradient fusion", "after", COLORS.edlora),
+      series("weight fusion", "average", "circle", layers),
+      ...[...Map.groupBy(layers, ({ stage }) => stage)].map(([stage, own]) => {
+        const [name, symbol] = STAGES[stage] ?? [stage, "diamond"];
+        return series(`gradient fusion, ${name}`, "after", symbol, own);
+      }),
     ],
   });
 }
