@@ -8,7 +8,7 @@
 import { cannot } from "../core/errors.ts";
 import { exists, joinPath, readText } from "../io/files.ts";
 
-/** Where the concept stands in a caption. */
+/** Placeholders of the concept in captions. */
 export const PLACEHOLDERS: readonly string[] = [
   "{}",
   "<TOK>",

@@ -324,7 +324,7 @@ export async function openLab(options: LabOptions): Promise<Lab> {
   };
 }
 
-/** What a lab is asked for. */
+/** The calls of a lab. */
 type LabCalls = Omit<
   Lab,
   "folders" | "hashes" | "art" | "seconds" | "put" | "picture" | symbol

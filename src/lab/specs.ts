@@ -415,7 +415,7 @@ export interface TrainLog {
   readonly losses: readonly number[];
   /** Seconds of training in the last attempt. */
   readonly seconds: number;
-  /** How it stands in prompts. */
+  /** Its phrase in prompts. */
   readonly phrase: string;
 }
 

@@ -30,7 +30,7 @@ function posteriorVariance(bar: number, previous: number): number {
 /**
  * DDIM, Song et al. 2021, eq. 12.
  *
- * @param request What is asked for; `options.eta` is read.
+ * @param request The request; `options.eta` is read.
  */
 export function ddim(request: PlanRequest): Course {
   const { schedule: { alphasCumprod }, config, options: { eta = 0 } } = request;
@@ -68,7 +68,7 @@ const VARIANCES = [
  * DDPM, Ho et al. 2020, eqs. 6 and 7; learned variances as Nichol & Dhariwal
  * 2021, eq. 15.
  *
- * @param request What is asked for; the config's `variance_type` is read.
+ * @param request The request; the config's `variance_type` is read.
  */
 export function ddpm(request: PlanRequest): Course {
   const kind = request.config.variance_type ?? "fixed_small";
@@ -105,7 +105,7 @@ export function ddpm(request: PlanRequest): Course {
 /**
  * LCM, Luo et al. 2023, algorithm 3.
  *
- * @param request What is asked for; `options.originalSteps` is read.
+ * @param request The request; `options.originalSteps` is read.
  */
 export function lcm(request: PlanRequest): Course {
   const { schedule: { alphasCumprod: bars }, steps, start, config } = request;

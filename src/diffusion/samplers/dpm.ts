@@ -61,7 +61,7 @@ function solverOf(what: string, config: SchedulerConfig): Solver {
  * DPM-Solver(++) of order 1 to 3; each step uses this call's value and those of
  * the calls before it.
  *
- * @param request What is asked for; the config says which solver.
+ * @param request The request; the config says which solver.
  */
 export function dpm(request: PlanRequest): Course {
   const { schedule, config, start, version } = request;

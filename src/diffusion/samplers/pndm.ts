@@ -185,7 +185,7 @@ function trapezoid(
 /**
  * PNDM, with its warm-up or (`skip_prk_steps`, Stable Diffusion) without.
  *
- * @param request What is asked for.
+ * @param request The request.
  */
 export function pndm(request: PlanRequest): Course {
   const { schedule: { alphasCumprod }, steps, start, config } = request;

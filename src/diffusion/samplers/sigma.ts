@@ -57,7 +57,7 @@ function plain(
 /**
  * Euler, Karras et al. 2022, algorithm 1 without its second half.
  *
- * @param request What is asked for.
+ * @param request The request.
  */
 export function euler(request: PlanRequest): Course {
   return course(request, (sigmas, i) => ({
@@ -69,7 +69,7 @@ export function euler(request: PlanRequest): Course {
 /**
  * Ancestral Euler: a step down to σ_down, then noise of σ_up.
  *
- * @param request What is asked for; it has no Karras sigmas in diffusers.
+ * @param request The request; it has no Karras sigmas in diffusers.
  */
 export function eulerAncestral(request: PlanRequest): Course {
   const linear = plain(request, { use_exponential_sigmas: false });
@@ -88,7 +88,7 @@ export function eulerAncestral(request: PlanRequest): Course {
  * Heun, Karras et al. 2022, algorithm 1: a step to the next sigma, then the
  * same step again with the mean of the derivatives at both ends.
  *
- * @param request What is asked for.
+ * @param request The request.
  */
 export function heun(request: PlanRequest): Course {
   const { timesteps, sigmas, initNoiseSigma } = sigmaLevels(plain(request));
@@ -119,7 +119,7 @@ export function heun(request: PlanRequest): Course {
 /**
  * Linear multistep: the derivatives' interpolating polynomial, integrated.
  *
- * @param request What is asked for; `options.lmsOrder` is read.
+ * @param request The request; `options.lmsOrder` is read.
  */
 export function lms(request: PlanRequest): Course {
   const order = request.options.lmsOrder ?? 4;

@@ -20,7 +20,7 @@ import {
  * UniPC; the memory holds the corrected latent, then earlier values, newest
  * first.
  *
- * @param request What is asked for; the config says which variant.
+ * @param request The request; the config says which variant.
  */
 export function unipc(request: PlanRequest): Course {
   const { config, start } = request;
