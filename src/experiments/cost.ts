@@ -1,7 +1,7 @@
 /**
  * The cost of fusion: bytes of stored features (official code) and of Gram
  * matrices, for this model and Stable Diffusion 1.5; bytes that a client sends;
- * time of client and server.
+ * time of client and centre.
  *
  * @module
  */
@@ -73,7 +73,7 @@ export interface FusionTime {
   readonly solver: CostSolver;
   /** Number of concepts. */
   readonly n: number;
-  /** Seconds on the server. */
+  /** Seconds at the centre. */
   readonly seconds: number;
 }
 
@@ -92,7 +92,7 @@ export interface CostNumbers {
     /** Bytes of the same with statistics. */
     readonly published: number;
   };
-  /** Times of the server. */
+  /** Times of the centre. */
   readonly centre: readonly FusionTime[];
 }
 

@@ -52,14 +52,14 @@ const OPTIONS = {
 type FederatedPlan = Plan<typeof OPTIONS>;
 
 /**
- * What the server uses: nothing is fused (`single`), averages (`fedavg`), the
+ * What the centre uses: nothing is fused (`single`), averages (`fedavg`), the
  * clients' models (`models`), or published files with noise of a scale.
  */
 export type FederatedArm = "single" | "fedavg" | "models" | number;
 
 /** Scores of one arm. */
 export interface FederatedRow {
-  /** What the server uses. */
+  /** What the centre uses. */
   readonly arm: FederatedArm;
   /** Masked denoising error on held-out references; lower is better. */
   readonly heldout: Interval;

@@ -1,7 +1,7 @@
 /**
  * Every published way to combine LoRAs, in one table: the same concepts, prompts
  * and noise; held-out error, CLIP scores, retrieval; seconds, bytes that a client
- * sends, and what the server needs.
+ * sends, and what the centre needs.
  *
  * @module
  */

@@ -33,7 +33,7 @@ export interface MergeRow extends Readonly<Record<ScoreName, number>> {
   readonly source: string;
   /** Masked denoising error on held-out references; lower is better. */
   readonly heldout: Interval;
-  /** Seconds on the server, of all seeds. */
+  /** Seconds at the centre, of all seeds. */
   readonly seconds: number | null;
   /** Seconds of one client's measuring. */
   readonly clientSeconds: number | null;

@@ -19,7 +19,7 @@ export interface MergeWay {
   readonly source: string;
   /**
    * `statistics` of inputs measured by clients, `runs` of the clients' models
-   * on the server, special `training` by the clients, or all `pictures`.
+   * at the centre, special `training` by the clients, or all `pictures`.
    */
   readonly needs: Needs;
   /** Which concepts it combines. @default those of the plan's embedding */

@@ -524,13 +524,13 @@ export async function* timed<T>(
 
 /**
  * Measures a concept on its own client: all features come from the
- * single-concept model, so a server can fuse (ΔWᵢ, Gᵢ) without running a model
+ * single-concept model, so a centre can fuse (ΔWᵢ, Gᵢ) without running a model
  * or seeing a picture.
  *
  * @param base The model.
  * @param concept The concept.
  * @param given Strength, layers, how features are gathered; `halves` is true by
- * default, so that the server can choose the ridge.
+ * default, so that the centre can choose the ridge.
  * @returns Yields progress; returns the statistics of all layers of the
  * concept's adapter that `layers` chooses.
  * @throws If the concept does not fit the model.
