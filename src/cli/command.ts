@@ -7,6 +7,8 @@ import * as z from "zod";
 import { cannot, KEYS_VARIABLE, KeysError } from "../core/errors.ts";
 import { readJson } from "../io/files.ts";
 import {
+  columns,
+  filled,
   type OptionTable,
   readTable,
   tableHelp,
@@ -32,6 +34,13 @@ export interface Command<T> {
    * @throws If an option is unknown or a value does not fit.
    */
   parse(args: readonly string[]): T | undefined;
+  /**
+   * Checks what the command line alone does not tell, such as files, before work.
+   *
+   * @param request What is asked for.
+   * @throws If it cannot be done.
+   */
+  check?(request: T): void | Promise<void>;
   /**
    * Does it.
    *
@@ -98,9 +107,9 @@ export function command<const T extends OptionTable, R>(
     options,
     help: [
       usage,
-      about,
+      filled(about),
       tableHelp(options),
-      notes,
+      notes && filled(notes),
       EXIT_CODES,
       examples && `Examples:\n${examples.map((e) => `  ${e}`).join("\n")}`,
     ].filter((part) => part).join("\n\n") + "\n",
@@ -134,13 +143,18 @@ function complain(error: unknown): void {
   if (Deno.env.get("DEBUG")) console.error(error);
 }
 
+/** Whether an argument asks for help. */
+function isHelp(arg: string): boolean {
+  return arg === "--help" || arg === "-h";
+}
+
 /** A command line with what the file of `--config` says. */
 async function withConfig<T>(
   { name, options }: Command<T>,
   args: readonly string[],
 ): Promise<readonly string[]> {
   const at = args.findIndex((arg) => /^--config(=|$)/.test(arg));
-  if (at < 0 || !options?.config || args.includes("--help")) return args;
+  if (at < 0 || !options?.config || args.some(isHelp)) return args;
   const [, path = args[at + 1]] = args[at].split(/=(.*)/s);
   if (!path) return args;
   const fields = await readJson(path, z.record(z.string(), z.unknown()));
@@ -161,6 +175,7 @@ export async function runCommand<T>(
   let request: T | undefined;
   try {
     request = command.parse(await withConfig(command, args));
+    if (request !== undefined) await command.check?.(request);
   } catch (error) {
     complain(error);
     return 2;
@@ -206,12 +221,11 @@ export async function runProgram<
   [name, ...rest]: readonly string[],
 ): Promise<number> {
   const names = commands.map((one) => one.name);
-  if (name === undefined || name === "--help" || name === "help") {
-    const width = Math.max(...names.map(({ length }) => length)) + 2;
-    const list = commands.map((one) =>
-      `  ${one.name.padEnd(width)}${one.summary}`
-    ).join("\n");
-    console.log([title, list, notes, EXIT_CODES].join("\n\n") + "\n");
+  if (name === undefined || isHelp(name) || name === "help") {
+    const width = Math.max(...names.map(({ length }) => length)) + 4;
+    const list = columns(commands.map((c) => [c.name, c.summary]), width);
+    const parts = [title, list, filled(notes), EXIT_CODES];
+    console.log(parts.join("\n\n") + "\n");
     return name === undefined ? 2 : 0;
   }
   const found = commands.find((one) => one.name === name);

@@ -49,6 +49,7 @@ import {
   givenOptions,
   oneOf,
   optionTable,
+  outputFile,
   type Values,
   whole,
 } from "./options.ts";
@@ -96,7 +97,7 @@ const OPTIONS = optionTable({
   dtype: { ...DTYPE_OPTION.dtype, otherwise: "a LoRA's own, else F32" },
   withoutTokens: { type: flag, help: "leave learned tokens out" },
   tokens: {
-    type: file,
+    type: outputFile(".safetensors"),
     help:
       "file for a LoRA's learned tokens (learned_embeds), where the format " +
       "has no place for them",
@@ -121,7 +122,7 @@ export type ConvertRequest = Values<typeof OPTIONS>;
 
 /** Refuses options that do not go together. */
 function checked(request: ConvertRequest): ConvertRequest {
-  const { to, differenceTo, rank } = request;
+  const { out, to, differenceTo, rank } = request;
   const what = "convert";
   if (differenceTo !== undefined && isModelTarget(to)) {
     throw cannot(what, "a LoRA format with --difference-to", `--to ${to}`);
@@ -131,6 +132,15 @@ function checked(request: ConvertRequest): ConvertRequest {
   }
   if (request.tokens !== undefined && request.withoutTokens) {
     throw cannot(what, "--tokens or --without-tokens", "both");
+  }
+  // What has a file's ending is no folder.
+  const outputs = [
+    ...to === "folder" || to === "peft" ? ["folder"] : [],
+    ...to === "folder" ? [] : [".safetensors file"],
+  ];
+  const ending = /\.(safetensors|ckpt|pth?|bin)$/.exec(out)?.[0] ?? "folder";
+  if (!outputs.some((one) => one.startsWith(ending))) {
+    throw cannot(what, `a ${outputs.join(" or a ")} to write`, out);
   }
   return request;
 }
@@ -375,19 +385,15 @@ function trimmed({ tokenizer, added }: Model): Model["tokenizer"] {
  * format is for, or the output cannot be written.
  */
 async function runConvert(request: ConvertRequest): Promise<void> {
-  const { out, to, tokens } = request;
+  const { out, tokens } = request;
   const from = await localModel(request.from);
   await mustExist("convert", from);
-  const file = /\.safetensors$/.test(out);
-  if (to !== "folder" && to !== "peft" && !file) {
-    throw cannot("convert", "a .safetensors file to write", out);
-  }
   await assertDistinct(
     "convert",
     { OUT: out, "--tokens": tokens },
     { IN: from },
   );
-  if (file) await assertWritableFile(out);
+  if (out.endsWith(".safetensors")) await assertWritableFile(out);
   else await assertWritable(out);
   if (tokens !== undefined) await assertWritableFile(tokens);
   await hostBackend();

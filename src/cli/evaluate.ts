@@ -60,10 +60,11 @@ import {
   isGiven,
   optionName,
   optionTable,
+  outputFile,
   parsed,
+  seedNumber,
   text,
   type Values,
-  whole,
 } from "./options.ts";
 import { decimal } from "../report/format.ts";
 import { textTable } from "../report/table.ts";
@@ -140,7 +141,7 @@ const OPTIONS = optionTable({
     help: "ordinary word for the concept",
   },
   seed: {
-    type: whole({ least: 0 }),
+    type: seedNumber,
     otherwise: "0",
     help: "seed of the noise",
   },
@@ -167,7 +168,7 @@ const OPTIONS = optionTable({
       "openai/clip-vit-large-patch14",
   },
   ...BACKGROUND_OPTION,
-  out: { type: file, help: "also writes the scores as JSON" },
+  out: { type: outputFile(".json"), help: "also writes the scores as JSON" },
   json: { type: flag, help: "prints JSON only" },
   ...BACKEND_OPTION,
 });

@@ -191,6 +191,7 @@ export function experimentCommand(
       const values = readTable(what, args, Object.fromEntries(bare));
       return values && requestOf(experiment, values as Given);
     },
+    check: ({ plan }) => experiment.check?.(plan),
   };
 }
 

@@ -25,12 +25,14 @@ import { MODEL_OPTIONS, mustExist, openModel, startBackend } from "./models.ts";
 import {
   BACKEND_OPTION,
   DTYPE_OPTION,
-  file,
   folder,
   givenOptions,
   number,
   oneOf,
   optionTable,
+  outputFile,
+  samplingSteps,
+  seedNumber,
   text,
   type Values,
   whole,
@@ -92,7 +94,7 @@ const OPTIONS = optionTable({
     help: "prompt that features come from; {} stands for the concept",
   },
   steps: {
-    type: count,
+    type: samplingSteps,
     otherwise: "20",
     help: "sampling steps that features come from",
   },
@@ -102,7 +104,7 @@ const OPTIONS = optionTable({
     help: "pictures per concept that features come from",
   },
   seed: {
-    type: whole({ least: 0 }),
+    type: seedNumber,
     otherwise: "0",
     help: "seed of these pictures",
   },
@@ -113,7 +115,7 @@ const OPTIONS = optionTable({
     help: "folder that the model is written to",
   },
   singleFile: {
-    type: file,
+    type: outputFile(".safetensors"),
     help: "also one .safetensors file for other tools, without learned tokens",
   },
   dtype: { ...DTYPE_OPTION.dtype, default: "F32" },

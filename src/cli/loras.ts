@@ -15,13 +15,7 @@ import { openSafetensors } from "../io/safetensors.ts";
 import { parseTextEncoderConfig, parseUNetConfig } from "../models/config.ts";
 import { describeLdm } from "../formats/ldm_config.ts";
 import { unscaled } from "../formats/scaled_fp8.ts";
-import { EMBEDDED, localModel } from "./models.ts";
-
-/** Models that need no file, and what they are. */
-export const KNOWN_BASES: Readonly<Record<LoraBaseName, string>> = {
-  sd15: "Stable Diffusion 1.x",
-  sd21: "Stable Diffusion 2.x",
-};
+import { EMBEDDED, KNOWN_BASES, localModel } from "./models.ts";
 
 /**
  * The configs of a model: `sd15`, `sd21`, a folder, a single file or a name on

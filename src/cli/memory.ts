@@ -19,7 +19,7 @@ import {
   number,
   oneOf,
   optionTable,
-  parsed,
+  pixels,
   type Values,
   whole,
 } from "./options.ts";
@@ -55,12 +55,7 @@ const OPTIONS = optionTable({
     help: "pictures at once",
   },
   size: {
-    type: parsed("N or WxH", (what, name, found) => {
-      const match = /^(\d+)(?:x(\d+))?$/.exec(found);
-      if (!match) throw cannot(what, `${name} such as 512 or 512x768`, found);
-      const width = Number(match[1]);
-      return { width, height: Number(match[2] ?? width) };
-    }),
+    type: pixels,
     otherwise: "the model's own size",
     help: "pixels",
   },

@@ -23,14 +23,18 @@ import {
 import { textEncoderSpec } from "../models/text_encoder.ts";
 import { unetSpec, widestFeatures } from "../models/unet.ts";
 import { specLeaves, type SpecLike } from "../nn/spec.ts";
-import { KNOWN_BASES } from "./loras.ts";
 import {
   loraBase,
   type LoraBaseName,
   SD_AUTOENCODER,
 } from "../formats/dialects/base.ts";
 import { isModelFolder } from "../formats/load_model.ts";
-import { EMBEDDED, localModel, type ModelRequest } from "./models.ts";
+import {
+  EMBEDDED,
+  KNOWN_BASES,
+  localModel,
+  type ModelRequest,
+} from "./models.ts";
 import { flag, number, oneOf, optionTable, type Values } from "./options.ts";
 
 /** What `--memory` may be. */

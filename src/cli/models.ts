@@ -27,6 +27,7 @@ import {
   loadSingleFile,
   type Networks,
 } from "../formats/ldm.ts";
+import type { LoraBaseName } from "../formats/dialects/base.ts";
 import { foreignKind } from "../formats/kinds.ts";
 import { isModelFolder } from "../formats/load_model.ts";
 import { partsIn } from "../formats/ldm_config.ts";
@@ -40,6 +41,7 @@ import {
   folder,
   oneOf,
   optionTable,
+  type OptionType,
   text,
   type Values,
 } from "./options.ts";
@@ -69,10 +71,30 @@ export async function listable(path: string): Promise<string> {
   return copy + path.slice(EMBEDDED.length);
 }
 
+/** Architectures that have a name: shapes without weights. */
+export const KNOWN_BASES: Readonly<Record<LoraBaseName, string>> = {
+  sd15: "Stable Diffusion 1.x",
+  sd21: "Stable Diffusion 2.x",
+};
+
+/** A model with its weights, which an architecture's name does not give. */
+const modelWeights: OptionType<string> = {
+  ...file,
+  read(what, name, found) {
+    if (!Object.hasOwn(KNOWN_BASES, found)) return found;
+    throw cannot(
+      what,
+      `${name} with weights: a folder, a file, or org/name on the Hugging Face ` +
+        "hub",
+      `${found}, which is an architecture (./${found} is a folder)`,
+    );
+  },
+};
+
 /** Options that say which model, and what its file does not tell. */
 export const MODEL_OPTIONS = optionTable({
   model: {
-    type: file,
+    type: modelWeights,
     hint: "MODEL",
     otherwise: "the embedded model",
     help:
@@ -188,13 +210,22 @@ export async function localModel(
 ): Promise<string> {
   // What a server has is seen when it is opened.
   if (isRemote(spec) || await exists(spec)) return spec;
+  const known = "a folder, a .safetensors file, or org/name on the Hugging " +
+    "Face hub";
   // A file's ending: no repository is meant.
-  const local = /\.(safetensors|ckpt|pth?|bin)$/.test(spec);
-  if (local || !parseHubSpec(spec)) {
+  if (/\.(safetensors|ckpt|pth?|bin)$/.test(spec)) {
+    throw cannot("find the file", known, spec);
+  }
+  const hub = parseHubSpec(spec);
+  if (!hub) throw cannot("find the model", known, spec);
+  // Nor where it would lie in a folder that is here; @main says that it is.
+  const [folder] = hub.repository.split("/");
+  if (spec === hub.repository && await exists(folder)) {
     throw cannot(
-      local ? "find the file" : "find the model",
-      "a folder, a .safetensors file, or org/name on the Hugging Face hub",
-      spec,
+      `find ${spec}`,
+      `a file or folder in ${folder} (${spec}@main is one of the Hugging Face ` +
+        "hub)",
+      "none of that name",
     );
   }
   const progress: Progress = createProgress();
@@ -351,7 +382,9 @@ export async function openModel(
       : await loadSingleFile(path, {
         ...singleFileOptions(request, path, parts),
         half: options.half,
-        tokenizer: await tokenizerFolder(tokenizer ?? CLIP_REPOSITORY),
+        tokenizer: await tokenizerFolder(
+          tokenizer ?? `${CLIP_REPOSITORY}@main`,
+        ),
       });
     return checked(model, name, options);
   } catch (error) {

@@ -13,6 +13,7 @@ import {
   optionName,
   type OptionTable,
   optionTable,
+  type OptionType,
   parsed,
   type Values,
 } from "../core/options.ts";
@@ -28,6 +29,21 @@ export const BACKEND_OPTION = optionTable({
     help: "auto, webgpu, wasm or cpu",
   },
 });
+
+/** A size in pixels: `512`, or width and height `512x768`. */
+export const pixels: OptionType<{ width: number; height: number }> = parsed(
+  "N or WxH",
+  (what, name, found) => {
+    const [width, height = width, ...more] = found.split("x").map((side) =>
+      /^\d+$/.test(side) ? Number(side) : 0
+    );
+    const count = width * height;
+    if (count > 0 && Number.isSafeInteger(count) && more.length === 0) {
+      return { width, height };
+    }
+    throw cannot(what, `${name} such as 512 or 512x768`, found);
+  },
+);
 
 /** The option `--background`, of pictures that are read. */
 export const BACKGROUND_OPTION = optionTable({
@@ -201,38 +217,79 @@ function split(
   return { help, given, free };
 }
 
-/** What kohya, diffusers and A1111 call options that have another name here. */
-const ELSEWHERE: Readonly<Record<string, string>> = {
+/**
+ * What kohya, diffusers, PEFT and A1111 call options that have another name
+ * here; of several the first that the command has.
+ */
+const ELSEWHERE: Readonly<Record<string, string | readonly string[]>> = {
+  "adam-weight-decay": "weight-decay",
+  "batch-size": "batch",
+  "caption-dropout-rate": "caption-dropout",
   "cfg-scale": "guidance",
   "ckpt": "model",
   "class-data-dir": "prior",
+  "class-prompt": "class",
+  "enable-bucket": "buckets",
+  "flip-aug": "flips",
+  "gradient-accumulation-steps": "accumulate",
+  "guidance-scale": "guidance",
   "height": "size",
+  "image": ["init", "images"],
+  "init-image": "init",
   "instance-data-dir": "images",
+  "instance-prompt": "caption",
   "learning-rate": "lr-unet",
+  "logging-dir": "log",
+  "lora-alpha": "alpha",
+  "lora-dropout": "dropout",
   "lora-rank": "rank",
-  "max-train-steps": "steps",
+  "lr-num-cycles": "cycles",
+  "lr-scheduler": "scheduler",
+  "lr-scheduler-num-cycles": "cycles",
+  "lr-warmup-steps": "warmup",
+  "mask-image": "mask",
+  "max-train-epochs": ["train-steps", "steps"],
+  "max-train-steps": ["train-steps", "steps"],
+  "min-snr-gamma": "snr-gamma",
+  "mixed-precision": "half",
+  "negative-prompt": "negative",
   "network-alpha": "alpha",
   "network-dim": "rank",
+  "network-dropout": "dropout",
+  "network-weights": "concept",
   "num-images-per-prompt": "count",
   "num-inference-steps": "steps",
-  "num-train-epochs": "steps",
+  "num-train-epochs": ["train-steps", "steps"],
   "output-dir": "out",
+  "output-name": "name",
   "pretrained-model-name-or-path": "model",
+  "prior-loss-weight": "prior-weight",
+  "random-flip": "flips",
+  "reg-data-dir": "prior",
   "resolution": "size",
   "sampler-name": "sampler",
   "save-precision": "dtype",
+  "scheduler": "sampler",
+  "shuffle-caption": "shuffle-captions",
+  "target-modules": ["targets", "layers"],
   "text-encoder-lr": "lr-text",
   "train-batch-size": "batch",
   "train-data-dir": "images",
   "unet-lr": "lr-unet",
+  "use-dora": "dora",
+  "use-rslora": "rslora",
+  "v-parameterization": "prediction",
+  "validation-epochs": "validation-every",
+  "validation-steps": "validation-every",
   "width": "size",
 };
 
 /** Options that an unknown one may mean: `--lr_unet`, `--lr`, `--cfg-scale`. */
 function similar(name: string, names: readonly string[]): string[] {
   const plain = name.replace(/^-+/, "").replaceAll("_", "-").toLowerCase();
-  const exact = `--${ELSEWHERE[plain] ?? plain}`;
-  if (names.includes(exact)) return [exact];
+  const exact = [plain, ELSEWHERE[plain] ?? []].flat().map((one) => `--${one}`)
+    .find((one) => names.includes(one));
+  if (exact !== undefined) return [exact];
   return names.filter((known) =>
     known.startsWith(`--${plain}-`) || `--${plain}`.startsWith(`${known}-`)
   ).slice(0, 3);
@@ -292,6 +349,20 @@ export function withFile(
 const MISSING = "\0";
 
 /**
+ * A word as its option has it: diffusers' `cosine_with_restarts` is
+ * `cosine-with-restarts`, `EDLoRA` is `ed-lora`.
+ */
+function spelled(found: string, { type: { complete } }: Option): string {
+  if (!Array.isArray(complete)) return found;
+  const plain = (word: string) => word.toLowerCase().replace(/[-_]/g, "");
+  return found.split(",").map((part) =>
+    complete.includes(part)
+      ? part
+      : complete.find((word) => plain(word) === plain(part)) ?? part
+  ).join(",");
+}
+
+/**
  * Reads a command line by its table: every option must be known, none may be
  * given twice unless it says so. A value may be negative: `--guidance -1`.
  *
@@ -332,7 +403,9 @@ export function readTable<const T extends OptionTable>(
     if (option.needed && texts.length === 0) {
       throw cannot(what, expectation(name, option), "none");
     }
-    const read = texts.map((found) => option.type.read(what, name, found));
+    const read = texts.map((found) =>
+      option.type.read(what, name, spelled(found, option))
+    );
     values[field] = option.many
       ? read
       : read[0] ?? option.default ?? (isFlag(option.type) ? false : undefined);
@@ -399,6 +472,24 @@ function wrapped(text: string, width: number): string[] {
     lines.push(line);
   }
   return lines;
+}
+
+/**
+ * A text in lines of at most 80 characters; what is indented is a list, whose
+ * lines stay.
+ *
+ * @param text Paragraphs, broken anywhere.
+ */
+export function filled(text: string): string {
+  const paragraphs: string[] = [];
+  let open = false;
+  for (const line of text.split("\n")) {
+    const isProse = /^\S/.test(line);
+    if (open && isProse) paragraphs.push(`${paragraphs.pop()} ${line}`);
+    else paragraphs.push(line);
+    open = isProse;
+  }
+  return wrapped(paragraphs.join("\n"), WIDTH).join("\n");
 }
 
 /**

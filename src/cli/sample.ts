@@ -49,10 +49,14 @@ import {
   file,
   flag,
   folder,
+  givenOptions,
   number,
   oneOf,
   optionTable,
   parsed,
+  pixels,
+  samplingSteps,
+  seedNumber,
   type Values,
   whole,
 } from "./options.ts";
@@ -126,15 +130,18 @@ const OPTIONS = optionTable({
   seed: {
     type: parsed("N[,N…]", (what, name, found) => {
       const seeds = found.split(",").map((one) =>
-        whole().read(what, name, one.trim())
+        seedNumber.read(what, name, one.trim())
       );
+      if (new Set(seeds).size < seeds.length) {
+        throw cannot(what, `different values for ${name}`, found);
+      }
       return seeds.length === 1 ? seeds[0] : seeds;
     }),
     otherwise: "0",
     help: "whole numbers; the same number draws the same pictures",
   },
   count: { type: count, otherwise: "1", help: "pictures per seed" },
-  steps: { type: count, otherwise: "20", help: "sampling steps" },
+  steps: { type: samplingSteps, otherwise: "20", help: "sampling steps" },
   guidance: {
     type: number(),
     otherwise: "7.5",
@@ -163,12 +170,7 @@ const OPTIONS = optionTable({
     help: "sampler; A1111's and ComfyUI's names are known, too",
   },
   size: {
-    type: parsed("WxH", (what, name, found) => {
-      const match = /^(\d+)(?:x(\d+))?$/.exec(found);
-      if (!match) throw cannot(what, `${name} such as 64x96`, found);
-      const width = Number(match[1]);
-      return { width, height: Number(match[2] ?? width) };
-    }),
+    type: pixels,
     otherwise: "the model's own size",
     help: "pixels",
   },
@@ -255,7 +257,22 @@ function checked(request: SampleRequest): SampleRequest {
   if (adapters && concept.length === 0) {
     throw cannot(WHAT, `--concept with --adapters ${adapters}`, "none");
   }
+  // A file may have what an option needs.
+  if ((layout ?? from) === undefined && !schema) {
+    parseLayout(givenFields(request), "the command line");
+  }
   return request;
+}
+
+/** What the command line says of a layout; pictures by their paths. */
+function givenFields(request: SampleRequest): Record<string, unknown> {
+  return Object.fromEntries([
+    ...LAYOUT_FIELDS.map((field) => [field, request[field]]),
+    ...LAYOUT_FILES.map((field) => {
+      const file = request[field];
+      return [field, file === undefined ? undefined : { file }];
+    }),
+  ].filter(([, value]) => value !== undefined));
 }
 
 /** What is asked for, as far as it can be known without a model. */
@@ -270,10 +287,7 @@ interface Scene {
  */
 async function sceneOf(command: SampleRequest): Promise<Scene> {
   const { layout: path } = command;
-  const changes = Object.fromEntries(
-    LAYOUT_FIELDS.filter((field) => command[field] !== undefined)
-      .map((field): [string, unknown] => [field, command[field]]),
-  );
+  const changes = givenFields(command);
   for (const field of LAYOUT_FILES) {
     const file = command[field];
     // Found from here, not from beside the layout.
@@ -281,7 +295,12 @@ async function sceneOf(command: SampleRequest): Promise<Scene> {
       changes[field] = { file: await Deno.realPath(file) };
     }
   }
-  const name = path ?? command.from ?? "the command line";
+  const given = givenOptions(OPTIONS, command, [
+    ...LAYOUT_FIELDS,
+    ...LAYOUT_FILES,
+  ]);
+  const name = [path ?? command.from ?? [], given.join(", ") || []].flat()
+    .join(" with ");
   const fields = command.from !== undefined
     ? await layoutIn(command.from)
     : path === undefined

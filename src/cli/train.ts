@@ -81,7 +81,9 @@ import {
   oneOf,
   optionName,
   optionTable,
+  outputFile,
   parsed,
+  seedNumber,
   text,
   unreadFiles,
   type Values,
@@ -262,7 +264,7 @@ const OPTIONS = optionTable({
     help: "γ of Min-SNR: the loss has the weight min(SNR, γ)/SNR; often 5",
   },
   seed: {
-    type: whole({ least: 0 }),
+    type: seedNumber,
     default: 0,
     help: "seed of all randomness",
   },
@@ -272,14 +274,14 @@ const OPTIONS = optionTable({
     help: "side of the pictures in pixels",
   },
   out: {
-    type: file,
+    type: outputFile(".safetensors"),
     section: "",
     otherwise: "out/NAME.safetensors",
     help: "file that the concept is written to",
   },
   dtype: { ...DTYPE_OPTION.dtype, otherwise: "F32" },
   log: {
-    type: file,
+    type: outputFile(".csv"),
     help:
       "CSV file for the loss and rates of each step (npm's only maintained " +
       "writer of TensorBoard's files needs native TensorFlow)",

@@ -124,6 +124,22 @@ export const folder: OptionType<string> = {
   complete: "folder",
 };
 
+/**
+ * Path of a file that is written, with the ending of what is in it: other
+ * programs tell a file by its ending.
+ *
+ * @param ending With its dot.
+ */
+export function outputFile(ending: string): OptionType<string> {
+  return {
+    ...file,
+    read(what, name, found) {
+      if (found.endsWith(ending)) return found;
+      throw cannot(what, `${name} with the ending ${ending}`, found);
+    },
+  };
+}
+
 /** An option without a value. */
 export const flag: FlagType = {
   flag: true,
@@ -159,6 +175,15 @@ export function number(bounds: Bounds = {}): OptionType<number> {
 export function whole(bounds: Bounds = {}): OptionType<number> {
   return bounded("N", "a whole number", bounds, Number.isSafeInteger);
 }
+
+/** A seed. */
+export const seedNumber: OptionType<number> = whole({ least: 0 });
+
+/** Sampling steps: no more than a diffusion has. */
+export const samplingSteps: OptionType<number> = whole({
+  least: 1,
+  most: 1000,
+});
 
 function bounded(
   hint: string,

@@ -58,6 +58,7 @@ import { type SamplerName, SAMPLERS } from "./samplers.ts";
 const number = z.number();
 const fraction = z.number().min(0).max(1);
 const pixels = z.number().int().positive();
+const seed = z.number().int().min(0);
 
 const boxSchema = z.strictObject({
   top: number,
@@ -138,10 +139,9 @@ const layoutSchema = z.strictObject({
   negative: z.string().default("").describe("What it stays away from"),
   size: z.strictObject({ width: pixels, height: pixels }).optional()
     .describe("Pixels; the model's own size where it is left out"),
-  seed: z.union([
-    z.number().int(),
-    z.array(z.number().int()).nonempty(),
-  ]).default(0).describe("Seed of the noise, or several"),
+  seed: z.union([seed, z.array(seed).nonempty()]).default(0).describe(
+    "Seed of the noise, or several",
+  ),
   count: z.number().int().positive().default(1)
     .describe("How many pictures of each seed"),
   sampler: z.enum(SAMPLERS as readonly [SamplerName, ...SamplerName[]])

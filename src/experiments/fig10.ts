@@ -6,6 +6,7 @@
  * @module
  */
 import { listOf, number, whole } from "../core/options.ts";
+import { actingSites } from "../diffusion/region_sites.ts";
 import type { Box } from "../diffusion/regions.ts";
 import { mean } from "../evaluation/statistics.ts";
 import type { Lab } from "../lab/lab.ts";
@@ -97,6 +98,11 @@ async function limits(
 ): Promise<Outcome<Fig10Numbers>> {
   const { settings, sides, sizes, pictures } = plan;
   const { sampling, gradient } = settings;
+  // A size that the model cannot draw is refused before training.
+  for (const width of sizes) {
+    const size = { width, height: width };
+    await actingSites(lab.folders.model, { prompt: "grass", size });
+  }
   const all = await subjects(lab, plan.concepts, 1, sampling);
   const trained = await lab.train(
     all.map((one) => training(settings, one, "edlora", 0)),

@@ -30,7 +30,12 @@ import {
 } from "./merge_table.ts";
 import { MERGE_WAYS, type MergeWay, type WayContext } from "./merge_ways.ts";
 import { conceptPictures } from "./pictures.ts";
-import { type EmbeddingName, RUN_OPTIONS, TEST_CONCEPTS } from "./presets.ts";
+import {
+  EMBEDDING,
+  type EmbeddingName,
+  RUN_OPTIONS,
+  TEST_CONCEPTS,
+} from "./presets.ts";
 import {
   armCells,
   type Cell,
@@ -71,9 +76,10 @@ const OPTIONS = {
     help: WAY_NAMES.join(", "),
   },
   embedding: {
-    type: oneOf(["lora", "edlora"]),
+    type: EMBEDDING,
     default: "edlora",
-    help: "what the concepts are trained as: lora or edlora",
+    otherwise: "ed-lora",
+    help: "what the concepts are trained as: lora or ed-lora",
   },
   rounds: {
     type: whole({ least: 1, most: 20 }),

@@ -5,7 +5,6 @@
  *
  * @module
  */
-import { cannot } from "../core/errors.ts";
 import { listOf, number, oneOf, optionTable, whole } from "../core/options.ts";
 import { TARGET_NAMES } from "../customize/lora.ts";
 import { finite, rounded } from "../evaluation/compare.ts";
@@ -24,8 +23,8 @@ import { conceptPictures } from "./pictures.ts";
 import { RUN_OPTIONS } from "./presets.ts";
 import { armCells, type Cell, drawCells } from "./scores.ts";
 import {
-  CONCEPTS,
   DEVELOPMENT_CONCEPTS,
+  IDENTITY,
   type Subject,
   subjects,
   training,
@@ -33,11 +32,15 @@ import {
 
 const OPTIONS = optionTable({
   concepts: {
-    type: CONCEPTS,
+    type: listOf(IDENTITY),
     default: DEVELOPMENT_CONCEPTS,
     help: "names of identities",
   },
-  embeddings: { ...RUN_OPTIONS.embeddings, default: ["edlora"] },
+  embeddings: {
+    ...RUN_OPTIONS.embeddings,
+    default: ["edlora"],
+    otherwise: "ed-lora",
+  },
   layers: {
     type: listOf(oneOf(TARGET_NAMES)),
     default: ["attention", "linear", "all"],
@@ -124,10 +127,6 @@ async function measure(
   const { settings, seeds } = plan;
   const { sampling } = settings;
   const all = await subjects(lab, plan.concepts, 1, sampling);
-  const drawnSet = all.find(({ train }) => train.of !== "art");
-  if (drawnSet) {
-    throw cannot("compare training pictures", "identities", drawnSet.name);
-  }
   const arms = armsOf(plan);
   const cells: Measured[] = seeds.flatMap((seed) =>
     armCells(null, seed, all)

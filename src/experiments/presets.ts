@@ -11,6 +11,9 @@ import {
   number,
   oneOf,
   optionTable,
+  type OptionType,
+  samplingSteps,
+  seedNumber,
   type Values,
   whole,
 } from "../core/options.ts";
@@ -143,6 +146,9 @@ export const PRESETS: Readonly<
   },
 };
 
+/** Reduced settings of a quick run, which should take minutes. */
+const QUICK = { trainSteps: 40, features: { images: 2, steps: 10 } } as const;
+
 /** An option that changes a preset. */
 export type SettingName =
   | "preset"
@@ -159,25 +165,38 @@ export const SETTING_OPTIONS = optionTable({
     otherwise: "ablation",
     help: "preset that the other settings change: ablation or official",
   },
-  rank: { type: whole({ least: 1 }), help: "rank of the adapters" },
+  rank: {
+    type: whole({ least: 1 }),
+    otherwise: String(COMMON.rank),
+    help: "rank of the adapters",
+  },
   layers: {
     type: oneOf(TARGET_NAMES),
+    otherwise:
+      `${PRESETS.ablation.layers}; official: ${PRESETS.official.layers}`,
     help: "layers that have an adapter and are fused by gradient: " +
       TARGET_NAMES.join(", "),
   },
   trainSteps: {
     type: whole({ least: 1 }),
+    otherwise: `${TRAIN.steps}; official: ${PRESETS.official.train.steps}; ` +
+      `with --quick: ${QUICK.trainSteps}`,
     help: "training steps per concept",
   },
-  steps: { type: whole({ least: 1, most: 1000 }), help: "sampling steps" },
-  guidance: { type: number(), help: "guidance scale" },
+  steps: {
+    type: samplingSteps,
+    otherwise: String(SAMPLING.steps),
+    help: "sampling steps",
+  },
+  guidance: {
+    type: number(),
+    otherwise: String(SAMPLING.guidance),
+    help: "guidance scale",
+  },
 });
 
 /** Values of {@linkcode SETTING_OPTIONS}. */
 export type SettingValues = Partial<Values<typeof SETTING_OPTIONS>>;
-
-/** Reduced settings of a quick run, which should take minutes. */
-const QUICK = { trainSteps: 40, features: { images: 2, steps: 10 } } as const;
 
 /**
  * A preset, changed by options.
@@ -225,6 +244,19 @@ export function settingValues(
   return { rank, layers, trainSteps: train.steps, steps, guidance };
 }
 
+const embeddingMethods = oneOf(["lora", "ed-lora"]);
+
+/** An embedding by its method; results have no hyphen in it. */
+export const EMBEDDING: OptionType<EmbeddingName> = {
+  ...embeddingMethods,
+  read(what, name, found) {
+    const known = EMBEDDINGS.find((one) => one === found);
+    if (known) return known;
+    const method = embeddingMethods.read(what, name, found);
+    return EMBEDDINGS.find((one) => METHOD_OF[one] === method)!;
+  },
+};
+
 /** Options of most experiments: prompts, training seeds, embeddings. */
 export const RUN_OPTIONS = optionTable({
   prompts: {
@@ -233,11 +265,12 @@ export const RUN_OPTIONS = optionTable({
     default: 20,
     help: "prompts per concept",
   },
-  seeds: { type: listOf(whole()), default: [0], help: "training seeds" },
+  seeds: { type: listOf(seedNumber), default: [0], help: "training seeds" },
   embeddings: {
     name: "method",
-    type: listOf(oneOf(EMBEDDINGS)),
+    type: listOf(EMBEDDING),
     default: EMBEDDINGS,
-    help: EMBEDDINGS.join(", "),
+    otherwise: "both",
+    help: "lora, ed-lora",
   },
 });

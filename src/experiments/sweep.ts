@@ -131,7 +131,7 @@ export interface SweepRow
 
 /** Refuses a plan whose lists are inconsistent. */
 export function checkSweep(
-  { concepts, counts = [], ranks = [] }: SweepPlan,
+  { concepts, counts = [], ranks = [], ridges = [] }: SweepPlan,
 ): void {
   oneDomain(concepts);
   for (const n of counts) {
@@ -142,6 +142,11 @@ export function checkSweep(
   for (const rank of ranks) {
     if (!Number.isInteger(rank) || rank < 1) {
       throw cannot("sweep", "ranks ≥ 1", rank);
+    }
+  }
+  for (const ridge of ridges) {
+    if (ridge !== "auto" && ridge < 0) {
+      throw cannot("sweep", "ridges ≥ 0", ridge);
     }
   }
 }

@@ -8,7 +8,6 @@
  * @module
  */
 import * as tf from "@tensorflow/tfjs";
-import { parseArgs } from "@std/cli";
 import {
   customize,
   encodeData,
@@ -20,19 +19,11 @@ import {
   startConcept,
 } from "../../mod.ts";
 import { classOf, conceptPictures } from "../../examples/concept_pictures.ts";
+import { command, runCommand } from "../../src/cli/command.ts";
+import { flag, optionTable, parsed, whole } from "../../src/cli/options.ts";
 import { cannot } from "../../src/core/errors.ts";
 import type { WasmBackend } from "../../src/core/kernels/simd.ts";
 import { pathOf } from "../../src/io/files.ts";
-
-const HELP = `deno task bench:memory [options]
-
-Trains a concept and draws pictures on the embedded model and says what memory
-is in use as it goes on.
-
-  --steps N     training steps (default 1000)
-  --pictures N  pictures drawn one after the other (default 200)
-  --json        prints JSON only
-  --help        this text`;
 
 /** Memory in use at one moment. */
 export interface MemoryRow {
@@ -111,27 +102,38 @@ export function growing(
   }
 }
 
-if (import.meta.main) {
-  const { help, json, ...given } = parseArgs(Deno.args, {
-    boolean: ["help", "json"],
-    string: ["steps", "pictures"],
-    alias: { h: "help" },
-    default: { steps: "1000", pictures: "200" },
-    unknown: (name) => {
-      throw cannot("watch memory", "--steps, --pictures or --json", name);
+/** What can be cut into tenths. */
+const tens = parsed("N", (what, name, found) => {
+  const count = whole({ least: 10 }).read(what, name, found);
+  if (count % 10 === 0) return count;
+  throw cannot(what, `${name} a multiple of 10`, found);
+});
+
+/** `deno task bench:memory`. */
+const memoryBench = command({
+  name: "bench:memory",
+  what: "watch memory",
+  summary: "say whether memory stays flat",
+  usage: "deno task bench:memory [options]",
+  about: "Trains a concept and draws pictures on the embedded model and says " +
+    "what memory is in use as it goes on.",
+  options: optionTable({
+    steps: { type: tens, default: 1000, help: "training steps" },
+    pictures: {
+      type: tens,
+      default: 200,
+      help: "pictures drawn one after the other",
     },
-  });
-  if (help) console.log(HELP);
-  else {
-    const [steps, pictures] = [Number(given.steps), Number(given.pictures)];
-    for (const count of [steps, pictures]) {
-      if (Number.isInteger(count) && count >= 10 && count % 10 === 0) continue;
-      throw cannot("watch memory", "a multiple of 10", count);
-    }
+    json: { type: flag, help: "prints JSON only" },
+  }),
+  request: (values) => values,
+  async run({ steps, pictures, json }) {
     const rows = await Array.fromAsync(watchMemory(steps, pictures));
     if (json) console.log(JSON.stringify(rows, null, 2));
     else console.table(rows);
     const grown = growing(rows);
     if (grown) throw cannot("keep memory flat", "no growth", grown);
-  }
-}
+  },
+});
+
+if (import.meta.main) Deno.exit(await runCommand(memoryBench, Deno.args));

@@ -15,7 +15,8 @@
  * @module
  */
 import * as tf from "@tensorflow/tfjs";
-import { parseArgs } from "@std/cli";
+import { command, runCommand } from "../../src/cli/command.ts";
+import { flag, oneOf, optionTable, whole } from "../../src/cli/options.ts";
 import { selectBackend } from "../../src/core/backend.ts";
 import { cannot } from "../../src/core/errors.ts";
 import { fold, key, normal } from "../../src/core/random.ts";
@@ -54,17 +55,6 @@ import {
 import { type UNet, unet, unetSpec } from "../../src/models/unet.ts";
 import { matrix } from "../../src/optim/least_squares.ts";
 import { conceptGradients } from "../customize/gradients.ts";
-
-const HELP = `deno task bench:peer [options]
-
-Compares this library with PyTorch (Debian's python3-torch, if it is there): the
-same works on the embedded model's weights, equal results first, then times.
-
-  --runs N         runs of each work; medians count (default 5)
-  --backend NAME   wasm (the default) or webgpu: steps at several batches, in
-                   PyTorch on the same card if it can, alone if there is none
-  --json           prints JSON only
-  --help           this text`;
 
 /** One line of the comparison. */
 export interface PeerRow {
@@ -639,30 +629,40 @@ export async function comparePeer(
   }
 }
 
-if (import.meta.main) {
-  const { help, json, runs, backend } = parseArgs(Deno.args, {
-    boolean: ["help", "json"],
-    string: ["runs", "backend"],
-    alias: { h: "help" },
-    default: { runs: "5", backend: "wasm" },
-    unknown: (name) => {
-      throw cannot("compare", "--runs N, --backend NAME or --json", name);
+/** `deno task bench:peer`. */
+const peerBench = command({
+  name: "bench:peer",
+  what: "compare",
+  summary: "compare with PyTorch",
+  usage: "deno task bench:peer [options]",
+  about:
+    "Compares this library with PyTorch (Debian's python3-torch, if it is " +
+    "there): the same works on the embedded model's weights, equal results " +
+    "first, then times.",
+  options: optionTable({
+    runs: {
+      type: whole({ least: 1 }),
+      default: 5,
+      help: "runs of each; medians count",
     },
-  });
-  if (help) console.log(HELP);
-  else {
-    const count = Number(runs);
-    if (!Number.isInteger(count) || count < 1) {
-      throw cannot("compare", "--runs of at least 1", runs);
-    }
-    if (backend !== "wasm" && backend !== "webgpu") {
-      throw cannot("compare", "--backend wasm or webgpu", backend);
-    }
+    backend: {
+      type: oneOf(["wasm", "webgpu"]),
+      default: "wasm",
+      help:
+        "wasm or webgpu: steps at several batches, in PyTorch on the same " +
+        "card if it can, alone if there is none",
+    },
+    json: { type: flag, help: "prints JSON only" },
+  }),
+  request: (values) => values,
+  async run({ runs, backend, json }) {
     const rows = await comparePeer(
-      count,
+      runs,
       (line) => console.error(line),
       backend,
     );
     if (json) console.log(JSON.stringify(rows, null, 2));
-  }
-}
+  },
+});
+
+if (import.meta.main) Deno.exit(await runCommand(peerBench, Deno.args));

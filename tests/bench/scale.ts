@@ -8,7 +8,6 @@
  * @module
  */
 import * as tf from "@tensorflow/tfjs";
-import { parseArgs } from "@std/cli";
 import {
   type Concept,
   encodePng,
@@ -24,6 +23,14 @@ import {
   selectBackend,
   weightFusion,
 } from "../../mod.ts";
+import { command, runCommand } from "../../src/cli/command.ts";
+import {
+  flag,
+  folder,
+  optionTable,
+  parsed,
+  whole,
+} from "../../src/cli/options.ts";
 import { cannot } from "../../src/core/errors.ts";
 import type { WasmBackend } from "../../src/core/kernels/simd.ts";
 import { median } from "../../src/evaluation/statistics.ts";
@@ -33,17 +40,6 @@ import { renderFigure } from "../../src/report/chart.ts";
 import { plot } from "../../src/report/figure.ts";
 import { withRandomUp } from "../customize/random_up.ts";
 import { peakMemory, runDeno } from "../tools/repository.ts";
-
-const HELP = `deno task bench:scale [options]
-
-Fuses 2, 5, 10 and 20 concepts, draws pictures with 1 to 8 regions and plain ones
-of the same size, draws 16 pictures with 1 and 2 workers, and says time and memory
-of each.
-
-  --runs N      runs of each; medians count (default 3)
-  --out FOLDER  writes a chart of each there
-  --json        prints JSON only
-  --help        this text`;
 
 const MODEL = pathOf(new URL("../../models/micro", import.meta.url));
 
@@ -262,26 +258,44 @@ export async function writeCharts(
   }
 }
 
-if (import.meta.main) {
-  const { help, json, runs, out, one } = parseArgs(Deno.args, {
-    boolean: ["help", "json"],
-    string: ["runs", "out", "one"],
-    alias: { h: "help" },
-    default: { runs: "3" },
-    unknown: (name) => {
-      throw cannot("measure", "--runs N, --out FOLDER or --json", name);
+/** One size, such as `regions:4`. */
+const size = parsed("WHAT:N", (what, name, found) => {
+  const [, word, n] = /^(\w+):(\d+)$/.exec(found) ?? [];
+  const scaled = (Object.keys(SIZES) as Scaled[]).find((one) => one === word);
+  if (scaled && Number(n) > 0) return [scaled, Number(n)] as const;
+  throw cannot(
+    what,
+    `${name} ${Object.keys(SIZES).join(", ")} as WHAT:N`,
+    found,
+  );
+});
+
+/** `deno task bench:scale`. */
+const scaleBench = command({
+  name: "bench:scale",
+  what: "measure",
+  summary: "say how time and memory grow",
+  usage: "deno task bench:scale [options]",
+  about: "Fuses 2, 5, 10 and 20 concepts, draws pictures with 1 to 8 regions " +
+    "and plain ones of the same size, draws 16 pictures with 1 and 2 workers, " +
+    "and says time and memory of each.",
+  options: optionTable({
+    runs: {
+      type: whole({ least: 1 }),
+      default: 3,
+      help: "runs of each; medians count",
     },
-  });
-  const count = Number(runs);
-  if (help) console.log(HELP);
-  else if (one) {
-    const [what, n] = one.split(":");
-    console.log(JSON.stringify(await measureSize(what as Scaled, Number(n))));
-  } else if (!Number.isInteger(count) || count < 1) {
-    throw cannot("measure", "--runs of at least 1", runs);
-  } else {
-    const rows = await measureScale(count, (line) => console.error(line));
+    out: { type: folder, help: "writes a chart of each there" },
+    one: { type: size, help: "only this, once, in this process, as JSON" },
+    json: { type: flag, help: "prints JSON only" },
+  }),
+  request: (values) => values,
+  async run({ runs, out, one, json }) {
+    if (one) return console.log(JSON.stringify(await measureSize(...one)));
+    const rows = await measureScale(runs, (line) => console.error(line));
     if (json) console.log(JSON.stringify(rows, null, 2));
     if (out) await writeCharts(rows, pathOf(out));
-  }
-}
+  },
+});
+
+if (import.meta.main) Deno.exit(await runCommand(scaleBench, Deno.args));

@@ -7,20 +7,13 @@
  *
  * @module
  */
-import { parseArgs } from "@std/cli";
 import { conceptPictures } from "../../examples/concept_pictures.ts";
 import { encodePng } from "../../mod.ts";
+import { command, runCommand } from "../../src/cli/command.ts";
+import { flag, optionTable, whole } from "../../src/cli/options.ts";
 import { cannot } from "../../src/core/errors.ts";
 import { median } from "../../src/evaluation/statistics.ts";
 import { root } from "../tools/repository.ts";
-
-const HELP = `deno task bench:start [options]
-
-Says how long ablation --quick, train and sample take until their bar moves.
-
-  --runs N   runs of each command; medians count (default 5)
-  --json     prints JSON only
-  --help     this text`;
 
 /** What a user sees when, in milliseconds since the command was given. */
 export interface StartRow {
@@ -144,23 +137,27 @@ export async function measureStarts(
   }
 }
 
-if (import.meta.main) {
-  const { help, json, runs } = parseArgs(Deno.args, {
-    boolean: ["help", "json"],
-    string: ["runs"],
-    alias: { h: "help" },
-    default: { runs: "5" },
-    unknown: (name) => {
-      throw cannot("measure", "--runs N or --json", name);
+/** `deno task bench:start`. */
+const startBench = command({
+  name: "bench:start",
+  what: "measure",
+  summary: "say how long a user waits",
+  usage: "deno task bench:start [options]",
+  about: "Says how long ablation --quick, train and sample take until their " +
+    "bar moves.",
+  options: optionTable({
+    runs: {
+      type: whole({ least: 1 }),
+      default: 5,
+      help: "runs of each; medians count",
     },
-  });
-  if (help) console.log(HELP);
-  else {
-    const count = Number(runs);
-    if (!Number.isInteger(count) || count < 1) {
-      throw cannot("measure", "--runs of at least 1", runs);
-    }
-    const rows = await measureStarts(count, (line) => console.error(line));
+    json: { type: flag, help: "prints JSON only" },
+  }),
+  request: (values) => values,
+  async run({ runs, json }) {
+    const rows = await measureStarts(runs, (line) => console.error(line));
     if (json) console.log(JSON.stringify(rows, null, 2));
-  }
-}
+  },
+});
+
+if (import.meta.main) Deno.exit(await runCommand(startBench, Deno.args));

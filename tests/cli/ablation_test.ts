@@ -86,7 +86,7 @@ for (
     [["--n=21"], "1 to 20"],
     [["--n="], "a value for --n"],
     [["--seeds=a"], "a whole number"],
-    [["--method=dora"], "lora, edlora"],
+    [["--method=dora"], "lora, ed-lora"],
     [["--fusion=sum"], "weight, gradient"],
     [["--preset=mine"], "ablation, official"],
     [["--rank=1.5"], "whole number"],

@@ -6,7 +6,12 @@ import {
   assertThrows,
 } from "@std/assert";
 import { evaluators } from "../../src/cli/evaluators.ts";
-import { experimentCommand, listed, main } from "../../src/cli/experiment.ts";
+import {
+  EXPERIMENT_COMMANDS,
+  experimentCommand,
+  listed,
+  main,
+} from "../../src/cli/experiment.ts";
 import { frames } from "../../src/cli/frames.ts";
 import type { Plan } from "../../src/experiments/experiment.ts";
 import { overfit } from "../../src/experiments/overfit.ts";
@@ -36,7 +41,7 @@ Deno.test("sweeps: defaults and options", () => {
     "--values=0.1,1",
     "--concepts=jin",
     "--distractors=niko,kuro",
-    "--method=edlora",
+    "--method=ed-lora",
     "--train-steps=7",
     "--rank=2",
     "--workers=0",
@@ -75,7 +80,8 @@ for (
     ["lambda", ["--values=0.1,x"], "--values a number"],
     ["lambda", ["--concepts=nobody"], "Cannot find a concept"],
     ["lambda", ["--distractors=nobody"], "Cannot find a concept"],
-    ["ridge", ["--method=dreambooth"], "lora, edlora"],
+    ["ridge", ["--method=dreambooth"], "lora, ed-lora"],
+    ["ridge", ["--seeds=0,-1"], "--seeds a whole number from 0, got -1"],
     ["ridge", ["--n=21"], "1 to 20"],
     ["tune", [], "--variants"],
     ["tune", ["--values=1"], "known option"],
@@ -122,6 +128,28 @@ Deno.test("frames and evaluators read their options", () => {
 Deno.test("an experiment that does not exist is bad usage", async () => {
   assertEquals(await main(["nothing"]), 2);
   assertEquals(await main(["ridge", "--rank=0"]), 2);
+  assertEquals(await main(["ridge", "--values=-1"]), 2);
+  assertEquals(await main(["count", "--values=13"]), 2);
+  assertEquals(await main(["-h"]), 0);
+});
+
+Deno.test("the methods of an experiment have their names, however written", () => {
+  for (const written of ["edlora", "ed-lora", "ED_LoRA"]) {
+    const { plan } = parse("ridge", [`--method=${written}`]);
+    assertEquals(plan.embeddings, ["edlora"]);
+  }
+});
+
+Deno.test("help of every experiment fits a terminal and has the defaults", () => {
+  for (const { help, name, options } of EXPERIMENT_COMMANDS) {
+    for (const line of help.split("\n")) {
+      assert(line.length <= 80, `${name}: ${line}`);
+    }
+    for (const field of ["rank", "trainSteps", "steps", "guidance"] as const) {
+      if (!options?.[field]) continue;
+      assert(options[field].otherwise ?? options[field].default, field);
+    }
+  }
 });
 
 Deno.test("an experiment has the names of the paper's tables and figures, too", async () => {

@@ -387,7 +387,21 @@ Deno.test("options as other programs call them", () => {
   near("--network_dim", "perhaps --rank");
   near("--lr", "perhaps --lr-embedding, --lr-text, --lr-unet");
   near("--images-folder", "perhaps --images,");
+  near("--max_train_steps", "perhaps --steps,");
+  near("--instance_prompt", "perhaps --caption,");
+  near("--lr_warmup_steps", "perhaps --warmup,");
+  near("--lr_num_cycles", "perhaps --cycles,");
+  near("--mixed_precision", "perhaps --half,");
+  near("--validation_prompt", "perhaps --validation-prompt,");
+  // What this command does not have is not proposed.
+  near("--guidance_scale", "a known option (--help), got --guidance_scale");
   near("--quux", "a known option (--help), got --quux");
+  const rate = ["--name", "a", "--images", ".", "--scheduler"];
+  assertEquals(
+    trainCommand.parse([...rate, "cosine_with_restarts", "--cycles=2"])!
+      .scheduler,
+    "cosine-with-restarts",
+  );
   const sampler = (name: string) =>
     sampleCommand.parse(["--prompt", "x", "--sampler", name])!.sampler;
   assertEquals(
@@ -424,7 +438,6 @@ Deno.test("outputs that cannot be are refused before work", () =>
     for (
       const [out, why] of [
         [`${folder}/there.safetensors`, "expected a file, got a folder"],
-        [`${folder}/none/x/y.txt`, "a .safetensors file to write"],
         ["/proc/none/x.safetensors", "Cannot write"],
       ]
     ) {
@@ -439,11 +452,11 @@ Deno.test("outputs that cannot be are refused before work", () =>
     for (
       const [args, why] of [
         [["--steps", "0"], "--steps a whole number from 1"],
-        [["--steps", "-3"], "--steps a whole number from 1, got -3"],
+        [["--steps", "-3"], "--steps a whole number from 1 to 1000, got -3"],
         [["--steps", "1e9999"], "--steps a whole number"],
         [["--count", "1.5"], "--count a whole number"],
-        [["--size", "0x64"], "size.width"],
-        [["--size", "64*64"], "--size such as 64x96"],
+        [["--size", "0x64"], "--size such as 512"],
+        [["--size", "64*64"], "--size such as 512"],
         [["--guidance", "NaN"], "--guidance a number"],
         [["--sampler", "DPM fast"], "--sampler"],
       ] as [string[], string][]

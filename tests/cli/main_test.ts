@@ -101,6 +101,19 @@ Deno.test("bad arguments end with 2 and say what was expected", async () => {
     [["convert", "a"], "IN and OUT"],
     [["convert", "a", "b"], "--to kohya"],
     [["convert", "a", "b", "--to", "jpeg"], "--to kohya"],
+    [["convert", "a", "b.ckpt", "--to", "kohya"], "a .safetensors file to wri"],
+    [["convert", "a", "b.bin", "--to", "peft"], "a folder or a .safetensors"],
+    [["convert", "a", "b.safetensors", "--to", "folder"], "a folder to write"],
+    [
+      ["fuse", "--concept", "a", "--single-file", "x.ckpt"],
+      "--single-file with the ending .safetensors, got x.ckpt",
+    ],
+    [["fuse", "--concept", "a", "--model", "sd15"], "--model with weights"],
+    [
+      ["train", "--name=x", "--images=.", "--out", "x.pt"],
+      "--out with the ending .safetensors, got x.pt",
+    ],
+    [["evaluate", "--images", ".", "--out", "x.csv"], "the ending .json"],
     [["convert", "a", "b", "--to", "kohya", "--rank", "4"], "--difference-to"],
     [["inspect"], "PATH"],
     [["inspect", "a", "b"], "PATH"],
@@ -113,6 +126,21 @@ Deno.test("bad arguments end with 2 and say what was expected", async () => {
     assertStringIncludes(err, says);
   }
   assertEquals((await run()).code, 2);
+  assertEquals((await run("-h")).code, 0);
+});
+
+Deno.test("a mistyped path is not looked up on the hub", async () => {
+  const folder = await Deno.makeTempDir({ dir: "." });
+  try {
+    const { code, err } = await run(
+      ...["inspect", `${folder.replace(/.*[\\/]/, "")}/micr`],
+    );
+    assertEquals(code, 1);
+    assertMatch(err, /^Cannot find .*\/micr: expected a file or folder in /);
+    assertStringIncludes(err, "/micr@main is one of the Hugging Face hub");
+  } finally {
+    await Deno.remove(folder);
+  }
 });
 
 /** Writes pictures of one colour, a caption and a mask. */

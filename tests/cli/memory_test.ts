@@ -69,6 +69,7 @@ Deno.test("memory refuses what does not go together", () => {
       [["--sample", "--rank", "4"], "--train METHOD with --rank"],
       [["--fuse", "2", "--batch", "4"], "--train or --sample with --batch"],
       [["--sample", "--half", "--backend", "wasm"], "webgpu with --half"],
+      [["--sample", "--size", "0"], "--size such as 512 or 512x768"],
       [["--sample", "--size", "5x"], "--size such as 512 or 512x768"],
     ] as const
   ) {

@@ -493,9 +493,9 @@ export function sampleRows({ at, out }: OptionWorld): OptionRows {
       ],
       negative: { add: { "--negative": "snow" } },
       seed: [
-        { add: { "--seed": -1 } },
-        { add: { "--seed": "0,-1" } },
-        { add: { "--seed": "1,1" }, says: /seed: has 1 twice/ },
+        { add: { "--seed": 1 } },
+        { add: { "--seed": "0,1" } },
+        { add: { "--seed": "1,1" }, says: /different values for --seed/ },
         { add: { "--seed": "1,x" }, says: /--seed a whole number/ },
       ],
       count: { add: { "--count": 2 } },

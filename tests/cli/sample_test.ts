@@ -50,7 +50,24 @@ Deno.test("the command line becomes a layout's fields", () => {
 const bad: [string, string[], string][] = [
   ["nothing to draw", [], "--prompt, --layout or --from, got none"],
   ["unknown", ["--prompt", "x", "--prompts", "y"], "--prompts"],
-  ["size", ["--prompt", "x", "--size", "64*64"], "--size such as 64x96"],
+  ["size", ["--prompt", "x", "--size", "64*64"], "--size such as 512"],
+  ["no size", ["--prompt", "x", "--size", "0"], "--size such as 512 or"],
+  ["a side of none", ["--prompt", "x", "--size", "32x0"], "--size such as 512"],
+  ["a seed", ["--prompt", "x", "--seed", "-1"], "--seed a whole number from 0"],
+  ["seeds", ["--prompt", "x", "--seed", "1,1"], "different values for --seed"],
+  [
+    "steps",
+    ["--prompt", "x", "--steps", "1001"],
+    "--steps a whole number from",
+  ],
+  ["strength", ["--prompt", "x", "--strength", "0.5"], "strength: needs init"],
+  ["a mask", ["--prompt", "x", "--mask", "a.png"], "mask: needs init"],
+  [
+    "an architecture",
+    ["--prompt", "x", "--model", "sd15"],
+    "--model with weig",
+  ],
+
   [
     "number",
     ["--prompt", "x", "--steps", "many"],
@@ -93,8 +110,8 @@ const undrawable: [string, Record<string, unknown>, string[], string][] = [
   [
     "a change that does not fit",
     {},
-    ["--guidance", "5", "--size", "0x0"],
-    "size.width: Too small",
+    ["--guidance", "5", "--strength", "0.5"],
+    "scene.json with --guidance, --strength: expected a layout that can be drawn",
   ],
   [
     "a mask that is not there",

@@ -26,6 +26,14 @@ Deno.test("fig10: leakage, sides and pixels on a tiny world", async () => {
     const { model, clip } = await writeTinyWorld(folder);
     const options = { model, clip, store: `${folder}/store`, workers: 0 };
     await withLab({ ...options, backend: "wasm" }, async (lab) => {
+      // No model draws 65 pixels; that is told before anything is trained.
+      await assertRejects(
+        () =>
+          fig10.run(lab, planOf(fig10, { settings, concepts, sizes: [65] })),
+        Error,
+        "Cannot draw pictures: expected sides that are multiples of",
+      );
+      assertEquals(lab.seconds, {});
       const plan = planOf(fig10, {
         ...{ settings, concepts, sides: [0.4, 0.9], sizes: [64, 96] },
         pictures: 1,

@@ -19,7 +19,8 @@ const HELP = `
 deno task build
 
 Writes dist/: the npm package (ESM and declarations), in dist/bundle/browser the
-bundle for a page, and in dist/studio a page. Needs npm, which fetches the packages of the bundle.
+bundle for a page, and in dist/studio a page. Needs npm, which fetches the
+packages of the bundle.
 
   --help   this text
 `;

@@ -20,8 +20,20 @@
  * @module
  */
 import * as tf from "@tensorflow/tfjs";
-import { parseArgs } from "@std/cli";
-import { type BackendChoice, selectBackend } from "../../src/core/backend.ts";
+import { command, runCommand } from "../../src/cli/command.ts";
+import {
+  flag,
+  folder,
+  listOf,
+  oneOf,
+  optionTable,
+  outputFile,
+  parsed,
+  samplingSteps,
+  type Values,
+  whole,
+} from "../../src/cli/options.ts";
+import { selectBackend } from "../../src/core/backend.ts";
 import { bindingLimit } from "../../src/core/device.ts";
 import { cannot } from "../../src/core/errors.ts";
 import { halfTensor } from "../../src/core/kernels/half.ts";
@@ -60,7 +72,6 @@ import {
   textEncoderSpec,
 } from "../../src/models/text_encoder.ts";
 import { byteAlphabet, createTokenizer } from "../../src/models/tokenizer.ts";
-import { helped } from "./help.ts";
 import { peakMemory } from "./repository.ts";
 import { type UNet, unet, unetSpec } from "../../src/models/unet.ts";
 import {
@@ -402,63 +413,76 @@ async function forward(
   return kept;
 }
 
-const HELP = `
-deno task fullsize [options]
+const WHAT = "run at full size";
 
-Runs the networks of Stable Diffusion 1.5 at full size with random weights
-(2 GB on disk): do they fit, and how long does a step take?
+const OPTIONS = optionTable({
+  folder: {
+    type: folder,
+    default: "out/fullsize",
+    help: "where the random model is, or is written",
+  },
+  dtype: {
+    type: oneOf(["F16", "F32"]),
+    default: "F16",
+    help: "numbers in its files: F16 or F32",
+  },
+  backend: {
+    type: oneOf(["webgpu", "wasm", "cpu"]),
+    default: "webgpu",
+    help: "webgpu, wasm or cpu",
+  },
+  size: {
+    type: parsed("N", (what, name, found) => {
+      const side = whole({ least: 64 }).read(what, name, found);
+      if (side % 64 === 0) return side;
+      throw cannot(what, `${name} a multiple of 64`, found);
+    }),
+    default: 512,
+    help: "side of the picture in pixels",
+  },
+  steps: { type: samplingSteps, default: 1, help: "sampling steps" },
+  parts: {
+    type: listOf(oneOf(["unet", "decoder", "train"])),
+    default: ["unet", "decoder"],
+    help: "what is run, of unet, decoder and train, a step of ED-LoRA",
+  },
+  half: { type: flag, help: "weights as half floats on the card" },
+  outputs: {
+    type: outputFile(".safetensors"),
+    help: "inputs and outputs in PyTorch's layout, to compare them",
+  },
+  dry: {
+    type: flag,
+    help: "no weights, and nothing is computed: buffers and checks only",
+  },
+});
 
-  --folder FOLDER    where the random model is, or is written (out/fullsize)
-  --dtype F16|F32    numbers in its files (F16)
-  --backend NAME     webgpu, wasm or cpu (webgpu)
-  --size N           side of the picture in pixels (512)
-  --steps N          sampling steps (1)
-  --parts LIST       what is run, of unet, decoder and train, a step of ED-LoRA
-                     (unet,decoder)
-  --half             weights as half floats on the card
-  --outputs FILE     inputs and outputs in PyTorch's layout, to compare them
-  --dry              no weights, and nothing is computed: buffers and checks only
-  --help             this text
-`;
+type Request = Values<typeof OPTIONS>;
 
-if (import.meta.main && !helped(HELP)) {
-  const args = parseArgs(Deno.args, {
-    string: [
-      "folder",
-      "dtype",
-      "backend",
-      "size",
-      "steps",
-      "parts",
-      "outputs",
-    ],
-    boolean: ["dry", "half"],
-    unknown: (name) => {
-      throw cannot("run at full size", "a known option (--help)", name);
-    },
-    default: {
-      folder: "out/fullsize",
-      dtype: "F16",
-      backend: "webgpu",
-      size: "512",
-      steps: "1",
-      parts: "unet,decoder",
-    },
-  });
-  const { folder, dtype, outputs } = args;
-  if (dtype !== "F16" && dtype !== "F32") {
-    throw cannot("run at full size", "--dtype F16 or F32", dtype);
+/** Refuses options that do not go together. */
+function checked(request: Request): Request {
+  const { backend, dry, half, outputs } = request;
+  if (backend !== "webgpu" && (dry || half)) {
+    throw cannot(WHAT, "--backend webgpu with --dry and --half", backend);
   }
-  const info = await selectBackend(args.backend as BackendChoice);
+  if (dry && outputs !== undefined) {
+    throw cannot(WHAT, "--outputs or --dry, which computes nothing", "both");
+  }
+  return request;
+}
+
+async function run(request: Request): Promise<void> {
+  const { folder, dtype, size: side, half, outputs, dry } = request;
+  const info = await selectBackend(request.backend);
   console.log(`${info.describe}, binding limit ${gigabytes(bindingLimit())}`);
-  if (!args.dry && !await exists(joinPath(folder, "model_index.json"))) {
+  if (!dry && !await exists(joinPath(folder, "model_index.json"))) {
     await stage(`write ${folder}, ${dtype}`, () => writeModel(folder, dtype));
   }
   const watch = new Watch();
-  if (args.dry) watch.holdBack();
-  const model = args.dry
-    ? await stage("make room", () => Promise.resolve(emptyModel(args.half)))
-    : await stage("load", () => loadModel(folder, { half: args.half }));
+  if (dry) watch.holdBack();
+  const model = dry
+    ? await stage("make room", () => Promise.resolve(emptyModel(half)))
+    : await stage("load", () => loadModel(folder, { half }));
   const counts = [model.textEncoder, model.unet, model.autoencoder].map((n) =>
     parameterCount(n.params)
   );
@@ -467,9 +491,8 @@ if (import.meta.main && !helped(HELP)) {
       `${gigabytes(4 * counts.reduce((a, b) => a + b))} in 32 bits, largest ` +
       `component ${gigabytes(4 * Math.max(...counts))}`,
   );
-  const parts = new Set(args.parts.split(","));
-  const side = Number(args.size);
-  const kept = await forward(model, side, Number(args.steps), parts, watch);
+  const parts = new Set<string>(request.parts);
+  const kept = await forward(model, side, request.steps, parts, watch);
   if (parts.has("train")) await trainOnce(model, side, watch);
   if (outputs) await writeSafetensors(outputs, kept);
   const limit = bindingLimit();
@@ -480,3 +503,18 @@ if (import.meta.main && !helped(HELP)) {
   for (const complaint of watch.complaints.slice(0, 3)) console.log(complaint);
   if (watch.complaints.length > 0 || watch.largest > limit) Deno.exit(1);
 }
+
+/** `deno task fullsize`. */
+const fullsizeCommand = command({
+  name: "fullsize",
+  what: WHAT,
+  summary: "run Stable Diffusion 1.5's size with random weights",
+  usage: "deno task fullsize [options]",
+  about: "Runs the networks of Stable Diffusion 1.5 at full size with random " +
+    "weights (2 GB on disk): do they fit, and how long does a step take?",
+  options: OPTIONS,
+  request: checked,
+  run,
+});
+
+if (import.meta.main) Deno.exit(await runCommand(fullsizeCommand, Deno.args));

@@ -27,6 +27,7 @@ the import rule, the package's file list, and the tests.
   --help     this text
 `)
 ) Deno.exit(0);
+onlyKnown("check", "--static");
 
 const tools = "tests/tools";
 
@@ -124,7 +125,6 @@ const steps: [name: string, args: string[]][] = [
   ["can be published", ["publish", "--dry-run", "--allow-dirty"]],
 ];
 
-onlyKnown("check", "--static");
 let failed = 0;
 for (const [name, args] of steps) {
   const start = performance.now();

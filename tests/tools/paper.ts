@@ -23,18 +23,19 @@ const SHOWN = [
 const HELP = `
 deno task paper [options of deno task experiment all]
 
-Runs ${SHOWN.join(", ")} with their quick plans, stores numbers and
-pictures in results/quick, and executes the notebooks with --write. Options go to
-deno task experiment all, such as --workers 1 or --train-steps 100.
+Runs ${SHOWN.join(", ")}
+with their quick plans, stores numbers and pictures in results/quick, and
+executes the notebooks with --write. Options go to deno task experiment all,
+such as --workers 1 or --train-steps 100.
 
   --help    this text
 `;
 
-/** Runs a command of this repository; what it says is shown. */
+/** Runs a command of this repository; what it says is shown. It ends with it. */
 async function command(...args: string[]): Promise<void> {
   const child = new Deno.Command(Deno.execPath(), { args, cwd: root }).spawn();
   const { success, code } = await child.status;
-  if (!success) throw new Error(`deno ${args.join(" ")} ended with ${code}`);
+  if (!success) Deno.exit(code);
 }
 
 if (import.meta.main && !helped(HELP)) {

@@ -86,9 +86,6 @@ export function summary(
  * @throws If the folder is not there, something fails or nothing matches.
  */
 async function runVerify(request: Request): Promise<void> {
-  if (request.json && request.verbose) {
-    throw cannot(WHAT, "--json, which says all, or --verbose", "both");
-  }
   if (!await exists(request.folder)) {
     throw cannot(WHAT, "a folder that exists", request.folder);
   }
@@ -155,7 +152,10 @@ tolerance, ok | FAIL | not covered.`,
     "deno task verify ../shared/fixtures --backend wasm",
     "deno task verify ../shared/fixtures --only 'lora/*' --verbose",
   ],
-  request: (values) => values,
+  request(values) {
+    if (!values.json || !values.verbose) return values;
+    throw cannot(WHAT, "--json, which says all, or --verbose", "both");
+  },
   run: runVerify,
 });
 

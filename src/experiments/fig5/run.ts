@@ -5,7 +5,13 @@
  *
  * @module
  */
-import { listOf, number, oneOf, whole } from "../../core/options.ts";
+import {
+  listOf,
+  number,
+  oneOf,
+  seedNumber,
+  whole,
+} from "../../core/options.ts";
 import { actingSites } from "../../diffusion/region_sites.ts";
 import { exists, joinPath } from "../../io/files.ts";
 import type { Lab } from "../../lab/lab.ts";
@@ -72,7 +78,7 @@ const OPTIONS = {
     default: [1.5, 2],
     help: "resolutions of the resolution study, factors of 64 pixels",
   },
-  seed: { type: whole(), default: 0, help: "seed of training and noise" },
+  seed: { type: seedNumber, default: 0, help: "seed of training and noise" },
 } as const;
 
 /** What is run. */

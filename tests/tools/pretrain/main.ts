@@ -31,6 +31,7 @@ import {
   number,
   oneOf,
   optionTable,
+  seedNumber,
   type Values,
   whole,
 } from "../../../src/cli/options.ts";
@@ -129,7 +130,7 @@ const OPTIONS = optionTable({
     help: "folder of the networks that a trained one builds on",
   },
   seed: {
-    type: whole({ least: 0 }),
+    type: seedNumber,
     otherwise: "the recipe's",
     help: "root seed of initialisation and data",
   },
