@@ -184,7 +184,8 @@ const OPTIONS = optionTable({
     help: "mask of inpainting: --init is repainted where the mask is white",
   },
   strength: {
-    type: number({ least: 0, most: 1 }),
+    // Of at most 1000 steps, one.
+    type: number({ least: 0.001, most: 1 }),
     otherwise: "0.8; 1 with a mask",
     help: "how much --init is changed: the share of the steps that are run",
   },

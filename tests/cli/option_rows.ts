@@ -515,7 +515,7 @@ export function sampleRows({ at, out }: OptionWorld): OptionRows {
       ],
       strength: [
         { both: init, add: { "--strength": 1 } },
-        { both: init, add: { "--strength": 0 }, says: /strength: / },
+        { both: init, add: { "--strength": 0 }, says: /--strength a number/ },
         { both: init, add: { "--strength": 0.1 }, says: /at least 0.5/ },
         { add: { "--strength": 0.5 }, says: /strength: needs init/ },
       ],

@@ -61,6 +61,11 @@ const bad: [string, string[], string][] = [
     "--steps a whole number from",
   ],
   ["strength", ["--prompt", "x", "--strength", "0.5"], "strength: needs init"],
+  [
+    "no strength",
+    ["--prompt", "x", "--strength", "0"],
+    "--strength a number f",
+  ],
   ["a mask", ["--prompt", "x", "--mask", "a.png"], "mask: needs init"],
   [
     "an architecture",
