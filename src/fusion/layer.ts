@@ -107,7 +107,7 @@ export const FALLBACK_RIDGE: number = 1e-5;
  * cross-validation finds the smallest ridge best; other prompts and other noise
  * do not.
  */
-export const SPATIAL_RIDGE: number = 1e-3;
+export const SPATIAL_RIDGE: number = 0.01;
 
 /** A solved layer. */
 export interface LayerSolution {
