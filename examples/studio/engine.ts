@@ -57,9 +57,8 @@ const KEYWORD = "mix_of_show_studio";
 const FEATURE_STEPS = 10;
 
 /**
- * Ridge of gradient fusion. Between steps of the same pictures, cross-validation
- * asks for almost none, and other prompts of two concepts that were trained at a
- * high rate then draw noise; .01 is the best fixed one of development concepts.
+ * Ridge of gradient fusion, the best fixed one of the development concepts.
+ * Cross-validation would solve every layer a dozen times more.
  */
 const RIDGE = 0.01;
 

@@ -102,10 +102,11 @@ export interface SolveOptions {
 export const FALLBACK_RIDGE: number = 1e-5;
 
 /**
- * The smallest ridge `auto` takes in the layers whose features come from pictures.
- * Their halves are sampling steps of the same pictures. They are so alike that
- * cross-validation finds the smallest ridge best; other prompts and other noise
- * do not.
+ * The smallest ridge `auto` takes in a UNet's spatial layers, chosen on the
+ * development concepts (`results/development`). The halves of their features are
+ * sampling steps of the same pictures, so alike that cross-validation nearly always
+ * chooses the smallest ridge there is. Without a bound, prompts with words that the
+ * features do not cover can draw noise.
  */
 export const SPATIAL_RIDGE: number = 0.01;
 
