@@ -37,6 +37,7 @@ import {
   type ExperimentPreset,
   METHOD_OF,
 } from "./presets.ts";
+import { refuseCutTexts } from "./texts.ts";
 
 /** The identities on which settings are chosen; they are never reported. */
 export const DEVELOPMENT_CONCEPTS: readonly string[] = IDENTITIES
@@ -97,7 +98,8 @@ export function oneDomain(names: readonly string[]): void {
  * @param names Proper names of identities or in-domain concepts.
  * @param count Prompts of each.
  * @param sampling How in-domain pictures are drawn.
- * @throws If a name is unknown or comes twice, before anything is drawn.
+ * @throws Before anything is drawn, if a name is unknown or comes twice, or if a
+ * text encoder would cut a prompt.
  */
 export async function subjects(
   lab: Lab,
@@ -121,6 +123,14 @@ export async function subjects(
       others: {},
     };
   });
+  // Every method's phrase has at most two tokens.
+  const drawn = plain.flatMap(({ prompts }) =>
+    prompts.map((own) => ({ prompt: promptText(own, "<a> <b>") }))
+  );
+  const captions = plain.flatMap(({ prompts, class: word }) =>
+    prompts.map((own) => promptText(own, word))
+  );
+  await refuseCutTexts(lab, drawn, captions);
   const result: Subject[] = [];
   for (const subject of plain) {
     const draw = (set: DrawnSet, look?: string) =>

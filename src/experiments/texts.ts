@@ -13,7 +13,7 @@ import { loadTokenizer, type Tokenizer } from "../models/tokenizer.ts";
  * Refuses texts that a text encoder would truncate: prompts of layouts by the
  * base model's tokenizer, captions by the evaluation CLIP's.
  *
- * @param lab The lab, with a CLIP.
+ * @param lab The lab; without a CLIP captions are not looked at.
  * @param layouts The layouts; each learned word is one token.
  * @param captions The captions.
  * @throws If one is too long; the error has it and its tokens.
@@ -42,5 +42,5 @@ export async function refuseCutTexts(
   const words = prompts.flatMap((text) => text.match(/<[^<>\s]+>/g) ?? []);
   const plain = await loadTokenizer(joinPath(model, "tokenizer"));
   refuse(plain.withAddedTokens([...new Set(words)]), prompts);
-  refuse(await loadTokenizer(clip!), captions);
+  if (clip !== undefined) refuse(await loadTokenizer(clip), captions);
 }

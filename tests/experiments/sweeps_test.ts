@@ -17,6 +17,7 @@ import {
   bestLambdas,
   sweepFigures,
 } from "../../src/experiments/sweep_table.ts";
+import { readJson, writeJson } from "../../src/io/files.ts";
 import { withLab } from "../../src/lab/lab.ts";
 import { disposeModel, loadModel } from "../../src/models/model.ts";
 import type { Figure } from "../../src/report/figure.ts";
@@ -29,9 +30,12 @@ Deno.test("a sweep has a row for the base, singles, factors and ridges", async (
   try {
     const { model, clip } = await writeTinyWorld(folder);
     const preset = PRESETS.ablation;
-    const run = (plan: SweepPlan): Promise<SweepRow[]> =>
+    const run = (
+      plan: SweepPlan,
+      evaluator = clip,
+    ): Promise<SweepRow[]> =>
       withLab({
-        ...{ model, clip, store: `${folder}/store` },
+        ...{ model, clip: evaluator, store: `${folder}/store` },
         ...{ workers: 0, backend: "wasm" },
       }, (lab) => sweep(lab, plan));
     const options: SweepPlan = {
@@ -115,6 +119,22 @@ Deno.test("a sweep has a row for the base, singles, factors and ridges", async (
       () => run({ ...options, distractors: ["jin"] }),
       Error,
       "different concepts",
+    );
+    // An evaluator that would cut captions is refused before any training.
+    const short = `${folder}/short`;
+    await Deno.mkdir(short);
+    for await (const { name } of Deno.readDir(clip)) {
+      await Deno.copyFile(`${clip}/${name}`, `${short}/${name}`);
+    }
+    const config = `${short}/tokenizer_config.json`;
+    await writeJson(config, {
+      ...await readJson<object>(config),
+      model_max_length: 4,
+    });
+    await assertRejects(
+      () => run({ ...options, seeds: [7] }, short),
+      Error,
+      "prompts of at most 4 tokens",
     );
     const [lower, ...byRank] = await run({
       ...options,
