@@ -38,8 +38,8 @@ import { type Subject, training } from "../subjects.ts";
 /** A kind of fusion. */
 export type FusionName = "weight" | "gradient" | "weight_best_lambda";
 
-/** Kinds of fusion that are compared. */
-const FUSIONS: readonly FusionName[] = [
+/** Kinds of fusion that can be compared. */
+export const FUSIONS: readonly FusionName[] = [
   "weight",
   "gradient",
   "weight_best_lambda",
@@ -62,11 +62,11 @@ export const ABLATION_OPTIONS = optionTable({
     help: "names, or how many of the test concepts",
   },
   ...RUN_OPTIONS,
-  prompts: { ...RUN_OPTIONS.prompts, default: 5 },
+  prompts: { ...RUN_OPTIONS.prompts, default: 4 },
   fusions: {
     name: "fusion",
     type: listOf(oneOf(FUSIONS)),
-    default: FUSIONS,
+    default: ["weight", "gradient"],
     help: FUSIONS.join(", "),
   },
   partial: {

@@ -15,6 +15,7 @@ import {
   type AblationPlan,
   type AblationWork,
   drawTable2,
+  FUSIONS,
 } from "./draw.ts";
 import type { AblationNumbers } from "./json.ts";
 import { numbersOf } from "./numbers.ts";
@@ -27,7 +28,7 @@ export const table2 = experiment({
   summary: "The paper's Table 2: LoRA and ED-LoRA, weight and gradient fusion",
   about: `Trains concepts as LoRA and as ED-LoRA, fuses them by weight and by
 gradient, draws pictures before and after, scores them, and writes a report. The
-default is 5 concepts, 5 prompts each, one seed.`,
+default is 5 concepts, 4 prompts each, one seed, and the paper's arms.`,
   notes:
     `A stopped run continues where it was. Every run is recorded in runs.json
 of its output folder before it starts. Concepts that the base model can draw
@@ -36,17 +37,17 @@ with the others.`,
   options: ABLATION_OPTIONS,
   scales: {
     quick: {
-      help:
-        "2 concepts, 2 prompts, the paper's arms: smoke test, no conclusion",
-      plan: {
-        concepts: TEST_CONCEPTS.slice(0, 2),
-        prompts: 2,
-        fusions: ["weight", "gradient"],
-      },
+      help: "2 concepts, 2 prompts: smoke test, no conclusion",
+      plan: { concepts: TEST_CONCEPTS.slice(0, 2), prompts: 2 },
     },
     full: {
-      help: "12 concepts, 20 prompts, 3 seeds",
-      plan: { concepts: TEST_CONCEPTS, prompts: 20, seeds: [0, 1, 2] },
+      help: "12 concepts, 20 prompts, 3 seeds, and sums with a tuned λ",
+      plan: {
+        concepts: TEST_CONCEPTS,
+        prompts: 20,
+        seeds: [0, 1, 2],
+        fusions: FUSIONS,
+      },
     },
   },
   check: ({ concepts }) => oneDomain(concepts),
