@@ -62,7 +62,7 @@ export const ABLATION_OPTIONS = optionTable({
     help: "names, or how many of the test concepts",
   },
   ...RUN_OPTIONS,
-  prompts: { ...RUN_OPTIONS.prompts, default: 4 },
+  prompts: { ...RUN_OPTIONS.prompts, default: 5 },
   fusions: {
     name: "fusion",
     type: listOf(oneOf(FUSIONS)),

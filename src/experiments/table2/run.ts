@@ -28,7 +28,7 @@ export const table2 = experiment({
   summary: "The paper's Table 2: LoRA and ED-LoRA, weight and gradient fusion",
   about: `Trains concepts as LoRA and as ED-LoRA, fuses them by weight and by
 gradient, draws pictures before and after, scores them, and writes a report. The
-default is 5 concepts, 4 prompts each, one seed, and the paper's arms.`,
+default is 5 concepts, 5 prompts each, one seed, and the paper's arms.`,
   notes:
     `A stopped run continues where it was. Every run is recorded in runs.json
 of its output folder before it starts. Concepts that the base model can draw
