@@ -98,7 +98,10 @@ export interface SolveOptions {
   readonly precision?: "float32" | "float64";
 }
 
-/** The ridge `auto` takes where statistics have no halves to compare. */
+/**
+ * The smallest ridge `auto` takes, and its ridge where statistics have no halves to
+ * compare.
+ */
 export const FALLBACK_RIDGE: number = 1e-5;
 
 /**
@@ -559,9 +562,6 @@ function whole({ features, count, halves }: Stats): Stats {
  */
 const EXPONENTS: readonly number[] = [2, 1, 0, -1, -2, -3, -4, -5];
 
-/** The smallest of them. */
-const SMALLEST = 10 ** EXPONENTS.at(-1)!;
-
 /** A single concept is met exactly; this only keeps the factor finite. */
 const EXACT = 1e-8;
 
@@ -595,7 +595,7 @@ export function crossValidate(
   first: LeastSquares,
   second: LeastSquares,
   scored: readonly [LeastSquares, LeastSquares] = [first, second],
-  least: number = SMALLEST,
+  least: number = FALLBACK_RIDGE,
 ): Map<string, number> {
   const scores = new Map<string, number[]>(
     first.paths.map((path) => [path, []]),
@@ -654,7 +654,7 @@ export function* solve(
   problem: Problem,
   options: SolveOptions = {},
   lambda?: number,
-  least?: number,
+  least: number = FALLBACK_RIDGE,
 ): Generator<[path: string, LayerSolution]> {
   const { method = "closed", ridge = "auto", cutoff = 1e-12 } = options;
   if (method !== "closed" && method !== "lbfgs") {
@@ -670,7 +670,7 @@ export function* solve(
       least,
     )
     : undefined;
-  const given = ridge === "auto" ? Math.max(FALLBACK_RIDGE, least ?? 0) : ridge;
+  const given = ridge === "auto" ? least : ridge;
   const shared = method === "closed" && !chosen
     ? sum.solver(given, cutoff)
     : undefined;
