@@ -15,6 +15,7 @@ import {
   type Evaluation,
   evaluationTable,
 } from "../experiments/evaluators.ts";
+import { classPictures } from "../experiments/evaluator.ts";
 import { joinPath, readJson } from "../io/files.ts";
 import { nowhere } from "../lab/runner.ts";
 import { reportText, tablePart, writeReport } from "../report/document.ts";
@@ -29,7 +30,7 @@ import {
 import { mustExist } from "./models.ts";
 import { folder, listOf, optionTable } from "./options.ts";
 
-// Nothing is trained or drawn here.
+// Nothing is trained here.
 const { workers: _w, queue: _q, store: _s, patience: _p, ...ONE_WORKER } =
   LAB_OPTIONS;
 
@@ -74,11 +75,17 @@ MobileNetV2 (npm, 25 MB, downloaded when this is run) and by other CLIPs.`,
     const report = readAblation(
       await readJson(joinPath(out, "ablation.json")),
     );
+    const plan = ablationPlan(report);
+    // The ablation has none where its evaluator's test is stored with the model.
+    await inLab(
+      WHAT,
+      request,
+      (lab) => classPictures(lab, plan.settings.sampling),
+    );
     await inLab(WHAT, request, async (lab, { backend, progress }) => {
       progress.line(backend.describe);
       const found: Evaluation[] = [];
       const lead: string[] = [];
-      const plan = ablationPlan(report);
       const total = report.rows.reduce((sum, { text }) => sum + text.length, 0);
       for (
         const open of [

@@ -17,7 +17,6 @@ import {
 import { mean, nestedMean } from "../evaluation/statistics.ts";
 import type { Pixels } from "../io/png.ts";
 import type { Lab } from "../lab/lab.ts";
-import { NotInStore } from "../lab/runner.ts";
 import type { SamplingSettings } from "../lab/specs.ts";
 import { evaluatorSet } from "../micro/evaluator_set.ts";
 import { decimal } from "../report/format.ts";
@@ -62,8 +61,7 @@ export function ablationPlan(report: AblationReport): AblationPlan {
 /**
  * Tests another evaluator on the embedded world.
  *
- * @param lab A lab; class words are left out where its store has no pictures of
- * them.
+ * @param lab The lab.
  * @param evaluator The evaluator.
  * @param sampling How the base model draws class words.
  */
@@ -73,13 +71,9 @@ export async function checkOther(
   sampling: SamplingSettings,
 ): Promise<EvaluatorCheck> {
   const drawn = new Map<string, Pixels[]>();
-  try {
-    const found = Object.entries(await classPictures(lab, sampling));
-    for (const [word, ids] of found) {
-      drawn.set(word, await Promise.all(ids.map((id) => lab.picture(id))));
-    }
-  } catch (error) {
-    if (!(error instanceof NotInStore)) throw error;
+  const found = Object.entries(await classPictures(lab, sampling));
+  for (const [word, ids] of found) {
+    drawn.set(word, await Promise.all(ids.map((id) => lab.picture(id))));
   }
   const set = evaluatorSet(lab.art, (word) => drawn.get(word) ?? []);
   return await checkEvaluator(

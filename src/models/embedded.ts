@@ -45,6 +45,7 @@ const folders: Readonly<Record<string, readonly string[]>> = {
  */
 export const embeddedFiles: readonly string[] = [
   "model_index.json",
+  "evaluator.json",
   ...Object.entries(folders).flatMap(([folder, names]) =>
     names.map((name) => `${folder}/${name}`)
   ),
