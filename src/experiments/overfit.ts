@@ -24,6 +24,7 @@ import { RUN_OPTIONS } from "./presets.ts";
 import { armCells, type Cell, drawCells } from "./scores.ts";
 import {
   DEVELOPMENT_CONCEPTS,
+  firstPictures,
   IDENTITY,
   type Subject,
   subjects,
@@ -89,11 +90,6 @@ function armsOf(plan: OverfitPlan): Trained[] {
   );
 }
 
-/** The first pictures of a set. */
-function first(set: PictureSet, count: number | null): PictureSet {
-  return set.of === "art" && count !== null ? { ...set, count } : set;
-}
-
 /** A cell with the pictures that it was trained on. */
 interface Measured extends Cell<OverfitArm> {
   readonly pictures: PictureSet;
@@ -140,7 +136,7 @@ async function measure(
         return {
           ...training(settings, subject, arm.embedding, seed, change),
           layers: arm.layers,
-          pictures: first(subject.train, pictures),
+          pictures: firstPictures(subject.train, pictures ?? undefined),
         };
       })
     );
@@ -162,7 +158,11 @@ async function measure(
     return found.map(({ mean }) => mean);
   };
   const train = await errors(({ pictures }) => pictures, "train");
-  const heldout = await errors(({ subject }) => subject.references, "heldout");
+  const heldout = await errors(
+    ({ subject }) =>
+      firstPictures(subject.references, settings.heldoutPictures),
+    "heldout",
+  );
   const drawn = await drawCells<OverfitArm>(lab, sampling, cells);
   const rowOf = (arm: OverfitArm): OverfitRow => {
     const of = (values: readonly number[], { name }: Subject, which = arm) =>

@@ -71,6 +71,12 @@ export interface ExperimentPreset {
   readonly sampling: SamplingSettings;
   /** How gradient fusion is done. */
   readonly gradient: GradientSettings;
+  /**
+   * Held-out references of a concept on which its error is measured.
+   *
+   * @default all 20
+   */
+  readonly heldoutPictures?: number;
   /** n·λ of weight fusion of n concepts with tuned λ, for each embedding. */
   readonly sumStrength: Readonly<Record<EmbeddingName, number>>;
   /** Prefix of captions in text alignment. */
@@ -147,7 +153,11 @@ export const PRESETS: Readonly<
 };
 
 /** Reduced settings of a quick run, which should take minutes. */
-const QUICK = { trainSteps: 40, features: { images: 2, steps: 10 } } as const;
+const QUICK = {
+  trainSteps: 40,
+  features: { images: 2, steps: 10 },
+  heldoutPictures: 8,
+} as const;
 
 /** An option that changes a preset. */
 export type SettingName =
@@ -203,7 +213,8 @@ export type SettingValues = Partial<Values<typeof SETTING_OPTIONS>>;
  *
  * @param values Of {@linkcode SETTING_OPTIONS}.
  * @param quick Whether it is for a quick run: fewer training steps, if
- * `trainSteps` does not say how many, and fewer features in fusion.
+ * `trainSteps` does not say how many, fewer features in fusion, fewer held-out
+ * references.
  */
 export function settingsOf(
   values: SettingValues,
@@ -225,6 +236,7 @@ export function settingsOf(
       ...train,
       steps: values.trainSteps ?? (quick ? QUICK.trainSteps : train.steps),
     },
+    ...(quick && { heldoutPictures: QUICK.heldoutPictures }),
     sampling: {
       ...sampling,
       steps: values.steps ?? sampling.steps,

@@ -27,7 +27,7 @@ import { type Prompt, promptText } from "../micro/prompts.ts";
 import { IDENTITIES } from "../micro/world.ts";
 import type { Interval } from "../report/format.ts";
 import type { ExperimentPreset } from "./presets.ts";
-import { promptSamples, type Subject } from "./subjects.ts";
+import { firstPictures, promptSamples, type Subject } from "./subjects.ts";
 
 /**
  * Name of a score: text alignment (2.5·max(cos, 0), class word in the caption),
@@ -284,16 +284,18 @@ export interface ArmScores<Arm> {
  * in all of one concept and seed.
  *
  * @param lab The lab.
+ * @param settings How many references.
  * @param cells Models and the concepts' phrases.
  */
 export async function heldOutErrors(
   lab: Lab,
+  { heldoutPictures }: Pick<ExperimentPreset, "heldoutPictures">,
   cells: readonly Cell<unknown>[],
 ): Promise<HeldOutError[]> {
   return await lab.heldout(
     cells.map(({ model, subject, seed, words }) => ({
       model,
-      pictures: subject.references,
+      pictures: firstPictures(subject.references, heldoutPictures),
       phrase: words,
       noise: [seed, "heldout", subject.name],
     })),
@@ -305,21 +307,25 @@ export async function heldOutErrors(
  * among the scores.
  *
  * @param lab The lab.
- * @param settings How pictures are drawn and captions begin.
+ * @param settings How pictures are drawn, how captions begin, how many held-out
+ * references there are.
  * @param all The concepts that are scored.
  * @param cells What is drawn; arms that are equal as data are one arm.
  * @returns Arms in the order of first occurrence, with their pictures.
  */
 export async function scoreCells<Arm>(
   lab: Lab,
-  settings: Pick<ExperimentPreset, "sampling" | "textPrefix">,
+  settings: Pick<
+    ExperimentPreset,
+    "sampling" | "textPrefix" | "heldoutPictures"
+  >,
   all: readonly Subject[],
   cells: readonly Cell<Arm>[],
 ): Promise<{ arms: ArmScores<Arm>[]; drawn: Drawn<Arm>[]; scorer: Scorer }> {
   const drawn = await drawCells(lab, settings.sampling, cells);
   const scorer = await openScorer(lab, all, settings.textPrefix);
   const scores = await scorer.score(drawn);
-  const errors = await heldOutErrors(lab, cells);
+  const errors = await heldOutErrors(lab, settings, cells);
   const rows = scores.map((row, i) => ({ ...row, heldout: errors[i].mean }));
   const groups = Map.groupBy(
     rows.keys(),

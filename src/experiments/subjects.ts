@@ -75,6 +75,24 @@ export interface Subject {
 }
 
 /**
+ * The first pictures of a set; all of a look-alike's.
+ *
+ * @param set The set.
+ * @param count How many. @default all
+ */
+export function firstPictures(set: PictureSet, count?: number): PictureSet {
+  if (count === undefined) return set;
+  switch (set.of) {
+    case "art":
+      return { ...set, count };
+    case "drawn":
+      return { ...set, pictures: set.pictures.slice(0, count) };
+    case "look-alike":
+      return set;
+  }
+}
+
+/**
  * Refuses a mix of both domains, as a mean over both would describe neither.
  *
  * @param names Proper names.

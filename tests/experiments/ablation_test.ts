@@ -33,6 +33,7 @@ const plan = planOf(table2, {
   seeds: [0],
   settings: {
     ...preset,
+    heldoutPictures: 2,
     rank: 2,
     layers: "attention",
     train: { ...preset.train, steps: 2, batch: 2 },

@@ -28,6 +28,7 @@ await selectBackend("wasm");
 const preset = PRESETS.ablation;
 const settings: ExperimentPreset = {
   ...preset,
+  heldoutPictures: 2,
   rank: 1,
   layers: "attention",
   train: { ...preset.train, steps: 2, batch: 1 },

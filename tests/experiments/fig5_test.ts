@@ -455,6 +455,7 @@ Deno.test("the regions experiment on a tiny world", async (t) => {
       scales: [1.5],
       settings: {
         ...preset,
+        heldoutPictures: 2,
         rank: 2,
         layers: "attention",
         train: { ...preset.train, steps: 2, batch: 2 },

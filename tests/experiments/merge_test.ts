@@ -32,6 +32,7 @@ await selectBackend("wasm");
 const { ablation } = PRESETS;
 const settings: ExperimentPreset = {
   ...ablation,
+  heldoutPictures: 2,
   rank: 1,
   layers: "attention",
   train: { ...ablation.train, steps: 3, batch: 1 },

@@ -22,6 +22,7 @@ const preset = PRESETS.ablation;
 const plan = planOf(overfit, {
   settings: {
     ...preset,
+    heldoutPictures: 2,
     rank: 1,
     train: { ...preset.train, steps: 2, batch: 2 },
     sampling: { ...preset.sampling, steps: 1 },

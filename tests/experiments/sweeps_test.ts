@@ -41,6 +41,7 @@ Deno.test("a sweep has a row for the base, singles, factors and ridges", async (
     const options: SweepPlan = {
       settings: {
         ...preset,
+        heldoutPictures: 2,
         rank: 1,
         layers: "attention",
         train: { ...preset.train, steps: 1, batch: 1 },

@@ -118,6 +118,7 @@ const plan = planOf(table2, {
   fusions: ["weight"],
   settings: {
     ...preset,
+    heldoutPictures: 2,
     rank: 2,
     train: { ...preset.train, steps: 30, batch: 2 },
     sampling: { ...preset.sampling, steps: 2 },

@@ -189,9 +189,10 @@ const DRIFT_PROMPTS = 8;
  */
 async function draw(
   lab: Lab,
-  { settings: { sampling }, prompts }: AblationPlan,
+  { settings, prompts }: AblationPlan,
   cells: readonly Cell[],
 ): Promise<AblationPictures[]> {
+  const { sampling } = settings;
   const drawn = await drawCells(lab, sampling, cells);
   const texts = driftTexts(Math.min(DRIFT_PROMPTS, prompts));
   const free = await lab.draw(cells.map(({ model, seed }) => ({
@@ -199,7 +200,7 @@ async function draw(
     samples: texts.map((text) => ({ text, noise: [seed, "free", text] })),
     sampling,
   })));
-  const heldout = await heldOutErrors(lab, cells);
+  const heldout = await heldOutErrors(lab, settings, cells);
   return drawn.map((cell, i) => ({
     ...cell,
     free: free[i],
