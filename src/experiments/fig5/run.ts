@@ -61,7 +61,7 @@ const OPTIONS = {
     default: 2,
     help: "backgrounds per choice",
   },
-  pictures: { type: whole({ least: 1 }), default: 4, help: "per layout" },
+  pictures: { type: whole({ least: 1 }), default: 2, help: "per layout" },
   column: {
     type: whole({ least: 32, most: 64 }),
     default: 64,
@@ -207,7 +207,7 @@ adapters that are not fused, and scores every region with the evaluation CLIP.
 Outlines need a sketch T2I-Adapter in the model's folder adapter/.`,
   notes: `Writes regions.json, .md, .html, regions-N.png (every arm, scenes of N
 concepts) and fig5.png (rendered, plain prompt, regions). Below each picture is the
-identity that the CLIP finds in each column. Half an hour on two cores.`,
+identity that the CLIP finds in each column. An hour and a half on two cores.`,
   options: OPTIONS,
   scales: {
     quick: {
