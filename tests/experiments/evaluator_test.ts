@@ -5,26 +5,22 @@ import {
   testEvaluator,
 } from "../../src/experiments/evaluator.ts";
 import { settingsOf } from "../../src/experiments/presets.ts";
-import { embeddedModel } from "../../src/models/embedded.ts";
+import { EMBEDDED as model } from "../../src/cli/models.ts";
 import { joinPath, readJson, writeJson } from "../../src/io/files.ts";
 import { type Lab, withLab } from "../../src/lab/lab.ts";
 import { nowhere } from "../../src/lab/runner.ts";
-import { fileURLToPath } from "node:url";
+import { inFolder } from "../helpers.ts";
 
-const model = fileURLToPath(embeddedModel).replace(/\/$/, "");
 const { sampling } = settingsOf({});
 
 /** A lab of the embedded model that does no work. */
-async function idle<T>(use: (lab: Lab) => Promise<T>): Promise<T> {
-  const store = await Deno.makeTempDir();
-  try {
-    return await withLab({
+function idle(use: (lab: Lab) => Promise<void>): Promise<void> {
+  return inFolder((store) =>
+    withLab({
       ...{ model, clip: `${model}/clip_b`, store },
       ...{ backend: "cpu", workers: 0, runner: nowhere },
-    }, use);
-  } finally {
-    await Deno.remove(store, { recursive: true });
-  }
+    }, use)
+  );
 }
 
 Deno.test("the embedded model's evaluator needs no new test", async () => {
@@ -55,8 +51,7 @@ Deno.test("a stored test of another evaluator, or of other pictures, does not co
 });
 
 Deno.test("the verdict is that of the stored test", async () => {
-  const folder = await Deno.makeTempDir();
-  try {
+  await inFolder(async (folder) => {
     const record = await readJson<EvaluatorRecord>(
       joinPath(model, EVALUATOR_RECORD),
     );
@@ -68,7 +63,5 @@ Deno.test("the verdict is that of the stored test", async () => {
       assertEquals(found.failures, ["It sees no shape."]);
       assert(found.line.includes("FAILS ITS TEST: It sees no shape."));
     });
-  } finally {
-    await Deno.remove(folder, { recursive: true });
-  }
+  });
 });

@@ -13,6 +13,7 @@ import {
 } from "../../src/experiments/evaluator.ts";
 import { settingsOf } from "../../src/experiments/presets.ts";
 import { joinPath, readJson, writeJson } from "../../src/io/files.ts";
+import { emptyStore } from "../../src/lab/store.ts";
 import { helped, onlyKnown } from "./help.ts";
 
 const HELP = `
@@ -52,10 +53,12 @@ function differences(a: unknown, b: unknown, path = ""): string[] {
 if (import.meta.main && !helped(HELP)) {
   onlyKnown("test the embedded model's evaluator", "--check");
   const file = joinPath(EMBEDDED, EVALUATOR_RECORD);
-  const out = "out/micro-evaluator";
+  const request = labRequest({ backend: "wasm" }, "out/micro-evaluator");
+  // An outcome in the store may be older than the code.
+  await emptyStore(request.store);
   const made = await inLab(
     "test the embedded model's evaluator",
-    labRequest({ backend: "wasm" }, out),
+    request,
     (lab) => recordEvaluator(lab, settingsOf({}).sampling),
   );
   if (Deno.args.includes("--check")) {

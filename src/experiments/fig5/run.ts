@@ -207,7 +207,8 @@ adapters that are not fused, and scores every region with the evaluation CLIP.
 Outlines need a sketch T2I-Adapter in the model's folder adapter/.`,
   notes: `Writes regions.json, .md, .html, regions-N.png (every arm, scenes of N
 concepts) and fig5.png (rendered, plain prompt, regions). Below each picture is the
-identity that the CLIP finds in each column. An hour and a half on two cores.`,
+identity that the CLIP finds in each column. The default
+plan takes about an hour and a half on two cores.`,
   options: OPTIONS,
   scales: {
     quick: {
